@@ -1,0 +1,174 @@
+//! The kernel as the shell observes it: the objects that the plan reads and changes.
+//!
+//! What makes each object ours is in ARCHITECTURE.md, "Kernel ownership".
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::key::PublicKey;
+
+/// `rtm_protocol` of our routes and `FRA_PROTOCOL` of our rules (unassigned in
+/// `/etc/iproute2/rt_protos`; below 255).
+pub const PROTOCOL: u8 = 157;
+
+/// The interface alias by which a restarted agent knows its own interface.
+pub const ALIAS: &str = "wireloom";
+
+/// An address family that is routed by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+/// Everything of the kernel that a plan depends on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Observed {
+    /// The interface of our name, whoever made it.
+    pub link: Option<Link>,
+    /// The WireGuard device behind it, when it answers.
+    pub device: Option<Device>,
+    /// Addresses on our interface, link-local ones left out.
+    pub addresses: BTreeSet<IpNet>,
+    /// Every rule that looks up our table, at whatever priority.
+    pub rules: Vec<Rule>,
+    /// Every route in our table.
+    pub routes: Vec<Route>,
+    /// The interfaces that carry this node's own addresses.
+    pub underlays: BTreeMap<String, Underlay>,
+    /// Our nftables table `inet wireloom`.
+    pub firewall: Option<Firewall>,
+}
+
+/// The interface of our name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Link {
+    /// `IFLA_IFALIAS`: ours says [`ALIAS`].
+    pub alias: Option<String>,
+    /// Bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+}
+
+/// A WireGuard device as read back from its back end; secrets stay in the shell.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Device {
+    /// Derived from its private key; absent when none is set.
+    pub public_key: Option<PublicKey>,
+    /// UDP port.
+    pub listen_port: u16,
+    /// Mark on the packets that it sends; 0 is none.
+    pub fwmark: u32,
+    /// All of its peers.
+    pub peers: BTreeMap<PublicKey, Peer>,
+}
+
+/// One peer of the device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Peer {
+    /// Where it sends to now: as configured, or as learnt by roaming.
+    pub endpoint: Option<SocketAddr>,
+    /// The endpoint that this agent last configured; absent after a restart, when nobody remembers.
+    pub configured_endpoint: Option<SocketAddr>,
+    /// Its allowed-IPs.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Seconds; 0 is off.
+    pub persistent_keepalive: u16,
+    /// Time since the last handshake, if there was one.
+    pub handshake_age: Option<Duration>,
+}
+
+/// A policy rule that looks up our table.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Rule {
+    /// Which family's packets it matches.
+    pub family: Family,
+    /// `FRA_PRIORITY`.
+    pub priority: u32,
+    /// `FIB_RULE_INVERT`: inverts the *whole* match.
+    pub invert: bool,
+    /// Source prefix; absent is all.
+    pub from: Option<IpNet>,
+    /// Compared under the mask.
+    pub mark: u32,
+    /// 0: the mark is not looked at.
+    pub mask: u32,
+    /// The table that it looks up.
+    pub table: u32,
+    /// `FRA_PROTOCOL`; ours carry [`PROTOCOL`].
+    pub protocol: u8,
+    /// Raw netlink attributes of selectors that Wireloom never writes, kept so that the rule can be deleted exactly.
+    pub other_selectors: Vec<u8>,
+}
+
+/// A route in our table.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Route {
+    /// Destination.
+    pub destination: IpNet,
+    /// What becomes of a packet.
+    pub kind: RouteKind,
+    /// Metric; ours have 0 for IPv4 and the kernel's default 1024 for IPv6.
+    pub metric: u32,
+    /// `rtm_protocol`; ours carry [`PROTOCOL`].
+    pub protocol: u8,
+}
+
+/// What a route does with a packet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteKind {
+    /// Out of our interface.
+    Device {
+        /// Next hop, in link mode.
+        gateway: Option<IpAddr>,
+        /// Preferred source address of the host's own packets.
+        source: Option<IpAddr>,
+    },
+    /// Ends the lookup in this table: the next rule decides.
+    Throw,
+    /// Refused with an ICMP error.
+    Unreachable,
+    /// A shape that Wireloom never writes (only foreign routes have it).
+    Other,
+}
+
+/// An interface that carries this node's own addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Underlay {
+    /// Bytes.
+    pub mtu: u32,
+    /// The addresses on it.
+    pub addresses: BTreeSet<IpAddr>,
+    /// `net.ipv4.conf.IFACE.rp_filter`: 0 off, 1 strict, 2 loose.
+    pub rp_filter: u8,
+    /// `net.ipv4.conf.IFACE.src_valid_mark`.
+    pub src_valid_mark: bool,
+}
+
+/// The content of `inet wireloom`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Firewall {
+    /// Incoming WireGuard packets to this port are marked before routing, so that
+    /// source validation sees the same mark as the reply will carry (host mode).
+    pub mark_incoming: Option<IncomingMark>,
+}
+
+/// Marking of incoming WireGuard UDP, in prerouting at raw priority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct IncomingMark {
+    /// UDP destination port.
+    pub port: u16,
+    /// Or-ed into the packet's mark.
+    pub mark: u32,
+}

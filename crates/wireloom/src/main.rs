@@ -1,0 +1,2 @@
+//! wireloom
+fn main() {}
