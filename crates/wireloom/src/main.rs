@@ -1,2 +1,7 @@
-//! wireloom
-fn main() {}
+//! The `wireloom` program: a thin shell over the library of the same name.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wireloom::cli::main()
+}

@@ -1,0 +1,3 @@
+//! The binary's parts, as a library so that the functional tests can use the laboratory.
+
+pub mod cli;
