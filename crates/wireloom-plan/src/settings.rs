@@ -1,6 +1,6 @@
 //! What the operator of this node decided.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// This node's settings, as `agent.toml` gives them; paths and other matters of I/O stay in the shell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -34,7 +34,7 @@ pub struct Settings {
 }
 
 /// Where the scoped rules' source CIDRs come from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// Every declared pool; without pools, as [`Scope::Node`].
@@ -45,7 +45,7 @@ pub enum Scope {
 }
 
 /// What happens to traffic for a node without a usable key.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeylessPeers {
     /// It leaves unencrypted, so that a fleet can enable encryption node by node.
@@ -56,7 +56,7 @@ pub enum KeylessPeers {
 }
 
 /// How the outgoing peer of a packet is found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PeerLookup {
     /// The longest prefix in allowed-IPs that holds the destination: standard WireGuard.
@@ -67,7 +67,7 @@ pub enum PeerLookup {
 }
 
 /// Who judges whether a source address may come from a peer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SourceCheck {
     /// The allowed-IPs: standard WireGuard.

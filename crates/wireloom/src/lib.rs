@@ -1,3 +1,5 @@
 //! The binary's parts, as a library so that the functional tests can use the laboratory.
 
 pub mod cli;
+pub mod config;
+pub mod mistake;

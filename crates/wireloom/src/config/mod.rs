@@ -1,0 +1,332 @@
+//! `agent.toml`: what the operator of this node decided.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Deserializer, de};
+use wireloom_plan::settings::{KeylessPeers, PeerLookup, Scope, Settings, SourceCheck};
+
+use crate::mistake::{Mistake, TomlFile};
+
+#[cfg(test)]
+mod tests;
+
+/// Where the agent looks for its settings unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/wireloom/agent.toml";
+
+/// The whole of `agent.toml`, defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What the planner needs to know.
+    pub settings: Settings,
+    /// Base64, as `wg genkey` writes it; made when absent.
+    pub private_key_file: PathBuf,
+    /// Who carries the packets.
+    pub backend: Backend,
+    /// The mesh file.
+    pub mesh_file: PathBuf,
+}
+
+/// Which WireGuard implementation is behind the interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// The best that this version has: the userspace engine.
+    #[default]
+    Auto,
+    /// `wireloom device`, in a process of its own.
+    Userspace,
+}
+
+/// The settings cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The host has no name that could stand for `node`.
+    #[error("cannot read the host name ({0}): set `node` in agent.toml")]
+    HostName(io::Error),
+    /// It says something that it may not.
+    #[error(transparent)]
+    Mistake(#[from] Mistake),
+}
+
+impl Config {
+    /// Reads `agent.toml`. Without a path it is [`DEFAULT_PATH`], and then the file may be absent:
+    /// every setting has a default.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the first mistake in it.
+    pub fn load(path: Option<&Path>) -> Result<Self, Error> {
+        let given = path.unwrap_or(Path::new(DEFAULT_PATH));
+        let file = match TomlFile::read(given) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_none() => {
+                TomlFile::from_text(given, "")
+            }
+            Err(source) => return Err(Error::Read { path: given.to_owned(), source }),
+        };
+        let file: File = file.parse()?;
+        let node = match &file.node {
+            Some(node) => node.0.clone(),
+            None => host_name().map_err(Error::HostName)?,
+        };
+        Ok(file.with_node(node))
+    }
+}
+
+fn host_name() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim_end().to_owned())
+}
+
+/// The file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    node: Option<NodeName>,
+    wireguard: WireGuard,
+    routing: Routing,
+    link: Link,
+    membership: Membership,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct WireGuard {
+    interface: InterfaceName,
+    listen_port: Port,
+    private_key_file: AbsolutePath,
+    #[serde(deserialize_with = "backend")]
+    backend: Backend,
+    mtu: Option<Mtu>,
+    #[serde(deserialize_with = "keepalive")]
+    persistent_keepalive: u16,
+}
+
+impl Default for WireGuard {
+    fn default() -> Self {
+        Self {
+            interface: InterfaceName("wg0".into()),
+            listen_port: Port(51820),
+            private_key_file: AbsolutePath("/var/lib/wireloom/wg0.key".into()),
+            backend: Backend::Auto,
+            mtu: None,
+            persistent_keepalive: 0,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Routing {
+    encrypt_host_traffic: bool,
+    scope: Scope,
+    rule_priority: RulePriority,
+    table: Table,
+    fwmark: FwMark,
+    keyless_peers: KeylessPeers,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Self {
+            encrypt_host_traffic: false,
+            scope: Scope::Pool,
+            rule_priority: RulePriority(99),
+            table: Table(1),
+            fwmark: FwMark(0xa),
+            keyless_peers: KeylessPeers::Plaintext,
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Link {
+    #[serde(deserialize_with = "peer_lookup")]
+    peer_lookup: PeerLookup,
+    #[serde(deserialize_with = "source_check")]
+    source_check: SourceCheck,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Membership {
+    #[serde(rename = "source", deserialize_with = "membership_source")]
+    _source: (),
+    path: AbsolutePath,
+}
+
+impl Default for Membership {
+    fn default() -> Self {
+        Self { _source: (), path: AbsolutePath("/etc/wireloom/mesh.toml".into()) }
+    }
+}
+
+impl File {
+    fn with_node(self, node: String) -> Config {
+        let Self { wireguard, routing, link, membership, .. } = self;
+        Config {
+            settings: Settings {
+                node,
+                interface: wireguard.interface.0,
+                listen_port: wireguard.listen_port.0,
+                mtu: wireguard.mtu.map(|mtu| mtu.0),
+                persistent_keepalive: wireguard.persistent_keepalive,
+                encrypt_host_traffic: routing.encrypt_host_traffic,
+                scope: routing.scope,
+                rule_priority: routing.rule_priority.0,
+                table: routing.table.0,
+                fwmark: routing.fwmark.0,
+                keyless_peers: routing.keyless_peers,
+                peer_lookup: link.peer_lookup,
+                source_check: link.source_check,
+            },
+            private_key_file: wireguard.private_key_file.0,
+            backend: wireguard.backend,
+            mesh_file: membership.path.0,
+        }
+    }
+}
+
+/// A value that has bounds of its own: `$type(value)` when `$check` has no objection.
+macro_rules! checked {
+    ($name:ident, $raw:ty => $type:ty, $check:expr) => {
+        #[derive(Debug)]
+        struct $name($type);
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let check: fn($raw) -> Result<$type, String> = $check;
+                check(<$raw>::deserialize(deserializer)?).map(Self).map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+checked!(NodeName, String => String, |name| match name.as_str() {
+    "" => Err("the node's name is empty; remove the line to take the host name".into()),
+    _ => Ok(name),
+});
+
+// IFNAMSIZ is 16 with the closing zero; dev_valid_name() in net/core/dev.c.
+checked!(InterfaceName, String => String, |name| {
+    let valid = (1..16).contains(&name.len())
+        && !matches!(name.as_str(), "." | "..")
+        && !name.contains(|c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control());
+    if valid {
+        Ok(name)
+    } else {
+        Err(format!("{name:?} cannot name an interface; take 1 to 15 bytes such as \"wg0\""))
+    }
+});
+
+checked!(Port, i64 => u16, |port| {
+    u16::try_from(port)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| format!("{port} is not a UDP port; take 1 to 65535, such as 51820"))
+});
+
+checked!(AbsolutePath, PathBuf => PathBuf, |path| {
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(format!("{path:?} depends on where the agent was started; write the whole path, from / on"))
+    }
+});
+
+// IPV6_MIN_MTU: below 1280 the kernel takes IPv6 off the interface (RFC 8200 section 5).
+checked!(Mtu, i64 => u32, |mtu| {
+    u32::try_from(mtu)
+        .ok()
+        .filter(|mtu| (1280..=65_535).contains(mtu))
+        .ok_or_else(|| format!("an MTU of {mtu} cannot carry IPv6; take 1280 to 65535, or remove the line"))
+});
+
+// FRA_PRIORITY: 0 is the local table's rule, 32766 the main table's; ours must be asked between them.
+checked!(RulePriority, i64 => u32, |priority| {
+    u32::try_from(priority).ok().filter(|priority| (1..32_766).contains(priority)).ok_or_else(|| {
+        format!("a rule at priority {priority} is not between the local and the main table; take 1 to 32765")
+    })
+});
+
+// RT_TABLE_UNSPEC, _DEFAULT, _MAIN and _LOCAL in include/uapi/linux/rtnetlink.h.
+checked!(Table, i64 => u32, |table| match u32::try_from(table) {
+    Ok(0 | 253..=255) | Err(_) => {
+        Err(format!("table {table} is not free for routes of ours; take 1 to 252 or 256 and up"))
+    }
+    Ok(table) => Ok(table),
+});
+
+checked!(FwMark, FwMarkText => u32, |mark| {
+    let value = match &mark {
+        FwMarkText::Number(number) => u32::try_from(*number).ok(),
+        FwMarkText::Text(text) => match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
+            Some(digits) => u32::from_str_radix(digits, 16).ok(),
+            None => text.parse().ok(),
+        },
+    };
+    value.filter(|value| *value != 0).ok_or_else(|| {
+        "a firewall mark is 1 to 0xffffffff, such as \"0xa\"; its bits must be Wireloom's own".into()
+    })
+});
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a firewall mark is 1 to 0xffffffff, such as \"0xa\"")]
+enum FwMarkText {
+    Number(i64),
+    Text(String),
+}
+
+fn keepalive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    let seconds = i64::deserialize(deserializer)?;
+    u16::try_from(seconds).map_err(|_| {
+        de::Error::custom(format!("{seconds} seconds is not a keepalive; take 0 (off) to 65535"))
+    })
+}
+
+fn backend<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Backend, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "auto" => Ok(Backend::Auto),
+        "userspace" => Ok(Backend::Userspace),
+        "kernel" => Err(de::Error::custom(
+            "this version has no kernel WireGuard back end; write \"auto\" or \"userspace\"",
+        )),
+        other => Err(de::Error::custom(format!("{other:?} is no back end; write \"auto\" or \"userspace\""))),
+    }
+}
+
+fn peer_lookup<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PeerLookup, D::Error> {
+    match PeerLookup::deserialize(deserializer)? {
+        PeerLookup::Destination => Ok(PeerLookup::Destination),
+        PeerLookup::Gateway => {
+            Err(de::Error::custom("this version has no link mode; write \"destination\" or remove the line"))
+        }
+    }
+}
+
+fn source_check<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SourceCheck, D::Error> {
+    match SourceCheck::deserialize(deserializer)? {
+        SourceCheck::AllowedIps => Ok(SourceCheck::AllowedIps),
+        SourceCheck::Firewall | SourceCheck::Off => {
+            Err(de::Error::custom("this version has no link mode; write \"allowed-ips\" or remove the line"))
+        }
+    }
+}
+
+fn membership_source<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "file" => Ok(()),
+        other => {
+            Err(de::Error::custom(format!("this version has no membership source {other:?}; write \"file\"")))
+        }
+    }
+}

@@ -1,0 +1,168 @@
+use super::*;
+
+fn parse(text: &str) -> Result<Config, Mistake> {
+    TomlFile::from_text(Path::new("agent.toml"), text).parse::<File>().map(|file| {
+        let node = file.node.as_ref().map_or("host", |node| node.0.as_str()).to_owned();
+        file.with_node(node)
+    })
+}
+
+fn defaults() -> Config {
+    Config {
+        settings: Settings {
+            node: "host".into(),
+            interface: "wg0".into(),
+            listen_port: 51820,
+            mtu: None,
+            persistent_keepalive: 0,
+            encrypt_host_traffic: false,
+            scope: Scope::Pool,
+            rule_priority: 99,
+            table: 1,
+            fwmark: 0xa,
+            keyless_peers: KeylessPeers::Plaintext,
+            peer_lookup: PeerLookup::Destination,
+            source_check: SourceCheck::AllowedIps,
+        },
+        private_key_file: "/var/lib/wireloom/wg0.key".into(),
+        backend: Backend::Auto,
+        mesh_file: "/etc/wireloom/mesh.toml".into(),
+    }
+}
+
+#[test]
+fn an_empty_file_is_all_defaults() {
+    assert_eq!(parse("").unwrap(), defaults());
+}
+
+#[test]
+fn the_documented_file_is_the_defaults_written_out() {
+    let text = r#"
+        node = "host"
+        [wireguard]
+        interface = "wg0"
+        listen_port = 51820
+        private_key_file = "/var/lib/wireloom/wg0.key"
+        backend = "auto"
+        mtu = 1420
+        persistent_keepalive = 0
+        [routing]
+        encrypt_host_traffic = false
+        scope = "pool"
+        rule_priority = 99
+        table = 1
+        fwmark = "0xa"
+        keyless_peers = "plaintext"
+        [link]
+        peer_lookup = "destination"
+        source_check = "allowed-ips"
+        [membership]
+        source = "file"
+        path = "/etc/wireloom/mesh.toml"
+    "#;
+    let mut expected = defaults();
+    expected.settings.mtu = Some(1420);
+    assert_eq!(parse(text).unwrap(), expected);
+}
+
+#[test]
+fn every_other_value_is_taken() {
+    let text = r#"
+        node = "n"
+        [wireguard]
+        backend = "userspace"
+        persistent_keepalive = 25
+        [routing]
+        encrypt_host_traffic = true
+        scope = "node"
+        fwmark = 1
+        keyless_peers = "reject"
+    "#;
+    let mut expected = defaults();
+    expected.settings.node = "n".into();
+    expected.backend = Backend::Userspace;
+    expected.settings.persistent_keepalive = 25;
+    expected.settings.encrypt_host_traffic = true;
+    expected.settings.scope = Scope::Node;
+    expected.settings.fwmark = 1;
+    expected.settings.keyless_peers = KeylessPeers::Reject;
+    assert_eq!(parse(text).unwrap(), expected);
+}
+
+#[test]
+fn each_mistake_names_its_line_and_the_mend() {
+    let cases = [
+        (
+            "\n[wireguard]\nport = 1",
+            "agent.toml:3: unknown field `port`, expected one of `interface`, `listen_port`, `private_key_file`, \
+             `backend`, `mtu`, `persistent_keepalive`; remove it or mend its spelling",
+        ),
+        ("node = \"\"", "agent.toml:1: the node's name is empty; remove the line to take the host name"),
+        (
+            "[wireguard]\ninterface = \"a-very-long-interface\"",
+            "agent.toml:2: \"a-very-long-interface\" cannot name an interface; take 1 to 15 bytes such as \"wg0\"",
+        ),
+        (
+            "[wireguard]\n\nlisten_port = 0",
+            "agent.toml:3: 0 is not a UDP port; take 1 to 65535, such as 51820",
+        ),
+        (
+            "[wireguard]\nprivate_key_file = \"wg0.key\"",
+            "agent.toml:2: \"wg0.key\" depends on where the agent was started; write the whole path, from / on",
+        ),
+        (
+            "[wireguard]\nbackend = \"kernel\"",
+            "agent.toml:2: this version has no kernel WireGuard back end; write \"auto\" or \"userspace\"",
+        ),
+        (
+            "[wireguard]\nmtu = 1000",
+            "agent.toml:2: an MTU of 1000 cannot carry IPv6; take 1280 to 65535, or remove the line",
+        ),
+        (
+            "[wireguard]\npersistent_keepalive = -1",
+            "agent.toml:2: -1 seconds is not a keepalive; take 0 (off) to 65535",
+        ),
+        (
+            "[routing]\nrule_priority = 32766",
+            "agent.toml:2: a rule at priority 32766 is not between the local and the main table; take 1 to 32765",
+        ),
+        (
+            "[routing]\ntable = 254",
+            "agent.toml:2: table 254 is not free for routes of ours; take 1 to 252 or 256 and up",
+        ),
+        (
+            "[routing]\nfwmark = \"0x0\"",
+            "agent.toml:2: a firewall mark is 1 to 0xffffffff, such as \"0xa\"; its bits must be Wireloom's own",
+        ),
+        ("[routing]\nfwmark = true", "agent.toml:2: a firewall mark is 1 to 0xffffffff, such as \"0xa\""),
+        ("[routing]\nscope = \"all\"", "agent.toml:2: unknown variant `all`, expected `pool` or `node`"),
+        (
+            "[link]\npeer_lookup = \"gateway\"",
+            "agent.toml:2: this version has no link mode; write \"destination\" or remove the line",
+        ),
+        (
+            "[link]\nsource_check = \"off\"",
+            "agent.toml:2: this version has no link mode; write \"allowed-ips\" or remove the line",
+        ),
+        (
+            "[membership]\nsource = \"etcd\"",
+            "agent.toml:2: this version has no membership source \"etcd\"; write \"file\"",
+        ),
+        (
+            "[routing]\nencrypt_host_traffic = \"yes\"",
+            "agent.toml:2: invalid type: string \"yes\", expected a boolean",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(parse(text).unwrap_err().to_string(), expected, "{text}");
+    }
+}
+
+#[test]
+fn only_the_default_file_may_be_absent() {
+    let error = Config::load(Some(Path::new("/nonexistent/agent.toml"))).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot read /nonexistent/agent.toml: No such file or directory (os error 2)"
+    );
+}

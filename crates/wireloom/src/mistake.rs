@@ -1,0 +1,96 @@
+//! A mistake in a file that the operator wrote: where it is, and how to mend it.
+
+use std::{
+    fmt, io,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// What is wrong in a file, on which line, and what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mistake {
+    /// The file.
+    pub file: PathBuf,
+    /// Counted from 1; absent when the mistake is the file's as a whole.
+    pub line: Option<usize>,
+    /// What is wrong and the mend, in one sentence.
+    pub what: String,
+}
+
+impl std::error::Error for Mistake {}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, "{line}:")?;
+        }
+        write!(f, " {}", self.what)
+    }
+}
+
+/// A TOML file in memory, which turns byte spans into lines.
+#[derive(Debug)]
+pub struct TomlFile {
+    path: PathBuf,
+    text: String,
+}
+
+impl TomlFile {
+    /// Reads the file whole.
+    ///
+    /// # Errors
+    /// The operating system's, as it gives it: the caller knows what an absent file means.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), text: std::fs::read_to_string(path)? })
+    }
+
+    /// The same from text at hand.
+    #[must_use]
+    pub fn from_text(path: &Path, text: &str) -> Self {
+        Self { path: path.to_owned(), text: text.to_owned() }
+    }
+
+    /// True when nothing but white space and comments is in it.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        self.text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
+    }
+
+    /// Parses the text.
+    ///
+    /// # Errors
+    /// The first mistake, with its line.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Mistake> {
+        toml::from_str(&self.text).map_err(|error| {
+            let mut what = error.message().replace('\n', "; ");
+            if what.starts_with("unknown field") {
+                what.push_str("; remove it or mend its spelling");
+            }
+            match error.span() {
+                Some(span) => self.mistake(&span, what),
+                None => self.mistake_as_a_whole(what),
+            }
+        })
+    }
+
+    /// A mistake at a place that the parser reported.
+    #[must_use]
+    pub fn mistake(&self, span: &Range<usize>, what: impl Into<String>) -> Mistake {
+        Mistake { line: Some(self.line(span.start)), ..self.mistake_as_a_whole(what) }
+    }
+
+    /// A mistake that no single line made.
+    #[must_use]
+    pub fn mistake_as_a_whole(&self, what: impl Into<String>) -> Mistake {
+        Mistake { file: self.path.clone(), line: None, what: what.into() }
+    }
+
+    /// The line that a byte is on, counted from 1.
+    #[must_use]
+    pub fn line(&self, byte: usize) -> usize {
+        1 + self.text.as_bytes().iter().take(byte).filter(|byte| **byte == b'\n').count()
+    }
+}
