@@ -9,7 +9,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::key::PublicKey;
 
@@ -35,16 +35,20 @@ pub enum Family {
 pub struct Observed {
     /// The interface of our name, whoever made it.
     pub link: Option<Link>,
-    /// The WireGuard device behind it, when it answers.
+    /// The WireGuard device behind it; absent when nothing answers for it, so that it must
+    /// be made anew (a failure that a retry may mend is the shell's error, not an absence).
     pub device: Option<Device>,
     /// Addresses on our interface, link-local ones left out.
     pub addresses: BTreeSet<IpNet>,
-    /// Every rule that looks up our table, at whatever priority.
+    /// Every rule that looks up our table, at whatever priority, in the kernel's order.
     pub rules: Vec<Rule>,
     /// Every route in our table.
-    pub routes: Vec<Route>,
+    pub routes: BTreeSet<Route>,
     /// The interfaces that carry this node's own addresses.
     pub underlays: BTreeMap<String, Underlay>,
+    /// What sysctls of underlay interfaces were before we changed them, from the state
+    /// directory; also of interfaces that are underlays no longer.
+    pub saved_sysctls: BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>,
     /// Our nftables table `inet wireloom`.
     pub firewall: Option<Firewall>,
 }
@@ -107,8 +111,20 @@ pub struct Rule {
     pub table: u32,
     /// `FRA_PROTOCOL`; ours carry [`PROTOCOL`].
     pub protocol: u8,
-    /// Raw netlink attributes of selectors that Wireloom never writes, kept so that the rule can be deleted exactly.
-    pub other_selectors: Vec<u8>,
+    /// Selectors that Wireloom never writes, kept so that the rule can be deleted exactly.
+    pub other: OtherSelectors,
+}
+
+/// Selectors of a rule that Wireloom never writes; empty in every rule that it does write.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct OtherSelectors {
+    /// Destination prefix; absent is all.
+    pub to: Option<IpNet>,
+    /// The header's `tos`; 0 is any.
+    pub tos: u8,
+    /// Every further netlink attribute that selects (`FRA_IIFNAME`, `FRA_UID_RANGE`, …), type
+    /// and payload. One that says "not set" (`FRA_SUPPRESS_PREFIXLEN` of all ones) is left out.
+    pub attributes: BTreeMap<u16, Vec<u8>>,
 }
 
 /// A route in our table.
@@ -154,6 +170,16 @@ pub struct Underlay {
     pub rp_filter: u8,
     /// `net.ipv4.conf.IFACE.src_valid_mark`.
     pub src_valid_mark: bool,
+}
+
+/// The sysctls of an underlay interface that host mode needs (`net.ipv4.conf.IFACE.…`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnderlaySysctl {
+    /// Loose (2), because ARP requests go through source validation and carry no mark.
+    RpFilter,
+    /// 1, so that source validation uses the packet's mark.
+    SrcValidMark,
 }
 
 /// The content of `inet wireloom`.

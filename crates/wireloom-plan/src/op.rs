@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
-    kernel::{Firewall, Route, Rule},
+    kernel::{Firewall, Route, Rule, UnderlaySysctl},
     key::PublicKey,
 };
 
@@ -19,6 +19,9 @@ pub enum Op {
         /// Bytes.
         mtu: u32,
     },
+    /// Remove the interface, the WireGuard device behind it and (as the kernel does) its
+    /// addresses and the routes through it.
+    RemoveLink,
     /// Change the interface's MTU.
     SetMtu {
         /// Bytes.
@@ -52,13 +55,19 @@ pub enum Op {
         /// With its prefix length.
         address: IpNet,
     },
-    /// Add a route to our table, in place of ours to the same destination if there is one.
+    /// Add a route to our table, in place of the one with the same destination and metric if
+    /// there is one (`NLM_F_CREATE | NLM_F_REPLACE`): a packet meets the old or the new.
     SetRoute(Route),
     /// Remove a route of ours.
     RemoveRoute(Route),
-    /// Add a rule.
+    /// Add a rule after those of its priority (`NLM_F_CREATE` without `NLM_F_EXCL`:
+    /// `rule_exists` of `net/core/fib_rules.c` ignores the invert flag and takes "from all"
+    /// for any source, so it would find rules that are not this one).
     AddRule(Rule),
-    /// Remove a rule that leads to our table.
+    /// Remove the first rule that matches as `rule_find` of `net/core/fib_rules.c` does: what
+    /// is zero or absent in the request matches anything, and the invert flag is not looked
+    /// at. The request carries everything that the [`Rule`] has, its protocol included; the
+    /// plan counts on this very rule of matching.
     RemoveRule(Rule),
     /// Replace the nftables table `inet wireloom`, atomically.
     SetFirewall(Firewall),
@@ -73,7 +82,8 @@ pub enum Op {
         /// New value.
         value: u8,
     },
-    /// Put a sysctl of an underlay interface back to what was recorded.
+    /// Put a sysctl of an underlay interface back to what was recorded, and forget the record;
+    /// of an interface that is gone only the record goes.
     RestoreUnderlaySysctl {
         /// The interface.
         interface: String,
@@ -93,14 +103,4 @@ pub struct SetPeer {
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds; 0 is off.
     pub persistent_keepalive: u16,
-}
-
-/// The sysctls of an underlay interface that host mode needs (`net.ipv4.conf.IFACE.…`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UnderlaySysctl {
-    /// Loose (2), because ARP requests go through source validation and carry no mark.
-    RpFilter,
-    /// 1, so that source validation uses the packet's mark.
-    SrcValidMark,
 }

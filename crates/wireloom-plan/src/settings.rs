@@ -33,6 +33,27 @@ pub struct Settings {
     pub source_check: SourceCheck,
 }
 
+impl Settings {
+    /// The settings of a node whose operator decided nothing: the defaults of `agent.toml`.
+    pub fn defaults(node: impl Into<String>) -> Self {
+        Self {
+            node: node.into(),
+            interface: "wg0".to_owned(),
+            listen_port: 51820,
+            mtu: None,
+            persistent_keepalive: 0,
+            encrypt_host_traffic: false,
+            scope: Scope::default(),
+            rule_priority: 99,
+            table: 1,
+            fwmark: 0xa,
+            keyless_peers: KeylessPeers::default(),
+            peer_lookup: PeerLookup::default(),
+            source_check: SourceCheck::default(),
+        }
+    }
+}
+
 /// Where the scoped rules' source CIDRs come from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
