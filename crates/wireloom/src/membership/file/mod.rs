@@ -1,0 +1,215 @@
+//! `mesh.toml`: the mesh in one file, watched.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+    path::Path,
+};
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use toml::Spanned;
+use wireloom_plan::{
+    cluster::{Cluster, Node},
+    key::{ParseKeyError, PublicKey},
+};
+
+use super::Error;
+use crate::mistake::{Mistake, TomlFile};
+
+mod claims;
+#[cfg(test)]
+mod tests;
+
+/// Reads the mesh from a file.
+///
+/// # Errors
+/// The file cannot be read, or the first mistake in it.
+pub fn read(path: &Path) -> Result<Cluster, Error> {
+    let file = TomlFile::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    Ok(parse(&file)?)
+}
+
+/// The mesh that a file describes.
+///
+/// # Errors
+/// The first mistake in it.
+pub fn parse(file: &TomlFile) -> Result<Cluster, Mistake> {
+    if file.is_blank() {
+        return Err(
+            file.mistake_as_a_whole("the file is empty; describe the mesh with [[nodes]] (and [[pools]])")
+        );
+    }
+    let written: MeshText = file.parse()?;
+    let mesh = Mesh::read(file, &written)?;
+    if mesh.nodes.is_empty() {
+        return Err(file.mistake_as_a_whole("no node is in it; describe each with [[nodes]]"));
+    }
+    claims::check(file, &mesh)?;
+    Ok(mesh.into())
+}
+
+/// The file as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MeshText {
+    #[serde(default)]
+    pools: Vec<PoolText>,
+    #[serde(default)]
+    nodes: Vec<NodeText>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PoolText {
+    cidr: Spanned<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeText {
+    name: Spanned<String>,
+    public_key: Option<Spanned<String>>,
+    endpoint: Option<Spanned<String>>,
+    #[serde(default)]
+    addresses: Vec<Spanned<String>>,
+    #[serde(default)]
+    workloads: Vec<Spanned<String>>,
+    #[serde(default)]
+    link_addresses: Vec<Spanned<String>>,
+}
+
+/// The file as it is meant: every value by itself is right, and still knows its place.
+struct Mesh {
+    pools: Vec<Located<IpNet>>,
+    nodes: Vec<MeshNode>,
+}
+
+struct MeshNode {
+    name: Located<String>,
+    public_key: Option<PublicKey>,
+    endpoint: Option<SocketAddr>,
+    addresses: Vec<Located<IpAddr>>,
+    workloads: Vec<Located<IpNet>>,
+    link_addresses: Vec<Located<IpAddr>>,
+}
+
+struct Located<T> {
+    value: T,
+    span: Range<usize>,
+}
+
+impl Mesh {
+    fn read(file: &TomlFile, written: &MeshText) -> Result<Self, Mistake> {
+        Ok(Self {
+            pools: written
+                .pools
+                .iter()
+                .map(|pool| read_value(file, &pool.cidr, cidr))
+                .collect::<Result<_, _>>()?,
+            nodes: written.nodes.iter().map(|node| MeshNode::read(file, node)).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl MeshNode {
+    fn read(file: &TomlFile, written: &NodeText) -> Result<Self, Mistake> {
+        let key = written.public_key.as_ref().map(|text| read_value(file, text, key)).transpose()?;
+        let endpoint = written.endpoint.as_ref().map(|text| read_value(file, text, endpoint)).transpose()?;
+        Ok(Self {
+            name: read_value(file, &written.name, name)?,
+            public_key: key.map(|key| key.value),
+            endpoint: endpoint.map(|endpoint| endpoint.value),
+            addresses: read_list(file, &written.addresses, address)?,
+            workloads: read_list(file, &written.workloads, cidr)?,
+            link_addresses: read_list(file, &written.link_addresses, address)?,
+        })
+    }
+}
+
+fn read_value<T>(
+    file: &TomlFile,
+    written: &Spanned<String>,
+    parse: fn(&str) -> Result<T, String>,
+) -> Result<Located<T>, Mistake> {
+    match parse(written.get_ref()) {
+        Ok(value) => Ok(Located { value, span: written.span() }),
+        Err(what) => Err(file.mistake(&written.span(), what)),
+    }
+}
+
+fn read_list<T>(
+    file: &TomlFile,
+    written: &[Spanned<String>],
+    parse: fn(&str) -> Result<T, String>,
+) -> Result<Vec<Located<T>>, Mistake> {
+    written.iter().map(|text| read_value(file, text, parse)).collect()
+}
+
+fn name(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("the node has no name; write the one that its agent goes by".into()),
+        name => Ok(name.to_owned()),
+    }
+}
+
+fn key(text: &str) -> Result<PublicKey, String> {
+    text.parse().map_err(|error: ParseKeyError| error.to_string())
+}
+
+fn endpoint(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(endpoint) if endpoint.port() != 0 && !endpoint.ip().is_unspecified() => Ok(endpoint),
+        _ => Err(format!(
+            "{text:?} is not an endpoint; write ADDRESS:PORT, such as \"192.0.2.1:51820\" or \
+             \"[2001:db8::1]:51820\""
+        )),
+    }
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    match text.parse::<IpAddr>() {
+        Ok(address) if !address.is_unspecified() && !address.is_multicast() => Ok(address),
+        _ => Err(format!(
+            "{text:?} is not a host's address; write one such as \"192.0.2.1\" or \"2001:db8::1\", without a prefix \
+             length"
+        )),
+    }
+}
+
+fn cidr(text: &str) -> Result<IpNet, String> {
+    let cidr: IpNet = text.parse().map_err(|_| {
+        format!(
+            "{text:?} is not a CIDR; write NETWORK/LENGTH, such as \"10.161.1.0/24\", and /32 or /128 for a single \
+             address"
+        )
+    })?;
+    let network = cidr.trunc();
+    if network == cidr { Ok(cidr) } else { Err(format!("{text:?} has host bits set; write \"{network}\"")) }
+}
+
+impl From<Mesh> for Cluster {
+    fn from(mesh: Mesh) -> Self {
+        Self {
+            pools: values(mesh.pools),
+            nodes: mesh.nodes.into_iter().map(|node| (node.name.value.clone(), node.into())).collect(),
+        }
+    }
+}
+
+impl From<MeshNode> for Node {
+    fn from(node: MeshNode) -> Self {
+        Self {
+            public_key: node.public_key,
+            endpoint: node.endpoint,
+            addresses: values(node.addresses),
+            workloads: values(node.workloads),
+            link_addresses: values(node.link_addresses),
+        }
+    }
+}
+
+fn values<T: Ord>(list: Vec<Located<T>>) -> BTreeSet<T> {
+    list.into_iter().map(|located| located.value).collect()
+}
