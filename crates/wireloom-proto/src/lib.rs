@@ -1,1 +1,62 @@
-//! wireloom-proto
+//! The WireGuard protocol as a state machine, without input or output.
+//!
+//! Nothing here opens a socket, reads a clock, draws randomness or starts a thread: datagrams,
+//! time and the random seed are arguments, and what is to be sent is polled. The protocol is that of
+//! the WireGuard paper (Donenfeld, NDSS 2017) with the behaviour of the Linux kernel's implementation.
+//!
+//! There are two parts, which meet in shared objects:
+//!
+//! * [`Device`] is the control part: handshakes, cookies, timers, the peers' configuration. One
+//!   thread owns it.
+//! * [`Transport`] is the data part: sealing and opening of data messages. It is shared
+//!   ([`std::sync::Arc`]), and no packet takes a lock of the device or allocates.
+//!
+//! # How to drive a device
+//!
+//! **Configure** with [`Device::configure`]: the [`Configuration`] it returns is a transaction,
+//! whose changes to the routes are published at once when it goes out of scope.
+//!
+//! **Handle** what happens:
+//!
+//! * a packet to be sent: look up its [`PeerPath`] in [`Transport::routes`], lay it out with
+//!   [`message::frame`] and call [`PeerPath::seal`]; when that is refused, give the packet to
+//!   [`Device::handle_outgoing`], which keeps it until there is a session;
+//! * a datagram received: [`MessageKind::classify`] tells where it belongs. Data goes to
+//!   [`Transport::open`], and what comes out through [`inner::Packet::parse`] and
+//!   [`Routes::permits`]; everything else goes to [`Device::handle_handshake`];
+//! * a [`Signal`] that sealing or opening returned: [`Device::handle_signal`];
+//! * the moment that [`Device::poll_timeout`] named has come: [`Device::handle_timeout`].
+//!
+//! **Poll** afterwards, in this order: [`Device::poll_transmit`] until it returns `None`, and then
+//! [`Device::poll_timeout`]. Every `handle_*` call may have changed the answers.
+//!
+//! Packets that go no further are accounted for by a [`DropReason`].
+
+mod activity;
+mod allowed_ips;
+mod cipher;
+mod device;
+mod endpoint;
+pub mod inner;
+mod key;
+pub mod message;
+mod path;
+mod replay;
+mod session;
+mod signal;
+mod time;
+pub mod timers;
+mod transport;
+mod verdict;
+
+pub use allowed_ips::AllowedIps;
+pub use device::{Configuration, ConfigureError, Device, PeerConfiguration, PeerStatus, Transmit};
+pub use endpoint::{Endpoint, LocalAddress};
+pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use message::MessageKind;
+pub use path::{PeerId, PeerPath, Sealed};
+pub use session::{Role, SealError, Session, SessionKeys};
+pub use signal::{News, Signal};
+pub use time::{Instant, Now, Tai64N, UnixTime};
+pub use transport::{Opened, Routes, Transport};
+pub use verdict::DropReason;

@@ -1,0 +1,107 @@
+//! What the data path notes about a peer, for the timers to be derived from.
+//!
+//! Timers that every packet would re-arm are kept as the moments of their causes. The device looks
+//! at them when a peer's deadline comes: if the cause is gone it sleeps on, else it acts or sleeps
+//! until the later moment. So a packet costs a few relaxed stores, and news for the device arises
+//! only when a timer is armed that is due before its next look.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::time::{Instant, nanos};
+use crate::timers::{KEEPALIVE_TIMEOUT, UNANSWERED_TIMEOUT};
+
+/// A moment, or never.
+#[derive(Debug)]
+pub(crate) struct AtomicInstant(AtomicU64);
+
+/// Stands for "never": 584 years after the clock's origin.
+const NEVER: u64 = u64::MAX;
+
+impl AtomicInstant {
+    pub(crate) const fn never() -> Self {
+        Self(AtomicU64::new(NEVER))
+    }
+
+    pub(crate) fn set(&self, at: Option<Instant>) {
+        let nanos = at.map_or(NEVER, Instant::as_nanos);
+        self.0.store(nanos, Ordering::Relaxed);
+    }
+
+    /// Writes only when there is something to clear: the line stays shared between readers.
+    fn clear(&self) {
+        if self.0.load(Ordering::Relaxed) != NEVER {
+            self.0.store(NEVER, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets the moment if there was none; true when this call did.
+    fn arm(&self, now: Instant) -> bool {
+        self.0.load(Ordering::Relaxed) == NEVER
+            && self.0.compare_exchange(NEVER, now.as_nanos(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Brings the moment forward to `at`; true when it was later.
+    fn bring_forward(&self, at: u64) -> bool {
+        self.0.load(Ordering::Relaxed) > at && self.0.fetch_min(at, Ordering::Relaxed) > at
+    }
+
+    /// Whether the moment has come; if so it is reset to never, and one caller alone is told.
+    pub(crate) fn take_if_due(&self, now: Instant) -> bool {
+        self.0.load(Ordering::Relaxed) <= now.as_nanos() && self.0.swap(NEVER, Ordering::Relaxed) != NEVER
+    }
+}
+
+/// The causes of a peer's timers.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    /// First data sent since the last authenticated receipt.
+    pub(crate) unanswered_since: AtomicInstant,
+    /// First data received since the last authenticated sending.
+    pub(crate) owing_since: AtomicInstant,
+    /// Last data received.
+    pub(crate) data_received: AtomicInstant,
+    /// Last authenticated message sent or received.
+    pub(crate) traversed: AtomicInstant,
+    /// The device's next look at this peer.
+    pub(crate) next_look: AtomicInstant,
+    /// When receiving asks for a last-minute renewal of the current session.
+    pub(crate) last_minute: AtomicInstant,
+}
+
+impl Activity {
+    pub(crate) const fn new() -> Self {
+        Self {
+            unanswered_since: AtomicInstant::never(),
+            owing_since: AtomicInstant::never(),
+            data_received: AtomicInstant::never(),
+            traversed: AtomicInstant::never(),
+            next_look: AtomicInstant::never(),
+            last_minute: AtomicInstant::never(),
+        }
+    }
+
+    /// An authenticated message was sent, handshake messages and keepalives included. True when a
+    /// timer is now due before the device's next look.
+    pub(crate) fn note_sent(&self, now: Instant, data: bool) -> bool {
+        self.owing_since.clear();
+        self.traversed.set(Some(now));
+        data && self.unanswered_since.arm(now) && self.due_before_look(now, UNANSWERED_TIMEOUT)
+    }
+
+    /// An authenticated message was received, handshake messages and keepalives included. True when
+    /// a timer is now due before the device's next look.
+    pub(crate) fn note_received(&self, now: Instant, data: bool) -> bool {
+        self.unanswered_since.clear();
+        self.traversed.set(Some(now));
+        if !data {
+            return false;
+        }
+        self.data_received.set(Some(now));
+        self.owing_since.arm(now) && self.due_before_look(now, KEEPALIVE_TIMEOUT)
+    }
+
+    fn due_before_look(&self, now: Instant, after: Duration) -> bool {
+        self.next_look.bring_forward(now.as_nanos().saturating_add(nanos(after)))
+    }
+}

@@ -1,0 +1,61 @@
+//! What is inside the tunnel: just enough of IPv4 and IPv6 to route a packet and cut its padding.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::verdict::DropReason;
+
+/// The shortest IPv4 header (RFC 791, section 3.1).
+const IPV4_HEADER: usize = 20;
+/// The IPv6 header (RFC 8200, section 3).
+const IPV6_HEADER: usize = 40;
+
+/// The addresses and the length that an IP header claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// The source address, against which the peer's allowed IPs are checked on receipt.
+    pub source: IpAddr,
+    /// The destination address, which picks the peer on sending.
+    pub destination: IpAddr,
+    /// The packet's length in bytes, header included: what follows it is padding.
+    pub len: usize,
+}
+
+impl Packet {
+    /// Reads the header at the start of `bytes`.
+    ///
+    /// # Errors
+    /// [`DropReason::BadInnerPacket`] when it is neither IPv4 nor IPv6, or claims a length that is
+    /// less than its header or more than there is.
+    pub fn parse(bytes: &[u8]) -> Result<Self, DropReason> {
+        let packet = match bytes.first().map(|first| first >> 4) {
+            Some(4) => Self::parse_v4(bytes),
+            Some(6) => Self::parse_v6(bytes),
+            _ => None,
+        };
+        packet.filter(|packet| packet.len <= bytes.len()).ok_or(DropReason::BadInnerPacket)
+    }
+
+    fn parse_v4(bytes: &[u8]) -> Option<Self> {
+        let header: &[u8; IPV4_HEADER] = bytes.first_chunk()?;
+        let len = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        let source: [u8; 4] = *header[12..].first_chunk()?;
+        let destination: [u8; 4] = *header[16..].first_chunk()?;
+        (len >= IPV4_HEADER).then(|| Self {
+            source: Ipv4Addr::from(source).into(),
+            destination: Ipv4Addr::from(destination).into(),
+            len,
+        })
+    }
+
+    fn parse_v6(bytes: &[u8]) -> Option<Self> {
+        let header: &[u8; IPV6_HEADER] = bytes.first_chunk()?;
+        let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
+        let source: [u8; 16] = *header[8..].first_chunk()?;
+        let destination: [u8; 16] = *header[24..].first_chunk()?;
+        Some(Self {
+            source: Ipv6Addr::from(source).into(),
+            destination: Ipv6Addr::from(destination).into(),
+            len: IPV6_HEADER + payload,
+        })
+    }
+}

@@ -1,0 +1,229 @@
+//! Keys: Curve25519 pairs and preshared secrets, in the base64 of `wg` and the hex of the control socket.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64ct::{Base64, Encoding};
+use curve25519_dalek::MontgomeryPoint;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+/// Length of every key, in bytes.
+pub(crate) const KEY_LEN: usize = 32;
+
+/// Why a text is no key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// Not base64 of exactly 32 bytes.
+    #[error("not a key: expected 44 characters of base64 that encode 32 bytes")]
+    Base64,
+    /// Not hex of exactly 32 bytes.
+    #[error("not a key: expected 64 hexadecimal digits")]
+    Hex,
+}
+
+/// A Curve25519 public key: a peer's identity.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey([u8; KEY_LEN]);
+
+/// A Curve25519 private key, clamped. Wiped on drop; its `Debug` shows nothing.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct PrivateKey([u8; KEY_LEN]);
+
+/// A symmetric key shared by two peers, mixed into their handshakes. Wiped on drop; its `Debug`
+/// shows nothing.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct PresharedKey([u8; KEY_LEN]);
+
+impl PublicKey {
+    /// The key with these bytes. Every 32 bytes are a public key.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// The key's bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
+        &self.0
+    }
+
+    /// Reads base64, as `wg` writes it.
+    ///
+    /// # Errors
+    /// [`KeyError::Base64`] when the text is not base64 of 32 bytes.
+    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
+        decode_base64(text).map(|bytes| Self(*bytes))
+    }
+
+    /// Reads hex in either case, as the control socket carries it.
+    ///
+    /// # Errors
+    /// [`KeyError::Hex`] when the text is not 64 hexadecimal digits.
+    pub fn from_hex(text: &str) -> Result<Self, KeyError> {
+        decode_hex(text).map(|bytes| Self(*bytes))
+    }
+
+    /// The key in lower-case hex.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        base16ct::lower::encode_string(&self.0)
+    }
+}
+
+impl fmt::Display for PublicKey {
+    /// Base64, as `wg` writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&Base64::encode_string(&self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({self})")
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        Self::from_base64(text)
+    }
+}
+
+impl PrivateKey {
+    /// The key made of these bytes, clamped as X25519 demands (RFC 7748, section 5). Uniformly
+    /// random bytes make a new key.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
+        Self(curve25519_dalek::scalar::clamp_integer(bytes))
+    }
+
+    /// The key's bytes: a secret.
+    #[must_use]
+    pub const fn expose_bytes(&self) -> &[u8; KEY_LEN] {
+        &self.0
+    }
+
+    /// The public key that belongs to this one.
+    #[must_use]
+    pub fn public_key(&self) -> PublicKey {
+        PublicKey(MontgomeryPoint::mul_base_clamped(self.0).to_bytes())
+    }
+
+    /// Reads base64, as `wg genkey` writes it.
+    ///
+    /// # Errors
+    /// [`KeyError::Base64`] when the text is not base64 of 32 bytes.
+    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
+        decode_base64(text).map(|bytes| Self::from_bytes(*bytes))
+    }
+
+    /// Reads hex in either case, as the control socket carries it.
+    ///
+    /// # Errors
+    /// [`KeyError::Hex`] when the text is not 64 hexadecimal digits.
+    pub fn from_hex(text: &str) -> Result<Self, KeyError> {
+        decode_hex(text).map(|bytes| Self::from_bytes(*bytes))
+    }
+
+    /// The key in base64: a secret.
+    #[must_use]
+    pub fn expose_base64(&self) -> Zeroizing<String> {
+        Zeroizing::new(Base64::encode_string(&self.0))
+    }
+
+    /// The key in lower-case hex: a secret.
+    #[must_use]
+    pub fn expose_hex(&self) -> Zeroizing<String> {
+        Zeroizing::new(base16ct::lower::encode_string(&self.0))
+    }
+}
+
+impl PartialEq for PrivateKey {
+    /// In constant time.
+    fn eq(&self, other: &Self) -> bool {
+        aws_lc_rs::constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+}
+
+impl Eq for PrivateKey {}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(secret)")
+    }
+}
+
+impl PresharedKey {
+    /// The key with these bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// The key's bytes: a secret.
+    #[must_use]
+    pub const fn expose_bytes(&self) -> &[u8; KEY_LEN] {
+        &self.0
+    }
+
+    /// Reads base64, as `wg genpsk` writes it.
+    ///
+    /// # Errors
+    /// [`KeyError::Base64`] when the text is not base64 of 32 bytes.
+    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
+        decode_base64(text).map(|bytes| Self(*bytes))
+    }
+
+    /// Reads hex in either case, as the control socket carries it.
+    ///
+    /// # Errors
+    /// [`KeyError::Hex`] when the text is not 64 hexadecimal digits.
+    pub fn from_hex(text: &str) -> Result<Self, KeyError> {
+        decode_hex(text).map(|bytes| Self(*bytes))
+    }
+
+    /// The key in lower-case hex: a secret.
+    #[must_use]
+    pub fn expose_hex(&self) -> Zeroizing<String> {
+        Zeroizing::new(base16ct::lower::encode_string(&self.0))
+    }
+
+    /// Whether every byte is zero, which configuration tools use for "none".
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        aws_lc_rs::constant_time::verify_slices_are_equal(&self.0, &[0; KEY_LEN]).is_ok()
+    }
+}
+
+impl PartialEq for PresharedKey {
+    /// In constant time.
+    fn eq(&self, other: &Self) -> bool {
+        aws_lc_rs::constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+}
+
+impl Eq for PresharedKey {}
+
+impl fmt::Debug for PresharedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresharedKey(secret)")
+    }
+}
+
+fn decode_base64(text: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
+    let mut bytes = Zeroizing::new([0; KEY_LEN]);
+    match Base64::decode(text, &mut *bytes) {
+        Ok(decoded) if decoded.len() == KEY_LEN => Ok(bytes),
+        _ => Err(KeyError::Base64),
+    }
+}
+
+fn decode_hex(text: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
+    let mut bytes = Zeroizing::new([0; KEY_LEN]);
+    match base16ct::mixed::decode(text, &mut *bytes) {
+        Ok(decoded) if decoded.len() == KEY_LEN => Ok(bytes),
+        _ => Err(KeyError::Hex),
+    }
+}

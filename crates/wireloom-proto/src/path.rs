@@ -1,0 +1,149 @@
+//! The shared half of a peer: all that the data path needs to send to it and to account for it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwapOption;
+
+use crate::activity::Activity;
+use crate::endpoint::Endpoint;
+use crate::key::PublicKey;
+use crate::message::DATA_OVERHEAD;
+use crate::session::{SealError, Session};
+use crate::signal::{News, Signal};
+use crate::time::Instant;
+
+/// A peer's name inside a device: cheap to copy and compare, never used again for another peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId(pub(crate) u64);
+
+/// The way to a peer: its current session, its endpoint, its counters.
+///
+/// The device writes it and the data path reads it; a path outlives its peer's removal for as long as
+/// somebody holds it, but then has no session.
+pub struct PeerPath {
+    id: PeerId,
+    public_key: PublicKey,
+    session: ArcSwapOption<Session>,
+    endpoint: ArcSwapOption<Endpoint>,
+    sent_bytes: AtomicU64,
+    received_bytes: AtomicU64,
+    pub(crate) activity: Activity,
+}
+
+/// A train of messages that is ready to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Sealed {
+    /// Where to send it.
+    pub endpoint: Endpoint,
+    /// What the device must be told.
+    pub signal: Option<Signal>,
+}
+
+impl PeerPath {
+    pub(crate) fn new(id: PeerId, public_key: PublicKey) -> Self {
+        Self {
+            id,
+            public_key,
+            session: ArcSwapOption::empty(),
+            endpoint: ArcSwapOption::empty(),
+            sent_bytes: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
+            activity: Activity::new(),
+        }
+    }
+
+    /// The peer's name inside its device.
+    #[must_use]
+    pub fn id(&self) -> PeerId {
+        self.id
+    }
+
+    /// The peer's identity.
+    #[must_use]
+    pub fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    /// Where the peer was last heard from, or is configured to be.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint.load().as_deref().copied()
+    }
+
+    /// Bytes of WireGuard messages sent to the peer, of all types.
+    #[must_use]
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of authenticated WireGuard messages received from the peer, of all types.
+    #[must_use]
+    pub fn received_bytes(&self) -> u64 {
+        self.received_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Seals a train of messages for the peer, each laid out as by [`message::frame`](crate::message::frame)
+    /// and then sent in this order to the same endpoint. A message without payload is a keepalive.
+    ///
+    /// # Errors
+    /// [`SealError`]: no message was touched; give the packets to
+    /// [`Device::handle_outgoing`](crate::Device::handle_outgoing).
+    pub fn seal<'m>(
+        &self,
+        now: Instant,
+        messages: impl ExactSizeIterator<Item = &'m mut [u8]>,
+    ) -> Result<Sealed, SealError> {
+        let session = self.session.load();
+        let session = session.as_deref().ok_or(SealError::NoSession)?;
+        let endpoint = self.endpoint().ok_or(SealError::NoEndpoint)?;
+        let mut bytes = 0;
+        let mut data = false;
+        session.seal(
+            now,
+            messages.inspect(|message| {
+                bytes += message.len();
+                data |= message.len() > DATA_OVERHEAD;
+            }),
+        )?;
+        let mut news = self.note_sent(now, bytes, data);
+        if session.asks_for_rekey(now) {
+            news |= News::REKEY_DUE;
+        }
+        Ok(Sealed { endpoint, signal: news.about(self.id) })
+    }
+
+    /// Accounts for authenticated messages that leave for the peer.
+    pub(crate) fn note_sent(&self, now: Instant, bytes: usize, data: bool) -> News {
+        self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        timer_news(self.activity.note_sent(now, data))
+    }
+
+    /// Accounts for authenticated messages that came from the peer, and follows it to where it is.
+    pub(crate) fn note_received(&self, now: Instant, from: Endpoint, bytes: usize, data: bool) -> News {
+        self.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        if self.endpoint.load().as_deref() != Some(&from) {
+            self.set_endpoint(Some(from));
+        }
+        timer_news(self.activity.note_received(now, data))
+    }
+
+    pub(crate) fn set_endpoint(&self, endpoint: Option<Endpoint>) {
+        self.endpoint.store(endpoint.map(Arc::new));
+    }
+}
+
+fn timer_news(armed: bool) -> News {
+    if armed { News::TIMER_ARMED } else { News::NONE }
+}
+
+impl fmt::Debug for PeerPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerPath")
+            .field("id", &self.id)
+            .field("public_key", &self.public_key)
+            .field("endpoint", &self.endpoint())
+            .finish_non_exhaustive()
+    }
+}

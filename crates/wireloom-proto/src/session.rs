@@ -1,0 +1,220 @@
+//! A transport session: one pair of keys, and what it takes to use each nonce once.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use zeroize::Zeroizing;
+
+use crate::cipher::TransportKey;
+use crate::message::{DATA_OVERHEAD, DataHeader};
+use crate::replay::ReplayWindow;
+use crate::time::Instant;
+use crate::timers::{
+    REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, REKEY_TIMEOUT,
+};
+use crate::verdict::DropReason;
+
+/// Which side of the handshake we were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// We sent the initiation: we renew the session.
+    Initiator,
+    /// We sent the response: we use the session after the first message that comes through it.
+    Responder,
+}
+
+/// The keys that a handshake yields. Wiped on drop.
+pub struct SessionKeys {
+    /// Encrypts what we send.
+    pub sending: Zeroizing<[u8; 32]>,
+    /// Decrypts what we receive.
+    pub receiving: Zeroizing<[u8; 32]>,
+}
+
+/// Why nothing can be sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    /// There is no session, or it is too old or has sent too many messages, or waits for its first
+    /// message from the peer. A handshake mends it:
+    /// [`Device::handle_outgoing`](crate::Device::handle_outgoing) takes the packet.
+    #[error("there is no session to send with")]
+    NoSession,
+    /// The peer's endpoint is unknown, until it is configured or the peer writes to us.
+    #[error("the peer's endpoint is unknown")]
+    NoEndpoint,
+}
+
+/// The keys of both directions between two indices, shared by everyone who seals and opens.
+///
+/// Sealing takes counters from an atomic. The replay window is behind a lock that is held for a few
+/// nanoseconds for each train of messages, after decryption: receivers of one peer meet there for
+/// far less time than each spends in the cipher, and a window of atomic words would need the same
+/// care at every advance for nothing gained.
+pub struct Session {
+    local_index: u32,
+    remote_index: u32,
+    role: Role,
+    born: Instant,
+    sending: TransportKey,
+    receiving: TransportKey,
+    next_counter: AtomicU64,
+    window: Mutex<ReplayWindow>,
+    /// For a responder: whether a message came through, which proves that the peer has the keys.
+    confirmed: AtomicBool,
+    /// When sending should next ask for renewal, in nanoseconds of the monotonic clock.
+    rekey_due: AtomicU64,
+}
+
+impl Session {
+    /// A session that begins now.
+    #[must_use]
+    pub fn new(keys: &SessionKeys, role: Role, local_index: u32, remote_index: u32, born: Instant) -> Self {
+        let rekey_due = match role {
+            Role::Initiator => (born + REKEY_AFTER_TIME).as_nanos(),
+            Role::Responder => u64::MAX,
+        };
+        Self {
+            local_index,
+            remote_index,
+            role,
+            born,
+            sending: TransportKey::new(&keys.sending),
+            receiving: TransportKey::new(&keys.receiving),
+            next_counter: AtomicU64::new(0),
+            window: Mutex::default(),
+            confirmed: AtomicBool::new(role == Role::Initiator),
+            rekey_due: AtomicU64::new(rekey_due),
+        }
+    }
+
+    /// The index that the peer addresses us with.
+    #[must_use]
+    pub fn local_index(&self) -> u32 {
+        self.local_index
+    }
+
+    /// The index that we address the peer with.
+    #[must_use]
+    pub fn remote_index(&self) -> u32 {
+        self.remote_index
+    }
+
+    /// Which side of the handshake we were.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// When the handshake was done.
+    #[must_use]
+    pub fn born(&self) -> Instant {
+        self.born
+    }
+
+    /// Whether the session is past [`REJECT_AFTER_TIME`].
+    #[must_use]
+    pub fn is_expired(&self, now: Instant) -> bool {
+        now.since(self.born) >= REJECT_AFTER_TIME
+    }
+
+    /// Seals a train of messages, each laid out as header, padded payload and room for the tag,
+    /// under consecutive counters. Either all of them are sealed or none.
+    ///
+    /// # Errors
+    /// [`SealError::NoSession`] when the session is too old or its counters do not suffice.
+    ///
+    /// # Panics
+    /// When a message is shorter than [`DATA_OVERHEAD`].
+    pub fn seal<'m>(
+        &self,
+        now: Instant,
+        messages: impl ExactSizeIterator<Item = &'m mut [u8]>,
+    ) -> Result<(), SealError> {
+        if self.is_expired(now) {
+            return Err(SealError::NoSession);
+        }
+        let first = self.take_counters(messages.len() as u64)?;
+        let train = (first..).zip(messages).map(|(counter, message)| {
+            assert!(message.len() >= DATA_OVERHEAD, "no room for header and tag");
+            DataHeader { receiver: self.remote_index, counter }.write(message);
+            (counter, message)
+        });
+        self.sending.seal(train);
+        Ok(())
+    }
+
+    /// Opens a train of messages that carry this session's local index, each in place, and tells the
+    /// outcome of each, in order: the padded payload, empty for a keepalive, or the reason.
+    ///
+    /// # Panics
+    /// When a message is shorter than [`DATA_OVERHEAD`]: classify datagrams first.
+    pub fn open<'m>(
+        &self,
+        now: Instant,
+        messages: impl Iterator<Item = &'m mut [u8]>,
+        mut outcome: impl FnMut(Result<&'m mut [u8], DropReason>),
+    ) {
+        if self.is_expired(now) {
+            messages.for_each(|_| outcome(Err(DropReason::SessionExpired)));
+            return;
+        }
+        let train = messages.map(|message| (counter_of(message), message));
+        self.receiving.open(train, |counter, payload| {
+            outcome(match payload {
+                Some(payload) => self.accept(counter).map(|()| payload),
+                None => Err(DropReason::BadCiphertext),
+            });
+        });
+    }
+
+    /// Whether sending should ask for renewal now: at most once each [`REKEY_TIMEOUT`].
+    pub(crate) fn asks_for_rekey(&self, now: Instant) -> bool {
+        let due = self.rekey_due.load(Ordering::Relaxed);
+        if now.as_nanos() < due && self.next_counter.load(Ordering::Relaxed) <= REKEY_AFTER_MESSAGES {
+            return false;
+        }
+        let next = (now + REKEY_TIMEOUT).as_nanos();
+        self.rekey_due.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Notes that an authentic message came through; true for the first one of a responder's session.
+    pub(crate) fn confirm(&self) -> bool {
+        !self.confirmed.load(Ordering::Relaxed) && !self.confirmed.swap(true, Ordering::Relaxed)
+    }
+
+    /// Takes `n` consecutive counters and returns the first. A compare-and-swap, not an addition:
+    /// attempts beyond the limit must not bring the counter round to zero.
+    fn take_counters(&self, n: u64) -> Result<u64, SealError> {
+        self.next_counter
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
+                next.checked_add(n).filter(|after| *after <= REJECT_AFTER_MESSAGES)
+            })
+            .map_err(|_| SealError::NoSession)
+    }
+
+    fn accept(&self, counter: u64) -> Result<(), DropReason> {
+        if counter >= REJECT_AFTER_MESSAGES {
+            return Err(DropReason::SessionExpired);
+        }
+        // A window whose holder panicked is still a window: every state of it is a valid one.
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.accept(counter) { Ok(()) } else { Err(DropReason::Replayed) }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("local_index", &self.local_index)
+            .field("remote_index", &self.remote_index)
+            .field("role", &self.role)
+            .field("born", &self.born)
+            .finish_non_exhaustive()
+    }
+}
+
+fn counter_of(message: &[u8]) -> u64 {
+    let counter = message[8..].first_chunk().expect("a data message has a header");
+    u64::from_le_bytes(*counter)
+}

@@ -1,0 +1,152 @@
+//! The data part: from a receiver index to a session, from an address to a peer.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+
+use crate::allowed_ips::AllowedIps;
+use crate::endpoint::Endpoint;
+use crate::message::DataHeader;
+use crate::path::PeerPath;
+use crate::session::Session;
+use crate::signal::{News, Signal};
+use crate::time::Instant;
+use crate::verdict::DropReason;
+
+/// What workers hold: opening of data messages and the lookup of peers, without a lock and without
+/// allocation for each packet. The [`Device`](crate::Device) writes it.
+#[derive(Debug)]
+pub struct Transport {
+    sessions: SessionTable,
+    routes: ArcSwap<Routes>,
+}
+
+/// A message that was authenticated and decrypted.
+#[derive(Debug)]
+pub struct Opened<'m> {
+    /// From whom.
+    pub path: Arc<PeerPath>,
+    /// The inner packet with its padding; empty for a keepalive.
+    pub payload: &'m mut [u8],
+    /// What the device must be told.
+    pub signal: Option<Signal>,
+}
+
+/// A snapshot of everyone's allowed IPs: which peer gets a packet, and who may have sent it.
+#[derive(Debug, Default)]
+pub struct Routes(AllowedIps<Arc<PeerPath>>);
+
+impl Routes {
+    pub(crate) fn new(table: AllowedIps<Arc<PeerPath>>) -> Self {
+        Self(table)
+    }
+
+    /// The peer whose allowed IPs have the longest prefix that covers the address.
+    #[must_use]
+    pub fn lookup(&self, address: IpAddr) -> Option<&Arc<PeerPath>> {
+        self.0.lookup(address)
+    }
+
+    /// Whether the peer may send packets with this inner source address.
+    #[must_use]
+    pub fn permits(&self, path: &PeerPath, source: IpAddr) -> bool {
+        self.lookup(source).is_some_and(|owner| owner.id() == path.id())
+    }
+}
+
+impl Transport {
+    pub(crate) fn new() -> Self {
+        Self { sessions: SessionTable::new(), routes: ArcSwap::default() }
+    }
+
+    /// The routes as they are now. Load them once for a batch of packets.
+    #[must_use]
+    pub fn routes(&self) -> Guard<Arc<Routes>> {
+        self.routes.load()
+    }
+
+    /// Opens one data message in place. It only authenticates: whether the peer may send what is
+    /// inside is for the caller to ask ([`Routes::permits`]).
+    ///
+    /// # Errors
+    /// The reason why the datagram is dropped.
+    pub fn open<'m>(
+        &self,
+        now: Instant,
+        from: Endpoint,
+        datagram: &'m mut [u8],
+    ) -> Result<Opened<'m>, DropReason> {
+        let header = DataHeader::parse(datagram)?;
+        let slot = self.sessions.load(header.receiver);
+        let entry = slot
+            .as_ref()
+            .and_then(|entry| entry.as_deref())
+            .filter(|entry| entry.session.local_index() == header.receiver)
+            .ok_or(DropReason::UnknownIndex)?;
+        let bytes = datagram.len();
+        let mut outcome = Err(DropReason::BadCiphertext);
+        entry.session.open(now, std::iter::once(datagram), |opened| outcome = opened);
+        let payload = outcome?;
+        let news = entry.note_opened(now, from, bytes, !payload.is_empty());
+        Ok(Opened { path: Arc::clone(&entry.path), payload, signal: news.about(entry.path.id()) })
+    }
+
+    pub(crate) fn publish(&self, routes: Routes) {
+        self.routes.store(Arc::new(routes));
+    }
+}
+
+/// A session and whose it is.
+#[derive(Debug)]
+struct SessionEntry {
+    session: Arc<Session>,
+    path: Arc<PeerPath>,
+}
+
+impl SessionEntry {
+    /// Accounts for opened messages of this session.
+    fn note_opened(&self, now: Instant, from: Endpoint, bytes: usize, data: bool) -> News {
+        let mut news = self.path.note_received(now, from, bytes, data);
+        if self.session.confirm() {
+            news |= News::SESSION_CONFIRMED;
+        }
+        if self.path.activity.last_minute.take_if_due(now) {
+            news |= News::LAST_MINUTE;
+        }
+        news
+    }
+}
+
+/// Sessions by local index. The low bits of an index are its slot, so a lookup is two loads; slots
+/// come in blocks that are allocated when the first index in them is used and then stay.
+struct SessionTable {
+    blocks: Box<[OnceLock<Box<Block>>]>,
+}
+
+type Block = [ArcSwapOption<SessionEntry>; SLOTS_IN_BLOCK];
+
+const SLOTS_IN_BLOCK: usize = 1 << 10;
+const BLOCKS: usize = 1 << 12;
+/// How many slots there can be: enough for the three sessions and the pending handshake of each of
+/// the 2^20 peers that the kernel allows (`MAX_PEERS_PER_DEVICE`).
+const SLOTS: u32 = (SLOTS_IN_BLOCK * BLOCKS) as u32;
+
+impl SessionTable {
+    fn new() -> Self {
+        Self { blocks: (0..BLOCKS).map(|_| OnceLock::new()).collect() }
+    }
+
+    fn load(&self, index: u32) -> Option<Guard<Option<Arc<SessionEntry>>>> {
+        let slot = (index % SLOTS) as usize;
+        let block = self.blocks[slot / SLOTS_IN_BLOCK].get()?;
+        Some(block[slot % SLOTS_IN_BLOCK].load())
+    }
+}
+
+impl fmt::Debug for SessionTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionTable").finish_non_exhaustive()
+    }
+}
