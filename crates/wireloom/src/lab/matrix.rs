@@ -1,0 +1,166 @@
+//! The behaviour matrix: every direction between every two nodes, over both families, measured.
+
+use std::{
+    fmt, thread,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use wireloom_plan::kernel::Family;
+
+use super::{
+    Cell, Lab, Node, Place, Result, Wire,
+    layout::FAMILIES,
+    probe::{Exchange, probe},
+};
+
+/// From what to what, each on another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// From a node's own address to another node's pod.
+    HostToPod,
+    /// From a pod to a pod.
+    PodToPod,
+    /// From a pod to another node's own address.
+    PodToHost,
+    /// From a node's own address to another's.
+    HostToHost,
+}
+
+impl Direction {
+    /// In the order in which they are shown.
+    pub const ALL: [Self; 4] = [Self::HostToPod, Self::PodToPod, Self::PodToHost, Self::HostToHost];
+
+    fn ends<'a>(self, from: &'a Node, to: &'a Node) -> (&'a Place, &'a Place) {
+        match self {
+            Self::HostToPod => (&from.host, &to.pods[0]),
+            Self::PodToPod => (&from.pods[0], &to.pods[0]),
+            Self::PodToHost => (&from.pods[0], &to.host),
+            Self::HostToHost => (&from.host, &to.host),
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::HostToPod => "host → pod",
+            Self::PodToPod => "pod → pod",
+            Self::PodToHost => "pod → host",
+            Self::HostToHost => "host → host",
+        })
+    }
+}
+
+/// What each direction ought to give, as the table of the design has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promise([Cell; 4]);
+
+const DIRECT: Cell = Cell { reachable: true, wire: Wire::Direct };
+const ENCRYPTED: Cell = Cell { reachable: true, wire: Wire::Encrypted };
+
+impl Promise {
+    /// No tunnel at all.
+    pub const PLAINTEXT: Self = Self([DIRECT; 4]);
+    /// `encrypt_host_traffic = false`.
+    pub const SCOPED: Self = Self([DIRECT, ENCRYPTED, DIRECT, DIRECT]);
+    /// `encrypt_host_traffic = true`.
+    pub const HOST: Self = Self([ENCRYPTED; 4]);
+    /// One rule for all sources, while allowed-IPs hold pods alone (issue #9751 of Calico): what a host
+    /// sends to a pod goes into the tunnel, and the far end refuses its source. So the host's packets
+    /// are lost, be they requests (encrypted) or replies to requests that came in plaintext (both).
+    pub const UNSCOPED: Self = Self([
+        Cell { reachable: false, wire: Wire::Encrypted },
+        ENCRYPTED,
+        Cell { reachable: false, wire: Wire::Both },
+        DIRECT,
+    ]);
+
+    /// For one direction.
+    #[must_use]
+    pub fn of(self, direction: Direction) -> Cell {
+        self.0[direction as usize]
+    }
+}
+
+/// One measured cell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Measurement {
+    /// From what to what.
+    pub direction: Direction,
+    /// Over which family.
+    pub family: Family,
+    /// Where the request started.
+    pub from: String,
+    /// Where it should end.
+    pub to: String,
+    /// What became of it.
+    pub cell: Cell,
+}
+
+/// Every direction, family and ordered pair of nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Matrix(pub Vec<Measurement>);
+
+impl Matrix {
+    /// Measures, all at once.
+    ///
+    /// # Errors
+    /// When a probe cannot be made.
+    pub fn measure(lab: &Lab) -> Result<Self> {
+        let pairs = lab.nodes.iter().flat_map(|from| lab.nodes.iter().map(move |to| (from, to)));
+        let work = pairs
+            .filter(|(from, to)| from.name != to.name)
+            .flat_map(|pair| Direction::ALL.map(|direction| (pair, direction)))
+            .flat_map(|work| FAMILIES.map(|family| (work, family)));
+        thread::scope(|scope| {
+            let probes: Vec<_> = work
+                .map(|(((from, to), direction), family)| {
+                    scope.spawn(move || {
+                        let (from, to) = direction.ends(from, to);
+                        let cell = probe(lab.underlay(), from, to, family, Exchange::Ping)?;
+                        let (from, to) = (from.name.clone(), to.name.clone());
+                        Ok(Measurement { direction, family, from, to, cell })
+                    })
+                })
+                .collect();
+            let results = probes.into_iter().map(|probe| probe.join().expect("a probe does not panic"));
+            results.collect::<Result<_>>().map(Self)
+        })
+    }
+
+    /// Measures until everything is as promised, or `patience` is over; the last measurement is returned
+    /// either way.
+    ///
+    /// # Errors
+    /// When a probe cannot be made.
+    pub fn settle(lab: &Lab, promise: Promise, patience: Duration) -> Result<Self> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let over = Instant::now() >= deadline;
+            let matrix = Self::measure(lab)?;
+            if over || matrix.broken(promise).is_empty() {
+                return Ok(matrix);
+            }
+        }
+    }
+
+    /// The measurements of one direction over one family.
+    pub fn of(&self, direction: Direction, family: Family) -> impl Iterator<Item = &Measurement> {
+        self.0.iter().filter(move |cell| cell.direction == direction && cell.family == family)
+    }
+
+    /// The cells that are not as promised, each in a line of its own; empty when all are.
+    #[must_use]
+    pub fn broken(&self, promise: Promise) -> Vec<String> {
+        let broken = self.0.iter().filter(|measured| measured.cell != promise.of(measured.direction));
+        broken
+            .map(|Measurement { direction, family, from, to, cell }| {
+                let family = if *family == Family::V4 { "IPv4" } else { "IPv6" };
+                let promised = promise.of(*direction);
+                format!("{direction} over {family}, {from} to {to}: {cell} (promised: {promised})")
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,79 @@
+//! Pings that go on while something changes, and the count of those lost.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use wireloom_plan::kernel::Family;
+
+use super::{Place, Result, probe::Ping};
+
+/// For the last replies, after the last request.
+const STRAGGLERS: Duration = Duration::from_secs(1);
+/// Bytes after the ICMP header.
+const PAYLOAD: usize = 56;
+
+/// Pings that go on until [`Pinger::stop`].
+#[derive(Debug)]
+pub struct Pinger {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<Result<PingReport>>,
+}
+
+/// What became of a [`Pinger`]'s requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PingReport {
+    /// Requests.
+    pub sent: usize,
+    /// Requests without a reply.
+    pub lost: usize,
+}
+
+impl Pinger {
+    /// Starts to ping, one request each `interval`.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket.
+    pub fn start(from: &Place, to: &Place, family: Family, interval: Duration) -> Result<Self> {
+        // Below the probes' identifiers nobody else's are.
+        let ping = Ping::open(&from.space, to.addresses.of(family), u16::MAX)?;
+        let over = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&over);
+        let thread = thread::spawn(move || {
+            let mut answered = BTreeSet::new();
+            let mut sent = 0;
+            let mut next = Instant::now();
+            while !stop.load(Ordering::Relaxed) {
+                ping.send(sent, PAYLOAD)?;
+                sent += 1;
+                next += interval;
+                while let Some(seq) = ping.reply(next)? {
+                    answered.insert(seq);
+                }
+            }
+            let deadline = Instant::now() + STRAGGLERS;
+            while answered.len() < usize::from(sent)
+                && let Some(seq) = ping.reply(deadline)?
+            {
+                answered.insert(seq);
+            }
+            Ok(PingReport { sent: sent.into(), lost: usize::from(sent) - answered.len() })
+        });
+        Ok(Self { over, thread })
+    }
+
+    /// Ends the requests, waits for the last replies, and reports.
+    ///
+    /// # Errors
+    /// When the socket failed on the way.
+    pub fn stop(self) -> Result<PingReport> {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the pinger does not panic")
+    }
+}

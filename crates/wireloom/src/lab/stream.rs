@@ -1,0 +1,152 @@
+//! A TCP stream that runs while something changes.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use wireloom_plan::kernel::Family;
+
+use super::{Error, PATIENCE, Place, Result, Space};
+
+/// Bytes, one write each [`INTERVAL`]: 1 MB/s, so that tests beside it are not disturbed.
+const CHUNK: usize = 10_000;
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// A TCP stream at a steady pace, until [`Stream::stop`].
+#[derive(Debug)]
+pub struct Stream {
+    over: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+    sender: JoinHandle<Result<u64>>,
+    receiver: JoinHandle<Result<Received>>,
+    from: Space,
+    ports: (u16, u16),
+}
+
+#[derive(Debug)]
+struct Received {
+    bytes: u64,
+    longest_silence: Duration,
+    intact: bool,
+}
+
+/// What became of a [`Stream`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamReport {
+    /// Bytes written.
+    pub sent: u64,
+    /// Bytes read, all of them as written when `intact`.
+    pub received: u64,
+    /// No byte differed.
+    pub intact: bool,
+    /// Segments that TCP had to send again: the packets that were lost, or thought so.
+    pub retransmitted: u64,
+    /// Between two reads.
+    pub longest_silence: Duration,
+}
+
+impl Stream {
+    /// Connects and starts to send.
+    ///
+    /// # Errors
+    /// When no connection comes about.
+    pub fn start(from: &Place, to: &Place, family: Family) -> Result<Self> {
+        let target = to.addresses.of(family);
+        let listener = to.space.open("listen", || TcpListener::bind((target, 0)))?;
+        let target = listener.local_addr().map_err(Error::io("see the port that is listened on"))?;
+        let mut client = connect(&from.space, target)?;
+        let (mut server, peer) = listener.accept().map_err(Error::io("accept"))?;
+        server.set_read_timeout(Some(PATIENCE)).map_err(Error::io("set a timeout"))?;
+
+        let over = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&over);
+        let sender = thread::spawn(move || {
+            let mut sent = 0;
+            let mut next = Instant::now();
+            while !stop.load(Ordering::Relaxed) {
+                let chunk: Vec<u8> = (sent..sent + CHUNK as u64).map(byte_at).collect();
+                client.write_all(&chunk).map_err(Error::io("write to the stream"))?;
+                sent += CHUNK as u64;
+                next += INTERVAL;
+                thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+            Ok(sent)
+        });
+        let received = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&received);
+        let receiver = thread::spawn(move || {
+            let mut so_far = Received { bytes: 0, longest_silence: Duration::ZERO, intact: true };
+            let mut buffer = vec![0; 1 << 16];
+            let mut last = Instant::now();
+            loop {
+                let length = server.read(&mut buffer).map_err(Error::io("read from the stream"))?;
+                if length == 0 {
+                    return Ok(so_far);
+                }
+                so_far.longest_silence = so_far.longest_silence.max(last.elapsed());
+                last = Instant::now();
+                so_far.intact &=
+                    buffer[..length].iter().zip(so_far.bytes..).all(|(byte, at)| *byte == byte_at(at));
+                so_far.bytes += length as u64;
+                count.store(so_far.bytes, Ordering::Relaxed);
+            }
+        });
+        let ports = (peer.port(), target.port());
+        Ok(Self { over, received, sender, receiver, from: from.space.clone(), ports })
+    }
+
+    /// Bytes that have arrived so far.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Ends the stream, waits until all of it has arrived, and reports.
+    ///
+    /// # Errors
+    /// When the connection broke on the way.
+    pub fn stop(self) -> Result<StreamReport> {
+        let retransmitted = self.retransmitted()?;
+        self.over.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().expect("the sender does not panic")?;
+        let Received { bytes: received, longest_silence, intact } =
+            self.receiver.join().expect("the receiver does not panic")?;
+        Ok(StreamReport { sent, received, intact, retransmitted, longest_silence })
+    }
+
+    /// `ss` shows `retrans:NOW/TOTAL` when there were any.
+    fn retransmitted(&self) -> Result<u64> {
+        let line = format!("ss -Htino sport = :{} and dport = :{}", self.ports.0, self.ports.1);
+        let shown = self.from.run(&line)?;
+        if !shown.contains("segs_out:") {
+            return Err(Error::Output { what: line, output: shown });
+        }
+        let total = shown.split_whitespace().find_map(|word| word.strip_prefix("retrans:"));
+        match total.map(|now_total| now_total.split('/').next_back().map(str::parse)) {
+            None => Ok(0),
+            Some(Some(Ok(total))) => Ok(total),
+            Some(_) => Err(Error::Output { what: line, output: shown }),
+        }
+    }
+}
+
+fn connect(from: &Space, target: SocketAddr) -> Result<TcpStream> {
+    let socket = from.open("open a TCP socket", || {
+        Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))
+    })?;
+    socket.connect_timeout(&target.into(), PATIENCE).map_err(Error::io(format!("connect to {target}")))?;
+    Ok(socket.into())
+}
+
+/// Byte `at` of every stream: a sequence whose period is prime, so that whatever is missing shows.
+fn byte_at(at: u64) -> u8 {
+    (at % 251) as u8
+}

@@ -1,0 +1,69 @@
+//! The system's own programs that the laboratory is built with.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+};
+
+use super::{Error, Result};
+
+/// Programs and the Debian packages that have them.
+const PACKAGES: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("ss", "iproute2"),
+    ("ping", "iputils-ping"),
+    ("nft", "nftables"),
+    ("mount", "mount"),
+    ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
+    ("socat", "socat"),
+    ("sysctl", "procps"),
+    ("tcpdump", "tcpdump"),
+    ("wg", "wireguard-tools"),
+    ("wg-quick", "wireguard-tools"),
+    ("wireguard-go", "wireguard-go"),
+];
+
+/// Where Debian keeps administrators' programs; an ordinary user's `PATH` lacks them.
+const ADMINISTRATORS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// `PATH` with the administrators' directories.
+pub(crate) fn search_path() -> OsString {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let directories = env::split_paths(&path).chain(ADMINISTRATORS.map(PathBuf::from));
+    env::join_paths(directories).expect("the parts of a PATH hold no separator")
+}
+
+/// Checks that each of these programs is installed.
+///
+/// # Errors
+/// [`Error::MissingTool`] for the first that is not, with the name of its Debian package.
+pub fn require(programs: &[&str]) -> Result<()> {
+    require_in(&search_path(), programs)
+}
+
+/// Programs that no package is named for here are left to fail by themselves.
+fn require_in(path: &OsStr, programs: &[&str]) -> Result<()> {
+    for (program, package) in PACKAGES.iter().filter(|(program, _)| programs.contains(program)) {
+        if !env::split_paths(path).any(|directory| directory.join(program).is_file()) {
+            return Err(Error::MissingTool { program, package });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_is_named_with_its_package() {
+        let empty = tempfile::tempdir().unwrap();
+        let error = require_in(empty.path().as_os_str(), &["nft"]).unwrap_err();
+        assert_eq!(error.to_string(), "the program `nft` is missing: install the Debian package `nftables`");
+        std::fs::write(empty.path().join("nft"), "").unwrap();
+        assert!(require_in(empty.path().as_os_str(), &["nft", "not-listed"]).is_ok());
+    }
+}

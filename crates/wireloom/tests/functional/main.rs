@@ -1,0 +1,18 @@
+//! The program with real packets, in network namespaces that each test makes for itself.
+//!
+//! | module | shows |
+//! |---|---|
+//! | [`laboratory`] | that the laboratory measures what it claims to, and leaves nothing behind |
+//!
+//! `cargo test --features functional` runs them, as root or not (a test binary that may not make
+//! namespaces starts itself again in a user namespace). They need Debian's `iproute2`, `iputils-ping`,
+//! `nftables`, `util-linux`, `wireguard-tools` and `wireguard-go`; a missing one fails with its name.
+
+mod laboratory;
+
+use std::path::Path;
+
+/// The program under test.
+fn wireloom() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_wireloom"))
+}
