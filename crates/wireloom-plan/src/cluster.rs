@@ -13,7 +13,7 @@ use crate::key::PublicKey;
 /// The whole mesh, as one membership source sees it at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Cluster {
-    /// The ranges that workload addresses are taken from.
+    /// The ranges that workload addresses are taken from; no host bits set.
     pub pools: BTreeSet<IpNet>,
     /// Every node by its name, this one included.
     pub nodes: BTreeMap<String, Node>,
@@ -28,7 +28,8 @@ pub struct Node {
     pub endpoint: Option<SocketAddr>,
     /// The host's own addresses.
     pub addresses: BTreeSet<IpAddr>,
-    /// Where this node's workloads live; single addresses may be borrowed from another node's block.
+    /// Where this node's workloads live, no host bits set; single addresses may be borrowed from
+    /// another node's block.
     pub workloads: BTreeSet<IpNet>,
     /// Addresses on the WireGuard interface, for link mode.
     pub link_addresses: BTreeSet<IpAddr>,

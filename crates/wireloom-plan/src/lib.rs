@@ -2,9 +2,24 @@
 //!
 //! Pure: no I/O, no clock, no randomness. The shell observes the kernel, asks for the
 //! operations, applies them and observes again.
+//!
+//! ```text
+//!  Cluster  ─┐
+//!  Settings ─┼─ desired() ─▶ Desired ─┐
+//!  Host     ─┘                        ├─ diff() ─▶ [Op] ─▶ the shell, or Observed::apply_all()
+//!                        Observed ────┘
+//! ```
+//!
+//! [`planner::Planner`] holds the left half of that picture and keeps it up to date, one changed
+//! node at a time.
 
 pub mod cluster;
+pub mod desired;
+pub mod diff;
 pub mod kernel;
 pub mod key;
 pub mod op;
+pub mod planner;
+pub mod refusal;
 pub mod settings;
+pub mod warning;

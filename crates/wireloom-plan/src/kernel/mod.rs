@@ -2,14 +2,21 @@
 //!
 //! What makes each object ours is in ARCHITECTURE.md, "Kernel ownership".
 
+mod apply;
+mod rules;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+pub use apply::ApplyError;
+pub(crate) use rules::{find_rule, insert_rule};
 
 use crate::key::PublicKey;
 
@@ -28,6 +35,25 @@ pub enum Family {
     V4,
     /// IPv6
     V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
 }
 
 /// Everything of the kernel that a plan depends on.
@@ -140,6 +166,41 @@ pub struct Route {
     pub protocol: u8,
 }
 
+impl Route {
+    /// A route as Wireloom writes it.
+    pub fn ours(destination: IpNet, kind: RouteKind) -> Self {
+        // IP6_RT_PRIO_USER (include/uapi/linux/ipv6_route.h): what the kernel makes of an IPv6 metric of 0.
+        let metric = if destination.addr().is_ipv4() { 0 } else { 1024 };
+        Self { destination, kind, metric, protocol: PROTOCOL }
+    }
+
+    /// Made by this agent or one before it.
+    pub fn is_ours(&self) -> bool {
+        self.protocol == PROTOCOL
+    }
+}
+
+impl Observed {
+    /// The routes in our table to exactly this destination.
+    pub fn routes_to(&self, destination: IpNet) -> impl Iterator<Item = &Route> {
+        // The least of all routes to it: `Route` orders by destination first.
+        let least = Route {
+            destination,
+            kind: RouteKind::Device { gateway: None, source: None },
+            metric: 0,
+            protocol: 0,
+        };
+        self.routes.range(least..).take_while(move |route| route.destination == destination)
+    }
+}
+
+impl Link {
+    /// Made by this agent or one before it.
+    pub fn is_ours(&self) -> bool {
+        self.alias.as_deref() == Some(ALIAS)
+    }
+}
+
 /// What a route does with a packet.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -170,6 +231,16 @@ pub struct Underlay {
     pub rp_filter: u8,
     /// `net.ipv4.conf.IFACE.src_valid_mark`.
     pub src_valid_mark: bool,
+}
+
+impl Underlay {
+    /// The value of one of the sysctls that we may set.
+    pub fn sysctl(&self, sysctl: UnderlaySysctl) -> u8 {
+        match sysctl {
+            UnderlaySysctl::RpFilter => self.rp_filter,
+            UnderlaySysctl::SrcValidMark => u8::from(self.src_valid_mark),
+        }
+    }
 }
 
 /// The sysctls of an underlay interface that host mode needs (`net.ipv4.conf.IFACE.…`).

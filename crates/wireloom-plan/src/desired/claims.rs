@@ -1,0 +1,178 @@
+//! Who claims what: the keys and the prefixes of the whole cluster, by claimant.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+
+use super::{Host, View};
+use crate::{
+    cluster::{Cluster, Node},
+    kernel::Family,
+    key::PublicKey,
+    settings::Settings,
+};
+
+/// The claims of all nodes. Claimants are sorted by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Index {
+    keys: BTreeMap<PublicKey, Vec<String>>,
+    prefixes: BTreeMap<IpNet, Vec<String>>,
+}
+
+impl Index {
+    pub(crate) fn of(cluster: &Cluster, settings: &Settings, host: &Host) -> Self {
+        let mut index = Self::default();
+        // Whatever the membership says, the device holds the key file's key.
+        claim(&mut index.keys, host.public_key, &settings.node);
+        for (name, node) in &cluster.nodes {
+            index.insert(name, node, settings);
+        }
+        index
+    }
+
+    fn insert(&mut self, name: &str, node: &Node, settings: &Settings) {
+        if let Some(key) = node.public_key {
+            claim(&mut self.keys, key, name);
+        }
+        for prefix in prefixes(node, settings) {
+            claim(&mut self.prefixes, prefix, name);
+        }
+    }
+
+    /// Another node than our own was the first and is the second.
+    pub(crate) fn replace(&mut self, name: &str, [old, new]: [Option<&Node>; 2], settings: &Settings) {
+        if let Some(old) = old {
+            self.remove(name, old, settings);
+        }
+        if let Some(new) = new {
+            self.insert(name, new, settings);
+        }
+    }
+
+    fn remove(&mut self, name: &str, node: &Node, settings: &Settings) {
+        if let Some(key) = node.public_key {
+            withdraw(&mut self.keys, &key, name);
+        }
+        for prefix in prefixes(node, settings) {
+            withdraw(&mut self.prefixes, &prefix, name);
+        }
+    }
+
+    /// The nodes that claim the key.
+    pub(super) fn holders(&self, key: PublicKey) -> &[String] {
+        self.keys.get(&key).map_or(&[], Vec::as_slice)
+    }
+
+    /// The nodes that claim exactly this prefix.
+    pub(super) fn claimants(&self, prefix: IpNet) -> &[String] {
+        self.prefixes.get(&prefix).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = IpNet> {
+        self.prefixes.keys().copied()
+    }
+
+    pub(super) fn shared_keys(&self) -> impl Iterator<Item = PublicKey> {
+        self.keys.iter().filter(|(_, nodes)| nodes.len() > 1).map(|(key, _)| *key)
+    }
+
+    /// Claimed prefixes inside this one, and narrower.
+    pub(super) fn inside(&self, prefix: IpNet) -> impl Iterator<Item = (IpNet, &[String])> {
+        // A prefix orders before all that it contains, and these are neighbours: `IpNet` orders
+        // by network address, then by length.
+        let last = match prefix {
+            IpNet::V4(net) => IpNet::V4(net.broadcast().into()),
+            IpNet::V6(net) => IpNet::V6(net.broadcast().into()),
+        };
+        let inside = if prefix < last { Some(self.prefixes.range(prefix..=last)) } else { None };
+        inside
+            .into_iter()
+            .flatten()
+            .filter(move |(inner, _)| **inner != prefix)
+            .map(|(inner, nodes)| (*inner, nodes.as_slice()))
+    }
+}
+
+/// The prefixes whose packets for this node belong in the mesh.
+fn prefixes(node: &Node, settings: &Settings) -> impl Iterator<Item = IpNet> {
+    let addresses = settings.encrypt_host_traffic.then_some(&node.addresses).into_iter().flatten();
+    let addresses = addresses.map(|address| IpNet::from(*address));
+    // An address may be a workload too; one claim is enough.
+    let addresses = addresses.filter(|prefix| !node.workloads.contains(prefix));
+    node.workloads.iter().copied().chain(addresses)
+}
+
+/// Every prefix that contains this one, itself left out.
+pub(crate) fn enclosing(prefix: IpNet) -> impl Iterator<Item = IpNet> {
+    std::iter::successors(prefix.supernet(), IpNet::supernet)
+}
+
+fn claim<K: Ord>(claims: &mut BTreeMap<K, Vec<String>>, key: K, name: &str) {
+    let names = claims.entry(key).or_default();
+    if let Err(place) = names.binary_search_by(|other| other.as_str().cmp(name)) {
+        names.insert(place, name.to_owned());
+    }
+}
+
+fn withdraw<K: Ord>(claims: &mut BTreeMap<K, Vec<String>>, key: &K, name: &str) {
+    if let Some(names) = claims.get_mut(key) {
+        names.retain(|other| other != name);
+        if names.is_empty() {
+            claims.remove(key);
+        }
+    }
+}
+
+impl View<'_> {
+    /// The node that gets the prefix: this one, because its workloads are really here, else the
+    /// first by name, so that all nodes decide alike.
+    pub(super) fn owner(&self, prefix: IpNet) -> Option<&str> {
+        let claimants = self.index.claimants(prefix);
+        claimants.iter().find(|name| self.is_own(name)).or(claimants.first()).map(String::as_str)
+    }
+
+    /// The prefixes that this node claims and gets.
+    pub(super) fn owned(&self, name: &str, node: &Node) -> impl Iterator<Item = IpNet> {
+        prefixes(node, self.settings).filter(move |prefix| self.owner(*prefix) == Some(name))
+    }
+
+    /// The nodes that claim the key.
+    pub(crate) fn holders(&self, key: PublicKey) -> impl Iterator<Item = &Node> {
+        self.index.holders(key).iter().filter_map(|name| self.cluster.nodes.get(name))
+    }
+
+    /// The nodes that claim exactly this prefix.
+    pub(crate) fn claimants(&self, prefix: IpNet) -> impl Iterator<Item = &Node> {
+        self.index.claimants(prefix).iter().filter_map(|name| self.cluster.nodes.get(name))
+    }
+
+    /// The prefixes that this node claims.
+    pub(crate) fn claimed(&self, node: &Node) -> impl Iterator<Item = IpNet> {
+        prefixes(node, self.settings)
+    }
+
+    /// The key under which this node and we can encrypt for each other, if we can: it is the
+    /// node's alone, and we have one that is ours alone.
+    pub(crate) fn peer_key(&self, node: &Node) -> Option<PublicKey> {
+        node.public_key.filter(|key| self.index.holders(*key).len() == 1 && self.can_encrypt())
+    }
+
+    /// This node has a key in the membership, and no other node claims it or the key file's.
+    pub(crate) fn can_encrypt(&self) -> bool {
+        self.own.public_key.is_some_and(|key| {
+            [key, self.host.public_key].iter().all(|key| self.index.holders(*key).len() == 1)
+        })
+    }
+
+    /// Families in which anybody in the mesh has anything.
+    pub(super) fn families(&self) -> impl Iterator<Item = Family> {
+        let mut used = [false; 2];
+        let ends = [self.index.prefixes.first_key_value(), self.index.prefixes.last_key_value()];
+        let claims = ends.into_iter().flatten().map(|(prefix, _)| prefix);
+        // Every IPv4 prefix orders before every IPv6 one, so the two ends show both families.
+        for prefix in claims.chain(&self.cluster.pools) {
+            used[usize::from(prefix.addr().is_ipv6())] = true;
+        }
+        Family::ALL.into_iter().zip(used).filter_map(|(family, used)| used.then_some(family))
+    }
+}

@@ -1,0 +1,47 @@
+//! The interface and the WireGuard device behind it.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::View;
+use crate::key::PublicKey;
+
+/// What WireGuard over IPv6 adds to a packet, bytes: 40 (IPv6) + 8 (UDP) + 16 (header) + 16 (tag).
+pub const HEADROOM: u32 = 80;
+
+/// An Ethernet underlay's, bytes, for when none is seen.
+const ETHERNET_MTU: u32 = 1500;
+
+/// The WireGuard device as it shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DesiredDevice {
+    /// What the private key's public half must be.
+    pub public_key: PublicKey,
+    /// UDP port.
+    pub listen_port: u16,
+    /// The mark on the packets that it sends.
+    pub fwmark: u32,
+}
+
+impl View<'_> {
+    pub(super) fn mtu(&self) -> u32 {
+        let underlay = || self.host.underlays.values().map(|underlay| underlay.mtu).min();
+        self.settings.mtu.unwrap_or_else(|| underlay().unwrap_or(ETHERNET_MTU).saturating_sub(HEADROOM))
+    }
+
+    pub(super) fn device(&self) -> DesiredDevice {
+        DesiredDevice {
+            public_key: self.host.public_key,
+            listen_port: self.settings.listen_port,
+            fwmark: self.settings.fwmark,
+        }
+    }
+
+    /// None: packets through the interface keep the addresses of workloads and hosts. Link mode,
+    /// in which nodes have addresses on the link itself, puts its own here.
+    pub(super) fn addresses(&self) -> BTreeSet<IpNet> {
+        BTreeSet::new()
+    }
+}

@@ -1,0 +1,159 @@
+//! The state that the kernel of this node shall have: a function of the cluster, the settings
+//! and a few facts about this machine.
+//!
+//! Every object of it is derived by itself, from few entries of the [`Index`]: that is what lets
+//! [`crate::planner::Planner`] derive again only what one changed node touches.
+
+mod claims;
+mod firewall;
+mod link;
+mod peers;
+mod routes;
+mod rules;
+mod warnings;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+pub(crate) use claims::{Index, enclosing};
+use ipnet::IpNet;
+pub use link::{DesiredDevice, HEADROOM};
+pub use peers::DesiredPeer;
+use serde::Serialize;
+
+use crate::{
+    cluster::{Cluster, Node},
+    kernel::{Firewall, Observed, RouteKind, Rule, UnderlaySysctl},
+    key::PublicKey,
+    refusal::Refusal,
+    settings::Settings,
+    warning::Warning,
+};
+
+/// The state that the kernel shall have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Desired {
+    /// The interface's name.
+    pub interface: String,
+    /// The interface's MTU, bytes.
+    pub mtu: u32,
+    /// The WireGuard device itself.
+    pub device: DesiredDevice,
+    /// The device's peers.
+    pub peers: BTreeMap<PublicKey, DesiredPeer>,
+    /// Addresses on our interface; none but in link mode.
+    pub addresses: BTreeSet<IpNet>,
+    /// Routes in our table, by destination.
+    pub routes: BTreeMap<IpNet, RouteKind>,
+    /// Rules that lead to our table.
+    pub rules: BTreeSet<Rule>,
+    /// Sysctls of underlay interfaces.
+    pub sysctls: BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>,
+    /// The nftables table, when there shall be one.
+    pub firewall: Option<Firewall>,
+    /// What the operator should know.
+    pub warnings: BTreeSet<Warning>,
+}
+
+/// What the desired state depends on of this machine itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// The public half of the key file's private key.
+    pub public_key: PublicKey,
+    /// The interfaces that carry this node's own addresses, by name.
+    pub underlays: BTreeMap<String, HostUnderlay>,
+}
+
+/// An interface that carries own addresses, without what we ourselves change of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostUnderlay {
+    /// Bytes.
+    pub mtu: u32,
+    /// The addresses on it.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+impl Host {
+    /// The facts as observed.
+    pub fn of(public_key: PublicKey, observed: &Observed) -> Self {
+        let underlays = observed
+            .underlays
+            .iter()
+            .map(|(name, underlay)| {
+                let facts = HostUnderlay { mtu: underlay.mtu, addresses: underlay.addresses.clone() };
+                (name.clone(), facts)
+            })
+            .collect();
+        Self { public_key, underlays }
+    }
+}
+
+/// The desired state, from nothing.
+///
+/// # Errors
+/// [`Refusal::NodeMissing`] and [`Refusal::NoMark`]; the kernel then stays as it is.
+pub fn desired(cluster: &Cluster, settings: &Settings, host: &Host) -> Result<Desired, Refusal> {
+    let index = Index::of(cluster, settings, host);
+    Ok(View::new(cluster, settings, host, &index)?.desired())
+}
+
+/// The cluster as this node sees it.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    cluster: &'a Cluster,
+    settings: &'a Settings,
+    host: &'a Host,
+    index: &'a Index,
+    /// This node in the cluster.
+    own: &'a Node,
+}
+
+impl<'a> View<'a> {
+    pub(crate) fn new(
+        cluster: &'a Cluster,
+        settings: &'a Settings,
+        host: &'a Host,
+        index: &'a Index,
+    ) -> Result<Self, Refusal> {
+        if settings.fwmark == 0 {
+            return Err(Refusal::NoMark);
+        }
+        let own = cluster
+            .nodes
+            .get(&settings.node)
+            .ok_or_else(|| Refusal::NodeMissing { node: settings.node.clone() })?;
+        Ok(Self { cluster, settings, host, index, own })
+    }
+
+    /// Everything, from nothing.
+    pub(crate) fn desired(&self) -> Desired {
+        Desired {
+            interface: self.settings.interface.clone(),
+            mtu: self.mtu(),
+            device: self.device(),
+            peers: self.peers(),
+            addresses: self.addresses(),
+            routes: self.routes(),
+            rules: self.rules(),
+            sysctls: self.sysctls(),
+            firewall: self.firewall(),
+            warnings: self.warnings(),
+        }
+    }
+
+    /// The own addresses that this machine really has.
+    fn addresses_here(&self) -> impl Iterator<Item = IpAddr> + use<'a> {
+        let host = self.host;
+        self.own
+            .addresses
+            .iter()
+            .copied()
+            .filter(|address| host.underlays.values().any(|underlay| underlay.addresses.contains(address)))
+    }
+
+    fn is_own(&self, name: &str) -> bool {
+        name == self.settings.node
+    }
+}

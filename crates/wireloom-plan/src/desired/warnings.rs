@@ -1,0 +1,78 @@
+//! What of the cluster and the settings the operator should know, subject by subject.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::View;
+use crate::{key::PublicKey, warning::Warning};
+
+impl View<'_> {
+    pub(super) fn warnings(&self) -> BTreeSet<Warning> {
+        let nodes = self.cluster.nodes.keys().filter_map(|name| self.warning_of_node(name));
+        let keys = self.index.shared_keys().filter_map(|key| self.warning_of_key(key));
+        let prefixes = self.index.prefixes().flat_map(|prefix| self.warnings_of_prefix(prefix));
+        self.own_warnings().into_iter().chain(nodes).chain(keys).chain(prefixes).collect()
+    }
+
+    /// About this node itself.
+    pub(crate) fn own_warnings(&self) -> BTreeSet<Warning> {
+        let mut warnings = BTreeSet::new();
+        match self.own.public_key {
+            None => {
+                warnings.insert(Warning::OwnNodeKeyless);
+            }
+            Some(membership) if membership != self.host.public_key => {
+                warnings.insert(Warning::OwnKeyDiffers { key_file: self.host.public_key, membership });
+            }
+            Some(_) => {}
+        }
+        if self.settings.encrypt_host_traffic {
+            let missing = self.families().filter(|family| self.source(*family).is_none());
+            warnings.extend(missing.map(|family| Warning::NoOwnAddress { family }));
+            let here: BTreeSet<_> = self.addresses_here().collect();
+            let elsewhere = self.own.addresses.difference(&here).copied();
+            warnings.extend(elsewhere.map(|address| Warning::AddressNotHere { address }));
+        }
+        let uncovered = self.own.workloads.iter().copied().filter(|workload| !self.is_covered(*workload));
+        warnings.extend(uncovered.map(|workload| Warning::UncoveredWorkload { workload }));
+        warnings
+    }
+
+    /// About another node.
+    pub(crate) fn warning_of_node(&self, name: &str) -> Option<Warning> {
+        let node = self.cluster.nodes.get(name).filter(|_| !self.is_own(name))?;
+        match (node.public_key, node.endpoint) {
+            (None, _) => Some(Warning::KeylessNode { node: name.to_owned() }),
+            (Some(_), None) => Some(Warning::NoEndpoint { node: name.to_owned() }),
+            (Some(_), Some(_)) => None,
+        }
+    }
+
+    /// About a key.
+    pub(crate) fn warning_of_key(&self, public_key: PublicKey) -> Option<Warning> {
+        let nodes = self.index.holders(public_key);
+        (nodes.len() > 1).then(|| Warning::SharedKey { public_key, nodes: nodes.to_vec() })
+    }
+
+    /// About a claimed prefix: equal claims, and narrower ones inside. A single address inside
+    /// another node's block is borrowed, which is as it should be.
+    pub(crate) fn warnings_of_prefix(&self, prefix: IpNet) -> impl Iterator<Item = Warning> + use<> {
+        let contested = self.owner(prefix).and_then(|owner| {
+            let others = self.index.claimants(prefix).iter().filter(|name| *name != owner);
+            let refused: Vec<_> = others.cloned().collect();
+            let taken_by = owner.to_owned();
+            (!refused.is_empty()).then_some(Warning::ContestedPrefix { prefix, taken_by, refused })
+        });
+        let nested = self.owner(prefix).and_then(|owner| {
+            let mut others = self.index.inside(prefix).filter_map(|(inner, nodes)| {
+                let block = inner.prefix_len() < inner.max_prefix_len();
+                (block && nodes.iter().any(|name| name != owner)).then_some(inner)
+            });
+            let inner = others.next()?;
+            let count = 1 + others.count();
+            Some(Warning::NestedPrefixes { prefix, node: owner.to_owned(), inner, count })
+        });
+        contested.into_iter().chain(nested)
+    }
+}

@@ -1,0 +1,48 @@
+//! Rules that lead to our table: all of them are ours, whoever made them.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    kernel::{Rule, find_rule, insert_rule},
+    op::Op,
+};
+
+/// Add what is missing, then remove what is too much.
+///
+/// A delete request does not name a rule: it removes the first that matches loosely (see
+/// [`find_rule`]), which may be one that shall stay. Such a one is added once more first, behind
+/// the others of its priority, so that it is never missing; then the request is repeated until it
+/// hits what it was meant for. Each request removes a rule no later than its target and every
+/// addition lands behind it, so this ends.
+pub(super) fn changes(observed: &[Rule], desired: &BTreeSet<Rule>) -> Vec<Op> {
+    let mut rules = observed.to_vec();
+    let mut ops = Vec::new();
+    let add = |rules: &mut Vec<Rule>, ops: &mut Vec<Op>, rule: &Rule| {
+        insert_rule(rules, rule.clone());
+        ops.push(Op::AddRule(rule.clone()));
+    };
+    for rule in desired.iter().filter(|rule| !observed.contains(rule)) {
+        add(&mut rules, &mut ops, rule);
+    }
+    while let Some(surplus) = first_surplus(&rules, desired) {
+        let request = rules[surplus].clone();
+        // A rule always matches itself.
+        let hit = find_rule(&rules, &request).unwrap_or(surplus);
+        if desired.contains(&rules[hit]) && copies(&rules, hit) == 1 {
+            let kept = rules[hit].clone();
+            add(&mut rules, &mut ops, &kept);
+        }
+        rules.remove(hit);
+        ops.push(Op::RemoveRule(request));
+    }
+    ops
+}
+
+/// A rule that nobody wants, or a second copy of one.
+fn first_surplus(rules: &[Rule], desired: &BTreeSet<Rule>) -> Option<usize> {
+    (0..rules.len()).find(|place| !desired.contains(&rules[*place]) || copies(rules, *place) > 1)
+}
+
+fn copies(rules: &[Rule], place: usize) -> usize {
+    rules.iter().filter(|rule| **rule == rules[place]).count()
+}

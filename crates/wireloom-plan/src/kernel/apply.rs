@@ -1,0 +1,239 @@
+//! The in-memory twin of the kernel: what each operation does, and what the kernel refuses.
+//!
+//! Tests run plans against it; the shell keeps its mirror of the kernel with it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use ipnet::IpNet;
+
+use super::{ALIAS, Device, Link, Observed, Peer, Route, RouteKind, UnderlaySysctl, find_rule, insert_rule};
+use crate::{
+    key::PublicKey,
+    op::{Op, SetPeer},
+};
+
+/// What the kernel refuses. A plan made from what was really observed never meets one; the
+/// mend is to observe again and plan anew.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// EEXIST
+    #[error("the interface exists")]
+    LinkExists,
+    /// ENODEV
+    #[error("there is no interface of our name")]
+    NoLink,
+    /// ENETDOWN
+    #[error("route {0}: the interface is down")]
+    LinkDown(IpNet),
+    /// Nothing answers for the device.
+    #[error("there is no WireGuard device")]
+    NoDevice,
+    /// EINVAL: a preferred source must be an address of this machine.
+    #[error("route {0}: its source is not an address of this machine")]
+    NoSuchSource(IpNet),
+    /// EEXIST
+    #[error("address {0} exists")]
+    AddressExists(IpNet),
+    /// EADDRNOTAVAIL
+    #[error("address {0} does not exist")]
+    NoSuchAddress(IpNet),
+    /// ESRCH
+    #[error("route {0} does not exist")]
+    NoSuchRoute(IpNet),
+    /// ENOENT
+    #[error("no rule at priority {0} matches")]
+    NoSuchRule(u32),
+    /// ENOENT
+    #[error("table `inet wireloom` does not exist")]
+    NoFirewall,
+    /// ENOENT
+    #[error("{0} is not an underlay interface")]
+    NoSuchUnderlay(String),
+    /// Nothing to put back.
+    #[error("no earlier value of a sysctl of {0} is recorded")]
+    NotRecorded(String),
+}
+
+impl Observed {
+    /// Do to this picture of the kernel what the operation does to the kernel.
+    ///
+    /// # Errors
+    /// When the kernel would refuse; the picture is then unchanged.
+    pub fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
+        self.apply_all(std::slice::from_ref(op))
+    }
+
+    /// [`apply`](Self::apply) for a list. A run of consecutive [`Op::SetPeer`] is one transaction
+    /// and costs one pass over the device's peers.
+    ///
+    /// # Errors
+    /// At the first operation that the kernel would refuse; those before it are done.
+    pub fn apply_all(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
+        for run in ops.chunk_by(|a, b| matches!((a, b), (Op::SetPeer(_), Op::SetPeer(_)))) {
+            if let Op::SetPeer(_) = run[0] {
+                let device = self.device.as_mut().ok_or(ApplyError::NoDevice)?;
+                device.set_peers(run.iter().filter_map(|op| match op {
+                    Op::SetPeer(peer) => Some(peer),
+                    _ => None,
+                }));
+            } else {
+                run.iter().try_for_each(|op| self.apply_one(op))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_one(&mut self, op: &Op) -> Result<(), ApplyError> {
+        match op {
+            Op::CreateLink { mtu } => {
+                if self.link.is_some() {
+                    return Err(ApplyError::LinkExists);
+                }
+                self.link = Some(Link { alias: Some(ALIAS.to_owned()), mtu: *mtu, up: false });
+                self.device = Some(Device::default());
+            }
+            Op::RemoveLink => {
+                self.link.as_ref().ok_or(ApplyError::NoLink)?;
+                self.forget_link();
+            }
+            Op::SetMtu { mtu } => self.link.as_mut().ok_or(ApplyError::NoLink)?.mtu = *mtu,
+            Op::SetUp => self.link.as_mut().ok_or(ApplyError::NoLink)?.up = true,
+            Op::ConfigureDevice { public_key, listen_port, fwmark } => {
+                let device = self.device.as_mut().ok_or(ApplyError::NoDevice)?;
+                device.public_key = Some(*public_key);
+                device.listen_port = *listen_port;
+                device.fwmark = *fwmark;
+                // A device is never its own peer (wg_set_device, drivers/net/wireguard/netlink.c).
+                device.peers.remove(public_key);
+            }
+            Op::SetPeer(peer) => {
+                self.device.as_mut().ok_or(ApplyError::NoDevice)?.set_peers(std::iter::once(peer));
+            }
+            Op::RemovePeer { public_key } => {
+                self.device.as_mut().ok_or(ApplyError::NoDevice)?.peers.remove(public_key);
+            }
+            Op::AddAddress { address } => {
+                self.link.as_ref().ok_or(ApplyError::NoLink)?;
+                if !self.addresses.insert(*address) {
+                    return Err(ApplyError::AddressExists(*address));
+                }
+            }
+            Op::RemoveAddress { address } => {
+                if !self.addresses.remove(address) {
+                    return Err(ApplyError::NoSuchAddress(*address));
+                }
+            }
+            Op::SetRoute(route) => self.set_route(route)?,
+            Op::RemoveRoute(route) => {
+                if !self.routes.remove(route) {
+                    return Err(ApplyError::NoSuchRoute(route.destination));
+                }
+            }
+            Op::AddRule(rule) => insert_rule(&mut self.rules, rule.clone()),
+            Op::RemoveRule(rule) => {
+                let place = find_rule(&self.rules, rule).ok_or(ApplyError::NoSuchRule(rule.priority))?;
+                self.rules.remove(place);
+            }
+            Op::SetFirewall(firewall) => self.firewall = Some(firewall.clone()),
+            Op::RemoveFirewall => {
+                self.firewall.take().ok_or(ApplyError::NoFirewall)?;
+            }
+            Op::SetUnderlaySysctl { interface, sysctl, value } => {
+                let before = self.write_sysctl(interface, *sysctl, *value)?;
+                self.saved_sysctls.entry(interface.clone()).or_default().entry(*sysctl).or_insert(before);
+            }
+            Op::RestoreUnderlaySysctl { interface, sysctl } => self.restore_sysctl(interface, *sysctl)?,
+        }
+        Ok(())
+    }
+
+    /// With an interface go its addresses and the routes through it, and the device behind it.
+    pub(crate) fn forget_link(&mut self) {
+        self.link = None;
+        self.device = None;
+        self.addresses.clear();
+        self.routes.retain(|route| !matches!(route.kind, RouteKind::Device { .. }));
+    }
+
+    /// `NLM_F_REPLACE` takes the place of the first route with the same destination and metric,
+    /// of whatever kind and protocol: `fib_table_insert` (net/ipv4/fib_trie.c), and
+    /// `fib6_add_rt2node` (net/ipv6/ip6_fib.c), which prefers one that has a gateway as the new
+    /// one has or has not, but falls back on the first of that metric.
+    fn set_route(&mut self, route: &Route) -> Result<(), ApplyError> {
+        if let RouteKind::Device { source, .. } = &route.kind {
+            let link = self.link.as_ref().ok_or(ApplyError::NoLink)?;
+            if !link.up {
+                return Err(ApplyError::LinkDown(route.destination));
+            }
+            if let Some(source) = source {
+                let local = self.underlays.values().any(|underlay| underlay.addresses.contains(source))
+                    || self.addresses.iter().any(|address| address.addr() == *source);
+                if !local {
+                    return Err(ApplyError::NoSuchSource(route.destination));
+                }
+            }
+        }
+        let replaced = self.routes_to(route.destination).find(|other| other.metric == route.metric).cloned();
+        if let Some(replaced) = replaced {
+            self.routes.remove(&replaced);
+        }
+        self.routes.insert(route.clone());
+        Ok(())
+    }
+
+    fn write_sysctl(&mut self, interface: &str, sysctl: UnderlaySysctl, value: u8) -> Result<u8, ApplyError> {
+        let underlay = self
+            .underlays
+            .get_mut(interface)
+            .ok_or_else(|| ApplyError::NoSuchUnderlay(interface.to_owned()))?;
+        Ok(match sysctl {
+            UnderlaySysctl::RpFilter => std::mem::replace(&mut underlay.rp_filter, value),
+            UnderlaySysctl::SrcValidMark => {
+                u8::from(std::mem::replace(&mut underlay.src_valid_mark, value != 0))
+            }
+        })
+    }
+
+    fn restore_sysctl(&mut self, interface: &str, sysctl: UnderlaySysctl) -> Result<(), ApplyError> {
+        let not_recorded = || ApplyError::NotRecorded(interface.to_owned());
+        let saved = self.saved_sysctls.get_mut(interface).ok_or_else(not_recorded)?;
+        let value = saved.remove(&sysctl).ok_or_else(not_recorded)?;
+        if saved.is_empty() {
+            self.saved_sysctls.remove(interface);
+        }
+        // The interface may be an underlay no longer, or gone.
+        let _ = self.write_sysctl(interface, sysctl, value);
+        Ok(())
+    }
+}
+
+impl Device {
+    /// One transaction: each peer gets its allowed-IPs, which whoever had them loses.
+    fn set_peers<'a>(&mut self, changes: impl Iterator<Item = &'a SetPeer>) {
+        let mut owners: HashMap<IpNet, PublicKey> = HashMap::new();
+        let mut changed: BTreeMap<PublicKey, &BTreeSet<IpNet>> = BTreeMap::new();
+        for change in changes {
+            if self.public_key == Some(change.public_key) {
+                continue; // A device is never its own peer.
+            }
+            if changed.insert(change.public_key, &change.allowed_ips).is_some() {
+                owners.retain(|_, owner| *owner != change.public_key);
+            }
+            owners.extend(change.allowed_ips.iter().map(|prefix| (*prefix, change.public_key)));
+
+            let peer = self.peers.entry(change.public_key).or_default();
+            peer.persistent_keepalive = change.persistent_keepalive;
+            if change.endpoint.is_some() {
+                peer.endpoint = change.endpoint;
+                peer.configured_endpoint = change.endpoint;
+            }
+        }
+        for (key, peer) in &mut self.peers {
+            let Peer { allowed_ips, .. } = peer;
+            if let Some(new) = changed.get(key) {
+                allowed_ips.clone_from(new);
+            }
+            allowed_ips.retain(|prefix| owners.get(prefix).is_none_or(|owner| owner == key));
+        }
+    }
+}

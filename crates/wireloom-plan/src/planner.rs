@@ -1,0 +1,299 @@
+//! The planner that an agent keeps: it holds the desired state and brings it up to date with what
+//! changed, so that one changed node of thousands costs what that node costs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
+
+use crate::{
+    cluster::{Cluster, Node},
+    desired::{Desired, Host, Index, View, enclosing},
+    diff::{Touched, diff, diff_touched, foreign_routes},
+    kernel::Observed,
+    key::PublicKey,
+    op::Op,
+    refusal::Refusal,
+    settings::Settings,
+    warning::Warning,
+};
+
+/// Operations, and what the operator should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// In order; empty when the kernel is as it shall be.
+    pub ops: Vec<Op>,
+    /// The worst are not first: see [`Warning::severity`].
+    pub warnings: BTreeSet<Warning>,
+}
+
+/// Holds the cluster and the desired state that follows from it.
+///
+/// Feed it with [`set_cluster`](Self::set_cluster) (snapshots), [`set_node`](Self::set_node) and
+/// [`remove_node`](Self::remove_node) (deltas) and [`set_settings`](Self::set_settings), in any
+/// order. Then ask for [`plan`](Self::plan) whenever the kernel was observed, or for
+/// [`changes`](Self::changes) when only the cluster changed.
+#[derive(Debug, Clone)]
+pub struct Planner {
+    settings: Settings,
+    public_key: PublicKey,
+    cluster: Cluster,
+    /// Absent: to be derived from nothing at the next plan.
+    derived: Option<Derived>,
+    pending: Pending,
+}
+
+/// What the next plan must look at.
+#[derive(Debug, Clone)]
+enum Pending {
+    Everything,
+    Touched(Touched),
+}
+
+/// What follows from the cluster, the settings and the host.
+#[derive(Debug, Clone)]
+struct Derived {
+    host: Host,
+    index: Index,
+    desired: Desired,
+}
+
+impl Planner {
+    /// With the first whole snapshot of the membership; `public_key` is of the key file.
+    pub fn new(settings: Settings, public_key: PublicKey, cluster: Cluster) -> Self {
+        Self { settings, public_key, cluster, derived: None, pending: Pending::Everything }
+    }
+
+    /// The settings changed; the next plan is a whole one.
+    pub fn set_settings(&mut self, settings: Settings) {
+        if self.settings != settings {
+            self.settings = settings;
+            self.derived = None;
+        }
+    }
+
+    /// A whole snapshot; only the nodes that differ cost more than a comparison.
+    pub fn set_cluster(&mut self, cluster: Cluster) {
+        if self.derived.is_none() || self.cluster.pools != cluster.pools {
+            self.cluster = cluster;
+            self.derived = None;
+            return;
+        }
+        let gone: Vec<_> =
+            self.cluster.nodes.keys().filter(|name| !cluster.nodes.contains_key(*name)).cloned().collect();
+        for name in gone {
+            self.change(&name, None);
+        }
+        for (name, node) in cluster.nodes {
+            if self.cluster.nodes.get(&name) != Some(&node) {
+                self.change(&name, Some(node));
+            }
+        }
+    }
+
+    /// One node came or changed.
+    pub fn set_node(&mut self, name: &str, node: Node) {
+        if self.cluster.nodes.get(name) != Some(&node) {
+            self.change(name, Some(node));
+        }
+    }
+
+    /// One node went.
+    pub fn remove_node(&mut self, name: &str) {
+        if self.cluster.nodes.contains_key(name) {
+            self.change(name, None);
+        }
+    }
+
+    /// The cluster as it is known now.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// This node's settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Everything that is to do, whatever happened to the kernel.
+    ///
+    /// # Errors
+    /// [`Refusal`]: nothing may be done.
+    pub fn plan(&mut self, observed: &Observed) -> Result<Plan, Refusal> {
+        let (desired, pending) = self.derive(observed)?;
+        let ops = diff(observed, desired)?;
+        let warnings = desired.warnings.iter().cloned().chain(foreign_routes(observed, desired)).collect();
+        *pending = Pending::none();
+        Ok(Plan { ops, warnings })
+    }
+
+    /// What is to do because of what changed since the last plan: as [`plan`](Self::plan), for a
+    /// kernel that is as that plan left it. If the last operations failed, [`plan`](Self::plan).
+    ///
+    /// # Errors
+    /// [`Refusal`]: nothing may be done.
+    pub fn changes(&mut self, observed: &Observed) -> Result<Vec<Op>, Refusal> {
+        let (desired, pending) = self.derive(observed)?;
+        let ops = match pending {
+            Pending::Everything => diff(observed, desired)?,
+            Pending::Touched(touched) => diff_touched(observed, desired, touched)?,
+        };
+        *pending = Pending::none();
+        Ok(ops)
+    }
+
+    /// The state that the kernel shall have, for a machine as observed.
+    ///
+    /// # Errors
+    /// [`Refusal`]: nothing may be done.
+    pub fn desired(&mut self, observed: &Observed) -> Result<&Desired, Refusal> {
+        Ok(self.derive(observed)?.0)
+    }
+
+    fn derive(&mut self, observed: &Observed) -> Result<(&Desired, &mut Pending), Refusal> {
+        let host = Host::of(self.public_key, observed);
+        let derived = match self.derived.take() {
+            Some(derived) if derived.host == host => derived,
+            _ => {
+                self.pending = Pending::Everything;
+                Derived::from_nothing(&self.cluster, &self.settings, host)?
+            }
+        };
+        Ok((&self.derived.insert(derived).desired, &mut self.pending))
+    }
+
+    fn change(&mut self, name: &str, new: Option<Node>) {
+        // Everything hangs on this node's own entry.
+        let mut derived = self.derived.take().filter(|_| name != self.settings.node);
+        let before = derived.as_mut().and_then(|derived| {
+            let old = self.cluster.nodes.get(name);
+            derived.retract(&self.cluster, &self.settings, name, [old, new.as_ref()])
+        });
+
+        let old = self.cluster.nodes.remove(name);
+        if let Some(derived) = &mut derived {
+            derived.index.replace(name, [old.as_ref(), new.as_ref()], &self.settings);
+        }
+        self.cluster.nodes.extend(new.map(|new| (name.to_owned(), new)));
+
+        if let (Some(mut derived), Some(before)) = (derived, before) {
+            let new = self.cluster.nodes.get(name);
+            let nodes = [old.as_ref(), new];
+            if derived.derive_touched(&self.cluster, &self.settings, name, nodes, before, &mut self.pending) {
+                self.derived = Some(derived);
+            }
+        }
+    }
+}
+
+impl Pending {
+    fn none() -> Self {
+        Self::Touched(Touched::default())
+    }
+}
+
+/// What must be known of the time before a change.
+struct Before {
+    touched: Touched,
+    can_encrypt: bool,
+}
+
+impl Derived {
+    fn from_nothing(cluster: &Cluster, settings: &Settings, host: Host) -> Result<Self, Refusal> {
+        let index = Index::of(cluster, settings, &host);
+        let desired = View::new(cluster, settings, &host, &index)?.desired();
+        Ok(Self { host, index, desired })
+    }
+
+    /// Before another node changes: take back the warnings that have to do with it.
+    fn retract(
+        &mut self,
+        cluster: &Cluster,
+        settings: &Settings,
+        name: &str,
+        [old, new]: [Option<&Node>; 2],
+    ) -> Option<Before> {
+        let view = View::new(cluster, settings, &self.host, &self.index).ok()?;
+        for warning in view.warnings_about(name, [old, new]) {
+            self.desired.warnings.remove(&warning);
+        }
+        Some(Before { touched: view.reach(old), can_encrypt: view.can_encrypt() })
+    }
+
+    /// After the change: derive again what it touched. False when it touched everything.
+    fn derive_touched(
+        &mut self,
+        cluster: &Cluster,
+        settings: &Settings,
+        name: &str,
+        nodes: [Option<&Node>; 2],
+        before: Before,
+        pending: &mut Pending,
+    ) -> bool {
+        let Ok(view) = View::new(cluster, settings, &self.host, &self.index) else { return false };
+        if view.can_encrypt() != before.can_encrypt {
+            return false;
+        }
+        let Before { mut touched, .. } = before;
+        touched.extend(view.reach(nodes[1]));
+
+        let desired = &mut self.desired;
+        for destination in &touched.destinations {
+            put(&mut desired.routes, *destination, view.route(*destination));
+        }
+        for key in &touched.peers {
+            put(&mut desired.peers, *key, view.peer(*key));
+        }
+        desired.warnings.extend(view.warnings_about(name, nodes));
+
+        // The first or the last node of a family may come or go with it.
+        let rules = mem::replace(&mut desired.rules, view.rules());
+        match pending {
+            Pending::Touched(pending) if rules == desired.rules => pending.extend(touched),
+            _ => *pending = Pending::Everything,
+        }
+        true
+    }
+}
+
+impl View<'_> {
+    /// The peers and destinations that this node, if it is in the cluster, has a say in: its own,
+    /// those of the nodes that claim its key, and the peers that claim its prefixes.
+    fn reach(&self, node: Option<&Node>) -> Touched {
+        let mut reach = Touched::default();
+        let Some(node) = node else { return reach };
+        reach.destinations.extend(self.claimed(node));
+        reach.peers.extend(node.public_key);
+        for sharer in node.public_key.into_iter().flat_map(|key| self.holders(key)) {
+            reach.destinations.extend(self.claimed(sharer));
+        }
+        for destination in &reach.destinations {
+            reach.peers.extend(self.claimants(*destination).filter_map(|claimant| claimant.public_key));
+        }
+        reach
+    }
+
+    /// Every warning that can come or go with a change of this node.
+    fn warnings_about(&self, name: &str, nodes: [Option<&Node>; 2]) -> BTreeSet<Warning> {
+        let mut warnings = self.own_warnings();
+        warnings.extend(self.warning_of_node(name));
+        for node in nodes.into_iter().flatten() {
+            warnings.extend(node.public_key.and_then(|key| self.warning_of_key(key)));
+            for prefix in self.claimed(node) {
+                warnings.extend(self.warnings_of_prefix(prefix));
+                // A single address inside another's block is no cause for a warning.
+                let block = prefix.prefix_len() < prefix.max_prefix_len();
+                let around = enclosing(prefix).filter(|_| block);
+                warnings.extend(around.flat_map(|prefix| self.warnings_of_prefix(prefix)));
+            }
+        }
+        warnings
+    }
+}
+
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}

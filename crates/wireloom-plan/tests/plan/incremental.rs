@@ -1,0 +1,98 @@
+//! One changed node at a time is the same as from nothing.
+
+use proptest::{collection, option, prelude::*, sample};
+use wireloom_plan::{
+    cluster::{Cluster, Node},
+    desired::{Host, desired},
+    kernel::Observed,
+    planner::Planner,
+    settings::Settings,
+};
+
+use crate::universe::{NODES, OWN, any_key, cluster, node, observed, settings};
+
+#[derive(Debug, Clone)]
+enum Event {
+    Node(&'static str, Option<Node>),
+    Snapshot(Cluster),
+    Settings(Settings),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let change = (sample::select(NODES.as_slice()), option::weighted(0.7, node()))
+        .prop_map(|(name, node)| Event::Node(name, node.or_else(|| (name == OWN).then(Node::default))));
+    prop_oneof![
+        8 => change,
+        1 => cluster().prop_map(Event::Snapshot),
+        1 => settings().prop_map(Event::Settings),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn deltas_lead_where_a_snapshot_leads(
+        mut kernel in observed(),
+        first in cluster(),
+        mut settings in settings(),
+        own in any_key(),
+        events in collection::vec(event(), 1..12),
+    ) {
+        let mut mesh = first.clone();
+        let mut planner = Planner::new(settings.clone(), own, first);
+        let ops = planner.plan(&kernel).unwrap().ops;
+        kernel.apply_all(&ops).unwrap();
+        let host = Host::of(own, &kernel);
+
+        for event in events {
+            match event {
+                Event::Node(name, Some(node)) => {
+                    mesh.nodes.insert(name.to_owned(), node.clone());
+                    planner.set_node(name, node);
+                }
+                Event::Node(name, None) => {
+                    mesh.nodes.remove(name);
+                    planner.remove_node(name);
+                }
+                Event::Snapshot(snapshot) => {
+                    mesh = snapshot.clone();
+                    planner.set_cluster(snapshot);
+                }
+                Event::Settings(new) => {
+                    settings = new.clone();
+                    planner.set_settings(new);
+                }
+            }
+            prop_assert_eq!(planner.cluster(), &mesh);
+            prop_assert_eq!(planner.desired(&kernel).unwrap(), &desired(&mesh, &settings, &host).unwrap());
+
+            let ops = planner.changes(&kernel).unwrap();
+            kernel.apply_all(&ops).unwrap();
+            prop_assert_eq!(planner.plan(&kernel).unwrap().ops, vec![], "the changes were all of it");
+        }
+    }
+
+    /// Several changes may pile up before anybody asks for a plan.
+    #[test]
+    fn changes_pile_up(
+        first in cluster(),
+        settings in settings(),
+        own in any_key(),
+        changes in collection::vec((sample::select(&NODES[1..]), option::weighted(0.7, node())), 1..8),
+    ) {
+        let mut planner = Planner::new(settings, own, first);
+        let mut kernel = Observed::default();
+        let ops = planner.plan(&kernel).unwrap().ops;
+        kernel.apply_all(&ops).unwrap();
+        for (name, node) in changes {
+            match node {
+                Some(node) => planner.set_node(name, node),
+                None => planner.remove_node(name),
+            }
+        }
+        let ops = planner.changes(&kernel).unwrap();
+        kernel.apply_all(&ops).unwrap();
+        prop_assert_eq!(planner.plan(&kernel).unwrap().ops, vec![]);
+    }
+}

@@ -1,0 +1,194 @@
+//! From an arbitrary kernel to an arbitrary mesh.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+use wireloom_plan::{
+    desired::{Desired, Host, desired},
+    diff::{diff, teardown},
+    kernel::{Observed, Route, RouteKind, Rule},
+    key::PublicKey,
+    op::Op,
+};
+
+use crate::universe::{any_key, cluster, observed, settings};
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_operations_lead_to_the_desired_state_and_then_nothing_is_left_to_do(
+        (before, wanted) in before_and_wanted()
+    ) {
+        let ops = diff(&before, &wanted).unwrap();
+        let mut after = before.clone();
+        after.apply_all(&ops).unwrap();
+        assert_reached(&before, &after, &wanted);
+        prop_assert_eq!(diff(&after, &wanted).unwrap(), vec![]);
+        prop_assert_eq!(diff(&before, &wanted).unwrap(), ops, "the same arguments give the same list");
+    }
+
+    #[test]
+    fn every_moment_in_between_is_safe((before, wanted) in before_and_wanted()) {
+        let ops = diff(&before, &wanted).unwrap();
+        let mut now = before.clone();
+        for run in ops.chunk_by(|a, b| matches!((a, b), (Op::SetPeer(_), Op::SetPeer(_)))) {
+            assert_safe_to_do(&run[0], &before, &now, &wanted);
+            now.apply_all(run).unwrap();
+            assert_nothing_lost(&before, &now, &wanted);
+        }
+    }
+
+    #[test]
+    fn teardown_leaves_what_is_foreign_and_nothing_else(before in observed()) {
+        let ops = teardown(&before);
+        let mut after = before.clone();
+        after.apply_all(&ops).unwrap();
+        let first_not_rule = ops.iter().position(|op| !matches!(op, Op::RemoveRule(_))).unwrap_or(ops.len());
+        prop_assert!(!ops[first_not_rule..].iter().any(|op| matches!(op, Op::RemoveRule(_))), "rules go first");
+        prop_assert_eq!(&after.link, &None);
+        prop_assert_eq!(&after.rules, &vec![]);
+        prop_assert_eq!(&after.firewall, &None);
+        prop_assert!(after.saved_sysctls.is_empty());
+        // A foreign route through our interface goes with the interface.
+        let foreign = before.routes.iter().filter(|route| !route.is_ours() && !through_our_interface(route));
+        prop_assert!(after.routes.iter().eq(foreign));
+        prop_assert_eq!(teardown(&after), vec![]);
+    }
+}
+
+fn before_and_wanted() -> impl Strategy<Value = (Observed, Desired)> {
+    (observed(), cluster(), settings(), any_key()).prop_map(|(observed, cluster, settings, own)| {
+        let host = Host::of(own, &observed);
+        let wanted = desired(&cluster, &settings, &host).unwrap();
+        (observed, wanted)
+    })
+}
+
+fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
+    let link = after.link.as_ref().unwrap();
+    assert!(link.up && link.is_ours());
+    assert_eq!(link.mtu, wanted.mtu);
+
+    let device = after.device.as_ref().unwrap();
+    assert_eq!(device.public_key, Some(wanted.device.public_key));
+    assert_eq!((device.listen_port, device.fwmark), (wanted.device.listen_port, wanted.device.fwmark));
+    assert!(device.peers.keys().eq(wanted.peers.keys()));
+    for (key, peer) in &wanted.peers {
+        let found = &device.peers[key];
+        assert_eq!(found.allowed_ips, peer.allowed_ips, "allowed-IPs of {}", peer.node);
+        assert_eq!(found.persistent_keepalive, peer.persistent_keepalive);
+    }
+
+    assert_eq!(after.addresses, wanted.addresses);
+    let mut rules = after.rules.clone();
+    rules.sort();
+    assert!(rules.iter().eq(&wanted.rules), "{rules:?} shall be {:?}", wanted.rules);
+
+    let ours: BTreeMap<IpNet, &Route> =
+        after.routes.iter().filter(|route| route.is_ours()).map(|route| (route.destination, route)).collect();
+    assert_eq!(ours.len(), after.routes.iter().filter(|route| route.is_ours()).count(), "one a destination");
+    for route in wanted_routes(wanted) {
+        assert!(is_blocked(after, &route) || ours.get(&route.destination) == Some(&&route), "{route:?}");
+    }
+    assert!(ours.keys().all(|destination| wanted.routes.contains_key(destination)));
+    assert!(foreign_routes(after).eq(foreign_routes(before)), "foreign routes stay");
+
+    assert_eq!(after.firewall, wanted.firewall);
+    for (interface, underlay) in &after.underlays {
+        for (sysctl, value) in wanted.sysctls.get(interface).into_iter().flatten() {
+            assert_eq!(underlay.sysctl(*sysctl), *value);
+        }
+    }
+    for (interface, saved) in &after.saved_sysctls {
+        assert!(saved.keys().all(|sysctl| wanted.sysctls[interface].contains_key(sysctl)), "all put back");
+    }
+}
+
+/// Rules are the last thing added and the first thing removed.
+fn assert_safe_to_do(op: &Op, before: &Observed, now: &Observed, wanted: &Desired) {
+    match op {
+        Op::AddRule(rule) if !before.rules.contains(rule) => {
+            assert!(now.link.as_ref().unwrap().up);
+            for route in wanted_routes(wanted) {
+                assert!(now.routes.contains(&route) || is_blocked(now, &route), "{rule:?} before {route:?}");
+            }
+            let peers = &now.device.as_ref().unwrap().peers;
+            for (key, peer) in &wanted.peers {
+                assert!(
+                    peers[key].allowed_ips.is_superset(&peer.allowed_ips),
+                    "{rule:?} before {}",
+                    peer.node
+                );
+            }
+            for (interface, sysctls) in &wanted.sysctls {
+                assert!(
+                    sysctls.iter().all(|(sysctl, value)| now.underlays[interface].sysctl(*sysctl) == *value)
+                );
+            }
+            assert!(wanted.firewall.is_none() || now.firewall == wanted.firewall);
+        }
+        Op::RemoveRule(_) => {
+            assert!(wanted.rules.iter().all(|rule| now.rules.contains(rule)), "new rules before old ones go");
+        }
+        Op::RemoveRoute(route) if !wanted.routes.contains_key(&route.destination) => {
+            assert!(now.rules.iter().all(|rule| wanted.rules.contains(rule)), "rules before {route:?}");
+        }
+        Op::RemovePeer { .. } | Op::RemoveFirewall | Op::RestoreUnderlaySysctl { .. } => {
+            assert!(now.rules.iter().all(|rule| wanted.rules.contains(rule)), "rules go before {op:?}");
+        }
+        _ => {}
+    }
+}
+
+/// What was there and shall be there is there at every moment.
+fn assert_nothing_lost(before: &Observed, now: &Observed, wanted: &Desired) {
+    let kept: Vec<&Rule> = before.rules.iter().filter(|rule| wanted.rules.contains(rule)).collect();
+    assert!(kept.iter().all(|rule| now.rules.contains(rule)), "a rule that shall stay went");
+
+    if before.device.is_none() || now.device.is_none() {
+        return; // There is nothing behind the interface: it is made anew.
+    }
+    for route in &before.routes {
+        let stays = wanted.routes.contains_key(&route.destination);
+        if stays && route.is_ours() && !is_blocked(before, &standard(route)) {
+            assert!(now.routes_to(route.destination).any(Route::is_ours), "{route:?} was missing");
+        }
+    }
+    let held = now.device.as_ref().unwrap().peers.values().flat_map(|peer| &peer.allowed_ips);
+    let held: BTreeSet<_> = held.collect();
+    let wanted_by: BTreeMap<&IpNet, PublicKey> = wanted
+        .peers
+        .iter()
+        .flat_map(|(key, peer)| peer.allowed_ips.iter().map(|prefix| (prefix, *key)))
+        .collect();
+    for peer in
+        before.device.as_ref().unwrap().peers.iter().filter(|(key, _)| **key != wanted.device.public_key)
+    {
+        for prefix in peer.1.allowed_ips.iter().filter(|prefix| wanted_by.contains_key(prefix)) {
+            assert!(held.contains(prefix), "{prefix} was in nobody's allowed-IPs");
+        }
+    }
+}
+
+fn wanted_routes(wanted: &Desired) -> impl Iterator<Item = Route> {
+    wanted.routes.iter().map(|(destination, kind)| Route::ours(*destination, kind.clone()))
+}
+
+fn standard(route: &Route) -> Route {
+    Route::ours(route.destination, route.kind.clone())
+}
+
+fn is_blocked(observed: &Observed, route: &Route) -> bool {
+    observed.routes_to(route.destination).any(|other| !other.is_ours() && other.metric == route.metric)
+}
+
+fn through_our_interface(route: &Route) -> bool {
+    matches!(route.kind, RouteKind::Device { .. })
+}
+
+/// Those that our interface's going does not take along.
+fn foreign_routes(observed: &Observed) -> impl Iterator<Item = &Route> {
+    observed.routes.iter().filter(|route| !route.is_ours() && !through_our_interface(route))
+}

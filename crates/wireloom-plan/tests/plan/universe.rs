@@ -1,0 +1,229 @@
+//! Arbitrary meshes and arbitrary kernels, out of a universe so small that things collide.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use proptest::{collection, option, prelude::*, sample};
+use wireloom_plan::{
+    cluster::{Cluster, Node},
+    kernel::{
+        ALIAS, Device, Family, Firewall, IncomingMark, Link, Observed, OtherSelectors, PROTOCOL, Peer, Route,
+        RouteKind, Rule, Underlay, UnderlaySysctl,
+    },
+    key::PublicKey,
+    settings::{KeylessPeers, Scope, Settings},
+};
+
+use crate::world::{ip, key, net};
+
+pub(crate) const OWN: &str = "a";
+pub(crate) const NODES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+const PREFIXES: [&str; 14] = [
+    "10.1.0.0/16",
+    "10.1.0.0/24",
+    "10.1.1.0/24",
+    "10.1.1.128/25",
+    "10.1.1.7/32",
+    "10.1.2.0/24",
+    "10.2.0.0/16",
+    "10.2.0.1/32",
+    "192.168.1.2/32",
+    "fd01::/48",
+    "fd01::/64",
+    "fd01:0:0:1::/64",
+    "fd01::7/128",
+    "fd02::/64",
+];
+const ADDRESSES: [&str; 6] = ["192.168.1.1", "192.168.1.2", "192.168.1.3", "fd00::1", "fd00::2", "10.1.1.7"];
+const ENDPOINTS: [&str; 3] = ["192.168.1.2:51820", "192.168.1.3:51820", "[fd00::2]:51820"];
+
+fn prefix() -> impl Strategy<Value = IpNet> {
+    sample::select(PREFIXES.as_slice()).prop_map(net)
+}
+
+fn address() -> impl Strategy<Value = IpAddr> {
+    sample::select(ADDRESSES.as_slice()).prop_map(ip)
+}
+
+fn endpoint() -> impl Strategy<Value = SocketAddr> {
+    sample::select(ENDPOINTS.as_slice()).prop_map(|text| text.parse().unwrap())
+}
+
+pub(crate) fn any_key() -> impl Strategy<Value = PublicKey> {
+    (0..7_u8).prop_map(key)
+}
+
+prop_compose! {
+    pub(crate) fn node()(
+        public_key in option::weighted(0.85, any_key()),
+        endpoint in option::weighted(0.8, endpoint()),
+        addresses in collection::btree_set(address(), 0..3),
+        workloads in collection::btree_set(prefix(), 0..4),
+    ) -> Node {
+        Node { public_key, endpoint, addresses, workloads, link_addresses: BTreeSet::new() }
+    }
+}
+
+pub(crate) fn pools() -> impl Strategy<Value = BTreeSet<IpNet>> {
+    collection::btree_set(prefix(), 0..3)
+}
+
+/// This node is always in it.
+pub(crate) fn cluster() -> impl Strategy<Value = Cluster> {
+    let others = collection::btree_map(sample::select(NODES.as_slice()), node(), 0..5);
+    (pools(), node(), others).prop_map(|(pools, own, others)| {
+        let mut nodes: BTreeMap<String, Node> =
+            others.into_iter().map(|(name, node)| (name.to_owned(), node)).collect();
+        nodes.insert(OWN.to_owned(), own);
+        Cluster { pools, nodes }
+    })
+}
+
+prop_compose! {
+    pub(crate) fn settings()(
+        mtu in option::of(sample::select(vec![1300_u32, 1420])),
+        persistent_keepalive in sample::select(vec![0_u16, 25]),
+        encrypt_host_traffic in any::<bool>(),
+        node_scope in any::<bool>(),
+        rule_priority in sample::select(vec![99_u32, 98]),
+        fwmark in sample::select(vec![0xa_u32, 0x8]),
+        reject in any::<bool>(),
+    ) -> Settings {
+        Settings {
+            mtu,
+            persistent_keepalive,
+            encrypt_host_traffic,
+            scope: if node_scope { Scope::Node } else { Scope::Pool },
+            rule_priority,
+            fwmark,
+            keyless_peers: if reject { KeylessPeers::Reject } else { KeylessPeers::Plaintext },
+            ..Settings::defaults(OWN)
+        }
+    }
+}
+
+prop_compose! {
+    fn peer()(
+        endpoint in option::of(endpoint()),
+        configured_endpoint in option::of(endpoint()),
+        persistent_keepalive in sample::select(vec![0_u16, 25]),
+        handshake_age in option::of((0..400_u64).prop_map(Duration::from_secs)),
+    ) -> Peer {
+        Peer { endpoint, configured_endpoint, allowed_ips: BTreeSet::new(), persistent_keepalive, handshake_age }
+    }
+}
+
+/// Each prefix is in one peer's allowed-IPs at most, and a device is never its own peer.
+fn device() -> impl Strategy<Value = Device> {
+    let peers = collection::btree_map(any_key(), peer(), 0..5);
+    let allowed = collection::btree_map(prefix(), any::<sample::Index>(), 0..8);
+    let mark = sample::select(vec![0_u32, 0xa]);
+    (option::of(any_key()), sample::select(vec![51820_u16, 1]), mark, peers, allowed).prop_map(
+        |(public_key, listen_port, fwmark, mut peers, allowed)| {
+            peers.retain(|key, _| Some(*key) != public_key);
+            let holders: Vec<_> = peers.keys().copied().collect();
+            for (prefix, index) in allowed.into_iter().filter(|_| !holders.is_empty()) {
+                peers.entry(*index.get(&holders)).or_default().allowed_ips.insert(prefix);
+            }
+            Device { public_key, listen_port, fwmark, peers }
+        },
+    )
+}
+
+prop_compose! {
+    fn rule()(
+        priority in sample::select(vec![98_u32, 99, 100]),
+        invert in any::<bool>(),
+        from in option::of(prefix()),
+        v6 in any::<bool>(),
+        (mark, mask) in sample::select(vec![(0_u32, 0xa_u32), (0xa, 0xa), (0, 0x8), (0, 0), (0x2, 0xa)]),
+        protocol in sample::select(vec![PROTOCOL, PROTOCOL, 3, 0]),
+        input_interface in option::weighted(0.2, sample::select(vec![b"eth0\0".to_vec(), b"eth1\0".to_vec()])),
+        tos in prop_oneof![4 => Just(0_u8), 1 => Just(0x10)],
+    ) -> Rule {
+        let family = from.map_or(if v6 { Family::V6 } else { Family::V4 }, |from| Family::of(from.addr()));
+        /// `FRA_IIFNAME` of linux/fib_rules.h
+        const IIFNAME: u16 = 3;
+        let attributes = input_interface.into_iter().map(|name| (IIFNAME, name)).collect();
+        let other = OtherSelectors { to: None, tos, attributes };
+        Rule { family, priority, invert, from, mark, mask, table: 1, protocol, other }
+    }
+}
+
+fn route() -> impl Strategy<Value = Route> {
+    let source = option::of(address());
+    let kind = prop_oneof![
+        source.prop_map(|source| RouteKind::Device { gateway: None, source }),
+        Just(RouteKind::Throw),
+        Just(RouteKind::Unreachable),
+        Just(RouteKind::Other),
+    ];
+    let metric = prop_oneof![4 => Just(None), 1 => Just(Some(5_u32))];
+    let protocol = sample::select(vec![PROTOCOL, PROTOCOL, PROTOCOL, 4]);
+    (prefix(), kind, metric, protocol).prop_map(|(destination, kind, metric, protocol)| {
+        let usual = Route::ours(destination, kind);
+        Route { metric: metric.unwrap_or(usual.metric), protocol, ..usual }
+    })
+}
+
+fn underlays() -> impl Strategy<Value = BTreeMap<String, Underlay>> {
+    let underlay = (
+        sample::select(vec![1500_u32, 9000]),
+        collection::btree_set(address(), 0..4),
+        0..3_u8,
+        any::<bool>(),
+    )
+        .prop_map(|(mtu, addresses, rp_filter, src_valid_mark)| Underlay {
+            mtu,
+            addresses,
+            rp_filter,
+            src_valid_mark,
+        });
+    collection::btree_map(sample::select(vec!["eth0".to_owned(), "eth1".to_owned()]), underlay, 0..3)
+}
+
+fn saved_sysctls() -> impl Strategy<Value = BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>> {
+    let saved =
+        sample::subsequence(vec![(UnderlaySysctl::RpFilter, 1_u8), (UnderlaySysctl::SrcValidMark, 0)], 1..3)
+            .prop_map(BTreeMap::from_iter);
+    let interfaces = vec!["eth0".to_owned(), "eth1".to_owned(), "gone0".to_owned()];
+    collection::btree_map(sample::select(interfaces), saved, 0..2)
+}
+
+/// A kernel in any state in which the kernel lets itself be put, our interface not being foreign.
+pub(crate) fn observed() -> impl Strategy<Value = Observed> {
+    let link = option::of((sample::select(vec![1420_u32, 1300]), any::<bool>()));
+    let network = (
+        link,
+        option::weighted(0.9, device()),
+        collection::btree_set(sample::select(vec!["10.9.0.1/24", "fd09::1/64"]).prop_map(net), 0..3),
+        collection::vec(rule(), 0..7),
+        collection::btree_set(route(), 0..12),
+    );
+    let firewall = option::of((1..3_u16, sample::select(vec![0xa_u32, 1])).prop_map(|(port, mark)| {
+        Firewall { mark_incoming: Some(IncomingMark { port: if port == 1 { 51820 } else { port }, mark }) }
+    }));
+    (network, underlays(), saved_sysctls(), firewall).prop_map(
+        |((link, device, addresses, mut rules, mut routes), underlays, saved_sysctls, firewall)| {
+            let up = link.is_some_and(|(_, up)| up);
+            // The kernel keeps no route through an interface that is down or gone.
+            routes.retain(|route| up || !matches!(route.kind, RouteKind::Device { .. }));
+            rules.sort_by_key(|rule| (rule.family, rule.priority));
+            Observed {
+                link: link.map(|(mtu, up)| Link { alias: Some(ALIAS.to_owned()), mtu, up }),
+                device: device.filter(|_| link.is_some()),
+                addresses: if link.is_some() { addresses } else { BTreeSet::new() },
+                rules,
+                routes,
+                underlays,
+                saved_sysctls,
+                firewall,
+            }
+        },
+    )
+}
