@@ -1,1 +1,3 @@
 //! wireloom-engine
+
+pub use wireloom_proto::{KeyError, PresharedKey, PrivateKey, PublicKey};

@@ -2,6 +2,10 @@
 
 pub mod cli;
 pub mod config;
+pub mod kernel;
+pub mod key_file;
 pub mod lab;
 pub mod membership;
 pub mod mistake;
+pub mod state;
+pub mod wording;

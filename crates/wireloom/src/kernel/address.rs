@@ -1,0 +1,95 @@
+//! Addresses of interfaces (`ip address`), to and from netlink.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressMessage},
+};
+
+use super::{
+    error::Cause,
+    family,
+    netlink::{Netlink, Request},
+};
+
+/// An address on an interface, with its prefix length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Assigned {
+    /// The interface's index.
+    pub(super) interface: u32,
+    pub(super) address: IpNet,
+}
+
+/// Every address of the machine, link-local ones left out.
+pub(super) fn observe(netlink: &mut Netlink) -> Result<Vec<Assigned>, Cause> {
+    let dumped = netlink.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+    let assigned = dumped.into_iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewAddress(message) => decode(&message),
+        _ => None,
+    });
+    Ok(assigned.filter(|assigned| !is_link_local(assigned.address.addr())).collect())
+}
+
+pub(super) fn add(interface: u32, address: IpNet) -> Request {
+    let mut message = encode(interface, address);
+    // Nobody else is on a WireGuard interface, so an IPv6 address need not be probed for (RFC 4862 section 5.4).
+    message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    Request { message: RouteNetlinkMessage::NewAddress(message), flags: NLM_F_CREATE | NLM_F_EXCL }
+}
+
+pub(super) fn remove(interface: u32, address: IpNet) -> Request {
+    Request { message: RouteNetlinkMessage::DelAddress(encode(interface, address)), flags: 0 }
+}
+
+fn encode(interface: u32, address: IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family::of(address.addr());
+    message.header.prefix_len = address.prefix_len();
+    message.header.index = interface;
+    message.attributes.push(AddressAttribute::Local(address.addr()));
+    message.attributes.push(AddressAttribute::Address(address.addr()));
+    message
+}
+
+/// `IFA_LOCAL` is the interface's own address where it differs from `IFA_ADDRESS` (a far end).
+pub(super) fn decode(message: &AddressMessage) -> Option<Assigned> {
+    let mut address = None;
+    let mut local = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Address(value) => address = Some(*value),
+            AddressAttribute::Local(value) => local = Some(*value),
+            _ => {}
+        }
+    }
+    let address = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
+    Some(Assigned { interface: message.header.index, address })
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{Emitable, Parseable};
+
+    use super::*;
+
+    #[test]
+    fn every_address_survives_the_round_trip() {
+        for address in ["100.64.0.1/24", "100.64.0.1/32", "fd00::1/64"] {
+            let assigned = Assigned { interface: 7, address: address.parse().unwrap() };
+            let message = encode(assigned.interface, assigned.address);
+            let mut bytes = vec![0; message.buffer_len()];
+            message.emit(&mut bytes);
+            assert_eq!(decode(&AddressMessage::parse(bytes.as_slice()).unwrap()), Some(assigned));
+        }
+    }
+}

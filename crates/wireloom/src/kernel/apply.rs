@@ -1,0 +1,211 @@
+//! Carries out the planner's operations.
+
+use std::mem::discriminant;
+
+use nix::errno::Errno;
+use wireloom_engine::PrivateKey;
+use wireloom_plan::op::Op;
+
+use super::{
+    Linux, address,
+    error::{Attempt, Cause, Error},
+    link,
+    netlink::Request,
+    nft, route, rule, sysctl,
+    wireguard::Change,
+};
+use crate::wording;
+
+impl Linux {
+    pub(super) fn apply_all(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {
+        for group in
+            ops.chunk_by(|one, next| is_of_the_device(one, next) || discriminant(one) == discriminant(next))
+        {
+            self.apply_group(group)?;
+        }
+        Ok(())
+    }
+
+    fn apply_group(&mut self, group: &[Op]) -> Result<(), Vec<Error>> {
+        match &group[0] {
+            Op::ConfigureDevice { .. } | Op::SetPeer(_) | Op::RemovePeer { .. } => {
+                self.change_device(group).map_err(|error| vec![error])
+            }
+            Op::SetMtu { .. }
+            | Op::SetUp
+            | Op::AddAddress { .. }
+            | Op::RemoveAddress { .. }
+            | Op::SetRoute(_)
+            | Op::RemoveRoute(_)
+            | Op::AddRule(_)
+            | Op::RemoveRule(_) => self.change_tables(group),
+            Op::CreateLink { .. }
+            | Op::RemoveLink
+            | Op::SetFirewall(_)
+            | Op::RemoveFirewall
+            | Op::SetUnderlaySysctl { .. }
+            | Op::RestoreUnderlaySysctl { .. } => {
+                group.iter().try_for_each(|op| self.apply_one(op)).map_err(|error| vec![error])
+            }
+        }
+    }
+
+    fn apply_one(&mut self, op: &Op) -> Result<(), Error> {
+        match op {
+            Op::CreateLink { mtu } => self.create_link(*mtu),
+            Op::RemoveLink => self.remove_link().attempt(|| wording::op(op)),
+            Op::SetFirewall(firewall) => nft::replace(firewall).attempt(|| wording::op(op)),
+            Op::RemoveFirewall => nft::remove().attempt(|| wording::op(op)),
+            Op::SetUnderlaySysctl { interface, sysctl, value } => {
+                sysctl::set(&self.state, interface, *sysctl, *value)
+            }
+            Op::RestoreUnderlaySysctl { interface, sysctl } => {
+                sysctl::restore(&self.state, interface, *sysctl)
+            }
+            _ => self.apply_group(std::slice::from_ref(op)).map_err(|mut errors| errors.swap_remove(0)),
+        }
+    }
+
+    /// Consecutive changes of the device make one transaction, so that an allowed-IP that moves
+    /// from one peer to another is nobody's at no time.
+    fn change_device(&mut self, ops: &[Op]) -> Result<(), Error> {
+        let operation = || match ops {
+            [one] => wording::op(one),
+            many => {
+                format!("make {} changes of the WireGuard device ({}, …)", many.len(), wording::op(&many[0]))
+            }
+        };
+        let key = self.private_key.as_ref();
+        let changes: Result<Vec<_>, Cause> = ops.iter().map(|op| device_change(op, key)).collect();
+        let changes = changes.attempt(operation)?;
+        self.backend.change(&changes).attempt(operation)?;
+        for op in ops {
+            match op {
+                Op::SetPeer(peer) => {
+                    self.configured_endpoints
+                        .extend(peer.endpoint.map(|endpoint| (peer.public_key, endpoint)));
+                }
+                Op::RemovePeer { public_key } => {
+                    self.configured_endpoints.remove(public_key);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Many changes in few sends; the kernel tries all of them.
+    fn change_tables(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {
+        let one = |error| vec![error];
+        let index = self.link().map_err(one)?.map(|found| found.index);
+        let mut requests = Vec::with_capacity(ops.len());
+        for op in ops {
+            requests.push(self.request(op, index).attempt(|| wording::op(op)).map_err(one)?);
+        }
+        let refusals = self.netlink.change(&requests).attempt(|| wording::op(&ops[0])).map_err(one)?;
+        let errors: Vec<Error> = refusals
+            .into_iter()
+            .filter(|(position, cause)| !is_done_already(&ops[*position], cause))
+            .filter_map(|(position, cause)| Err::<(), _>(cause).attempt(|| wording::op(&ops[position])).err())
+            .collect();
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    fn request(&self, op: &Op, index: Option<u32>) -> Result<Request, Cause> {
+        let interface = || index.ok_or_else(|| Cause::Passing("our interface is gone".into()));
+        match op {
+            Op::SetMtu { mtu } => Ok(link::set_mtu(interface()?, *mtu)),
+            Op::SetUp => Ok(link::set_up(interface()?)),
+            Op::AddAddress { address } => Ok(address::add(interface()?, *address)),
+            Op::RemoveAddress { address } => Ok(address::remove(interface()?, *address)),
+            Op::SetRoute(route) => route::set(route, self.table, index),
+            Op::RemoveRoute(route) => route::remove(route, self.table, index),
+            Op::AddRule(rule) => Ok(rule::add(rule)),
+            Op::RemoveRule(rule) => Ok(rule::remove(rule)),
+            _ => Err(Cause::Told("it is no change of a table".into())),
+        }
+    }
+
+    fn create_link(&mut self, mtu: u32) -> Result<(), Error> {
+        let interface = self.interface.clone();
+        let operation = || format!("create interface {interface}");
+        self.state.begin_creating(&interface).attempt(operation)?;
+        self.backend.create().attempt(operation)?;
+        let found =
+            self.link()?.ok_or_else(|| Cause::Passing("it vanished at once".into())).attempt(operation)?;
+        self.adopt(found.index, mtu).attempt(operation)?;
+        self.state.end_creating().attempt(operation)
+    }
+
+    /// If an agent was killed between making the interface and marking it, marks it.
+    ///
+    /// # Errors
+    /// The record cannot be read, or the interface not be marked.
+    pub fn finish_creation(&mut self) -> Result<(), Error> {
+        let directory = self.state.path().display().to_string();
+        let record = self.state.creating().attempt(|| format!("read {directory}/creating"))?;
+        if record.as_deref() != Some(self.interface.as_str()) {
+            return Ok(());
+        }
+        if let Some(found) = self.link()?.filter(|found| found.link.alias.is_none()) {
+            let interface = self.interface.clone();
+            self.adopt(found.index, found.link.mtu)
+                .attempt(|| format!("mark interface {interface} as ours"))?;
+        }
+        self.state.end_creating().attempt(|| format!("remove {directory}/creating"))
+    }
+
+    fn adopt(&mut self, index: u32, mtu: u32) -> Result<(), Cause> {
+        // On a machine without IPv6 the kernel makes no link-local addresses anyway.
+        let refusals =
+            self.netlink.change(&[link::no_link_local_addresses(index), link::adopt(index, mtu)])?;
+        match refusals.into_iter().find(|(position, _)| *position == 1) {
+            Some((_, cause)) => Err(cause),
+            None => Ok(()),
+        }
+    }
+
+    fn remove_link(&mut self) -> Result<(), Cause> {
+        if let Some(found) = link::by_name(&mut self.netlink, &self.interface)? {
+            let refusals = self.netlink.change(&[link::remove(found.index)])?;
+            if let Some((_, cause)) =
+                refusals.into_iter().find(|(_, cause)| !is_done_already(&Op::RemoveLink, cause))
+            {
+                return Err(cause);
+            }
+        }
+        self.configured_endpoints.clear();
+        self.backend.wait_until_gone()
+    }
+}
+
+fn device_change<'a>(op: &'a Op, key: Option<&'a PrivateKey>) -> Result<Change<'a>, Cause> {
+    match op {
+        Op::ConfigureDevice { listen_port, fwmark, .. } => match key {
+            Some(key) => Ok(Change::Configure { key, listen_port: *listen_port, fwmark: *fwmark }),
+            None => Err(Cause::Told("no private key is at hand".into())),
+        },
+        Op::SetPeer(peer) => Ok(Change::SetPeer(peer)),
+        Op::RemovePeer { public_key } => Ok(Change::RemovePeer(*public_key)),
+        _ => Err(Cause::Told("it is no change of the device".into())),
+    }
+}
+
+fn is_of_the_device(one: &Op, next: &Op) -> bool {
+    [one, next]
+        .iter()
+        .all(|op| matches!(op, Op::ConfigureDevice { .. } | Op::SetPeer(_) | Op::RemovePeer { .. }))
+}
+
+/// True when the kernel refuses because somebody did the same meanwhile.
+fn is_done_already(op: &Op, cause: &Cause) -> bool {
+    let Cause::Refused { errno, .. } = cause else { return false };
+    match op {
+        Op::RemoveLink => *errno == Errno::ENODEV,
+        Op::AddAddress { .. } => *errno == Errno::EEXIST,
+        Op::RemoveAddress { .. } => *errno == Errno::EADDRNOTAVAIL,
+        Op::RemoveRoute(_) => *errno == Errno::ESRCH,
+        Op::RemoveRule(_) => *errno == Errno::ENOENT,
+        _ => false,
+    }
+}

@@ -1,0 +1,125 @@
+//! The kernel shell: observes Linux into the planner's words and carries out its operations.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use wireloom_engine::PrivateKey;
+use wireloom_plan::{
+    kernel::{ALIAS, Observed},
+    key::PublicKey,
+    op::Op,
+};
+
+use self::{
+    error::Attempt,
+    netlink::Netlink,
+    wireguard::{Backend, userspace::Userspace},
+};
+pub use self::{
+    error::{Cause, Error},
+    monitor::{Interest, Monitor},
+    wireguard::{DeviceState, PeerState},
+};
+use crate::state::StateDir;
+
+mod address;
+mod apply;
+mod error;
+mod family;
+mod link;
+mod monitor;
+mod netlink;
+mod nft;
+mod observe;
+mod route;
+mod rule;
+mod sysctl;
+mod wireguard;
+
+/// What the reconcile loop needs of a kernel. Its twin in memory is [`Observed`] itself.
+pub trait Kernel {
+    /// Everything that a plan depends on. `own` are the addresses of this node, by which its
+    /// underlay interfaces are known.
+    ///
+    /// # Errors
+    /// The first thing that cannot be read.
+    fn observe(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error>;
+
+    /// Carries out operations in their order, and stops after the first group of them that failed:
+    /// rules come last, so that none leads to a table that is half built.
+    ///
+    /// # Errors
+    /// What failed.
+    fn apply(&mut self, ops: &[Op]) -> Result<(), Vec<Error>>;
+}
+
+/// The kernel that runs this process, in its network namespace.
+pub struct Linux {
+    interface: String,
+    table: u32,
+    state: StateDir,
+    netlink: Netlink,
+    backend: Box<dyn Backend>,
+    private_key: Option<PrivateKey>,
+    /// The endpoints that we configured, to tell them from those learnt by roaming.
+    configured_endpoints: BTreeMap<PublicKey, SocketAddr>,
+}
+
+impl Linux {
+    /// Opens the way to the kernel; changes nothing.
+    ///
+    /// # Errors
+    /// No netlink socket can be had.
+    pub fn open(interface: &str, table: u32, state: StateDir) -> Result<Self, Error> {
+        Ok(Self {
+            interface: interface.to_owned(),
+            table,
+            state,
+            netlink: Netlink::open().attempt(|| "open a netlink socket".into())?,
+            backend: Box::new(Userspace::new(interface)),
+            private_key: None,
+            configured_endpoints: BTreeMap::new(),
+        })
+    }
+
+    /// The key that [`Op::ConfigureDevice`] gives to the device.
+    pub fn set_private_key(&mut self, key: PrivateKey) {
+        self.private_key = Some(key);
+    }
+
+    /// The port of our netlink socket: notifications of our own doing carry it.
+    #[must_use]
+    pub fn netlink_port(&self) -> u32 {
+        self.netlink.port()
+    }
+
+    /// The device with its counters; `None` when it is not there or not ours.
+    ///
+    /// # Errors
+    /// It does not answer as it should.
+    pub fn device(&mut self) -> Result<Option<DeviceState>, Error> {
+        let ours = self.link()?.is_some_and(|found| found.link.alias.as_deref() == Some(ALIAS));
+        if ours { self.read_device() } else { Ok(None) }
+    }
+
+    fn link(&mut self) -> Result<Option<link::Indexed>, Error> {
+        link::by_name(&mut self.netlink, &self.interface)
+            .attempt(|| format!("look up interface {}", self.interface))
+    }
+
+    fn read_device(&mut self) -> Result<Option<DeviceState>, Error> {
+        self.backend.read().attempt(|| format!("read the WireGuard device of {}", self.interface))
+    }
+}
+
+impl Kernel for Linux {
+    fn observe(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
+        self.observe_all(own)
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {
+        self.apply_all(ops)
+    }
+}

@@ -1,0 +1,83 @@
+//! Reads the kernel into the planner's words.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::SystemTime,
+};
+
+use wireloom_plan::kernel::{Device, Observed, Peer, Underlay, UnderlaySysctl};
+
+use super::{
+    Linux, address,
+    error::{Attempt, Error},
+    link, nft, route, rule, sysctl,
+};
+
+impl Linux {
+    pub(super) fn observe_all(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
+        let found = self.link()?;
+        let index = found.as_ref().map(|found| found.index);
+        let assigned = address::observe(&mut self.netlink).attempt(|| "list the addresses".into())?;
+        let on_ours = assigned.iter().filter(|each| Some(each.interface) == index);
+        Ok(Observed {
+            addresses: on_ours.map(|each| each.address).collect(),
+            device: if index.is_some() { self.observe_device()? } else { None },
+            link: found.map(|found| found.link),
+            rules: rule::observe(&mut self.netlink, self.table).attempt(|| "list the rules".into())?,
+            routes: route::observe(&mut self.netlink, self.table, index)
+                .attempt(|| format!("list the routes of table {}", self.table))?,
+            underlays: self.observe_underlays(&assigned, own)?,
+            saved_sysctls: self
+                .state
+                .saved_sysctls()
+                .attempt(|| format!("read the saved sysctls in {}", self.state.path().display()))?,
+            firewall: nft::observe().attempt(|| "read the nftables table `inet wireloom`".into())?,
+        })
+    }
+
+    fn observe_device(&mut self) -> Result<Option<Device>, Error> {
+        let Some(state) = self.read_device()? else { return Ok(None) };
+        let now = SystemTime::now();
+        self.configured_endpoints.retain(|key, _| state.peers.contains_key(key));
+        let peers = state.peers.into_iter().map(|(key, peer)| {
+            let observed = Peer {
+                handshake_age: peer.handshake_age(now),
+                endpoint: peer.endpoint,
+                configured_endpoint: self.configured_endpoints.get(&key).copied(),
+                allowed_ips: peer.allowed_ips,
+                persistent_keepalive: peer.persistent_keepalive,
+            };
+            (key, observed)
+        });
+        Ok(Some(Device {
+            peers: peers.collect(),
+            public_key: state.public_key,
+            listen_port: state.listen_port,
+            fwmark: state.fwmark,
+        }))
+    }
+
+    fn observe_underlays(
+        &mut self,
+        assigned: &[address::Assigned],
+        own: &BTreeSet<IpAddr>,
+    ) -> Result<BTreeMap<String, Underlay>, Error> {
+        let mut by_index: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
+        for each in assigned.iter().filter(|each| own.contains(&each.address.addr())) {
+            by_index.entry(each.interface).or_default().insert(each.address.addr());
+        }
+        let mut underlays = BTreeMap::new();
+        for (index, addresses) in by_index {
+            let found =
+                link::by_index(&mut self.netlink, index).attempt(|| format!("look up interface {index}"))?;
+            let Some(found) = found.filter(|found| found.name != self.interface) else { continue };
+            // Absent when the interface went away this moment.
+            let rp_filter = sysctl::read(&found.name, UnderlaySysctl::RpFilter)?.unwrap_or(0);
+            let src_valid_mark = sysctl::read(&found.name, UnderlaySysctl::SrcValidMark)?.unwrap_or(0) != 0;
+            underlays
+                .insert(found.name, Underlay { mtu: found.link.mtu, addresses, rp_filter, src_valid_mark });
+        }
+        Ok(underlays)
+    }
+}

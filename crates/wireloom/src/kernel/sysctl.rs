@@ -1,0 +1,62 @@
+//! Sysctls of underlay interfaces, changed only after what they were is on the disk.
+
+use std::{fs, io, path::PathBuf};
+
+use wireloom_plan::kernel::UnderlaySysctl;
+
+use super::error::{Attempt, Error};
+use crate::state::StateDir;
+
+/// `net.ipv4.conf.IFACE.…`; an interface's name may hold dots, so it is a path and not a dotted name.
+fn path(interface: &str, sysctl: UnderlaySysctl) -> PathBuf {
+    PathBuf::from("/proc/sys/net/ipv4/conf").join(interface).join(file_name(sysctl))
+}
+
+fn file_name(sysctl: UnderlaySysctl) -> &'static str {
+    match sysctl {
+        UnderlaySysctl::RpFilter => "rp_filter",
+        UnderlaySysctl::SrcValidMark => "src_valid_mark",
+    }
+}
+
+/// `None` when the interface is gone.
+pub(super) fn read(interface: &str, sysctl: UnderlaySysctl) -> Result<Option<u8>, Error> {
+    let path = path(interface, sysctl);
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text.attempt(|| format!("read {}", path.display()))?,
+    };
+    let number =
+        text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{text:?}")));
+    number.map(Some).attempt(|| format!("read {}", path.display()))
+}
+
+/// Records what the sysctl was, unless that is recorded already, and then sets it.
+pub(super) fn set(state: &StateDir, interface: &str, sysctl: UnderlaySysctl, value: u8) -> Result<(), Error> {
+    let operation = || format!("set net.ipv4.conf.{interface}.{} to {value}", file_name(sysctl));
+    let mut saved = state.saved_sysctls().attempt(operation)?;
+    if let Some(before) = read(interface, sysctl)? {
+        let of_interface = saved.entry(interface.to_owned()).or_default();
+        if let std::collections::btree_map::Entry::Vacant(vacant) = of_interface.entry(sysctl) {
+            vacant.insert(before);
+            state.save_sysctls(&saved).attempt(operation)?;
+        }
+    }
+    fs::write(path(interface, sysctl), value.to_string()).attempt(operation)
+}
+
+/// Puts the sysctl back and forgets the record; of an interface that is gone only the record goes.
+pub(super) fn restore(state: &StateDir, interface: &str, sysctl: UnderlaySysctl) -> Result<(), Error> {
+    let operation = || format!("put net.ipv4.conf.{interface}.{} back", file_name(sysctl));
+    let mut saved = state.saved_sysctls().attempt(operation)?;
+    let Some(of_interface) = saved.get_mut(interface) else { return Ok(()) };
+    let Some(before) = of_interface.remove(&sysctl) else { return Ok(()) };
+    match fs::write(path(interface, sysctl), before.to_string()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        written => written.attempt(operation)?,
+    }
+    if of_interface.is_empty() {
+        saved.remove(interface);
+    }
+    state.save_sysctls(&saved).attempt(operation)
+}

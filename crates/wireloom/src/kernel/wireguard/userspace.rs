@@ -1,0 +1,163 @@
+//! The userspace engine: `wireloom device` in a process of its own, found again by its control socket.
+
+use std::{
+    env,
+    io::{self, Read, Seek, Write},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    process::{Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use zeroize::Zeroizing;
+
+use super::{Backend, Change, DeviceState, uapi};
+use crate::kernel::error::Cause;
+
+/// Where every userspace WireGuard has its sockets (`RUNSTATEDIR` of wireguard-tools' src/ipc-uapi.h).
+const SOCKETS: &str = "/var/run/wireguard";
+
+/// The device answers within milliseconds; one that is silent for so long hangs.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often a state that is waited for is looked at.
+const GLANCE: Duration = Duration::from_millis(5);
+
+/// The device of one interface.
+pub(in crate::kernel) struct Userspace {
+    interface: String,
+}
+
+impl Userspace {
+    pub(in crate::kernel) fn new(interface: &str) -> Self {
+        Self { interface: interface.to_owned() }
+    }
+
+    fn socket(&self) -> PathBuf {
+        PathBuf::from(SOCKETS).join(format!("{}.sock", self.interface))
+    }
+
+    /// `None` when nobody listens.
+    fn connect(&self) -> io::Result<Option<UnixStream>> {
+        match UnixStream::connect(self.socket()) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_write_timeout(Some(PATIENCE))?;
+                Ok(Some(stream))
+            }
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One request and its reply, which may hold the private key.
+    fn ask(&self, request: &str) -> Result<Option<Zeroizing<String>>, Cause> {
+        let Some(mut stream) = self.connect()? else { return Ok(None) };
+        let reply = exchange(&mut stream, request);
+        let silent =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        match reply {
+            Err(error) if silent(&error) => {
+                Err(Cause::Passing(format!("the device gave no answer within {} s", PATIENCE.as_secs())))
+            }
+            reply => Ok(Some(reply?)),
+        }
+    }
+}
+
+impl Backend for Userspace {
+    fn read(&mut self) -> Result<Option<DeviceState>, Cause> {
+        match self.ask(uapi::GET)? {
+            Some(reply) => {
+                uapi::parse_get_reply(&reply).map(Some).map_err(|error| Cause::Passing(error.to_string()))
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn create(&mut self) -> Result<(), Cause> {
+        // Its errors go to a file: a pipe would stay open in the process that remains.
+        let mut errors = tempfile::tempfile()?;
+        let mut child = Command::new(this_program()?)
+            .args(["device", &self.interface])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(errors.try_clone()?)
+            .spawn()?;
+        let status = wait(&mut child)?;
+        if status.success() {
+            return Ok(());
+        }
+        let mut words = String::new();
+        errors.rewind()?;
+        errors.read_to_string(&mut words)?;
+        Err(Cause::Passing(format!(
+            "`wireloom device {}` ended ({status}): {}",
+            self.interface,
+            words.trim()
+        )))
+    }
+
+    fn change(&mut self, changes: &[Change<'_>]) -> Result<(), Cause> {
+        match self.ask(&uapi::set(changes))? {
+            Some(reply) => uapi::parse_set_reply(&reply).map_err(|error| Cause::Passing(error.to_string())),
+            None => Err(Cause::Passing("the device process is gone".into())),
+        }
+    }
+
+    fn wait_until_gone(&mut self) -> Result<(), Cause> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.connect()?.is_some() {
+            if Instant::now() > deadline {
+                return Err(Cause::Passing("the device process outlives its interface".into()));
+            }
+            thread::sleep(GLANCE);
+        }
+        Ok(())
+    }
+}
+
+/// A reply ends with an empty line; the device keeps the connection open for further requests.
+fn exchange(stream: &mut UnixStream, request: &str) -> io::Result<Zeroizing<String>> {
+    stream.write_all(request.as_bytes())?;
+    let mut reply = Zeroizing::new(Vec::with_capacity(64 << 10));
+    let mut piece = Zeroizing::new([0; 16 << 10]);
+    while !reply.ends_with(b"\n\n") {
+        match stream.read(&mut *piece)? {
+            0 => break,
+            length => reply.extend_from_slice(&piece[..length]),
+        }
+    }
+    let text = str::from_utf8(&reply).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Ourselves; after an upgrade of the file, the version that runs.
+fn this_program() -> io::Result<PathBuf> {
+    let path = env::current_exe()?;
+    Ok(if path.exists() { path } else { "/proc/self/exe".into() })
+}
+
+/// The command goes to the background by itself: what is waited for is its being ready.
+fn wait(child: &mut std::process::Child) -> Result<ExitStatus, Cause> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            return Err(Cause::Passing(format!(
+                "`wireloom device` was not ready within {} s",
+                PATIENCE.as_secs()
+            )));
+        }
+        thread::sleep(GLANCE);
+    }
+}

@@ -1,0 +1,144 @@
+//! The private key's file: made when absent, its owner's only, never shown.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use wireloom_engine::PrivateKey;
+use zeroize::Zeroizing;
+
+/// The key cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read or made.
+    #[error("cannot {action} the private key {}: {source}", path.display())]
+    Io {
+        /// Read or create.
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others can read it.
+    #[error(
+        "the private key {} is open to others (mode {mode:03o}); close it with `chmod 600 {}` and consider a new key",
+        path.display(), path.display()
+    )]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It holds something else.
+    #[error("{} holds no private key; write one with `wireloom key generate`", path.display())]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+    },
+}
+
+/// Reads the key; `None` when there is no file.
+///
+/// # Errors
+/// The file cannot be read, is open to others, or holds something else.
+pub fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
+    let failed = |source| Error::Io { action: "read", path: path.to_owned(), source };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(Error::Open { path: path.to_owned(), mode });
+    }
+    // A key is 44 characters and a line end; what is longer is none.
+    let mut text = Zeroizing::new(String::with_capacity(128));
+    let malformed = || Error::Malformed { path: path.to_owned() };
+    match file.take(127).read_to_string(&mut text) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(malformed()),
+        read => read.map_err(failed)?,
+    };
+    PrivateKey::from_base64(text.trim()).map(Some).map_err(|_| malformed())
+}
+
+/// Reads the key, or makes one, readable by its owner only.
+///
+/// # Errors
+/// As [`read`], or the file cannot be made.
+pub fn read_or_create(path: &Path) -> Result<PrivateKey, Error> {
+    match read(path)? {
+        Some(key) => Ok(key),
+        None => create(path).map_err(|source| Error::Io { action: "create", path: path.to_owned(), source }),
+    }
+}
+
+/// The file appears whole or not at all, and never replaces one that appeared meanwhile.
+fn create(path: &Path) -> io::Result<PrivateKey> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let mut bytes = Zeroizing::new([0; 32]);
+    File::open("/dev/urandom")?.read_exact(&mut *bytes)?;
+    let key = PrivateKey::from_bytes(*bytes);
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    writeln!(file, "{}", *key.expose_base64())?;
+    file.as_file().sync_all()?;
+    file.persist_noclobber(path)?;
+    File::open(directory)?.sync_all()?;
+    tracing::info!("made a private key in {}", path.display());
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+
+    use super::*;
+
+    #[test]
+    fn an_absent_key_is_made_for_its_owner_only_and_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sub/wg0.key");
+        assert!(read(&path).unwrap().is_none());
+        let key = read_or_create(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(read_or_create(&path).unwrap().public_key(), key.public_key());
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wg0.key");
+        read_or_create(&path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        let path = path.display();
+        assert_eq!(
+            error,
+            format!(
+                "the private key {path} is open to others (mode 640); close it with `chmod 600 {path}` and consider \
+                 a new key"
+            )
+        );
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_and_not_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wg0.key");
+        for content in [&b"not-a-key"[..], b"", b"\xff\xfe", &[b'A'; 4096]] {
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+            let error = read_or_create(&path).unwrap_err().to_string();
+            let expected =
+                format!("{} holds no private key; write one with `wireloom key generate`", path.display());
+            assert_eq!(error, expected);
+        }
+    }
+}

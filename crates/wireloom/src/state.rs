@@ -1,0 +1,220 @@
+//! The state directory: what must outlive the agent so that `wireloom down` can undo it.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    fs::{self, DirBuilder, File},
+    io::{self, Write},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use wireloom_plan::kernel::UnderlaySysctl;
+
+/// What sysctls of each interface were before the first change.
+pub type SavedSysctls = BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>;
+
+/// The directory, `/var/lib/wireloom` unless systemd says otherwise.
+#[derive(Debug, Clone)]
+pub struct StateDir {
+    path: PathBuf,
+}
+
+/// Held while an agent runs; the kernel lets go of it with the process.
+#[derive(Debug)]
+pub struct AgentLock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+
+impl StateDir {
+    /// Where it is: `$STATE_DIRECTORY` (systemd.exec(5), `StateDirectory=`; the first of several) or
+    /// `/var/lib/wireloom`. Nothing is made yet.
+    #[must_use]
+    pub fn locate() -> Self {
+        let given = env::var_os("STATE_DIRECTORY").filter(|path| !path.is_empty());
+        let first = given.as_ref().and_then(|paths| env::split_paths(paths).next());
+        Self { path: first.unwrap_or_else(|| "/var/lib/wireloom".into()) }
+    }
+
+    /// A given directory.
+    #[must_use]
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the directory, for its owner only.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn create(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.path)
+    }
+
+    /// Takes the lock that only one agent can hold; `None` when another one does.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn lock(&self) -> io::Result<Option<AgentLock>> {
+        self.create()?;
+        let file = File::options().create(true).truncate(false).write(true).open(self.lock_path())?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(AgentLock(lock))),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(errno.into()),
+        }
+    }
+
+    /// What sysctls were before we changed them.
+    ///
+    /// # Errors
+    /// The operating system's, or `InvalidData` when the record is damaged.
+    pub fn saved_sysctls(&self) -> io::Result<SavedSysctls> {
+        match fs::read(self.sysctl_path()) {
+            Ok(text) => Ok(serde_json::from_slice(&text)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(SavedSysctls::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Records them, on the disk before it returns.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn save_sysctls(&self, saved: &SavedSysctls) -> io::Result<()> {
+        if saved.is_empty() {
+            return remove_if_there(&self.sysctl_path());
+        }
+        self.create()?;
+        write_atomically(&self.sysctl_path(), &serde_json::to_vec_pretty(saved)?)
+    }
+
+    /// Says that an interface is being made: should the agent be killed before it has marked the
+    /// interface as its own, the next one knows.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn begin_creating(&self, interface: &str) -> io::Result<()> {
+        self.create()?;
+        write_atomically(&self.creating_path(), interface.as_bytes())
+    }
+
+    /// The interface that a killed agent was making.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn creating(&self) -> io::Result<Option<String>> {
+        match fs::read_to_string(self.creating_path()) {
+            Ok(interface) => Ok(Some(interface)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The interface is made and marked.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn end_creating(&self) -> io::Result<()> {
+        remove_if_there(&self.creating_path())
+    }
+
+    /// Removes everything but the private key.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn clear(&self) -> io::Result<()> {
+        for path in [self.sysctl_path(), self.creating_path(), self.lock_path()] {
+            remove_if_there(&path)?;
+        }
+        Ok(())
+    }
+
+    fn sysctl_path(&self) -> PathBuf {
+        self.path.join("sysctls.json")
+    }
+
+    fn creating_path(&self) -> PathBuf {
+        self.path.join("creating")
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.path.join("agent.lock")
+    }
+}
+
+/// Readers see the old file or the new one, whole, also after a power cut.
+///
+/// # Errors
+/// The operating system's.
+pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    // A temporary file is its owner's only (0600).
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    File::open(directory)?.sync_all()
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctls_come_back_as_saved_and_go_when_none_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::at(directory.path().join("deep/er"));
+        assert_eq!(state.saved_sysctls().unwrap(), SavedSysctls::new());
+        let saved =
+            SavedSysctls::from([("eth0.7".to_owned(), BTreeMap::from([(UnderlaySysctl::RpFilter, 1)]))]);
+        state.save_sysctls(&saved).unwrap();
+        assert_eq!(state.saved_sysctls().unwrap(), saved);
+        state.save_sysctls(&SavedSysctls::new()).unwrap();
+        assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_damaged_record_is_an_error_and_not_an_empty_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::at(directory.path());
+        fs::write(state.sysctl_path(), "{").unwrap();
+        assert_eq!(state.saved_sysctls().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn one_agent_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::at(directory.path());
+        let held = state.lock().unwrap();
+        assert!(held.is_some());
+        assert!(state.lock().unwrap().is_none());
+        drop(held);
+        assert!(state.lock().unwrap().is_some());
+    }
+
+    #[test]
+    fn clearing_leaves_the_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::at(directory.path());
+        fs::write(directory.path().join("wg0.key"), "secret").unwrap();
+        state.begin_creating("wg0").unwrap();
+        assert_eq!(state.creating().unwrap().as_deref(), Some("wg0"));
+        drop(state.lock().unwrap());
+        state.clear().unwrap();
+        let left: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["wg0.key"]);
+    }
+}

@@ -1,0 +1,118 @@
+//! Operations and kernel objects in the words of iproute2, for people.
+
+use wireloom_plan::{
+    kernel::{Family, Route, RouteKind, Rule, UnderlaySysctl},
+    op::Op,
+};
+
+/// What an operation does, to follow "cannot" or to stand in a list.
+#[must_use]
+pub fn op(op: &Op) -> String {
+    match op {
+        Op::CreateLink { mtu } => format!("create the interface, MTU {mtu}"),
+        Op::RemoveLink => "remove the interface".into(),
+        Op::SetMtu { mtu } => format!("set the interface's MTU to {mtu}"),
+        Op::SetUp => "bring the interface up".into(),
+        Op::ConfigureDevice { public_key, listen_port, fwmark } => {
+            format!("configure the device: key {public_key}, port {listen_port}, fwmark {fwmark:#x}")
+        }
+        Op::SetPeer(peer) => {
+            let endpoint = peer.endpoint.map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
+            let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
+            let cidrs = if cidrs.is_empty() { "nothing".into() } else { cidrs.join(" ") };
+            format!("set the peer {}{endpoint} for {cidrs}", peer.public_key)
+        }
+        Op::RemovePeer { public_key } => format!("remove the peer {public_key}"),
+        Op::AddAddress { address } => format!("add the address {address}"),
+        Op::RemoveAddress { address } => format!("remove the address {address}"),
+        Op::SetRoute(to) => format!("set the route `{}`", route(to)),
+        Op::RemoveRoute(to) => format!("remove the route `{}`", route(to)),
+        Op::AddRule(the) => format!("add the rule `{}`", rule(the)),
+        Op::RemoveRule(the) => format!("remove the rule `{}`", rule(the)),
+        Op::SetFirewall(_) => "replace the nftables table `inet wireloom`".into(),
+        Op::RemoveFirewall => "remove the nftables table `inet wireloom`".into(),
+        Op::SetUnderlaySysctl { interface, sysctl, value } => {
+            format!("set net.ipv4.conf.{interface}.{} to {value}", sysctl_name(*sysctl))
+        }
+        Op::RestoreUnderlaySysctl { interface, sysctl } => {
+            format!("put net.ipv4.conf.{interface}.{} back to what it was", sysctl_name(*sysctl))
+        }
+    }
+}
+
+/// A rule as `ip rule show` prints it, priority and family before.
+#[must_use]
+pub fn rule(rule: &Rule) -> String {
+    let mut text = format!("{} {}:", family(rule.family), rule.priority);
+    if rule.invert {
+        text += " not";
+    }
+    text += &rule.from.map_or(" from all".into(), |from| format!(" from {from}"));
+    if let Some(to) = rule.other.to {
+        text += &format!(" to {to}");
+    }
+    if rule.mask != 0 {
+        text += &match rule.mark {
+            0 => format!(" fwmark 0/{:#x}", rule.mask),
+            mark => format!(" fwmark {mark:#x}/{:#x}", rule.mask),
+        };
+    }
+    if !rule.other.attributes.is_empty() || rule.other.tos != 0 {
+        text += " (further selectors)";
+    }
+    text + &format!(" lookup {}", rule.table)
+}
+
+/// A route as `ip route show` prints it.
+#[must_use]
+pub fn route(route: &Route) -> String {
+    match &route.kind {
+        RouteKind::Device { gateway, source } => {
+            let via = gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
+            let src = source.map(|source| format!(" src {source}")).unwrap_or_default();
+            format!("{}{via} through the interface{src}", route.destination)
+        }
+        RouteKind::Throw => format!("throw {}", route.destination),
+        RouteKind::Unreachable => format!("unreachable {}", route.destination),
+        RouteKind::Other => format!("{} (foreign)", route.destination),
+    }
+}
+
+fn family(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
+}
+
+fn sysctl_name(sysctl: UnderlaySysctl) -> &'static str {
+    match sysctl {
+        UnderlaySysctl::RpFilter => "rp_filter",
+        UnderlaySysctl::SrcValidMark => "src_valid_mark",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wireloom_plan::kernel::OtherSelectors;
+
+    use super::*;
+
+    #[test]
+    fn rules_read_as_iproute2_prints_them() {
+        let scoped = Rule {
+            family: Family::V4,
+            priority: 99,
+            invert: false,
+            from: Some("10.161.0.0/16".parse().unwrap()),
+            mark: 0,
+            mask: 0xa,
+            table: 1,
+            protocol: 157,
+            other: OtherSelectors::default(),
+        };
+        assert_eq!(rule(&scoped), "IPv4 99: from 10.161.0.0/16 fwmark 0/0xa lookup 1");
+        let host = Rule { invert: true, from: None, mark: 0xa, ..scoped };
+        assert_eq!(rule(&host), "IPv4 99: not from all fwmark 0xa/0xa lookup 1");
+    }
+}
