@@ -23,13 +23,23 @@ impl AtomicInstant {
         Self(AtomicU64::new(NEVER))
     }
 
+    pub(crate) fn get(&self) -> Option<Instant> {
+        let nanos = self.0.load(Ordering::SeqCst);
+        (nanos != NEVER).then(|| Instant::from_nanos(nanos))
+    }
+
     pub(crate) fn set(&self, at: Option<Instant>) {
         let nanos = at.map_or(NEVER, Instant::as_nanos);
         self.0.store(nanos, Ordering::Relaxed);
     }
 
+    /// Sets the moment to never, visible to all before anything that follows is read.
+    fn forget(&self) {
+        self.0.store(NEVER, Ordering::SeqCst);
+    }
+
     /// Writes only when there is something to clear: the line stays shared between readers.
-    fn clear(&self) {
+    pub(crate) fn clear(&self) {
         if self.0.load(Ordering::Relaxed) != NEVER {
             self.0.store(NEVER, Ordering::Relaxed);
         }
@@ -38,12 +48,12 @@ impl AtomicInstant {
     /// Sets the moment if there was none; true when this call did.
     fn arm(&self, now: Instant) -> bool {
         self.0.load(Ordering::Relaxed) == NEVER
-            && self.0.compare_exchange(NEVER, now.as_nanos(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            && self.0.compare_exchange(NEVER, now.as_nanos(), Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
 
     /// Brings the moment forward to `at`; true when it was later.
     fn bring_forward(&self, at: u64) -> bool {
-        self.0.load(Ordering::Relaxed) > at && self.0.fetch_min(at, Ordering::Relaxed) > at
+        self.0.load(Ordering::SeqCst) > at && self.0.fetch_min(at, Ordering::SeqCst) > at
     }
 
     /// Whether the moment has come; if so it is reset to never, and one caller alone is told.
@@ -59,12 +69,11 @@ pub(crate) struct Activity {
     pub(crate) unanswered_since: AtomicInstant,
     /// First data received since the last authenticated sending.
     pub(crate) owing_since: AtomicInstant,
-    /// Last data received.
-    pub(crate) data_received: AtomicInstant,
+
     /// Last authenticated message sent or received.
     pub(crate) traversed: AtomicInstant,
     /// The device's next look at this peer.
-    pub(crate) next_look: AtomicInstant,
+    next_look: AtomicInstant,
     /// When receiving asks for a last-minute renewal of the current session.
     pub(crate) last_minute: AtomicInstant,
 }
@@ -74,7 +83,7 @@ impl Activity {
         Self {
             unanswered_since: AtomicInstant::never(),
             owing_since: AtomicInstant::never(),
-            data_received: AtomicInstant::never(),
+
             traversed: AtomicInstant::never(),
             next_look: AtomicInstant::never(),
             last_minute: AtomicInstant::never(),
@@ -94,11 +103,27 @@ impl Activity {
     pub(crate) fn note_received(&self, now: Instant, data: bool) -> bool {
         self.unanswered_since.clear();
         self.traversed.set(Some(now));
-        if !data {
-            return false;
-        }
-        self.data_received.set(Some(now));
-        self.owing_since.arm(now) && self.due_before_look(now, KEEPALIVE_TIMEOUT)
+        data && self.owing_since.arm(now) && self.due_before_look(now, KEEPALIVE_TIMEOUT)
+    }
+
+    /// Finds the moment of the device's next look with `deadline`, which derives it from the causes.
+    ///
+    /// The data path first writes a cause and then reads the next look; here the next look is
+    /// forgotten first and then the causes are read. So in every interleaving of the two, either
+    /// `deadline` sees the cause or the data path sees no look ahead and signals.
+    pub(crate) fn plan_look(&self, deadline: impl FnOnce() -> Option<Instant>) -> Option<Instant> {
+        self.next_look.forget();
+        let look = deadline();
+        self.next_look.set(look);
+        look
+    }
+
+    /// Forgets every cause, as after a wipe of all keys.
+    pub(crate) fn reset(&self) {
+        self.unanswered_since.clear();
+        self.owing_since.clear();
+        self.traversed.clear();
+        self.last_minute.clear();
     }
 
     fn due_before_look(&self, now: Instant, after: Duration) -> bool {

@@ -35,12 +35,17 @@
 mod activity;
 mod allowed_ips;
 mod cipher;
+mod cookie;
 mod device;
 mod endpoint;
+mod handshake;
+mod index;
 pub mod inner;
 mod key;
+mod load;
 pub mod message;
 mod path;
+mod peer;
 mod replay;
 mod session;
 mod signal;

@@ -132,6 +132,18 @@ impl PeerPath {
     pub(crate) fn set_endpoint(&self, endpoint: Option<Endpoint>) {
         self.endpoint.store(endpoint.map(Arc::new));
     }
+
+    /// Leaves the choice of our own address to routing: when nothing comes back, the one that the
+    /// peer once talked to may be gone.
+    pub(crate) fn forget_local_address(&self) {
+        if let Some(endpoint) = self.endpoint().filter(|endpoint| endpoint.local.is_some()) {
+            self.set_endpoint(Some(endpoint.remote.into()));
+        }
+    }
+
+    pub(crate) fn set_session(&self, session: Option<Arc<Session>>) {
+        self.session.store(session);
+    }
 }
 
 fn timer_news(armed: bool) -> News {

@@ -11,7 +11,8 @@ use crate::message::{DATA_OVERHEAD, DataHeader};
 use crate::replay::ReplayWindow;
 use crate::time::Instant;
 use crate::timers::{
-    REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, REKEY_TIMEOUT,
+    LAST_MINUTE_AFTER_TIME, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
+    REKEY_TIMEOUT,
 };
 use crate::verdict::DropReason;
 
@@ -62,18 +63,14 @@ pub struct Session {
     window: Mutex<ReplayWindow>,
     /// For a responder: whether a message came through, which proves that the peer has the keys.
     confirmed: AtomicBool,
-    /// When sending should next ask for renewal, in nanoseconds of the monotonic clock.
-    rekey_due: AtomicU64,
+    /// Sending does not ask for renewal before this, in nanoseconds of the monotonic clock.
+    rekey_quiet_until: AtomicU64,
 }
 
 impl Session {
     /// A session that begins now.
     #[must_use]
     pub fn new(keys: &SessionKeys, role: Role, local_index: u32, remote_index: u32, born: Instant) -> Self {
-        let rekey_due = match role {
-            Role::Initiator => (born + REKEY_AFTER_TIME).as_nanos(),
-            Role::Responder => u64::MAX,
-        };
         Self {
             local_index,
             remote_index,
@@ -84,7 +81,7 @@ impl Session {
             next_counter: AtomicU64::new(0),
             window: Mutex::default(),
             confirmed: AtomicBool::new(role == Role::Initiator),
-            rekey_due: AtomicU64::new(rekey_due),
+            rekey_quiet_until: AtomicU64::new(0),
         }
     }
 
@@ -170,17 +167,32 @@ impl Session {
 
     /// Whether sending should ask for renewal now: at most once each [`REKEY_TIMEOUT`].
     pub(crate) fn asks_for_rekey(&self, now: Instant) -> bool {
-        let due = self.rekey_due.load(Ordering::Relaxed);
-        if now.as_nanos() < due && self.next_counter.load(Ordering::Relaxed) <= REKEY_AFTER_MESSAGES {
+        let old = self.role == Role::Initiator && now.since(self.born) >= REKEY_AFTER_TIME;
+        if !old && self.next_counter.load(Ordering::Relaxed) <= REKEY_AFTER_MESSAGES {
             return false;
         }
+        let quiet_until = self.rekey_quiet_until.load(Ordering::Relaxed);
         let next = (now + REKEY_TIMEOUT).as_nanos();
-        self.rekey_due.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        quiet_until <= now.as_nanos()
+            && self
+                .rekey_quiet_until
+                .compare_exchange(quiet_until, next, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// When the session should be renewed even if it only receives: the initiator's task.
+    pub(crate) fn last_minute(&self) -> Option<Instant> {
+        (self.role == Role::Initiator).then(|| self.born + LAST_MINUTE_AFTER_TIME)
     }
 
     /// Notes that an authentic message came through; true for the first one of a responder's session.
     pub(crate) fn confirm(&self) -> bool {
         !self.confirmed.load(Ordering::Relaxed) && !self.confirmed.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether the peer is known to have the keys, so that it can be sent to.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Relaxed)
     }
 
     /// Takes `n` consecutive counters and returns the first. A compare-and-swap, not an addition:

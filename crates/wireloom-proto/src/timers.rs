@@ -1,4 +1,5 @@
-//! Every time and count that the protocol fixes (paper, section 6.1, and the kernel's `messages.h`).
+//! Every time and count of the protocol: those that the paper fixes (section 6.1), and those in which
+//! we follow the kernel (`messages.h`, `ratelimiter.c`).
 
 use std::time::Duration;
 
@@ -26,3 +27,20 @@ pub const LAST_MINUTE_AFTER_TIME: Duration =
     Duration::from_secs(REJECT_AFTER_TIME.as_secs() - KEEPALIVE_TIMEOUT.as_secs() - REKEY_TIMEOUT.as_secs());
 /// This long after the last handshake all key material of the peer is wiped.
 pub const WIPE_AFTER_TIME: Duration = Duration::from_secs(REJECT_AFTER_TIME.as_secs() * 3);
+/// Initiations of one peer that follow the last one sooner than this are dropped; the kernel's
+/// `INITIATIONS_PER_SECOND` is 50.
+pub const INITIATION_INTERVAL_MIN: Duration = Duration::from_millis(1000 / 50);
+
+/// The device is under load when more handshake messages than this, each with a valid MAC1, arrive
+/// within [`LOAD_INTERVAL`]. Answering one costs about a quarter of a millisecond of X25519, so this
+/// is about a quarter of one core's time. (The kernel looks at the length of a queue instead.)
+pub const LOAD_THRESHOLD: u32 = 256;
+/// See [`LOAD_THRESHOLD`].
+pub const LOAD_INTERVAL: Duration = Duration::from_millis(250);
+/// Load lasts this long after its last sign; the kernel's figure.
+pub const LOAD_LINGERS: Duration = Duration::from_secs(1);
+/// Handshake messages of one source, with a valid cookie, that are answered under load each second;
+/// the kernel's `PACKETS_PER_SECOND`.
+pub const ANSWERS_PER_SECOND: u64 = 20;
+/// And at once; the kernel's `PACKETS_BURSTABLE`.
+pub const ANSWERS_BURST: u64 = 5;

@@ -78,24 +78,50 @@ impl Transport {
         from: Endpoint,
         datagram: &'m mut [u8],
     ) -> Result<Opened<'m>, DropReason> {
-        let header = DataHeader::parse(datagram)?;
-        let slot = self.sessions.load(header.receiver);
-        let entry = slot
-            .as_ref()
-            .and_then(|entry| entry.as_deref())
-            .filter(|entry| entry.session.local_index() == header.receiver)
-            .ok_or(DropReason::UnknownIndex)?;
-        let bytes = datagram.len();
-        let mut outcome = Err(DropReason::BadCiphertext);
-        entry.session.open(now, std::iter::once(datagram), |opened| outcome = opened);
-        let payload = outcome?;
-        let news = entry.note_opened(now, from, bytes, !payload.is_empty());
-        Ok(Opened { path: Arc::clone(&entry.path), payload, signal: news.about(entry.path.id()) })
+        let mut outcome = Err(DropReason::BadLength);
+        self.open_train(now, from, std::iter::once(datagram), |opened| outcome = opened);
+        outcome
+    }
+
+    /// Opens a train of datagrams of one source, as receive offload delivers them, and tells the
+    /// outcome of each, in order; otherwise as [`Self::open`].
+    pub fn open_train<'m>(
+        &self,
+        now: Instant,
+        from: Endpoint,
+        datagrams: impl Iterator<Item = &'m mut [u8]>,
+        mut outcome: impl FnMut(Result<Opened<'m>, DropReason>),
+    ) {
+        // The messages of a train mostly belong to one session: it is looked up when that changes.
+        let mut slot = Guard::from_inner(None::<Arc<SessionEntry>>);
+        for datagram in datagrams {
+            outcome(DataHeader::parse(datagram).and_then(|header| {
+                if !is_session(&slot, header.receiver) {
+                    slot = self.sessions.load(header.receiver);
+                }
+                let entry = slot.as_ref().filter(|_| is_session(&slot, header.receiver));
+                entry.ok_or(DropReason::UnknownIndex)?.open(now, from, datagram)
+            }));
+        }
+    }
+
+    /// Lets messages for the session's local index in.
+    pub(crate) fn insert(&self, session: Arc<Session>, path: Arc<PeerPath>) {
+        let index = session.local_index();
+        self.sessions.set(index, Some(SessionEntry { session, path }));
+    }
+
+    pub(crate) fn remove(&self, index: u32) {
+        self.sessions.set(index, None);
     }
 
     pub(crate) fn publish(&self, routes: Routes) {
         self.routes.store(Arc::new(routes));
     }
+}
+
+fn is_session(slot: &Option<Arc<SessionEntry>>, index: u32) -> bool {
+    slot.as_ref().is_some_and(|entry| entry.session.local_index() == index)
 }
 
 /// A session and whose it is.
@@ -106,7 +132,20 @@ struct SessionEntry {
 }
 
 impl SessionEntry {
-    /// Accounts for opened messages of this session.
+    fn open<'m>(
+        &self,
+        now: Instant,
+        from: Endpoint,
+        datagram: &'m mut [u8],
+    ) -> Result<Opened<'m>, DropReason> {
+        let bytes = datagram.len();
+        let mut outcome = Err(DropReason::BadLength);
+        self.session.open(now, std::iter::once(datagram), |opened| outcome = opened);
+        let payload = outcome?;
+        let news = self.note_opened(now, from, bytes, !payload.is_empty());
+        Ok(Opened { path: Arc::clone(&self.path), payload, signal: news.about(self.path.id()) })
+    }
+
     fn note_opened(&self, now: Instant, from: Endpoint, bytes: usize, data: bool) -> News {
         let mut news = self.path.note_received(now, from, bytes, data);
         if self.session.confirm() {
@@ -131,17 +170,27 @@ const SLOTS_IN_BLOCK: usize = 1 << 10;
 const BLOCKS: usize = 1 << 12;
 /// How many slots there can be: enough for the three sessions and the pending handshake of each of
 /// the 2^20 peers that the kernel allows (`MAX_PEERS_PER_DEVICE`).
-const SLOTS: u32 = (SLOTS_IN_BLOCK * BLOCKS) as u32;
+pub(crate) const SLOTS: u32 = (SLOTS_IN_BLOCK * BLOCKS) as u32;
 
 impl SessionTable {
     fn new() -> Self {
         Self { blocks: (0..BLOCKS).map(|_| OnceLock::new()).collect() }
     }
 
-    fn load(&self, index: u32) -> Option<Guard<Option<Arc<SessionEntry>>>> {
+    /// What stands in the slot of an index: maybe a session of another index.
+    fn load(&self, index: u32) -> Guard<Option<Arc<SessionEntry>>> {
         let slot = (index % SLOTS) as usize;
-        let block = self.blocks[slot / SLOTS_IN_BLOCK].get()?;
-        Some(block[slot % SLOTS_IN_BLOCK].load())
+        match self.blocks[slot / SLOTS_IN_BLOCK].get() {
+            Some(block) => block[slot % SLOTS_IN_BLOCK].load(),
+            None => Guard::from_inner(None),
+        }
+    }
+
+    fn set(&self, index: u32, entry: Option<SessionEntry>) {
+        let slot = (index % SLOTS) as usize;
+        let block = self.blocks[slot / SLOTS_IN_BLOCK]
+            .get_or_init(|| Box::new(std::array::from_fn(|_| ArcSwapOption::empty())));
+        block[slot % SLOTS_IN_BLOCK].store(entry.map(Arc::new));
     }
 }
 

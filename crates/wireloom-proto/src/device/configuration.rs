@@ -1,0 +1,201 @@
+//! Changing a device: keys, peers and their allowed IPs.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::Device;
+use crate::cookie::MacKeys;
+use crate::handshake::Identity;
+use crate::key::{PresharedKey, PrivateKey, PublicKey};
+use crate::path::PeerId;
+use crate::peer::{Peer, PersistentKeepalive};
+use crate::time::{Instant, Now};
+use crate::transport::Routes;
+
+/// The kernel's `MAX_PEERS_PER_DEVICE`.
+const PEERS_MAX: usize = 1 << 20;
+
+/// Why a configuration change is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigureError {
+    /// A peer with the device's own public key would be the device itself.
+    #[error("the public key is this device's own: a device is not its own peer")]
+    OwnPublicKey,
+    /// No more than 2^20 peers fit, as in the kernel.
+    #[error("too many peers: a device has at most 1048576")]
+    TooManyPeers,
+}
+
+/// A transaction of configuration changes: see [`Device::configure`].
+#[derive(Debug)]
+pub struct Configuration<'a> {
+    device: &'a mut Device,
+    now: Instant,
+    /// Whether the routes changed, so that a new snapshot must be published.
+    routes_changed: bool,
+}
+
+/// One peer in a transaction.
+#[derive(Debug)]
+pub struct PeerConfiguration<'a> {
+    device: &'a mut Device,
+    now: Instant,
+    routes_changed: &'a mut bool,
+    id: PeerId,
+}
+
+impl<'a> Configuration<'a> {
+    pub(super) fn new(device: &'a mut Device, now: Now) -> Self {
+        Self { device, now: now.monotonic, routes_changed: false }
+    }
+
+    /// Sets or removes the device's identity. All sessions end, as they were made with the old one;
+    /// a peer with the new key's public key is removed. Setting the same key again changes nothing.
+    pub fn set_private_key(&mut self, private_key: Option<PrivateKey>) {
+        if self.device.private_key() == private_key.as_ref() {
+            return;
+        }
+        let identity = private_key.map(Identity::new);
+        if let Some(identity) = &identity {
+            self.remove_peer(&identity.public_key);
+            self.device.own_mac_keys = Some(MacKeys::of_receiver(&identity.public_key));
+        } else {
+            self.device.own_mac_keys = None;
+        }
+        self.device.identity = identity.map(Arc::new);
+        let ids: Vec<PeerId> = self.device.peers.keys().copied().collect();
+        for id in ids {
+            self.device.forget_sessions(id);
+            self.device.reschedule(id);
+        }
+    }
+
+    /// The peer with this key, which is added when there is none.
+    ///
+    /// # Errors
+    /// [`ConfigureError`]; nothing has changed then.
+    pub fn add_peer(&mut self, public_key: PublicKey) -> Result<PeerConfiguration<'_>, ConfigureError> {
+        let own = self.device.identity.as_ref();
+        if own.is_some_and(|own| own.public_key == public_key) {
+            return Err(ConfigureError::OwnPublicKey);
+        }
+        let known = self.device.ids.get(&public_key).copied();
+        let id = match known {
+            Some(id) => id,
+            None if self.device.peers.len() >= PEERS_MAX => {
+                return Err(ConfigureError::TooManyPeers);
+            }
+            None => self.device.insert_peer(public_key),
+        };
+        Ok(self.peer_by_id(id))
+    }
+
+    /// The peer with this key, if there is one.
+    pub fn peer(&mut self, public_key: &PublicKey) -> Option<PeerConfiguration<'_>> {
+        let id = *self.device.ids.get(public_key)?;
+        Some(self.peer_by_id(id))
+    }
+
+    /// Removes a peer with its sessions and allowed IPs; false when there is none.
+    pub fn remove_peer(&mut self, public_key: &PublicKey) -> bool {
+        let Some(id) = self.device.ids.get(public_key).copied() else {
+            return false;
+        };
+        self.peer_by_id(id).clear_allowed_ips();
+        self.device.remove_peer(id);
+        true
+    }
+
+    /// Removes every peer.
+    pub fn remove_all_peers(&mut self) {
+        let keys: Vec<PublicKey> = self.device.ids.keys().copied().collect();
+        for key in keys {
+            self.remove_peer(&key);
+        }
+    }
+
+    fn peer_by_id(&mut self, id: PeerId) -> PeerConfiguration<'_> {
+        PeerConfiguration { device: self.device, now: self.now, routes_changed: &mut self.routes_changed, id }
+    }
+}
+
+impl Drop for Configuration<'_> {
+    fn drop(&mut self) {
+        if self.routes_changed {
+            let routes = Routes::new(self.device.routes.clone());
+            self.device.transport.publish(routes);
+        }
+    }
+}
+
+impl PeerConfiguration<'_> {
+    /// Sets or removes the symmetric key that the next handshake mixes in.
+    pub fn set_preshared_key(&mut self, preshared_key: Option<PresharedKey>) -> &mut Self {
+        self.peer().preshared_key = preshared_key;
+        self
+    }
+
+    /// Sets where the peer is.
+    pub fn set_endpoint(&mut self, remote: SocketAddr) -> &mut Self {
+        self.peer().path.set_endpoint(Some(remote.into()));
+        self.device.reschedule(self.id);
+        self
+    }
+
+    /// Sets the seconds between keepalives, or turns them off. When they are turned on, the first
+    /// one is due at once.
+    pub fn set_persistent_keepalive(&mut self, interval: Option<NonZeroU16>) -> &mut Self {
+        let now = self.now;
+        let peer = self.peer();
+        let since = match peer.persistent_keepalive {
+            Some(keepalive) => keepalive.since,
+            None => {
+                peer.path.activity.traversed.clear();
+                now
+            }
+        };
+        peer.persistent_keepalive = interval.map(|interval| PersistentKeepalive { interval, since });
+        self.device.reschedule(self.id);
+        self
+    }
+
+    /// Gives a network to this peer; whoever had it loses it. Host bits do not count.
+    pub fn add_allowed_ip(&mut self, network: IpNet) -> &mut Self {
+        let network = network.trunc();
+        let path = Arc::clone(&self.peer().path);
+        if let Some(owner) = self.device.routes.insert(network, path)
+            && let Some(owner) = self.device.peers.get_mut(&owner.id())
+        {
+            owner.allowed_ips.remove(&network);
+        }
+        self.peer().allowed_ips.insert(network);
+        *self.routes_changed = true;
+        self
+    }
+
+    /// Takes a network from this peer, if it is this peer's.
+    pub fn remove_allowed_ip(&mut self, network: IpNet) -> &mut Self {
+        let network = network.trunc();
+        if self.peer().allowed_ips.remove(&network) {
+            self.device.routes.remove(network);
+            *self.routes_changed = true;
+        }
+        self
+    }
+
+    /// Takes every network from this peer.
+    pub fn clear_allowed_ips(&mut self) -> &mut Self {
+        for network in std::mem::take(&mut self.peer().allowed_ips) {
+            self.device.routes.remove(network);
+            *self.routes_changed = true;
+        }
+        self
+    }
+
+    fn peer(&mut self) -> &mut Peer {
+        self.device.peers.get_mut(&self.id).expect("the transaction holds the device, so its peer stays")
+    }
+}

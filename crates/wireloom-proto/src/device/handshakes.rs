@@ -1,0 +1,260 @@
+//! Handshakes: beginning, answering and finishing them, and putting their sessions in use.
+
+use std::sync::Arc;
+
+use super::{Device, Outgoing};
+use crate::cookie::Proof;
+use crate::endpoint::Endpoint;
+use crate::handshake::{InitiatorHandshake, ResponderHandshake};
+use crate::message::{CookieReply, INITIATION_LEN, Initiation, Macs, Response};
+use crate::path::PeerId;
+use crate::peer::{Attempt, Ended, PendingHandshake};
+use crate::session::{Role, Session, SessionKeys};
+use crate::time::{Now, Tai64N};
+use crate::timers::{REKEY_TIMEOUT, WIPE_AFTER_TIME};
+use crate::verdict::DropReason;
+
+/// Codes that [`CookieJar::sign`](crate::cookie::CookieJar::sign) is to replace.
+const UNSIGNED: Macs = Macs { mac1: [0; 16], mac2: [0; 16] };
+
+impl Device {
+    /// Wants a session for data: begins a handshake, or prolongs the attempt that is under way.
+    pub(super) fn begin_attempt(&mut self, now: Now, id: PeerId) {
+        let retry_at = now.monotonic + REKEY_TIMEOUT + self.jitter();
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        if self.identity.is_none() || peer.path.endpoint().is_none() {
+            return;
+        }
+        let attempt = peer.attempt.get_or_insert(Attempt { since: now.monotonic, retry_at });
+        attempt.since = now.monotonic;
+        self.send_initiation(now, id);
+        self.reschedule(id);
+    }
+
+    /// Sends an initiation, unless a handshake message was just sent; the attempt goes on.
+    pub(super) fn send_initiation(&mut self, now: Now, id: PeerId) {
+        let jitter = self.jitter();
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let (Some(identity), Some(endpoint)) = (&self.identity, peer.path.endpoint()) else {
+            peer.attempt = None;
+            return;
+        };
+        let Some(attempt) = &mut peer.attempt else {
+            return;
+        };
+        if let Some(sent) = peer.handshake_sent
+            && now.monotonic.since(sent) < REKEY_TIMEOUT
+        {
+            attempt.retry_at = sent + REKEY_TIMEOUT + jitter;
+            return;
+        }
+        attempt.retry_at = now.monotonic + REKEY_TIMEOUT + jitter;
+
+        let timestamp = Tai64N::next(now.unix, peer.timestamp_sent);
+        let public_key = peer.path.public_key();
+        let begun = InitiatorHandshake::begin(identity, public_key, timestamp, &mut self.rng);
+        // Only a public key of low order gets here: the attempt will run out.
+        let Ok((noise, message)) = begun else {
+            return;
+        };
+        if let Some(pending) = peer.pending.take() {
+            self.indices.release(pending.index);
+        }
+        let index = self.indices.allocate(id, &mut self.rng);
+        peer.pending = Some(PendingHandshake { noise, index });
+        peer.timestamp_sent = Some(timestamp);
+        let mut bytes = Initiation { sender: index, noise: message, macs: UNSIGNED }.to_bytes();
+        peer.cookies.sign(&peer.mac_keys, now.monotonic, &mut bytes);
+        peer.handshake_sent = Some(now.monotonic);
+        peer.path.note_sent(now.monotonic, bytes.len(), false);
+        self.outbox.push_back(Outgoing::new(endpoint, &bytes));
+    }
+
+    pub(super) fn handle_initiation(
+        &mut self,
+        now: Now,
+        from: Endpoint,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
+        let initiation = Initiation::parse(datagram)?;
+        self.admit(now, from, datagram, initiation.sender)?;
+        let identity = self.identity.as_ref().ok_or(DropReason::NoPrivateKey)?;
+        let handshake = ResponderHandshake::read(identity, &initiation.noise, &mut self.rng)?;
+        let id = *self.ids.get(&handshake.peer).ok_or(DropReason::UnknownPeer)?;
+        let peer = self.peers.get_mut(&id).ok_or(DropReason::UnknownPeer)?;
+        peer.initiations.pass(now.monotonic, handshake.timestamp)?;
+        let (noise, keys) = handshake.respond(peer.preshared_key.as_ref())?;
+
+        peer.path.note_received(now.monotonic, from, datagram.len(), false);
+        let local_index = self.indices.allocate(id, &mut self.rng);
+        let mut bytes =
+            Response { sender: local_index, receiver: initiation.sender, noise, macs: UNSIGNED }.to_bytes();
+        peer.cookies.sign(&peer.mac_keys, now.monotonic, &mut bytes);
+        peer.handshake_sent = Some(now.monotonic);
+        peer.path.note_sent(now.monotonic, bytes.len(), false);
+        self.outbox.push_back(Outgoing::new(from, &bytes));
+        self.begin_session(now, id, &keys, Role::Responder, local_index, initiation.sender);
+        self.reschedule(id);
+        Ok(())
+    }
+
+    pub(super) fn handle_response(
+        &mut self,
+        now: Now,
+        from: Endpoint,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
+        let response = Response::parse(datagram)?;
+        self.admit(now, from, datagram, response.sender)?;
+        let id = self.indices.owner(response.receiver).ok_or(DropReason::UnknownIndex)?;
+        let peer = self.peers.get_mut(&id).ok_or(DropReason::UnknownIndex)?;
+        let pending = peer
+            .pending
+            .as_mut()
+            .filter(|pending| pending.index == response.receiver)
+            .ok_or(DropReason::UnknownIndex)?;
+        let keys = pending.noise.finish(peer.preshared_key.as_ref(), &response.noise)?;
+
+        peer.path.note_received(now.monotonic, from, datagram.len(), false);
+        // Its index lives on as the session's.
+        peer.pending = None;
+        peer.staged.ensure_one();
+        self.begin_session(now, id, &keys, Role::Initiator, response.receiver, response.sender);
+        self.finish_attempt(now, id);
+        self.ready.push_back(id);
+        self.reschedule(id);
+        Ok(())
+    }
+
+    pub(super) fn handle_cookie_reply(&mut self, now: Now, datagram: &[u8]) -> Result<(), DropReason> {
+        let reply = CookieReply::parse(datagram)?;
+        let id = self.indices.owner(reply.receiver).ok_or(DropReason::UnknownIndex)?;
+        let peer = self.peers.get_mut(&id).ok_or(DropReason::UnknownIndex)?;
+        peer.cookies.accept(&peer.mac_keys, now.monotonic, &reply)
+    }
+
+    /// Puts the session in use that the peer has now proved to have the keys of.
+    pub(super) fn promote_confirmed(&mut self, now: Now, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let Some(ended) = peer.sessions.promote_confirmed() else {
+            return;
+        };
+        self.end_sessions(ended);
+        self.use_current(id);
+        self.finish_attempt(now, id);
+        self.send_staged(now, id);
+    }
+
+    /// Forgets a peer's sessions and handshake and what waited for them.
+    pub(super) fn forget_sessions(&mut self, id: PeerId) {
+        self.wipe_keys(id);
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        peer.attempt = None;
+        peer.handshake_sent = None;
+        peer.wipe_at = None;
+        peer.staged.clear();
+        peer.path.activity.reset();
+    }
+
+    /// Ends a peer's sessions and its pending handshake, which wipes their keys.
+    pub(super) fn wipe_keys(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        if let Some(pending) = peer.pending.take() {
+            self.indices.release(pending.index);
+        }
+        let ended = peer.sessions.end();
+        self.end_sessions(ended);
+        self.use_current(id);
+    }
+
+    /// Lets an initiation or response in: checks its codes, and under load its cookie and its
+    /// source's rate.
+    fn admit(&mut self, now: Now, from: Endpoint, datagram: &[u8], sender: u32) -> Result<(), DropReason> {
+        let keys = self.own_mac_keys.as_ref().ok_or(DropReason::NoPrivateKey)?;
+        let now = now.monotonic;
+        let under_load = self.load.is_under_load(now);
+        let proof = self.cookies.check(keys, now, from.remote, datagram, under_load)?;
+        self.load.count(now);
+        match proof {
+            _ if !under_load => Ok(()),
+            Proof::Cookie if self.limiter.allows(now, from.remote.ip()) => Ok(()),
+            Proof::Cookie => Err(DropReason::RateLimited),
+            Proof::Mac1 => {
+                let reply = self.cookies.reply(keys, now, from.remote, datagram, sender, &mut self.rng);
+                self.outbox.push_back(Outgoing::new(from, &reply.to_bytes()));
+                Err(DropReason::CookieRequired)
+            }
+        }
+    }
+
+    fn begin_session(
+        &mut self,
+        now: Now,
+        id: PeerId,
+        keys: &SessionKeys,
+        role: Role,
+        local_index: u32,
+        remote_index: u32,
+    ) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let session = Arc::new(Session::new(keys, role, local_index, remote_index, now.monotonic));
+        self.transport.insert(Arc::clone(&session), Arc::clone(&peer.path));
+        let ended = match role {
+            Role::Initiator => peer.sessions.begin_initiated(session),
+            Role::Responder => peer.sessions.begin_answered(session),
+        };
+        peer.wipe_at = Some(now.monotonic + WIPE_AFTER_TIME);
+        self.end_sessions(ended);
+        self.use_current(id);
+    }
+
+    /// Lets the data path send with the session that is now current.
+    fn use_current(&self, id: PeerId) {
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
+        let current = peer.sessions.current();
+        let last_minute = current.and_then(|session| session.last_minute());
+        peer.path.activity.last_minute.set(last_minute);
+        peer.path.set_session(current.cloned());
+    }
+
+    fn end_sessions(&mut self, ended: Ended) {
+        for session in ended.into_iter().flatten() {
+            self.transport.remove(session.local_index());
+            self.indices.release(session.local_index());
+        }
+    }
+
+    /// A session is in use: the attempt to get one is over.
+    fn finish_attempt(&mut self, now: Now, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        peer.attempt = None;
+        peer.last_handshake = Some(now.unix);
+        if let Some(pending) = peer.pending.take() {
+            self.indices.release(pending.index);
+        }
+    }
+}
+
+impl Outgoing {
+    fn new(endpoint: Endpoint, message: &[u8]) -> Self {
+        let mut bytes = [0; INITIATION_LEN];
+        bytes[..message.len()].copy_from_slice(message);
+        Self { endpoint, bytes, len: message.len() }
+    }
+}

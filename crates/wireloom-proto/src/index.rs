@@ -1,0 +1,46 @@
+//! The indices under which peers address our sessions and handshakes.
+
+use std::collections::VecDeque;
+
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::Rng;
+
+use crate::path::PeerId;
+use crate::transport::SLOTS;
+
+/// Gives out indices: the low bits are a slot in the transport's table, the others are random, so
+/// that a late message for a slot's former owner does not meet its new one.
+#[derive(Debug, Default)]
+pub(crate) struct IndexTable {
+    slots: Vec<Option<(u32, PeerId)>>,
+    /// Slots to be used again, the longest free first.
+    free: VecDeque<u32>,
+}
+
+impl IndexTable {
+    /// Takes an index for this peer. There are slots enough for the four that each peer can have.
+    pub(crate) fn allocate(&mut self, owner: PeerId, rng: &mut ChaCha20Rng) -> u32 {
+        let slot = self.free.pop_front().unwrap_or_else(|| {
+            self.slots.push(None);
+            (self.slots.len() - 1) as u32
+        });
+        let index = (rng.next_u32() / SLOTS * SLOTS) | slot;
+        self.slots[slot as usize] = Some((index, owner));
+        index
+    }
+
+    /// Gives an index back.
+    pub(crate) fn release(&mut self, index: u32) {
+        let slot = index % SLOTS;
+        if self.owner(index).is_some() {
+            self.slots[slot as usize] = None;
+            self.free.push_back(slot);
+        }
+    }
+
+    /// Whose index this is.
+    pub(crate) fn owner(&self, index: u32) -> Option<PeerId> {
+        let (taken, owner) = (*self.slots.get((index % SLOTS) as usize)?)?;
+        (taken == index).then_some(owner)
+    }
+}

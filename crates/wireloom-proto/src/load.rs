@@ -1,0 +1,102 @@
+//! When handshakes come too fast: whether the device is under load, and how much one source may then
+//! ask for.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::time::{Instant, nanos};
+use crate::timers::{ANSWERS_BURST, ANSWERS_PER_SECOND, LOAD_INTERVAL, LOAD_LINGERS, LOAD_THRESHOLD};
+
+/// Counts handshake messages and tells whether there are too many.
+#[derive(Debug, Default)]
+pub(crate) struct LoadGauge {
+    interval_began: Option<Instant>,
+    arrivals: u32,
+    loaded_until: Option<Instant>,
+}
+
+impl LoadGauge {
+    /// Counts one message that is worth an answer.
+    pub(crate) fn count(&mut self, now: Instant) {
+        let fresh = self.interval_began.is_some_and(|began| now.since(began) < LOAD_INTERVAL);
+        if !fresh {
+            self.interval_began = Some(now);
+            self.arrivals = 0;
+        }
+        self.arrivals += 1;
+        if self.arrivals > LOAD_THRESHOLD {
+            self.loaded_until = Some(now + LOAD_LINGERS);
+        }
+    }
+
+    pub(crate) fn is_under_load(&self, now: Instant) -> bool {
+        self.loaded_until.is_some_and(|until| now < until)
+    }
+}
+
+/// A token bucket for each source: an IPv4 address or an IPv6 network of 64 bits.
+#[derive(Debug, Default)]
+pub(crate) struct RateLimiter {
+    buckets: BTreeMap<Source, Bucket>,
+    swept: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    V4(u32),
+    V6(u64),
+}
+
+/// Tokens are nanoseconds: they grow with time.
+#[derive(Debug)]
+struct Bucket {
+    tokens: u64,
+    filled: Instant,
+}
+
+const TOKENS_PER_MESSAGE: u64 = 1_000_000_000 / ANSWERS_PER_SECOND;
+const TOKENS_MAX: u64 = TOKENS_PER_MESSAGE * ANSWERS_BURST;
+/// A bucket that was left alone for this long is full, so it need not be kept.
+const FULL_AFTER: Duration = Duration::from_secs(1);
+/// More sources than this at one time are refused: memory is bounded.
+const SOURCES_MAX: usize = 1 << 16;
+
+impl RateLimiter {
+    /// Whether this source may have one more answer now.
+    pub(crate) fn allows(&mut self, now: Instant, from: IpAddr) -> bool {
+        self.sweep(now);
+        let source = Source::of(from);
+        let room = self.buckets.len() < SOURCES_MAX;
+        if !room && !self.buckets.contains_key(&source) {
+            return false;
+        }
+        let bucket = self.buckets.entry(source).or_insert(Bucket { tokens: TOKENS_MAX, filled: now });
+        let grown = bucket.tokens.saturating_add(nanos(now.since(bucket.filled)));
+        bucket.tokens = grown.min(TOKENS_MAX);
+        bucket.filled = now;
+        let allowed = bucket.tokens >= TOKENS_PER_MESSAGE;
+        if allowed {
+            bucket.tokens -= TOKENS_PER_MESSAGE;
+        }
+        allowed
+    }
+
+    /// Forgets full buckets, at most once in [`FULL_AFTER`].
+    fn sweep(&mut self, now: Instant) {
+        if self.swept.is_some_and(|at| now.since(at) < FULL_AFTER) {
+            return;
+        }
+        self.swept = Some(now);
+        self.buckets.retain(|_, bucket| now.since(bucket.filled) < FULL_AFTER);
+    }
+}
+
+impl Source {
+    fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => Self::V4(address.to_bits()),
+            IpAddr::V6(address) => Self::V6((address.to_bits() >> 64) as u64),
+        }
+    }
+}
