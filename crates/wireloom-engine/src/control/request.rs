@@ -1,0 +1,345 @@
+//! What a client asks for: lines of `key=value`, ended by an empty one. Parsing does nothing else.
+
+use std::{
+    net::{IpAddr, SocketAddr, SocketAddrV6},
+    num::NonZeroU16,
+};
+
+use ipnet::IpNet;
+use wireloom_proto::{PresharedKey, PrivateKey, PublicKey};
+
+/// Longest line in bytes, its end not counted. Keys make the longest ones that mean something.
+pub const MAX_LINE: usize = 256;
+
+/// A complete request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Request {
+    /// `get=1`: the device and its peers.
+    Get,
+    /// `get_drops=1`: counters of what was dropped, by reason. An extension of ours.
+    GetDrops,
+    /// `set=1`: changes, to be applied all or none.
+    Set(Set),
+}
+
+/// Changes to the device. `None` leaves a thing as it is.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Set {
+    /// The device's identity; the inner `None` removes it.
+    pub private_key: Option<Option<PrivateKey>>,
+    /// The UDP port; 0 lets the system pick one.
+    pub listen_port: Option<u16>,
+    /// The firewall mark of the datagrams sent; 0 is none.
+    pub fwmark: Option<u32>,
+    /// Whether all peers that there are go first, with their sessions.
+    pub replace_peers: bool,
+    /// In the order given; one peer may come more than once.
+    pub peers: Vec<PeerChange>,
+}
+
+/// Changes to one peer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PeerChange {
+    /// Whom it is about.
+    pub public_key: PublicKey,
+    /// Removes the peer, whatever else is said.
+    pub remove: bool,
+    /// Changes the peer only if it exists.
+    pub update_only: bool,
+    /// The symmetric key; the inner `None` removes it.
+    pub preshared_key: Option<Option<PresharedKey>>,
+    /// Where the peer is.
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds between keepalives; the inner `None` turns them off.
+    pub persistent_keepalive: Option<Option<NonZeroU16>>,
+    /// Whether the allowed IPs that it has are taken from it first.
+    pub replace_allowed_ips: bool,
+    /// In the order given.
+    pub allowed_ips: Vec<AllowedIpChange>,
+}
+
+/// A change to a peer's allowed IPs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllowedIpChange {
+    /// The network becomes the peer's; whoever had it loses it.
+    Add(IpNet),
+    /// The network is no longer the peer's, if it was (`-` before the address).
+    Remove(IpNet),
+}
+
+impl PeerChange {
+    fn new(public_key: PublicKey) -> Self {
+        Self {
+            public_key,
+            remove: false,
+            update_only: false,
+            preshared_key: None,
+            endpoint: None,
+            persistent_keepalive: None,
+            replace_allowed_ips: false,
+            allowed_ips: Vec::new(),
+        }
+    }
+}
+
+/// Why a request is refused; nothing of it is applied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {kind}")]
+pub struct RequestError {
+    /// Counted from 1 at the request's first line.
+    pub line: u64,
+    /// What is wrong there.
+    pub kind: RequestErrorKind,
+}
+
+/// What can be wrong with a line. The texts never show a value, which may be a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestErrorKind {
+    /// Not a request's first line.
+    #[error("a request begins with get=1 or set=1")]
+    UnknownOperation,
+    /// `get` takes nothing.
+    #[error("an empty line must follow a get request")]
+    TrailingLine,
+    /// Too long to be anything.
+    #[error("a line has at most {MAX_LINE} bytes")]
+    LineTooLong,
+    /// Not text.
+    #[error("the line is not UTF-8")]
+    NotText,
+    /// No `=`.
+    #[error("a line is key=value")]
+    NoEquals,
+    /// Unknown before the first peer.
+    #[error("unknown key {0:?}; before the first public_key there can be private_key, listen_port, fwmark, replace_peers")]
+    UnknownDeviceKey(String),
+    /// Unknown after a `public_key`.
+    #[error(
+        "unknown key {0:?}; after a public_key there can be remove, update_only, preshared_key, endpoint, \
+         persistent_keepalive_interval, replace_allowed_ips, allowed_ip, protocol_version"
+    )]
+    UnknownPeerKey(String),
+    /// A value that does not fit its key.
+    #[error("{key} takes {expected}")]
+    BadValue {
+        /// The key.
+        key: &'static str,
+        /// What its value should be.
+        expected: &'static str,
+    },
+    /// The request ends in the middle.
+    #[error("the request ends without an empty line")]
+    Unfinished,
+}
+
+use RequestErrorKind::{
+    BadValue, LineTooLong, NoEquals, NotText, TrailingLine, UnknownDeviceKey, UnknownOperation,
+    UnknownPeerKey,
+};
+
+/// Reads one request, line by line.
+#[derive(Debug, Default)]
+pub struct Parser {
+    line: u64,
+    request: Option<Request>,
+}
+
+impl Parser {
+    /// Takes one line, without its end. Returns the request when the line completes it, and is then
+    /// ready for the next one.
+    ///
+    /// `scope` tells the index of a network interface by its name, for the zone of link-local endpoints.
+    ///
+    /// # Errors
+    /// [`RequestError`]; the request is void, and what follows up to an empty line means nothing.
+    pub fn line(
+        &mut self,
+        line: &[u8],
+        scope: &dyn Fn(&str) -> Option<u32>,
+    ) -> Result<Option<Request>, RequestError> {
+        self.line += 1;
+        let taken = self.take(line, scope).map_err(|kind| RequestError { line: self.line, kind });
+        if !matches!(taken, Ok(None)) {
+            *self = Self::default();
+        }
+        taken
+    }
+
+    /// Whether a request was begun and not completed.
+    #[must_use]
+    pub fn is_amid(&self) -> bool {
+        self.line > 0
+    }
+
+    /// The error that a request which ends here has.
+    #[must_use]
+    pub fn unfinished(&self) -> RequestError {
+        RequestError { line: self.line, kind: RequestErrorKind::Unfinished }
+    }
+
+    fn take(
+        &mut self,
+        line: &[u8],
+        scope: &dyn Fn(&str) -> Option<u32>,
+    ) -> Result<Option<Request>, RequestErrorKind> {
+        if line.len() > MAX_LINE {
+            return Err(LineTooLong);
+        }
+        let line = str::from_utf8(line).map_err(|_| NotText)?;
+        match &mut self.request {
+            None => self.request = Some(operation(line)?),
+            Some(_) if line.is_empty() => return Ok(self.request.take()),
+            Some(Request::Set(set)) => {
+                let (key, value) = line.split_once('=').ok_or(NoEquals)?;
+                match set.peers.last_mut() {
+                    _ if key == "public_key" => set.peers.push(PeerChange::new(public_key(value)?)),
+                    None => set.device_line(key, value)?,
+                    Some(peer) => peer.line(key, value, scope)?,
+                }
+            }
+            Some(_) => return Err(TrailingLine),
+        }
+        Ok(None)
+    }
+}
+
+fn operation(line: &str) -> Result<Request, RequestErrorKind> {
+    match line {
+        "get=1" => Ok(Request::Get),
+        "get_drops=1" => Ok(Request::GetDrops),
+        "set=1" => Ok(Request::Set(Set::default())),
+        _ => Err(UnknownOperation),
+    }
+}
+
+impl Set {
+    fn device_line(&mut self, key: &str, value: &str) -> Result<(), RequestErrorKind> {
+        match key {
+            "private_key" => {
+                let key = PrivateKey::from_hex(value)
+                    .map_err(|_| BadValue { key: "private_key", expected: KEY })?;
+                self.private_key = Some((!is_zero(value)).then_some(key));
+            }
+            "listen_port" => {
+                let port = value.parse().map_err(|_| BadValue { key: "listen_port", expected: PORT })?;
+                self.listen_port = Some(port);
+            }
+            "fwmark" => {
+                let mark = value.parse().map_err(|_| BadValue { key: "fwmark", expected: MARK })?;
+                self.fwmark = Some(mark);
+            }
+            "replace_peers" => {
+                expect_true("replace_peers", value)?;
+                self.replace_peers = true;
+            }
+            _ => return Err(UnknownDeviceKey(shown(key))),
+        }
+        Ok(())
+    }
+}
+
+impl PeerChange {
+    fn line(
+        &mut self,
+        key: &str,
+        value: &str,
+        scope: &dyn Fn(&str) -> Option<u32>,
+    ) -> Result<(), RequestErrorKind> {
+        match key {
+            "remove" => {
+                expect_true("remove", value)?;
+                self.remove = true;
+            }
+            "update_only" => {
+                expect_true("update_only", value)?;
+                self.update_only = true;
+            }
+            "preshared_key" => {
+                let key = PresharedKey::from_hex(value)
+                    .map_err(|_| BadValue { key: "preshared_key", expected: KEY })?;
+                self.preshared_key = Some((!key.is_zero()).then_some(key));
+            }
+            "endpoint" => {
+                let endpoint =
+                    endpoint(value, scope).ok_or(BadValue { key: "endpoint", expected: ENDPOINT })?;
+                self.endpoint = Some(endpoint);
+            }
+            "persistent_keepalive_interval" => {
+                let interval = value
+                    .parse()
+                    .map_err(|_| BadValue { key: "persistent_keepalive_interval", expected: SECONDS })?;
+                self.persistent_keepalive = Some(NonZeroU16::new(interval));
+            }
+            "replace_allowed_ips" => {
+                expect_true("replace_allowed_ips", value)?;
+                self.replace_allowed_ips = true;
+                // What came before it in this request is replaced, too.
+                self.allowed_ips.clear();
+            }
+            "allowed_ip" => {
+                let change =
+                    allowed_ip(value).ok_or(BadValue { key: "allowed_ip", expected: ALLOWED_IP })?;
+                self.allowed_ips.push(change);
+            }
+            "protocol_version" if value == "1" => {}
+            "protocol_version" => return Err(BadValue { key: "protocol_version", expected: "1" }),
+            _ => return Err(UnknownPeerKey(shown(key))),
+        }
+        Ok(())
+    }
+}
+
+const KEY: &str = "64 hexadecimal digits";
+const PORT: &str = "a UDP port: 0 to 65535";
+const MARK: &str = "a decimal number: 0 to 4294967295";
+const SECONDS: &str = "a number of seconds: 0 to 65535";
+const ENDPOINT: &str = "ADDRESS:PORT, or [ADDRESS]:PORT for IPv6, with a port other than 0";
+const ALLOWED_IP: &str = "ADDRESS/PREFIX-LENGTH, with '-' before it to remove it";
+
+/// A key of a line as an error may show it: keys are words, anything longer is something else.
+fn shown(key: &str) -> String {
+    key.chars().take(32).collect()
+}
+
+fn expect_true(key: &'static str, value: &str) -> Result<(), RequestErrorKind> {
+    if value == "true" { Ok(()) } else { Err(BadValue { key, expected: "true" }) }
+}
+
+fn public_key(value: &str) -> Result<PublicKey, RequestErrorKind> {
+    PublicKey::from_hex(value).map_err(|_| BadValue { key: "public_key", expected: KEY })
+}
+
+/// All zeroes stand for "no key". (A `PrivateKey` cannot tell: it is clamped.)
+fn is_zero(hex: &str) -> bool {
+    hex.bytes().fold(true, |zero, digit| zero & (digit == b'0'))
+}
+
+fn endpoint(value: &str, scope: &dyn Fn(&str) -> Option<u32>) -> Option<SocketAddr> {
+    let endpoint: SocketAddr = match value.split_once('%') {
+        None => value.parse().ok()?,
+        // `[fe80::1%eth0]:51820`: a zone by name or number.
+        Some((address, rest)) => {
+            let address = address.strip_prefix('[')?.parse().ok()?;
+            let (zone, port) = rest.split_once("]:")?;
+            let zone = zone.parse().ok().or_else(|| scope(zone))?;
+            SocketAddrV6::new(address, port.parse().ok()?, 0, zone).into()
+        }
+    };
+    (endpoint.port() != 0).then_some(endpoint)
+}
+
+fn allowed_ip(value: &str) -> Option<AllowedIpChange> {
+    let (kind, value): (fn(IpNet) -> _, _) = match value.strip_prefix('-') {
+        Some(rest) => (AllowedIpChange::Remove, rest),
+        None => (AllowedIpChange::Add, value),
+    };
+    let network: IpNet = match value.split_once('/') {
+        Some(_) => value.parse().ok()?,
+        None => value.parse::<IpAddr>().ok()?.into(),
+    };
+    Some(kind(network.trunc()))
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -1,0 +1,269 @@
+//! Ties the interface, the UDP port and the protocol together.
+
+use std::{io, sync::Arc, time::Duration};
+
+use wireloom_proto::{Device, Instant, Now};
+
+use crate::{
+    control::{
+        AllowedIpChange, Errno, PeerChange, Reply, Request, Set,
+        reply::{self, DeviceLines},
+    },
+    drops::Drops,
+    tun::{Tun, TunEvent, TunState},
+    udp::{Network, Udp},
+    worker::{Backlog, Worker},
+};
+
+/// How long to wait before the port is tried again that could not be opened when the interface came up.
+const REBIND_INTERVAL: Duration = Duration::from_secs(1);
+
+/// As many peers as the protocol's device takes.
+const MAX_PEERS: usize = 1 << 20;
+
+/// A WireGuard interface at work, on whatever interface and network it is given.
+///
+/// Nothing in it waits: [`Engine::turn`] does what there is to do and tells when to come again.
+///
+/// While the interface is down the port is closed and the protocol stands still, so that everything
+/// that was due (a first handshake, a keepalive) happens at the moment when the interface comes up.
+pub struct Engine<T, N: Network> {
+    device: Device,
+    worker: Worker,
+    drops: Arc<Drops>,
+    tun: T,
+    state: TunState,
+    network: N,
+    udp: Option<N::Udp>,
+    /// As configured; 0 lets the system pick one.
+    listen_port: u16,
+    fwmark: u32,
+    /// When to try again to open the port, which could not be opened.
+    rebind_at: Option<Instant>,
+}
+
+/// What may have something to do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ready {
+    /// The interface has packets.
+    pub packets: bool,
+    /// The interface's state has changed.
+    pub events: bool,
+    /// The UDP port has datagrams.
+    pub datagrams: bool,
+}
+
+impl Ready {
+    /// Look everywhere.
+    pub const ALL: Self = Self { packets: true, events: true, datagrams: true };
+}
+
+/// When the engine wants its next turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// At once: there is more to do than one turn may take.
+    None,
+    /// When something becomes ready, and at this moment at the latest.
+    Until(Option<Instant>),
+    /// Never: the interface is gone.
+    Forever,
+}
+
+impl<T: Tun, N: Network> Engine<T, N> {
+    /// An engine without keys and peers. `seed` comes from the system's random generator.
+    pub fn new(seed: [u8; 32], tun: T, network: N) -> Self {
+        let device = Device::new(seed);
+        let drops = Arc::new(Drops::default());
+        let worker = Worker::new(Arc::clone(device.transport()), Arc::clone(&drops));
+        Self {
+            device,
+            worker,
+            drops,
+            tun,
+            state: TunState::default(),
+            network,
+            udp: None,
+            listen_port: 0,
+            fwmark: 0,
+            rebind_at: None,
+        }
+    }
+
+    /// What was dropped so far.
+    pub fn drops(&self) -> &Arc<Drops> {
+        &self.drops
+    }
+
+    /// The interface.
+    pub fn tun(&self) -> &T {
+        &self.tun
+    }
+
+    /// The UDP port, while it is open.
+    pub fn udp(&self) -> Option<&N::Udp> {
+        self.udp.as_ref()
+    }
+
+    /// Does what there is to do, for a bounded time.
+    ///
+    /// # Errors
+    /// When the interface can no longer be used.
+    pub fn turn(&mut self, now: Now, ready: Ready) -> io::Result<Rest> {
+        if ready.events {
+            while let Some(event) = self.tun.poll_event()? {
+                match event {
+                    TunEvent::State(state) => self.follow(state),
+                    TunEvent::Gone => return Ok(Rest::Forever),
+                }
+            }
+        }
+        self.open_port(now.monotonic);
+        let Some(udp) = &mut self.udp else { return Ok(Rest::Until(self.rebind_at)) };
+        let (device, tun, mtu) = (&mut self.device, &mut self.tun, self.state.mtu);
+        let mut backlog = Backlog::Empty;
+        if ready.datagrams {
+            backlog = self.worker.receive(now, device, tun, udp);
+        }
+        if ready.packets && self.worker.send(now, mtu, device, tun, udp)? == Backlog::More {
+            backlog = Backlog::More;
+        }
+        if device.poll_timeout().is_some_and(|at| at <= now.monotonic) {
+            device.handle_timeout(now);
+        }
+        self.worker.transmit(now, device, udp);
+        Ok(match backlog {
+            Backlog::More => Rest::None,
+            Backlog::Empty => Rest::Until(self.device.poll_timeout()),
+        })
+    }
+
+    fn follow(&mut self, state: TunState) {
+        if state.up != self.state.up {
+            tracing::info!("the interface is {}", if state.up { "up" } else { "down" });
+        }
+        if !state.up {
+            self.udp = None;
+        }
+        self.state = state;
+        self.rebind_at = None;
+    }
+
+    /// Opens the port if the interface is up and it is not open. Nobody waits for the outcome, so a
+    /// failure is logged and the attempt repeated.
+    fn open_port(&mut self, now: Instant) {
+        let wanted = self.state.up && self.udp.is_none() && self.rebind_at.is_none_or(|at| at <= now);
+        if !wanted {
+            return;
+        }
+        match self.network.bind(self.listen_port, self.fwmark) {
+            Ok(udp) => {
+                tracing::info!("listening on UDP port {}", udp.port());
+                self.udp = Some(udp);
+                self.rebind_at = None;
+            }
+            Err(error) => {
+                let port = self.listen_port;
+                tracing::error!("cannot open UDP port {port}: {error}; free it or set another listen-port");
+                self.rebind_at = Some(now + REBIND_INTERVAL);
+            }
+        }
+    }
+
+    /// Answers a request of the control socket.
+    pub(crate) fn handle(&mut self, now: Now, request: Request) -> Reply {
+        match request {
+            Request::Get => {
+                let lines = DeviceLines {
+                    private_key: self.device.private_key().map(|key| key.expose_hex()),
+                    listen_port: self.udp.as_ref().map_or(self.listen_port, Udp::port),
+                    fwmark: self.fwmark,
+                };
+                reply::device(&lines, self.device.peers())
+            }
+            Request::GetDrops => reply::drops(&self.drops),
+            Request::Set(set) => match self.set(now, set) {
+                Ok(()) => Reply::Done,
+                Err(errno) => Reply::Refused(errno),
+            },
+        }
+    }
+
+    /// Applies all of the changes or, when one of them is impossible, none.
+    fn set(&mut self, now: Now, set: Set) -> Result<(), Errno> {
+        let present = if set.replace_peers { 0 } else { self.device.peers().count() };
+        if present + set.peers.len() > MAX_PEERS {
+            tracing::warn!("a control request was refused: a device has at most {MAX_PEERS} peers");
+            return Err(Errno::E2BIG);
+        }
+        // The port can be refused by the system, so it comes first.
+        let listen_port = set.listen_port.unwrap_or(self.listen_port);
+        let fwmark = set.fwmark.unwrap_or(self.fwmark);
+        self.change_port(listen_port, fwmark).map_err(|error| {
+            tracing::warn!("cannot use UDP port {listen_port} with mark {fwmark}: {error}");
+            error.raw_os_error().map_or(Errno::EIO, Errno)
+        })?;
+
+        let mut configuration = self.device.configure(now);
+        if let Some(private_key) = set.private_key {
+            configuration.set_private_key(private_key);
+        }
+        if set.replace_peers {
+            configuration.remove_all_peers();
+        }
+        for peer in set.peers {
+            apply(&mut configuration, peer);
+        }
+        Ok(())
+    }
+
+    /// Moves to another port or mark; on an error everything is as it was.
+    fn change_port(&mut self, listen_port: u16, fwmark: u32) -> io::Result<()> {
+        let moves = listen_port != self.listen_port;
+        match &mut self.udp {
+            Some(udp) if moves && udp.port() != listen_port => {
+                self.udp = Some(self.network.bind(listen_port, fwmark)?);
+            }
+            Some(udp) if fwmark != self.fwmark => udp.set_mark(fwmark)?,
+            Some(_) => {}
+            // Whoever asks should hear now, not when the interface comes up, that the port is taken.
+            None if moves && listen_port != 0 => drop(self.network.bind(listen_port, fwmark)?),
+            None => {}
+        }
+        self.listen_port = listen_port;
+        self.fwmark = fwmark;
+        self.rebind_at = None;
+        Ok(())
+    }
+}
+
+fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: PeerChange) {
+    if change.remove {
+        configuration.remove_peer(&change.public_key);
+        return;
+    }
+    let peer = if change.update_only {
+        configuration.peer(&change.public_key)
+    } else {
+        // Our own key is passed over, as the kernel does: one configuration may serve all of a mesh.
+        configuration.add_peer(change.public_key).ok()
+    };
+    let Some(mut peer) = peer else { return };
+    if let Some(preshared_key) = change.preshared_key {
+        peer.set_preshared_key(preshared_key);
+    }
+    if let Some(endpoint) = change.endpoint {
+        peer.set_endpoint(endpoint);
+    }
+    if change.replace_allowed_ips {
+        peer.clear_allowed_ips();
+    }
+    for allowed_ip in change.allowed_ips {
+        match allowed_ip {
+            AllowedIpChange::Add(network) => peer.add_allowed_ip(network),
+            AllowedIpChange::Remove(network) => peer.remove_allowed_ip(network),
+        };
+    }
+    if let Some(interval) = change.persistent_keepalive {
+        peer.set_persistent_keepalive(interval);
+    }
+}

@@ -1,0 +1,16 @@
+//! Keys for people and files: what `wg genkey` and `wg pubkey` do.
+
+use std::io;
+
+use wireloom_proto::PrivateKey;
+use zeroize::Zeroizing;
+
+/// Draws a new private key from the system's random generator.
+///
+/// # Errors
+/// When the system has no randomness to give.
+pub fn generate() -> io::Result<PrivateKey> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *bytes).map_err(io::Error::other)?;
+    Ok(PrivateKey::from_bytes(*bytes))
+}

@@ -1,0 +1,158 @@
+//! The interface as rtnetlink shows it: set up once, then followed.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use super::{TunEvent, TunState};
+
+/// `RTMGRP_LINK` of rtnetlink(7): the group that hears of every link's changes.
+const LINK_GROUP: u32 = 1;
+/// One netlink datagram with a link's attributes; the kernel sizes its own at 8 to 32 KiB.
+const BUFFER_LEN: usize = 32 << 10;
+
+/// Follows one interface.
+pub(super) struct LinkMonitor {
+    socket: Socket,
+    index: u32,
+    buffer: Vec<u8>,
+}
+
+impl LinkMonitor {
+    /// Begins to follow; the current state is the first event.
+    pub(super) fn open(index: u32) -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, LINK_GROUP))?;
+        socket.set_non_blocking(true)?;
+        let monitor = Self { socket, index, buffer: vec![0; BUFFER_LEN] };
+        monitor.ask()?;
+        Ok(monitor)
+    }
+
+    /// Asks for the current state; the answer comes as an event.
+    fn ask(&self) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index;
+        send(&self.socket, RouteNetlinkMessage::GetLink(message), NLM_F_REQUEST)
+    }
+
+    /// The next event that concerns the interface.
+    pub(super) fn poll(&mut self) -> io::Result<Option<TunEvent>> {
+        loop {
+            let len = match self.socket.recv(&mut &mut self.buffer[..], 0) {
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                // News was lost because we were slow: the present state makes up for it.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    self.ask()?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let event = messages(&self.buffer[..len]).filter_map(|message| self.event(message)).last();
+            if event.is_some() {
+                return Ok(event);
+            }
+        }
+    }
+
+    fn event(&self, message: NetlinkMessage<RouteNetlinkMessage>) -> Option<TunEvent> {
+        match message.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))
+                if link.header.index == self.index =>
+            {
+                let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Mtu(mtu) => Some(*mtu as usize),
+                    _ => None,
+                })?;
+                Some(TunEvent::State(TunState { up: link.header.flags.contains(LinkFlags::Up), mtu }))
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
+                if link.header.index == self.index =>
+            {
+                Some(TunEvent::Gone)
+            }
+            // The answer to `ask` when the interface is gone.
+            NetlinkPayload::Error(error) if error.raw_code() == -libc::ENODEV => Some(TunEvent::Gone),
+            _ => None,
+        }
+    }
+}
+
+impl AsFd for LinkMonitor {
+    #[expect(unsafe_code, reason = "netlink_sys::Socket lends its descriptor as a number only")]
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the socket owns the descriptor and lives as long as the returned borrow of `self`.
+        unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) }
+    }
+}
+
+/// Gives a new interface the MTU and the manners of the kernel's own WireGuard interfaces (`wg_setup`
+/// in drivers/net/wireguard/device.c): no generated IPv6 link-local address and no multicast, because
+/// the router solicitations and group reports that come with them would start handshakes.
+pub(super) fn set_up(index: u32, mtu: u32) -> io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.header.change_mask = LinkFlags::Multicast;
+    link.attributes.push(LinkAttribute::Mtu(mtu));
+    request(RouteNetlinkMessage::SetLink(link))?;
+
+    // On its own: a machine without IPv6 refuses it, and needs it not.
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    let quiet = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
+    link.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(quiet)]));
+    if let Err(error) = request(RouteNetlinkMessage::SetLink(link)) {
+        tracing::debug!("the interface keeps its IPv6 address generation: {error}");
+    }
+    Ok(())
+}
+
+/// Sends one request and waits for its acknowledgement.
+fn request(message: RouteNetlinkMessage) -> io::Result<()> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    send(&socket, message, NLM_F_REQUEST | NLM_F_ACK)?;
+    let mut buffer = vec![0; BUFFER_LEN];
+    let len = socket.recv(&mut &mut buffer[..], 0)?;
+    for message in messages(&buffer[..len]) {
+        if let NetlinkPayload::Error(error) = message.payload {
+            return match error.code {
+                None => Ok(()),
+                Some(_) => Err(error.to_io()),
+            };
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "rtnetlink answered without an acknowledgement"))
+}
+
+fn send(socket: &Socket, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).map(drop)
+}
+
+/// The messages of one datagram; what cannot be parsed ends the walk.
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<RouteNetlinkMessage>> {
+    std::iter::from_fn(move || {
+        let len = NetlinkBuffer::new_checked(bytes).ok()?.length() as usize;
+        let message = NetlinkMessage::deserialize(bytes).ok()?;
+        // Messages are aligned to 4 bytes (NLMSG_ALIGN).
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
+}

@@ -1,0 +1,155 @@
+//! A TUN interface of Linux (Documentation/networking/tuntap.rst).
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::OpenOptionsExt,
+    },
+};
+
+use nix::net::if_::if_nametoindex;
+
+use super::{
+    Tun, TunEvent,
+    link::{self, LinkMonitor},
+};
+
+const CLONE_DEVICE: &str = "/dev/net/tun";
+
+/// The MTU of a new interface, as of every WireGuard: 1500 less 80, which is what IPv6 (40), UDP (8)
+/// and a data message (32) add.
+const DEFAULT_MTU: u32 = 1420;
+
+/// A TUN interface that lives as long as this value.
+pub struct LinuxTun {
+    file: File,
+    monitor: LinkMonitor,
+}
+
+/// Why no interface was made.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenTunError {
+    /// The name cannot be an interface's.
+    #[error("{0:?} is no interface name: 1 to 15 bytes without white space, '/', ':' or '%'")]
+    BadName(String),
+    /// The kernel offers no TUN devices here.
+    #[error("cannot open {CLONE_DEVICE}: {0}; load the module with `modprobe tun`, or give the container that device")]
+    NoTunSupport(io::Error),
+    /// We may not make interfaces.
+    #[error("not allowed to make the interface {0}: run as root (it takes CAP_NET_ADMIN)")]
+    NotPermitted(String),
+    /// Somebody else has it.
+    #[error("the interface {0} exists already: choose another name, or remove it with `ip link delete {0}`")]
+    NameTaken(String),
+    /// Anything else the kernel said.
+    #[error("cannot set up the interface {name}: {source}")]
+    Failed {
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl LinuxTun {
+    /// Makes the interface `name`, down, with an MTU of 1420.
+    ///
+    /// # Errors
+    /// [`OpenTunError`]; nothing is left behind then.
+    pub fn open(name: &str) -> Result<Self, OpenTunError> {
+        let failed = |source| OpenTunError::Failed { name: name.into(), source };
+        let request = interface_request(name).ok_or_else(|| OpenTunError::BadName(name.into()))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(CLONE_DEVICE)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => OpenTunError::NotPermitted(name.into()),
+                _ => OpenTunError::NoTunSupport(error),
+            })?;
+        create(&file, &request).map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => OpenTunError::NotPermitted(name.into()),
+            Some(libc::EBUSY) => OpenTunError::NameTaken(name.into()),
+            _ => failed(error),
+        })?;
+        let index = if_nametoindex(name).map_err(|error| failed(error.into()))?;
+        link::set_up(index, DEFAULT_MTU).map_err(failed)?;
+        let monitor = LinkMonitor::open(index).map_err(failed)?;
+        Ok(Self { file, monitor })
+    }
+
+    /// Readable when [`Tun::receive`] has a packet.
+    #[must_use]
+    pub fn packets(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Readable when [`Tun::poll_event`] has news.
+    #[must_use]
+    pub fn events(&self) -> BorrowedFd<'_> {
+        self.monitor.as_fd()
+    }
+}
+
+impl Tun for LinuxTun {
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buffer)
+    }
+
+    fn send(&mut self, packet: &[u8]) -> io::Result<()> {
+        self.file.write(packet).map(drop)
+    }
+
+    fn poll_event(&mut self) -> io::Result<Option<TunEvent>> {
+        self.monitor.poll()
+    }
+}
+
+/// The request for a TUN interface of this name, `None` when the name is impossible
+/// (`dev_valid_name` in net/core/dev.c; '%' would make it a pattern).
+fn interface_request(name: &str) -> Option<libc::ifreq> {
+    let bytes = name.as_bytes();
+    let forbidden = |byte: &u8| matches!(byte, b'/' | b':' | b'%') || byte.is_ascii_whitespace();
+    if bytes.is_empty()
+        || bytes.len() >= libc::IFNAMSIZ
+        || bytes.iter().any(|byte| forbidden(byte) || *byte == 0)
+        || matches!(name, "." | ".." | "all" | "default")
+    {
+        return None;
+    }
+    let mut ifr_name = [0; libc::IFNAMSIZ];
+    for (to, from) in ifr_name.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    // IFF_VNET_HDR, for super-packets, goes here when the engine can cut and join them.
+    // IFF_TUN_EXCL: fail when the interface exists instead of attaching to it.
+    let ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL) as libc::c_short;
+    Some(libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } })
+}
+
+#[expect(unsafe_code, reason = "an ioctl takes the address of its argument")]
+fn create(file: &File, request: &libc::ifreq) -> io::Result<()> {
+    // The kernel writes the interface's name back: into a copy.
+    let mut request = *request;
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq` at the address, which `request` is.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interface_names() {
+        for good in ["wg0", "a", "fifteen-bytes-x", "wg0.100", "größe"] {
+            assert!(interface_request(good).is_some(), "{good}");
+        }
+        for bad in ["", "sixteen-bytes-xy", "a b", "a/b", "wg%d", "a:1", ".", "..", "a\0b", "all"] {
+            assert!(interface_request(bad).is_none(), "{bad}");
+        }
+    }
+}

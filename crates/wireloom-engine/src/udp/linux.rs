@@ -1,0 +1,215 @@
+//! UDP sockets of Linux: one for each family, on the same port.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{setsockopt, sockopt},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use wireloom_proto::Endpoint;
+
+use super::{
+    Inbound, Network, Outbound, Udp,
+    mmsg::{Receiver, Sender},
+};
+
+/// Size of the socket's buffers in bytes. With 2 MB, bursts of one fast TCP stream overflow them.
+const SOCKET_BUFFER: usize = 8 << 20;
+/// How often the system may pick a port that turns out to be taken for the other family.
+const PICK_ATTEMPTS: usize = 100;
+/// How long a full send buffer is waited for, in milliseconds. It drains at the speed of the network
+/// card; when it does not, something is broken and waiting would only stop everything else.
+const SEND_PATIENCE: u8 = 20;
+
+/// The machine's network, as this process's network namespace sees it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LinuxNetwork;
+
+/// A UDP port, open for both families, or for IPv4 alone where the machine has no IPv6.
+pub struct LinuxUdp {
+    port: u16,
+    v4: Socket,
+    v6: Option<Socket>,
+    receiver: Receiver,
+    sender: Sender,
+    /// Which family is asked first: they take turns, so that a flood of one does not starve the other.
+    v6_first: bool,
+    /// Local addresses that peers were answered from and that are no longer ours.
+    gone: Vec<IpAddr>,
+}
+
+impl Network for LinuxNetwork {
+    type Udp = LinuxUdp;
+
+    fn bind(&self, port: u16, mark: u32) -> io::Result<LinuxUdp> {
+        let mut attempts = if port == 0 { PICK_ATTEMPTS } else { 1 };
+        loop {
+            attempts -= 1;
+            let v4 = open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), mark)?;
+            let bound = v4.local_addr()?.as_socket().map_or(port, |address| address.port());
+            let v6 = match open(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), bound), mark) {
+                Ok(socket) => Some(socket),
+                Err(error) if has_no_ipv6(&error) => None,
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => continue,
+                Err(error) => return Err(error),
+            };
+            return Ok(LinuxUdp {
+                port: bound,
+                v4,
+                v6,
+                receiver: Receiver::default(),
+                sender: Sender::default(),
+                v6_first: false,
+                gone: Vec::new(),
+            });
+        }
+    }
+}
+
+/// Whether an error of socket(2) or bind(2) says that IPv6 is not built in or disabled.
+fn has_no_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+fn open(address: SocketAddr, mark: u32) -> io::Result<Socket> {
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+        setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+    } else {
+        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+        allow_fragments(&socket)?;
+    }
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
+    grow_buffers(&socket);
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Leaves "don't fragment" unset, as the kernel's WireGuard does (`send4` in
+/// drivers/net/wireguard/socket.c): a tunnel whose MTU is too big for the path is slow, not dead.
+#[expect(unsafe_code, reason = "neither socket2 nor nix know IP_MTU_DISCOVER")]
+fn allow_fragments(socket: &Socket) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let value: libc::c_int = libc::IP_PMTUDISC_DONT;
+    // SAFETY: the option's value is one int, whose address and size are given.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// As big as wanted where we may, else as big as `net.core.{r,w}mem_max` lets us.
+fn grow_buffers(socket: &Socket) {
+    if setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
+        let _ = setsockopt(socket, sockopt::RcvBuf, &SOCKET_BUFFER);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER).is_err() {
+        let _ = setsockopt(socket, sockopt::SndBuf, &SOCKET_BUFFER);
+    }
+}
+
+impl LinuxUdp {
+    /// Readable when [`Udp::receive`] has datagrams.
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(&self.v4).chain(&self.v6).map(AsFd::as_fd)
+    }
+
+    /// Sends the datagram at `next`, which goes to `to`, and those after it that go by the same
+    /// family, as far as they go; returns how many went.
+    fn send_some(&mut self, batch: &Outbound, next: usize, to: Endpoint) -> io::Result<usize> {
+        let by_v4 = to.remote.is_ipv4();
+        let socket = if by_v4 { Some(&self.v4) } else { self.v6.as_ref() };
+        let socket = socket.ok_or(io::ErrorKind::NetworkUnreachable)?;
+        let gone = &self.gone;
+        let run = batch
+            .datagrams_from(next)
+            .take_while(|(to, _)| to.remote.is_ipv4() == by_v4)
+            .map(|(mut to, datagram)| {
+                to.local = to.local.filter(|local| gone.is_empty() || !gone.contains(&local.address));
+                (to, datagram)
+            });
+        self.sender.send(socket.as_fd(), run)
+    }
+
+    /// Waits for room in the send buffer; false when there is none in time.
+    fn wait_for_room(&self, to: Endpoint) -> bool {
+        let socket = if to.remote.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
+        let Some(socket) = socket else { return false };
+        let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut wanted, PollTimeout::from(SEND_PATIENCE)).is_ok_and(|ready| ready > 0)
+    }
+}
+
+impl Udp for LinuxUdp {
+    fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn set_mark(&mut self, mark: u32) -> io::Result<()> {
+        self.v4.set_mark(mark)?;
+        self.v6.as_ref().map_or(Ok(()), |v6| v6.set_mark(mark))
+    }
+
+    fn receive(&mut self, batch: &mut Inbound) {
+        batch.clear();
+        let mut order = [Some(&self.v4), self.v6.as_ref()];
+        if self.v6_first {
+            order.reverse();
+        }
+        self.v6_first = !self.v6_first;
+        for socket in order.into_iter().flatten() {
+            self.receiver.receive(socket.as_fd(), batch);
+        }
+        if !self.gone.is_empty() {
+            // What comes in for an address proves that it is ours (again).
+            for (from, _) in batch.datagrams() {
+                self.gone.retain(|gone| from.local.is_none_or(|local| local.address != *gone));
+            }
+        }
+    }
+
+    fn send(&mut self, batch: &mut Outbound) -> u64 {
+        let mut next = 0;
+        let mut lost = 0;
+        while let Some(to) = batch.destination(next) {
+            let error = match self.send_some(batch, next, to) {
+                Ok(sent) => {
+                    next += sent;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            match (error.raw_os_error(), to.local) {
+                (Some(libc::EINTR), _) => continue,
+                (Some(libc::EAGAIN), _) if self.wait_for_room(to) => continue,
+                // The address that the peer talked to is not ours any more: let routing choose.
+                (Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH), Some(local))
+                    if !self.gone.contains(&local.address) =>
+                {
+                    self.gone.push(local.address);
+                    continue;
+                }
+                _ => tracing::debug!("cannot send to {}: {error}", to.remote),
+            }
+            next += 1;
+            lost += 1;
+        }
+        batch.clear();
+        lost
+    }
+}

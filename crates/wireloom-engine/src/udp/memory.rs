@@ -1,0 +1,127 @@
+//! The in-memory twin of the network: datagrams between the ports of one process.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use wireloom_proto::Endpoint;
+
+use super::{Inbound, Network, Outbound, Udp};
+
+/// One host's attachment to a network in memory. Clones are the same host.
+#[derive(Clone, Debug)]
+pub struct MemoryNetwork {
+    wire: Arc<Mutex<Wire>>,
+    address: IpAddr,
+}
+
+#[derive(Debug, Default)]
+struct Wire {
+    /// What has arrived at each open port and was not received yet.
+    ports: BTreeMap<SocketAddr, VecDeque<(SocketAddr, Vec<u8>)>>,
+    /// Everything that was ever sent: from, to, what.
+    seen: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+}
+
+/// An open port of a [`MemoryNetwork`].
+#[derive(Debug)]
+pub struct MemoryUdp {
+    network: MemoryNetwork,
+    port: u16,
+}
+
+/// The first port that is picked when 0 is asked for.
+const EPHEMERAL: u16 = 49_152;
+
+impl MemoryNetwork {
+    /// A new network with one host.
+    #[must_use]
+    pub fn new(address: IpAddr) -> Self {
+        Self { wire: Arc::default(), address }
+    }
+
+    /// Another host on the same network.
+    #[must_use]
+    pub fn host(&self, address: IpAddr) -> Self {
+        Self { wire: Arc::clone(&self.wire), address }
+    }
+
+    /// Everything that was ever sent, as an eavesdropper saw it: from, to, datagram.
+    #[must_use]
+    pub fn seen(&self) -> Vec<(SocketAddr, SocketAddr, Vec<u8>)> {
+        self.wire().seen.clone()
+    }
+
+    fn wire(&self) -> MutexGuard<'_, Wire> {
+        self.wire.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Network for MemoryNetwork {
+    type Udp = MemoryUdp;
+
+    fn bind(&self, port: u16, _mark: u32) -> io::Result<MemoryUdp> {
+        let mut wire = self.wire();
+        let free = |port: &u16| !wire.ports.contains_key(&SocketAddr::new(self.address, *port));
+        let port = match port {
+            0 => (EPHEMERAL..).find(free),
+            port => Some(port).filter(free),
+        };
+        let port = port.ok_or(io::ErrorKind::AddrInUse)?;
+        wire.ports.insert(SocketAddr::new(self.address, port), VecDeque::new());
+        Ok(MemoryUdp { network: self.clone(), port })
+    }
+}
+
+impl MemoryUdp {
+    fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.network.address, self.port)
+    }
+}
+
+impl Udp for MemoryUdp {
+    fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn set_mark(&mut self, _mark: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn receive(&mut self, batch: &mut Inbound) {
+        batch.clear();
+        let mut wire = self.network.wire();
+        let Some(queue) = wire.ports.get_mut(&self.address()) else { return };
+        loop {
+            let Some(room) = batch.rooms().next() else { return };
+            let Some((from, datagram)) = queue.pop_front() else { return };
+            room[..datagram.len()].copy_from_slice(&datagram);
+            batch.push(Endpoint::from(from), datagram.len());
+        }
+    }
+
+    fn send(&mut self, batch: &mut Outbound) -> u64 {
+        let from = self.address();
+        let mut wire = self.network.wire();
+        for (to, datagram) in batch.datagrams() {
+            wire.seen.push((from, to.remote, datagram.to_vec()));
+            // To a port that nobody has open: lost on the way, which the sender does not learn.
+            if let Some(queue) = wire.ports.get_mut(&to.remote) {
+                queue.push_back((from, datagram.to_vec()));
+            }
+        }
+        drop(wire);
+        batch.clear();
+        0
+    }
+}
+
+impl Drop for MemoryUdp {
+    fn drop(&mut self) {
+        let address = self.address();
+        self.network.wire().ports.remove(&address);
+    }
+}
