@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use wireloom_proto::{Device, Instant, Now};
+use wireloom_proto::{Device, Instant, Now, PrivateKey};
 
 use crate::{
     control::{
@@ -174,7 +174,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
         match request {
             Request::Get => {
                 let lines = DeviceLines {
-                    private_key: self.device.private_key().map(|key| key.expose_hex()),
+                    private_key: self.device.private_key().map(PrivateKey::expose_hex),
                     listen_port: self.udp.as_ref().map_or(self.listen_port, Udp::port),
                     fwmark: self.fwmark,
                 };

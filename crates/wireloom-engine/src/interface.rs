@@ -1,10 +1,6 @@
 //! A userspace WireGuard interface as a process: `wireloom device`.
 
-use std::{
-    io,
-    os::fd::AsFd,
-    time::Duration,
-};
+use std::{io, os::fd::AsFd, time::Duration};
 
 use nix::{
     errno::Errno,
@@ -79,8 +75,9 @@ impl Interface {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| failed("draw randomness")(io::Error::other(error)))?;
         let tun = LinuxTun::open(name)?;
-        let (server, inbox) = Server::open(socket_path(name))?;
+        let server = Server::open(socket_path(name))?;
         privilege::drop_unneeded().map_err(failed("give up privileges"))?;
+        let inbox = server.start().map_err(failed("serve the control socket"))?;
         let engine = Engine::new(seed, tun, LinuxNetwork);
         Ok(Self { engine, server, inbox, signals })
     }

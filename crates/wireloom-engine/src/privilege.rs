@@ -16,11 +16,9 @@ pub(crate) fn drop_unneeded() -> io::Result<()> {
     let permitted = caps::read(None, CapSet::Permitted).map_err(io::Error::other)?;
     let keep = &keep & &permitted;
     // Effective first: it may never exceed what is permitted.
-    for (set, keep) in [
-        (CapSet::Effective, &keep),
-        (CapSet::Permitted, &keep),
-        (CapSet::Inheritable, &CapsHashSet::new()),
-    ] {
+    for (set, keep) in
+        [(CapSet::Effective, &keep), (CapSet::Permitted, &keep), (CapSet::Inheritable, &CapsHashSet::new())]
+    {
         caps::set(None, set, keep).map_err(io::Error::other)?;
     }
     Ok(())

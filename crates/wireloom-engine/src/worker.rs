@@ -7,9 +7,7 @@
 
 use std::{io, mem, sync::Arc};
 
-use wireloom_proto::{
-    Device, DropReason, Endpoint, MessageKind, Now, PeerPath, Transport, inner, message,
-};
+use wireloom_proto::{Device, DropReason, Endpoint, MessageKind, Now, PeerPath, Transport, inner, message};
 
 use crate::{
     drops::{Drops, Loss},
@@ -149,9 +147,8 @@ impl Worker {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            let path = inner::Packet::parse(&room[message::DATA_HEADER_LEN..][..len]).and_then(|packet| {
-                routes.lookup(packet.destination).ok_or(DropReason::NoPeerForDestination)
-            });
+            let path = inner::Packet::parse(&room[message::DATA_HEADER_LEN..][..len])
+                .and_then(|packet| routes.lookup(packet.destination).ok_or(DropReason::NoPeerForDestination));
             let path = match path {
                 Ok(path) => path,
                 Err(reason) => {

@@ -69,7 +69,8 @@ impl Outbox {
     /// Asks the engine and waits for its reply.
     pub(crate) fn call(&self, request: Request) -> Reply {
         let (reply, answer) = sync_channel(1);
-        let sent = self.calls.send(Call { request, reply: ReplyTo(reply) }).is_ok() && self.bell.write(1).is_ok();
+        let sent =
+            self.calls.send(Call { request, reply: ReplyTo(reply) }).is_ok() && self.bell.write(1).is_ok();
         let ended = Reply::Refused(Errno::ENODEV);
         if sent { answer.recv().unwrap_or(ended) } else { ended }
     }

@@ -8,6 +8,8 @@ mod server;
 
 pub(crate) use inbox::Inbox;
 pub(crate) use reply::{Errno, Reply};
-pub use request::{AllowedIpChange, MAX_LINE, Parser, PeerChange, Request, RequestError, RequestErrorKind, Set};
+pub use request::{
+    AllowedIpChange, MAX_LINE, Parser, PeerChange, Request, RequestError, RequestErrorKind, Set,
+};
 pub(crate) use server::Server;
 pub use server::{OpenControlError, socket_path};

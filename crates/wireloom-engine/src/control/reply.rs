@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use wireloom_proto::PeerStatus;
+use wireloom_proto::{PeerStatus, UnixTime};
 use zeroize::Zeroizing;
 
 use crate::drops::Drops;
@@ -87,7 +87,7 @@ impl Lines {
         if let Some(endpoint) = peer.endpoint {
             self.line("endpoint", endpoint.remote);
         }
-        let handshake = peer.last_handshake.map(|at| at.since_epoch()).unwrap_or_default();
+        let handshake = peer.last_handshake.map(UnixTime::since_epoch).unwrap_or_default();
         self.line("last_handshake_time_sec", handshake.as_secs());
         self.line("last_handshake_time_nsec", handshake.subsec_nanos());
         self.line("tx_bytes", peer.sent_bytes);

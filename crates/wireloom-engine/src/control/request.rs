@@ -111,7 +111,9 @@ pub enum RequestErrorKind {
     #[error("a line is key=value")]
     NoEquals,
     /// Unknown before the first peer.
-    #[error("unknown key {0:?}; before the first public_key there can be private_key, listen_port, fwmark, replace_peers")]
+    #[error(
+        "unknown key {0:?}; before the first public_key there can be private_key, listen_port, fwmark, replace_peers"
+    )]
     UnknownDeviceKey(String),
     /// Unknown after a `public_key`.
     #[error(
@@ -277,8 +279,7 @@ impl PeerChange {
                 self.allowed_ips.clear();
             }
             "allowed_ip" => {
-                let change =
-                    allowed_ip(value).ok_or(BadValue { key: "allowed_ip", expected: ALLOWED_IP })?;
+                let change = allowed_ip(value).ok_or(BadValue { key: "allowed_ip", expected: ALLOWED_IP })?;
                 self.allowed_ips.push(change);
             }
             "protocol_version" if value == "1" => {}
@@ -339,7 +340,3 @@ fn allowed_ip(value: &str) -> Option<AllowedIpChange> {
     };
     Some(kind(network.trunc()))
 }
-
-#[cfg(test)]
-#[path = "request_tests.rs"]
-mod tests;

@@ -76,17 +76,17 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Begins to listen; the requests arrive in the inbox.
-    pub(crate) fn open(path: PathBuf) -> Result<(Self, Inbox), OpenControlError> {
+    /// Makes the socket; clients may connect, and wait for [`Self::start`].
+    pub(crate) fn open(path: PathBuf) -> Result<Self, OpenControlError> {
         match Self::try_open(&path) {
-            Ok(Some(open)) => Ok(open),
+            Ok(Some(server)) => Ok(server),
             Ok(None) => Err(OpenControlError::InUse(path)),
             Err(source) => Err(OpenControlError::Failed { path, source }),
         }
     }
 
     /// `None` when another process serves the socket.
-    fn try_open(path: &Path) -> io::Result<Option<(Self, Inbox)>> {
+    fn try_open(path: &Path) -> io::Result<Option<Self>> {
         if let Some(directory) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         }
@@ -96,7 +96,12 @@ impl Server {
         match fs::symlink_metadata(path) {
             // A socket that nobody listens to is left over from a process that was killed.
             Ok(stale) if stale.file_type().is_socket() => fs::remove_file(path)?,
-            Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket")),
+            Ok(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    "there is a file that is no socket",
+                ));
+            }
             Err(_) => {}
         }
         // The socket is the owner's alone from its first moment.
@@ -109,11 +114,17 @@ impl Server {
         // An unlinked socket that is still bound lives on, so that IN_DELETE_SELF never comes.
         let gone = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
         watch.add_watch(path, gone)?;
-        let (inbox, outbox) = inbox()?;
-        let accepting = Arc::clone(&listener);
-        thread::Builder::new().name("control".into()).spawn(move || accept(&accepting, &outbox))?;
         let identity = (metadata.dev(), metadata.ino());
-        Ok(Some((Self { path: path.into(), identity, listener, watch }, inbox)))
+        Ok(Some(Self { path: path.into(), identity, listener, watch }))
+    }
+
+    /// Begins to serve clients, on threads that have the privileges of this one; their requests arrive
+    /// in the inbox.
+    pub(crate) fn start(&self) -> io::Result<Inbox> {
+        let (inbox, outbox) = inbox()?;
+        let listener = Arc::clone(&self.listener);
+        thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &outbox))?;
+        Ok(inbox)
     }
 
     /// Readable when [`Self::is_in_place`] should be asked.

@@ -35,7 +35,9 @@ pub enum OpenTunError {
     #[error("{0:?} is no interface name: 1 to 15 bytes without white space, '/', ':' or '%'")]
     BadName(String),
     /// The kernel offers no TUN devices here.
-    #[error("cannot open {CLONE_DEVICE}: {0}; load the module with `modprobe tun`, or give the container that device")]
+    #[error(
+        "cannot open {CLONE_DEVICE}: {0}; load the module with `modprobe tun`, or give the container that device"
+    )]
     NoTunSupport(io::Error),
     /// We may not make interfaces.
     #[error("not allowed to make the interface {0}: run as root (it takes CAP_NET_ADMIN)")]

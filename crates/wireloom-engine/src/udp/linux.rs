@@ -136,13 +136,12 @@ impl LinuxUdp {
         let socket = if by_v4 { Some(&self.v4) } else { self.v6.as_ref() };
         let socket = socket.ok_or(io::ErrorKind::NetworkUnreachable)?;
         let gone = &self.gone;
-        let run = batch
-            .datagrams_from(next)
-            .take_while(|(to, _)| to.remote.is_ipv4() == by_v4)
-            .map(|(mut to, datagram)| {
+        let run = batch.datagrams_from(next).take_while(|(to, _)| to.remote.is_ipv4() == by_v4).map(
+            |(mut to, datagram)| {
                 to.local = to.local.filter(|local| gone.is_empty() || !gone.contains(&local.address));
                 (to, datagram)
-            });
+            },
+        );
         self.sender.send(socket.as_fd(), run)
     }
 

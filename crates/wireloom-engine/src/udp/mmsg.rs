@@ -1,6 +1,9 @@
 //! `recvmmsg` and `sendmmsg`: many datagrams with one system call, and the local address of each
 //! (`IP_PKTINFO` of ip(7), `IPV6_PKTINFO` of ipv6(7)).
-#![expect(unsafe_code, reason = "neither nix nor socket2 send batches whose datagrams differ in control messages")]
+#![expect(
+    unsafe_code,
+    reason = "neither nix nor socket2 send batches whose datagrams differ in control messages"
+)]
 
 use std::{
     io,
@@ -207,7 +210,10 @@ fn local_address(header: &libc::msghdr) -> Option<LocalAddress> {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                     let info: libc::in_pktinfo = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
                     let address = Ipv4Addr::from_bits(u32::from_be(info.ipi_spec_dst.s_addr));
-                    return Some(LocalAddress { address: address.into(), interface: info.ipi_ifindex as u32 });
+                    return Some(LocalAddress {
+                        address: address.into(),
+                        interface: info.ipi_ifindex as u32,
+                    });
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     let info: libc::in6_pktinfo = ptr::read_unaligned(libc::CMSG_DATA(message).cast());

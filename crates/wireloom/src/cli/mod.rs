@@ -1,5 +1,8 @@
 //! The commands, one file each.
 
+mod device;
+mod key;
+
 use std::{
     ffi::{OsStr, OsString},
     path::Path,
@@ -18,17 +21,22 @@ struct Arguments {
 
 /// To add a command: a variant here, its arm in [`Command::run`], and its file beside this one.
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Device(device::Arguments),
+    Key(key::Arguments),
+}
 
 impl Command {
     fn run(self) -> anyhow::Result<ExitCode> {
-        match self {}
+        match self {
+            Self::Device(arguments) => device::run(&arguments),
+            Self::Key(arguments) => key::run(&arguments),
+        }
     }
 }
 
 /// Runs the command that the program's arguments name; errors go to stderr with exit status 1.
 #[must_use]
-#[expect(unreachable_code, unused_variables, reason = "until the first command lands: remove this line then")]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse_from(spell_out(std::env::args_os()));
     arguments.command.run().unwrap_or_else(|error| {

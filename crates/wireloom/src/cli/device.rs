@@ -1,0 +1,129 @@
+//! `wireloom device`: a userspace WireGuard interface.
+
+use std::{
+    io::{self, BufRead, BufReader, IsTerminal, Write},
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::Context;
+use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use tracing_subscriber::EnvFilter;
+use wireloom_engine::interface::{End, Interface};
+
+/// Makes a userspace WireGuard interface, for `wg`, `wg-quick` and the agent to configure.
+///
+/// It goes to the background once the interface exists and its control socket,
+/// /var/run/wireguard/IFNAME.sock, answers. Deleting the interface or the socket ends it.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The interface's name.
+    #[arg(value_name = "IFNAME")]
+    interface: String,
+
+    /// Stay in the foreground and log to standard error.
+    #[arg(short, long)]
+    foreground: bool,
+
+    /// What to log: silent, error, info, or debug.
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", hide_env_values = true)]
+    log_level: LogLevel,
+
+    /// Say so on standard output once the interface is ready, and leave the terminal then.
+    #[arg(long, hide = true, requires = "foreground")]
+    detach_when_ready: bool,
+}
+
+/// How much to log; the names are wireguard-go's `LOG_LEVEL`, and some more.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LogLevel {
+    Silent,
+    Error,
+    Info,
+    #[value(alias = "verbose")]
+    Debug,
+}
+
+impl LogLevel {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Silent => "off",
+            Self::Error => "error",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
+}
+
+/// What the background process says when it is ready.
+const READY: &str = "ready\n";
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    if arguments.foreground { serve(arguments) } else { start_in_background(arguments) }
+}
+
+/// Starts this program once more, in the foreground of a session of its own, and waits until it is
+/// ready. (A fork alone would do, but not in safe code, and not with threads about.)
+fn start_in_background(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut child = Command::new(program)
+        .args(["device", "--foreground", "--detach-when-ready", "--log-level"])
+        .arg(match arguments.log_level {
+            LogLevel::Silent => "silent",
+            LogLevel::Error | LogLevel::Info => "error",
+            LogLevel::Debug => "debug",
+        })
+        .arg("--")
+        .arg(&arguments.interface)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the background process")?;
+    let mut said = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut said).context("cannot hear from the background process")?;
+    }
+    if said == READY {
+        return Ok(ExitCode::SUCCESS);
+    }
+    // It has told the reason on the standard error that we share.
+    child.wait().context("cannot wait for the background process")?;
+    Ok(ExitCode::FAILURE)
+}
+
+fn serve(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let filter = EnvFilter::new(arguments.log_level.name());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let interface = Interface::open(&arguments.interface)?;
+    if arguments.detach_when_ready {
+        detach().context("cannot leave the terminal")?;
+    }
+    let end = interface.run().with_context(|| format!("the interface {} failed", arguments.interface))?;
+    tracing::info!(
+        "ended: {}",
+        match end {
+            End::InterfaceDeleted => "the interface was deleted",
+            End::SocketRemoved => "the control socket was removed",
+            End::Signalled => "told to by a signal",
+        }
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Becomes a background process: a session of its own, no hold on a directory, the terminal let go.
+fn detach() -> anyhow::Result<()> {
+    setsid()?;
+    chdir("/")?;
+    let nowhere = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&nowhere)?;
+    let mut stdout = io::stdout();
+    stdout.write_all(READY.as_bytes())?;
+    stdout.flush()?;
+    dup2_stdout(&nowhere)?;
+    dup2_stderr(&nowhere)?;
+    Ok(())
+}
