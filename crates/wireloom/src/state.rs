@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
 use wireloom_plan::kernel::UnderlaySysctl;
 
 /// What sysctls of each interface were before the first change.
@@ -19,6 +20,15 @@ pub type SavedSysctls = BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>;
 #[derive(Debug, Clone)]
 pub struct StateDir {
     path: PathBuf,
+}
+
+/// What is programmed, so that `wireloom down` finds it whatever `agent.toml` says by then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Programmed {
+    /// Our interface.
+    pub interface: String,
+    /// Our table.
+    pub table: u32,
 }
 
 /// Held while an agent runs; the kernel lets go of it with the process.
@@ -93,6 +103,27 @@ impl StateDir {
         write_atomically(&self.sysctl_path(), &serde_json::to_vec_pretty(saved)?)
     }
 
+    /// What an agent began to program and nobody took down since.
+    ///
+    /// # Errors
+    /// The operating system's, or `InvalidData` when the record is damaged.
+    pub fn programmed(&self) -> io::Result<Option<Programmed>> {
+        match fs::read(self.programmed_path()) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Records it, before anything of it is done.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn set_programmed(&self, programmed: &Programmed) -> io::Result<()> {
+        self.create()?;
+        write_atomically(&self.programmed_path(), &serde_json::to_vec(programmed)?)
+    }
+
     /// Says that an interface is being made: should the agent be killed before it has marked the
     /// interface as its own, the next one knows.
     ///
@@ -128,7 +159,7 @@ impl StateDir {
     /// # Errors
     /// The operating system's.
     pub fn clear(&self) -> io::Result<()> {
-        for path in [self.sysctl_path(), self.creating_path(), self.lock_path()] {
+        for path in [self.sysctl_path(), self.creating_path(), self.programmed_path(), self.lock_path()] {
             remove_if_there(&path)?;
         }
         Ok(())
@@ -140,6 +171,10 @@ impl StateDir {
 
     fn creating_path(&self) -> PathBuf {
         self.path.join("creating")
+    }
+
+    fn programmed_path(&self) -> PathBuf {
+        self.path.join("programmed.json")
     }
 
     fn lock_path(&self) -> PathBuf {
@@ -161,7 +196,7 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -209,6 +244,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::at(directory.path());
         fs::write(directory.path().join("wg0.key"), "secret").unwrap();
+        let programmed = Programmed { interface: "wg0".into(), table: 1 };
+        state.set_programmed(&programmed).unwrap();
+        assert_eq!(state.programmed().unwrap(), Some(programmed));
         state.begin_creating("wg0").unwrap();
         assert_eq!(state.creating().unwrap().as_deref(), Some("wg0"));
         drop(state.lock().unwrap());

@@ -1,15 +1,21 @@
 //! The commands, one file each.
 
-mod device;
-mod key;
-
 use std::{
     ffi::{OsStr, OsString},
     path::Path,
     process::ExitCode,
 };
 
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
+
+mod agent;
+mod device;
+mod down;
+mod key;
+mod plan;
+mod situation;
+mod status;
 
 /// WireGuard with its concerns pulled apart: node agent, link layer, userspace device.
 #[derive(Debug, Parser)]
@@ -22,6 +28,10 @@ struct Arguments {
 /// To add a command: a variant here, its arm in [`Command::run`], and its file beside this one.
 #[derive(Debug, Subcommand)]
 enum Command {
+    Agent(agent::Arguments),
+    Plan(plan::Arguments),
+    Status(status::Arguments),
+    Down(down::Arguments),
     Device(device::Arguments),
     Key(key::Arguments),
 }
@@ -29,6 +39,10 @@ enum Command {
 impl Command {
     fn run(self) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Agent(arguments) => agent::run(arguments),
+            Self::Plan(arguments) => plan::run(&arguments),
+            Self::Status(arguments) => status::run(&arguments),
+            Self::Down(arguments) => down::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),
             Self::Key(arguments) => key::run(&arguments),
         }
@@ -54,6 +68,20 @@ fn spell_out(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
         arguments.splice(..1, ["wireloom".into(), "device".into()]);
     }
     arguments
+}
+
+/// CAP_NET_ADMIN of include/uapi/linux/capability.h.
+const CAP_NET_ADMIN: u32 = 12;
+
+/// Refuses to begin what an ordinary user cannot do.
+fn require_net_admin(command: &str) -> anyhow::Result<()> {
+    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0);
+    if effective >> CAP_NET_ADMIN & 1 == 0 {
+        bail!("`wireloom {command}` takes root (CAP_NET_ADMIN); run it with sudo");
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -104,6 +104,22 @@ impl Linux {
         if ours { self.read_device() } else { Ok(None) }
     }
 
+    /// # Errors
+    /// An interface of our name is there that we did not make.
+    pub fn refuse_foreign_link(&mut self) -> Result<(), Error> {
+        match self.link()? {
+            Some(found) if found.link.alias.as_deref() != Some(ALIAS) => {
+                let interface = &self.interface;
+                Err(Cause::Told(format!(
+                    "an interface of that name exists and is not Wireloom's (its alias is not `{ALIAS}`); remove it \
+                     with `ip link delete {interface}`, or choose another name in agent.toml"
+                )))
+                .attempt(|| format!("use interface {interface}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn link(&mut self) -> Result<Option<link::Indexed>, Error> {
         link::by_name(&mut self.netlink, &self.interface)
             .attempt(|| format!("look up interface {}", self.interface))

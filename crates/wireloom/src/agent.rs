@@ -1,0 +1,320 @@
+//! The agent: one thread that is told of events and brings the kernel to the desired state.
+
+use std::{
+    io, iter,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, bail};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+use wireloom_plan::{kernel::Observed, key::PublicKey};
+
+use crate::{
+    config::{Backend, Config, DEFAULT_PATH},
+    kernel::{Interest, Linux, Monitor},
+    key_file,
+    membership::{self, file},
+    reconcile::Reconciler,
+    run_file::RunFile,
+    state::{AgentLock, Programmed, StateDir},
+    watch::watch,
+};
+
+/// The kernel is looked at so often even when nothing is heard.
+const RESYNC: Duration = Duration::from_secs(30);
+
+/// Passes for the kernel's notifications keep this distance, whatever storm there is.
+const DISTANCE: Duration = Duration::from_millis(100);
+
+/// After a failed pass the next one waits this long, then twice as long each time, up to [`RESYNC`].
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+
+/// `wireloom status` and `wireloom down` hold the agent's lock for a moment.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the agent is told.
+enum Event {
+    Membership(membership::Event),
+    /// Something of ours may have been changed by somebody else.
+    Kernel,
+    /// `agent.toml` changed, or SIGHUP asks to read it again.
+    Settings,
+    /// SIGTERM or SIGINT.
+    Stop,
+}
+
+/// The agent's one thread and all that it knows.
+struct Agent {
+    config_path: Option<PathBuf>,
+    config: Config,
+    reconciler: Reconciler<Linux>,
+    monitor: Monitor,
+    interest: Interest,
+    /// When the next pass is due.
+    due: Instant,
+    last_pass: Option<Instant>,
+    retry: Duration,
+    told: RunFile,
+    _lock: AgentLock,
+}
+
+/// Runs until SIGTERM or SIGINT, and leaves the data path up.
+///
+/// # Errors
+/// What keeps the agent from starting: a mistake in `agent.toml`, an unusable key, another agent,
+/// a foreign interface. Later trouble is reported, and tried again.
+pub fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
+    let config = Config::load(config_path.as_deref())?;
+    let state = StateDir::locate();
+    let lock = lock(&state)?;
+    claim(&state, &config)?;
+    let key = key_file::read_or_create(&config.private_key_file)?;
+    let public_key = PublicKey(*key.public_key().as_bytes());
+    tracing::info!("node {}, public key {public_key}", config.settings.node);
+    if config.backend == Backend::Auto {
+        tracing::info!("backend = \"auto\" takes the userspace engine, the only one that this version has");
+    }
+
+    let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
+    kernel.set_private_key(key);
+    kernel.finish_creation()?;
+    kernel.refuse_foreign_link()?;
+    let own_port = kernel.netlink_port();
+
+    let (sender, events) = channel();
+    tell_signals(sender.clone())?;
+    tell_membership(&config.mesh_file, sender.clone())?;
+    tell_settings(config_path.as_deref(), sender.clone())?;
+    let interest = Interest {
+        interface: config.settings.interface.clone(),
+        table: config.settings.table,
+        own_port,
+        ..Interest::default()
+    };
+    let monitor = Monitor::start(interest.clone(), move || {
+        let _ = sender.send(Event::Kernel);
+    })?;
+
+    let agent = Agent {
+        reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
+        config_path,
+        config,
+        monitor,
+        interest,
+        due: Instant::now() + RESYNC,
+        last_pass: None,
+        retry: FIRST_RETRY,
+        told: RunFile { pid: std::process::id(), ..RunFile::default() },
+        _lock: lock,
+    };
+    agent.run(&events)
+}
+
+fn lock(state: &StateDir) -> anyhow::Result<AgentLock> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let held = state.lock().with_context(|| format!("cannot lock {}", state.path().display()))?;
+        match held {
+            Some(lock) => return Ok(lock),
+            None if Instant::now() > deadline => {
+                bail!("another agent runs on this node (it holds the lock in {})", state.path().display())
+            }
+            None => thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// Records what is about to be programmed; what an agent with other settings left must go first.
+fn claim(state: &StateDir, config: &Config) -> anyhow::Result<()> {
+    let wanted = Programmed { interface: config.settings.interface.clone(), table: config.settings.table };
+    let failed = || format!("cannot use the state directory {}", state.path().display());
+    match state.programmed().with_context(failed)? {
+        Some(before) if before != wanted => bail!(
+            "agent.toml asks for interface {} and table {}, but {} and table {} are still programmed; \
+             run `wireloom down` first",
+            wanted.interface,
+            wanted.table,
+            before.interface,
+            before.table
+        ),
+        Some(_) => Ok(()),
+        None => state.set_programmed(&wanted).with_context(failed),
+    }
+}
+
+fn tell_signals(sender: Sender<Event>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            let event = if signal == SIGHUP { Event::Settings } else { Event::Stop };
+            if sender.send(event).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn tell_membership(path: &Path, sender: Sender<Event>) -> io::Result<()> {
+    let file = path.to_owned();
+    watch(path.to_owned(), move || {
+        let event = match file::read(&file) {
+            Ok(cluster) => membership::Event::Snapshot(cluster),
+            Err(error) => membership::Event::Problem(error),
+        };
+        let _ = sender.send(Event::Membership(event));
+    })
+}
+
+fn tell_settings(path: Option<&Path>, sender: Sender<Event>) -> io::Result<()> {
+    watch(path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned(), move || {
+        let _ = sender.send(Event::Settings);
+    })
+}
+
+impl Agent {
+    fn run(mut self, events: &Receiver<Event>) -> anyhow::Result<()> {
+        loop {
+            match events.recv_timeout(self.due.saturating_duration_since(Instant::now())) {
+                Ok(first) => {
+                    for event in iter::once(first).chain(events.try_iter()) {
+                        if let Event::Stop = event {
+                            return self.stop();
+                        }
+                        self.take(event);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => self.reconciler.distrust_kernel(),
+                Err(RecvTimeoutError::Disconnected) => bail!("every source of events has ended"),
+            }
+            if Instant::now() >= self.due {
+                self.pass();
+            }
+            self.tell();
+        }
+    }
+
+    /// Rules, routes and the device stay as they are: packets flow on.
+    fn stop(self) -> anyhow::Result<()> {
+        tracing::info!("stops; the data path stays up (`wireloom down` takes it away)");
+        RunFile::remove(&self.config.settings.interface).context("cannot remove the run file")
+    }
+
+    fn take(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Membership(membership::Event::Snapshot(cluster)) => {
+                tracing::info!(
+                    "the mesh has {} nodes and {} pools",
+                    cluster.nodes.len(),
+                    cluster.pools.len()
+                );
+                self.told.membership_error = None;
+                self.reconciler.set_cluster(cluster);
+                self.due = now;
+            }
+            Event::Membership(membership::Event::Problem(error)) => {
+                tracing::error!("{error}");
+                self.told.membership_error = Some(error.to_string());
+            }
+            Event::Kernel => {
+                self.reconciler.distrust_kernel();
+                let earliest = self.last_pass.map_or(now, |last| now.max(last + DISTANCE));
+                self.due = self.due.min(earliest);
+            }
+            Event::Settings => {
+                let outcome = self.reload();
+                self.told.settings_error = outcome.err().map(|error| {
+                    let error = format!("{error:#}; the settings of before stay in force");
+                    tracing::error!("{error}");
+                    error
+                });
+            }
+            Event::Stop => {}
+        }
+    }
+
+    /// Reads `agent.toml` and the key again; both must be right, or all stays as it was.
+    fn reload(&mut self) -> anyhow::Result<()> {
+        let config = Config::load(self.config_path.as_deref())?;
+        let (old, new) = (&self.config.settings, &config.settings);
+        if (&new.interface, new.table) != (&old.interface, old.table)
+            || config.mesh_file != self.config.mesh_file
+        {
+            bail!(
+                "[wireguard] interface, [routing] table and [membership] path cannot change while the agent runs; \
+                 stop it, run `wireloom down` and start it again"
+            );
+        }
+        let Some(key) = key_file::read(&config.private_key_file)? else {
+            bail!("the private key {} is gone", config.private_key_file.display());
+        };
+        let public_key = PublicKey(*key.public_key().as_bytes());
+        self.reconciler.kernel_mut().set_private_key(key);
+        if config != self.config || public_key != self.reconciler.public_key() {
+            tracing::info!("the settings changed");
+            self.reconciler.set_settings(config.settings.clone(), public_key);
+            self.config = config;
+        }
+        self.due = Instant::now();
+        Ok(())
+    }
+
+    fn pass(&mut self) {
+        let warned = self.reconciler.warnings().clone();
+        let outcome = self.reconciler.pass();
+        let now = Instant::now();
+        self.last_pass = Some(now);
+        self.told.last_pass = Some(unix_time());
+        for warning in self.reconciler.warnings().difference(&warned) {
+            tracing::warn!("{warning}");
+        }
+        match outcome {
+            Ok(()) => {
+                if self.told.trouble.take().is_some() {
+                    tracing::info!("the trouble is over");
+                }
+                self.retry = FIRST_RETRY;
+                self.due = now + RESYNC;
+            }
+            Err(trouble) => {
+                let text = trouble.to_string();
+                if self.told.trouble.as_ref() != Some(&text) {
+                    tracing::error!("{text}");
+                }
+                self.told.trouble = Some(text);
+                self.due = now + if trouble.retry_can_help() { self.retry } else { RESYNC };
+                self.retry = (self.retry * 2).min(RESYNC);
+            }
+        }
+        self.watch_what_matters();
+    }
+
+    fn watch_what_matters(&mut self) {
+        let own = self.reconciler.own_addresses();
+        let underlays = |observed: &Observed| observed.underlays.keys().cloned().collect();
+        let underlays = self.reconciler.mirror().map_or_else(|| self.interest.underlays.clone(), underlays);
+        if own != self.interest.own || underlays != self.interest.underlays {
+            self.interest.own = own;
+            self.interest.underlays = underlays;
+            self.monitor.set_interest(self.interest.clone());
+        }
+    }
+
+    fn tell(&mut self) {
+        if let Err(error) = self.told.write(&self.config.settings.interface) {
+            tracing::warn!("`wireloom status` cannot be told of this agent: {error}");
+        }
+    }
+}
+
+/// Seconds since 1970.
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map(|time| time.as_secs()).unwrap_or_default()
+}

@@ -1,0 +1,89 @@
+//! `wireloom plan`: what would change in the kernel now.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Args;
+use owo_colors::OwoColorize;
+use serde::Serialize;
+use wireloom_plan::{op::Op, warning::Warning};
+
+use super::situation::Situation;
+use crate::wording;
+
+/// Show what would change in the kernel now, operation by operation; changes nothing.
+///
+/// Exits with status 2 when something would change.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The settings [default: /etc/wireloom/agent.toml, which may be absent]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// For programs
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Output<'a> {
+    ops: &'a [Op],
+    warnings: Vec<Told<'a>>,
+}
+
+/// A warning for programs, and in words.
+#[derive(Serialize)]
+pub(super) struct Told<'a> {
+    #[serde(flatten)]
+    warning: &'a Warning,
+    pub(super) text: String,
+}
+
+impl<'a> From<&'a Warning> for Told<'a> {
+    fn from(warning: &'a Warning) -> Self {
+        Self { warning, text: warning.to_string() }
+    }
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    super::require_net_admin("plan")?;
+    let situation = Situation::observe(arguments.config.as_deref())?;
+    let plan = match &situation.cluster {
+        Ok(cluster) => situation.plan(cluster)?,
+        Err(error) => anyhow::bail!("{error}"),
+    };
+    if arguments.json {
+        let output = Output { ops: &plan.ops, warnings: plan.warnings.iter().map(Told::from).collect() };
+        println!("{}", serde_json::to_string_pretty(&output)?);
+    } else {
+        for op in &plan.ops {
+            anstream::println!("{} {}", sign(op), wording::op(op));
+        }
+        if plan.ops.is_empty() {
+            anstream::println!("{}", "nothing to do: the kernel is as desired".green());
+        }
+        for warning in &plan.warnings {
+            anstream::eprintln!("{} {warning}", "warning:".yellow().bold());
+        }
+    }
+    Ok(if plan.ops.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+/// What comes, what goes and what changes, at a glance.
+fn sign(op: &Op) -> String {
+    match op {
+        Op::CreateLink { .. } | Op::AddAddress { .. } | Op::SetRoute(_) | Op::AddRule(_) | Op::SetPeer(_) => {
+            "+".green().to_string()
+        }
+        Op::RemoveLink
+        | Op::RemoveAddress { .. }
+        | Op::RemoveRoute(_)
+        | Op::RemoveRule(_)
+        | Op::RemovePeer { .. }
+        | Op::RemoveFirewall => "-".red().to_string(),
+        Op::SetMtu { .. }
+        | Op::SetUp
+        | Op::ConfigureDevice { .. }
+        | Op::SetFirewall(_)
+        | Op::SetUnderlaySysctl { .. }
+        | Op::RestoreUnderlaySysctl { .. } => "~".yellow().to_string(),
+    }
+}

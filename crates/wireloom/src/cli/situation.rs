@@ -1,0 +1,53 @@
+//! This node as it is now, for the commands that only look.
+
+use std::path::Path;
+
+use wireloom_plan::{
+    cluster::Cluster,
+    kernel::Observed,
+    key::PublicKey,
+    planner::{Plan, Planner},
+    refusal::Refusal,
+};
+
+use crate::{
+    config::Config,
+    kernel::{DeviceState, Kernel, Linux},
+    key_file,
+    membership::{self, file},
+    state::StateDir,
+};
+
+/// What is configured, what is there and what would be done about it.
+pub(super) struct Situation {
+    pub(super) config: Config,
+    pub(super) public_key: Option<PublicKey>,
+    pub(super) cluster: Result<Cluster, membership::Error>,
+    pub(super) observed: Observed,
+    pub(super) device: Option<DeviceState>,
+}
+
+impl Situation {
+    /// Looks around; changes nothing.
+    pub(super) fn observe(config_path: Option<&Path>) -> anyhow::Result<Self> {
+        let config = Config::load(config_path)?;
+        let key = key_file::read(&config.private_key_file)?;
+        let cluster = file::read(&config.mesh_file);
+        let own = cluster.as_ref().ok().and_then(|cluster| cluster.nodes.get(&config.settings.node));
+        let own = own.map(|node| node.addresses.clone()).unwrap_or_default();
+        let mut kernel = Linux::open(&config.settings.interface, config.settings.table, StateDir::locate())?;
+        Ok(Self {
+            public_key: key.map(|key| PublicKey(*key.public_key().as_bytes())),
+            cluster,
+            observed: kernel.observe(&own)?,
+            device: kernel.device()?,
+            config,
+        })
+    }
+
+    /// What an agent would do now. A key that is not there yet would be made: any stands for it.
+    pub(super) fn plan(&self, cluster: &Cluster) -> Result<Plan, Refusal> {
+        let public_key = self.public_key.unwrap_or(PublicKey([0; 32]));
+        Planner::new(self.config.settings.clone(), public_key, cluster.clone()).plan(&self.observed)
+    }
+}
