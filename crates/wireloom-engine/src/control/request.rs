@@ -340,3 +340,6 @@ fn allowed_ip(value: &str) -> Option<AllowedIpChange> {
     };
     Some(kind(network.trunc()))
 }
+
+#[cfg(test)]
+mod tests;
