@@ -39,6 +39,11 @@ impl Drops {
         self.protocol[reason.index()].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Takes over a count that is kept elsewhere.
+    pub(crate) fn set(&self, reason: DropReason, total: u64) {
+        self.protocol[reason.index()].store(total, Ordering::Relaxed);
+    }
+
     pub(crate) fn count_loss(&self, loss: Loss, packets: u64) {
         if packets > 0 {
             self.engine[loss as usize].fetch_add(packets, Ordering::Relaxed);

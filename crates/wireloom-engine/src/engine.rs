@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use wireloom_proto::{Device, Instant, Now, PrivateKey};
+use wireloom_proto::{Device, DropReason, Instant, Now, PrivateKey};
 
 use crate::{
     control::{
@@ -25,8 +25,8 @@ const MAX_PEERS: usize = 1 << 20;
 ///
 /// Nothing in it waits: [`Engine::turn`] does what there is to do and tells when to come again.
 ///
-/// While the interface is down the port is closed and the protocol stands still, so that everything
-/// that was due (a first handshake, a keepalive) happens at the moment when the interface comes up.
+/// While the interface is down the port is closed, there are no sessions and nothing is due; persistent
+/// keepalives, and with them handshakes, begin at the moment when it comes up.
 pub struct Engine<T, N: Network> {
     device: Device,
     worker: Worker,
@@ -129,6 +129,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
         if device.poll_timeout().is_some_and(|at| at <= now.monotonic) {
             device.handle_timeout(now);
+            self.drops.set(DropReason::HandshakeTimedOut, device.timed_out_packets());
         }
         self.worker.transmit(now, device, udp);
         Ok(match backlog {
@@ -141,8 +142,9 @@ impl<T: Tun, N: Network> Engine<T, N> {
         if state.up != self.state.up {
             tracing::info!("the interface is {}", if state.up { "up" } else { "down" });
         }
-        if !state.up {
+        if !state.up && self.state.up {
             self.udp = None;
+            self.device.handle_down();
         }
         self.state = state;
         self.rebind_at = None;
@@ -160,6 +162,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
                 tracing::info!("listening on UDP port {}", udp.port());
                 self.udp = Some(udp);
                 self.rebind_at = None;
+                self.device.handle_up();
             }
             Err(error) => {
                 let port = self.listen_port;

@@ -59,7 +59,8 @@ fn an_empty_set_changes_nothing() {
 
 #[test]
 fn device_keys() {
-    let all = set(&format!("private_key={PRIVATE}\nlisten_port=12912\nfwmark=4294967295\nreplace_peers=true"));
+    let all =
+        set(&format!("private_key={PRIVATE}\nlisten_port=12912\nfwmark=4294967295\nreplace_peers=true"));
     let expected = Set {
         private_key: Some(Some(PrivateKey::from_hex(PRIVATE).expect("a key"))),
         listen_port: Some(12_912),
