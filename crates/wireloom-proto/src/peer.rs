@@ -159,13 +159,12 @@ impl Sessions {
     }
 
     /// Puts a session that we initiated in use at once: its response proved the peer's keys.
+    ///
+    /// One that waits to be confirmed goes on waiting: both sides began at once, and until they
+    /// agree the peer may send with it.
     pub(crate) fn begin_initiated(&mut self, session: Arc<Session>) -> Ended {
         let replaced = self.current.replace(session);
-        // An unconfirmed session may yet be what the peer sends with, when both began at once.
-        match self.next.take() {
-            Some(next) => [self.previous.replace(next), replaced, None],
-            None => [std::mem::replace(&mut self.previous, replaced), None, None],
-        }
+        [std::mem::replace(&mut self.previous, replaced), None, None]
     }
 
     /// Puts aside a session that we answered for.
@@ -174,8 +173,16 @@ impl Sessions {
     }
 
     /// Puts the answered session in use, when the peer has proved that it has the keys.
-    pub(crate) fn promote_confirmed(&mut self) -> Option<Ended> {
-        let next = self.next.take_if(|next| next.is_confirmed())?;
+    ///
+    /// When both sides began at once, there is one session of each. Both work; but if each side kept
+    /// to its own, both would renew at once forever, which costs packets. So the side that yields
+    /// goes over to the other's, and the other does not.
+    pub(crate) fn promote_confirmed(&mut self, we_yield: bool) -> Option<Ended> {
+        let current = self.current.as_ref();
+        let next = self.next.take_if(|next| {
+            let newer = current.is_none_or(|current| current.born() <= next.born());
+            next.is_confirmed() && (newer || we_yield)
+        })?;
         let replaced = self.current.replace(next);
         Some([std::mem::replace(&mut self.previous, replaced), None, None])
     }

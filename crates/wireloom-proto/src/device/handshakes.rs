@@ -142,7 +142,9 @@ impl Device {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        let Some(ended) = peer.sessions.promote_confirmed() else {
+        let own = self.identity.as_ref();
+        let we_yield = own.is_some_and(|own| own.public_key > *peer.path.public_key());
+        let Some(ended) = peer.sessions.promote_confirmed(we_yield) else {
             return;
         };
         self.end_sessions(ended);

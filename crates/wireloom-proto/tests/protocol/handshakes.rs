@@ -1,0 +1,430 @@
+//! Handshakes: both ways, at once, with keys right and wrong, replayed, forged, under load.
+
+use std::time::Duration;
+
+use wireloom_proto::{Device, DropReason, MessageKind, PresharedKey, PublicKey, message, timers};
+
+use crate::world::{ALICE, BOB, LATENCY, World, address, private_key, sign_mac1};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Sends from Alice so that an initiation crosses the link, and returns it undelivered.
+fn captured_initiation(world: &mut World) -> Vec<u8> {
+    let reachable = std::mem::replace(&mut world.unreachable, vec![address(2)]);
+    world.send(ALICE, BOB, b"wants a session");
+    world.settle();
+    world.unreachable = reachable;
+    world.seen.last().expect("an initiation").bytes.clone()
+}
+
+/// Has Bob take more initiations than he bears: copies of one whose timestamp he knows.
+fn flood(world: &mut World, initiation: &[u8]) {
+    for _ in 0..=timers::LOAD_THRESHOLD {
+        world.deliver(address(99), address(2), initiation.to_vec());
+    }
+}
+
+#[test]
+fn a_packet_begins_a_handshake_and_arrives_after_it() {
+    let mut world = World::pair();
+    world.send(ALICE, BOB, b"hello");
+    world.settle();
+    assert_eq!(world.take_received(BOB), [b"hello".to_vec()]);
+    let kinds: Vec<MessageKind> = world.seen.iter().map(|seen| seen.kind()).collect();
+    let expected = [MessageKind::Initiation, MessageKind::Response, MessageKind::Data];
+    assert_eq!(kinds, expected, "no message more than needed");
+    world.assert_connected();
+}
+
+#[test]
+fn works_in_either_direction() {
+    let mut world = World::pair();
+    world.send(BOB, ALICE, b"hello");
+    world.settle();
+    assert_eq!(world.take_received(ALICE), [b"hello".to_vec()]);
+    world.assert_connected();
+    assert_eq!(world.count(MessageKind::Initiation), 1);
+}
+
+#[test]
+fn the_responder_sends_nothing_before_the_session_is_confirmed() {
+    let mut world = World::pair();
+    world.send(ALICE, BOB, b"from alice");
+    world.run(LATENCY);
+    assert_eq!(world.count(MessageKind::Response), 1);
+    world.send(BOB, ALICE, b"from bob");
+    assert_eq!(world.count(MessageKind::Data), 0, "the keys are not proved yet");
+    world.settle();
+    let data = world.seen_of(MessageKind::Data);
+    assert_eq!(data[0].from, address(1));
+    assert_eq!(data[1].from, address(2));
+    assert_eq!(world.take_received(ALICE), [b"from bob".to_vec()]);
+    assert_eq!(world.count(MessageKind::Initiation), 1, "bob's packet waited for alice's session");
+}
+
+#[test]
+fn an_initiator_without_data_confirms_with_a_keepalive() {
+    let mut world = World::pair();
+    let path = world.path(ALICE, BOB);
+    let now = world.now();
+    world.nodes[ALICE].device.handle_outgoing(now, path.id(), &[], 1420).unwrap();
+    world.poll(ALICE);
+    world.settle();
+    let data = world.seen_of(MessageKind::Data);
+    assert_eq!(data.len(), 1);
+    assert!(data[0].is_keepalive());
+    assert!(world.nodes[BOB].received.is_empty());
+    let status = world.nodes[BOB].device.peer(&world.nodes[ALICE].public_key).unwrap();
+    assert!(status.last_handshake.is_some());
+}
+
+#[test]
+fn both_may_begin_at_once() {
+    let mut world = World::pair();
+    world.send(ALICE, BOB, b"one");
+    world.send(BOB, ALICE, b"two");
+    assert_eq!(world.count(MessageKind::Initiation), 2);
+    world.settle();
+    assert_eq!(world.take_received(BOB), [b"one".to_vec()]);
+    assert_eq!(world.take_received(ALICE), [b"two".to_vec()]);
+    for _ in 0..100 {
+        world.assert_connected();
+        world.run(SECOND);
+    }
+    assert_eq!(world.count(MessageKind::Initiation), 2, "no quarrel over which session is right");
+}
+
+#[test]
+fn both_may_begin_at_once_over_a_bad_link() {
+    for seed in 0..40 {
+        let mut world = World::pair_seeded(seed);
+        world.link.loss = 300;
+        world.link.jitter = Duration::from_millis(100);
+        world.send(ALICE, BOB, b"one");
+        world.send(BOB, ALICE, b"two");
+        world.run(60 * SECOND);
+        world.link = Default::default();
+        world.assert_connected();
+    }
+}
+
+#[test]
+fn an_initiation_is_repeated_after_5_seconds_and_some_jitter_and_given_up_after_90() {
+    let mut world = World::pair();
+    world.unreachable = vec![address(2)];
+    world.send(ALICE, BOB, b"is anybody there?");
+    world.run(300 * SECOND);
+    let at: Vec<_> = world.seen_of(MessageKind::Initiation).iter().map(|seen| seen.at).collect();
+    let gaps: Vec<Duration> = at.windows(2).map(|pair| pair[1].since(pair[0])).collect();
+    let latest = timers::REKEY_TIMEOUT + timers::REKEY_TIMEOUT_JITTER_MAX;
+    for gap in &gaps {
+        assert!((timers::REKEY_TIMEOUT..=latest).contains(gap), "{gap:?}");
+    }
+    let first = gaps[0];
+    assert!(gaps.iter().any(|gap| *gap != first), "jitter");
+    let whole = at[at.len() - 1].since(at[0]);
+    assert!(whole < timers::REKEY_ATTEMPT_TIME);
+    assert!(whole > timers::REKEY_ATTEMPT_TIME - latest);
+    assert_eq!(world.nodes[ALICE].device.timed_out_packets(), 1);
+
+    // A new packet is a new attempt.
+    world.unreachable.clear();
+    world.assert_connected();
+}
+
+#[test]
+fn data_prolongs_the_attempt() {
+    let mut world = World::pair();
+    world.unreachable = vec![address(2)];
+    for _ in 0..20 {
+        world.send(ALICE, BOB, b"is anybody there?");
+        world.run(10 * SECOND);
+    }
+    let last = world.seen_of(MessageKind::Initiation).last().unwrap().at;
+    assert!(world.now().monotonic.since(last) <= 6 * SECOND);
+}
+
+#[test]
+fn preshared_keys_must_agree() {
+    let psk = |byte| Some(PresharedKey::from_bytes([byte; 32]));
+    let mut world = World::pair();
+    let (alice, bob) = (world.nodes[ALICE].public_key, world.nodes[BOB].public_key);
+    let now = world.now();
+    world.nodes[ALICE].device.configure(now).peer(&bob).unwrap().set_preshared_key(psk(1));
+    world.nodes[BOB].device.configure(now).peer(&alice).unwrap().set_preshared_key(psk(2));
+    world.send(ALICE, BOB, b"secret");
+    world.run(SECOND);
+    assert_eq!(world.count(MessageKind::Response), 1, "the initiation does not depend on it");
+    assert_eq!(world.count(MessageKind::Data), 0);
+    assert_eq!(world.nodes[ALICE].drops, [DropReason::BadCiphertext]);
+
+    let now = world.now();
+    world.nodes[BOB].device.configure(now).peer(&alice).unwrap().set_preshared_key(psk(1));
+    world.run(6 * SECOND);
+    assert_eq!(world.take_received(BOB), [b"secret".to_vec()]);
+    world.assert_connected();
+}
+
+#[test]
+fn strangers_get_no_answer() {
+    let mut world = World::pair();
+    let stranger = world.add_node();
+    world.introduce(stranger, BOB);
+    world.send(stranger, BOB, b"let me in");
+    world.run(SECOND);
+    assert_eq!(world.nodes[BOB].drops, [DropReason::UnknownPeer]);
+    assert!(world.seen.iter().all(|seen| seen.from != address(2)));
+}
+
+#[test]
+fn who_does_not_know_our_key_gets_no_answer() {
+    let mut world = World::pair();
+    let now = world.now();
+    world.nodes[BOB].device.configure(now).set_private_key(Some(private_key(77)));
+    world.send(ALICE, BOB, b"bob?");
+    world.run(SECOND);
+    assert_eq!(world.nodes[BOB].drops, [DropReason::BadMac1]);
+    assert!(world.seen.iter().all(|seen| seen.from != address(2)));
+}
+
+#[test]
+fn without_a_private_key_nothing_is_answered_or_begun() {
+    let mut world = World::pair();
+    let now = world.now();
+    world.nodes[BOB].device.configure(now).set_private_key(None);
+    world.send(ALICE, BOB, b"bob?");
+    world.send(BOB, ALICE, b"alice?");
+    world.run(SECOND);
+    assert_eq!(world.nodes[BOB].drops, [DropReason::NoPrivateKey]);
+    assert!(world.seen.iter().all(|seen| seen.from != address(2)));
+}
+
+#[test]
+fn a_public_key_of_low_order_is_never_used() {
+    let mut world = World::pair();
+    let zero = PublicKey::from_bytes([0; 32]);
+    let now = world.now();
+    let alice = &mut world.nodes[ALICE].device;
+    alice.configure(now).add_peer(zero).unwrap().set_endpoint(address(9));
+    let id = alice.peer(&zero).unwrap().id;
+    alice.handle_outgoing(now, id, &[], 1420).unwrap();
+    world.poll(ALICE);
+    world.run(200 * SECOND);
+    assert!(world.seen.is_empty());
+}
+
+#[test]
+fn a_replayed_initiation_is_dropped() {
+    let mut world = World::pair();
+    world.assert_connected();
+    let initiation = world.seen_of(MessageKind::Initiation)[0].bytes.clone();
+    world.run(SECOND);
+    world.deliver(address(1), address(2), initiation);
+    assert_eq!(world.nodes[BOB].drops, [DropReason::StaleTimestamp]);
+    assert_eq!(world.count(MessageKind::Response), 1);
+    world.assert_connected();
+}
+
+#[test]
+fn an_initiation_overtaken_by_a_later_one_is_dropped() {
+    let mut world = World::pair();
+    let first = captured_initiation(&mut world);
+    world.run(6 * SECOND);
+    assert_eq!(world.count(MessageKind::Initiation), 2);
+    world.run(SECOND);
+    assert_eq!(world.count(MessageKind::Response), 1);
+    world.deliver(address(1), address(2), first);
+    assert_eq!(world.nodes[BOB].drops, [DropReason::StaleTimestamp]);
+}
+
+#[test]
+fn initiations_that_follow_each_other_too_closely_are_dropped() {
+    let mut world = World::pair();
+    // Two machines with Alice's key, the second with a later clock.
+    let twin = world.add_node();
+    world.nodes[twin].device = Device::new([42; 32]);
+    let now = world.now();
+    world.nodes[twin].device.configure(now).set_private_key(Some(private_key(1)));
+    world.introduce(twin, BOB);
+    world.send(ALICE, BOB, b"first");
+    world.run(Duration::from_millis(18));
+    world.send(twin, BOB, b"second");
+    world.run(Duration::from_millis(11));
+    assert_eq!(world.nodes[BOB].drops, [DropReason::InitiationFlood]);
+    assert_eq!(world.count(MessageKind::Response), 1);
+}
+
+#[test]
+fn a_forged_response_does_not_disturb_the_handshake() {
+    let mut world = World::pair();
+    world.send(ALICE, BOB, b"hello");
+    world.run(LATENCY);
+    let response = world.seen_of(MessageKind::Response)[0].bytes.clone();
+
+    let mut broken = response.clone();
+    broken[50] ^= 1;
+    world.deliver(address(2), address(1), broken.clone());
+    assert_eq!(world.nodes[ALICE].drops, [DropReason::BadMac1]);
+    sign_mac1(&mut broken, &world.nodes[ALICE].public_key);
+    world.deliver(address(2), address(1), broken);
+    // Another ephemeral key, and an index that nobody gave out.
+    let mut other = response.clone();
+    other[12] ^= 1;
+    sign_mac1(&mut other, &world.nodes[ALICE].public_key);
+    world.deliver(address(2), address(1), other);
+    let mut lost = response;
+    lost[8] ^= 0xff;
+    sign_mac1(&mut lost, &world.nodes[ALICE].public_key);
+    world.deliver(address(2), address(1), lost);
+    assert_eq!(
+        world.nodes[ALICE].drops[1..],
+        [DropReason::BadCiphertext, DropReason::BadCiphertext, DropReason::UnknownIndex]
+    );
+
+    world.settle();
+    assert_eq!(world.take_received(BOB), [b"hello".to_vec()]);
+    world.assert_connected();
+}
+
+#[test]
+fn a_replayed_response_is_dropped() {
+    let mut world = World::pair();
+    world.assert_connected();
+    let response = world.seen_of(MessageKind::Response)[0].bytes.clone();
+    world.deliver(address(2), address(1), response);
+    assert_eq!(world.nodes[ALICE].drops, [DropReason::UnknownIndex]);
+    world.assert_connected();
+}
+
+#[test]
+fn under_load_a_cookie_is_asked_for_and_works() {
+    let mut world = World::pair();
+    world.assert_connected();
+    let old = world.seen_of(MessageKind::Initiation)[0].bytes.clone();
+    world.run(300 * SECOND);
+    world.seen.clear();
+    world.nodes[BOB].drops.clear();
+
+    flood(&mut world, &old);
+    assert!(world.nodes[BOB].drops.iter().all(|drop| *drop == DropReason::StaleTimestamp));
+    world.nodes[BOB].drops.clear();
+    world.send(ALICE, BOB, b"hello");
+    world.run(4 * LATENCY);
+    assert_eq!(world.nodes[BOB].drops, [DropReason::CookieRequired]);
+    assert_eq!(world.count(MessageKind::CookieReply), 1);
+    assert_eq!(world.count(MessageKind::Response), 0);
+
+    // The load goes on; the next initiation carries the cookie.
+    while world.count(MessageKind::Initiation) < 2 {
+        flood(&mut world, &old);
+        world.run(SECOND / 10);
+    }
+    flood(&mut world, &old);
+    world.run(SECOND / 10);
+    assert_eq!(world.count(MessageKind::Response), 1);
+    assert_eq!(world.take_received(BOB), [b"hello".to_vec()]);
+}
+
+#[test]
+fn under_load_strangers_are_told_the_same_as_peers() {
+    let mut world = World::pair();
+    let initiation = captured_initiation(&mut world);
+    flood(&mut world, &initiation);
+    world.deliver(address(99), address(2), initiation);
+    let reply = world.seen_of(MessageKind::CookieReply).pop().cloned().expect("a cookie reply");
+    assert_eq!(reply.to, address(99));
+    assert!(reply.bytes.len() < message::INITIATION_LEN, "no amplification");
+}
+
+#[test]
+fn load_passes() {
+    let mut world = World::pair();
+    let initiation = captured_initiation(&mut world);
+    flood(&mut world, &initiation);
+    world.deliver(address(99), address(2), initiation.clone());
+    assert_eq!(world.nodes[BOB].drops.last(), Some(&DropReason::CookieRequired));
+    world.run(timers::LOAD_LINGERS);
+    world.deliver(address(99), address(2), initiation);
+    assert_eq!(world.nodes[BOB].drops.last(), Some(&DropReason::StaleTimestamp));
+}
+
+/// An initiation of Alice's with a MAC2 that Bob accepts, while he is under load. He has not
+/// answered it.
+fn initiation_with_cookie(world: &mut World) -> Vec<u8> {
+    let first = captured_initiation(world);
+    flood(world, &first);
+    world.deliver(address(1), address(2), first);
+    world.settle();
+    assert_eq!(world.count(MessageKind::CookieReply), 1);
+    world.unreachable = vec![address(2)];
+    world.run(6 * SECOND);
+    world.unreachable.clear();
+    world.nodes[BOB].drops.clear();
+    let initiation = world.seen_of(MessageKind::Initiation).pop().unwrap().bytes.clone();
+    assert_ne!(initiation[132..], [0; 16], "MAC2");
+    flood(world, &initiation);
+    world.nodes[BOB].drops.clear();
+    initiation
+}
+
+#[test]
+fn a_cookie_is_good_for_its_address_and_port_only() {
+    let mut world = World::pair();
+    let initiation = initiation_with_cookie(&mut world);
+    let mut other_port = address(1);
+    other_port.set_port(1);
+    for from in [address(3), other_port] {
+        world.deliver(from, address(2), initiation.clone());
+        assert_eq!(world.nodes[BOB].drops.pop(), Some(DropReason::CookieRequired));
+    }
+    world.deliver(address(1), address(2), initiation);
+    assert_ne!(world.nodes[BOB].drops.pop(), Some(DropReason::CookieRequired));
+}
+
+#[test]
+fn a_cookie_dies_with_its_secret_after_120_seconds() {
+    let mut world = World::pair();
+    let initiation = initiation_with_cookie(&mut world);
+    world.unreachable = vec![address(1)];
+    world.run(113 * SECOND);
+    flood(&mut world, &initiation);
+    world.deliver(address(1), address(2), initiation.clone());
+    assert_ne!(world.nodes[BOB].drops.pop(), Some(DropReason::CookieRequired));
+    world.run(2 * SECOND);
+    flood(&mut world, &initiation);
+    world.deliver(address(1), address(2), initiation);
+    assert_eq!(world.nodes[BOB].drops.pop(), Some(DropReason::CookieRequired));
+}
+
+#[test]
+fn under_load_one_source_gets_5_answers_at_once_and_20_a_second() {
+    let mut world = World::pair();
+    let initiation = initiation_with_cookie(&mut world);
+    let answered = |world: &mut World| {
+        world.nodes[BOB].drops.clear();
+        for _ in 0..50 {
+            world.deliver(address(1), address(2), initiation.clone());
+        }
+        let limited = |drop: &&DropReason| **drop == DropReason::RateLimited;
+        50 - world.nodes[BOB].drops.iter().filter(limited).count()
+    };
+    assert_eq!(answered(&mut world), 5);
+    assert_eq!(answered(&mut world), 0);
+    world.run(SECOND / 10);
+    flood(&mut world, &initiation);
+    assert_eq!(answered(&mut world), 2);
+}
+
+#[test]
+fn forged_cookie_replies_are_dropped() {
+    let mut world = World::pair();
+    world.assert_connected();
+    let initiation = world.seen_of(MessageKind::Initiation)[0].bytes.clone();
+    let mut reply = vec![0; message::COOKIE_REPLY_LEN];
+    reply[0] = 3;
+    world.deliver(address(2), address(1), reply.clone());
+    reply[4..8].copy_from_slice(&initiation[4..8]);
+    world.deliver(address(2), address(1), reply);
+    let expected = [DropReason::UnknownIndex, DropReason::BadCiphertext];
+    assert_eq!(world.nodes[ALICE].drops, expected);
+}
