@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wireloom_proto::{Device, DropReason, MessageKind, PresharedKey, PublicKey, message, timers};
 
-use crate::world::{ALICE, BOB, LATENCY, World, address, private_key, sign_mac1};
+use crate::world::{ALICE, BOB, LATENCY, Seen, World, address, private_key, sign_mac1};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -30,7 +30,7 @@ fn a_packet_begins_a_handshake_and_arrives_after_it() {
     world.send(ALICE, BOB, b"hello");
     world.settle();
     assert_eq!(world.take_received(BOB), [b"hello".to_vec()]);
-    let kinds: Vec<MessageKind> = world.seen.iter().map(|seen| seen.kind()).collect();
+    let kinds: Vec<MessageKind> = world.seen.iter().map(Seen::kind).collect();
     let expected = [MessageKind::Initiation, MessageKind::Response, MessageKind::Data];
     assert_eq!(kinds, expected, "no message more than needed");
     world.assert_connected();

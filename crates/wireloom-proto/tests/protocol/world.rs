@@ -216,12 +216,12 @@ impl World {
     fn post(&mut self, from: usize, to: Endpoint, bytes: Vec<u8>) {
         let from = self.nodes[from].address;
         let at = self.now().monotonic;
-        self.seen.push(Seen { at, from, to: to.remote, bytes: bytes.clone() });
-        self.inject(from, to.remote, bytes);
+        self.inject(from, to.remote, &bytes);
+        self.seen.push(Seen { at, from, to: to.remote, bytes });
     }
 
-    /// Puts a datagram on the link, whoever made it.
-    pub(crate) fn inject(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+    /// Puts a datagram on the link.
+    fn inject(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         if self.chance(self.link.loss) {
             return;
         }
@@ -233,7 +233,7 @@ impl World {
             };
             let arrival = self.now().monotonic + LATENCY + Duration::from_nanos(extra);
             let number = self.datagrams.len();
-            self.datagrams.push((from, to, bytes.clone()));
+            self.datagrams.push((from, to, bytes.to_vec()));
             self.under_way.push(Reverse((arrival, number)));
         }
     }
