@@ -220,8 +220,13 @@ impl Agent {
                 self.due = now;
             }
             Event::Membership(membership::Event::Problem(error)) => {
+                let before = match self.reconciler.has_cluster() {
+                    true => "the mesh of before stays in force",
+                    false => "nothing is programmed until it is mended",
+                };
+                let error = format!("{error}; {before}");
                 tracing::error!("{error}");
-                self.told.membership_error = Some(error.to_string());
+                self.told.membership_error = Some(error);
             }
             Event::Kernel => {
                 self.reconciler.distrust_kernel();

@@ -78,7 +78,7 @@ impl Linux {
         let key = self.private_key.as_ref();
         let changes: Result<Vec<_>, Cause> = ops.iter().map(|op| device_change(op, key)).collect();
         let changes = changes.attempt(operation)?;
-        self.backend.change(&changes).attempt(operation)?;
+        self.backend.change(&changes).map_err(|cause| explain_port(cause, ops)).attempt(operation)?;
         for op in ops {
             match op {
                 Op::SetPeer(peer) => {
@@ -188,6 +188,21 @@ fn device_change<'a>(op: &'a Op, key: Option<&'a PrivateKey>) -> Result<Change<'
         Op::SetPeer(peer) => Ok(Change::SetPeer(peer)),
         Op::RemovePeer { public_key } => Ok(Change::RemovePeer(*public_key)),
         _ => Err(Cause::Told("it is no change of the device".into())),
+    }
+}
+
+/// "Address already in use" says little.
+fn explain_port(cause: Cause, ops: &[Op]) -> Cause {
+    let port = ops.iter().find_map(|op| match op {
+        Op::ConfigureDevice { listen_port, .. } => Some(*listen_port),
+        _ => None,
+    });
+    match (&cause, port) {
+        (Cause::Refused { errno: Errno::EADDRINUSE, .. }, Some(port)) => Cause::Passing(format!(
+            "UDP port {port} is in use by another program (`ss -lunp` names it); end that program, or set another \
+             listen_port in agent.toml"
+        )),
+        _ => cause,
     }
 }
 

@@ -121,6 +121,12 @@ impl<K: Kernel> Reconciler<K> {
         self.public_key
     }
 
+    /// True once a whole snapshot has come.
+    #[must_use]
+    pub fn has_cluster(&self) -> bool {
+        self.planner.is_some()
+    }
+
     /// This node's own addresses, as the membership has them.
     #[must_use]
     pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
@@ -161,7 +167,7 @@ impl<K: Kernel> Reconciler<K> {
     fn follow_changes(&mut self, planner: &mut Planner, mut mirror: Observed) -> Result<(), Trouble> {
         let ops = planner.changes(&mirror)?;
         self.apply(&ops)?;
-        if ops.iter().any(|op| mirror.apply(op).is_err()) {
+        if mirror.apply_all(&ops).is_err() {
             return self.settle(planner);
         }
         self.warnings = planner.desired(&mirror)?.warnings.clone();

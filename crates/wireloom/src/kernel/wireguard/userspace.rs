@@ -10,9 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::errno::Errno;
 use zeroize::Zeroizing;
 
-use super::{Backend, Change, DeviceState, uapi};
+use super::{
+    Backend, Change, DeviceState,
+    uapi::{self, ReplyError},
+};
 use crate::kernel::error::Cause;
 
 /// Where every userspace WireGuard has its sockets (`RUNSTATEDIR` of wireguard-tools' src/ipc-uapi.h).
@@ -105,7 +109,10 @@ impl Backend for Userspace {
 
     fn change(&mut self, changes: &[Change<'_>]) -> Result<(), Cause> {
         match self.ask(&uapi::set(changes))? {
-            Some(reply) => uapi::parse_set_reply(&reply).map_err(|error| Cause::Passing(error.to_string())),
+            Some(reply) => uapi::parse_set_reply(&reply).map_err(|error| match error {
+                ReplyError::Refused(errno) => Cause::from(Errno::from_raw(errno)),
+                other => Cause::Passing(other.to_string()),
+            }),
             None => Err(Cause::Passing("the device process is gone".into())),
         }
     }
