@@ -273,6 +273,7 @@ impl Agent {
 
     fn pass(&mut self) {
         let warned = self.reconciler.warnings().clone();
+        let begun = Instant::now();
         let outcome = self.reconciler.pass();
         let now = Instant::now();
         self.last_pass = Some(now);
@@ -281,7 +282,10 @@ impl Agent {
             tracing::warn!("{warning}");
         }
         match outcome {
-            Ok(()) => {
+            Ok(changes) => {
+                if changes > 0 {
+                    tracing::info!("done: {changes} changes in {} ms", (now - begun).as_millis());
+                }
                 if self.told.trouble.take().is_some() {
                     tracing::info!("the trouble is over");
                 }

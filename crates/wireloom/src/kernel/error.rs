@@ -31,6 +31,12 @@ pub enum Cause {
 }
 
 impl Error {
+    /// An operation, to follow "cannot", and what made it fail.
+    #[must_use]
+    pub fn new(operation: String, cause: Cause) -> Self {
+        Self { operation, cause }
+    }
+
     /// True when the same operation may succeed later without anybody's doing.
     #[must_use]
     pub fn retry_can_help(&self) -> bool {
@@ -91,7 +97,7 @@ pub(crate) trait Attempt<T> {
 
 impl<T, C: Into<Cause>> Attempt<T> for Result<T, C> {
     fn attempt(self, operation: impl FnOnce() -> String) -> Result<T, Error> {
-        self.map_err(|cause| Error { operation: operation(), cause: cause.into() })
+        self.map_err(|cause| Error::new(operation(), cause.into()))
     }
 }
 

@@ -15,6 +15,9 @@ use crate::{
     wording,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// After so many rounds of plan and apply the kernel must be as desired; if it is not, somebody
 /// works against us, or the kernel keeps what it is told in a form that we do not read back.
 const ROUNDS: usize = 4;
@@ -148,12 +151,13 @@ impl<K: Kernel> Reconciler<K> {
         &self.warnings
     }
 
-    /// Brings the kernel to the desired state. Without a snapshot it does nothing.
+    /// Brings the kernel to the desired state, and says how many operations that took. Without a
+    /// snapshot it does nothing.
     ///
     /// # Errors
     /// What stands in the way; the next pass begins with a look at the kernel.
-    pub fn pass(&mut self) -> Result<(), Trouble> {
-        let Some(mut planner) = self.planner.take() else { return Ok(()) };
+    pub fn pass(&mut self) -> Result<usize, Trouble> {
+        let Some(mut planner) = self.planner.take() else { return Ok(0) };
         let outcome = match self.mirror.take() {
             Some(mirror) => self.follow_changes(&mut planner, mirror),
             None => self.settle(&mut planner),
@@ -164,32 +168,35 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Only the membership changed, so only what it touched is looked at: one node of thousands
     /// costs what that node costs.
-    fn follow_changes(&mut self, planner: &mut Planner, mut mirror: Observed) -> Result<(), Trouble> {
+    fn follow_changes(&mut self, planner: &mut Planner, mut mirror: Observed) -> Result<usize, Trouble> {
         let ops = planner.changes(&mirror)?;
         self.apply(&ops)?;
         if mirror.apply_all(&ops).is_err() {
-            return self.settle(planner);
+            return Ok(ops.len() + self.settle(planner)?);
         }
         self.warnings = planner.desired(&mirror)?.warnings.clone();
         self.mirror = Some(mirror);
-        Ok(())
+        Ok(ops.len())
     }
 
-    fn settle(&mut self, planner: &mut Planner) -> Result<(), Trouble> {
+    fn settle(&mut self, planner: &mut Planner) -> Result<usize, Trouble> {
         let own = own_addresses(planner.cluster(), &self.settings);
-        let mut left = Vec::new();
-        for _ in 0..=ROUNDS {
+        let mut done = 0;
+        let mut rounds = 0..ROUNDS;
+        loop {
             let observed = self.kernel.observe(&own).map_err(Trouble::Observe)?;
             let plan = planner.plan(&observed)?;
             self.warnings = plan.warnings;
             if plan.ops.is_empty() {
                 self.mirror = Some(observed);
-                return Ok(());
+                return Ok(done);
+            }
+            if rounds.next().is_none() {
+                return Err(Trouble::Unsettled(plan.ops));
             }
             self.apply(&plan.ops)?;
-            left = plan.ops;
+            done += plan.ops.len();
         }
-        Err(Trouble::Unsettled(left))
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), Trouble> {

@@ -1,0 +1,198 @@
+//! The loop against the kernel's twin in memory.
+
+use std::{io, net::SocketAddr};
+
+use wireloom_plan::{
+    cluster::Node,
+    kernel::{ALIAS, Link, RouteKind, Underlay},
+};
+
+use super::*;
+use crate::kernel::Cause;
+
+const KEYS: [PublicKey; 3] = [PublicKey([1; 32]), PublicKey([2; 32]), PublicKey([3; 32])];
+
+/// A kernel in memory that can fail and that counts.
+#[derive(Default)]
+struct Memory {
+    observed: Observed,
+    observations: usize,
+    applied: Vec<Op>,
+    /// Operations that fail.
+    refuses: Option<fn(&Op) -> bool>,
+    /// What somebody else does after each application.
+    meddler: Option<fn(&mut Observed)>,
+}
+
+impl Kernel for Memory {
+    fn observe(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
+        self.observations += 1;
+        let mut observed = self.observed.clone();
+        observed.underlays.retain(|_, underlay| !underlay.addresses.is_disjoint(own));
+        Ok(observed)
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {
+        for op in ops {
+            if self.refuses.is_some_and(|refuses| refuses(op)) {
+                let cause = Cause::from(io::Error::other("the test says so"));
+                return Err(vec![Error::new(wording::op(op), cause)]);
+            }
+            self.observed.apply(op).expect("the planner asks for what the kernel takes");
+            self.applied.push(op.clone());
+        }
+        if let Some(meddler) = self.meddler {
+            meddler(&mut self.observed);
+        }
+        Ok(())
+    }
+}
+
+fn node(number: u8) -> Node {
+    Node {
+        public_key: Some(KEYS[usize::from(number)]),
+        endpoint: Some(SocketAddr::from(([192, 0, 2, number], 51820))),
+        addresses: [IpAddr::from([192, 0, 2, number])].into(),
+        workloads: [format!("10.161.{number}.0/24").parse().unwrap()].into(),
+        ..Node::default()
+    }
+}
+
+fn cluster(nodes: u8) -> Cluster {
+    Cluster {
+        pools: ["10.161.0.0/16".parse().unwrap()].into(),
+        nodes: (0..nodes).map(|number| (format!("n{number}"), node(number))).collect(),
+    }
+}
+
+fn reconciler() -> Reconciler<Memory> {
+    let mut memory = Memory::default();
+    let addresses = [IpAddr::from([192, 0, 2, 0])].into();
+    let underlay = Underlay { mtu: 1500, addresses, rp_filter: 1, src_valid_mark: false };
+    memory.observed.underlays.insert("eth0".into(), underlay);
+    Reconciler::new(memory, Settings::defaults("n0"), KEYS[0])
+}
+
+fn settled(nodes: u8) -> Reconciler<Memory> {
+    let mut reconciler = reconciler();
+    reconciler.set_cluster(cluster(nodes));
+    reconciler.pass().unwrap();
+    reconciler.kernel.applied.clear();
+    reconciler.kernel.observations = 0;
+    reconciler
+}
+
+#[test]
+fn nothing_happens_before_the_first_snapshot() {
+    let mut reconciler = reconciler();
+    reconciler.kernel.observed.link = Some(Link { alias: Some(ALIAS.into()), mtu: 1420, up: true });
+    assert_eq!(reconciler.pass().unwrap(), 0);
+    assert_eq!(reconciler.kernel.observations, 0);
+    assert!(reconciler.kernel.applied.is_empty());
+}
+
+#[test]
+fn a_pass_settles_and_the_next_one_does_nothing() {
+    let mut reconciler = reconciler();
+    reconciler.set_cluster(cluster(3));
+    assert!(reconciler.pass().unwrap() > 0);
+    let routes = &reconciler.kernel.observed.routes;
+    let peers = routes.iter().filter(|route| matches!(route.kind, RouteKind::Device { .. })).count();
+    assert_eq!(peers, 2);
+    assert!(matches!(reconciler.kernel.applied.last(), Some(Op::AddRule(_))), "rules come last");
+
+    reconciler.distrust_kernel();
+    assert_eq!(reconciler.pass().unwrap(), 0);
+}
+
+#[test]
+fn one_changed_node_costs_no_look_at_the_kernel() {
+    let mut reconciler = settled(2);
+    reconciler.set_cluster(cluster(3));
+    assert_eq!(reconciler.pass().unwrap(), 2, "{:?}", reconciler.kernel.applied);
+    assert_eq!(reconciler.kernel.observations, 0);
+    assert_eq!(reconciler.mirror(), Some(&reconciler.kernel.observed));
+}
+
+#[test]
+fn what_somebody_removed_comes_back() {
+    let mut reconciler = settled(2);
+    let before = reconciler.kernel.observed.clone();
+    reconciler.kernel.observed.rules.clear();
+    reconciler.kernel.observed.routes.clear();
+    reconciler.distrust_kernel();
+    reconciler.pass().unwrap();
+    assert_eq!(reconciler.kernel.observed, before);
+}
+
+#[test]
+fn another_mode_is_reached_and_left_live() {
+    let mut reconciler = settled(2);
+    let scoped = reconciler.kernel.observed.clone();
+    let settings = Settings::defaults("n0");
+    reconciler.set_settings(Settings { encrypt_host_traffic: true, ..settings.clone() }, KEYS[0]);
+    reconciler.pass().unwrap();
+    assert!(reconciler.kernel.observed.rules.iter().all(|rule| rule.invert));
+    assert!(reconciler.kernel.observed.firewall.is_some());
+    reconciler.set_settings(settings, KEYS[0]);
+    reconciler.pass().unwrap();
+    assert_eq!(reconciler.kernel.observed, scoped);
+}
+
+#[test]
+fn another_key_is_given_to_the_device() {
+    let mut reconciler = settled(2);
+    let mut cluster = cluster(2);
+    cluster.nodes.get_mut("n0").unwrap().public_key = Some(KEYS[2]);
+    reconciler.set_settings(Settings::defaults("n0"), KEYS[2]);
+    reconciler.set_cluster(cluster);
+    reconciler.pass().unwrap();
+    let device = reconciler.kernel.observed.device.as_ref().unwrap();
+    assert_eq!(device.public_key, Some(KEYS[2]));
+}
+
+#[test]
+fn after_a_failure_the_kernel_is_looked_at_and_the_rest_is_done() {
+    let mut reconciler = settled(2);
+    reconciler.kernel.refuses = Some(|op| matches!(op, Op::SetRoute(_)));
+    reconciler.set_cluster(cluster(3));
+    let trouble = reconciler.pass().unwrap_err();
+    assert_eq!(
+        trouble.to_string(),
+        "cannot set the route `10.161.2.0/24 through the interface`: the test says so"
+    );
+    assert!(trouble.retry_can_help());
+    assert_eq!(reconciler.mirror(), None);
+
+    reconciler.kernel.refuses = None;
+    assert_eq!(reconciler.pass().unwrap(), 1);
+    assert!(reconciler.kernel.observations > 0);
+}
+
+#[test]
+fn a_foreign_interface_is_refused_until_it_goes() {
+    let mut reconciler = reconciler();
+    reconciler.kernel.observed.link = Some(Link { alias: None, mtu: 1500, up: true });
+    reconciler.set_cluster(cluster(2));
+    let trouble = reconciler.pass().unwrap_err();
+    assert!(matches!(trouble, Trouble::Refused(Refusal::ForeignLink { .. })));
+    assert!(!trouble.retry_can_help());
+    assert!(reconciler.kernel.applied.is_empty());
+
+    reconciler.kernel.observed.link = None;
+    assert!(reconciler.pass().unwrap() > 0);
+}
+
+#[test]
+fn who_works_against_us_is_told_of_and_not_fought_for_ever() {
+    let mut reconciler = reconciler();
+    reconciler.kernel.meddler = Some(|observed| observed.rules.clear());
+    reconciler.set_cluster(cluster(2));
+    let trouble = reconciler.pass().unwrap_err();
+    assert_eq!(
+        trouble.to_string(),
+        "the kernel does not stay as it was told: after 4 rounds it still takes to add the rule `IPv4 99: from \
+         10.161.0.0/16 fwmark 0/0xa lookup 1`"
+    );
+    assert!(reconciler.kernel.observations <= ROUNDS + 1);
+}
