@@ -270,3 +270,6 @@ fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: PeerChan
         peer.set_persistent_keepalive(interval);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -246,17 +246,17 @@ fn read_request(
             return Ok(refused.or(cut_off).map(|error| (to_a_set, Err(error))));
         }
         let whole = line.pop_if(|last| *last == b'\n').is_some();
+        if !parser.is_amid() && refused.is_none() {
+            to_a_set = !line.starts_with(b"get");
+        }
         match refused {
             // Everything up to the empty line belongs to the request that is refused already.
             Some(error) if whole && line.is_empty() => return Ok(Some((to_a_set, Err(error)))),
             Some(_) => {}
             None => match parser.line(&line, &scope) {
-                Ok(Some(request)) => {
-                    to_a_set = matches!(request, Request::Set(_));
-                    return Ok(Some((to_a_set, Ok(request))));
-                }
+                Ok(Some(request)) => return Ok(Some((to_a_set, Ok(request)))),
                 Ok(None) if !whole => refused = Some(parser.unfinished()),
-                Ok(None) => to_a_set &= &**line != b"get=1",
+                Ok(None) => {}
                 Err(error) if error.kind == RequestErrorKind::UnknownOperation => {
                     return Ok(Some((to_a_set, Err(error))));
                 }
@@ -265,3 +265,6 @@ fn read_request(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,7 +70,7 @@ impl Network for MemoryNetwork {
             0 => (EPHEMERAL..).find(free),
             port => Some(port).filter(free),
         };
-        let port = port.ok_or(io::ErrorKind::AddrInUse)?;
+        let port = port.ok_or_else(|| io::Error::from_raw_os_error(libc::EADDRINUSE))?;
         wire.ports.insert(SocketAddr::new(self.address, port), VecDeque::new());
         Ok(MemoryUdp { network: self.clone(), port })
     }
