@@ -10,7 +10,7 @@
 //! 5. routes, the longest prefixes first;
 //! 6. rules added: they lead into a table that is whole;
 //! 7. rules removed;
-//! 8. routes removed, the shortest prefixes first;
+//! 8. routes removed, the shortest prefixes first (and preferred sources that no rule needs now);
 //! 9. allowed-IPs that shrink, and peers removed;
 //! 10. addresses, firewall and sysctls that are needed no longer.
 
@@ -48,9 +48,9 @@ pub fn diff(observed: &Observed, desired: &Desired) -> Result<Vec<Op>, Refusal> 
     }
 
     let routes = routes::changes(&observed, desired, routes::all(&observed, desired));
-    ops.extend(routes.set);
+    ops.extend(routes.early);
     ops.extend(rules::changes(&observed.rules, &desired.rules));
-    ops.extend(routes.remove);
+    ops.extend(routes.late);
     ops.extend(peers.shrink);
 
     let old = observed.addresses.difference(&desired.addresses);
@@ -71,7 +71,7 @@ pub(crate) fn diff_touched(
     refuse_foreign_link(observed, desired)?;
     let peers = peers::changes(observed, desired, touched.peers.iter().copied());
     let routes = routes::changes(observed, desired, touched.destinations.iter().copied());
-    Ok([peers.grow, routes.set, routes.remove, peers.shrink].concat())
+    Ok([peers.grow, routes.early, routes.late, peers.shrink].concat())
 }
 
 /// The peers and destinations that changes of the cluster touched.

@@ -11,13 +11,14 @@ use crate::{
     op::Op,
 };
 
+/// Two steps, with the rules in between.
 #[derive(Default)]
 pub(super) struct RouteChanges {
     /// Set, the longest prefixes first: a new wide route (the backstop above all) must not catch
     /// what a narrower one that is still to come is for.
-    pub(super) set: Vec<Op>,
+    pub(super) early: Vec<Op>,
     /// Removed, the shortest prefixes first, for the same reason.
-    pub(super) remove: Vec<Op>,
+    pub(super) late: Vec<Op>,
 }
 
 /// Every destination that has or shall have a route.
@@ -48,7 +49,7 @@ pub(super) fn changes(
         let wanted = desired.routes.get(&destination).map(|kind| ours(destination, kind));
         changes.settle(observed, destination, wanted);
     }
-    changes.remove.reverse();
+    changes.late.reverse();
     changes
 }
 
@@ -60,19 +61,33 @@ impl RouteChanges {
             .filter(|route| route.is_ours() && wanted.as_ref() != Some(*route))
             .collect();
         let Some(wanted) = wanted else {
-            return self.remove.extend(stale.into_iter().cloned().map(Op::RemoveRoute));
+            return self.late.extend(stale.into_iter().cloned().map(Op::RemoveRoute));
         };
         if !observed.routes.contains(&wanted) {
             if is_blocked(observed, &wanted) {
-                return self.remove.extend(stale.into_iter().cloned().map(Op::RemoveRoute));
+                return self.late.extend(stale.into_iter().cloned().map(Op::RemoveRoute));
             }
             // Takes the place of the first of its metric.
-            if let Some(replaced) = stale.iter().position(|route| route.metric == wanted.metric) {
-                stale.remove(replaced);
-            }
-            self.set.push(Op::SetRoute(wanted));
+            let place = stale.iter().position(|route| route.metric == wanted.metric);
+            let replaced = place.map(|place| stale.remove(place));
+            let step = match replaced {
+                Some(old) if only_loses_its_source(old, &wanted) => &mut self.late,
+                _ => &mut self.early,
+            };
+            step.push(Op::SetRoute(wanted));
         }
         // One of another metric could hide ours, so it goes as soon as ours is there.
-        self.set.extend(stale.into_iter().cloned().map(Op::RemoveRoute));
+        self.early.extend(stale.into_iter().cloned().map(Op::RemoveRoute));
+    }
+}
+
+/// The host's own packets need the source for as long as a rule leads them here.
+fn only_loses_its_source(old: &Route, wanted: &Route) -> bool {
+    match (&old.kind, &wanted.kind) {
+        (
+            RouteKind::Device { gateway: old, source: Some(_) },
+            RouteKind::Device { gateway: new, source: None },
+        ) => old == new,
+        _ => false,
     }
 }

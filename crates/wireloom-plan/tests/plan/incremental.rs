@@ -1,6 +1,6 @@
 //! One changed node at a time is the same as from nothing.
 
-use proptest::{collection, option, prelude::*, sample};
+use proptest::{collection, prelude::*};
 use wireloom_plan::{
     cluster::{Cluster, Node},
     desired::{Host, desired},
@@ -9,7 +9,7 @@ use wireloom_plan::{
     settings::Settings,
 };
 
-use crate::universe::{NODES, OWN, any_key, cluster, node, observed, settings};
+use crate::universe::{OWN, cluster, key_file, named_node, observed, settings};
 
 #[derive(Debug, Clone)]
 enum Event {
@@ -19,8 +19,9 @@ enum Event {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let change = (sample::select(NODES.as_slice()), option::weighted(0.7, node()))
-        .prop_map(|(name, node)| Event::Node(name, node.or_else(|| (name == OWN).then(Node::default))));
+    // This node may change, but it stays in the cluster.
+    let change = (named_node(), prop::bool::weighted(0.7))
+        .prop_map(|((name, node), stays)| Event::Node(name, (stays || name == OWN).then_some(node)));
     prop_oneof![
         8 => change,
         1 => cluster().prop_map(Event::Snapshot),
@@ -36,7 +37,7 @@ proptest! {
         mut kernel in observed(),
         first in cluster(),
         mut settings in settings(),
-        own in any_key(),
+        own in key_file(),
         events in collection::vec(event(), 1..12),
     ) {
         let mut mesh = first.clone();
@@ -78,17 +79,18 @@ proptest! {
     fn changes_pile_up(
         first in cluster(),
         settings in settings(),
-        own in any_key(),
-        changes in collection::vec((sample::select(&NODES[1..]), option::weighted(0.7, node())), 1..8),
+        own in key_file(),
+        changes in collection::vec((named_node(), prop::bool::weighted(0.7)), 1..8),
     ) {
         let mut planner = Planner::new(settings, own, first);
         let mut kernel = Observed::default();
         let ops = planner.plan(&kernel).unwrap().ops;
         kernel.apply_all(&ops).unwrap();
-        for (name, node) in changes {
-            match node {
-                Some(node) => planner.set_node(name, node),
-                None => planner.remove_node(name),
+        for ((name, node), stays) in changes {
+            if stays || name == OWN {
+                planner.set_node(name, node);
+            } else {
+                planner.remove_node(name);
             }
         }
         let ops = planner.changes(&kernel).unwrap();

@@ -8,11 +8,10 @@ use wireloom_plan::{
     desired::{Desired, Host, desired},
     diff::{diff, teardown},
     kernel::{Observed, Route, RouteKind, Rule},
-    key::PublicKey,
     op::Op,
 };
 
-use crate::universe::{any_key, cluster, observed, settings};
+use crate::universe::{cluster, key_file, observed, settings};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
@@ -59,7 +58,7 @@ proptest! {
 }
 
 fn before_and_wanted() -> impl Strategy<Value = (Observed, Desired)> {
-    (observed(), cluster(), settings(), any_key()).prop_map(|(observed, cluster, settings, own)| {
+    (observed(), cluster(), settings(), key_file()).prop_map(|(observed, cluster, settings, own)| {
         let host = Host::of(own, &observed);
         let wanted = desired(&cluster, &settings, &host).unwrap();
         (observed, wanted)
@@ -112,7 +111,11 @@ fn assert_safe_to_do(op: &Op, before: &Observed, now: &Observed, wanted: &Desire
         Op::AddRule(rule) if !before.rules.contains(rule) => {
             assert!(now.link.as_ref().unwrap().up);
             for route in wanted_routes(wanted) {
-                assert!(now.routes.contains(&route) || is_blocked(now, &route), "{rule:?} before {route:?}");
+                assert!(is_there(now, &route) || is_blocked(now, &route), "{rule:?} before {route:?}");
+                let hides = |other: &&Route| other.is_ours() && other.metric != route.metric;
+                assert!(
+                    is_blocked(now, &route) || !now.routes_to(route.destination).any(|other| hides(&other))
+                );
             }
             let peers = &now.device.as_ref().unwrap().peers;
             for (key, peer) in &wanted.peers {
@@ -158,22 +161,28 @@ fn assert_nothing_lost(before: &Observed, now: &Observed, wanted: &Desired) {
     }
     let held = now.device.as_ref().unwrap().peers.values().flat_map(|peer| &peer.allowed_ips);
     let held: BTreeSet<_> = held.collect();
-    let wanted_by: BTreeMap<&IpNet, PublicKey> = wanted
-        .peers
-        .iter()
-        .flat_map(|(key, peer)| peer.allowed_ips.iter().map(|prefix| (prefix, *key)))
-        .collect();
-    for peer in
-        before.device.as_ref().unwrap().peers.iter().filter(|(key, _)| **key != wanted.device.public_key)
-    {
-        for prefix in peer.1.allowed_ips.iter().filter(|prefix| wanted_by.contains_key(prefix)) {
-            assert!(held.contains(prefix), "{prefix} was in nobody's allowed-IPs");
-        }
+    // What somebody shall have is always somebody's; the rest is until the old rules are gone.
+    let old_rules = now.rules.iter().any(|rule| !wanted.rules.contains(rule));
+    let wanted: BTreeSet<_> = wanted.peers.values().flat_map(|peer| &peer.allowed_ips).collect();
+    let own = now.device.as_ref().unwrap().public_key;
+    let peers = before.device.as_ref().unwrap().peers.iter().filter(|(key, _)| Some(**key) != own);
+    for prefix in peers.flat_map(|(_, peer)| &peer.allowed_ips) {
+        let needed = old_rules || wanted.contains(prefix);
+        assert!(!needed || held.contains(prefix), "{prefix} was in nobody's allowed-IPs");
     }
 }
 
 fn wanted_routes(wanted: &Desired) -> impl Iterator<Item = Route> {
     wanted.routes.iter().map(|(destination, kind)| Route::ours(*destination, kind.clone()))
+}
+
+/// It may still carry a preferred source, which a rule that goes later needs.
+fn is_there(now: &Observed, wanted: &Route) -> bool {
+    let mut routes = now.routes_to(wanted.destination).filter(|route| route.metric == wanted.metric);
+    let RouteKind::Device { gateway, source: None } = wanted.kind else {
+        return now.routes.contains(wanted);
+    };
+    routes.any(|route| matches!(route.kind, RouteKind::Device { gateway: via, .. } if via == gateway))
 }
 
 fn standard(route: &Route) -> Route {

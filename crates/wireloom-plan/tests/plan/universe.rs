@@ -54,19 +54,43 @@ fn endpoint() -> impl Strategy<Value = SocketAddr> {
     sample::select(ENDPOINTS.as_slice()).prop_map(|text| text.parse().unwrap())
 }
 
-pub(crate) fn any_key() -> impl Strategy<Value = PublicKey> {
+fn any_key() -> impl Strategy<Value = PublicKey> {
     (0..7_u8).prop_map(key)
 }
 
-prop_compose! {
-    pub(crate) fn node()(
-        public_key in option::weighted(0.85, any_key()),
-        endpoint in option::weighted(0.8, endpoint()),
-        addresses in collection::btree_set(address(), 0..3),
-        workloads in collection::btree_set(prefix(), 0..4),
-    ) -> Node {
-        Node { public_key, endpoint, addresses, workloads, link_addresses: BTreeSet::new() }
-    }
+/// The key that the node has when nobody made a mistake.
+fn own_key(name: &str) -> PublicKey {
+    key(u8::try_from(NODES.iter().position(|other| *other == name).unwrap()).unwrap())
+}
+
+/// Of this node's key file.
+pub(crate) fn key_file() -> impl Strategy<Value = PublicKey> {
+    prop_oneof![6 => Just(own_key(OWN)), 1 => any_key()]
+}
+
+/// A node of this name: usually with a key of its own.
+fn node(name: &str) -> impl Strategy<Value = Node> + use<> {
+    let public_key = prop_oneof![
+        8 => Just(Some(own_key(name))),
+        1 => any_key().prop_map(Some),
+        1 => Just(None),
+    ];
+    let addresses = collection::btree_set(address(), 0..3);
+    let workloads = collection::btree_set(prefix(), 0..4);
+    (public_key, option::weighted(0.8, endpoint()), addresses, workloads).prop_map(
+        |(public_key, endpoint, addresses, workloads)| Node {
+            public_key,
+            endpoint,
+            addresses,
+            workloads,
+            link_addresses: BTreeSet::new(),
+        },
+    )
+}
+
+/// One of the names, and a node of that name.
+pub(crate) fn named_node() -> impl Strategy<Value = (&'static str, Node)> {
+    sample::select(NODES.as_slice()).prop_flat_map(|name| (Just(name), node(name)))
 }
 
 pub(crate) fn pools() -> impl Strategy<Value = BTreeSet<IpNet>> {
@@ -75,12 +99,10 @@ pub(crate) fn pools() -> impl Strategy<Value = BTreeSet<IpNet>> {
 
 /// This node is always in it.
 pub(crate) fn cluster() -> impl Strategy<Value = Cluster> {
-    let others = collection::btree_map(sample::select(NODES.as_slice()), node(), 0..5);
-    (pools(), node(), others).prop_map(|(pools, own, others)| {
-        let mut nodes: BTreeMap<String, Node> =
-            others.into_iter().map(|(name, node)| (name.to_owned(), node)).collect();
-        nodes.insert(OWN.to_owned(), own);
-        Cluster { pools, nodes }
+    let others = collection::vec(named_node(), 0..7);
+    (pools(), node(OWN), others).prop_map(|(pools, own, others)| {
+        let others = others.into_iter().map(|(name, node)| (name.to_owned(), node));
+        Cluster { pools, nodes: others.chain([(OWN.to_owned(), own)]).collect() }
     })
 }
 
@@ -120,10 +142,10 @@ prop_compose! {
 
 /// Each prefix is in one peer's allowed-IPs at most, and a device is never its own peer.
 fn device() -> impl Strategy<Value = Device> {
-    let peers = collection::btree_map(any_key(), peer(), 0..5);
+    let peers = collection::btree_map(any_key(), peer(), 0..6);
     let allowed = collection::btree_map(prefix(), any::<sample::Index>(), 0..8);
     let mark = sample::select(vec![0_u32, 0xa]);
-    (option::of(any_key()), sample::select(vec![51820_u16, 1]), mark, peers, allowed).prop_map(
+    (option::of(key_file()), sample::select(vec![51820_u16, 1]), mark, peers, allowed).prop_map(
         |(public_key, listen_port, fwmark, mut peers, allowed)| {
             peers.retain(|key, _| Some(*key) != public_key);
             let holders: Vec<_> = peers.keys().copied().collect();

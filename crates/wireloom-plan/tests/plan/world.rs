@@ -1,9 +1,20 @@
 //! Machines with in-memory kernels, and packets between them.
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    slice,
+};
 
 use ipnet::IpNet;
-use wireloom_plan::key::PublicKey;
+use wireloom_plan::{
+    cluster::{Cluster, Node},
+    kernel::{Family, Observed, RouteKind, Rule, Underlay},
+    key::PublicKey,
+    op::Op,
+    planner::{Plan, Planner},
+    settings::Settings,
+};
 
 pub(crate) fn key(number: u8) -> PublicKey {
     PublicKey([number; 32])
@@ -15,4 +26,313 @@ pub(crate) fn net(text: &str) -> IpNet {
 
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
+}
+
+/// A node as the membership shows it.
+pub(crate) fn node(public_key: Option<u8>, addresses: &[&str], workloads: &[&str]) -> Node {
+    let addresses: BTreeSet<IpAddr> = addresses.iter().copied().map(ip).collect();
+    Node {
+        public_key: public_key.map(key),
+        endpoint: addresses.first().map(|address| (*address, 51820).into()),
+        addresses,
+        workloads: workloads.iter().copied().map(net).collect(),
+        link_addresses: BTreeSet::new(),
+    }
+}
+
+/// Three nodes with keys 1, 2 and 3, in both families, and a pool of each.
+pub(crate) fn three_nodes() -> Cluster {
+    let nodes = [("a", 1), ("b", 2), ("c", 3)].map(|(name, number)| {
+        let addresses = [format!("192.168.1.{number}"), format!("fd00::{number}")];
+        let workloads = [format!("10.161.{number}.0/24"), format!("fd61:0:0:{number}::/64")];
+        (
+            name.to_owned(),
+            node(Some(number), &addresses.each_ref().map(|a| &**a), &workloads.each_ref().map(|w| &**w)),
+        )
+    });
+    Cluster { pools: [net("10.161.0.0/16"), net("fd61::/48")].into(), nodes: nodes.into() }
+}
+
+/// A machine and its kernel, on which an agent runs.
+pub(crate) struct Machine {
+    pub(crate) settings: Settings,
+    pub(crate) public_key: PublicKey,
+    pub(crate) kernel: Observed,
+}
+
+impl Machine {
+    /// With its declared addresses on `eth0`, and strict source validation.
+    pub(crate) fn new(name: &str, public_key: PublicKey, cluster: &Cluster) -> Self {
+        let addresses = cluster.nodes.get(name).map(|node| node.addresses.clone()).unwrap_or_default();
+        let eth0 = Underlay { mtu: 1500, addresses, rp_filter: 1, src_valid_mark: false };
+        let kernel = Observed { underlays: [("eth0".to_owned(), eth0)].into(), ..Observed::default() };
+        Self { settings: Settings::defaults(name), public_key, kernel }
+    }
+
+    pub(crate) fn plan(&self, cluster: &Cluster) -> Plan {
+        Planner::new(self.settings.clone(), self.public_key, cluster.clone()).plan(&self.kernel).unwrap()
+    }
+
+    /// As an agent does that just started: plan, apply, and see that nothing is left to do.
+    pub(crate) fn reconcile(&mut self, cluster: &Cluster) -> Plan {
+        let plan = self.plan(cluster);
+        self.kernel.apply_all(&plan.ops).unwrap();
+        assert_eq!(self.plan(cluster).ops, vec![], "a second pass makes no change");
+        plan
+    }
+
+    /// The rules as `ip rule show` prints them, without their protocol.
+    pub(crate) fn rules(&self) -> Vec<String> {
+        self.kernel.rules.iter().map(show).collect()
+    }
+
+    pub(crate) fn route(&self, destination: &str) -> Option<&RouteKind> {
+        self.kernel.routes_to(net(destination)).map(|route| &route.kind).next()
+    }
+
+    pub(crate) fn allowed_ips(&self, peer: u8) -> Vec<String> {
+        let device = self.kernel.device.as_ref().unwrap();
+        device.peers[&key(peer)].allowed_ips.iter().map(ToString::to_string).collect()
+    }
+
+    pub(crate) fn peers(&self) -> Vec<PublicKey> {
+        self.kernel.device.as_ref().unwrap().peers.keys().copied().collect()
+    }
+
+    /// What policy routing (`fib_rules_lookup`, net/core/fib_rules.c) and cryptokey routing make
+    /// of a packet. `from` is absent when the host itself has still to choose a source.
+    fn way(&self, from: Option<IpAddr>, to: IpAddr, mark: u32) -> Way {
+        let family = Family::of(to);
+        let mut rules: Vec<&Rule> = self.kernel.rules.iter().filter(|rule| rule.family == family).collect();
+        rules.sort_by_key(|rule| rule.priority);
+        for rule in rules {
+            let source = rule.from.is_none_or(|prefix| from.is_some_and(|from| prefix.contains(&from)));
+            let matches = source && (rule.mark ^ mark) & rule.mask == 0;
+            if matches == rule.invert {
+                continue;
+            }
+            let best = self
+                .kernel
+                .routes
+                .iter()
+                .filter(|route| route.destination.contains(&to))
+                .max_by_key(|route| route.destination.prefix_len());
+            match best.map(|route| &route.kind) {
+                None | Some(RouteKind::Throw) => {}
+                Some(RouteKind::Unreachable) => return Way::Refused,
+                Some(RouteKind::Device { source, .. }) => {
+                    return match self.peer_of(to) {
+                        Some(peer) => Way::Tunnel { peer, source: *source },
+                        None => Way::Refused, // ENOKEY
+                    };
+                }
+                Some(RouteKind::Other) => panic!("{to} met a route that is not modelled"),
+            }
+        }
+        Way::Direct
+    }
+
+    /// The longest prefix in allowed-IPs that holds the address.
+    fn peer_of(&self, address: IpAddr) -> Option<PublicKey> {
+        let peers = &self.kernel.device.as_ref()?.peers;
+        let holds =
+            peers.iter().flat_map(|(key, peer)| peer.allowed_ips.iter().map(move |prefix| (prefix, *key)));
+        holds
+            .filter(|(prefix, _)| prefix.contains(&address))
+            .max_by_key(|(prefix, _)| prefix.prefix_len())
+            .map(|(_, key)| key)
+    }
+}
+
+enum Way {
+    Direct,
+    Tunnel { peer: PublicKey, source: Option<IpAddr> },
+    Refused,
+}
+
+fn show(rule: &Rule) -> String {
+    let not = if rule.invert { "not " } else { "" };
+    let from = rule.from.map_or("all".to_owned(), |from| from.to_string());
+    let mark = if rule.mark == 0 { "0".to_owned() } else { format!("{:#x}", rule.mark) };
+    format!("{}: {not}from {from} fwmark {mark}/{:#x} lookup {}", rule.priority, rule.mask, rule.table)
+}
+
+/// One end of an exchange.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum End<'a> {
+    /// A workload of the node, with this address.
+    Pod(&'a str, &'a str),
+    /// The node itself.
+    Host(&'a str),
+}
+
+/// What became of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It arrived, in plaintext.
+    Direct,
+    /// It arrived, through the tunnel.
+    Encrypted,
+    /// The sender's kernel refused it.
+    Refused,
+    /// The far end's allowed-IPs refused its source, or the tunnel ended elsewhere.
+    Lost,
+}
+
+/// A mesh of machines.
+pub(crate) struct World {
+    pub(crate) cluster: Cluster,
+    pub(crate) machines: BTreeMap<String, Machine>,
+}
+
+impl World {
+    /// A machine for each node, its key file as the membership says; keyless nodes have one too.
+    pub(crate) fn new(cluster: Cluster) -> Self {
+        let machine = |(number, (name, node)): (usize, (&String, &Node))| {
+            let own = node.public_key.unwrap_or_else(|| key(100 + u8::try_from(number).unwrap()));
+            (name.clone(), Machine::new(name, own, &cluster))
+        };
+        let machines = cluster.nodes.iter().enumerate().map(machine).collect();
+        Self { cluster, machines }
+    }
+
+    pub(crate) fn machine(&mut self, name: &str) -> &mut Machine {
+        self.machines.get_mut(name).unwrap()
+    }
+
+    pub(crate) fn settings(&mut self, change: impl Fn(&mut Settings)) {
+        self.machines.values_mut().for_each(|machine| change(&mut machine.settings));
+    }
+
+    pub(crate) fn reconcile(&mut self) {
+        self.machines.values_mut().for_each(|machine| {
+            machine.reconcile(&self.cluster);
+        });
+    }
+
+    /// A node's own address, of the family.
+    fn own_address(&self, node: &str, family: Family) -> IpAddr {
+        let addresses = &self.cluster.nodes[node].addresses;
+        *addresses.iter().find(|address| Family::of(**address) == family).unwrap()
+    }
+
+    /// There and back, IPv4 or IPv6 as the pod's address is (hosts have both).
+    pub(crate) fn exchange(&self, from: End<'_>, to: End<'_>, family: Family) -> [Fate; 2] {
+        let address = |end: End<'_>| match end {
+            End::Pod(_, address) => ip(address),
+            End::Host(node) => self.own_address(node, family),
+        };
+        let name = |end| match end {
+            End::Pod(node, _) | End::Host(node) => node,
+        };
+        // A host's first packet has no source yet: routing chooses one. The reply goes back to it.
+        let chosen = match from {
+            End::Pod(..) => None,
+            End::Host(node) => Some(node),
+        };
+        let (there, source) = self.packet(name(from), chosen, address(from), name(to), address(to));
+        let (back, _) = self.packet(name(to), None, address(to), name(from), source);
+        [there, back]
+    }
+
+    /// What becomes of one packet, and the source that it had.
+    fn packet(
+        &self,
+        sender: &str,
+        unbound: Option<&str>,
+        source: IpAddr,
+        receiver: &str,
+        destination: IpAddr,
+    ) -> (Fate, IpAddr) {
+        let bound = unbound.is_none().then_some(source);
+        match self.machines[sender].way(bound, destination, 0) {
+            Way::Direct => (Fate::Direct, source),
+            Way::Refused => (Fate::Refused, source),
+            Way::Tunnel { peer, source: preferred } => {
+                // Without a preferred source the kernel takes what it finds; let it be the worst.
+                let found = if source.is_ipv4() { "172.17.0.1" } else { "fdcc::1" };
+                let source = bound.or(preferred).unwrap_or_else(|| ip(found));
+                let far = &self.machines[receiver];
+                let arrives =
+                    far.public_key == peer && far.peer_of(source) == Some(self.machines[sender].public_key);
+                (if arrives { Fate::Encrypted } else { Fate::Lost }, source)
+            }
+        }
+    }
+
+    /// An exchange that goes the same way there and back.
+    pub(crate) fn both_ways(&self, from: End<'_>, to: End<'_>, family: Family) -> Fate {
+        let [there, back] = self.exchange(from, to, family);
+        assert_eq!(there, back, "{from:?} to {to:?} comes back otherwise than it went");
+        there
+    }
+
+    /// host→pod, pod→pod, pod→host, host→host between nodes a and b, the same in both families.
+    pub(crate) fn matrix(&self) -> [[Fate; 2]; 4] {
+        let [v4, v6] = self.matrices();
+        assert_eq!(v4, v6, "IPv4 and IPv6 are treated alike");
+        v4
+    }
+
+    /// The matrix of IPv4 and that of IPv6.
+    pub(crate) fn matrices(&self) -> [[[Fate; 2]; 4]; 2] {
+        [(Family::V4, "10.161.1.5", "10.161.2.5"), (Family::V6, "fd61:0:0:1::5", "fd61:0:0:2::5")].map(
+            |(family, pod_a, pod_b)| {
+                let (pod_a, pod_b) = (End::Pod("a", pod_a), End::Pod("b", pod_b));
+                let (host_a, host_b) = (End::Host("a"), End::Host("b"));
+                [(host_a, pod_b), (pod_a, pod_b), (pod_a, host_b), (host_a, host_b)]
+                    .map(|(from, to)| self.exchange(from, to, family))
+            },
+        )
+    }
+
+    /// Let one machine go to where its settings and the cluster lead, and look at every moment
+    /// of the way: one operation, or one transaction of peers, at a time.
+    pub(crate) fn step(&mut self, name: &str, mut look: impl FnMut(&Self, &Op)) {
+        let ops = self.machines[name].plan(&self.cluster).ops;
+        for run in ops.chunk_by(|a, b| matches!((a, b), (Op::SetPeer(_), Op::SetPeer(_)))) {
+            self.machine(name).kernel.apply_all(run).unwrap();
+            look(self, run.last().unwrap());
+        }
+        assert_eq!(self.machines[name].plan(&self.cluster).ops, vec![]);
+    }
+}
+
+/// The places at which operations of these kinds are, for tests of their order.
+pub(crate) fn place(ops: &[Op], wanted: impl Fn(&Op) -> bool) -> usize {
+    let found: Vec<_> = ops.iter().enumerate().filter(|(_, op)| wanted(op)).map(|(place, _)| place).collect();
+    let [place] = found.as_slice() else {
+        panic!("expected one such operation, found {found:?} in {ops:#?}")
+    };
+    *place
+}
+
+/// A rule as somebody else would have made it.
+pub(crate) fn rule(text: &str) -> Rule {
+    let words: Vec<&str> = text.split(' ').collect();
+    let value = |name: &str| words.iter().position(|word| *word == name).map(|place| words[place + 1]);
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).unwrap(),
+        None => text.parse().unwrap(),
+    };
+    let from = value("from").filter(|from| *from != "all").map(net);
+    let (mark, mask) = value("fwmark").map_or((0, 0), |mark| {
+        mark.split_once('/').map(|(mark, mask)| (number(mark), number(mask))).unwrap()
+    });
+    Rule {
+        family: from.map_or(Family::V4, |from| Family::of(from.addr())),
+        priority: value("priority").map_or(99, number),
+        invert: words[0] == "not",
+        from,
+        mark,
+        mask,
+        table: 1,
+        protocol: value("proto").map_or(3, |protocol| u8::try_from(number(protocol)).unwrap()),
+        other: wireloom_plan::kernel::OtherSelectors::default(),
+    }
+}
+
+/// Apply one operation.
+pub(crate) fn apply(kernel: &mut Observed, op: &Op) {
+    kernel.apply_all(slice::from_ref(op)).unwrap();
 }

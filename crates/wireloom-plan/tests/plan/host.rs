@@ -1,0 +1,214 @@
+//! What is changed of the machine itself, and how all of it is taken back.
+
+use wireloom_plan::{
+    desired::HEADROOM,
+    diff::teardown,
+    kernel::{ALIAS, Device, Firewall, IncomingMark, Link, Observed, Underlay, UnderlaySysctl},
+    op::Op,
+    planner::Planner,
+    refusal::Refusal,
+    settings::Settings,
+};
+
+use crate::world::{Machine, ip, key, place, three_nodes};
+
+fn machine() -> Machine {
+    Machine::new("a", key(1), &three_nodes())
+}
+
+fn host_mode() -> Machine {
+    let mut machine = machine();
+    machine.settings.encrypt_host_traffic = true;
+    machine
+}
+
+#[test]
+fn host_mode_lets_wireguard_through_strict_source_validation() {
+    let mut machine = host_mode();
+    let ops = machine.reconcile(&three_nodes()).ops;
+    let mark_incoming = Some(IncomingMark { port: 51820, mark: 0xa });
+    assert_eq!(machine.kernel.firewall, Some(Firewall { mark_incoming }));
+    let eth0 = &machine.kernel.underlays["eth0"];
+    assert_eq!((eth0.rp_filter, eth0.src_valid_mark), (2, true));
+
+    let last_prepared =
+        ops.iter().rposition(|op| matches!(op, Op::SetUnderlaySysctl { .. } | Op::SetFirewall(_)));
+    assert!(last_prepared.unwrap() < place(&ops, |op| matches!(op, Op::CreateLink { .. })));
+}
+
+#[test]
+fn scoped_mode_touches_neither_sysctls_nor_firewall() {
+    let mut machine = machine();
+    let ops = machine.reconcile(&three_nodes()).ops;
+    assert!(!ops.iter().any(|op| matches!(op, Op::SetUnderlaySysctl { .. } | Op::SetFirewall(_))));
+}
+
+#[test]
+fn leaving_host_mode_puts_the_sysctls_back_after_the_rules_went() {
+    let mut machine = host_mode();
+    machine.reconcile(&three_nodes());
+    machine.settings.encrypt_host_traffic = false;
+    let ops = machine.reconcile(&three_nodes()).ops;
+    let eth0 = &machine.kernel.underlays["eth0"];
+    assert_eq!((eth0.rp_filter, eth0.src_valid_mark), (1, false));
+    assert_eq!(machine.kernel.firewall, None);
+    assert!(machine.kernel.saved_sysctls.is_empty());
+    let last_rule = ops.iter().rposition(|op| matches!(op, Op::RemoveRule(_))).unwrap();
+    let first_restored = ops.iter().position(|op| matches!(op, Op::RestoreUnderlaySysctl { .. })).unwrap();
+    assert!(last_rule < first_restored);
+}
+
+#[test]
+fn only_underlays_with_an_own_ipv4_address_are_touched() {
+    let mut machine = host_mode();
+    let eth1 = Underlay { mtu: 9000, addresses: [ip("fd00::1")].into(), rp_filter: 1, src_valid_mark: false };
+    machine.kernel.underlays.insert("eth1".to_owned(), eth1.clone());
+    machine.reconcile(&three_nodes());
+    assert_eq!(machine.kernel.underlays["eth1"], eth1);
+}
+
+#[test]
+fn a_sysctl_of_an_interface_that_is_an_underlay_no_longer_is_put_back() {
+    let mut machine = host_mode();
+    machine.reconcile(&three_nodes());
+    let eth0 = machine.kernel.underlays.remove("eth0").unwrap();
+    let eth1 = Underlay { rp_filter: 0, src_valid_mark: false, ..eth0 };
+    machine.kernel.underlays.insert("eth1".to_owned(), eth1);
+    let ops = machine.reconcile(&three_nodes()).ops;
+    let restored = |sysctl| Op::RestoreUnderlaySysctl { interface: "eth0".to_owned(), sysctl };
+    assert!(ops.contains(&restored(UnderlaySysctl::RpFilter)));
+    assert!(ops.contains(&restored(UnderlaySysctl::SrcValidMark)));
+    assert!(machine.kernel.saved_sysctls.keys().eq(["eth1"]));
+}
+
+#[test]
+fn the_mtu_is_the_underlays_less_the_headroom_unless_it_is_set() {
+    let mut machine = machine();
+    machine.reconcile(&three_nodes());
+    assert_eq!(machine.kernel.link.as_ref().unwrap().mtu, 1420);
+
+    machine.kernel.underlays.get_mut("eth0").unwrap().mtu = 9000;
+    let ops = machine.reconcile(&three_nodes()).ops;
+    assert_eq!(ops, [Op::SetMtu { mtu: 9000 - HEADROOM }]);
+
+    machine.settings.mtu = Some(1280);
+    machine.reconcile(&three_nodes());
+    assert_eq!(machine.kernel.link.as_ref().unwrap().mtu, 1280);
+}
+
+#[test]
+fn down_leaves_the_machine_as_it_was() {
+    for encrypt_host_traffic in [false, true] {
+        let mut machine = machine();
+        machine.settings.encrypt_host_traffic = encrypt_host_traffic;
+        let before = machine.kernel.clone();
+        machine.reconcile(&three_nodes());
+        machine.kernel.apply_all(&teardown(&machine.kernel)).unwrap();
+        assert_eq!(machine.kernel, before);
+        assert_eq!(teardown(&machine.kernel), vec![]);
+    }
+}
+
+#[test]
+fn a_foreign_interface_of_our_name_is_refused_and_left() {
+    let mut machine = machine();
+    machine.kernel.link = Some(Link { alias: None, mtu: 1420, up: true });
+    let mut planner = Planner::new(Settings::defaults("a"), key(1), three_nodes());
+    let refusal = planner.plan(&machine.kernel).unwrap_err();
+    assert_eq!(refusal, Refusal::ForeignLink { interface: "wg0".to_owned() });
+    assert!(refusal.to_string().contains("ip link delete wg0"));
+    assert_eq!(planner.changes(&machine.kernel), Err(refusal));
+    assert!(!teardown(&machine.kernel).contains(&Op::RemoveLink));
+}
+
+#[test]
+fn an_interface_without_a_device_behind_it_is_made_anew() {
+    let mut machine = machine();
+    machine.reconcile(&three_nodes());
+    let good = machine.kernel.clone();
+    machine.kernel.device = None;
+    let ops = machine.reconcile(&three_nodes()).ops;
+    assert!(matches!(
+        ops.as_slice(),
+        [Op::RemoveLink, Op::CreateLink { .. }, Op::ConfigureDevice { .. }, ..]
+    ));
+    assert_eq!(machine.kernel, good);
+    // The rules stay meanwhile: with a backstop nothing leaves in plaintext.
+    assert!(!ops.iter().any(|op| matches!(op, Op::AddRule(_) | Op::RemoveRule(_))));
+}
+
+#[test]
+fn a_device_process_that_died_is_made_anew_with_everything() {
+    let mut machine = machine();
+    machine.reconcile(&three_nodes());
+    let good = machine.kernel.clone();
+    machine.kernel.apply(&Op::RemoveLink).unwrap();
+    machine.reconcile(&three_nodes());
+    assert_eq!(machine.kernel, good);
+}
+
+#[test]
+fn an_interface_that_was_set_down_comes_up_again_with_its_routes() {
+    let mut machine = machine();
+    machine.reconcile(&three_nodes());
+    let good = machine.kernel.clone();
+    machine.kernel.link.as_mut().unwrap().up = false;
+    machine
+        .kernel
+        .routes
+        .retain(|route| !matches!(route.kind, wireloom_plan::kernel::RouteKind::Device { .. }));
+    let ops = machine.reconcile(&three_nodes()).ops;
+    assert!(matches!(ops.as_slice(), [Op::SetUp, Op::SetRoute(_), ..]), "{ops:?}");
+    assert_eq!(machine.kernel, good);
+}
+
+#[test]
+fn a_device_that_somebody_else_configured_is_adopted() {
+    let mut machine = machine();
+    machine.kernel.link = Some(Link { alias: Some(ALIAS.to_owned()), mtu: 1500, up: false });
+    machine.kernel.device = Some(Device { listen_port: 1234, ..Device::default() });
+    machine.kernel.addresses.insert("10.9.0.1/24".parse().unwrap());
+    let ops = machine.reconcile(&three_nodes()).ops;
+    assert!(!ops.iter().any(|op| matches!(op, Op::CreateLink { .. } | Op::RemoveLink)));
+    assert!(machine.kernel.addresses.is_empty(), "addresses on our interface are ours");
+}
+
+#[test]
+fn a_node_that_the_cluster_does_not_know_changes_nothing() {
+    let mut machine = machine();
+    machine.reconcile(&three_nodes());
+    let mut cluster = three_nodes();
+    let mut planner = Planner::new(Settings::defaults("a"), key(1), cluster.clone());
+    planner.plan(&machine.kernel).unwrap();
+    planner.remove_node("a");
+    let refusal = planner.plan(&machine.kernel).unwrap_err();
+    assert_eq!(refusal, Refusal::NodeMissing { node: "a".to_owned() });
+    assert_eq!(planner.changes(&Observed::default()), Err(refusal));
+
+    // It comes back, and another left meanwhile.
+    cluster.nodes.remove("c");
+    planner.remove_node("c");
+    planner.set_node("a", cluster.nodes["a"].clone());
+    let ops = planner.changes(&machine.kernel).unwrap();
+    machine.kernel.apply_all(&ops).unwrap();
+    assert_eq!(machine.peers(), [key(2)]);
+    assert_eq!(machine.plan(&cluster).ops, vec![]);
+}
+
+#[test]
+fn a_mark_of_zero_is_refused() {
+    let settings = Settings { fwmark: 0, ..Settings::defaults("a") };
+    let refusal = Planner::new(settings, key(1), three_nodes()).plan(&machine().kernel).unwrap_err();
+    assert_eq!(refusal, Refusal::NoMark);
+}
+
+#[test]
+fn operations_and_observations_are_written_as_json() {
+    let mut machine = host_mode();
+    let plan = machine.reconcile(&three_nodes());
+    let ops = serde_json::to_value(&plan.ops).unwrap();
+    assert_eq!(ops[0]["op"], "set_underlay_sysctl");
+    serde_json::to_value(&plan.warnings).unwrap();
+    let observed = serde_json::to_value(&machine.kernel).unwrap();
+    assert_eq!(observed["saved_sysctls"]["eth0"]["rp_filter"], 1);
+}

@@ -1,0 +1,144 @@
+//! The device's peers: keys, endpoints and allowed-IPs.
+
+use std::{net::SocketAddr, time::Duration};
+
+use wireloom_plan::{
+    kernel::Peer,
+    op::{Op, SetPeer},
+};
+
+use crate::world::{Machine, key, net, three_nodes};
+
+fn machine() -> Machine {
+    let mut machine = Machine::new("a", key(1), &three_nodes());
+    machine.reconcile(&three_nodes());
+    machine
+}
+
+fn peer(machine: &mut Machine) -> &mut Peer {
+    machine.kernel.device.as_mut().unwrap().peers.get_mut(&key(2)).unwrap()
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+const DECLARED: &str = "192.168.1.2:51820";
+const ROAMED: &str = "203.0.113.7:4500";
+
+#[test]
+fn every_other_node_is_a_peer_with_its_workloads_alone() {
+    let mut machine = machine();
+    assert_eq!(machine.peers(), [key(2), key(3)]);
+    assert_eq!(machine.allowed_ips(2), ["10.161.2.0/24", "fd61:0:0:2::/64"], "not widened to its addresses");
+    assert_eq!(peer(&mut machine).endpoint, Some(address(DECLARED)));
+}
+
+#[test]
+fn host_mode_adds_the_nodes_addresses() {
+    let mut machine = Machine::new("a", key(1), &three_nodes());
+    machine.settings.encrypt_host_traffic = true;
+    machine.reconcile(&three_nodes());
+    let all = ["10.161.2.0/24", "192.168.1.2/32", "fd00::2/128", "fd61:0:0:2::/64"];
+    assert_eq!(machine.allowed_ips(2), all);
+}
+
+#[test]
+fn a_changed_key_is_a_new_peer_before_the_old_one_goes() {
+    let mut machine = machine();
+    let mut cluster = three_nodes();
+    cluster.nodes.get_mut("b").unwrap().public_key = Some(key(22));
+    let ops = machine.reconcile(&cluster).ops;
+    let [Op::SetPeer(new), Op::RemovePeer { public_key: old }] = ops.as_slice() else { panic!("{ops:?}") };
+    assert_eq!((new.public_key, *old), (key(22), key(2)));
+    assert_eq!(new.endpoint, Some(address(DECLARED)));
+    assert_eq!(machine.allowed_ips(22), ["10.161.2.0/24", "fd61:0:0:2::/64"]);
+}
+
+#[test]
+fn a_changed_endpoint_is_set_even_on_a_peer_that_is_alive_elsewhere() {
+    let mut machine = machine();
+    peer(&mut machine).endpoint = Some(address(ROAMED));
+    peer(&mut machine).handshake_age = Some(Duration::from_secs(5));
+    let mut cluster = three_nodes();
+    cluster.nodes.get_mut("b").unwrap().endpoint = Some(address("192.168.1.99:51820"));
+    let ops = machine.reconcile(&cluster).ops;
+    let [Op::SetPeer(SetPeer { endpoint, .. })] = ops.as_slice() else { panic!("{ops:?}") };
+    assert_eq!(*endpoint, Some(address("192.168.1.99:51820")));
+}
+
+#[test]
+fn a_peer_that_roamed_stays_where_it_is() {
+    let mut machine = machine();
+    peer(&mut machine).endpoint = Some(address(ROAMED));
+    for age in [None, Some(5), Some(100_000)] {
+        peer(&mut machine).handshake_age = age.map(Duration::from_secs);
+        assert_eq!(machine.plan(&three_nodes()).ops, vec![], "we know what we declared: {age:?}");
+    }
+
+    // A restarted agent remembers nothing and goes by the handshake.
+    peer(&mut machine).configured_endpoint = None;
+    for (age, stays) in [(Some(5), true), (Some(180), true), (Some(181), false), (None, false)] {
+        peer(&mut machine).handshake_age = age.map(Duration::from_secs);
+        assert_eq!(machine.plan(&three_nodes()).ops.is_empty(), stays, "{age:?}");
+    }
+}
+
+#[test]
+fn a_change_of_allowed_ips_leaves_the_endpoint_alone() {
+    let mut machine = machine();
+    peer(&mut machine).endpoint = Some(address(ROAMED));
+    let mut cluster = three_nodes();
+    cluster.nodes.get_mut("b").unwrap().workloads.insert(net("10.161.22.0/24"));
+    machine.reconcile(&cluster);
+    assert_eq!(peer(&mut machine).endpoint, Some(address(ROAMED)));
+    assert!(machine.allowed_ips(2).contains(&"10.161.22.0/24".to_owned()));
+}
+
+#[test]
+fn a_prefix_moves_between_peers_in_one_transaction_without_a_gap() {
+    let borrowed = net("10.161.1.200/32");
+    let mut from_b = three_nodes();
+    from_b.nodes.get_mut("b").unwrap().workloads.insert(borrowed);
+    let mut to_c = three_nodes();
+    to_c.nodes.get_mut("c").unwrap().workloads.insert(borrowed);
+    for [first, second] in [[&from_b, &to_c], [&to_c, &from_b]] {
+        let mut machine = machine();
+        machine.reconcile(first);
+        let ops = machine.reconcile(second).ops;
+        // Who gets it takes it; the route stands. One operation is certainly one transaction.
+        assert!(matches!(ops.as_slice(), [Op::SetPeer(_)]), "{ops:?}");
+    }
+}
+
+#[test]
+fn what_a_peer_loses_goes_after_the_route_that_leads_to_it() {
+    let mut cluster = three_nodes();
+    cluster.nodes.get_mut("b").unwrap().workloads.insert(net("10.161.22.0/24"));
+    let mut machine = machine();
+    machine.reconcile(&cluster);
+    let ops = machine.reconcile(&three_nodes()).ops;
+    assert!(matches!(ops.as_slice(), [Op::RemoveRoute(_), Op::SetPeer(_)]), "{ops:?}");
+}
+
+#[test]
+fn keepalive_follows_the_settings() {
+    let mut machine = machine();
+    machine.settings.persistent_keepalive = 25;
+    let ops = machine.reconcile(&three_nodes()).ops;
+    assert!(ops.iter().all(|op| matches!(op, Op::SetPeer(peer) if peer.persistent_keepalive == 25)));
+    assert_eq!(ops.len(), 2);
+}
+
+#[test]
+fn a_new_private_key_keeps_the_peers() {
+    let mut machine = machine();
+    machine.public_key = key(11);
+    let mut cluster = three_nodes();
+    cluster.nodes.get_mut("a").unwrap().public_key = Some(key(11));
+    let ops = machine.reconcile(&cluster).ops;
+    assert!(
+        matches!(ops.as_slice(), [Op::ConfigureDevice { public_key, .. }] if *public_key == key(11)),
+        "{ops:?}"
+    );
+}

@@ -1,0 +1,143 @@
+//! What the operator is told, each time with the mend.
+
+use std::collections::BTreeSet;
+
+use wireloom_plan::{
+    cluster::Cluster,
+    kernel::Family,
+    planner::Planner,
+    settings::{Scope, Settings},
+    warning::{Severity, Warning},
+};
+
+use crate::world::{Machine, ip, key, net, node, three_nodes};
+
+fn warnings(cluster: &Cluster, settings: Settings) -> BTreeSet<Warning> {
+    let kernel = Machine::new("a", key(1), &three_nodes()).kernel;
+    Planner::new(settings, key(1), cluster.clone()).plan(&kernel).unwrap().warnings
+}
+
+fn defaults() -> Settings {
+    Settings::defaults("a")
+}
+
+fn host_mode() -> Settings {
+    Settings { encrypt_host_traffic: true, ..defaults() }
+}
+
+#[test]
+fn a_sound_mesh_has_none() {
+    assert_eq!(warnings(&three_nodes(), defaults()), [].into());
+    assert_eq!(warnings(&three_nodes(), host_mode()), [].into());
+    assert_eq!(warnings(&three_nodes(), Settings { scope: Scope::Node, ..defaults() }), [].into());
+}
+
+#[test]
+fn a_local_single_address_that_no_rule_covers() {
+    for borrowed in ["10.99.0.1/32", "fd99::1/128"] {
+        let mut cluster = three_nodes();
+        cluster.nodes.get_mut("a").unwrap().workloads.insert(net(borrowed));
+        let expected = Warning::UncoveredWorkload { workload: net(borrowed) };
+        assert_eq!(warnings(&cluster, defaults()), [expected].into());
+        assert_eq!(warnings(&cluster, host_mode()), [].into(), "host mode covers everything");
+    }
+    // One inside a pool is covered; with scope = "node" it lies outside the node's own blocks.
+    let mut cluster = three_nodes();
+    cluster.nodes.get_mut("a").unwrap().workloads.insert(net("10.161.2.9/32"));
+    assert_eq!(warnings(&cluster, defaults()), [].into());
+    let by_node = warnings(&cluster, Settings { scope: Scope::Node, ..defaults() });
+    assert_eq!(by_node, [Warning::UncoveredWorkload { workload: net("10.161.2.9/32") }].into());
+}
+
+#[test]
+fn a_whole_local_block_outside_every_pool() {
+    let mut cluster = three_nodes();
+    cluster.pools = [net("10.161.0.0/16")].into();
+    let expected = Warning::UncoveredWorkload { workload: net("fd61:0:0:1::/64") };
+    assert_eq!(warnings(&cluster, defaults()), [expected].into());
+}
+
+#[test]
+fn nodes_without_keys_or_endpoints() {
+    let mut cluster = three_nodes();
+    cluster.nodes.get_mut("b").unwrap().public_key = None;
+    cluster.nodes.get_mut("c").unwrap().endpoint = None;
+    let expected =
+        [Warning::KeylessNode { node: "b".to_owned() }, Warning::NoEndpoint { node: "c".to_owned() }];
+    assert_eq!(warnings(&cluster, defaults()), expected.clone().into());
+    assert_eq!(expected.map(|warning| warning.severity()), [Severity::Warning, Severity::Info]);
+}
+
+#[test]
+fn our_own_key_missing_or_another() {
+    let mut cluster = three_nodes();
+    cluster.nodes.get_mut("a").unwrap().public_key = None;
+    assert_eq!(warnings(&cluster, defaults()), [Warning::OwnNodeKeyless].into());
+    cluster.nodes.get_mut("a").unwrap().public_key = Some(key(9));
+    let expected = Warning::OwnKeyDiffers { key_file: key(1), membership: key(9) };
+    assert_eq!(warnings(&cluster, defaults()), [expected].into());
+}
+
+#[test]
+fn a_key_file_that_was_copied_from_another_node() {
+    let mut cluster = three_nodes();
+    cluster.nodes.get_mut("a").unwrap().public_key = Some(key(9));
+    cluster.nodes.get_mut("b").unwrap().public_key = Some(key(1));
+    let shared = Warning::SharedKey { public_key: key(1), nodes: vec!["a".to_owned(), "b".to_owned()] };
+    assert!(warnings(&cluster, defaults()).contains(&shared));
+}
+
+#[test]
+fn claims_that_overlap() {
+    let mut cluster = three_nodes();
+    cluster
+        .nodes
+        .insert("d".to_owned(), node(Some(4), &["192.168.1.4"], &["10.161.2.0/24", "10.161.0.0/20"]));
+    let contested = Warning::ContestedPrefix {
+        prefix: net("10.161.2.0/24"),
+        taken_by: "b".to_owned(),
+        refused: vec!["d".to_owned()],
+    };
+    let nested = Warning::NestedPrefixes {
+        prefix: net("10.161.0.0/20"),
+        node: "d".to_owned(),
+        inner: net("10.161.1.0/24"),
+        count: 3,
+    };
+    assert_eq!(warnings(&cluster, defaults()), [contested, nested].into());
+}
+
+#[test]
+fn own_addresses_in_host_mode() {
+    let mut cluster = three_nodes();
+    cluster.nodes.get_mut("a").unwrap().addresses = [ip("192.168.1.1"), ip("fd00::99")].into();
+    let expected =
+        [Warning::NoOwnAddress { family: Family::V6 }, Warning::AddressNotHere { address: ip("fd00::99") }];
+    assert_eq!(warnings(&cluster, host_mode()), expected.into());
+    assert_eq!(warnings(&cluster, defaults()), [].into(), "scoped mode needs none");
+}
+
+#[test]
+fn every_text_names_the_mend() {
+    let uncovered = Warning::UncoveredWorkload { workload: net("10.99.0.1/32") };
+    assert_eq!(
+        uncovered.to_string(),
+        "local workload 10.99.0.1/32 is covered by no rule: what it sends leaves in plaintext; \
+         declare a pool that holds it (or, with scope = \"node\", give this node a block that does)"
+    );
+    let keyless = Warning::KeylessNode { node: "b".to_owned() };
+    assert_eq!(
+        keyless.to_string(),
+        "node b has no public key, so traffic with it is not encrypted; \
+         publish its key, or refuse such traffic with keyless_peers = \"reject\""
+    );
+    let shared = Warning::SharedKey { public_key: key(0), nodes: vec!["b".to_owned(), "c".to_owned()] };
+    assert_eq!(
+        shared.to_string(),
+        format!(
+            "nodes b, c claim the same key {} and are left out of the mesh; \
+             generate a key of its own for each of them",
+            key(0)
+        )
+    );
+}
