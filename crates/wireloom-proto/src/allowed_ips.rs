@@ -224,3 +224,6 @@ impl<K: Bits, T> Trie<K, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

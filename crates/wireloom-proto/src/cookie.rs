@@ -67,6 +67,11 @@ impl CookieMaker {
         Self { secret: Zeroizing::new([0; 32]), drawn: None }
     }
 
+    #[cfg(test)]
+    pub(crate) fn with_secret(secret: [u8; 32], drawn: Instant) -> Self {
+        Self { secret: Zeroizing::new(secret), drawn: Some(drawn) }
+    }
+
     /// Checks the codes at the end of an initiation or response. MAC2 is looked at only when it can
     /// matter, that is, under load.
     pub(crate) fn check(

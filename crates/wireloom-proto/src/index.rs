@@ -44,3 +44,35 @@ impl IndexTable {
         (taken == index).then_some(owner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use rand_chacha::rand_core::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn indices_are_unique_and_slots_are_used_again() {
+        let mut rng = ChaCha20Rng::from_seed([1; 32]);
+        let mut table = IndexTable::default();
+        let mut taken: Vec<u32> = (0..1000).map(|number| table.allocate(PeerId(number), &mut rng)).collect();
+        let slots: BTreeSet<u32> = taken.iter().map(|index| index % SLOTS).collect();
+        assert_eq!(slots.len(), 1000);
+        for (number, index) in taken.iter().enumerate() {
+            assert_eq!(table.owner(*index), Some(PeerId(number as u64)));
+        }
+        let gone: Vec<u32> = taken.drain(..500).collect();
+        gone.iter().for_each(|index| table.release(*index));
+        assert!(gone.iter().all(|index| table.owner(*index).is_none()));
+        for _ in 0..500 {
+            taken.push(table.allocate(PeerId(7), &mut rng));
+        }
+        assert_eq!(table.slots.len(), 1000);
+        assert!(taken.iter().all(|index| table.owner(*index).is_some()));
+        // A late release of an index that was given back already frees nobody else's.
+        gone.iter().filter(|index| !taken.contains(index)).for_each(|index| table.release(*index));
+        assert!(taken.iter().all(|index| table.owner(*index).is_some()));
+    }
+}

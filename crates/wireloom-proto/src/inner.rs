@@ -59,3 +59,49 @@ impl Packet {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv4() {
+        let mut bytes = [0; 32];
+        bytes[0] = 0x45;
+        bytes[3] = 25;
+        bytes[12..16].copy_from_slice(&[10, 0, 0, 1]);
+        bytes[16..20].copy_from_slice(&[10, 0, 0, 2]);
+        let packet = Packet::parse(&bytes).unwrap();
+        assert_eq!(packet.source, IpAddr::from([10, 0, 0, 1]));
+        assert_eq!(packet.destination, IpAddr::from([10, 0, 0, 2]));
+        assert_eq!(packet.len, 25);
+        for len in [0, 19, 33, 255] {
+            bytes[3] = len;
+            assert_eq!(Packet::parse(&bytes), Err(DropReason::BadInnerPacket), "{len}");
+        }
+        assert_eq!(Packet::parse(&bytes[..19]), Err(DropReason::BadInnerPacket));
+    }
+
+    #[test]
+    fn ipv6() {
+        let mut bytes = [0; 64];
+        bytes[0] = 0x60;
+        bytes[5] = 10;
+        bytes[8] = 0xfd;
+        bytes[24] = 0xfe;
+        let packet = Packet::parse(&bytes).unwrap();
+        assert_eq!(packet.source, "fd00::".parse::<IpAddr>().unwrap());
+        assert_eq!(packet.destination, "fe00::".parse::<IpAddr>().unwrap());
+        assert_eq!(packet.len, 50);
+        bytes[5] = 25;
+        assert_eq!(Packet::parse(&bytes), Err(DropReason::BadInnerPacket));
+        assert_eq!(Packet::parse(&bytes[..39]), Err(DropReason::BadInnerPacket));
+    }
+
+    #[test]
+    fn other_versions() {
+        for first in (0..=255).filter(|first| ![4, 6].contains(&(first >> 4))) {
+            assert_eq!(Packet::parse(&[first; 64]), Err(DropReason::BadInnerPacket));
+        }
+    }
+}

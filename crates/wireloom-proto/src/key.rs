@@ -227,3 +227,63 @@ fn decode_hex(text: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
         _ => Err(KeyError::Hex),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE64: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+
+    #[test]
+    fn texts_read_back() {
+        let public = PublicKey::from_bytes([1; KEY_LEN]);
+        assert_eq!(public.to_string(), BASE64);
+        assert_eq!(BASE64.parse(), Ok(public));
+        assert_eq!(PublicKey::from_hex(&public.to_hex()), Ok(public));
+        assert_eq!(PublicKey::from_hex(&"0A".repeat(32)), Ok(PublicKey::from_bytes([10; 32])));
+        let private = PrivateKey::from_bytes([0xff; KEY_LEN]);
+        assert_eq!(PrivateKey::from_base64(&private.expose_base64()), Ok(private.clone()));
+        assert_eq!(PrivateKey::from_hex(&private.expose_hex()), Ok(private));
+        let psk = PresharedKey::from_base64(BASE64).unwrap();
+        assert_eq!(PresharedKey::from_hex(&psk.expose_hex()), Ok(psk));
+    }
+
+    #[test]
+    fn private_keys_are_clamped() {
+        let low = PrivateKey::from_bytes([0; KEY_LEN]);
+        assert_eq!(low.expose_bytes()[0], 0);
+        assert_eq!(low.expose_bytes()[31], 0x40);
+        let high = PrivateKey::from_bytes([0xff; KEY_LEN]);
+        assert_eq!((high.expose_bytes()[0], high.expose_bytes()[31]), (0xf8, 0x7f));
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        let short = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQ==";
+        let long = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB";
+        for text in ["", "AQ==", short, long, &BASE64[..43], &BASE64.replace('B', "!"), "é"] {
+            assert_eq!(PublicKey::from_base64(text), Err(KeyError::Base64), "{text}");
+            assert_eq!(PrivateKey::from_base64(text), Err(KeyError::Base64), "{text}");
+        }
+        for text in ["", "01", &"01".repeat(31), &"01".repeat(33), &"0g".repeat(32), BASE64] {
+            assert_eq!(PublicKey::from_hex(text), Err(KeyError::Hex), "{text}");
+            assert_eq!(PresharedKey::from_hex(text), Err(KeyError::Hex), "{text}");
+        }
+    }
+
+    #[test]
+    fn zero_is_no_preshared_key() {
+        assert!(PresharedKey::from_bytes([0; KEY_LEN]).is_zero());
+        assert!(!PresharedKey::from_bytes([1; KEY_LEN]).is_zero());
+    }
+
+    #[test]
+    fn debug_shows_public_keys_only() {
+        let private = PrivateKey::from_bytes([1; KEY_LEN]);
+        assert_eq!(format!("{private:?}"), "PrivateKey(secret)");
+        let psk = PresharedKey::from_bytes([1; KEY_LEN]);
+        assert_eq!(format!("{psk:?}"), "PresharedKey(secret)");
+        let public = PublicKey::from_bytes([1; KEY_LEN]);
+        assert_eq!(format!("{public:?}"), format!("PublicKey({BASE64})"));
+    }
+}

@@ -52,6 +52,8 @@ mod signal;
 mod time;
 pub mod timers;
 mod transport;
+#[cfg(test)]
+mod vectors;
 mod verdict;
 
 pub use allowed_ips::AllowedIps;

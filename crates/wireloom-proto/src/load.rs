@@ -100,3 +100,60 @@ impl Source {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Instant {
+        Instant::from_origin(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn load_begins_above_the_threshold_and_lingers() {
+        let mut gauge = LoadGauge::default();
+        (0..LOAD_THRESHOLD).for_each(|_| gauge.count(at(0)));
+        assert!(!gauge.is_under_load(at(0)));
+        gauge.count(at(249));
+        assert!(gauge.is_under_load(at(249)));
+        assert!(gauge.is_under_load(at(1248)));
+        assert!(!gauge.is_under_load(at(1249)));
+    }
+
+    #[test]
+    fn a_steady_trickle_is_no_load() {
+        let mut gauge = LoadGauge::default();
+        for millis in 0..10_000 {
+            gauge.count(at(millis));
+            assert!(!gauge.is_under_load(at(millis)));
+        }
+    }
+
+    #[test]
+    fn each_source_has_its_own_rate() {
+        let mut limiter = RateLimiter::default();
+        let mut allowed = |millis, source: &str| {
+            let source = source.parse().unwrap();
+            (0..10).filter(|_| limiter.allows(at(millis), source)).count()
+        };
+        assert_eq!(allowed(0, "192.0.2.1"), 5);
+        assert_eq!(allowed(0, "192.0.2.2"), 5);
+        assert_eq!(allowed(0, "2001:db8::1"), 5);
+        assert_eq!(allowed(0, "2001:db8::2"), 0, "the same /64");
+        assert_eq!(allowed(0, "2001:db8:0:1::1"), 5);
+        assert_eq!(allowed(49, "192.0.2.1"), 0);
+        assert_eq!(allowed(50, "192.0.2.1"), 1);
+        assert_eq!(allowed(5000, "192.0.2.1"), 5);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_freed() {
+        let mut limiter = RateLimiter::default();
+        let source = |number: usize| IpAddr::from((number as u32).to_be_bytes());
+        assert!((0..SOURCES_MAX).all(|number| limiter.allows(at(0), source(number))));
+        assert!(!limiter.allows(at(0), source(SOURCES_MAX)));
+        assert!(limiter.allows(at(0), source(0)), "who is known goes on");
+        assert!(limiter.allows(at(1000), source(SOURCES_MAX)));
+        assert_eq!(limiter.buckets.len(), 1);
+    }
+}

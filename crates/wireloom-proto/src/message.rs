@@ -280,3 +280,48 @@ impl<'a> Reader<'a> {
         Ok(Macs { mac1: self.take()?, mac2: self.take()? })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_follows_the_kernel() {
+        for (payload, mtu, padded) in [
+            (0, 1420, 0),
+            (1, 1420, 16),
+            (16, 1420, 16),
+            (17, 1420, 32),
+            (1408, 1420, 1408),
+            (1409, 1420, 1420),
+            (1420, 1420, 1420),
+            (1409, 0, 1424),
+            // Longer than the MTU: only the part beyond its last multiple is padded.
+            (1421, 1420, 1436),
+            (2840, 1420, 2840),
+        ] {
+            assert_eq!(padded_len(payload, mtu), padded, "{payload} {mtu}");
+        }
+    }
+
+    #[test]
+    fn frames_have_zero_padding() {
+        let mut buffer = [0xff; 100];
+        let message = frame(&mut buffer, 20, 1420);
+        assert_eq!(message.len(), 16 + 32 + 16);
+        assert_eq!(message[16..36], [0xff; 20]);
+        assert_eq!(message[36..48], [0; 12]);
+        assert_eq!(buffer[64..], [0xff; 36]);
+    }
+
+    #[test]
+    fn reserved_bytes_are_zero() {
+        for place in 1..4 {
+            let mut bytes = [0; INITIATION_LEN];
+            bytes[0] = 1;
+            assert_eq!(MessageKind::classify(&bytes), Ok(MessageKind::Initiation));
+            bytes[place] = 1;
+            assert_eq!(MessageKind::classify(&bytes), Err(DropReason::BadType));
+        }
+    }
+}

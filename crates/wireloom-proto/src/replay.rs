@@ -57,3 +57,83 @@ impl ReplayWindow {
 fn slot(word: u64) -> usize {
     (word % WORDS) as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// All that was ever accepted.
+    #[derive(Default)]
+    struct Model(BTreeSet<u64>);
+
+    impl Model {
+        fn accept(&mut self, counter: u64) -> bool {
+            let behind = self.0.last().is_some_and(|last| counter + WINDOW <= *last);
+            !behind && self.0.insert(counter)
+        }
+    }
+
+    /// Walks with small and large steps, forward and back, around edges of words and of the window.
+    fn counters() -> impl Strategy<Value = Vec<u64>> {
+        let step = prop_oneof![
+            4 => -70..70_i64,
+            2 => -(WINDOW as i64 + 70)..(WINDOW as i64 + 70),
+            1 => prop::sample::select(vec![
+                WINDOW as i64, -(WINDOW as i64), WINDOW as i64 - 1, 1 - WINDOW as i64,
+                WINDOW as i64 + 1, WINDOW as i64 + 64, WINDOW as i64 + 65, 100_000,
+            ]),
+        ];
+        proptest::collection::vec(step, 1..400).prop_map(|steps| {
+            let mut at = 0_u64;
+            let walk = steps.into_iter().map(|step| {
+                at = at.saturating_add_signed(step);
+                at
+            });
+            walk.collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_model(counters in counters()) {
+            let (mut window, mut model) = (ReplayWindow::default(), Model::default());
+            for counter in counters {
+                prop_assert_eq!(window.accept(counter), model.accept(counter), "{}", counter);
+            }
+        }
+    }
+
+    #[test]
+    fn in_order() {
+        let mut window = ReplayWindow::default();
+        for counter in 0..3 * WINDOW {
+            assert!(window.accept(counter));
+            assert!(!window.accept(counter));
+        }
+    }
+
+    #[test]
+    fn the_whole_window_in_reverse() {
+        let mut window = ReplayWindow::default();
+        let last = 5 * WINDOW + 17;
+        for counter in (last - WINDOW + 1..=last).rev() {
+            assert!(window.accept(counter), "{counter}");
+        }
+        assert!(!window.accept(last - WINDOW));
+        assert!((last - WINDOW..=last).all(|counter| !window.accept(counter)));
+    }
+
+    #[test]
+    fn a_leap_forgets_everything_behind() {
+        let mut window = ReplayWindow::default();
+        assert!((0..WINDOW).all(|counter| window.accept(counter)));
+        let far = u64::MAX - WINDOW;
+        assert!(window.accept(far));
+        assert!(!window.accept(WINDOW));
+        assert!((far - WINDOW + 1..far).all(|counter| window.accept(counter)));
+    }
+}

@@ -230,3 +230,6 @@ fn counter_of(message: &[u8]) -> u64 {
     let counter = message[8..].first_chunk().expect("a data message has a header");
     u64::from_le_bytes(*counter)
 }
+
+#[cfg(test)]
+mod tests;
