@@ -2,12 +2,14 @@
 //!
 //! | module | shows |
 //! |---|---|
+//! | [`kernel_roundtrip`] | that the kernel gives back what the shell wrote, and the planner's twin of it does as it does |
 //! | [`laboratory`] | that the laboratory measures what it claims to, and leaves nothing behind |
 //!
 //! `cargo test --features functional` runs them, as root or not (a test binary that may not make
 //! namespaces starts itself again in a user namespace). They need Debian's `iproute2`, `iputils-ping`,
 //! `nftables`, `util-linux`, `wireguard-tools` and `wireguard-go`; a missing one fails with its name.
 
+mod kernel_roundtrip;
 mod laboratory;
 
 use std::path::Path;
