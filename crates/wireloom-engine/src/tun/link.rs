@@ -41,9 +41,7 @@ impl LinkMonitor {
 
     /// Asks for the current state; the answer comes as an event.
     fn ask(&self) -> io::Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = self.index;
-        send(&self.socket, RouteNetlinkMessage::GetLink(message), NLM_F_REQUEST)
+        send(&self.socket, RouteNetlinkMessage::GetLink(link(self.index)), NLM_F_REQUEST)
     }
 
     /// The next event that concerns the interface.
@@ -98,24 +96,39 @@ impl AsFd for LinkMonitor {
 }
 
 /// Gives a new interface the MTU and the manners of the kernel's own WireGuard interfaces (`wg_setup`
-/// in drivers/net/wireguard/device.c): no generated IPv6 link-local address and no multicast, because
-/// the router solicitations and group reports that come with them would start handshakes.
+/// in drivers/net/wireguard/device.c): no multicast and no generated IPv6 link-local address, because
+/// the group reports and router solicitations that come with them would start handshakes.
 pub(super) fn set_up(index: u32, mtu: u32) -> io::Result<()> {
-    let mut link = LinkMessage::default();
-    link.header.index = index;
+    // On a machine that forwards, IPv6 has joined the all-routers group the moment it saw a new
+    // interface with multicast, and stays in it. An MTU below its minimum makes it leave the interface;
+    // when it comes back, it looks at the flag again (`addrconf_notify` in net/ipv6/addrconf.c).
+    let mut link = self::link(index);
     link.header.change_mask = LinkFlags::Multicast;
+    link.attributes.push(LinkAttribute::Mtu(IPV6_MTU_MIN - 1));
+    request(RouteNetlinkMessage::SetLink(link))?;
+
+    let mut link = self::link(index);
     link.attributes.push(LinkAttribute::Mtu(mtu));
     request(RouteNetlinkMessage::SetLink(link))?;
 
     // On its own: a machine without IPv6 refuses it, and needs it not.
-    let mut link = LinkMessage::default();
-    link.header.index = index;
+    let mut link = self::link(index);
     let quiet = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
     link.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(quiet)]));
     if let Err(error) = request(RouteNetlinkMessage::SetLink(link)) {
         tracing::debug!("the interface keeps its IPv6 address generation: {error}");
     }
     Ok(())
+}
+
+/// RFC 8200, section 5.
+const IPV6_MTU_MIN: u32 = 1280;
+
+/// A message about an interface, in which nothing is said yet.
+fn link(index: u32) -> LinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link
 }
 
 /// Sends one request and waits for its acknowledgement.
