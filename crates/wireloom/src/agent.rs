@@ -61,6 +61,8 @@ struct Agent {
     last_pass: Option<Instant>,
     retry: Duration,
     told: RunFile,
+    /// What the run file says already.
+    written: Option<RunFile>,
     _lock: AgentLock,
 }
 
@@ -110,6 +112,7 @@ pub fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         due: Instant::now() + RESYNC,
         last_pass: None,
         retry: FIRST_RETRY,
+        written: None,
         told: RunFile { pid: std::process::id(), ..RunFile::default() },
         _lock: lock,
     };
@@ -317,8 +320,12 @@ impl Agent {
     }
 
     fn tell(&mut self) {
-        if let Err(error) = self.told.write(&self.config.settings.interface) {
-            tracing::warn!("`wireloom status` cannot be told of this agent: {error}");
+        if self.written.as_ref() == Some(&self.told) {
+            return;
+        }
+        match self.told.write(&self.config.settings.interface) {
+            Ok(()) => self.written = Some(self.told.clone()),
+            Err(error) => tracing::warn!("`wireloom status` cannot be told of this agent: {error}"),
         }
     }
 }

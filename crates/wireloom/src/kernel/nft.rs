@@ -1,30 +1,35 @@
 //! The nftables table `inet wireloom`, replaced atomically by `nft -f -`.
+//!
+//! Whether the table is there the kernel is asked directly: scoped mode has none, needs no `nft`, and
+//! starts no process for each look.
 
 use std::{
     io::{self, Write},
     process::{Command, Output, Stdio},
 };
 
+use netlink_packet_core::{NLM_F_REQUEST, NLMSG_ERROR};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use nix::errno::Errno;
 use serde_json::{Value, json};
 use wireloom_plan::kernel::{Firewall, IncomingMark};
 
-use super::error::Cause;
+use super::{error::Cause, netlink::for_each_message};
 
 const TABLE: &str = "wireloom";
 const CHAIN: &str = "mark_incoming";
 
-/// What is in our table; `None` when there is no such table (or no `nft`, without which there is none of ours).
+/// What is in our table; `None` when there is no such table.
 ///
 /// A table of our name whose content is not what we write reads as [`Firewall::default`], so that
 /// it differs from every table that we want.
 pub(super) fn observe() -> Result<Option<Firewall>, Cause> {
-    let output = match nft(&["--json", "list", "table", "inet", TABLE], "") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        output => output?,
-    };
+    if !exists()? {
+        return Ok(None);
+    }
+    let output = nft(&["--json", "list", "table", "inet", TABLE], "")?;
     if !output.status.success() {
-        let words = String::from_utf8_lossy(&output.stderr);
-        return if words.contains("No such file or directory") { Ok(None) } else { Err(told(&output)) };
+        return Err(told(&output));
     }
     let listed: Value = serde_json::from_slice(&output.stdout)
         .map_err(|error| Cause::Told(format!("nft's JSON is unreadable: {error}")))?;
@@ -99,27 +104,75 @@ fn expressions(port: u16, mark: u32) -> Value {
     ])
 }
 
-fn run(script: &str) -> Result<(), Cause> {
-    let output = match nft(&["-f", "-"], script) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(Cause::Told("`nft` is not installed; install the Debian package nftables".into()));
-        }
-        output => output?,
+/// Asks the kernel for the table (`NFT_MSG_GETTABLE`, net/netfilter/nf_tables_api.c).
+fn exists() -> Result<bool, Cause> {
+    let mut socket = match Socket::new(NETLINK_NETFILTER) {
+        // A kernel without netfilter has no tables.
+        Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => return Ok(false),
+        socket => socket?,
     };
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&table_request(), 0)?;
+    let mut reply = Vec::with_capacity(8 << 10);
+    socket.recv(&mut reply, 0)?;
+    let mut answer = Err(Cause::Told("nftables gives no answer".into()));
+    for_each_message(&reply, |header, bytes| {
+        answer = match (header.message_type, bytes.get(16..20).and_then(|code| code.try_into().ok())) {
+            (NLMSG_ERROR, Some(code)) => match Errno::from_raw(i32::from_ne_bytes(code).saturating_neg()) {
+                // A kernel without nftables has no such table either.
+                Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP => Ok(false),
+                errno => Err(errno.into()),
+            },
+            _ => Ok(true),
+        };
+    })?;
+    answer
+}
+
+/// `nlmsghdr`, `nfgenmsg` and the table's name (include/uapi/linux/netfilter/nf_tables.h).
+fn table_request() -> Vec<u8> {
+    const GET_TABLE: u16 = 10 << 8 | 1; // NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
+    const INET: u8 = 1; // NFPROTO_INET
+    const NAME: u16 = 1; // NFTA_TABLE_NAME
+    let name: Vec<u8> = TABLE.bytes().chain([0]).collect();
+    let attribute = 4 + name.len();
+    let length = (16 + 4 + attribute).next_multiple_of(4);
+    let mut request = Vec::with_capacity(length);
+    request.extend((length as u32).to_ne_bytes());
+    request.extend(GET_TABLE.to_ne_bytes());
+    request.extend(NLM_F_REQUEST.to_ne_bytes());
+    request.extend([0; 8]); // sequence and port
+    request.extend([INET, 0, 0, 0]);
+    request.extend((attribute as u16).to_ne_bytes());
+    request.extend(NAME.to_ne_bytes());
+    request.extend(name);
+    request.resize(length, 0);
+    request
+}
+
+fn run(script: &str) -> Result<(), Cause> {
+    let output = nft(&["-f", "-"], script)?;
     if output.status.success() { Ok(()) } else { Err(told(&output)) }
 }
 
-fn nft(arguments: &[&str], script: &str) -> io::Result<Output> {
-    let mut child = Command::new("nft")
+fn nft(arguments: &[&str], script: &str) -> Result<Output, Cause> {
+    let spawned = Command::new("nft")
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .spawn()?;
+        .spawn();
+    let mut child = match spawned {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Cause::Told("`nft` is not installed; install the Debian package nftables".into()));
+        }
+        child => child?,
+    };
     if let Some(mut input) = child.stdin.take() {
         input.write_all(script.as_bytes())?;
     }
-    child.wait_with_output()
+    Ok(child.wait_with_output()?)
 }
 
 fn told(output: &Output) -> Cause {

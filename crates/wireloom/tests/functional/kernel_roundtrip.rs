@@ -280,7 +280,7 @@ fn sysctls_are_recorded_before_they_change_and_put_back() {
     });
     // Another process, after a restart.
     with_kernel_and_state(&space, state.path(), |kernel| {
-        kernel.apply(&[restore.clone(), restore.clone()]).unwrap()
+        kernel.apply(&[restore.clone(), restore.clone()]).unwrap();
     });
     assert_eq!(space.sysctl("net/ipv4/conf/eth0/rp_filter").unwrap(), "1");
 
