@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 
 mod agent;
+mod demo;
 mod device;
 mod down;
 mod key;
@@ -34,6 +35,7 @@ enum Command {
     Down(down::Arguments),
     Device(device::Arguments),
     Key(key::Arguments),
+    Demo(demo::Arguments),
 }
 
 impl Command {
@@ -45,6 +47,7 @@ impl Command {
             Self::Down(arguments) => down::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),
             Self::Key(arguments) => key::run(&arguments),
+            Self::Demo(arguments) => demo::run(&arguments),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! `wireloom agent` on a node of the laboratory.
 
 use std::{
-    path::{Path, PathBuf},
+    os::unix::process::CommandExt as _,
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
 };
 
@@ -30,7 +31,7 @@ impl Agent {
     pub fn start(wireloom: &Path, node: &Node) -> Result<Self> {
         let space = &node.host.space;
         let mut command = Command::new(wireloom);
-        command.arg("agent").env("RUST_LOG", "info").env("NO_COLOR", "1").stdin(Stdio::null());
+        command.arg("agent").env("NO_COLOR", "1").stdin(Stdio::null()).process_group(0);
         let log = space.open(&format!("open {LOG}"), || {
             std::fs::OpenOptions::new().create(true).append(true).open(LOG)
         })?;
@@ -79,6 +80,11 @@ impl Agent {
         self.process.kill().and_then(|()| self.process.wait()).map(drop).map_err(Error::io("kill an agent"))
     }
 
+    /// Lets it outlive this process.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.pid()).expect("process ids fit in pid_t");
         kill(Pid::from_raw(pid), signal).map_err(Error::io(format!("signal the agent on {}", self.place)))
@@ -105,5 +111,5 @@ pub fn log(node: &Node) -> Result<String> {
 /// # Errors
 /// With what `wireloom down` said, when it fails.
 pub fn down(wireloom: &Path, node: &Node) -> Result<String> {
-    node.run(&format!("{} down", PathBuf::from(wireloom).display()))
+    node.run(&format!("{} down", wireloom.display()))
 }

@@ -1,15 +1,18 @@
 //! What crosses the underlay, as an eavesdropper on its cables sees it.
 
 use std::{
+    io::IoSliceMut,
     net::IpAddr,
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
 use etherparse::{Icmpv4Type, Icmpv6Type, LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use nix::{
+    cmsg_space,
     errno::Errno,
     sys::socket::{
-        AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+        AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg,
+        setsockopt, socket, sockopt,
     },
 };
 
@@ -81,11 +84,12 @@ impl Capture {
     pub fn open(underlay: &Space) -> Result<Self> {
         let socket = underlay.open("open a packet socket", || {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)
+            let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
+            setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)
+                .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER))?;
+            setsockopt(&socket, sockopt::RxqOvfl, &1)?;
+            Ok::<_, Errno>(socket)
         })?;
-        setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)
-            .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER))
-            .map_err(Error::io("size the capture's buffer"))?;
         Ok(Self { socket })
     }
 
@@ -95,18 +99,31 @@ impl Capture {
     /// sees the request and the reply.
     ///
     /// # Errors
-    /// When the socket fails.
+    /// When the socket fails, or its buffer was too small for what came since the last time.
     pub fn drain(&self) -> Result<Vec<Packet>> {
         let mut frame = vec![0; 1 << 16];
+        let mut lost = cmsg_space!(u32);
         let mut packets = Vec::new();
         loop {
-            match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), &mut frame) {
-                Ok((_, Some(from))) if from.pkttype() == OUTGOING => {}
-                Ok((length, _)) => packets.extend(parse(&frame[..length])),
+            let mut buffer = [IoSliceMut::new(&mut frame)];
+            let received =
+                recvmsg::<LinkAddr>(self.socket.as_raw_fd(), &mut buffer, Some(&mut lost), MsgFlags::empty());
+            let (length, outgoing) = match received {
+                Ok(message) => {
+                    for note in message.cmsgs().map_err(Error::io("read the capture"))? {
+                        if let ControlMessageOwned::RxqOvfl(packets) = note {
+                            return Err(Error::Overflow { packets });
+                        }
+                    }
+                    (message.bytes, message.address.is_some_and(|from| from.pkttype() == OUTGOING))
+                }
                 Err(Errno::EAGAIN) => return Ok(packets),
                 // A cable went: the packets stay.
-                Err(Errno::EINTR | Errno::ENETDOWN) => {}
+                Err(Errno::EINTR | Errno::ENETDOWN) => continue,
                 Err(error) => return Err(Error::io("read the capture")(error)),
+            };
+            if !outgoing {
+                packets.extend(parse(&frame[..length]));
             }
         }
     }

@@ -46,6 +46,12 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+    /// A capture was looked at too seldom.
+    #[error("a capture lost {packets} packets: drain it more often")]
+    Overflow {
+        /// How many.
+        packets: u32,
+    },
     /// Something that was waited for did not come true.
     #[error("waited {patience:?} in vain for {what}")]
     Timeout {

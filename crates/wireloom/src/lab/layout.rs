@@ -24,11 +24,14 @@ pub struct Layout {
     /// one more source address for the kernel to choose from. Else it has link-local ones alone, as
     /// Calico's nodes do.
     pub block_address: bool,
+    /// Bytes. Larger than the tunnel's, and every new TCP stream loses its first flight to path MTU
+    /// discovery; network plugins set what the tunnel takes.
+    pub pod_mtu: u16,
 }
 
 impl Default for Layout {
     fn default() -> Self {
-        Self { nodes: 2, pods: 1, rp_filter: 0, block_address: false }
+        Self { nodes: 2, pods: 1, rp_filter: 0, block_address: false, pod_mtu: 1500 }
     }
 }
 

@@ -9,9 +9,9 @@ use serde::Serialize;
 use wireloom_plan::kernel::Family;
 
 use super::{
-    Cell, Lab, Node, Place, Result, Wire,
+    Capture, Cell, Lab, Node, Place, Result, Wire,
     layout::FAMILIES,
-    probe::{Exchange, probe},
+    probe::{Exchange, attempt},
 };
 
 /// From what to what, each on another node.
@@ -114,20 +114,34 @@ impl Matrix {
             .filter(|(from, to)| from.name != to.name)
             .flat_map(|pair| Direction::ALL.map(|direction| (pair, direction)))
             .flat_map(|work| FAMILIES.map(|family| (work, family)));
-        thread::scope(|scope| {
-            let probes: Vec<_> = work
+        let capture = Capture::open(lab.underlay())?;
+        let traces: Vec<_> = thread::scope(|scope| {
+            let attempts: Vec<_> = work
                 .map(|(((from, to), direction), family)| {
-                    scope.spawn(move || {
-                        let (from, to) = direction.ends(from, to);
-                        let cell = probe(lab.underlay(), from, to, family, Exchange::Ping)?;
-                        let (from, to) = (from.name.clone(), to.name.clone());
-                        Ok(Measurement { direction, family, from, to, cell })
-                    })
+                    let (from, to) = direction.ends(from, to);
+                    (
+                        direction,
+                        from,
+                        to,
+                        family,
+                        scope.spawn(move || attempt(from, to, family, Exchange::Ping)),
+                    )
                 })
                 .collect();
-            let results = probes.into_iter().map(|probe| probe.join().expect("a probe does not panic"));
-            results.collect::<Result<_>>().map(Self)
-        })
+            let results = attempts.into_iter().map(|(direction, from, to, family, attempt)| {
+                Ok((direction, from, to, family, attempt.join().expect("a probe does not panic")?))
+            });
+            results.collect::<Result<_>>()
+        })?;
+        let packets = capture.drain()?;
+        let measurements = traces.into_iter().map(|(direction, from, to, family, trace)| Measurement {
+            direction,
+            family,
+            from: from.name.clone(),
+            to: to.name.clone(),
+            cell: trace.cell(&packets),
+        });
+        Ok(Self(measurements.collect()))
     }
 
     /// Measures until everything is as promised, or `patience` is over; the last measurement is returned

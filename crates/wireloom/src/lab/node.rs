@@ -6,9 +6,9 @@ use ipnet::IpNet;
 use wireloom_plan::kernel::Family;
 
 use super::{
-    Addresses, Holder, Layout, Result, Space,
+    Addresses, Holder, Layout, PATIENCE, Result, Space,
     layout::{FAMILIES, block, host, link_local, node_name, pod},
-    tools,
+    tools, until,
 };
 
 /// On every namespace before its first interface: addresses are usable at once, without duplicate
@@ -51,6 +51,7 @@ pub struct Node {
     /// On the bridge `cni0`.
     gateway: Addresses,
     pods_made: u32,
+    pod_mtu: u16,
     holder: Holder,
 }
 
@@ -93,7 +94,17 @@ impl Node {
         ])?;
         let gateway = if layout.block_address { pod(number, 1) } else { link_local() };
         let host = Place { name: name.clone(), space, addresses: host(number) };
-        Ok(Self { name, host, pods: Vec::new(), block: block(number), number, gateway, pods_made: 0, holder })
+        Ok(Self {
+            name,
+            host,
+            pods: Vec::new(),
+            block: block(number),
+            number,
+            gateway,
+            pods_made: 0,
+            pod_mtu: layout.pod_mtu,
+            holder,
+        })
     }
 
     /// A pod on this node's bridge, with an address of the node's block or a borrowed one.
@@ -119,12 +130,12 @@ impl Node {
             "ip -batch -",
             &format!(
                 "link set lo up\n\
-                 link set eth0 up\n\
+                 link set eth0 mtu {} up\n\
                  address add {}/32 dev eth0\n\
                  address add {}/128 dev eth0 nodad\n\
                  route add 0.0.0.0/0 via {} dev eth0 onlink\n\
                  route add ::/0 via {} dev eth0 onlink\n",
-                addresses.v4, addresses.v6, gateway.v4, gateway.v6
+                self.pod_mtu, addresses.v4, addresses.v6, gateway.v4, gateway.v6
             ),
         )?;
         self.pods.push(Place { name: place, space: inside, addresses });
@@ -133,6 +144,14 @@ impl Node {
 }
 
 impl Node {
+    /// A bridge forwards to a port once the kernel has noticed its carrier, up to a second later.
+    fn wait_for_pods(&self) -> Result<()> {
+        until(PATIENCE, &format!("the pods of {} to be connected", self.name), || {
+            let ports = self.host.space.run("ip -o link show master cni0").ok()?;
+            (ports.matches("state UP").count() == self.pods.len()).then_some(())
+        })
+    }
+
     fn remove_pod(&mut self, k: usize) -> Result<()> {
         let pod = self.pods.remove(k);
         // `pod-1 on node-a`: the first word names its network and its interface here.
@@ -142,6 +161,8 @@ impl Node {
         space.run(&format!("ip netns del {name}"))?;
         for single in pod.addresses.single() {
             space.run(&format!("ip route flush {single}"))?;
+            // The address may come back with another pod, that is: another link address.
+            space.run(&format!("ip neigh flush to {single} dev cni0"))?;
         }
         Ok(())
     }
@@ -178,6 +199,7 @@ impl Lab {
                 node.add_pod(pod(node.number, k + 2))?;
             }
         }
+        lab.nodes.iter().try_for_each(Node::wait_for_pods)?;
         Ok(lab)
     }
 
@@ -218,16 +240,26 @@ impl Lab {
         Ok(())
     }
 
-    /// Address `k` (2 to 254) of node `owner`'s block goes to a new pod on node `borrower` (places in
-    /// [`Lab::nodes`]), and every main table routes it there, as the network plugin would.
+    /// Address `k` (2 to 254) of node `owner`'s block goes to a new pod on node `borrower`; nodes are
+    /// named by their places in [`Lab::nodes`].
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn lend_address(&mut self, owner: usize, k: u8, borrower: usize) -> Result<Addresses> {
         let addresses = pod(self.nodes[owner].number, k);
-        self.nodes[borrower].add_pod(addresses)?;
-        self.route_to(addresses, borrower)?;
+        self.attach(addresses, borrower)?;
         Ok(addresses)
+    }
+
+    /// A new pod on a node, with any addresses; every main table routes them there, as the network
+    /// plugin would.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach(&mut self, addresses: Addresses, home: usize) -> Result<()> {
+        self.nodes[home].add_pod(addresses)?;
+        self.nodes[home].wait_for_pods()?;
+        self.route_to(addresses, home)
     }
 
     /// A borrowed address moves to another node: its pod ends and one is made there.
@@ -242,8 +274,7 @@ impl Lab {
         if let Some((node, k)) = home {
             node.remove_pod(k)?;
         }
-        self.nodes[to].add_pod(addresses)?;
-        self.route_to(addresses, to)
+        self.attach(addresses, to)
     }
 
     fn route_to(&self, addresses: Addresses, home: usize) -> Result<()> {
@@ -262,7 +293,7 @@ impl Lab {
         &self.underlay
     }
 
-    /// Lets the laboratory outlive this process; ending the returned processes takes it down.
+    /// Lets the laboratory outlive this process; killing the returned processes takes it down.
     ///
     /// # Errors
     /// When a part of it has gone already.

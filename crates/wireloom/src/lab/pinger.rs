@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -18,6 +18,9 @@ use super::{Place, Result, probe::Ping};
 const STRAGGLERS: Duration = Duration::from_secs(1);
 /// Bytes after the ICMP header.
 const PAYLOAD: usize = 56;
+
+/// The first identifier of a pinger, above those of the probes, and how many there are.
+const PINGERS: u16 = 1 << 15;
 
 /// Pings that go on until [`Pinger::stop`].
 #[derive(Debug)]
@@ -41,8 +44,9 @@ impl Pinger {
     /// # Errors
     /// When the kernel refuses the socket.
     pub fn start(from: &Place, to: &Place, family: Family, interval: Duration) -> Result<Self> {
-        // Below the probes' identifiers nobody else's are.
-        let ping = Ping::open(&from.space, to.addresses.of(family), u16::MAX)?;
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let id = PINGERS + NEXT.fetch_add(1, Ordering::Relaxed) % PINGERS;
+        let ping = Ping::open(&from.space, to.addresses.of(family), id)?;
         let over = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&over);
         let thread = thread::spawn(move || {

@@ -19,7 +19,7 @@ use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_plan::kernel::Family;
 
-use super::{Capture, Content, Error, Place, Result, Space};
+use super::{Capture, Content, Error, Packet, Place, Result, Space};
 
 /// What an exchange is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +82,12 @@ const REPLY_TIME: Duration = Duration::from_millis(300);
 /// When a socket cannot be had; an unreachable destination is a result.
 pub fn probe(underlay: &Space, from: &Place, to: &Place, family: Family, exchange: Exchange) -> Result<Cell> {
     let capture = Capture::open(underlay)?;
+    let trace = attempt(from, to, family, exchange)?;
+    Ok(trace.cell(&capture.drain()?))
+}
+
+/// Makes one exchange, while the caller captures.
+pub(crate) fn attempt(from: &Place, to: &Place, family: Family, exchange: Exchange) -> Result<Trace> {
     let mark = Mark::next();
     let (source, target) = (&from.space, to.addresses.of(family));
     let reachable = match exchange {
@@ -115,16 +121,29 @@ pub fn probe(underlay: &Space, from: &Place, to: &Place, family: Family, exchang
             })?
         }
     };
-    let sightings = capture.drain()?;
-    let direct = sightings.iter().any(|packet| mark.is_on(&packet.content));
-    let encrypted = sightings.iter().any(|packet| mark.is_within(&packet.content));
-    let wire = match (encrypted, direct) {
-        (true, true) => Wire::Both,
-        (true, false) => Wire::Encrypted,
-        (false, true) => Wire::Direct,
-        (false, false) => Wire::Nothing,
-    };
-    Ok(Cell { reachable, wire })
+    Ok(Trace { mark, reachable })
+}
+
+/// An exchange that was made: what it left on the underlay is for a capture to say.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trace {
+    mark: Mark,
+    reachable: bool,
+}
+
+impl Trace {
+    /// What became of the exchange, given all that crossed the underlay meanwhile.
+    pub(crate) fn cell(self, packets: &[Packet]) -> Cell {
+        let direct = packets.iter().any(|packet| self.mark.is_on(&packet.content));
+        let encrypted = packets.iter().any(|packet| self.mark.is_within(&packet.content));
+        let wire = match (encrypted, direct) {
+            (true, true) => Wire::Both,
+            (true, false) => Wire::Encrypted,
+            (false, true) => Wire::Direct,
+            (false, false) => Wire::Nothing,
+        };
+        Cell { reachable: self.reachable, wire }
+    }
 }
 
 fn try_often(mut attempt: impl FnMut(u16) -> Result<bool>) -> Result<bool> {

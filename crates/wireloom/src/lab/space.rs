@@ -99,7 +99,8 @@ impl Holder {
         self.pid
     }
 
-    /// Lets the namespaces outlive this process: they go when the returned process is ended.
+    /// Lets the namespaces outlive this process: they go when the returned process is killed (as the
+    /// first of its namespace it is deaf to gentler signals).
     ///
     /// # Errors
     /// When the holder has gone already.
@@ -107,7 +108,7 @@ impl Holder {
         if let Some(mut lifeline) = self.lifeline.take() {
             lifeline.write_all(b"keep\n").map_err(Error::io("tell a holder to stay"))?;
         }
-        Ok(self.process.id())
+        Ok(self.pid)
     }
 }
 

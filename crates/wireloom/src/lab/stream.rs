@@ -14,18 +14,21 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_plan::kernel::Family;
 
-use super::{Error, PATIENCE, Place, Result, Space};
+use super::{Error, PATIENCE, Place, Result, Space, until};
 
 /// Bytes, one write each [`INTERVAL`]: 1 MB/s, so that tests beside it are not disturbed.
 const CHUNK: usize = 10_000;
 const INTERVAL: Duration = Duration::from_millis(10);
+
+/// For the receiver to say that what was sent again had arrived already.
+const LATE_NEWS: Duration = Duration::from_millis(500);
 
 /// A TCP stream at a steady pace, until [`Stream::stop`].
 #[derive(Debug)]
 pub struct Stream {
     over: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
-    sender: JoinHandle<Result<u64>>,
+    sender: JoinHandle<Result<(TcpStream, u64)>>,
     receiver: JoinHandle<Result<Received>>,
     from: Space,
     ports: (u16, u16),
@@ -47,8 +50,9 @@ pub struct StreamReport {
     pub received: u64,
     /// No byte differed.
     pub intact: bool,
-    /// Segments that TCP had to send again: the packets that were lost, or thought so.
-    pub retransmitted: u64,
+    /// Segments that TCP had to send again, less those that had arrived already, as the receiver then
+    /// says (RFC 2883): what is left was lost on the way.
+    pub lost: u64,
     /// Between two reads.
     pub longest_silence: Duration,
 }
@@ -59,6 +63,8 @@ impl Stream {
     /// # Errors
     /// When no connection comes about.
     pub fn start(from: &Place, to: &Place, family: Family) -> Result<Self> {
+        // A tail loss probe sends again what is merely late to be acknowledged: that is no loss.
+        from.space.set_sysctls(&[("net/ipv4/tcp_early_retrans", "0")])?;
         let target = to.addresses.of(family);
         let listener = to.space.open("listen", || TcpListener::bind((target, 0)))?;
         let target = listener.local_addr().map_err(Error::io("see the port that is listened on"))?;
@@ -78,7 +84,7 @@ impl Stream {
                 next += INTERVAL;
                 thread::sleep(next.saturating_duration_since(Instant::now()));
             }
-            Ok(sent)
+            Ok((client, sent))
         });
         let received = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&received);
@@ -112,30 +118,38 @@ impl Stream {
     /// Ends the stream, waits until all of it has arrived, and reports.
     ///
     /// # Errors
-    /// When the connection broke on the way.
+    /// When the connection broke on the way, or does not deliver.
     pub fn stop(self) -> Result<StreamReport> {
-        let retransmitted = self.retransmitted()?;
         self.over.store(true, Ordering::Relaxed);
-        let sent = self.sender.join().expect("the sender does not panic")?;
+        let (client, sent) = self.sender.join().expect("the sender does not panic")?;
+        let arrived = || (self.received.load(Ordering::Relaxed) == sent).then_some(());
+        until(PATIENCE, "all of the stream to arrive", arrived)?;
+        let mut lost = lost_segments(&self.from, self.ports)?;
+        let deadline = Instant::now() + LATE_NEWS;
+        while lost > 0 && Instant::now() < deadline {
+            thread::sleep(INTERVAL);
+            lost = lost_segments(&self.from, self.ports)?;
+        }
+        drop(client);
         let Received { bytes: received, longest_silence, intact } =
             self.receiver.join().expect("the receiver does not panic")?;
-        Ok(StreamReport { sent, received, intact, retransmitted, longest_silence })
+        Ok(StreamReport { sent, received, intact, lost, longest_silence })
     }
+}
 
-    /// `ss` shows `retrans:NOW/TOTAL` when there were any.
-    fn retransmitted(&self) -> Result<u64> {
-        let line = format!("ss -Htino sport = :{} and dport = :{}", self.ports.0, self.ports.1);
-        let shown = self.from.run(&line)?;
-        if !shown.contains("segs_out:") {
-            return Err(Error::Output { what: line, output: shown });
-        }
-        let total = shown.split_whitespace().find_map(|word| word.strip_prefix("retrans:"));
-        match total.map(|now_total| now_total.split('/').next_back().map(str::parse)) {
-            None => Ok(0),
-            Some(Some(Ok(total))) => Ok(total),
-            Some(_) => Err(Error::Output { what: line, output: shown }),
-        }
+/// `ss` shows `retrans:NOW/TOTAL` and `dsack_dups:SEGMENTS`, each when it is not 0.
+fn lost_segments(from: &Space, (source, target): (u16, u16)) -> Result<u64> {
+    let line = format!("ss -Htino sport = :{source} and dport = :{target}");
+    let shown = from.run(&line)?;
+    let unexpected = || Error::Output { what: line.clone(), output: shown.clone() };
+    if !shown.contains("segs_out:") {
+        return Err(unexpected());
     }
+    let count = |name: &str| match shown.split_whitespace().find_map(|word| word.strip_prefix(name)) {
+        None => Ok(0),
+        Some(value) => value.rsplit('/').next().unwrap_or(value).parse::<u64>().map_err(|_| unexpected()),
+    };
+    Ok(count("retrans:")?.saturating_sub(count("dsack_dups:")?))
 }
 
 fn connect(from: &Space, target: SocketAddr) -> Result<TcpStream> {

@@ -10,6 +10,8 @@ use std::{
 
 use base64ct::{Base64, Encoding as _};
 
+use wireloom_plan::kernel::{ALIAS, PROTOCOL};
+
 use super::{
     Error, Lab, Node, Result, Space,
     mesh::{KeyPair, Mesh, PORT},
@@ -27,12 +29,13 @@ pub fn build(device: &str, lab: &Lab, mesh: &Mesh, keys: &[KeyPair]) -> Result<(
     for (node, key) in lab.nodes.iter().zip(keys) {
         node.run(&format!("{device} wg0"))?;
         configure(&node.host.space, "wg0", &configuration(node, mesh, key)?)?;
-        let mut batch = String::from("link set wg0 mtu 1420 up\n");
+        // As an agent would have left it that had the bug: the interface and its routes are its own.
+        let mut batch = format!("link set wg0 mtu 1420 alias {ALIAS} up\n");
         for member in &mesh.nodes {
             for workload in &member.workloads {
                 let target = if member.name == node.name { "throw" } else { "unicast" };
                 let device = if member.name == node.name { "" } else { "dev wg0" };
-                let _ = writeln!(batch, "route add {target} {workload} {device} table 1");
+                let _ = writeln!(batch, "route add {target} {workload} {device} table 1 proto {PROTOCOL}");
             }
         }
         node.host.space.feed("ip -batch -", &batch)?;

@@ -2,20 +2,38 @@
 //!
 //! | module | shows |
 //! |---|---|
-//! | [`kernel_roundtrip`] | that the kernel gives back what the shell wrote, and the planner's twin of it does as it does |
 //! | [`laboratory`] | that the laboratory measures what it claims to, and leaves nothing behind |
+//! | [`demo`] | that `wireloom demo` keeps its promises, as root and not, and `--keep` |
+//! | [`matrix`] | who reaches whom, encrypted or not, in each mode, and what switching it costs |
+//! | [`rules`] | the policy rules as iproute2 prints them, live changes of pools and scope |
+//! | [`membership`] | changes of the mesh file: keys, endpoints, nodes, borrowed addresses, mistakes |
+//! | [`upgrade`] | that an unscoped rule gives way in the right order, and others' objects stay |
+//! | [`restart`] | that an agent's end costs no packet, and `down` leaves nothing |
+//! | [`trouble`] | what is said when the work cannot be done |
+//! | [`kernel_roundtrip`] | that the kernel gives back what the shell wrote, and the planner's twin of it does as it does |
 //! | [`device`] | the userspace interface: its life, its control socket, what it does to bad packets |
 //! | [`interop`] | the userspace interface with wireguard-go at the other end |
+//!
+//! [`fleet`], [`tunnel`] and [`monitor`] are what they are built with.
 //!
 //! `cargo test --features functional` runs them, as root or not (a test binary that may not make
 //! namespaces starts itself again in a user namespace). They need Debian's `iproute2`, `iputils-ping`,
 //! `nftables`, `util-linux`, `wireguard-tools` and `wireguard-go`; a missing one fails with its name.
 
+mod demo;
 mod device;
+mod fleet;
 mod interop;
 mod kernel_roundtrip;
 mod laboratory;
+mod matrix;
+mod membership;
+mod monitor;
+mod restart;
+mod rules;
+mod trouble;
 mod tunnel;
+mod upgrade;
 
 use std::path::Path;
 

@@ -1,0 +1,48 @@
+//! `--keep`: the mesh stays, and its user learns to find the way in it.
+
+use std::{fs, os::unix::process::parent_id};
+
+use anyhow::Context as _;
+use owo_colors::OwoColorize as _;
+
+use super::mesh::DemoMesh;
+use crate::lab::agent::Agent;
+
+/// Lets the mesh outlive this process.
+pub(super) fn keep(mesh: DemoMesh) -> anyhow::Result<()> {
+    // Of another user namespace than our caller's: who looks around from there has to enter it as well.
+    let enter = match (fs::read_link("/proc/self/ns/user"), fs::read_link(parent("ns/user"))) {
+        (Ok(ours), Ok(theirs)) if ours == theirs => "nsenter --net --mount --pid --wdns=/ --target",
+        _ => "nsenter --user --preserve-credentials --net --mount --pid --wdns=/ --target",
+    };
+    let wireloom = mesh.program().display().to_string();
+    let far_pod = mesh.lab.nodes[1].pods[0].addresses;
+
+    anstream::println!("\n{}", "The mesh stays up. To look around on a node:".bold());
+    for node in &mesh.lab.nodes {
+        anstream::println!("  {enter} {:<8} {}", node.pid(), format_args!("# {}", node.name).dimmed());
+    }
+    anstream::println!("{}", "and there:".bold());
+    let commands: [(String, &str); 7] = [
+        ("ip rule show pref 99".into(), "what is sent into the tunnel"),
+        ("ip route show table 1".into(), "and whereto"),
+        ("wg show".into(), "peers and handshakes (Debian package wireguard-tools)"),
+        (format!("{wireloom} status"), "the same, with the agent's warnings"),
+        (format!("ping -c 3 {}", far_pod.v4), "from this host to a pod on node-b"),
+        (format!("ip netns exec pod-1 ping -c 3 {}", far_pod.v6), "from this node's pod"),
+        ("editor /etc/wireloom/agent.toml".into(), "the agent follows every change"),
+    ];
+    for (command, meaning) in commands {
+        anstream::println!("  {command:<48} {}", format_args!("# {meaning}").dimmed());
+    }
+    let DemoMesh { lab, agents, .. } = mesh;
+    agents.into_iter().for_each(Agent::leave);
+    let pids = lab.keep().context("the mesh cannot be left up")?;
+    let pids: Vec<_> = pids.iter().map(ToString::to_string).collect();
+    anstream::println!("{}\n  kill -KILL {}", "To take it down:".bold(), pids.join(" "));
+    Ok(())
+}
+
+fn parent(file: &str) -> String {
+    format!("/proc/{}/{file}", parent_id())
+}

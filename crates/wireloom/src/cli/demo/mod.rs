@@ -1,0 +1,45 @@
+//! `wireloom demo`: a mesh in namespaces, in three states, each measured with real packets.
+
+mod keep;
+mod mesh;
+mod state;
+mod table;
+
+use std::{process::ExitCode, time::Instant};
+
+use crate::lab::{become_root, require};
+
+use self::{mesh::DemoMesh, state::State};
+
+/// Build a mesh in network namespaces, as root or not: show the break, the mend and the encryption
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Leave the mesh up, and say how to look around in it
+    #[arg(long)]
+    keep: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    require(&["ip", "ping", "nft", "unshare", "nsenter", "mount"])?;
+    become_root()?;
+    let began = Instant::now();
+    let mut mesh = DemoMesh::new()?;
+    table::introduction(mesh.nodes());
+
+    let mut broken = Vec::new();
+    for state in State::ALL {
+        let pings = mesh.pings()?;
+        mesh.enter(state)?;
+        let matrix = mesh.settle(state)?;
+        table::show(state, &matrix, &pings.stop()?);
+        broken.extend(matrix.broken(state.promise()).into_iter().map(|cell| (state, cell)));
+    }
+    table::conclusion(&broken, began.elapsed());
+    if !broken.is_empty() {
+        mesh.print_logs()?;
+    }
+    if arguments.keep {
+        keep::keep(mesh)?;
+    }
+    Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,120 @@
+//! `wireloom demo`, as its user runs it.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use wireloom::lab::{PATIENCE, become_root, until};
+
+use crate::wireloom;
+
+fn demo() -> Command {
+    let mut command = Command::new(wireloom());
+    command.arg("demo").stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn the_demo_keeps_its_promises_in_time() {
+    become_root().unwrap();
+    let began = Instant::now();
+    let output = demo().output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    // The limit is 20 s with the machine to itself; here other tests run beside it.
+    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+    assert_eq!(stdout.matches("\n     pod → pod     ✓ works  encrypted").count(), 3, "{stdout}");
+    assert_eq!(stdout.matches('✗').count(), 4, "{stdout}");
+    assert!(!stdout.contains('\u{1b}'), "colours only on a terminal");
+}
+
+#[test]
+fn the_demo_runs_for_an_ordinary_user() {
+    become_root().unwrap();
+    // User 1000 of a user namespace, without any right over this one: as ordinary as can be had here.
+    let output = Command::new("unshare")
+        .args(["--map-user=1000", "--map-group=1000", "--"])
+        .arg(wireloom())
+        .arg("demo")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+}
+
+#[test]
+fn kill_9_takes_the_demo_down() {
+    become_root().unwrap();
+    let mut process = demo().stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    // Until the second state is being built, with devices and agents running.
+    lines.find(|line| line.as_ref().unwrap().contains("host → host")).unwrap().unwrap();
+    let children = descendants(process.id());
+    assert!(children.len() >= 4, "{children:?}");
+    process.kill().unwrap();
+    process.wait().unwrap();
+    for pid in children {
+        until(PATIENCE, "the laboratory to go", || (!alive(pid)).then_some(())).unwrap();
+    }
+}
+
+#[test]
+fn keep_leaves_a_mesh_that_can_be_looked_at_and_taken_down() {
+    become_root().unwrap();
+    let output = demo().arg("--keep").output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}");
+    let enter = stdout.lines().find(|line| line.contains("# node-a")).unwrap();
+    let enter: Vec<_> = enter.split('#').next().unwrap().split_whitespace().collect();
+    let look = |words: &str| {
+        let output =
+            Command::new(enter[0]).args(&enter[1..]).args(words.split_whitespace()).output().unwrap();
+        assert!(output.status.success(), "{words}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let takedown = stdout.lines().find(|line| line.trim().starts_with("kill -KILL")).unwrap();
+    let pids: Vec<u32> = takedown.split_whitespace().skip(2).map(|pid| pid.parse().unwrap()).collect();
+    let looked = std::panic::catch_unwind(|| {
+        // What the hints promise, in their words.
+        let hints = stdout.lines().skip_while(|line| !line.contains("and there:")).skip(1);
+        for hint in hints.take_while(|line| line.starts_with("  ")) {
+            let command = hint.split('#').next().unwrap().trim();
+            if !command.starts_with("editor") {
+                look(command);
+            }
+        }
+        assert!(look("ip rule show pref 99").contains("not from all fwmark 0xa/0xa lookup 1"));
+    });
+    let mut kill = Command::new("kill");
+    kill.arg("-KILL").args(pids.iter().map(ToString::to_string));
+    assert!(kill.status().unwrap().success());
+    for pid in pids {
+        until(PATIENCE, "the laboratory to go", || (!alive(pid)).then_some(())).unwrap();
+    }
+    looked.unwrap();
+}
+
+fn alive(pid: u32) -> bool {
+    // A process that has ended stays visible until its parent looks.
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+        && Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// Processes whose parent's parent's … parent is this one.
+fn descendants(of: u32) -> Vec<u32> {
+    let parent = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse::<u32>().ok()
+    };
+    let all: Vec<u32> = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    let descends =
+        |pid: u32| std::iter::successors(Some(pid), |pid| parent(*pid)).skip(1).any(|pid| pid == of);
+    all.into_iter().filter(|pid| descends(*pid)).collect()
+}

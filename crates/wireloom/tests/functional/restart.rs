@@ -1,0 +1,168 @@
+//! The agent ends and comes back, and the packets do not notice; `down` leaves nothing behind.
+
+use wireloom::lab::{
+    Layout, Node, Promise, Stream,
+    agent::{self, Agent},
+};
+use wireloom_plan::kernel::Family;
+
+use crate::{
+    fleet::{Fleet, rules, run},
+    wireloom,
+};
+
+const SCOPED: &str = "encrypt_host_traffic = false";
+const HOST: &str = "encrypt_host_traffic = true";
+
+/// Ends the agent of node-a in this way and starts it again, while a TCP stream runs from pod to pod.
+fn no_loss_when(routing: &str, promise: Promise, end: impl Fn(Agent)) {
+    let mut fleet = Fleet::new(Layout { pod_mtu: 1420, ..Layout::default() }, routing);
+    fleet.settle(promise);
+    let interface = |fleet: &Fleet| fleet.lab.nodes[0].run("ip -o link show wg0").unwrap();
+    let before = interface(&fleet);
+    let streams = [Family::V4, Family::V6].map(|family| {
+        let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+        Stream::start(&a.pods[0], &b.pods[0], family).unwrap()
+    });
+    let flows_on = |fleet: &Fleet| {
+        for stream in &streams {
+            let so_far = stream.received();
+            fleet.wait("the stream to flow on", |_| stream.received() > so_far + 500_000);
+        }
+    };
+    flows_on(&fleet);
+    for _ in 0..2 {
+        end(fleet.agents.remove(0));
+        flows_on(&fleet);
+        fleet.agents.insert(0, Agent::start(wireloom(), &fleet.lab.nodes[0]).unwrap());
+        fleet.wait("the agent to be back", |fleet| {
+            let (status, shown, _) = run(&fleet.lab.nodes[0], "status");
+            status == 0 && shown.contains("node-b")
+        });
+        flows_on(&fleet);
+    }
+    for stream in streams {
+        let report = stream.stop().unwrap();
+        println!("{report:?}");
+        assert!(report.intact && report.sent == report.received, "{report:?}");
+        assert_eq!(report.lost, 0, "{report:?}");
+    }
+    assert_eq!(interface(&fleet), before, "the interface is the one from before");
+    fleet.settle(promise);
+}
+
+#[test]
+fn sigterm_leaves_the_data_path_up() {
+    no_loss_when(SCOPED, Promise::SCOPED, |agent| {
+        assert!(agent.terminate().unwrap().success());
+    });
+}
+
+#[test]
+fn kill_9_leaves_the_data_path_up() {
+    no_loss_when(SCOPED, Promise::SCOPED, |agent| agent.kill().unwrap());
+}
+
+#[test]
+fn kill_9_leaves_the_data_path_up_in_host_mode() {
+    no_loss_when(HOST, Promise::HOST, |agent| agent.kill().unwrap());
+}
+
+/// What changed while no agent ran is caught up with.
+#[test]
+fn a_restarted_agent_catches_up() {
+    let mut fleet = Fleet::new(Layout::default(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    fleet.agents.clear();
+    fleet.route(HOST);
+    fleet.lab.nodes[0].run("ip rule del pref 99").unwrap();
+    fleet.lab.nodes[1].run("ip route flush table 1").unwrap();
+    fleet.start();
+    fleet.settle(Promise::HOST);
+}
+
+/// The device process is all that the data path is made of; when it dies it is made again.
+#[test]
+fn a_killed_device_is_made_again() {
+    let fleet = Fleet::new(Layout::default(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    let node = &fleet.lab.nodes[0];
+    node.run("ip link del wg0").unwrap();
+    fleet.settle(Promise::SCOPED);
+}
+
+#[test]
+fn down_leaves_the_machine_as_it_was() {
+    for rp_filter in [1, 0] {
+        let layout = Layout { rp_filter, ..Layout::default() };
+        let mut fleet = Fleet::without_agents(layout, HOST);
+        fleet.wait_for_cables();
+        let before: Vec<_> = fleet.lab.nodes.iter().map(machine).collect();
+        fleet.start();
+        fleet.settle(Promise::HOST);
+        assert_ne!(machine(&fleet.lab.nodes[0]), before[0]);
+        for agent in std::mem::take(&mut fleet.agents) {
+            assert!(agent.terminate().unwrap().success());
+        }
+        for (node, before) in fleet.lab.nodes.iter().zip(&before) {
+            agent::down(wireloom(), node).unwrap();
+            assert_eq!(differences(before, &machine(node)), [""; 0], "{}", node.name);
+            // And once more, with nothing left to take down.
+            agent::down(wireloom(), node).unwrap();
+            assert_eq!(differences(before, &machine(node)), [""; 0], "{}", node.name);
+        }
+        fleet.settle(Promise::PLAINTEXT);
+    }
+}
+
+/// A broken file must not keep anybody from taking everything down.
+#[test]
+fn down_works_with_broken_files() {
+    let mut fleet = Fleet::without_agents(Layout::default(), HOST);
+    fleet.wait_for_cables();
+    let before = machine(&fleet.lab.nodes[0]);
+    fleet.start();
+    fleet.settle(Promise::HOST);
+    fleet.agents.clear();
+    let node = &fleet.lab.nodes[0];
+    node.host.space.write(wireloom::lab::mesh::MEMBERS, "[[nodes").unwrap();
+    agent::down(wireloom(), node).unwrap();
+    assert_eq!(differences(&before, &machine(node)), [""; 0]);
+    assert!(rules(node).is_empty());
+}
+
+/// The lines of one that the other has not.
+fn differences(before: &[String], after: &[String]) -> Vec<String> {
+    let missing = |from: &[String], to: &[String], sign: char| -> Vec<String> {
+        from.iter().filter(|line| !to.contains(line)).map(|line| format!("{sign} {line}")).collect()
+    };
+    [missing(before, after, '-'), missing(after, before, '+')].concat()
+}
+
+/// All that the agent may change, line by line.
+fn machine(node: &Node) -> Vec<String> {
+    let mut state: Vec<String> = [
+        "ip -o -4 rule show",
+        "ip -o -6 rule show",
+        "ip -d -4 route show table all",
+        "ip -d -6 route show table all",
+        "ip -o address show",
+        "ip -o link show",
+        "nft list ruleset",
+        "find /var/lib/wireloom /run/wireguard /run/wireloom -type f -o -type s",
+    ]
+    .iter()
+    .map(|line| {
+        // The run directories come with the first start.
+        let _ = node.run("mkdir -p -m 0700 /run/wireguard /run/wireloom");
+        node.run(line).unwrap()
+    })
+    .collect();
+    for interface in ["all", "default", "lo", "eth0", "cni0", "pod-1"] {
+        for name in ["rp_filter", "src_valid_mark", "forwarding", "send_redirects"] {
+            let path = format!("net/ipv4/conf/{interface}/{name}");
+            state.push(format!("{path} = {}", node.host.space.sysctl(&path).unwrap()));
+        }
+    }
+    state.iter().flat_map(|shown| shown.lines()).map(str::to_owned).collect()
+}
