@@ -44,3 +44,28 @@ pub const LOAD_LINGERS: Duration = Duration::from_secs(1);
 pub const ANSWERS_PER_SECOND: u64 = 20;
 /// And at once; the kernel's `PACKETS_BURSTABLE`.
 pub const ANSWERS_BURST: u64 = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_of_the_paper() {
+        let seconds = [
+            (REKEY_AFTER_TIME, 120),
+            (REJECT_AFTER_TIME, 180),
+            (REKEY_ATTEMPT_TIME, 90),
+            (REKEY_TIMEOUT, 5),
+            (KEEPALIVE_TIMEOUT, 10),
+            (UNANSWERED_TIMEOUT, 15),
+            (LAST_MINUTE_AFTER_TIME, 165),
+            (WIPE_AFTER_TIME, 540),
+        ];
+        for (timer, expected) in seconds {
+            assert_eq!(timer, Duration::from_secs(expected));
+        }
+        assert_eq!(REKEY_AFTER_MESSAGES, 1 << 60);
+        assert_eq!(u128::from(REJECT_AFTER_MESSAGES), (1_u128 << 64) - (1 << 13) - 1);
+        assert!(REKEY_TIMEOUT_JITTER_MAX <= Duration::from_secs(1) / 3);
+    }
+}

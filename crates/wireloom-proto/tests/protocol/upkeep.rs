@@ -3,7 +3,7 @@
 use std::num::NonZeroU16;
 use std::time::Duration;
 
-use wireloom_proto::{Instant, MessageKind, timers};
+use wireloom_proto::{Endpoint, Instant, LocalAddress, MessageKind, timers};
 
 use crate::world::{ALICE, BOB, LATENCY, Seen, World, address};
 
@@ -239,6 +239,29 @@ fn the_data_path_seldom_bothers_the_device() {
     assert_eq!(world.elapsed() - began, 40 * SECOND);
     // 40 seconds of ping-pong: each device looks at most about every 10 seconds.
     assert!(world.nodes.iter().all(|node| node.signals <= 10));
+}
+
+#[test]
+fn our_own_address_is_chosen_anew_when_nothing_comes_back() {
+    let mut world = World::pair();
+    world.assert_connected();
+    let local = LocalAddress { address: address(1).ip(), interface: 7 };
+    let endpoint = Endpoint { remote: address(2), local: Some(local) };
+    // Bob's next packet comes to that address.
+    world.send(BOB, ALICE, b"hello");
+    let mut bytes = world.seen.last().unwrap().bytes.clone();
+    let now = world.now();
+    let transport = world.nodes[ALICE].device.transport().clone();
+    let opened = transport.open(now.monotonic, endpoint, &mut bytes).unwrap();
+    assert_eq!(opened.path.endpoint(), Some(endpoint));
+    let path = world.path(ALICE, BOB);
+
+    world.unreachable = vec![address(2)];
+    world.send(ALICE, BOB, b"are you there?");
+    world.run(14 * SECOND);
+    assert_eq!(path.endpoint(), Some(endpoint), "it stays while there is hope");
+    world.run(2 * SECOND);
+    assert_eq!(path.endpoint(), Some(address(2).into()));
 }
 
 #[test]
