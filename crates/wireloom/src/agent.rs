@@ -72,6 +72,8 @@ struct Agent {
 /// What keeps the agent from starting: a mistake in `agent.toml`, an unusable key, another agent,
 /// a foreign interface. Later trouble is reported, and tried again.
 pub fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
+    // It is watched through its directory, which a bare file name does not tell.
+    let config_path = config_path.map(std::path::absolute).transpose().context("cannot find agent.toml")?;
     let config = Config::load(config_path.as_deref())?;
     let state = StateDir::locate();
     let lock = lock(&state)?;
