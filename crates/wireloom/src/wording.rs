@@ -5,16 +5,16 @@ use wireloom_plan::{
     op::Op,
 };
 
-/// What an operation does, to follow "cannot" or to stand in a list.
+/// What an operation does to our interface or our table, to follow "cannot" or to stand in a list.
 #[must_use]
-pub fn op(op: &Op) -> String {
+pub fn op(op: &Op, interface: &str) -> String {
     match op {
-        Op::CreateLink { mtu } => format!("create the interface, MTU {mtu}"),
-        Op::RemoveLink => "remove the interface".into(),
-        Op::SetMtu { mtu } => format!("set the interface's MTU to {mtu}"),
-        Op::SetUp => "bring the interface up".into(),
+        Op::CreateLink { mtu } => format!("create {interface}, MTU {mtu}"),
+        Op::RemoveLink => format!("remove {interface}"),
+        Op::SetMtu { mtu } => format!("set the MTU of {interface} to {mtu}"),
+        Op::SetUp => format!("bring {interface} up"),
         Op::ConfigureDevice { public_key, listen_port, fwmark } => {
-            format!("configure the device: key {public_key}, port {listen_port}, fwmark {fwmark:#x}")
+            format!("configure {interface}: key {public_key}, port {listen_port}, fwmark {fwmark:#x}")
         }
         Op::SetPeer(peer) => {
             let endpoint = peer.endpoint.map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
@@ -23,19 +23,19 @@ pub fn op(op: &Op) -> String {
             format!("set the peer {}{endpoint} for {cidrs}", peer.public_key)
         }
         Op::RemovePeer { public_key } => format!("remove the peer {public_key}"),
-        Op::AddAddress { address } => format!("add the address {address}"),
-        Op::RemoveAddress { address } => format!("remove the address {address}"),
-        Op::SetRoute(to) => format!("set the route `{}`", route(to)),
-        Op::RemoveRoute(to) => format!("remove the route `{}`", route(to)),
+        Op::AddAddress { address } => format!("add the address {address} to {interface}"),
+        Op::RemoveAddress { address } => format!("remove the address {address} from {interface}"),
+        Op::SetRoute(to) => format!("set the route `{}`", route(to, interface)),
+        Op::RemoveRoute(to) => format!("remove the route `{}`", route(to, interface)),
         Op::AddRule(the) => format!("add the rule `{}`", rule(the)),
         Op::RemoveRule(the) => format!("remove the rule `{}`", rule(the)),
         Op::SetFirewall(_) => "replace the nftables table `inet wireloom`".into(),
         Op::RemoveFirewall => "remove the nftables table `inet wireloom`".into(),
-        Op::SetUnderlaySysctl { interface, sysctl, value } => {
-            format!("set net.ipv4.conf.{interface}.{} to {value}", sysctl_name(*sysctl))
+        Op::SetUnderlaySysctl { interface: underlay, sysctl, value } => {
+            format!("set net.ipv4.conf.{underlay}.{} to {value}", sysctl_name(*sysctl))
         }
-        Op::RestoreUnderlaySysctl { interface, sysctl } => {
-            format!("put net.ipv4.conf.{interface}.{} back to what it was", sysctl_name(*sysctl))
+        Op::RestoreUnderlaySysctl { interface: underlay, sysctl } => {
+            format!("put net.ipv4.conf.{underlay}.{} back to what it was", sysctl_name(*sysctl))
         }
     }
 }
@@ -65,12 +65,12 @@ pub fn rule(rule: &Rule) -> String {
 
 /// A route as `ip route show` prints it.
 #[must_use]
-pub fn route(route: &Route) -> String {
+pub fn route(route: &Route, interface: &str) -> String {
     match &route.kind {
         RouteKind::Device { gateway, source } => {
             let via = gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
             let src = source.map(|source| format!(" src {source}")).unwrap_or_default();
-            format!("{}{via} through the interface{src}", route.destination)
+            format!("{}{via} dev {interface}{src}", route.destination)
         }
         RouteKind::Throw => format!("throw {}", route.destination),
         RouteKind::Unreachable => format!("unreachable {}", route.destination),

@@ -37,14 +37,17 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     kernel.finish_creation()?;
     let ops = teardown(&kernel.observe(&BTreeSet::new())?);
     for op in &ops {
-        anstream::println!("{} {}", "-".red(), wording::op(op));
+        anstream::println!("{} {}", "-".red(), wording::op(op, &programmed.interface));
     }
     kernel.apply(&ops).map_err(|errors| {
         let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("{}", texts.join("\n"))
     })?;
     if let Some(left) = teardown(&kernel.observe(&BTreeSet::new())?).first() {
-        bail!("something came back while it was taken away: it still takes to {}", wording::op(left));
+        bail!(
+            "something came back while it was taken away: it still takes to {}",
+            wording::op(left, &programmed.interface)
+        );
     }
     RunFile::remove(&programmed.interface).context("cannot remove the run file")?;
     state.clear().with_context(|| format!("cannot clear {}", state.path().display()))?;

@@ -55,7 +55,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         println!("{}", serde_json::to_string_pretty(&output)?);
     } else {
         for op in &plan.ops {
-            anstream::println!("{} {}", sign(op), wording::op(op));
+            anstream::println!("{} {}", sign(op), wording::op(op, &situation.config.settings.interface));
         }
         if plan.ops.is_empty() {
             anstream::println!("{}", "nothing to do: the kernel is as desired".green());

@@ -51,11 +51,13 @@ impl Linux {
     }
 
     fn apply_one(&mut self, op: &Op) -> Result<(), Error> {
+        let ours = self.interface.clone();
+        let operation = || wording::op(op, &ours);
         match op {
-            Op::CreateLink { mtu } => self.create_link(*mtu),
-            Op::RemoveLink => self.remove_link().attempt(|| wording::op(op)),
-            Op::SetFirewall(firewall) => nft::replace(firewall).attempt(|| wording::op(op)),
-            Op::RemoveFirewall => nft::remove().attempt(|| wording::op(op)),
+            Op::CreateLink { mtu } => self.create_link(*mtu).attempt(operation),
+            Op::RemoveLink => self.remove_link().attempt(operation),
+            Op::SetFirewall(firewall) => nft::replace(firewall).attempt(operation),
+            Op::RemoveFirewall => nft::remove().attempt(operation),
             Op::SetUnderlaySysctl { interface, sysctl, value } => {
                 sysctl::set(&self.state, interface, *sysctl, *value)
             }
@@ -69,11 +71,11 @@ impl Linux {
     /// Consecutive changes of the device make one transaction, so that an allowed-IP that moves
     /// from one peer to another is nobody's at no time.
     fn change_device(&mut self, ops: &[Op]) -> Result<(), Error> {
+        let ours = self.interface.clone();
         let operation = || match ops {
-            [one] => wording::op(one),
-            many => {
-                format!("make {} changes of the WireGuard device ({}, …)", many.len(), wording::op(&many[0]))
-            }
+            [one] => wording::op(one, &ours),
+            [first, ..] => format!("make {} changes ({}, …)", ops.len(), wording::op(first, &ours)),
+            [] => String::new(),
         };
         let key = self.private_key.as_ref();
         let changes: Result<Vec<_>, Cause> = ops.iter().map(|op| device_change(op, key)).collect();
@@ -96,17 +98,19 @@ impl Linux {
 
     /// Many changes in few sends; the kernel tries all of them.
     fn change_tables(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {
+        let ours = self.interface.clone();
+        let operation = |position: usize| wording::op(&ops[position], &ours);
         let one = |error| vec![error];
         let index = self.link().map_err(one)?.map(|found| found.index);
         let mut requests = Vec::with_capacity(ops.len());
-        for op in ops {
-            requests.push(self.request(op, index).attempt(|| wording::op(op)).map_err(one)?);
+        for (position, op) in ops.iter().enumerate() {
+            requests.push(self.request(op, index).attempt(|| operation(position)).map_err(one)?);
         }
-        let refusals = self.netlink.change(&requests).attempt(|| wording::op(&ops[0])).map_err(one)?;
+        let refusals = self.netlink.change(&requests).attempt(|| operation(0)).map_err(one)?;
         let errors: Vec<Error> = refusals
             .into_iter()
             .filter(|(position, cause)| !is_done_already(&ops[*position], cause))
-            .filter_map(|(position, cause)| Err::<(), _>(cause).attempt(|| wording::op(&ops[position])).err())
+            .map(|(position, cause)| Error::new(operation(position), cause))
             .collect();
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
@@ -126,15 +130,13 @@ impl Linux {
         }
     }
 
-    fn create_link(&mut self, mtu: u32) -> Result<(), Error> {
-        let interface = self.interface.clone();
-        let operation = || format!("create interface {interface}");
-        self.state.begin_creating(&interface).attempt(operation)?;
-        self.backend.create().attempt(operation)?;
-        let found =
-            self.link()?.ok_or_else(|| Cause::Passing("it vanished at once".into())).attempt(operation)?;
-        self.adopt(found.index, mtu).attempt(operation)?;
-        self.state.end_creating().attempt(operation)
+    fn create_link(&mut self, mtu: u32) -> Result<(), Cause> {
+        self.state.begin_creating(&self.interface)?;
+        self.backend.create()?;
+        let found = link::by_name(&mut self.netlink, &self.interface)?;
+        let found = found.ok_or_else(|| Cause::Passing("it vanished at once".into()))?;
+        self.adopt(found.index, mtu)?;
+        Ok(self.state.end_creating()?)
     }
 
     /// If an agent was killed between making the interface and marking it, marks it.

@@ -50,8 +50,8 @@ pub enum Trouble {
     #[error("{}", told(.0))]
     Apply(Vec<Error>),
     /// The operations succeed, and yet more are needed each time.
-    #[error("the kernel does not stay as it was told: after {ROUNDS} rounds it still takes to {}", wording::op(&.0[0]))]
-    Unsettled(Vec<Op>),
+    #[error("the kernel does not stay as it was told: after {ROUNDS} rounds it still takes to {0}")]
+    Unsettled(String),
 }
 
 fn told(errors: &[Error]) -> String {
@@ -192,7 +192,7 @@ impl<K: Kernel> Reconciler<K> {
                 return Ok(done);
             }
             if rounds.next().is_none() {
-                return Err(Trouble::Unsettled(plan.ops));
+                return Err(Trouble::Unsettled(wording::op(&plan.ops[0], &self.settings.interface)));
             }
             self.apply(&plan.ops)?;
             done += plan.ops.len();
@@ -201,7 +201,7 @@ impl<K: Kernel> Reconciler<K> {
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), Trouble> {
         for op in ops.iter().take(TOLD) {
-            tracing::info!("{}", wording::op(op));
+            tracing::info!("{}", wording::op(op, &self.settings.interface));
         }
         if let Some(more @ 1..) = ops.len().checked_sub(TOLD) {
             tracing::info!("and {more} more changes");

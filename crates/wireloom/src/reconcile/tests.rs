@@ -36,7 +36,7 @@ impl Kernel for Memory {
         for op in ops {
             if self.refuses.is_some_and(|refuses| refuses(op)) {
                 let cause = Cause::from(io::Error::other("the test says so"));
-                return Err(vec![Error::new(wording::op(op), cause)]);
+                return Err(vec![Error::new(wording::op(op, "wg0"), cause)]);
             }
             self.observed.apply(op).expect("the planner asks for what the kernel takes");
             self.applied.push(op.clone());
@@ -157,10 +157,7 @@ fn after_a_failure_the_kernel_is_looked_at_and_the_rest_is_done() {
     reconciler.kernel.refuses = Some(|op| matches!(op, Op::SetRoute(_)));
     reconciler.set_cluster(cluster(3));
     let trouble = reconciler.pass().unwrap_err();
-    assert_eq!(
-        trouble.to_string(),
-        "cannot set the route `10.161.2.0/24 through the interface`: the test says so"
-    );
+    assert_eq!(trouble.to_string(), "cannot set the route `10.161.2.0/24 dev wg0`: the test says so");
     assert!(trouble.retry_can_help());
     assert_eq!(reconciler.mirror(), None);
 

@@ -211,7 +211,7 @@ fn twenty_thousand_routes_and_one_that_the_kernel_refuses() {
         assert_eq!(errors.len(), 1);
         assert_eq!(
             errors[0].to_string(),
-            "cannot set the route `10.250.0.0/16 through the interface src 198.51.100.1`: Invalid prefsrc address \
+            "cannot set the route `10.250.0.0/16 dev wg0 src 198.51.100.1`: Invalid prefsrc address \
              (Invalid argument)"
         );
         assert!(!errors[0].retry_can_help());
