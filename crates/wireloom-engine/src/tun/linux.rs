@@ -12,7 +12,7 @@ use std::{
 use nix::net::if_::if_nametoindex;
 
 use super::{
-    Tun, TunEvent,
+    Tun, TunEvent, TunState,
     link::{self, LinkMonitor},
 };
 
@@ -26,6 +26,8 @@ const DEFAULT_MTU: u32 = 1420;
 pub struct LinuxTun {
     file: File,
     monitor: LinkMonitor,
+    /// As last heard of.
+    mtu: usize,
 }
 
 /// Why no interface was made.
@@ -80,7 +82,7 @@ impl LinuxTun {
         let index = if_nametoindex(name).map_err(|error| failed(error.into()))?;
         link::set_up(index, DEFAULT_MTU).map_err(failed)?;
         let monitor = LinkMonitor::open(index).map_err(failed)?;
-        Ok(Self { file, monitor })
+        Ok(Self { file, monitor, mtu: DEFAULT_MTU as usize })
     }
 
     /// Readable when [`Tun::receive`] has a packet.
@@ -106,7 +108,20 @@ impl Tun for LinuxTun {
     }
 
     fn poll_event(&mut self) -> io::Result<Option<TunEvent>> {
-        self.monitor.poll()
+        let event = self.monitor.poll()?;
+        Ok(event.map(|event| match event {
+            TunEvent::State(state) => {
+                self.mtu = state.mtu;
+                event
+            }
+            // It is gone from this network namespace but still ours: it was moved to another one, as
+            // <https://www.wireguard.com/netns/> proposes. What happens to it there is hidden from us,
+            // so it counts as up; when it is deleted, reading tells (EBADFD).
+            TunEvent::Gone if is_attached(&self.file) => {
+                TunEvent::State(TunState { up: true, mtu: self.mtu })
+            }
+            TunEvent::Gone => event,
+        }))
     }
 }
 
@@ -139,6 +154,18 @@ fn create(file: &File, request: &libc::ifreq) -> io::Result<()> {
     // SAFETY: TUNSETIFF reads and writes one `struct ifreq` at the address, which `request` is.
     let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether the interface still exists.
+#[expect(unsafe_code, reason = "an ioctl takes the address of its argument")]
+fn is_attached(file: &File) -> bool {
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 },
+    };
+    // SAFETY: TUNGETIFF writes one `struct ifreq` at the address, which `request` is.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
+    done == 0
 }
 
 #[cfg(test)]

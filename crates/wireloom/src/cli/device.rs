@@ -24,9 +24,9 @@ pub(super) struct Arguments {
     #[arg(short, long)]
     foreground: bool,
 
-    /// What to log: silent, error, info, or debug.
-    #[arg(long, env = "LOG_LEVEL", default_value = "info", hide_env_values = true)]
-    log_level: LogLevel,
+    /// What to log; the environment's LOG_LEVEL tells it as well, as it does for wireguard-go.
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<LogLevel>,
 
     /// Say so on standard output once the interface is ready, and leave the terminal then.
     #[arg(long, hide = true, requires = "foreground")]
@@ -44,6 +44,13 @@ enum LogLevel {
 }
 
 impl LogLevel {
+    /// What the environment says. The variable's name is a common one: a value that is not for us is
+    /// no mistake.
+    fn from_environment() -> Self {
+        let value = std::env::var("LOG_LEVEL").unwrap_or_default();
+        <Self as clap::ValueEnum>::from_str(&value, true).unwrap_or(Self::Info)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Silent => "off",
@@ -58,16 +65,17 @@ impl LogLevel {
 const READY: &str = "ready\n";
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    if arguments.foreground { serve(arguments) } else { start_in_background(arguments) }
+    let level = arguments.log_level.unwrap_or_else(LogLevel::from_environment);
+    if arguments.foreground { serve(arguments, level) } else { start_in_background(arguments, level) }
 }
 
 /// Starts this program once more, in the foreground of a session of its own, and waits until it is
 /// ready. (A fork alone would do, but not in safe code, and not with threads about.)
-fn start_in_background(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+fn start_in_background(arguments: &Arguments, level: LogLevel) -> anyhow::Result<ExitCode> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let mut child = Command::new(program)
         .args(["device", "--foreground", "--detach-when-ready", "--log-level"])
-        .arg(match arguments.log_level {
+        .arg(match level {
             LogLevel::Silent => "silent",
             LogLevel::Error | LogLevel::Info => "error",
             LogLevel::Debug => "debug",
@@ -90,8 +98,8 @@ fn start_in_background(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-fn serve(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let filter = EnvFilter::new(arguments.log_level.name());
+fn serve(arguments: &Arguments, level: LogLevel) -> anyhow::Result<ExitCode> {
+    let filter = EnvFilter::new(level.name());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

@@ -514,6 +514,22 @@ fn answers_leave_from_the_address_that_was_asked() {
 }
 
 #[test]
+fn moved_to_another_network_it_still_sends_from_where_it_was_made() {
+    let tunnel = Tunnel::established();
+    let node = tunnel.node(0);
+    let ([own, _], [peer, _]) = (inner(0), inner(1));
+    node.run("ip netns add inside").unwrap();
+    node.run("ip link set wg0 netns inside").unwrap();
+    node.run(&format!("ip -n inside address add {own}/24 dev wg0")).unwrap();
+    node.run("ip -n inside link set wg0 up").unwrap();
+    let arrived = || node.run(&format!("ip netns exec inside ping -n -q -c1 -W1 {peer}")).ok();
+    until(PATIENCE, "a ping from inside", arrived).unwrap();
+    assert!(!ping(node, peer), "nothing is left outside");
+    node.run("ip -n inside link delete wg0").unwrap();
+    wait_until_gone(node);
+}
+
+#[test]
 fn the_interfaces_mtu_is_followed() {
     let tunnel = Tunnel::established();
     for (mtu, payload) in [(1280, 1252), (9000, 8972)] {
