@@ -272,6 +272,8 @@ impl Agent {
             self.reconciler.set_settings(config.settings.clone(), public_key);
             self.config = config;
         }
+        // What leaves no notification, such as a peer that somebody removed, is found now too.
+        self.reconciler.distrust_kernel();
         self.due = Instant::now();
         Ok(())
     }

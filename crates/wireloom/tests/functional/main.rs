@@ -3,6 +3,7 @@
 //! | module | shows |
 //! |---|---|
 //! | [`laboratory`] | that the laboratory measures what it claims to, and leaves nothing behind |
+//! | [`agent`] | that the agent repairs what others break, and takes every setting live |
 //! | [`demo`] | that `wireloom demo` keeps its promises, as root and not, and `--keep` |
 //! | [`matrix`] | who reaches whom, encrypted or not, in each mode, and what switching it costs |
 //! | [`rules`] | the policy rules as iproute2 prints them, live changes of pools and scope |
@@ -20,6 +21,7 @@
 //! namespaces starts itself again in a user namespace). They need Debian's `iproute2`, `iputils-ping`,
 //! `nftables`, `util-linux`, `wireguard-tools` and `wireguard-go`; a missing one fails with its name.
 
+mod agent;
 mod demo;
 mod device;
 mod fleet;
