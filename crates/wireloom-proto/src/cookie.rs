@@ -212,3 +212,23 @@ fn source(from: SocketAddr) -> [u8; 18] {
     bytes[16..].copy_from_slice(&from.port().to_be_bytes());
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_is_used_for_115_seconds() {
+        let received = Instant::from_nanos(0);
+        let mut jar = CookieJar { cookie: Some(([1; MAC_LEN], received)), last_mac1: None };
+        let keys = MacKeys::of_receiver(&PublicKey::from_bytes([1; 32]));
+        let mut uses_cookie = |seconds| {
+            let mut message = [0; 92];
+            jar.sign(&keys, received + Duration::from_secs(seconds), &mut message);
+            message[76..] != [0; MAC_LEN]
+        };
+        assert!(uses_cookie(0));
+        assert!(uses_cookie(114));
+        assert!(!uses_cookie(115));
+    }
+}

@@ -155,25 +155,22 @@ impl Device {
 
     /// Forgets a peer's sessions and handshake and what waited for them.
     pub(super) fn forget_sessions(&mut self, id: PeerId) {
-        self.wipe_keys(id);
+        self.end_attempt(id);
+        self.wipe_sessions(id);
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        peer.attempt = None;
         peer.handshake_sent = None;
         peer.wipe_at = None;
         peer.staged.clear();
         peer.path.activity.reset();
     }
 
-    /// Ends a peer's sessions and its pending handshake, which wipes their keys.
-    pub(super) fn wipe_keys(&mut self, id: PeerId) {
+    /// Ends a peer's sessions, which wipes their keys.
+    pub(super) fn wipe_sessions(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        if let Some(pending) = peer.pending.take() {
-            self.indices.release(pending.index);
-        }
         let ended = peer.sessions.end();
         self.end_sessions(ended);
         self.use_current(id);
@@ -242,11 +239,18 @@ impl Device {
 
     /// A session is in use: the attempt to get one is over.
     fn finish_attempt(&mut self, now: Now, id: PeerId) {
+        self.end_attempt(id);
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.last_handshake = Some(now.unix);
+        }
+    }
+
+    /// Gives up or finishes the attempt to get a session, and forgets the initiation under way.
+    pub(super) fn end_attempt(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
         peer.attempt = None;
-        peer.last_handshake = Some(now.unix);
         if let Some(pending) = peer.pending.take() {
             self.indices.release(pending.index);
         }

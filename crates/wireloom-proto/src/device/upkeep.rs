@@ -10,7 +10,7 @@ use crate::path::PeerId;
 use crate::peer::{Due, Peer};
 use crate::session::SealError;
 use crate::time::{Now, nanos};
-use crate::timers::{REKEY_TIMEOUT_JITTER_MAX, WIPE_AFTER_TIME};
+use crate::timers::REKEY_TIMEOUT_JITTER_MAX;
 
 impl Device {
     /// Does what one timer asks for. Each arm removes its cause or moves it to the future.
@@ -22,7 +22,7 @@ impl Device {
         match due {
             Due::Wipe => {
                 peer.wipe_at = None;
-                self.wipe_keys(id);
+                self.wipe_sessions(id);
             }
             Due::RetryHandshake => self.retry_handshake(now, id),
             Due::Unanswered => {
@@ -47,10 +47,8 @@ impl Device {
             return;
         };
         if peer.attempt.is_none_or(|attempt| attempt.is_hopeless(now.monotonic)) {
-            peer.attempt = None;
-            peer.path.activity.owing_since.clear();
-            peer.wipe_at.get_or_insert(now.monotonic + WIPE_AFTER_TIME);
             self.timed_out_packets += peer.staged.clear();
+            self.end_attempt(id);
             return;
         }
         peer.path.forget_local_address();

@@ -145,6 +145,56 @@ fn data_prolongs_the_attempt() {
 }
 
 #[test]
+fn of_several_initiations_only_the_last_can_be_answered() {
+    let mut world = World::pair();
+    let first = captured_initiation(&mut world);
+    world.unreachable = vec![address(1), address(2)];
+    world.run(6 * SECOND);
+    assert_eq!(world.count(MessageKind::Initiation), 2);
+    let answer = |world: &mut World, initiation: Vec<u8>| {
+        world.unreachable.clear();
+        world.run(SECOND / 10);
+        world.deliver(address(1), address(2), initiation);
+        world.settle();
+    };
+    answer(&mut world, first);
+    assert_eq!(world.count(MessageKind::Response), 1);
+    assert_eq!(world.nodes[ALICE].drops, [DropReason::UnknownIndex]);
+    let second = world.seen_of(MessageKind::Initiation)[1].bytes.clone();
+    answer(&mut world, second);
+    assert_eq!(world.count(MessageKind::Response), 2);
+    assert_eq!(world.take_received(BOB), [b"wants a session".to_vec()]);
+}
+
+#[test]
+fn an_answer_after_the_attempt_was_given_up_is_dropped() {
+    let mut world = World::pair();
+    world.unreachable = vec![address(2)];
+    world.send(ALICE, BOB, b"is anybody there?");
+    world.run(100 * SECOND);
+    world.unreachable.clear();
+    let last = world.seen_of(MessageKind::Initiation).pop().unwrap().bytes.clone();
+    world.deliver(address(1), address(2), last);
+    world.settle();
+    assert_eq!(world.nodes[ALICE].drops, [DropReason::UnknownIndex]);
+    assert_eq!(world.count(MessageKind::Data), 0);
+    world.assert_connected();
+}
+
+#[test]
+fn many_packets_do_not_make_many_initiations() {
+    let mut world = World::pair();
+    world.unreachable = vec![address(2)];
+    for _ in 0..200 {
+        world.send(ALICE, BOB, b"is anybody there?");
+        world.run(SECOND / 10);
+    }
+    let at: Vec<_> = world.seen_of(MessageKind::Initiation).iter().map(|seen| seen.at).collect();
+    assert!((3..=4).contains(&at.len()), "20 seconds: {}", at.len());
+    assert!(at.windows(2).all(|pair| pair[1].since(pair[0]) >= timers::REKEY_TIMEOUT));
+}
+
+#[test]
 fn preshared_keys_must_agree() {
     let psk = |byte| Some(PresharedKey::from_bytes([byte; 32]));
     let mut world = World::pair();

@@ -38,6 +38,27 @@ fn hours_of_renewals_lose_nothing() {
 }
 
 #[test]
+fn indices_of_ended_sessions_are_given_back() {
+    let mut world = World::pair();
+    converse(&mut world, 1000);
+    let indices: Vec<Vec<u8>> = world
+        .seen_of(MessageKind::Initiation)
+        .iter()
+        .filter(|seen| seen.from == address(1))
+        .map(|seen| seen.bytes[4..8].to_vec())
+        .collect();
+    // Of nine handshakes at most four live on: three sessions and what is under way.
+    assert!(indices.len() >= 8);
+    for index in &indices[..indices.len() - 3] {
+        let mut reply = vec![3, 0, 0, 0];
+        reply.extend(index);
+        reply.resize(message::COOKIE_REPLY_LEN, 0);
+        world.deliver(address(2), address(1), reply);
+        assert_eq!(world.nodes[ALICE].drops.pop(), Some(DropReason::UnknownIndex));
+    }
+}
+
+#[test]
 fn renewals_lose_nothing_when_datagrams_overtake_each_other() {
     for seed in 0..4 {
         let mut world = World::pair_seeded(seed);

@@ -113,6 +113,8 @@ fn the_initiator_renews_at_120_seconds_when_it_sends() {
     assert_eq!(world.count(MessageKind::Initiation), 1);
     world.settle();
     assert_eq!(world.count(MessageKind::Response), 1);
+    let confirmation = world.seen.last().unwrap();
+    assert!(confirmation.is_keepalive() && confirmation.from == address(1), "nothing else to send");
 }
 
 #[test]
@@ -241,25 +243,43 @@ fn the_data_path_seldom_bothers_the_device() {
     assert!(world.nodes.iter().all(|node| node.signals <= 10));
 }
 
+/// Has Bob's next packet come to an address of Alice's that is then part of his endpoint.
+fn learn_local_address(world: &mut World) -> Endpoint {
+    let local = LocalAddress { address: address(1).ip(), interface: 7 };
+    let endpoint = Endpoint { remote: address(2), local: Some(local) };
+    world.send(BOB, ALICE, b"hello");
+    world.unreachable = vec![address(1), address(2)];
+    let mut bytes = world.seen.last().unwrap().bytes.clone();
+    let now = world.now().monotonic;
+    let transport = world.nodes[ALICE].device.transport().clone();
+    let opened = transport.open(now, endpoint, &mut bytes).unwrap();
+    assert_eq!(opened.path.endpoint(), Some(endpoint));
+    endpoint
+}
+
 #[test]
 fn our_own_address_is_chosen_anew_when_nothing_comes_back() {
     let mut world = World::pair();
     world.assert_connected();
-    let local = LocalAddress { address: address(1).ip(), interface: 7 };
-    let endpoint = Endpoint { remote: address(2), local: Some(local) };
-    // Bob's next packet comes to that address.
-    world.send(BOB, ALICE, b"hello");
-    let mut bytes = world.seen.last().unwrap().bytes.clone();
-    let now = world.now();
-    let transport = world.nodes[ALICE].device.transport().clone();
-    let opened = transport.open(now.monotonic, endpoint, &mut bytes).unwrap();
-    assert_eq!(opened.path.endpoint(), Some(endpoint));
     let path = world.path(ALICE, BOB);
-
-    world.unreachable = vec![address(2)];
+    let endpoint = learn_local_address(&mut world);
     world.send(ALICE, BOB, b"are you there?");
     world.run(14 * SECOND);
     assert_eq!(path.endpoint(), Some(endpoint), "it stays while there is hope");
+    world.run(2 * SECOND);
+    assert_eq!(path.endpoint(), Some(address(2).into()));
+}
+
+#[test]
+fn our_own_address_is_chosen_anew_when_an_initiation_is_repeated() {
+    let mut world = World::pair();
+    world.assert_connected();
+    let path = world.path(ALICE, BOB);
+    let endpoint = learn_local_address(&mut world);
+    world.run(200 * SECOND);
+    world.send(ALICE, BOB, b"are you there?");
+    world.run(4 * SECOND);
+    assert_eq!(path.endpoint(), Some(endpoint));
     world.run(2 * SECOND);
     assert_eq!(path.endpoint(), Some(address(2).into()));
 }
