@@ -1,15 +1,22 @@
 //! What crosses the underlay, as an eavesdropper on its cables sees it.
 
 use std::{
-    io::IoSliceMut,
+    io::{ErrorKind, IoSliceMut},
+    mem,
     net::IpAddr,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
 };
 
 use etherparse::{Icmpv4Type, Icmpv6Type, LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use nix::{
     cmsg_space,
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
         AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg,
         setsockopt, socket, sockopt,
@@ -21,8 +28,11 @@ use super::{Error, Result, Space, mesh};
 /// `PACKET_OUTGOING` of `include/uapi/linux/if_packet.h`: a second look at what came in by another cable.
 const OUTGOING: u8 = 4;
 
-/// Bytes; asked for where we may (root of the machine), so that a burst between two looks is not lost.
+/// Bytes; root of the machine gets them, others what `net.core.rmem_max` allows.
 const BUFFER: usize = 64 << 20;
+
+/// Milliseconds after which a listener looks whether its capture is over.
+const POLL_MS: u8 = 100;
 
 /// A packet on the underlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,9 +81,22 @@ pub enum Content {
 }
 
 /// An open capture: it sees what crosses the underlay from the moment that it is opened.
+///
+/// A thread empties the kernel's buffer all the while: for an ordinary user it is small.
 #[derive(Debug)]
-pub struct Capture {
+pub struct Capture(Arc<Ear>);
+
+#[derive(Debug)]
+struct Ear {
     socket: OwnedFd,
+    heard: Mutex<Heard>,
+    over: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    packets: Vec<Packet>,
+    trouble: Option<Error>,
 }
 
 impl Capture {
@@ -90,7 +113,10 @@ impl Capture {
             setsockopt(&socket, sockopt::RxqOvfl, &1)?;
             Ok::<_, Errno>(socket)
         })?;
-        Ok(Self { socket })
+        let ear = Arc::new(Ear { socket, heard: Mutex::default(), over: AtomicBool::new(false) });
+        let listener = Arc::clone(&ear);
+        thread::spawn(move || listener.listen());
+        Ok(Self(ear))
     }
 
     /// Every IP packet since the capture was opened or last drained.
@@ -99,33 +125,68 @@ impl Capture {
     /// sees the request and the reply.
     ///
     /// # Errors
-    /// When the socket fails, or its buffer was too small for what came since the last time.
+    /// When the socket fails, or its buffer was too small for what came.
     pub fn drain(&self) -> Result<Vec<Packet>> {
+        let mut heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.receive(&mut heard);
+        match heard.trouble.take() {
+            Some(trouble) => Err(trouble),
+            None => Ok(mem::take(&mut heard.packets)),
+        }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Ear {
+    fn listen(&self) {
+        while !self.over.load(Ordering::Relaxed) {
+            let mut sockets = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut sockets, PollTimeout::from(POLL_MS));
+            let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            self.receive(&mut heard);
+        }
+    }
+
+    /// Takes all that the kernel has by now.
+    fn receive(&self, heard: &mut Heard) {
         let mut frame = vec![0; 1 << 16];
-        let mut lost = cmsg_space!(u32);
-        let mut packets = Vec::new();
         loop {
-            let mut buffer = [IoSliceMut::new(&mut frame)];
-            let received =
-                recvmsg::<LinkAddr>(self.socket.as_raw_fd(), &mut buffer, Some(&mut lost), MsgFlags::empty());
-            let (length, outgoing) = match received {
-                Ok(message) => {
-                    for note in message.cmsgs().map_err(Error::io("read the capture"))? {
-                        if let ControlMessageOwned::RxqOvfl(packets) = note {
-                            return Err(Error::Overflow { packets });
-                        }
-                    }
-                    (message.bytes, message.address.is_some_and(|from| from.pkttype() == OUTGOING))
+            match self.receive_one(&mut frame) {
+                Ok(packet) => heard.packets.extend(packet),
+                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => return,
+                Err(trouble) => {
+                    heard.trouble = Some(trouble);
+                    return;
                 }
-                Err(Errno::EAGAIN) => return Ok(packets),
-                // A cable went: the packets stay.
-                Err(Errno::EINTR | Errno::ENETDOWN) => continue,
-                Err(error) => return Err(Error::io("read the capture")(error)),
-            };
-            if !outgoing {
-                packets.extend(parse(&frame[..length]));
             }
         }
+    }
+
+    /// `None` for what is of no interest.
+    fn receive_one(&self, frame: &mut [u8]) -> Result<Option<Packet>> {
+        let mut notes = cmsg_space!(u32);
+        let mut buffer = [IoSliceMut::new(frame)];
+        let flags = MsgFlags::empty();
+        let message = match recvmsg::<LinkAddr>(self.socket.as_raw_fd(), &mut buffer, Some(&mut notes), flags)
+        {
+            Ok(message) => message,
+            // A cable went: the packets stay.
+            Err(Errno::EINTR | Errno::ENETDOWN) => return Ok(None),
+            Err(error) => return Err(Error::io("read the capture")(error)),
+        };
+        for note in message.cmsgs().map_err(Error::io("read the capture"))? {
+            if let ControlMessageOwned::RxqOvfl(packets) = note {
+                return Err(Error::Overflow { packets });
+            }
+        }
+        let outgoing = message.address.is_some_and(|from| from.pkttype() == OUTGOING);
+        let length = message.bytes;
+        Ok(if outgoing { None } else { parse(&frame[..length]) })
     }
 }
 

@@ -46,8 +46,8 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
-    /// A capture was looked at too seldom.
-    #[error("a capture lost {packets} packets: drain it more often")]
+    /// More came than a capture could keep up with.
+    #[error("a capture lost {packets} packets: it cannot say what crossed the underlay")]
     Overflow {
         /// How many.
         packets: u32,

@@ -11,7 +11,7 @@ use wireloom_plan::kernel::Family;
 use super::{
     Capture, Cell, Lab, Node, Place, Result, Wire,
     layout::FAMILIES,
-    probe::{Exchange, attempt},
+    probe::{Exchange, LENGTHS, Mark, attempt},
 };
 
 /// From what to what, each on another node.
@@ -104,44 +104,44 @@ pub struct Measurement {
 pub struct Matrix(pub Vec<Measurement>);
 
 impl Matrix {
-    /// Measures, all at once.
+    /// Measures, as many probes at a time as can be told apart.
     ///
     /// # Errors
     /// When a probe cannot be made.
     pub fn measure(lab: &Lab) -> Result<Self> {
         let pairs = lab.nodes.iter().flat_map(|from| lab.nodes.iter().map(move |to| (from, to)));
-        let work = pairs
+        let cells: Vec<_> = pairs
             .filter(|(from, to)| from.name != to.name)
-            .flat_map(|pair| Direction::ALL.map(|direction| (pair, direction)))
-            .flat_map(|work| FAMILIES.map(|family| (work, family)));
-        let capture = Capture::open(lab.underlay())?;
-        let traces: Vec<_> = thread::scope(|scope| {
-            let attempts: Vec<_> = work
-                .map(|(((from, to), direction), family)| {
-                    let (from, to) = direction.ends(from, to);
-                    (
-                        direction,
-                        from,
-                        to,
-                        family,
-                        scope.spawn(move || attempt(from, to, family, Exchange::Ping)),
-                    )
-                })
-                .collect();
-            let results = attempts.into_iter().map(|(direction, from, to, family, attempt)| {
-                Ok((direction, from, to, family, attempt.join().expect("a probe does not panic")?))
+            .flat_map(|(from, to)| Direction::ALL.map(|direction| (direction, direction.ends(from, to))))
+            .flat_map(|(direction, ends)| FAMILIES.map(|family| (direction, family, ends)))
+            .collect();
+        let mut measured = Vec::new();
+        for cells in cells.chunks(LENGTHS) {
+            let capture = Capture::open(lab.underlay())?;
+            let attempts: Vec<_> = thread::scope(|scope| {
+                let attempts: Vec<_> = cells
+                    .iter()
+                    .zip(Mark::several(cells.len()))
+                    .map(|((_, family, (from, to)), mark)| {
+                        let attempt = move || attempt(mark, from, to, *family, Exchange::Ping);
+                        (mark, scope.spawn(attempt))
+                    })
+                    .collect();
+                attempts.into_iter().map(|(mark, thread)| (mark, thread.join())).collect()
             });
-            results.collect::<Result<_>>()
-        })?;
-        let packets = capture.drain()?;
-        let measurements = traces.into_iter().map(|(direction, from, to, family, trace)| Measurement {
-            direction,
-            family,
-            from: from.name.clone(),
-            to: to.name.clone(),
-            cell: trace.cell(&packets),
-        });
-        Ok(Self(measurements.collect()))
+            let packets = capture.drain()?;
+            for ((direction, family, (from, to)), (mark, attempt)) in cells.iter().zip(attempts) {
+                let reachable = attempt.expect("a probe does not panic")?;
+                measured.push(Measurement {
+                    direction: *direction,
+                    family: *family,
+                    from: from.name.clone(),
+                    to: to.name.clone(),
+                    cell: mark.cell(reachable, &packets),
+                });
+            }
+        }
+        Ok(Self(measured))
     }
 
     /// Measures until everything is as promised, or `patience` is over; the last measurement is returned

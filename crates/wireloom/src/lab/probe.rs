@@ -7,7 +7,7 @@ use std::{
     fmt,
     io::{ErrorKind, Read as _},
     net::{IpAddr, SocketAddr, UdpSocket},
-    sync::atomic::{AtomicU16, Ordering},
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -82,21 +82,27 @@ const REPLY_TIME: Duration = Duration::from_millis(300);
 /// When a socket cannot be had; an unreachable destination is a result.
 pub fn probe(underlay: &Space, from: &Place, to: &Place, family: Family, exchange: Exchange) -> Result<Cell> {
     let capture = Capture::open(underlay)?;
-    let trace = attempt(from, to, family, exchange)?;
-    Ok(trace.cell(&capture.drain()?))
+    let mark = Mark::several(1).next().expect("one was asked for");
+    let reachable = attempt(mark, from, to, family, exchange)?;
+    Ok(mark.cell(reachable, &capture.drain()?))
 }
 
-/// Makes one exchange, while the caller captures.
-pub(crate) fn attempt(from: &Place, to: &Place, family: Family, exchange: Exchange) -> Result<Trace> {
-    let mark = Mark::next();
+/// Makes one exchange, while the caller captures: is the destination reachable?
+pub(crate) fn attempt(
+    mark: Mark,
+    from: &Place,
+    to: &Place,
+    family: Family,
+    exchange: Exchange,
+) -> Result<bool> {
     let (source, target) = (&from.space, to.addresses.of(family));
-    let reachable = match exchange {
+    match exchange {
         Exchange::Ping => {
             let ping = Ping::open(source, target, mark.id)?;
             try_often(|n| {
                 ping.send(n, mark.payload(family))?;
                 Ok(ping.reply(Instant::now() + REPLY_TIME)?.is_some())
-            })?
+            })
         }
         Exchange::Udp => {
             let bind = |space: &Space, address: IpAddr, port| {
@@ -118,31 +124,8 @@ pub(crate) fn attempt(from: &Place, to: &Place, family: Family, exchange: Exchan
                 let mut buffer = [0; 2048];
                 let Ok((length, from)) = server.recv_from(&mut buffer) else { return Ok(false) };
                 Ok(server.send_to(&buffer[..length], from).is_ok() && client.recv(&mut buffer).is_ok())
-            })?
+            })
         }
-    };
-    Ok(Trace { mark, reachable })
-}
-
-/// An exchange that was made: what it left on the underlay is for a capture to say.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Trace {
-    mark: Mark,
-    reachable: bool,
-}
-
-impl Trace {
-    /// What became of the exchange, given all that crossed the underlay meanwhile.
-    pub(crate) fn cell(self, packets: &[Packet]) -> Cell {
-        let direct = packets.iter().any(|packet| self.mark.is_on(&packet.content));
-        let encrypted = packets.iter().any(|packet| self.mark.is_within(&packet.content));
-        let wire = match (encrypted, direct) {
-            (true, true) => Wire::Both,
-            (true, false) => Wire::Encrypted,
-            (false, true) => Wire::Direct,
-            (false, false) => Wire::Nothing,
-        };
-        Cell { reachable: self.reachable, wire }
     }
 }
 
@@ -155,26 +138,45 @@ fn try_often(mut attempt: impl FnMut(u16) -> Result<bool>) -> Result<bool> {
     Ok(false)
 }
 
+/// How many probes can be told apart at a time.
+pub(crate) const LENGTHS: usize = 56;
+
 /// What a probe is known by on the underlay.
 #[derive(Debug, Clone, Copy)]
-struct Mark {
+pub(crate) struct Mark {
     /// ICMP identifier; also makes the UDP port.
     id: u16,
 }
 
 impl Mark {
-    /// Lengths before one comes again.
-    const LENGTHS: u16 = 56;
+    /// Identifiers before one comes again; a multiple of [`LENGTHS`], so that neighbours never share one.
+    const IDENTIFIERS: usize = 357 * LENGTHS;
 
-    fn next() -> Self {
-        static NEXT: AtomicU16 = AtomicU16::new(0);
-        Self { id: NEXT.fetch_add(1, Ordering::Relaxed) % 20_000 }
+    /// Marks that can be told apart while they are all in use: at most [`LENGTHS`].
+    pub(crate) fn several(count: usize) -> impl Iterator<Item = Self> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        debug_assert!(count <= LENGTHS, "more marks than lengths");
+        let first = NEXT.fetch_add(count, Ordering::Relaxed);
+        (first..first + count).map(|n| Self { id: (n % Self::IDENTIFIERS) as u16 })
+    }
+
+    /// What became of the exchange, given all that crossed the underlay meanwhile.
+    pub(crate) fn cell(self, reachable: bool, packets: &[Packet]) -> Cell {
+        let direct = packets.iter().any(|packet| self.is_on(&packet.content));
+        let encrypted = packets.iter().any(|packet| self.is_within(&packet.content));
+        let wire = match (encrypted, direct) {
+            (true, true) => Wire::Both,
+            (true, false) => Wire::Encrypted,
+            (false, true) => Wire::Direct,
+            (false, false) => Wire::Nothing,
+        };
+        Cell { reachable, wire }
     }
 
     /// Bytes of the inner packet: multiples of 16, which WireGuard's padding leaves as they are, from
     /// 320 to 1,200 (longer than handshakes and keepalives, shorter than every MTU).
     fn inner(self) -> usize {
-        16 * (20 + usize::from(self.id % Self::LENGTHS))
+        16 * (20 + usize::from(self.id) % LENGTHS)
     }
 
     /// ICMP echo and UDP have headers of the same length.

@@ -52,20 +52,15 @@ fn udp_and_tcp_arrive_and_are_seen() {
     let lab = Lab::new(&Layout::default()).unwrap();
     let [a, b] = &lab.nodes[..] else { panic!("two nodes") };
     let capture = Capture::open(lab.underlay()).unwrap();
-    let mut packets = Vec::new();
     for family in [Family::V4, Family::V6] {
         let cell = probe(lab.underlay(), &a.pods[0], &b.host, family, Exchange::Udp).unwrap();
         assert_eq!((cell.reachable, cell.wire), (true, Wire::Direct));
         let stream = Stream::start(&a.pods[0], &b.pods[0], family).unwrap();
-        until(PATIENCE, "the stream to flow", || {
-            packets.extend(capture.drain().unwrap());
-            (stream.received() > 100_000).then_some(())
-        })
-        .unwrap();
+        until(PATIENCE, "the stream to flow", || (stream.received() > 100_000).then_some(())).unwrap();
         let report = stream.stop().unwrap();
         assert!(report.intact && report.sent == report.received, "{report:?}");
     }
-    packets.extend(capture.drain().unwrap());
+    let packets = capture.drain().unwrap();
     let seen = |wanted: fn(&Content) -> bool| packets.iter().any(|packet| wanted(&packet.content));
     assert!(seen(|content| matches!(content, Content::Tcp { .. })));
     assert!(seen(|content| matches!(content, Content::Udp { .. })));

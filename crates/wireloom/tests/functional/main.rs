@@ -10,6 +10,7 @@
 //! | [`membership`] | changes of the mesh file: keys, endpoints, nodes, borrowed addresses, mistakes |
 //! | [`upgrade`] | that an unscoped rule gives way in the right order, and others' objects stay |
 //! | [`restart`] | that an agent's end costs no packet, and `down` leaves nothing |
+//! | [`reports`] | what `plan` and `status` tell, for people and for programs |
 //! | [`trouble`] | what is said when the work cannot be done |
 //! | [`kernel_roundtrip`] | that the kernel gives back what the shell wrote, and the planner's twin of it does as it does |
 //! | [`device`] | the userspace interface: its life, its control socket, what it does to bad packets |
@@ -31,6 +32,7 @@ mod laboratory;
 mod matrix;
 mod membership;
 mod monitor;
+mod reports;
 mod restart;
 mod rules;
 mod trouble;

@@ -1,10 +1,12 @@
 //! The behaviour matrix, measured: who reaches whom, and what of it the underlay can read.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::Duration,
+};
 
-use ipnet::IpNet;
 use wireloom::lab::{
-    Addresses, Capture, Content, Layout, Matrix, Packet, Pinger, Promise, Stream, Wire,
+    Addresses, Capture, Content, Layout, Matrix, PATIENCE, Packet, Pinger, Place, Promise, Stream, Wire,
     probe::{Exchange, probe},
 };
 use wireloom_plan::kernel::Family;
@@ -51,33 +53,52 @@ fn host_mode_with_strict_source_validation_everywhere() {
 }
 
 #[test]
+fn both_modes_over_an_ipv6_underlay() {
+    let layout = Layout { rp_filter: 1, block_address: true, ..Layout::default() };
+    let mut fleet = Fleet::without_agents(layout, SCOPED);
+    let endpoints: Vec<_> = fleet.lab.nodes.iter().map(|node| node.endpoint(Family::V6)).collect();
+    fleet.edit(|mesh| {
+        for (member, endpoint) in mesh.nodes.iter_mut().zip(endpoints) {
+            member.endpoint = Some(endpoint);
+        }
+    });
+    fleet.start();
+    fleet.settle(Promise::SCOPED);
+    fleet.route(HOST);
+    fleet.settle(Promise::HOST);
+    let capture = Capture::open(fleet.lab.underlay()).unwrap();
+    fleet.settle(Promise::HOST);
+    let packets = capture.drain().unwrap();
+    let tunnelled: Vec<_> =
+        packets.iter().filter(|packet| matches!(packet.content, Content::WireGuard { .. })).collect();
+    assert!(!tunnelled.is_empty() && tunnelled.iter().all(|packet| packet.source.is_ipv6()));
+}
+
+#[test]
 fn nothing_between_pods_is_readable_on_the_underlay() {
     let fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.settle(Promise::SCOPED);
     let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
     let capture = Capture::open(fleet.lab.underlay()).unwrap();
-    let mut packets = Vec::new();
     for family in FAMILIES {
         let stream = Stream::start(&a.pods[0], &b.pods[0], family).unwrap();
-        fleet.wait("the stream to flow", |_| {
-            packets.extend(capture.drain().unwrap());
-            stream.received() > 200_000
-        });
+        fleet.wait("the stream to flow", |_| stream.received() > 200_000);
         let report = stream.stop().unwrap();
         assert!(report.intact && report.received == report.sent, "{report:?}");
         let cell = probe(fleet.lab.underlay(), &b.pods[0], &a.pods[0], family, Exchange::Udp).unwrap();
         assert_eq!((cell.reachable, cell.wire), (true, Wire::Encrypted), "UDP over {family:?}");
     }
-    packets.extend(capture.drain().unwrap());
-    let pools: Vec<IpNet> = fleet.mesh.pools.iter().map(|pool| pool.cidr).collect();
-    let from_pod_to_pod = |packet: &&Packet| {
-        let pooled = |address| pools.iter().any(|pool| pool.contains(address));
-        pooled(&packet.source) && pooled(&packet.destination)
-    };
-    assert_eq!(packets.iter().find(from_pod_to_pod), None);
+    let packets = capture.drain().unwrap();
+    assert_eq!(packets.iter().find(|packet| is_from_pod_to_pod(&fleet, packet)), None);
     let data =
         packets.iter().filter(|packet| matches!(packet.content, Content::WireGuard { message: 4, .. }));
     assert!(data.count() > 200, "the stream crossed the underlay as WireGuard data");
+}
+
+/// In plaintext: the addresses are the outermost ones.
+fn is_from_pod_to_pod(fleet: &Fleet, packet: &Packet) -> bool {
+    let pooled = |address: &IpAddr| fleet.mesh.pools.iter().any(|pool| pool.cidr.contains(address));
+    pooled(&packet.source) && pooled(&packet.destination)
 }
 
 #[test]
@@ -107,6 +128,46 @@ fn forwarded_traffic_from_outside_is_direct_in_scoped_mode() {
     }
 }
 
+/// A node port: the client's packets arrive at node-a, which sends them on to a pod of node-b.
+#[test]
+fn node_port_traffic_is_direct_in_scoped_mode() {
+    let mut fleet = Fleet::new(Layout::default(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    let outside = Addresses { v4: [203, 0, 113, 9].into(), v6: "2001:db8:113::9".parse().unwrap() };
+    fleet.lab.attach(outside, 0).unwrap();
+    let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+    for (family, ip) in [(Family::V4, "ip"), (Family::V6, "ip6")] {
+        let backend = SocketAddr::new(b.pods[0].addresses.of(family), 8080);
+        let ruleset = format!(
+            "table {ip} node_port {{\n chain prerouting {{\n type nat hook prerouting priority dstnat\n \
+             udp dport 30080 dnat to {backend}\n }}\n }}\n"
+        );
+        a.host.space.feed("nft -f -", &ruleset).unwrap();
+        let bind = |place: &Place, port| {
+            let socket = place.space.inside(|| UdpSocket::bind((place.addresses.of(family), port))).unwrap();
+            let socket = socket.unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket
+        };
+        let (client, server) = (bind(a.pods.last().unwrap(), 40000), bind(&b.pods[0], 8080));
+        let capture = Capture::open(fleet.lab.underlay()).unwrap();
+        client.send_to(b"request", (a.host.addresses.of(family), 30080)).unwrap();
+        let mut buffer = [0; 64];
+        let (length, from) = server.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..length], from.port()), (&b"request"[..], 40000));
+        server.send_to(b"reply", from).unwrap();
+        let (length, from) = client.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..length], from.port()), (&b"reply"[..], 30080));
+        let packets = capture.drain().unwrap();
+        for content in [
+            Content::Udp { source: 40000, destination: 8080 },
+            Content::Udp { source: 8080, destination: 40000 },
+        ] {
+            assert!(packets.iter().any(|packet| packet.content == content), "{content:?}: {packets:?}");
+        }
+    }
+}
+
 #[test]
 fn the_mode_is_switched_both_ways_on_the_live_mesh() {
     let layout = Layout { rp_filter: 1, ..Layout::default() };
@@ -119,6 +180,7 @@ fn the_mode_is_switched_both_ways_on_the_live_mesh() {
         ("pod → host", &a.pods[0], &b.host),
         ("host → host", &a.host, &b.host),
     ];
+    let capture = Capture::open(fleet.lab.underlay()).unwrap();
     for (routing, promise, way) in [(HOST, Promise::HOST, "on"), (SCOPED, Promise::SCOPED, "off")] {
         let pingers: Vec<_> = pairs
             .iter()
@@ -132,7 +194,11 @@ fn the_mode_is_switched_both_ways_on_the_live_mesh() {
         for (name, family, pinger) in pingers {
             let report = pinger.stop().unwrap();
             println!("host mode {way}: {name} over {family:?}: {} of {} lost", report.lost, report.sent);
-            assert!(report.lost <= 50, "{name} over {family:?}: {report:?}");
+            // One node switches before the other: meanwhile it refuses what the other does not send
+            // encrypted yet, or is refused.
+            assert!(report.lost <= 20, "{name} over {family:?}: {report:?}");
         }
     }
+    let packets = capture.drain().unwrap();
+    assert_eq!(packets.iter().find(|packet| is_from_pod_to_pod(&fleet, packet)), None);
 }

@@ -1,7 +1,7 @@
 //! The agent ends and comes back, and the packets do not notice; `down` leaves nothing behind.
 
 use wireloom::lab::{
-    Layout, Node, Promise, Stream,
+    Capture, Content, Layout, Node, Promise, Stream,
     agent::{self, Agent},
 };
 use wireloom_plan::kernel::Family;
@@ -24,6 +24,7 @@ fn no_loss_when(routing: &str, promise: Promise, end: impl Fn(Agent)) {
         let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
         Stream::start(&a.pods[0], &b.pods[0], family).unwrap()
     });
+    let capture = Capture::open(fleet.lab.underlay()).unwrap();
     let flows_on = |fleet: &Fleet| {
         for stream in &streams {
             let so_far = stream.received();
@@ -47,6 +48,9 @@ fn no_loss_when(routing: &str, promise: Promise, end: impl Fn(Agent)) {
         assert!(report.intact && report.sent == report.received, "{report:?}");
         assert_eq!(report.lost, 0, "{report:?}");
     }
+    // Nor did anything of it cross the underlay in plaintext.
+    let packets = capture.drain().unwrap();
+    assert_eq!(packets.iter().find(|packet| matches!(packet.content, Content::Tcp { .. })), None);
     assert_eq!(interface(&fleet), before, "the interface is the one from before");
     fleet.settle(promise);
 }

@@ -20,7 +20,11 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    require(&["ip", "ping", "nft", "unshare", "nsenter", "mount"])?;
+    require(&["ip", "nft", "unshare", "mount"])?;
+    if arguments.keep {
+        // What the hints name.
+        require(&["nsenter", "ping"])?;
+    }
     become_root()?;
     let began = Instant::now();
     let mut mesh = DemoMesh::new()?;
@@ -32,7 +36,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         mesh.enter(state)?;
         let matrix = mesh.settle(state)?;
         table::show(state, &matrix, &pings.stop()?);
-        broken.extend(matrix.broken(state.promise()).into_iter().map(|cell| (state, cell)));
+        broken.extend(table::broken(state, &matrix));
     }
     table::conclusion(&broken, began.elapsed());
     if !broken.is_empty() {

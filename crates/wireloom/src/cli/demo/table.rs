@@ -8,6 +8,9 @@ use wireloom_plan::kernel::Family;
 use super::state::State;
 use crate::lab::{Cell, Direction, Matrix, PingReport, Wire};
 
+/// In the order of the columns.
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
 /// Columns of one family's cell.
 const WIDTH: usize = 28;
 
@@ -23,13 +26,13 @@ pub(super) fn introduction(nodes: usize) {
 pub(super) fn show(state: State, matrix: &Matrix, pings: &PingReport) {
     anstream::println!("{}  {}", format_args!("({})", state.letter()).bold(), state.title().bold());
     anstream::println!("     {}\n", state.meaning());
-    anstream::println!("     {}", format_args!("{:<14}{:<WIDTH$}{:<WIDTH$}", "", "IPv4", "IPv6").dimmed());
+    anstream::println!("     {}", format_args!("{:<14}{:<WIDTH$}IPv6", "", "IPv4").dimmed());
     for direction in Direction::ALL {
-        anstream::print!("     {direction:<14}");
-        for family in [Family::V4, Family::V6] {
-            print_cell(matrix, direction, family, state.promise().of(direction));
-        }
-        anstream::println!();
+        let cells = FAMILIES.map(|family| {
+            let cells: Vec<Cell> = matrix.of(direction, family).map(|measured| measured.cell).collect();
+            cell(&cells, state.promise().of(direction))
+        });
+        anstream::println!("     {direction:<14}{}", cells.concat().trim_end());
     }
     if state != State::Unscoped {
         let PingReport { sent, lost } = pings;
@@ -44,44 +47,77 @@ pub(super) fn show(state: State, matrix: &Matrix, pings: &PingReport) {
 }
 
 /// What all pairs of nodes agree on; where they do not, how many are as promised.
-fn print_cell(matrix: &Matrix, direction: Direction, family: Family, promised: Cell) {
-    let cells: Vec<Cell> = matrix.of(direction, family).map(|measured| measured.cell).collect();
-    let as_promised = cells.iter().filter(|cell| **cell == promised).count();
+fn cell(cells: &[Cell], promised: Cell) -> String {
     let first = cells[0];
     if cells.iter().any(|cell| *cell != first) {
-        let text = format!("only {as_promised} of {} as promised", cells.len());
-        anstream::print!("{}", format_args!("{text:<WIDTH$}").red().bold());
-        return;
+        let kept = cells.iter().filter(|cell| **cell == promised).count();
+        let text = format!("! {kept} of {} as promised", cells.len());
+        return format!("{}{}", text.red().bold(), padding(&text));
     }
-    let (mark, style) =
-        if first.reachable { ("✓", Style::new().green()) } else { ("✗", Style::new().red()) };
+    let (mark, reach, mut style) = match first.reachable {
+        true => ("✓", "works", Style::new().green()),
+        false => ("✗", "lost", Style::new().red()),
+    };
     let (wire, wire_style) = match first.wire {
         Wire::Encrypted => ("encrypted", Style::new().cyan()),
         Wire::Direct => ("direct", Style::new()),
         Wire::Nothing => ("nothing seen", Style::new().dimmed()),
-        // A request in plaintext, a reply in the tunnel.
+        // A request in plaintext, and its reply in the tunnel.
         Wire::Both => ("reply encrypted", Style::new().yellow()),
     };
-    let reach = if first.reachable { "works" } else { "lost" };
-    let unexpected = if first == promised { "" } else { "  ← not as promised" };
-    let rest = WIDTH.saturating_sub(2 + 7 + wire.chars().count());
-    anstream::print!(
-        "{} {}{}{:<rest$}",
-        mark.style(style),
-        format_args!("{reach:<7}").style(style),
-        wire.style(wire_style),
-        unexpected.red().bold()
-    );
+    let mark = if first == promised { mark } else { "!" };
+    if first != promised {
+        style = Style::new().red().bold();
+    }
+    let text = format!("{mark} {reach:<7}{wire}");
+    let reach = format!("{mark} {reach:<7}");
+    format!("{}{}{}", reach.style(style), wire.style(wire_style), padding(&text))
 }
 
-pub(super) fn conclusion(broken: &[(State, String)], took: Duration) {
+/// Colours have no width: padded is what remains of the column after the text without them.
+fn padding(text: &str) -> String {
+    " ".repeat(WIDTH.saturating_sub(text.chars().count()))
+}
+
+/// The cells that are not as promised, a line for each direction and family.
+pub(super) fn broken(state: State, matrix: &Matrix) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (direction, family) in Direction::ALL.into_iter().flat_map(|row| FAMILIES.map(|family| (row, family)))
+    {
+        let promised = state.promise().of(direction);
+        let all: Vec<_> = matrix.of(direction, family).collect();
+        let broken: Vec<_> = all.iter().filter(|measured| measured.cell != promised).collect();
+        if let Some(first) = broken.first() {
+            lines.push(format!(
+                "({}) {direction} over {}: promised is \"{promised}\"; {} of {} pairs are not, such as {} to {}: {}",
+                state.letter(),
+                family_name(family),
+                broken.len(),
+                all.len(),
+                first.from,
+                first.to,
+                first.cell
+            ));
+        }
+    }
+    lines
+}
+
+fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
+}
+
+pub(super) fn conclusion(broken: &[String], took: Duration) {
     let took = took.as_secs_f64();
     if broken.is_empty() {
         anstream::println!("{} in {took:.1} s.", "Every cell is as the design promises,".green().bold());
         return;
     }
     anstream::eprintln!("{} ({took:.1} s)", "Not as the design promises:".red().bold());
-    for (state, cell) in broken {
-        anstream::eprintln!("  ({}) {cell}", state.letter());
+    for line in broken {
+        anstream::eprintln!("  {line}");
     }
 }
