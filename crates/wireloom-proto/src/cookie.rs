@@ -215,6 +215,8 @@ fn source(from: SocketAddr) -> [u8; 18] {
 
 #[cfg(test)]
 mod tests {
+    use rand_chacha::rand_core::SeedableRng;
+
     use super::*;
 
     #[test]
@@ -230,5 +232,31 @@ mod tests {
         assert!(uses_cookie(0));
         assert!(uses_cookie(114));
         assert!(!uses_cookie(115));
+    }
+
+    #[test]
+    fn a_cookie_goes_round_and_is_bound_to_its_source() {
+        let now = Instant::from_nanos(0);
+        let mut rng = ChaCha20Rng::from_seed([1; 32]);
+        let keys = MacKeys::of_receiver(&PublicKey::from_bytes([1; 32]));
+        let sources = ["192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1", "[2001:db8::1]:1", "[2001:db8::2]:1"];
+        let sources = sources.map(|source| source.parse::<SocketAddr>().unwrap());
+        let mut maker = CookieMaker::new();
+        for own in sources {
+            let (mut jar, mut message) = (CookieJar::default(), [7; 92]);
+            message[76..].fill(0);
+            jar.sign(&keys, now, &mut message);
+            assert_eq!(maker.check(&keys, now, own, &message, true), Ok(Proof::Mac1));
+            let reply = maker.reply(&keys, now, own, &message, 9, &mut rng);
+            assert_eq!(reply.receiver, 9);
+            jar.accept(&keys, now, &reply).unwrap();
+            jar.sign(&keys, now, &mut message);
+            for source in sources {
+                let expected = if source == own { Proof::Cookie } else { Proof::Mac1 };
+                assert_eq!(maker.check(&keys, now, source, &message, true), Ok(expected), "{source}");
+            }
+            // Without load nobody asks.
+            assert_eq!(maker.check(&keys, now, own, &message, false), Ok(Proof::Mac1));
+        }
     }
 }

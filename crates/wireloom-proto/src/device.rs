@@ -222,8 +222,8 @@ impl Device {
         }
     }
 
-    /// The interface went down: forgets all sessions and handshakes and what waited for them, so
-    /// that nothing is sent until something is to be sent again.
+    /// The interface went down: forgets all sessions and handshakes and what waited for them. Until
+    /// [`Self::handle_up`] the device may be configured, but is not to be driven.
     pub fn handle_down(&mut self) {
         self.outbox.clear();
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();

@@ -31,6 +31,31 @@
 //! [`Device::poll_timeout`]. Every `handle_*` call may have changed the answers.
 //!
 //! Packets that go no further are accounted for by a [`DropReason`].
+//!
+//! ```
+//! # use std::time::Duration;
+//! use wireloom_proto::{Device, Instant, MessageKind, Now, PrivateKey, UnixTime};
+//!
+//! let now = Now {
+//!     monotonic: Instant::from_origin(Duration::from_secs(5)),
+//!     unix: UnixTime::from_epoch(Duration::from_secs(1_767_225_600)),
+//! };
+//! let mut device = Device::new([7; 32]); // of the system's random generator, in earnest
+//! let peer = PrivateKey::from_bytes([2; 32]).public_key();
+//! let mut configuration = device.configure(now);
+//! configuration.set_private_key(Some(PrivateKey::from_bytes([1; 32])));
+//! configuration.add_peer(peer)?.set_endpoint(([192, 0, 2, 1], 51820).into());
+//! drop(configuration);
+//!
+//! // There is no session yet: the device keeps the packet and begins a handshake.
+//! let peer = device.peer(&peer).expect("it was added").id;
+//! device.handle_outgoing(now, peer, &[0x45; 20], 1420)?;
+//! let mut datagram = [0; 1500];
+//! let transmit = device.poll_transmit(now, &mut datagram).expect("an initiation");
+//! assert_eq!(MessageKind::classify(&datagram[..transmit.len]), Ok(MessageKind::Initiation));
+//! assert!(device.poll_timeout() > Some(now.monotonic), "to repeat it");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod activity;
 mod allowed_ips;

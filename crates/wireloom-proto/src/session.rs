@@ -48,10 +48,10 @@ pub enum SealError {
 
 /// The keys of both directions between two indices, shared by everyone who seals and opens.
 ///
-/// Sealing takes counters from an atomic. The replay window is behind a lock that is held for a few
-/// nanoseconds for each train of messages, after decryption: receivers of one peer meet there for
-/// far less time than each spends in the cipher, and a window of atomic words would need the same
-/// care at every advance for nothing gained.
+/// Sealing takes counters from an atomic. The replay window is behind a lock of its own, held only to
+/// mark a counter, after decryption: a few nanoseconds, against the hundreds that each message spends
+/// in the cipher, so receivers of one session hardly ever meet there. A window of atomic words would
+/// have to clear words that others are marking when it moves on.
 pub struct Session {
     local_index: u32,
     remote_index: u32,

@@ -151,6 +151,13 @@ fn of_several_initiations_only_the_last_can_be_answered() {
     world.unreachable = vec![address(1), address(2)];
     world.run(6 * SECOND);
     assert_eq!(world.count(MessageKind::Initiation), 2);
+    // Nothing is kept for the first: a cookie for it finds nobody.
+    let mut cookie = [vec![3, 0, 0, 0], first[4..8].to_vec()].concat();
+    cookie.resize(message::COOKIE_REPLY_LEN, 0);
+    world.unreachable.clear();
+    world.deliver(address(2), address(1), cookie);
+    assert_eq!(world.nodes[ALICE].drops.pop(), Some(DropReason::UnknownIndex));
+
     let answer = |world: &mut World, initiation: Vec<u8>| {
         world.unreachable.clear();
         world.run(SECOND / 10);

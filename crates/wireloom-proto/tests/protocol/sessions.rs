@@ -1,11 +1,12 @@
 //! Sessions: renewal over hours, loss, reordering, roaming, the end of life.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use wireloom_proto::{DropReason, MessageKind, message};
 
-use crate::world::{ALICE, BOB, MTU, World, address, ipv4};
+use crate::world::{ALICE, BOB, MTU, World, address, ipv4, ipv6};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -196,7 +197,7 @@ fn a_responder_learns_the_endpoint_of_a_peer_that_has_none() {
     let now = world.now();
     let (alice, network) = (world.nodes[ALICE].public_key, world.nodes[ALICE].inner);
     let bob = &mut world.nodes[BOB];
-    bob.device.configure(now).add_peer(alice).unwrap().add_allowed_ip(std::net::IpAddr::V4(network).into());
+    bob.device.configure(now).add_peer(alice).unwrap().add_allowed_ip(IpAddr::V4(network).into());
     world.send(BOB, ALICE, b"where are you?");
     assert_eq!(world.nodes[BOB].drops, [DropReason::NoEndpoint]);
     assert!(world.seen.is_empty());
@@ -235,6 +236,32 @@ fn a_source_outside_the_allowed_ips_is_dropped() {
     world.settle();
     assert_eq!(world.nodes[BOB].drops, [DropReason::SourceNotAllowed]);
     assert!(world.nodes[BOB].received.is_empty());
+}
+
+#[test]
+fn both_families_go_through_one_tunnel() {
+    let mut world = World::pair();
+    let now = world.now();
+    let inner = [Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2)];
+    for (node, other) in [(ALICE, BOB), (BOB, ALICE)] {
+        let key = world.nodes[other].public_key;
+        let mut configuration = world.nodes[node].device.configure(now);
+        configuration.peer(&key).unwrap().add_allowed_ip(IpAddr::V6(inner[other]).into());
+    }
+    let packet = ipv6(inner[ALICE], inner[BOB], b"hello");
+    world.send_packet(ALICE, &packet);
+    world.poll(ALICE);
+    world.settle();
+    assert_eq!(world.nodes[BOB].received, [packet]);
+    world.nodes[BOB].received.clear();
+    let mut forged = ipv6(inner[BOB], inner[BOB], b"hello");
+    world.send_packet(ALICE, &forged);
+    world.settle();
+    assert_eq!(world.nodes[BOB].drops.pop(), Some(DropReason::SourceNotAllowed));
+    forged[24..40].fill(0xff);
+    world.send_packet(ALICE, &forged);
+    assert_eq!(world.nodes[ALICE].drops.pop(), Some(DropReason::NoPeerForDestination));
+    world.assert_connected();
 }
 
 #[test]

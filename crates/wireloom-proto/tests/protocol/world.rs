@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -362,6 +362,13 @@ pub(crate) fn ipv4(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     packet[16..20].copy_from_slice(&to.octets());
     packet[20..].copy_from_slice(payload);
     packet
+}
+
+/// An IPv6 packet: enough of a header to be routed.
+pub(crate) fn ipv6(from: Ipv6Addr, to: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
+    let len = (payload.len() as u16).to_be_bytes();
+    let start = [0x60, 0, 0, 0, len[0], len[1], 59, 64];
+    [&start[..], &from.octets(), &to.octets(), payload].concat()
 }
 
 /// Replaces MAC1 at the end of an initiation or response: everyone who knows the receiver's public
