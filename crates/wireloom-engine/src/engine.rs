@@ -199,12 +199,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
             return Err(Errno::E2BIG);
         }
         // The port can be refused by the system, so it comes first.
-        let listen_port = set.listen_port.unwrap_or(self.listen_port);
-        let fwmark = set.fwmark.unwrap_or(self.fwmark);
-        self.change_port(listen_port, fwmark).map_err(|error| {
-            tracing::warn!("cannot use UDP port {listen_port} with mark {fwmark}: {error}");
-            error.raw_os_error().map_or(Errno::EIO, Errno)
-        })?;
+        self.change_port(set.listen_port, set.fwmark)?;
 
         let mut configuration = self.device.configure(now);
         if let Some(private_key) = set.private_key {
@@ -220,20 +215,26 @@ impl<T: Tun, N: Network> Engine<T, N> {
     }
 
     /// Moves to another port or mark; on an error everything is as it was.
-    fn change_port(&mut self, listen_port: u16, fwmark: u32) -> io::Result<()> {
-        let moves = listen_port != self.listen_port;
-        match &mut self.udp {
-            Some(udp) if moves && udp.port() != listen_port => {
-                self.udp = Some(self.network.bind(listen_port, fwmark)?);
+    fn change_port(&mut self, listen_port: Option<u16>, fwmark: Option<u32>) -> Result<(), Errno> {
+        let (port, mark) = (listen_port.unwrap_or(self.listen_port), fwmark.unwrap_or(self.fwmark));
+        let changed = match &mut self.udp {
+            // 0 leaves the choice to the system, which has made it already.
+            Some(udp) if port != udp.port() && (port, self.listen_port) != (0, 0) => {
+                self.network.bind(port, mark).map(|udp| self.udp = Some(udp))
             }
-            Some(udp) if fwmark != self.fwmark => udp.set_mark(fwmark)?,
-            Some(_) => {}
-            // Whoever asks should hear now, not when the interface comes up, that the port is taken.
-            None if moves && listen_port != 0 => drop(self.network.bind(listen_port, fwmark)?),
-            None => {}
-        }
-        self.listen_port = listen_port;
-        self.fwmark = fwmark;
+            Some(udp) if mark != self.fwmark => udp.set_mark(mark),
+            Some(_) => Ok(()),
+            // Whoever asks for a port should hear at once, not when the interface comes up, that it is
+            // taken.
+            None if listen_port.is_some() && port != 0 => self.network.bind(port, mark).map(drop),
+            None => Ok(()),
+        };
+        changed.map_err(|error| {
+            tracing::warn!("cannot use UDP port {port} with mark {mark}: {error}");
+            error.raw_os_error().map_or(Errno::EIO, Errno)
+        })?;
+        (self.listen_port, self.fwmark) = (port, mark);
+        // An attempt that failed before may succeed now.
         self.rebind_at = None;
         Ok(())
     }

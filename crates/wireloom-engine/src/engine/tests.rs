@@ -354,6 +354,7 @@ fn a_port_that_is_taken_when_the_interface_comes_up_is_tried_again() {
     let squatter = a.network.bind(999, 0).expect("free");
     a.up();
     assert_eq!(a.turn(at(0)), Rest::Until(Some(at(1).monotonic)));
+    assert_eq!(a.set(at(0), "listen_port=999"), Reply::Refused(Errno(libc::EADDRINUSE)), "who asks is told");
     drop(squatter);
     a.turn(at(1));
     assert_eq!(a.engine.udp().map(Udp::port), Some(999));

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Shutdown, UdpSocket},
+    net::{IpAddr, Shutdown, SocketAddr, UdpSocket},
     os::unix::net::UnixStream,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -479,35 +479,22 @@ fn datagrams_carry_the_mark() {
 
 #[test]
 fn answers_leave_from_the_address_that_was_asked() {
-    for family in [Family::V4, Family::V6] {
+    for (family, second, prefix) in [
+        (Family::V4, "192.168.1.222", "/24"),
+        (Family::V6, "fd00:192:168:1::222", "/64 nodad preferred_lft 0"),
+    ] {
         let tunnel = Tunnel::new(&[Program::Wireloom; 2]);
-        // Later addresses are not what routing prefers as a source.
-        let second = match family {
-            Family::V4 => "192.168.1.222/24",
-            Family::V6 => "fd00:192:168:1::222/64",
-        };
-        let (address, _) = second.split_once('/').unwrap();
         let node = tunnel.node(1);
-        let prefix = match family {
-            Family::V4 => 24,
-            Family::V6 => 64,
-        };
-        let second = format!("{address}/{prefix}");
-        node.run(&format!(
-            "ip address add {second} dev eth0{}",
-            if prefix == 64 { " nodad preferred_lft 0" } else { "" }
-        ))
-        .unwrap();
-        let endpoint = match family {
-            Family::V4 => format!("{address}:{PORT}"),
-            Family::V6 => format!("[{address}]:{PORT}"),
-        };
-        tunnel.node(0).run(&format!("ip route replace {second} dev eth0")).unwrap_or_default();
+        // Routing prefers the node's first address as a source: the second is secondary, or deprecated.
+        node.run(&format!("ip address add {second}{prefix} dev eth0")).unwrap();
+        let second = second.parse::<IpAddr>().unwrap();
+        let endpoint = SocketAddr::new(second, PORT).to_string();
         tunnel.set_peer(0, 1, &format!("endpoint {endpoint}"));
         tunnel.settle();
         assert_eq!(tunnel.shown(0, "endpoints"), endpoint, "it was not made to roam");
         // When that address goes, another one must do, and the peer follows.
-        node.run(&format!("ip address delete {second} dev eth0")).unwrap();
+        let prefix = prefix.split(' ').next().unwrap();
+        node.run(&format!("ip address delete {second}{prefix} dev eth0")).unwrap();
         tunnel.settle_from(1, 0);
         assert_eq!(tunnel.shown(0, "endpoints"), tunnel.endpoint(1, family).to_string());
     }
@@ -535,7 +522,6 @@ fn the_interfaces_mtu_is_followed() {
     for (mtu, payload) in [(1280, 1252), (9000, 8972)] {
         for place in [0, 1] {
             tunnel.node(place).run(&format!("ip link set wg0 mtu {mtu}")).unwrap();
-            // IPv6 took its addresses away where the MTU was below 1280; here it was not.
         }
         // The last byte that fits: padding must not make it more than the MTU.
         let line = format!("ping -n -q -M do -c 3 -i 0.01 -W 2 -s {payload} {}", inner(1)[0]);
