@@ -130,3 +130,99 @@ impl Activity {
         self.next_look.bring_forward(now.as_nanos().saturating_add(nanos(after)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_origin(Duration::from_secs(seconds))
+    }
+
+    fn deadline(activity: &Activity) -> Option<Instant> {
+        activity.unanswered_since.get().map(|since| since + UNANSWERED_TIMEOUT)
+    }
+
+    #[test]
+    fn the_first_unanswered_packet_counts() {
+        let activity = Activity::new();
+        assert!(activity.note_sent(at(1), true), "nobody would look otherwise");
+        assert!(!activity.note_sent(at(2), true));
+        assert_eq!(activity.unanswered_since.get(), Some(at(1)));
+        assert!(!activity.note_received(at(3), false));
+        assert_eq!(activity.unanswered_since.get(), None);
+        assert_eq!(activity.traversed.get(), Some(at(3)));
+    }
+
+    #[test]
+    fn the_device_hears_only_of_timers_before_its_next_look() {
+        let activity = Activity::new();
+        assert!(activity.note_sent(at(1), true));
+        assert_eq!(activity.plan_look(|| deadline(&activity)), Some(at(16)));
+        // An answer is owed at 13 s, before that look; and then nothing is due before 13 s.
+        assert!(activity.note_received(at(3), true));
+        for second in 4..13 {
+            assert!(!activity.note_sent(at(second), true));
+            assert!(!activity.note_received(at(second), true));
+        }
+    }
+
+    #[test]
+    fn one_caller_is_told_that_a_moment_has_come() {
+        let moment = AtomicInstant::never();
+        assert!(!moment.take_if_due(at(9)));
+        moment.set(Some(at(5)));
+        assert!(!moment.take_if_due(at(4)));
+        assert!(moment.take_if_due(at(5)));
+        assert!(!moment.take_if_due(at(6)));
+    }
+
+    /// A packet is noted while the device plans its next look: one of the two must see the other.
+    #[test]
+    fn no_interleaving_loses_a_timer() {
+        const ROUNDS: usize = 50_000;
+        // A look is ahead that comes before the packet's timer: the packet relies on it.
+        let activities: Vec<Activity> = std::iter::repeat_with(|| {
+            let activity = Activity::new();
+            activity.plan_look(|| Some(at(10)));
+            activity
+        })
+        .take(ROUNDS)
+        .collect();
+        let arrived = AtomicUsize::new(0);
+        // Both threads meet before each round, awake unless there is one CPU for both.
+        let meet = |round: usize| {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            for spins in 0_u32.. {
+                if arrived.load(Ordering::SeqCst) >= 2 * (round + 1) {
+                    break;
+                }
+                if spins > 1000 {
+                    std::thread::yield_now();
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let packets = scope.spawn(|| {
+                let rounds = activities.iter().enumerate().map(|(round, activity)| {
+                    meet(round);
+                    activity.note_sent(at(1), true)
+                });
+                rounds.collect::<Vec<bool>>()
+            });
+            let looks: Vec<_> = activities
+                .iter()
+                .enumerate()
+                .map(|(round, activity)| {
+                    meet(round);
+                    activity.plan_look(|| deadline(activity))
+                })
+                .collect();
+            for (signalled, look) in packets.join().unwrap().into_iter().zip(looks) {
+                assert!(signalled || look.is_some());
+            }
+        });
+    }
+}
