@@ -68,6 +68,8 @@ impl TomlFile {
             let mut what = error.message().replace('\n', "; ");
             if what.starts_with("unknown field") {
                 what.push_str("; remove it or mend its spelling");
+            } else if what.starts_with("missing field") {
+                what.push_str("; add it to this table");
             }
             match error.span() {
                 Some(span) => self.mistake(&span, what),

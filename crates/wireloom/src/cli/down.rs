@@ -1,6 +1,6 @@
 //! `wireloom down`: takes everything away that the agent programmed.
 
-use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
     let mut kernel = Linux::open(&programmed.interface, programmed.table, state.clone())?;
     kernel.finish_creation()?;
-    let ops = teardown(&kernel.observe(&BTreeSet::new())?);
+    let ops = teardown(&kernel.observe_for_removal()?);
     for op in &ops {
         anstream::println!("{} {}", "-".red(), wording::op(op, &programmed.interface));
     }
@@ -43,7 +43,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("{}", texts.join("\n"))
     })?;
-    if let Some(left) = teardown(&kernel.observe(&BTreeSet::new())?).first() {
+    if let Some(left) = teardown(&kernel.observe_for_removal()?).first() {
         bail!(
             "something came back while it was taken away: it still takes to {}",
             wording::op(left, &programmed.interface)

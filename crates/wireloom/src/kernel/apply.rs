@@ -177,7 +177,7 @@ impl Linux {
             }
         }
         self.configured_endpoints.clear();
-        self.backend.wait_until_gone()
+        self.backend.end()
     }
 }
 

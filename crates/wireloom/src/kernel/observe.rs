@@ -16,13 +16,29 @@ use super::{
 
 impl Linux {
     pub(super) fn observe_all(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
+        let mut observed = self.observe_but_device(own)?;
+        if observed.link.is_some() {
+            observed.device = self.observe_device()?;
+        }
+        Ok(observed)
+    }
+
+    /// What is there to be removed: all but the device, which need not be in a state to answer.
+    ///
+    /// # Errors
+    /// The first thing that cannot be read.
+    pub fn observe_for_removal(&mut self) -> Result<Observed, Error> {
+        self.observe_but_device(&BTreeSet::new())
+    }
+
+    fn observe_but_device(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
         let found = self.link()?;
         let index = found.as_ref().map(|found| found.index);
         let assigned = address::observe(&mut self.netlink).attempt(|| "list the addresses".into())?;
         let on_ours = assigned.iter().filter(|each| Some(each.interface) == index);
         Ok(Observed {
             addresses: on_ours.map(|each| each.address).collect(),
-            device: if index.is_some() { self.observe_device()? } else { None },
+            device: None,
             link: found.map(|found| found.link),
             rules: rule::observe(&mut self.netlink, self.table).attempt(|| "list the rules".into())?,
             routes: route::observe(&mut self.netlink, self.table, index)

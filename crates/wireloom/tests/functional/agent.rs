@@ -212,6 +212,21 @@ fn down_waits_for_the_agent_to_end_and_needs_no_valid_settings() {
     assert_eq!(node.run("ls /run/wireloom").unwrap(), "");
 }
 
+/// A device process that does not answer is no reason to leave anything behind.
+#[test]
+fn down_ends_a_device_that_hangs() {
+    let mut fleet = Fleet::new(Layout::default(), SCOPED);
+    settle(&fleet);
+    assert!(fleet.agents.remove(0).terminate().unwrap().success());
+    let node = &fleet.lab.nodes[0];
+    let device = node.run("pgrep -f device.*wg0").unwrap();
+    node.run(&format!("kill -STOP {}", device.trim())).unwrap();
+    agent::down(wireloom(), node).unwrap();
+    assert!(node.run("ip link show wg0").is_err());
+    assert!(node.run("pgrep -f device.*wg0").is_err());
+    assert_eq!(node.run("ls /run/wireguard").unwrap(), "");
+}
+
 #[test]
 fn status_tells_programs_and_people_the_same() {
     let fleet = Fleet::new(Layout::default(), SCOPED);

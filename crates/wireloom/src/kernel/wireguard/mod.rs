@@ -29,8 +29,8 @@ pub(super) trait Backend {
     /// Makes many changes in one transaction.
     fn change(&mut self, changes: &[Change<'_>]) -> Result<(), Cause>;
 
-    /// Waits until the device is gone with its interface, which was removed.
-    fn wait_until_gone(&mut self) -> Result<(), Cause>;
+    /// Sees to it that the device goes with its interface, which was removed.
+    fn end(&mut self) -> Result<(), Cause>;
 }
 
 /// A change of the device.

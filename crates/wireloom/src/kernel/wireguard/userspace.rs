@@ -10,14 +10,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{Signal, kill},
+        socket::{getsockopt, sockopt::PeerCredentials},
+    },
+    unistd::Pid,
+};
 use zeroize::Zeroizing;
 
 use super::{
     Backend, Change, DeviceState,
     uapi::{self, ReplyError},
 };
-use crate::kernel::error::Cause;
+use crate::{kernel::error::Cause, state};
 
 /// Where every userspace WireGuard has its sockets (`RUNSTATEDIR` of wireguard-tools' src/ipc-uapi.h).
 const SOCKETS: &str = "/var/run/wireguard";
@@ -57,6 +64,17 @@ impl Userspace {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Ends a device process that hangs, and removes what it leaves.
+    fn kill(&self, stream: &UnixStream) -> Result<(), Cause> {
+        let pid = getsockopt(stream, PeerCredentials)?.pid();
+        // 0: in a pid namespace that we do not see into.
+        if pid <= 0 {
+            return Err(Cause::Told("the device process outlives its interface, out of our reach".into()));
+        }
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        Ok(state::remove_if_there(&self.socket())?)
     }
 
     /// One request and its reply, which may hold the private key.
@@ -117,11 +135,11 @@ impl Backend for Userspace {
         }
     }
 
-    fn wait_until_gone(&mut self) -> Result<(), Cause> {
+    fn end(&mut self) -> Result<(), Cause> {
         let deadline = Instant::now() + PATIENCE;
-        while self.connect()?.is_some() {
+        while let Some(stream) = self.connect()? {
             if Instant::now() > deadline {
-                return Err(Cause::Passing("the device process outlives its interface".into()));
+                return self.kill(&stream);
             }
             thread::sleep(GLANCE);
         }

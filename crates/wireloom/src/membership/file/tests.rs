@@ -69,7 +69,7 @@ fn each_mistake_names_its_line_and_the_mend() {
             "[[pool]]\ncidr = \"10.0.0.0/8\"",
             "mesh.toml:1: unknown field `pool`, expected `pools` or `nodes`; remove it or mend its spelling",
         ),
-        ("[[nodes]]\nworkloads = []", "mesh.toml:1: missing field `name`"),
+        ("[[nodes]]\nworkloads = []", "mesh.toml:1: missing field `name`; add it to this table"),
         (
             "[[nodes]]\nname = \" \"",
             "mesh.toml:2: the node has no name; write the one that its agent goes by",
