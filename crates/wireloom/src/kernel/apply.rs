@@ -2,9 +2,13 @@
 
 use std::mem::discriminant;
 
+use ipnet::IpNet;
 use nix::errno::Errno;
 use wireloom_engine::PrivateKey;
-use wireloom_plan::op::Op;
+use wireloom_plan::{
+    kernel::{Route, RouteKind},
+    op::Op,
+};
 
 use super::{
     Linux, address,
@@ -106,6 +110,9 @@ impl Linux {
         for (position, op) in ops.iter().enumerate() {
             requests.push(self.request(op, index).attempt(|| operation(position)).map_err(one)?);
         }
+        if ops.iter().any(leads_ipv6_to_our_interface) {
+            sysctl::enable_ipv6(&ours).map_err(one)?;
+        }
         let refusals = self.netlink.change(&requests).attempt(|| operation(0)).map_err(one)?;
         let errors: Vec<Error> = refusals
             .into_iter()
@@ -191,6 +198,10 @@ fn device_change<'a>(op: &'a Op, key: Option<&'a PrivateKey>) -> Result<Change<'
         Op::RemovePeer { public_key } => Ok(Change::RemovePeer(*public_key)),
         _ => Err(Cause::Told("it is no change of the device".into())),
     }
+}
+
+fn leads_ipv6_to_our_interface(op: &Op) -> bool {
+    matches!(op, Op::SetRoute(Route { destination: IpNet::V6(_), kind: RouteKind::Device { .. }, .. }))
 }
 
 /// "Address already in use" says little.

@@ -31,6 +31,21 @@ pub(super) fn read(interface: &str, sysctl: UnderlaySysctl) -> Result<Option<u8>
     number.map(Some).attempt(|| format!("read {}", path.display()))
 }
 
+/// Lets IPv6 routes lead to our own interface also on a machine whose operator turned IPv6 off
+/// (`net.ipv6.conf.default.disable_ipv6`): the kernel refuses them otherwise, and without its routes
+/// no rule comes up. It is our interface's own setting and goes with it.
+pub(super) fn enable_ipv6(interface: &str) -> Result<(), Error> {
+    let path = PathBuf::from("/proc/sys/net/ipv6/conf").join(interface).join("disable_ipv6");
+    match fs::read_to_string(&path) {
+        Ok(text) if text.trim() != "0" => {
+            tracing::info!("turn IPv6 on for {interface}, which the mesh routes");
+            fs::write(&path, "0").attempt(|| format!("write {}", path.display()))
+        }
+        // It is on, or the kernel has no IPv6, or the interface is gone: the route will tell.
+        _ => Ok(()),
+    }
+}
+
 /// Records what the sysctl was, unless that is recorded already, and then sets it.
 pub(super) fn set(state: &StateDir, interface: &str, sysctl: UnderlaySysctl, value: u8) -> Result<(), Error> {
     let operation = || format!("set net.ipv4.conf.{interface}.{} to {value}", file_name(sysctl));

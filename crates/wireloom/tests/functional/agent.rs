@@ -139,8 +139,27 @@ fn another_private_key_is_taken_on_sighup() {
     write_key(&fleet.lab.nodes[0], &key).unwrap();
     fleet.edit(|mesh| mesh.nodes[0].public_key = Some(key.public.clone()));
     fleet.agents[0].reload().unwrap();
+    fleet.wait("the new key", |fleet| {
+        fleet.lab.nodes[0].run("wg show wg0 public-key").unwrap().trim() == key.public
+    });
     fleet.settle(Promise::SCOPED);
-    assert_eq!(fleet.lab.nodes[0].run("wg show wg0 public-key").unwrap().trim(), key.public);
+}
+
+/// Else the kernel refuses the IPv6 routes, and no rule comes up for IPv4 either.
+#[test]
+fn a_node_whose_operator_turned_ipv6_off_encrypts_ipv4() {
+    let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
+    let node = &fleet.lab.nodes[0];
+    node.host.space.set_sysctls(&[("net/ipv6/conf/all/disable_ipv6", "1")]).unwrap();
+    fleet.start();
+    let node = &fleet.lab.nodes[0];
+    fleet.wait("the rules", |_| rules(node) == RULES);
+    fleet.wait("nothing to be left to do", |_| run(node, "plan").0 == 0);
+    // Turned off once more while the agent runs.
+    node.host.space.set_sysctls(&[("net/ipv6/conf/all/disable_ipv6", "1")]).unwrap();
+    fleet.agents[0].reload().unwrap();
+    fleet.wait("nothing to be left to do", |_| run(node, "plan").0 == 0);
+    assert!(node.run("ip -6 route show table 1").unwrap().contains("dev wg0"));
 }
 
 /// As when the agent is killed between making the interface and marking it as its own.
