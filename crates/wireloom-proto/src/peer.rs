@@ -1,6 +1,7 @@
 //! The control half of a peer: what only the device touches.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
@@ -220,8 +221,15 @@ impl InitiationGate {
 pub(crate) const STAGED_MAX: usize = 128;
 
 /// Packets that wait for a session, laid out as messages that only need sealing.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct StagedPackets(VecDeque<Vec<u8>>);
+
+impl fmt::Debug for StagedPackets {
+    /// How many: what is in them is private.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("StagedPackets").field(&self.0.len()).finish()
+    }
+}
 
 impl StagedPackets {
     /// Adds a packet; false when that pushed the oldest out.

@@ -24,7 +24,6 @@ pub struct Transport {
 }
 
 /// A message that was authenticated and decrypted.
-#[derive(Debug)]
 pub struct Opened<'m> {
     /// From whom.
     pub path: Arc<PeerPath>,
@@ -32,6 +31,17 @@ pub struct Opened<'m> {
     pub payload: &'m mut [u8],
     /// What the device must be told.
     pub signal: Option<Signal>,
+}
+
+impl fmt::Debug for Opened<'_> {
+    /// Without the payload, which is private.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened")
+            .field("path", &self.path)
+            .field("payload_len", &self.payload.len())
+            .field("signal", &self.signal)
+            .finish()
+    }
 }
 
 /// A snapshot of everyone's allowed IPs: which peer gets a packet, and who may have sent it.

@@ -194,11 +194,15 @@ fn secrets_are_not_shown() {
     device.configure(now).peer(&bob).unwrap().set_preshared_key(Some(psk));
     world.run(121 * SECOND);
     world.send(ALICE, BOB, b"renew");
+    let path = world.path(ALICE, BOB);
+    let now = world.now();
+    world.nodes[ALICE].device.handle_outgoing(now, path.id(), &[0xcd; 100], 1420).unwrap();
     let shown = format!("{:?} {:#?}", world.nodes[ALICE].device, world.nodes[BOB].device);
     let secret = |bytes: &[u8]| format!("{:?}", &bytes[1..4]).trim_matches(['[', ']']).to_string();
     assert!(!shown.contains(&secret(private_key(1).expose_bytes())));
     assert!(!shown.contains(&secret(&[0xab; 32])));
     assert!(!shown.contains("abab"));
+    assert!(!shown.contains(&secret(&[0xcd; 32])), "packets are private too");
     assert!(shown.contains("PrivateKey(secret)"));
 }
 
