@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
 use nix::{
@@ -33,14 +33,27 @@ pub struct LinuxNetwork;
 /// A UDP port, open for both families, or for IPv4 alone where the machine has no IPv6.
 pub struct LinuxUdp {
     port: u16,
-    v4: Socket,
-    v6: Option<Socket>,
+    sockets: Sockets,
     receiver: Receiver,
     sender: Sender,
     /// Which family is asked first: they take turns, so that a flood of one does not starve the other.
     v6_first: bool,
     /// Local addresses that peers were answered from and that are no longer ours.
     gone: Vec<IpAddr>,
+}
+
+/// One socket for each family, on the same port.
+struct Sockets {
+    v4: Socket,
+    v6: Option<Socket>,
+}
+
+impl Sockets {
+    /// The one that sends there.
+    fn towards(&self, to: Endpoint) -> io::Result<&Socket> {
+        let socket = if to.remote.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
+        socket.ok_or_else(|| io::ErrorKind::NetworkUnreachable.into())
+    }
 }
 
 impl Network for LinuxNetwork {
@@ -60,8 +73,7 @@ impl Network for LinuxNetwork {
             };
             return Ok(LinuxUdp {
                 port: bound,
-                v4,
-                v6,
+                sockets: Sockets { v4, v6 },
                 receiver: Receiver::default(),
                 sender: Sender::default(),
                 v6_first: false,
@@ -98,7 +110,6 @@ fn open(address: SocketAddr, mark: u32) -> io::Result<Socket> {
 /// drivers/net/wireguard/socket.c): a tunnel whose MTU is too big for the path is slow, not dead.
 #[expect(unsafe_code, reason = "neither socket2 nor nix know IP_MTU_DISCOVER")]
 fn allow_fragments(socket: &Socket) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
     let value: libc::c_int = libc::IP_PMTUDISC_DONT;
     // SAFETY: the option's value is one int, whose address and size are given.
     let done = unsafe {
@@ -126,29 +137,26 @@ fn grow_buffers(socket: &Socket) {
 impl LinuxUdp {
     /// Readable when [`Udp::receive`] has datagrams.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        std::iter::once(&self.v4).chain(&self.v6).map(AsFd::as_fd)
+        std::iter::once(&self.sockets.v4).chain(&self.sockets.v6).map(AsFd::as_fd)
     }
 
     /// Sends the datagram at `next`, which goes to `to`, and those after it that go by the same
     /// family, as far as they go; returns how many went.
     fn send_some(&mut self, batch: &Outbound, next: usize, to: Endpoint) -> io::Result<usize> {
-        let by_v4 = to.remote.is_ipv4();
-        let socket = if by_v4 { Some(&self.v4) } else { self.v6.as_ref() };
-        let socket = socket.ok_or(io::ErrorKind::NetworkUnreachable)?;
+        let socket = self.sockets.towards(to)?;
+        let same_family = |other: &Endpoint| other.remote.is_ipv4() == to.remote.is_ipv4();
         let gone = &self.gone;
-        let run = batch.datagrams_from(next).take_while(|(to, _)| to.remote.is_ipv4() == by_v4).map(
-            |(mut to, datagram)| {
+        let run =
+            batch.datagrams_from(next).take_while(|(to, _)| same_family(to)).map(|(mut to, datagram)| {
                 to.local = to.local.filter(|local| gone.is_empty() || !gone.contains(&local.address));
                 (to, datagram)
-            },
-        );
+            });
         self.sender.send(socket.as_fd(), run)
     }
 
     /// Waits for room in the send buffer; false when there is none in time.
     fn wait_for_room(&self, to: Endpoint) -> bool {
-        let socket = if to.remote.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
-        let Some(socket) = socket else { return false };
+        let Ok(socket) = self.sockets.towards(to) else { return false };
         let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
         poll(&mut wanted, PollTimeout::from(SEND_PATIENCE)).is_ok_and(|ready| ready > 0)
     }
@@ -160,13 +168,13 @@ impl Udp for LinuxUdp {
     }
 
     fn set_mark(&mut self, mark: u32) -> io::Result<()> {
-        self.v4.set_mark(mark)?;
-        self.v6.as_ref().map_or(Ok(()), |v6| v6.set_mark(mark))
+        self.sockets.v4.set_mark(mark)?;
+        self.sockets.v6.as_ref().map_or(Ok(()), |v6| v6.set_mark(mark))
     }
 
     fn receive(&mut self, batch: &mut Inbound) {
         batch.clear();
-        let mut order = [Some(&self.v4), self.v6.as_ref()];
+        let mut order = [Some(&self.sockets.v4), self.sockets.v6.as_ref()];
         if self.v6_first {
             order.reverse();
         }

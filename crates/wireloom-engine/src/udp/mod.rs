@@ -33,7 +33,7 @@ pub trait Udp {
     /// Sets the firewall mark of what is sent from now on; 0 is none.
     ///
     /// # Errors
-    /// What the system says; the mark is as it was then.
+    /// What the system says: it lets administrators alone set marks.
     fn set_mark(&mut self, mark: u32) -> io::Result<()>;
 
     /// Replaces the batch's datagrams by those that have arrived, as many as it holds; none when

@@ -501,6 +501,49 @@ fn answers_leave_from_the_address_that_was_asked() {
 }
 
 #[test]
+fn peers_are_served_over_both_families_at_once() {
+    let tunnel = Tunnel::new(&[Program::Wireloom; 3]);
+    let allow = |place: usize, other: usize| {
+        let [v4, v6] = inner(other);
+        tunnel.set_peer(place, other, &format!("allowed-ips {v4}/32,{v6}/128"));
+    };
+    allow(0, 2);
+    allow(2, 0);
+    tunnel.set_endpoint(0, 1, Family::V4);
+    tunnel.set_endpoint(0, 2, Family::V6);
+    tunnel.settle_from(0, 1);
+    tunnel.settle_from(0, 2);
+    std::thread::scope(|scope| {
+        for peer in [1, 2] {
+            for address in inner(peer) {
+                let node = tunnel.node(0);
+                scope.spawn(move || {
+                    let said = node.run(&format!("ping -n -q -c 500 -i 0.002 -s 1000 {address}")).unwrap();
+                    assert!(said.contains(" 0% packet loss"), "{said}");
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn keys_are_those_of_wg() {
+    let lab = node();
+    let node = &lab.nodes[0];
+    let private = String::from_utf8(run(node, "key generate").stdout).unwrap();
+    let public = node.host.space.feed(&format!("{} key public", word(wireloom())), &private).unwrap();
+    assert_eq!(public, node.host.space.feed("wg pubkey", &private).unwrap());
+    // `wg genkey` clamps its keys, too; `wg pubkey` takes them as they are.
+    let theirs = node.run("wg genkey").unwrap();
+    let public = node.host.space.feed(&format!("{} key public", word(wireloom())), &theirs).unwrap();
+    assert_eq!(public, node.host.space.feed("wg pubkey", &theirs).unwrap());
+    for wrong in ["", "not a key", &private[..40], &"A".repeat(2000)] {
+        let error = node.host.space.feed(&format!("{} key public", word(wireloom())), wrong).unwrap_err();
+        assert!(error.to_string().contains("expected 44 characters of base64"), "{error}");
+    }
+}
+
+#[test]
 fn moved_to_another_network_it_still_sends_from_where_it_was_made() {
     let tunnel = Tunnel::established();
     let node = tunnel.node(0);
