@@ -122,7 +122,7 @@ fn rules_that_others_wrote_are_read_and_removed_exactly() {
     let (_holder, space) = machine();
     for line in [
         "ip rule add from 10.1.0.0/16 to 10.2.0.0/16 iif lo oif eth0 lookup 1 pref 40",
-        "ip rule add from all ipproto tcp dport 80-90 sport 5 uidrange 0-7 lookup 1 pref 41",
+        "ip rule add from all ipproto tcp dport 80-90 sport 5 uidrange 0-0 lookup 1 pref 41",
         "ip rule add from all fwmark 0x3/0xff lookup 1 suppress_prefixlength 0 pref 42",
         "ip rule add tos 0x10 lookup 1 pref 43",
         "ip rule add from 0.0.0.0/8 lookup 1 pref 44",

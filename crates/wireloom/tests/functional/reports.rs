@@ -19,7 +19,7 @@ fn a_plan_tells_what_would_change_and_changes_nothing() {
     let links = node.run("ip -o link show").unwrap();
     let (status, stdout, stderr) = run(node, "plan");
     assert_eq!(status, 2, "{stdout}{stderr}");
-    for words in ["interface", "from 10.161.0.0/16 fwmark 0/0xa lookup 1", "10.161.2.0/24"] {
+    for words in ["create wg0", "from 10.161.0.0/16 fwmark 0/0xa lookup 1", "10.161.2.0/24"] {
         assert!(stdout.contains(words), "{words}: {stdout}");
     }
     assert_eq!(node.run("ip -o link show").unwrap(), links);
