@@ -21,13 +21,22 @@ use super::{
 use crate::wording;
 
 impl Linux {
+    /// A route that the kernel refuses for good (on a machine without IPv6, say) must not keep the
+    /// others' traffic from encryption; whatever else fails ends it, for the next pass to try again.
     pub(super) fn apply_all(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {
+        let mut refused = Vec::new();
         for group in
             ops.chunk_by(|one, next| is_of_the_device(one, next) || discriminant(one) == discriminant(next))
         {
-            self.apply_group(group)?;
+            if let Err(errors) = self.apply_group(group) {
+                refused.extend(errors);
+                let routes = matches!(group[0], Op::SetRoute(_));
+                if !routes || refused.iter().any(Error::retry_can_help) {
+                    return Err(refused);
+                }
+            }
         }
-        Ok(())
+        if refused.is_empty() { Ok(()) } else { Err(refused) }
     }
 
     fn apply_group(&mut self, group: &[Op]) -> Result<(), Vec<Error>> {

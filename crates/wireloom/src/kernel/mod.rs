@@ -48,7 +48,8 @@ pub trait Kernel {
     fn observe(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error>;
 
     /// Carries out operations in their order, and stops after the first group of them that failed:
-    /// rules come last, so that none leads to a table that is half built.
+    /// rules come last, so that none leads to a table that is half built. (What no retry can mend is
+    /// another matter: see the implementation.)
     ///
     /// # Errors
     /// What failed.

@@ -220,6 +220,31 @@ fn twenty_thousand_routes_and_one_that_the_kernel_refuses() {
 }
 
 #[test]
+fn rules_wait_for_routes_unless_there_is_nothing_to_wait_for() {
+    let (_holder, space) = machine();
+    let add_rule = Op::AddRule(rule(Family::V4, Some("10.161.0.0/16")));
+    let set = |kind| Op::SetRoute(route("10.161.2.0/24".parse().unwrap(), kind));
+    let rules = |kernel: &mut Linux| kernel.observe(&own()).unwrap().rules.len();
+    // No address of this machine, and none that will be: the other peers shall not wait for it.
+    let hopeless = [set(through(Some("198.51.100.1"))), add_rule.clone()];
+    with_kernel(&space, |kernel| {
+        assert_eq!(kernel.apply(&hopeless).unwrap_err().len(), 1);
+        assert_eq!(rules(kernel), 1);
+        kernel.apply(&[Op::RemoveRule(rule(Family::V4, Some("10.161.0.0/16")))]).unwrap();
+    });
+    space.run("ip link delete wg0").unwrap();
+    with_kernel(&space, |kernel| {
+        let errors = kernel.apply(&[set(through(None)), add_rule]).unwrap_err();
+        assert_eq!(
+            errors[0].to_string(),
+            "cannot set the route `10.161.2.0/24 dev wg0`: our interface is gone"
+        );
+        assert!(errors[0].retry_can_help());
+        assert_eq!(rules(kernel), 0);
+    });
+}
+
+#[test]
 fn addresses_come_and_go_and_link_local_ones_are_not_ours_to_judge() {
     let (_holder, space) = machine();
     space.run("ip address add 169.254.7.7/16 dev wg0").unwrap();
