@@ -89,6 +89,9 @@ pub fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     kernel.set_private_key(key);
     kernel.finish_creation()?;
     kernel.refuse_foreign_link()?;
+    if let Some(before) = RunFile::read(&config.settings.interface) {
+        kernel.remember_endpoints(&before.configured_endpoints);
+    }
     let own_port = kernel.netlink_port();
 
     let (sender, events) = channel();
@@ -190,7 +193,9 @@ impl Agent {
                 Ok(first) => {
                     for event in iter::once(first).chain(events.try_iter()) {
                         if let Event::Stop = event {
-                            return self.stop();
+                            // Rules, routes and the device stay as they are: packets flow on.
+                            tracing::info!("stops; the data path stays up (`wireloom down` takes it away)");
+                            return Ok(());
                         }
                         self.take(event);
                     }
@@ -203,12 +208,6 @@ impl Agent {
             }
             self.tell();
         }
-    }
-
-    /// Rules, routes and the device stay as they are: packets flow on.
-    fn stop(self) -> anyhow::Result<()> {
-        tracing::info!("stops; the data path stays up (`wireloom down` takes it away)");
-        RunFile::remove(&self.config.settings.interface).context("cannot remove the run file")
     }
 
     fn take(&mut self, event: Event) {
@@ -285,6 +284,7 @@ impl Agent {
         let now = Instant::now();
         self.last_pass = Some(now);
         self.told.last_pass = Some(unix_time());
+        self.told.configured_endpoints = self.reconciler.kernel_mut().configured_endpoints();
         for warning in self.reconciler.warnings().difference(&warned) {
             tracing::warn!("{warning}");
         }

@@ -1,8 +1,10 @@
-//! `/run/wireloom/IFNAME.json`: what only the running agent knows, for `wireloom status`.
+//! `/run/wireloom/IFNAME.json`: what only the agent knows, for `wireloom status` and the next agent.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, DirBuilder},
     io,
+    net::SocketAddr,
     os::unix::fs::DirBuilderExt,
     path::PathBuf,
 };
@@ -27,10 +29,14 @@ pub struct RunFile {
     pub membership_error: Option<String>,
     /// Why the settings of before are in force.
     pub settings_error: Option<String>,
+    /// The endpoints that were configured, by public key: whoever looks next tells them from those
+    /// learnt by roaming.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub configured_endpoints: BTreeMap<String, SocketAddr>,
 }
 
 impl RunFile {
-    /// What the agent of an interface wrote last; `None` when there is nothing to read.
+    /// What the agent of an interface wrote last, running or not; `None` when there is nothing to read.
     #[must_use]
     pub fn read(interface: &str) -> Option<Self> {
         serde_json::from_slice(&fs::read(path(interface)).ok()?).ok()

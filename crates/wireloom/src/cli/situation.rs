@@ -15,6 +15,7 @@ use crate::{
     kernel::{DeviceState, Kernel, Linux},
     key_file,
     membership::{self, file},
+    run_file::RunFile,
     state::StateDir,
 };
 
@@ -36,6 +37,9 @@ impl Situation {
         let own = cluster.as_ref().ok().and_then(|cluster| cluster.nodes.get(&config.settings.node));
         let own = own.map(|node| node.addresses.clone()).unwrap_or_default();
         let mut kernel = Linux::open(&config.settings.interface, config.settings.table, StateDir::locate())?;
+        if let Some(agent) = RunFile::read(&config.settings.interface) {
+            kernel.remember_endpoints(&agent.configured_endpoints);
+        }
         Ok(Self {
             public_key: key.map(|key| PublicKey(*key.public_key().as_bytes())),
             cluster,

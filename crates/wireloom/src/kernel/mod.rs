@@ -90,6 +90,18 @@ impl Linux {
         self.private_key = Some(key);
     }
 
+    /// The endpoints that were configured, by public key.
+    #[must_use]
+    pub fn configured_endpoints(&self) -> BTreeMap<String, SocketAddr> {
+        self.configured_endpoints.iter().map(|(key, endpoint)| (key.to_string(), *endpoint)).collect()
+    }
+
+    /// Remembers what another process configured; what is no key is passed over.
+    pub fn remember_endpoints(&mut self, configured: &BTreeMap<String, SocketAddr>) {
+        let known = configured.iter().filter_map(|(key, endpoint)| Some((key.parse().ok()?, *endpoint)));
+        self.configured_endpoints.extend(known);
+    }
+
     /// The port of our netlink socket: notifications of our own doing carry it.
     #[must_use]
     pub fn netlink_port(&self) -> u32 {

@@ -9,6 +9,7 @@ use wireloom::lab::{
     mesh::{KEY, KeyPair, MEMBERS, SETTINGS, write_key},
     until,
 };
+use wireloom_plan::kernel::Family;
 
 use crate::{
     fleet::{Fleet, rules, run},
@@ -143,6 +144,30 @@ fn another_private_key_is_taken_on_sighup() {
         fleet.lab.nodes[0].run("wg show wg0 public-key").unwrap().trim() == key.public
     });
     fleet.settle(Promise::SCOPED);
+}
+
+/// An endpoint in use is left alone, for a peer may roam; but not one that the file has taken back.
+#[test]
+fn an_endpoint_that_changed_while_no_agent_ran_is_followed_at_once() {
+    let mut fleet = Fleet::new(Layout::default(), SCOPED);
+    settle(&fleet);
+    assert!(fleet.agents.remove(0).terminate().unwrap().success());
+    let endpoint = fleet.lab.nodes[1].endpoint(Family::V6);
+    fleet.edit(|mesh| mesh.nodes[1].endpoint = Some(endpoint));
+    fleet.agents.insert(0, Agent::start(wireloom(), &fleet.lab.nodes[0]).unwrap());
+    fleet.wait("the new endpoint", |fleet| {
+        fleet.lab.nodes[0].run("wg show wg0 endpoints").unwrap().contains(&endpoint.to_string())
+    });
+    fleet.settle(Promise::SCOPED);
+
+    // Where it roams to is no news to whoever looks.
+    fleet.agents.remove(1).kill().unwrap();
+    let [one, other] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+    other.run("wg set wg0 listen-port 51999").unwrap();
+    let ping = format!("ping -c 1 -W 5 {}", one.pods[0].addresses.v4);
+    other.pods[0].space.run(&ping).unwrap();
+    assert!(one.run("wg show wg0 endpoints").unwrap().contains(":51999"));
+    assert_eq!(run(one, "plan").0, 0);
 }
 
 /// Else the kernel refuses the IPv6 routes, and no rule comes up for IPv4 either.
