@@ -22,8 +22,8 @@ use super::{
 const SOCKET_BUFFER: usize = 8 << 20;
 /// How often the system may pick a port that turns out to be taken for the other family.
 const PICK_ATTEMPTS: usize = 100;
-/// How long a full send buffer is waited for, in milliseconds. It drains at the speed of the network
-/// card; when it does not, something is broken and waiting would only stop everything else.
+/// How long a full send buffer is waited for in vain, once in a batch, in milliseconds. It drains at
+/// the speed of the network card; when it does not, waiting would only stop everything else.
 const SEND_PATIENCE: u8 = 20;
 
 /// The machine's network, as this process's network namespace sees it.
@@ -193,6 +193,7 @@ impl Udp for LinuxUdp {
     fn send(&mut self, batch: &mut Outbound) -> u64 {
         let mut next = 0;
         let mut lost = 0;
+        let mut patient = true;
         while let Some(to) = batch.destination(next) {
             let error = match self.send_some(batch, next, to) {
                 Ok(sent) => {
@@ -203,7 +204,10 @@ impl Udp for LinuxUdp {
             };
             match (error.raw_os_error(), to.local) {
                 (Some(libc::EINTR), _) => continue,
-                (Some(libc::EAGAIN), _) if self.wait_for_room(to) => continue,
+                (Some(libc::EAGAIN), _) if patient => {
+                    patient = self.wait_for_room(to);
+                    continue;
+                }
                 // The address that the peer talked to is not ours any more: let routing choose.
                 (Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH), Some(local))
                     if !self.gone.contains(&local.address) =>

@@ -335,7 +335,6 @@ fn wg_reads_and_writes_everything() {
     let shown = || node.run("wg showconf wg0").unwrap();
     write(&configuration);
     node.run("wg setconf wg0 /run/wg0.conf").unwrap();
-    // `wg` cannot tell the zone of an endpoint by its name, but shows it.
     assert_eq!(sorted(&shown()), sorted(&configuration));
     assert_eq!(node.run("wg show wg0 public-key").unwrap(), public);
 
@@ -498,6 +497,22 @@ fn answers_leave_from_the_address_that_was_asked() {
         tunnel.settle_from(1, 0);
         assert_eq!(tunnel.shown(0, "endpoints"), tunnel.endpoint(1, family).to_string());
     }
+}
+
+#[test]
+fn link_local_endpoints_need_no_address_of_the_operators() {
+    let tunnel = Tunnel::new(&[Program::Wireloom; 2]);
+    let link_local = |place: usize| {
+        let shown = tunnel.node(place).run("ip -6 -o address show dev eth0 scope link").unwrap();
+        let word = shown.split_whitespace().find(|word| word.starts_with("fe80")).expect("an address");
+        word.split('/').next().unwrap().to_owned()
+    };
+    let endpoint = format!("[{}%eth0]:{PORT}", link_local(1));
+    tunnel.set_peer(0, 1, &format!("endpoint {endpoint}"));
+    tunnel.settle();
+    tunnel.settle_from(1, 0);
+    assert_eq!(tunnel.shown(0, "endpoints"), endpoint);
+    assert_eq!(tunnel.shown(1, "endpoints"), format!("[{}%eth0]:{PORT}", link_local(0)));
 }
 
 #[test]
