@@ -55,7 +55,14 @@ impl Command {
 /// Runs the command that the program's arguments name; errors go to stderr with exit status 1.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse_from(spell_out(std::env::args_os()));
+    let arguments = match Arguments::try_parse_from(spell_out(std::env::args_os())) {
+        Ok(arguments) => arguments,
+        Err(usage) => {
+            // Not clap's own status 2: from `wireloom plan` that says that something would change.
+            let shown = usage.print().is_ok();
+            return if shown && !usage.use_stderr() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+    };
     arguments.command.run().unwrap_or_else(|error| {
         anstream::eprintln!("wireloom: {error:#}");
         ExitCode::FAILURE
