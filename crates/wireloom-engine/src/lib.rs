@@ -1,12 +1,12 @@
 //! Moves packets between a machine's network stack and its WireGuard peers.
 //!
 //! ```text
-//!            ┌────────────── Engine ──────────────┐
-//!  Tun ──────┤ Worker: batches, sealing, opening  ├────── Udp
-//!            │ Device: handshakes, timers (proto) │
-//!            └─────────────────▲──────────────────┘
-//!                        requests │ replies
-//!                     control socket, one thread a client
+//!           ┌───────────── Engine ──────────────┐
+//!   Tun ────┤ Worker: batches, sealing, opening ├──── Udp
+//!           │ Device: handshakes, timers        │
+//!           └────────────────▲──────────────────┘
+//!                   requests │ replies
+//!            control socket, one thread a client
 //! ```
 //!
 //! * [`tun`] and [`udp`] are what packets come from and go to: a trait each, with Linux behind it and

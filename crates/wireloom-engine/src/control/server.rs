@@ -3,7 +3,8 @@
 
 use std::{
     fs::{self, DirBuilder},
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, BufRead, Read, Write},
+    ops::Range,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::{
@@ -202,7 +203,7 @@ impl Drop for Seat {
 fn serve(stream: &UnixStream, outbox: &Outbox) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut reader = BufReader::new(stream);
+    let mut reader = WipedReader::new(stream);
     while let Some((to_a_set, outcome)) = read_request(&mut reader)? {
         let hopeless = matches!(
             &outcome,
@@ -226,19 +227,16 @@ fn serve(stream: &UnixStream, outbox: &Outbox) -> io::Result<()> {
 /// Reads one request to its end, also when it is wrong: the client hears of that when it has said
 /// all it wanted. Returns whether it is a `set`, and `None` when there is none any more.
 fn read_request(
-    reader: &mut BufReader<&UnixStream>,
+    reader: &mut WipedReader<&UnixStream>,
 ) -> io::Result<Option<(bool, Result<Request, RequestError>)>> {
     let scope = |name: &str| if_nametoindex(name).ok();
-    let begun = Instant::now();
+    reader.deadline = Instant::now() + PATIENCE;
     let mut rest = reader.take(MAX_REQUEST);
     let mut line = Zeroizing::new(Vec::with_capacity(MAX_LINE + 2));
     let mut parser = Parser::default();
     let mut to_a_set = true;
     let mut refused = None;
     loop {
-        if begun.elapsed() > PATIENCE {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
         line.clear();
         let read = rest.by_ref().take(MAX_LINE as u64 + 2).read_until(b'\n', &mut line)?;
         if read == 0 {
@@ -263,6 +261,45 @@ fn read_request(
                 Err(error) => refused = Some(error),
             },
         }
+    }
+}
+
+/// A reader whose buffer is wiped in the end: keys pass through it.
+struct WipedReader<R> {
+    inner: R,
+    buffer: Zeroizing<[u8; 4096]>,
+    unread: Range<usize>,
+    /// After this it reads no more, however little it is given at a time.
+    deadline: Instant,
+}
+
+impl<R: Read> WipedReader<R> {
+    fn new(inner: R) -> Self {
+        Self { inner, buffer: Zeroizing::new([0; 4096]), unread: 0..0, deadline: Instant::now() }
+    }
+}
+
+impl<R: Read> BufRead for WipedReader<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.unread.is_empty() {
+            if Instant::now() > self.deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.unread = 0..self.inner.read(&mut *self.buffer)?;
+        }
+        Ok(&self.buffer[self.unread.clone()])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.unread.start += amount;
+    }
+}
+
+impl<R: Read> Read for WipedReader<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let amount = self.fill_buf()?.read(into)?;
+        self.consume(amount);
+        Ok(amount)
     }
 }
 

@@ -1,4 +1,4 @@
-use std::{fs::Permissions, os::unix::fs::PermissionsExt};
+use std::{fs::Permissions, io::BufReader, os::unix::fs::PermissionsExt};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
@@ -192,4 +192,12 @@ fn removing_or_replacing_the_socket_is_noticed() {
     drop(fixture.server);
     assert!(fs::symlink_metadata(fixture.directory.path().join("run/wg0.sock")).is_ok(), "and stays");
     drop(successor);
+}
+
+#[test]
+fn a_reader_gives_up_on_who_says_little_at_a_time() {
+    let mut reader = WipedReader::new(io::repeat(b'x'));
+    reader.deadline = Instant::now() + Duration::from_millis(50);
+    let endless = io::copy(&mut reader, &mut io::sink()).expect_err("there is no end");
+    assert_eq!(endless.kind(), io::ErrorKind::TimedOut);
 }
