@@ -11,6 +11,7 @@
 //!
 //! * [`tun`] and [`udp`] are what packets come from and go to: a trait each, with Linux behind it and
 //!   a twin in memory.
+//! * [`offload`] cuts the super-packets that come from the network stack, and joins those that go to it.
 //! * [`engine`] ties them to the protocol; one thread carries data both ways.
 //! * [`control`] is the socket that `wg` speaks to.
 //! * [`interface`] makes a process of it all: the userspace interface.
@@ -23,6 +24,7 @@ pub mod drops;
 pub mod engine;
 pub mod interface;
 pub mod keys;
+pub mod offload;
 mod privilege;
 pub mod tun;
 pub mod udp;
