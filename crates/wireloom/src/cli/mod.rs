@@ -2,6 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    io::{self, Write},
     path::Path,
     process::ExitCode,
 };
@@ -78,6 +79,15 @@ fn spell_out(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
         arguments.splice(..1, ["wireloom".into(), "device".into()]);
     }
     arguments
+}
+
+/// Writes to standard output, coloured on a terminal only. A reader that has seen enough (`| head`) is
+/// no error.
+fn show(text: &str) -> anyhow::Result<()> {
+    match anstream::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write"),
+        _ => Ok(()),
+    }
 }
 
 /// CAP_NET_ADMIN of include/uapi/linux/capability.h.

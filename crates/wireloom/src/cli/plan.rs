@@ -52,13 +52,14 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     };
     if arguments.json {
         let output = Output { ops: &plan.ops, warnings: plan.warnings.iter().map(Told::from).collect() };
-        println!("{}", serde_json::to_string_pretty(&output)?);
+        super::show(&format!("{}\n", serde_json::to_string_pretty(&output)?))?;
     } else {
-        for op in &plan.ops {
-            anstream::println!("{} {}", sign(op), wording::op(op, &situation.config.settings.interface));
-        }
+        let interface = &situation.config.settings.interface;
+        let lines: String =
+            plan.ops.iter().map(|op| format!("{} {}\n", sign(op), wording::op(op, interface))).collect();
+        super::show(&lines)?;
         if plan.ops.is_empty() {
-            anstream::println!("{}", "nothing to do: the kernel is as desired".green());
+            super::show(&format!("{}\n", "nothing to do: the kernel is as desired".green()))?;
         }
         for warning in &plan.warnings {
             anstream::eprintln!("{} {warning}", "warning:".yellow().bold());

@@ -85,9 +85,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     let report = report(&situation, pending, &warnings, errors)?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        super::show(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else {
-        print(&report);
+        super::show(&text(&report))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -105,10 +105,10 @@ fn report<'a>(
     // The peers below have their endpoints.
     let agent = agent.map(|told| RunFile { configured_endpoints: BTreeMap::new(), ..told });
     if let Some(told) = &agent {
-        let told = [&told.trouble, &told.membership_error, &told.settings_error];
-        errors.extend(
-            told.into_iter().flatten().filter(|error| !errors.contains(error)).cloned().collect::<Vec<_>>(),
-        );
+        let told = [&told.trouble, &told.membership_error, &told.settings_error].into_iter().flatten();
+        // The agent says the same, and what follows from it.
+        errors.retain(|error| !told.clone().any(|told| told.starts_with(error)));
+        errors.extend(told.cloned());
     }
     let link = situation.observed.link.as_ref();
     let cluster = situation.cluster.as_ref().ok();
@@ -161,7 +161,12 @@ fn peer<'a>(key: PublicKey, peer: &PeerState, names: &BTreeMap<PublicKey, Vec<&'
     }
 }
 
-fn print(report: &Report<'_>) {
+fn text(report: &Report<'_>) -> String {
+    let parts = [about(report), peers(report), findings(report)];
+    parts.iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join("\n")
+}
+
+fn about(report: &Report<'_>) -> String {
     let mut about = table();
     about.add_row(["node", report.node]);
     let agent = match &report.agent {
@@ -185,49 +190,61 @@ fn print(report: &Report<'_>) {
     for (position, rule) in report.rules.iter().enumerate() {
         about.add_row([if position == 0 { "rules" } else { "" }, &wording::rule(rule)]);
     }
-    anstream::println!("{}", about.trim_fmt());
+    lines(about)
+}
 
-    if !report.peers.is_empty() {
-        let mut peers = table();
-        peers.set_header(["peer", "endpoint", "handshake", "received", "sent", "allowed IPs"]);
-        for peer in &report.peers {
-            let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
-            let name = if peer.nodes.is_empty() { peer.public_key.to_string() } else { peer.nodes.join(" ") };
-            peers.add_row([
-                name,
-                peer.endpoint.map_or_else(|| "unknown".into(), |endpoint| endpoint.to_string()),
-                peer.handshake_age_seconds.map_or_else(|| "never".into(), |age| format!("{} ago", span(age))),
-                bytes(peer.received),
-                bytes(peer.sent),
-                cidrs.join(" "),
-            ]);
-        }
-        for column in 2..=4 {
-            if let Some(column) = peers.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        anstream::println!("\n{}", peers.trim_fmt());
+fn peers(report: &Report<'_>) -> String {
+    if report.peers.is_empty() {
+        return String::new();
     }
-    if !(report.pending.is_empty() && report.warnings.is_empty() && report.errors.is_empty()) {
-        anstream::println!();
+    let mut peers = table();
+    peers.set_header(["peer", "endpoint", "handshake", "received", "sent", "allowed IPs"]);
+    for peer in &report.peers {
+        let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
+        let name = if peer.nodes.is_empty() { peer.public_key.to_string() } else { peer.nodes.join(" ") };
+        peers.add_row([
+            name,
+            peer.endpoint.map_or_else(|| "unknown".into(), |endpoint| endpoint.to_string()),
+            peer.handshake_age_seconds.map_or_else(|| "never".into(), |age| format!("{} ago", span(age))),
+            bytes(peer.received),
+            bytes(peer.sent),
+            cidrs.join(" "),
+        ]);
     }
+    for column in 2..=4 {
+        if let Some(column) = peers.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    lines(peers)
+}
+
+fn findings(report: &Report<'_>) -> String {
+    let mut text = String::new();
     if !report.pending.is_empty() {
         let count = report.pending.len();
-        anstream::println!("{} {count} changes (`wireloom plan` shows them)", "pending:".yellow().bold());
+        text += &format!("{} {count} changes (`wireloom plan` shows them)\n", "pending:".yellow().bold());
     }
     for warning in &report.warnings {
-        anstream::println!("{} {}", "warning:".yellow().bold(), warning.text);
+        text += &format!("{} {}\n", "warning:".yellow().bold(), warning.text);
     }
     for error in &report.errors {
-        anstream::println!("{} {error}", "error:".red().bold());
+        text += &format!("{} {error}\n", "error:".red().bold());
     }
+    text
 }
 
 fn table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table
+}
+
+fn lines(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt() + "\n"
 }
 
 fn span(seconds: u64) -> String {
