@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use wireloom_plan::kernel::Family;
 
 /// Both families, in the order in which results are shown.
-pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// How large a laboratory is.
 #[derive(Debug, Clone, Copy)]

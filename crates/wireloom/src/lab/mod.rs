@@ -23,6 +23,7 @@ mod error;
 mod layout;
 mod matrix;
 pub mod mesh;
+mod network;
 mod node;
 mod pinger;
 pub mod probe;
@@ -36,9 +37,10 @@ mod wait;
 pub use self::{
     capture::{Capture, Content, Packet},
     error::{Error, Result},
-    layout::{Addresses, Layout},
+    layout::{Addresses, FAMILIES, Layout},
     matrix::{Direction, Matrix, Measurement, Promise},
-    node::{Lab, Node, Place},
+    network::Lab,
+    node::{Node, Place},
     pinger::{PingReport, Pinger},
     probe::{Cell, Wire, probe},
     root::become_root,

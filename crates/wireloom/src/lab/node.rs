@@ -1,6 +1,6 @@
-//! The laboratory's network: an underlay, nodes on it, pods on them.
+//! A machine of the laboratory, and the places on it where traffic starts and ends.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::SocketAddr};
 
 use ipnet::IpNet;
 use wireloom_plan::kernel::Family;
@@ -8,12 +8,12 @@ use wireloom_plan::kernel::Family;
 use super::{
     Addresses, Holder, Layout, PATIENCE, Result, Space,
     layout::{FAMILIES, block, host, link_local, node_name, pod},
-    tools, until,
+    mesh, until,
 };
 
 /// On every namespace before its first interface: addresses are usable at once, without duplicate
 /// address detection.
-const READY_AT_ONCE: [(&str, &str); 2] =
+pub(super) const READY_AT_ONCE: [(&str, &str); 2] =
     [("net/ipv6/conf/all/accept_dad", "0"), ("net/ipv6/conf/default/accept_dad", "0")];
 
 /// On every node: it forwards, and of what a new namespace takes over from the machine's own IPv4
@@ -43,16 +43,16 @@ pub struct Node {
     pub name: String,
     /// The node's own network.
     pub host: Place,
-    /// Those that [`Layout::pods`] asked for, and [borrowers](Lab::lend_address).
+    /// Those that [`Layout::pods`] asked for, and [borrowers](super::Lab::lend_address).
     pub pods: Vec<Place>,
     /// Where its pods live: one prefix for each family.
     pub block: [IpNet; 2],
-    number: u8,
+    pub(super) number: u8,
+    pub(super) holder: Holder,
     /// On the bridge `cni0`.
     gateway: Addresses,
     pods_made: u32,
     pod_mtu: u16,
-    holder: Holder,
 }
 
 impl Node {
@@ -70,19 +70,13 @@ impl Node {
         self.host.space.run(line)
     }
 
-    /// The name of the interface towards the underlay.
-    #[must_use]
-    pub fn uplink(&self) -> &'static str {
-        "eth0"
-    }
-
     /// Where the WireGuard of this node listens, over one family.
     #[must_use]
-    pub fn endpoint(&self, family: Family) -> std::net::SocketAddr {
-        (self.host.addresses.of(family), super::mesh::PORT).into()
+    pub fn endpoint(&self, family: Family) -> SocketAddr {
+        (self.host.addresses.of(family), mesh::PORT).into()
     }
 
-    fn new(number: u8, layout: &Layout) -> Result<Self> {
+    pub(super) fn new(number: u8, layout: &Layout) -> Result<Self> {
         let name = node_name(number);
         let (holder, space) = Holder::new(&name)?;
         let rp_filter = layout.rp_filter.to_string();
@@ -107,8 +101,34 @@ impl Node {
         })
     }
 
+    /// Addresses on the cable to the underlay and on the bridge to the pods, and routes to the others' pods.
+    pub(super) fn connect<'a>(&self, others: impl Iterator<Item = &'a Self>) -> Result<()> {
+        let (own, gateway) = (self.host.addresses, self.gateway);
+        let mut batch = format!(
+            "link set lo up\n\
+             link set eth0 up\n\
+             address add {}/24 dev eth0\n\
+             address add {}/64 dev eth0 nodad\n\
+             link add cni0 type bridge mcast_snooping 0\n\
+             link set cni0 up\n\
+             address add {}{} dev cni0\n\
+             address add {}/64 dev cni0 nodad\n",
+            own.v4,
+            own.v6,
+            gateway.v4,
+            if gateway.v4.is_link_local() { "/32 scope link" } else { "/24" },
+            gateway.v6
+        );
+        for other in others {
+            for (prefix, family) in other.block.iter().zip(FAMILIES) {
+                let _ = writeln!(batch, "route add {prefix} via {}", other.host.addresses.of(family));
+            }
+        }
+        self.host.space.feed("ip -batch -", &batch).map(drop)
+    }
+
     /// A pod on this node's bridge, with an address of the node's block or a borrowed one.
-    fn add_pod(&mut self, addresses: Addresses) -> Result<()> {
+    pub(super) fn add_pod(&mut self, addresses: Addresses) -> Result<()> {
         self.pods_made += 1;
         let name = format!("pod-{}", self.pods_made);
         let gateway = self.gateway;
@@ -141,18 +161,16 @@ impl Node {
         self.pods.push(Place { name: place, space: inside, addresses });
         Ok(())
     }
-}
 
-impl Node {
     /// A bridge forwards to a port once the kernel has noticed its carrier, up to a second later.
-    fn wait_for_pods(&self) -> Result<()> {
+    pub(super) fn wait_for_pods(&self) -> Result<()> {
         until(PATIENCE, &format!("the pods of {} to be connected", self.name), || {
             let ports = self.host.space.run("ip -o link show master cni0").ok()?;
             (ports.matches("state UP").count() == self.pods.len()).then_some(())
         })
     }
 
-    fn remove_pod(&mut self, k: usize) -> Result<()> {
+    pub(super) fn remove_pod(&mut self, k: usize) -> Result<()> {
         let pod = self.pods.remove(k);
         // `pod-1 on node-a`: the first word names its network and its interface here.
         let name = pod.name.split(' ').next().unwrap_or_default();
@@ -165,140 +183,5 @@ impl Node {
             space.run(&format!("ip neigh flush to {single} dev cni0"))?;
         }
         Ok(())
-    }
-}
-
-/// Machines on one network, in namespaces; everything goes when it is dropped.
-#[derive(Debug)]
-pub struct Lab {
-    /// `node-a` first.
-    pub nodes: Vec<Node>,
-    underlay: Space,
-    underlay_holder: Holder,
-}
-
-impl Lab {
-    /// Builds a laboratory; becomes root of a user namespace first where that is needed.
-    ///
-    /// # Errors
-    /// When a program is missing, or the kernel refuses.
-    pub fn new(layout: &Layout) -> Result<Self> {
-        super::become_root()?;
-        tools::require(&["ip"])?;
-        let (underlay_holder, underlay) = Holder::new("the underlay")?;
-        underlay.set_sysctls(&READY_AT_ONCE)?;
-        underlay.feed(
-            "ip -batch -",
-            "link set lo up\nlink add underlay type bridge mcast_snooping 0\nlink set underlay up\n",
-        )?;
-        let nodes = (1..=layout.nodes).map(|n| Node::new(n, layout)).collect::<Result<Vec<_>>>()?;
-        let mut lab = Self { nodes, underlay, underlay_holder };
-        lab.connect()?;
-        for node in &mut lab.nodes {
-            for k in 0..layout.pods {
-                node.add_pod(pod(node.number, k + 2))?;
-            }
-        }
-        lab.nodes.iter().try_for_each(Node::wait_for_pods)?;
-        Ok(lab)
-    }
-
-    /// Cables, addresses, and routes to the other nodes' pods.
-    fn connect(&self) -> Result<()> {
-        // Process ids are looked up as those of this pid namespace: so `ip` must run here.
-        let mut cables = String::new();
-        for node in &self.nodes {
-            let _ = writeln!(cables, "link add {} type veth peer name eth0 netns {}", node.name, node.pid());
-            let _ = writeln!(cables, "link set {} master underlay up", node.name);
-        }
-        self.underlay.network_only().feed("ip -batch -", &cables)?;
-        for node in &self.nodes {
-            let own = node.host.addresses;
-            let gateway = node.gateway;
-            let mut batch = format!(
-                "link set lo up\n\
-                 link set eth0 up\n\
-                 address add {}/24 dev eth0\n\
-                 address add {}/64 dev eth0 nodad\n\
-                 link add cni0 type bridge mcast_snooping 0\n\
-                 link set cni0 up\n\
-                 address add {}{} dev cni0\n\
-                 address add {}/64 dev cni0 nodad\n",
-                own.v4,
-                own.v6,
-                gateway.v4,
-                if gateway.v4.is_link_local() { "/32 scope link" } else { "/24" },
-                gateway.v6
-            );
-            for other in self.nodes.iter().filter(|other| other.number != node.number) {
-                for (prefix, family) in other.block.iter().zip(FAMILIES) {
-                    let _ = writeln!(batch, "route add {prefix} via {}", other.host.addresses.of(family));
-                }
-            }
-            node.host.space.feed("ip -batch -", &batch)?;
-        }
-        Ok(())
-    }
-
-    /// Address `k` (2 to 254) of node `owner`'s block goes to a new pod on node `borrower`; nodes are
-    /// named by their places in [`Lab::nodes`].
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn lend_address(&mut self, owner: usize, k: u8, borrower: usize) -> Result<Addresses> {
-        let addresses = pod(self.nodes[owner].number, k);
-        self.attach(addresses, borrower)?;
-        Ok(addresses)
-    }
-
-    /// A new pod on a node, with any addresses; every main table routes them there, as the network
-    /// plugin would.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn attach(&mut self, addresses: Addresses, home: usize) -> Result<()> {
-        self.nodes[home].add_pod(addresses)?;
-        self.nodes[home].wait_for_pods()?;
-        self.route_to(addresses, home)
-    }
-
-    /// A borrowed address moves to another node: its pod ends and one is made there.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn move_address(&mut self, addresses: Addresses, to: usize) -> Result<()> {
-        let home = self.nodes.iter_mut().find_map(|node| {
-            let k = node.pods.iter().position(|pod| pod.addresses == addresses)?;
-            Some((node, k))
-        });
-        if let Some((node, k)) = home {
-            node.remove_pod(k)?;
-        }
-        self.attach(addresses, to)
-    }
-
-    fn route_to(&self, addresses: Addresses, home: usize) -> Result<()> {
-        let via = self.nodes[home].host.addresses;
-        let mut batch = String::new();
-        for (single, family) in addresses.single().into_iter().zip(FAMILIES) {
-            let _ = writeln!(batch, "route replace {single} via {}", via.of(family));
-        }
-        let mut others = self.nodes.iter().enumerate().filter(|(n, _)| *n != home);
-        others.try_for_each(|(_, node)| node.host.space.feed("ip -batch -", &batch).map(drop))
-    }
-
-    /// The network between the nodes: where captures are made.
-    #[must_use]
-    pub fn underlay(&self) -> &Space {
-        &self.underlay
-    }
-
-    /// Lets the laboratory outlive this process; killing the returned processes takes it down.
-    ///
-    /// # Errors
-    /// When a part of it has gone already.
-    pub fn keep(mut self) -> Result<Vec<u32>> {
-        let nodes = self.nodes.iter_mut().map(|node| &mut node.holder);
-        nodes.chain([&mut self.underlay_holder]).map(Holder::keep).collect()
     }
 }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use wireloom::lab::{
-    Addresses, Capture, Content, Layout, Matrix, PATIENCE, Packet, Pinger, Place, Promise, Stream, Wire,
+    Addresses, Capture, Content, FAMILIES, Layout, Matrix, PATIENCE, Packet, Pinger, Place, Promise, Stream,
+    Wire,
     probe::{Exchange, probe},
 };
 use wireloom_plan::kernel::Family;
@@ -15,7 +16,6 @@ use crate::fleet::Fleet;
 
 const SCOPED: &str = "encrypt_host_traffic = false";
 const HOST: &str = "encrypt_host_traffic = true";
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 #[test]
 fn scoped_mode_encrypts_pod_to_pod_and_nothing_else() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use wireloom::lab::{
-    Cell, Layout, PATIENCE, Pinger, Place, Promise, Wire,
+    Cell, FAMILIES, Layout, PATIENCE, Pinger, Place, Promise, Wire,
     agent::{self, Agent},
     mesh::{KeyPair, MEMBERS, write_key},
     probe::{Exchange, probe},
@@ -17,7 +17,6 @@ use crate::{
 };
 
 const SCOPED: &str = "encrypt_host_traffic = false";
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 const ENCRYPTED: Cell = Cell { reachable: true, wire: Wire::Encrypted };
 const DIRECT: Cell = Cell { reachable: true, wire: Wire::Direct };

@@ -32,8 +32,9 @@ pub(super) fn keep(mesh: DemoMesh) -> anyhow::Result<()> {
         (format!("ip netns exec pod-1 ping -c 3 {}", far_pod.v6), "from this node's pod"),
         ("editor /etc/wireloom/agent.toml".into(), "the agent follows every change"),
     ];
+    let width = commands.iter().map(|(command, _)| command.len()).max().unwrap_or_default();
     for (command, meaning) in commands {
-        anstream::println!("  {command:<48} {}", format_args!("# {meaning}").dimmed());
+        anstream::println!("  {command:<width$}  {}", format_args!("# {meaning}").dimmed());
     }
     let DemoMesh { lab, agents, .. } = mesh;
     agents.into_iter().for_each(Agent::leave);

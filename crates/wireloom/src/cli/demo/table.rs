@@ -6,10 +6,7 @@ use owo_colors::{OwoColorize as _, Style};
 use wireloom_plan::kernel::Family;
 
 use super::state::State;
-use crate::lab::{Cell, Direction, Matrix, PingReport, Wire};
-
-/// In the order of the columns.
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+use crate::lab::{Cell, Direction, FAMILIES, Matrix, PingReport, Wire};
 
 /// Columns of one family's cell.
 const WIDTH: usize = 28;
@@ -54,7 +51,10 @@ fn cell(cells: &[Cell], promised: Cell) -> String {
         let text = format!("! {kept} of {} as promised", cells.len());
         return format!("{}{}", text.red().bold(), padding(&text));
     }
-    let (mark, reach, mut style) = match first.reachable {
+    let (mark, reach, style) = match first.reachable {
+        _ if first != promised => {
+            ("!", if first.reachable { "works" } else { "lost" }, Style::new().red().bold())
+        }
         true => ("✓", "works", Style::new().green()),
         false => ("✗", "lost", Style::new().red()),
     };
@@ -65,13 +65,8 @@ fn cell(cells: &[Cell], promised: Cell) -> String {
         // A request in plaintext, and its reply in the tunnel.
         Wire::Both => ("reply encrypted", Style::new().yellow()),
     };
-    let mark = if first == promised { mark } else { "!" };
-    if first != promised {
-        style = Style::new().red().bold();
-    }
-    let text = format!("{mark} {reach:<7}{wire}");
     let reach = format!("{mark} {reach:<7}");
-    format!("{}{}{}", reach.style(style), wire.style(wire_style), padding(&text))
+    format!("{}{}{}", reach.style(style), wire.style(wire_style), padding(&[&reach, wire].concat()))
 }
 
 /// Colours have no width: padded is what remains of the column after the text without them.
@@ -82,8 +77,8 @@ fn padding(text: &str) -> String {
 /// The cells that are not as promised, a line for each direction and family.
 pub(super) fn broken(state: State, matrix: &Matrix) -> Vec<String> {
     let mut lines = Vec::new();
-    for (direction, family) in Direction::ALL.into_iter().flat_map(|row| FAMILIES.map(|family| (row, family)))
-    {
+    let rows = Direction::ALL.into_iter().flat_map(|direction| FAMILIES.map(|family| (direction, family)));
+    for (direction, family) in rows {
         let promised = state.promise().of(direction);
         let all: Vec<_> = matrix.of(direction, family).collect();
         let broken: Vec<_> = all.iter().filter(|measured| measured.cell != promised).collect();
@@ -119,5 +114,49 @@ pub(super) fn conclusion(broken: &[String], took: Duration) {
     anstream::eprintln!("{} ({took:.1} s)", "Not as the design promises:".red().bold());
     for line in broken {
         anstream::eprintln!("  {line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::Measurement;
+
+    const ENCRYPTED: Cell = Cell { reachable: true, wire: Wire::Encrypted };
+    const LOST: Cell = Cell { reachable: false, wire: Wire::Both };
+
+    fn without_colours(text: &str) -> String {
+        anstream::adapter::strip_str(text).to_string()
+    }
+
+    #[test]
+    fn cells_have_one_width_and_say_when_a_promise_is_broken() {
+        for (cells, expected) in [
+            ([ENCRYPTED, ENCRYPTED], "✓ works  encrypted"),
+            ([LOST, LOST], "! lost   reply encrypted"),
+            ([ENCRYPTED, LOST], "! 1 of 2 as promised"),
+        ] {
+            let shown = without_colours(&cell(&cells, ENCRYPTED));
+            assert_eq!(shown.trim_end(), expected);
+            assert_eq!(shown.chars().count(), WIDTH);
+        }
+        assert_eq!(without_colours(&cell(&[LOST], LOST)).trim_end(), "✗ lost   reply encrypted");
+    }
+
+    #[test]
+    fn a_broken_promise_is_named() {
+        let measured = |to: &str, cell| Measurement {
+            direction: Direction::PodToPod,
+            family: Family::V6,
+            from: "pod-1 on node-a".into(),
+            to: to.into(),
+            cell,
+        };
+        let matrix = Matrix(vec![measured("pod-1 on node-b", ENCRYPTED), measured("pod-1 on node-c", LOST)]);
+        assert_eq!(
+            broken(State::Scoped, &matrix),
+            ["(b) pod → pod over IPv6: promised is \"reachable, encrypted\"; 1 of 2 pairs are not, such as \
+              pod-1 on node-a to pod-1 on node-c: unreachable, half encrypted"]
+        );
     }
 }
