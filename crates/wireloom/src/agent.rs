@@ -18,8 +18,7 @@ use wireloom_plan::{kernel::Observed, key::PublicKey};
 use crate::{
     config::{Backend, Config, DEFAULT_PATH},
     kernel::{Interest, Linux, Monitor},
-    key_file,
-    membership::{self, file},
+    key_file, membership,
     reconcile::Reconciler,
     run_file::RunFile,
     state::{AgentLock, Programmed, StateDir},
@@ -96,7 +95,10 @@ pub fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
 
     let (sender, events) = channel();
     tell_signals(sender.clone())?;
-    tell_membership(&config.mesh_file, sender.clone())?;
+    let to_agent = sender.clone();
+    config.membership.follow(move |event| {
+        let _ = to_agent.send(Event::Membership(event));
+    })?;
     tell_settings(config_path.as_deref(), sender.clone())?;
     let interest = Interest {
         interface: config.settings.interface.clone(),
@@ -167,17 +169,6 @@ fn tell_signals(sender: Sender<Event>) -> io::Result<()> {
         }
     })?;
     Ok(())
-}
-
-fn tell_membership(path: &Path, sender: Sender<Event>) -> io::Result<()> {
-    let file = path.to_owned();
-    watch(path.to_owned(), move || {
-        let event = match file::read(&file) {
-            Ok(cluster) => membership::Event::Snapshot(cluster),
-            Err(error) => membership::Event::Problem(error),
-        };
-        let _ = sender.send(Event::Membership(event));
-    })
 }
 
 fn tell_settings(path: Option<&Path>, sender: Sender<Event>) -> io::Result<()> {
@@ -254,7 +245,7 @@ impl Agent {
         let config = Config::load(self.config_path.as_deref())?;
         let (old, new) = (&self.config.settings, &config.settings);
         if (&new.interface, new.table) != (&old.interface, old.table)
-            || config.mesh_file != self.config.mesh_file
+            || config.membership != self.config.membership
         {
             bail!(
                 "[wireguard] interface, [routing] table and [membership] path cannot change while the agent runs; \

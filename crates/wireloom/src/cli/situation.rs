@@ -13,8 +13,7 @@ use wireloom_plan::{
 use crate::{
     config::Config,
     kernel::{DeviceState, Kernel, Linux},
-    key_file,
-    membership::{self, file},
+    key_file, membership,
     run_file::RunFile,
     state::StateDir,
 };
@@ -33,7 +32,7 @@ impl Situation {
     pub(super) fn observe(config_path: Option<&Path>) -> anyhow::Result<Self> {
         let config = Config::load(config_path)?;
         let key = key_file::read(&config.private_key_file)?;
-        let cluster = file::read(&config.mesh_file);
+        let cluster = config.membership.read();
         let own = cluster.as_ref().ok().and_then(|cluster| cluster.nodes.get(&config.settings.node));
         let own = own.map(|node| node.addresses.clone()).unwrap_or_default();
         let mut kernel = Linux::open(&config.settings.interface, config.settings.table, StateDir::locate())?;

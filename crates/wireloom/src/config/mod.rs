@@ -8,7 +8,10 @@ use std::{
 use serde::{Deserialize, Deserializer, de};
 use wireloom_plan::settings::{KeylessPeers, PeerLookup, Scope, Settings, SourceCheck};
 
-use crate::mistake::{Mistake, TomlFile};
+use crate::{
+    membership::Source,
+    mistake::{Mistake, TomlFile},
+};
 
 #[cfg(test)]
 mod tests;
@@ -25,8 +28,8 @@ pub struct Config {
     pub private_key_file: PathBuf,
     /// Who carries the packets.
     pub backend: Backend,
-    /// The mesh file.
-    pub mesh_file: PathBuf,
+    /// Where the mesh is told of.
+    pub membership: Source,
 }
 
 /// Which WireGuard implementation is behind the interface.
@@ -86,6 +89,11 @@ fn host_name() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim_end().to_owned())
 }
 
+/// Those of the planner; its node name is another matter.
+fn defaults() -> Settings {
+    Settings::defaults("")
+}
+
 /// The file as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -112,13 +120,14 @@ struct WireGuard {
 
 impl Default for WireGuard {
     fn default() -> Self {
+        let defaults = defaults();
         Self {
-            interface: InterfaceName("wg0".into()),
-            listen_port: Port(51820),
+            interface: InterfaceName(defaults.interface),
+            listen_port: Port(defaults.listen_port),
             private_key_file: AbsolutePath("/var/lib/wireloom/wg0.key".into()),
-            backend: Backend::Auto,
-            mtu: None,
-            persistent_keepalive: 0,
+            backend: Backend::default(),
+            mtu: defaults.mtu.map(Mtu),
+            persistent_keepalive: defaults.persistent_keepalive,
         }
     }
 }
@@ -136,13 +145,14 @@ struct Routing {
 
 impl Default for Routing {
     fn default() -> Self {
+        let defaults = defaults();
         Self {
-            encrypt_host_traffic: false,
-            scope: Scope::Pool,
-            rule_priority: RulePriority(99),
-            table: Table(1),
-            fwmark: FwMark(0xa),
-            keyless_peers: KeylessPeers::Plaintext,
+            encrypt_host_traffic: defaults.encrypt_host_traffic,
+            scope: defaults.scope,
+            rule_priority: RulePriority(defaults.rule_priority),
+            table: Table(defaults.table),
+            fwmark: FwMark(defaults.fwmark),
+            keyless_peers: defaults.keyless_peers,
         }
     }
 }
@@ -159,14 +169,19 @@ struct Link {
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Membership {
-    #[serde(rename = "source", deserialize_with = "membership_source")]
-    _source: (),
+    #[serde(deserialize_with = "source")]
+    source: SourceKind,
     path: AbsolutePath,
+}
+
+#[derive(Debug)]
+enum SourceKind {
+    File,
 }
 
 impl Default for Membership {
     fn default() -> Self {
-        Self { _source: (), path: AbsolutePath("/etc/wireloom/mesh.toml".into()) }
+        Self { source: SourceKind::File, path: AbsolutePath("/etc/wireloom/mesh.toml".into()) }
     }
 }
 
@@ -191,7 +206,9 @@ impl File {
             },
             private_key_file: wireguard.private_key_file.0,
             backend: wireguard.backend,
-            mesh_file: membership.path.0,
+            membership: match membership.source {
+                SourceKind::File => Source::File(membership.path.0),
+            },
         }
     }
 }
@@ -322,9 +339,9 @@ fn source_check<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SourceChec
     }
 }
 
-fn membership_source<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+fn source<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SourceKind, D::Error> {
     match String::deserialize(deserializer)?.as_str() {
-        "file" => Ok(()),
+        "file" => Ok(SourceKind::File),
         other => {
             Err(de::Error::custom(format!("this version has no membership source {other:?}; write \"file\"")))
         }

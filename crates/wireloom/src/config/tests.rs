@@ -26,7 +26,7 @@ fn defaults() -> Config {
         },
         private_key_file: "/var/lib/wireloom/wg0.key".into(),
         backend: Backend::Auto,
-        mesh_file: "/etc/wireloom/mesh.toml".into(),
+        membership: Source::File("/etc/wireloom/mesh.toml".into()),
     }
 }
 

@@ -8,9 +8,46 @@ use std::{io, path::PathBuf};
 
 use wireloom_plan::cluster::Cluster;
 
-use crate::mistake::Mistake;
+use crate::{mistake::Mistake, watch::watch};
 
 pub mod file;
+
+/// Where the membership comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// `mesh.toml`, watched.
+    File(PathBuf),
+}
+
+impl Source {
+    /// The mesh as it is now.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn read(&self) -> Result<Cluster, Error> {
+        match self {
+            Self::File(path) => file::read(path),
+        }
+    }
+
+    /// Delivers what there is and what changes, from a thread of its own, for as long as the process lives.
+    ///
+    /// # Errors
+    /// The thread cannot be had.
+    pub fn follow(&self, deliver: impl Fn(Event) + Send + 'static) -> io::Result<()> {
+        match self {
+            Self::File(path) => {
+                let file = path.clone();
+                watch(path.clone(), move || {
+                    deliver(match file::read(&file) {
+                        Ok(cluster) => Event::Snapshot(cluster),
+                        Err(error) => Event::Problem(error),
+                    });
+                })
+            }
+        }
+    }
+}
 
 /// What a source has to say.
 #[derive(Debug)]
