@@ -5,11 +5,18 @@ mod mesh;
 mod state;
 mod table;
 
-use std::{process::ExitCode, time::Instant};
+use std::{
+    process::ExitCode,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use crate::lab::{become_root, require};
 
 use self::{mesh::DemoMesh, state::State};
+
+/// For which the pings go on when a state has come about.
+const AFTERMATH: Duration = Duration::from_millis(300);
 
 /// Build a mesh in network namespaces, as root or not: show the break, the mend and the encryption
 #[derive(Debug, clap::Args)]
@@ -35,6 +42,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         let pings = mesh.pings()?;
         mesh.enter(state)?;
         let matrix = mesh.settle(state)?;
+        // What the switch costs may come a little after it.
+        sleep(AFTERMATH);
         table::show(state, &matrix, &pings.stop()?);
         broken.extend(table::broken(state, &matrix));
     }
