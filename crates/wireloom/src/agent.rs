@@ -21,7 +21,7 @@ use crate::{
     key_file, membership,
     reconcile::Reconciler,
     run_file::RunFile,
-    state::{AgentLock, Programmed, StateDir},
+    state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir},
     watch::watch,
 };
 
@@ -33,9 +33,6 @@ const DISTANCE: Duration = Duration::from_millis(100);
 
 /// After a failed pass the next one waits this long, then twice as long each time, up to [`RESYNC`].
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-
-/// `wireloom status` and `wireloom down` hold the agent's lock for a moment.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the agent is told.
 enum Event {
@@ -127,16 +124,10 @@ pub fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
 }
 
 fn lock(state: &StateDir) -> anyhow::Result<AgentLock> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        let held = state.lock().with_context(|| format!("cannot lock {}", state.path().display()))?;
-        match held {
-            Some(lock) => return Ok(lock),
-            None if Instant::now() > deadline => {
-                bail!("another agent runs on this node (it holds the lock in {})", state.path().display())
-            }
-            None => thread::sleep(Duration::from_millis(20)),
-        }
+    let directory = state.path().display();
+    match state.lock(LOCK_PATIENCE).with_context(|| format!("cannot lock {directory}"))? {
+        Some(lock) => Ok(lock),
+        None => bail!("another agent runs on this node (it holds the lock in {directory})"),
     }
 }
 

@@ -7,11 +7,22 @@ use std::{
     io::{self, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use serde::{Deserialize, Serialize};
 use wireloom_plan::kernel::UnderlaySysctl;
+
+/// Long enough for another's [`StateDir::is_locked`].
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often a lock is tried.
+const GLANCE: Duration = Duration::from_millis(10);
 
 /// What sysctls of each interface were before the first change.
 pub type SavedSysctls = BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>;
@@ -33,7 +44,9 @@ pub struct Programmed {
 
 /// Held while an agent runs; the kernel lets go of it with the process.
 #[derive(Debug)]
-pub struct AgentLock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+pub struct AgentLock {
+    _file: Flock<File>,
+}
 
 impl StateDir {
     /// Where it is: `$STATE_DIRECTORY` (systemd.exec(5), `StateDirectory=`; the first of several) or
@@ -65,18 +78,32 @@ impl StateDir {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.path)
     }
 
-    /// Takes the lock that only one agent can hold; `None` when another one does.
+    /// Takes the lock that only one agent can hold; `None` when another process holds it for longer
+    /// than `patience` ([`StateDir::is_locked`] does for a moment).
     ///
     /// # Errors
     /// The operating system's.
-    pub fn lock(&self) -> io::Result<Option<AgentLock>> {
+    pub fn lock(&self, patience: Duration) -> io::Result<Option<AgentLock>> {
         self.create()?;
-        let file = File::options().create(true).truncate(false).write(true).open(self.lock_path())?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(AgentLock(lock))),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, errno)) => Err(errno.into()),
+        let deadline = Instant::now() + patience;
+        let mut file = File::options().create(true).truncate(false).write(true).open(self.lock_path())?;
+        loop {
+            file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(file) => return Ok(Some(AgentLock { _file: file })),
+                Err((_, Errno::EWOULDBLOCK)) if Instant::now() >= deadline => return Ok(None),
+                Err((file, Errno::EWOULDBLOCK)) => file,
+                Err((_, errno)) => return Err(errno.into()),
+            };
+            thread::sleep(GLANCE);
         }
+    }
+
+    /// True while an agent runs.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn is_locked(&self) -> io::Result<bool> {
+        Ok(self.lock_path().exists() && self.lock(Duration::ZERO)?.is_none())
     }
 
     /// What sysctls were before we changed them.
@@ -232,11 +259,14 @@ mod tests {
     fn one_agent_at_a_time() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::at(directory.path());
-        let held = state.lock().unwrap();
+        assert!(!state.is_locked().unwrap());
+        let held = state.lock(Duration::ZERO).unwrap();
         assert!(held.is_some());
-        assert!(state.lock().unwrap().is_none());
+        assert!(state.is_locked().unwrap());
+        assert!(state.lock(Duration::from_millis(1)).unwrap().is_none());
         drop(held);
-        assert!(state.lock().unwrap().is_some());
+        assert!(!state.is_locked().unwrap());
+        assert!(state.lock(Duration::ZERO).unwrap().is_some());
     }
 
     #[test]
@@ -249,7 +279,7 @@ mod tests {
         assert_eq!(state.programmed().unwrap(), Some(programmed));
         state.begin_creating("wg0").unwrap();
         assert_eq!(state.creating().unwrap().as_deref(), Some("wg0"));
-        drop(state.lock().unwrap());
+        drop(state.lock(Duration::ZERO).unwrap());
         state.clear().unwrap();
         let left: Vec<_> =
             fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();

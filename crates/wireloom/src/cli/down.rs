@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     kernel::{Kernel, Linux},
     run_file::RunFile,
-    state::{Programmed, StateDir},
+    state::{LOCK_PATIENCE, Programmed, StateDir},
     wording,
 };
 
@@ -29,7 +29,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     super::require_net_admin("down")?;
     let state = StateDir::locate();
     let programmed = what_is_programmed(arguments, &state)?;
-    let Some(lock) = state.lock().with_context(|| format!("cannot lock {}", state.path().display()))? else {
+    let lock =
+        state.lock(LOCK_PATIENCE).with_context(|| format!("cannot lock {}", state.path().display()))?;
+    let Some(lock) = lock else {
         bail!("{}", agent_runs(&programmed.interface));
     };
 

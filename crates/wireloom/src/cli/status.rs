@@ -100,7 +100,7 @@ fn report<'a>(
 ) -> anyhow::Result<Report<'a>> {
     let settings = &situation.config.settings;
     // While an agent runs it holds the lock; a run file may be left of one that was killed.
-    let runs = StateDir::locate().lock()?.is_none();
+    let runs = StateDir::locate().is_locked()?;
     let agent = RunFile::read(&settings.interface).filter(|_| runs);
     // The peers below have their endpoints.
     let agent = agent.map(|told| RunFile { configured_endpoints: BTreeMap::new(), ..told });
