@@ -40,6 +40,14 @@ pub enum Warning {
         /// Often a single address, which never becomes a rule.
         workload: IpNet,
     },
+    /// Scoped mode, and a rule takes what the host itself sends from this address for a
+    /// workload's: it enters the tunnel, and the far end refuses it.
+    AddressInScope {
+        /// Own address.
+        address: IpAddr,
+        /// The rule's source that holds it.
+        source: IpNet,
+    },
     /// Host mode, and no own address of this family that the machine really has.
     NoOwnAddress {
         /// The family that the mesh uses.
@@ -108,6 +116,7 @@ impl Warning {
             Self::OwnKeyDiffers { .. }
             | Self::SharedKey { .. }
             | Self::UncoveredWorkload { .. }
+            | Self::AddressInScope { .. }
             | Self::NoOwnAddress { .. }
             | Self::ContestedPrefix { .. }
             | Self::ForeignRoute { blocks_ours: true, .. } => Severity::Error,
@@ -142,6 +151,11 @@ impl fmt::Display for Warning {
                 f,
                 "local workload {workload} is covered by no rule: what it sends leaves in plaintext; \
                  declare a pool that holds it (or, with scope = \"node\", give this node a block that does)",
+            ),
+            Self::AddressInScope { address, source } => write!(
+                f,
+                "this node's own address {address} lies in {source}, so a rule takes the host's traffic for a \
+                 workload's and other nodes refuse it; narrow the pool, or set encrypt_host_traffic",
             ),
             Self::NoOwnAddress { family } => write!(
                 f,

@@ -29,7 +29,9 @@ impl View<'_> {
     /// Not `not from SOURCE fwmark MARK/MARK`: the kernel inverts the whole match (`fib_rule_match`,
     /// net/core/fib_rules.c), so that would be everything but marked packets from the source.
     fn scoped_rule(&self, source: IpNet) -> Rule {
-        Rule { invert: false, from: Some(source), mark: 0, ..self.rule(Family::of(source.addr())) }
+        // A source of length 0 is "from all" to the kernel, which reads back as none.
+        let from = (source.prefix_len() > 0).then_some(source);
+        Rule { invert: false, from, mark: 0, ..self.rule(Family::of(source.addr())) }
     }
 
     fn rule(&self, family: Family) -> Rule {
@@ -48,7 +50,7 @@ impl View<'_> {
 
     /// The sources that scoped rules are for; single addresses never are, since each would cost
     /// every packet of the machine one more rule.
-    fn scope(&self) -> impl Iterator<Item = IpNet> {
+    pub(super) fn scope(&self) -> impl Iterator<Item = IpNet> {
         let pools = self.settings.scope == Scope::Pool && !self.cluster.pools.is_empty();
         let sources = if pools { &self.cluster.pools } else { &self.own.workloads };
         sources.iter().copied().filter(|source| source.prefix_len() < source.max_prefix_len())

@@ -1,6 +1,6 @@
 //! What of the cluster and the settings the operator should know, subject by subject.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -33,6 +33,12 @@ impl View<'_> {
             let here: BTreeSet<_> = self.addresses_here().collect();
             let elsewhere = self.own.addresses.difference(&here).copied();
             warnings.extend(elsewhere.map(|address| Warning::AddressNotHere { address }));
+        } else {
+            let own = |address: &IpAddr| self.own.workloads.contains(&IpNet::from(*address));
+            for address in self.own.addresses.iter().copied().filter(|address| !own(address)) {
+                let source = self.scope().find(|source| source.contains(&address));
+                warnings.extend(source.map(|source| Warning::AddressInScope { address, source }));
+            }
         }
         let uncovered = self.own.workloads.iter().copied().filter(|workload| !self.is_covered(*workload));
         warnings.extend(uncovered.map(|workload| Warning::UncoveredWorkload { workload }));

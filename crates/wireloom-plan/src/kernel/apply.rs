@@ -2,7 +2,7 @@
 //!
 //! Tests run plans against it; the shell keeps its mirror of the kernel with it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
@@ -210,30 +210,39 @@ impl Observed {
 impl Device {
     /// One transaction: each peer gets its allowed-IPs, which whoever had them loses.
     fn set_peers<'a>(&mut self, changes: impl Iterator<Item = &'a SetPeer>) {
-        let mut owners: HashMap<IpNet, PublicKey> = HashMap::new();
-        let mut changed: BTreeMap<PublicKey, &BTreeSet<IpNet>> = BTreeMap::new();
+        // By whom last; the others still seem to have it until the end.
+        let mut taken: BTreeMap<IpNet, PublicKey> = BTreeMap::new();
         for change in changes {
-            if self.public_key == Some(change.public_key) {
+            let SetPeer { public_key, endpoint, allowed_ips, persistent_keepalive } = change;
+            if self.public_key == Some(*public_key) {
                 continue; // A device is never its own peer.
             }
-            if changed.insert(change.public_key, &change.allowed_ips).is_some() {
-                owners.retain(|_, owner| *owner != change.public_key);
+            let peer = self.peers.entry(*public_key).or_default();
+            peer.persistent_keepalive = *persistent_keepalive;
+            if endpoint.is_some() {
+                peer.endpoint = *endpoint;
+                peer.configured_endpoint = *endpoint;
             }
-            owners.extend(change.allowed_ips.iter().map(|prefix| (*prefix, change.public_key)));
-
-            let peer = self.peers.entry(change.public_key).or_default();
-            peer.persistent_keepalive = change.persistent_keepalive;
-            if change.endpoint.is_some() {
-                peer.endpoint = change.endpoint;
-                peer.configured_endpoint = change.endpoint;
+            for prefix in allowed_ips {
+                let held = peer.allowed_ips.contains(prefix);
+                if !held || taken.get(prefix).is_some_and(|by| by != public_key) {
+                    taken.insert(*prefix, *public_key);
+                }
             }
+            peer.allowed_ips.clone_from(allowed_ips);
+        }
+        if taken.is_empty() {
+            return;
         }
         for (key, peer) in &mut self.peers {
             let Peer { allowed_ips, .. } = peer;
-            if let Some(new) = changed.get(key) {
-                allowed_ips.clone_from(new);
+            if taken.len() < allowed_ips.len() {
+                for (prefix, _) in taken.iter().filter(|(_, by)| *by != key) {
+                    allowed_ips.remove(prefix);
+                }
+            } else {
+                allowed_ips.retain(|prefix| taken.get(prefix).is_none_or(|by| by == key));
             }
-            allowed_ips.retain(|prefix| owners.get(prefix).is_none_or(|owner| owner == key));
         }
     }
 }

@@ -225,7 +225,8 @@ pub enum RouteKind {
 pub struct Underlay {
     /// Bytes.
     pub mtu: u32,
-    /// The addresses on it.
+    /// The addresses on it that packets may have as source: IPv6 ones whose duplicate address
+    /// detection still runs are left out, since the kernel refuses a route with such a source.
     pub addresses: BTreeSet<IpAddr>,
     /// `net.ipv4.conf.IFACE.rp_filter`: 0 off, 1 strict, 2 loose.
     pub rp_filter: u8,

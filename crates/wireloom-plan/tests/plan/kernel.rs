@@ -121,6 +121,8 @@ fn allowed_ips_are_taken_from_whoever_had_them() {
         (vec![peer(2, &[x])], vec![z], vec![x]),
         (vec![peer(1, &[x, y]), peer(1, &[z]), peer(2, &[x])], vec![z], vec![x]),
         (vec![peer(2, &[x, y, z]), peer(1, &[z])], vec![z], vec![x, y]),
+        (vec![peer(2, &[x]), peer(2, &[y])], vec![z], vec![y]),
+        (vec![peer(2, &[x]), peer(2, &[]), peer(1, &[x])], vec![x], vec![]),
     ] {
         // In one transaction and in several.
         for transactions in [vec![second.clone()], second.iter().map(|op| vec![op.clone()]).collect()] {

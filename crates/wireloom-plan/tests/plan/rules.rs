@@ -92,6 +92,16 @@ fn single_addresses_never_become_rules() {
 }
 
 #[test]
+fn a_pool_of_everything_is_from_all_to_the_kernel() {
+    let mut cluster = three_nodes();
+    cluster.pools = [net("0.0.0.0/0"), net("::/0")].into();
+    let mut machine = machine();
+    machine.reconcile(&cluster);
+    assert_eq!(machine.rules(), ["99: from all fwmark 0/0xa lookup 1"; 2]);
+    assert_eq!([machine.kernel.rules[0].family, machine.kernel.rules[1].family], Family::ALL);
+}
+
+#[test]
 fn host_mode_makes_one_rule_for_each_family_of_the_mesh() {
     let mut machine = machine();
     machine.settings.encrypt_host_traffic = true;

@@ -108,6 +108,19 @@ fn claims_that_overlap() {
 }
 
 #[test]
+fn an_own_address_that_a_rule_takes_for_a_workload() {
+    let mut cluster = three_nodes();
+    cluster.pools.insert(net("192.168.0.0/16"));
+    let expected = Warning::AddressInScope { address: ip("192.168.1.1"), source: net("192.168.0.0/16") };
+    assert_eq!(warnings(&cluster, defaults()), [expected].into());
+    assert_eq!(warnings(&cluster, host_mode()), [].into());
+    assert_eq!(warnings(&cluster, Settings { scope: Scope::Node, ..defaults() }), [].into());
+    // A host that is a workload too (an address that is both) is meant so.
+    cluster.nodes.get_mut("a").unwrap().workloads.insert(net("192.168.1.1/32"));
+    assert_eq!(warnings(&cluster, defaults()), [].into());
+}
+
+#[test]
 fn own_addresses_in_host_mode() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("a").unwrap().addresses = [ip("192.168.1.1"), ip("fd00::99")].into();

@@ -1,0 +1,168 @@
+//! What a large mesh costs: `cargo bench -p wireloom-plan`.
+//!
+//! Targets (5,000 nodes, 4 CIDRs each): from nothing below 100 ms, one changed node below 1 ms.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use divan::{Bencher, black_box};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use wireloom_plan::{
+    cluster::{Cluster, Node},
+    desired::{Host, desired},
+    diff::diff,
+    kernel::{Observed, Underlay},
+    key::PublicKey,
+    planner::Planner,
+    settings::Settings,
+};
+
+const SIZES: [u32; 2] = [1_000, 5_000];
+
+fn main() {
+    divan::main();
+}
+
+/// From a cluster and an empty kernel to the list of operations.
+#[divan::bench(args = SIZES)]
+fn from_nothing(bencher: Bencher<'_, '_>, nodes: u32) {
+    let mesh = mesh(nodes);
+    bencher
+        .with_inputs(|| mesh.clone())
+        .bench_values(|mesh| Planner::new(settings(), key(0), mesh).plan(black_box(&machine())).unwrap());
+}
+
+/// The same with `encrypt_host_traffic`: six destinations a node instead of four.
+#[divan::bench(args = SIZES)]
+fn from_nothing_in_host_mode(bencher: Bencher<'_, '_>, nodes: u32) {
+    let mesh = mesh(nodes);
+    let settings = Settings { encrypt_host_traffic: true, ..settings() };
+    bencher.with_inputs(|| (settings.clone(), mesh.clone())).bench_values(|(settings, mesh)| {
+        Planner::new(settings, key(0), mesh).plan(black_box(&machine())).unwrap()
+    });
+}
+
+/// The slow, periodic look at a kernel that is as it shall be.
+#[divan::bench(args = SIZES)]
+fn nothing_changed(bencher: Bencher<'_, '_>, nodes: u32) {
+    let (mut planner, kernel) = settled(nodes);
+    bencher.bench_local(|| planner.plan(black_box(&kernel)).unwrap());
+}
+
+/// One node's endpoint and one of its CIDRs change: a delta, its operations, and the mirror of the
+/// kernel kept up to date with them.
+#[divan::bench(args = SIZES)]
+fn one_changed_node(bencher: Bencher<'_, '_>, nodes: u32) {
+    let (mut planner, mut kernel) = settled(nodes);
+    let mut versions = [node(7), node(7)];
+    versions[1].endpoint = Some("192.0.2.7:51820".parse().unwrap());
+    versions[1].workloads.pop_first();
+    let mut turn = 0;
+    bencher.bench_local(|| {
+        turn += 1;
+        planner.set_node("node-00007", versions[turn % 2].clone());
+        let ops = planner.changes(&kernel).unwrap();
+        kernel.apply_all(&ops).unwrap();
+        ops
+    });
+}
+
+/// The plan alone, without the mirror.
+#[divan::bench(args = SIZES)]
+fn one_changed_node_without_the_mirror(bencher: Bencher<'_, '_>, nodes: u32) {
+    let (mut planner, kernel) = settled(nodes);
+    let mut versions = [node(7), node(7)];
+    versions[1].workloads.pop_first();
+    let mut turn = 0;
+    bencher.bench_local(|| {
+        turn += 1;
+        planner.set_node("node-00007", versions[turn % 2].clone());
+        planner.changes(black_box(&kernel)).unwrap()
+    });
+}
+
+/// A file source delivers whole snapshots; here one node of it differs.
+#[divan::bench(args = SIZES)]
+fn snapshot_with_one_changed_node(bencher: Bencher<'_, '_>, nodes: u32) {
+    let (mut planner, kernel) = settled(nodes);
+    let mut versions = [mesh(nodes), mesh(nodes)];
+    versions[1].nodes.get_mut("node-00007").unwrap().workloads.pop_first();
+    let mut turn = 0;
+    bencher
+        .with_inputs(|| {
+            turn += 1;
+            versions[turn % 2].clone()
+        })
+        .bench_local_values(|mesh| {
+            planner.set_cluster(mesh);
+            planner.changes(black_box(&kernel)).unwrap()
+        });
+}
+
+/// The in-memory kernel itself, for all the operations from nothing.
+#[divan::bench(args = SIZES)]
+fn apply_to_the_mirror(bencher: Bencher<'_, '_>, nodes: u32) {
+    let before = machine();
+    let host = Host::of(key(0), &before);
+    let ops = diff(&before, &desired(&mesh(nodes), &settings(), &host).unwrap()).unwrap();
+    bencher.with_inputs(machine).bench_values(|mut kernel| {
+        kernel.apply_all(black_box(&ops)).unwrap();
+        kernel
+    });
+}
+
+fn settled(nodes: u32) -> (Planner, Observed) {
+    let mut planner = Planner::new(settings(), key(0), mesh(nodes));
+    let mut kernel = machine();
+    let ops = planner.plan(&kernel).unwrap().ops;
+    kernel.apply_all(&ops).unwrap();
+    (planner, kernel)
+}
+
+fn settings() -> Settings {
+    Settings::defaults("node-00000")
+}
+
+fn machine() -> Observed {
+    let eth0 = Underlay { mtu: 1500, addresses: node(0).addresses, rp_filter: 1, src_valid_mark: false };
+    Observed { underlays: [("eth0".to_owned(), eth0)].into(), ..Observed::default() }
+}
+
+fn mesh(nodes: u32) -> Cluster {
+    Cluster {
+        pools: ["10.0.0.0/8", "100.64.0.0/10", "fd61::/16"].map(|pool| pool.parse().unwrap()).into(),
+        nodes: (0..nodes).map(|number| (format!("node-{number:05}"), node(number))).collect(),
+    }
+}
+
+/// With two IPv4 and two IPv6 CIDRs, and an address of each family.
+fn node(number: u32) -> Node {
+    let v4 = |base: [u8; 4], length: u8| {
+        let address = Ipv4Addr::from(u32::from_be_bytes(base) + (number << (32 - length)));
+        IpNet::V4(Ipv4Net::new(address, length).unwrap())
+    };
+    let v6 = |block: u16| {
+        let [high, low] = [number >> 16, number & 0xffff].map(|half| u16::try_from(half).unwrap());
+        IpNet::V6(Ipv6Net::new(Ipv6Addr::new(0xfd61, block, high, low, 0, 0, 0, 0), 64).unwrap())
+    };
+    let address = IpAddr::from(Ipv4Addr::from(u32::from_be_bytes([172, 16, 0, 1]) + number));
+    let [high, low] = [number >> 16, number & 0xffff].map(|half| u16::try_from(half).unwrap());
+    let address6 = IpAddr::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, high, low));
+    Node {
+        public_key: Some(key(number)),
+        endpoint: Some((address, 51820).into()),
+        addresses: [address, address6].into(),
+        workloads: [v4([10, 0, 0, 0], 24), v4([100, 64, 0, 0], 26), v6(1), v6(2)].into(),
+        link_addresses: BTreeSet::new(),
+    }
+}
+
+/// Spread as real keys are: neighbours by number are not neighbours by key.
+fn key(number: u32) -> PublicKey {
+    let spread = number.wrapping_mul(0x9e37_79b9).to_be_bytes();
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&spread);
+    PublicKey(bytes)
+}
