@@ -11,6 +11,7 @@ use super::{Error, Result};
 /// Programs and the Debian packages that have them.
 const PACKAGES: &[(&str, &str)] = &[
     ("ip", "iproute2"),
+    ("nstat", "iproute2"),
     ("ss", "iproute2"),
     ("ping", "iputils-ping"),
     ("nft", "nftables"),

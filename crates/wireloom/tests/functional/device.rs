@@ -13,7 +13,7 @@ use wireloom::lab::{Capture, Content, Lab, Layout, Node, PATIENCE, until};
 use wireloom_plan::kernel::Family;
 
 use crate::{
-    tunnel::{PORT, Program, Tunnel, inner, ping, word},
+    tunnel::{PORT, Program, Tunnel, all_answered, inner, ping, word},
     wireloom,
 };
 
@@ -528,17 +528,9 @@ fn peers_are_served_over_both_families_at_once() {
     tunnel.set_endpoint(0, 2, Family::V6);
     tunnel.settle_from(0, 1);
     tunnel.settle_from(0, 2);
-    std::thread::scope(|scope| {
-        for peer in [1, 2] {
-            for address in inner(peer) {
-                let node = tunnel.node(0);
-                scope.spawn(move || {
-                    let said = node.run(&format!("ping -n -q -c 500 -i 0.002 -s 1000 {address}")).unwrap();
-                    assert!(said.contains(" 0% packet loss"), "{said}");
-                });
-            }
-        }
-    });
+    let pings = [inner(1), inner(2)].concat();
+    let pings: Vec<_> = pings.iter().map(|address| format!("-c 500 -i 0.002 -s 1000 {address}")).collect();
+    all_answered(tunnel.node(0), &pings, 2000);
 }
 
 #[test]
@@ -582,9 +574,8 @@ fn the_interfaces_mtu_is_followed() {
             tunnel.node(place).run(&format!("ip link set wg0 mtu {mtu}")).unwrap();
         }
         // The last byte that fits: padding must not make it more than the MTU.
-        let line = format!("ping -n -q -M do -c 3 -i 0.01 -W 2 -s {payload} {}", inner(1)[0]);
-        let said = tunnel.node(0).run(&line).unwrap();
-        assert!(said.contains(" 0% packet loss"), "{said}");
+        let line = format!("-M do -c 3 -i 0.01 -s {payload} {}", inner(1)[0]);
+        all_answered(tunnel.node(0), &[line], 3);
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use wireloom::lab::{Capture, Content, PATIENCE, until};
 use wireloom_plan::kernel::Family;
 
-use crate::tunnel::{PORT, Program, Tunnel, inner};
+use crate::tunnel::{PORT, Program, Tunnel, all_answered, inner, ping};
 
 use Program::{WireguardGo, Wireloom};
 
@@ -66,7 +66,7 @@ fn with_a_preshared_key_that_both_have_and_without_one_that_only_one_has() {
         tunnel.set_peer(0, 1, "preshared-key /run/psk");
         tunnel.set_endpoint(0, 1, Family::V4);
         for address in inner(1) {
-            assert!(!crate::tunnel::ping(tunnel.node(0), address), "the keys differ");
+            assert!(!ping(tunnel.node(0), address), "the keys differ");
         }
         assert_eq!((tunnel.handshake(0), tunnel.handshake(1)), (0, 0));
         tunnel.set_peer(1, 0, "preshared-key /run/psk");
@@ -108,9 +108,7 @@ fn large_packets_cross_in_both_directions() {
             let [v4, v6] = inner(to);
             // 1,420 bytes with their headers: what fits exactly, and what must be fragmented.
             for (address, size) in [(v4, 1392), (v6, 1372), (v4, 20_000), (v6, 20_000)] {
-                let line = format!("ping -n -q -c 3 -i 0.01 -W 2 -s {size} {address}");
-                let said = tunnel.node(from).run(&line).unwrap();
-                assert!(said.contains(" 0% packet loss"), "{programs:?}: {said}");
+                all_answered(tunnel.node(from), &[format!("-c 3 -i 0.01 -s {size} {address}")], 3);
             }
         }
     }
@@ -162,7 +160,7 @@ fn a_responder_under_load_demands_a_cookie_and_gets_it() {
                 let own = tunnel.endpoint(1, Family::V4).ip();
                 let mut to_initiator = Vec::new();
                 until(PATIENCE, &format!("a handshake with {responder:?} under load"), || {
-                    let _ = crate::tunnel::ping(tunnel.node(1), inner(0)[0]);
+                    let _ = ping(tunnel.node(1), inner(0)[0]);
                     let done = tunnel.handshake(1) > 0;
                     to_initiator.extend(capture.drain().unwrap().into_iter().filter_map(|packet| {
                         match packet.content {
@@ -203,7 +201,7 @@ fn a_peer_that_starts_again_is_welcome() {
         node.run("ip link set wg0 up").unwrap();
         tunnel.set_peer(0, 1, &format!("allowed-ips {v4}/32,{v6}/128"));
         tunnel.set_endpoint(0, 1, Family::V4);
-        until(PATIENCE, "a ping to the peer", || crate::tunnel::ping(node, v4).then_some(())).unwrap();
+        until(PATIENCE, "a ping to the peer", || ping(node, v4).then_some(())).unwrap();
     }
 }
 
@@ -217,9 +215,7 @@ fn a_session_is_renewed_without_losing_a_packet() {
                 let tunnel = shake_hands(programs, Family::V4);
                 let first = [tunnel.handshake(0), tunnel.handshake(1)];
                 let address = inner(1)[0];
-                let line = format!("ping -n -q -c 1300 -i 0.1 -W 1 {address}");
-                let said = tunnel.node(0).run(&line).unwrap();
-                assert!(said.contains(" 0% packet loss"), "{programs:?}: {said}");
+                all_answered(tunnel.node(0), &[format!("-c 1300 -i 0.1 {address}")], 1300);
                 let second = [tunnel.handshake(0), tunnel.handshake(1)];
                 for (first, second) in first.into_iter().zip(second) {
                     assert!((120..=126).contains(&(second - first)), "{programs:?}: {first} {second}");

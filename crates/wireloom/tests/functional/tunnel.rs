@@ -4,6 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::Path,
     process::Command,
+    thread,
 };
 
 use nix::{
@@ -138,6 +139,32 @@ pub(crate) fn ping(node: &Node, to: IpAddr) -> bool {
     let mut command = Command::new("ping");
     let output = node.host.space.output(command.args(["-n", "-q", "-c1", "-W1"]).arg(to.to_string()));
     output.unwrap().status.success()
+}
+
+/// Makes echo requests, each command line in the words of `ping`, all at once, and waits until `count`
+/// of them were answered.
+///
+/// The kernel counts the answers: `ping` itself waits only twice the usual time for the last ones,
+/// and calls what comes later on a busy machine lost.
+#[track_caller]
+pub(crate) fn all_answered(node: &Node, lines: &[String], count: u64) {
+    let replies = || {
+        let counters = node.run("nstat -asz IcmpInEchoReps Icmp6InEchoReplies").unwrap();
+        let values = counters.lines().filter_map(|line| line.split_whitespace().nth(1));
+        values.map(|value| value.parse::<u64>().unwrap()).sum::<u64>()
+    };
+    let before = replies();
+    thread::scope(|scope| {
+        for line in lines {
+            scope.spawn(|| {
+                let mut command = Command::new("ping");
+                node.host.space.output(command.args(["-n", "-q"]).args(line.split(' '))).unwrap()
+            });
+        }
+    });
+    let all = || (replies() - before >= count).then_some(());
+    let result = until(PATIENCE, "answers", all);
+    assert!(result.is_ok(), "{} answers of {count} to {lines:?}", replies() - before);
 }
 
 /// A file's path as one word of a command line.
