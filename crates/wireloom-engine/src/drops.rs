@@ -14,9 +14,20 @@ pub(crate) enum Loss {
     NotSent,
     /// The network stack did not take a packet that came out of the tunnel.
     NotDelivered,
+    /// A frame on the link that carries neither IPv4 nor IPv6.
+    NotIp,
+    /// A packet to or from a link address that is no peer's.
+    NoNeighbour,
+    /// A packet for a peer that is not heard any more, or whose endpoint is unknown.
+    PeerLost,
+    /// A packet that is too long for the way to its peer.
+    TooBig,
+    /// Neighbour discovery from a peer: it may not tell where others are.
+    NotForTheLink,
 }
 
-const LOSSES: [&str; 2] = ["not-sent", "not-delivered"];
+const LOSSES: [&str; 7] =
+    ["not-sent", "not-delivered", "not-ip", "no-neighbour", "peer-lost", "too-big", "not-for-the-link"];
 
 /// Counters by reason. They only grow, from the start of the process.
 #[derive(Debug)]

@@ -1,8 +1,13 @@
 //! Ties the interface, the UDP port and the protocol together.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+    time::Duration,
+};
 
-use wireloom_proto::{Device, DropReason, Instant, Now, PrivateKey};
+use wireloom_proto::{Device, DropReason, Instant, Now, PrivateKey, PublicKey};
 
 use crate::{
     control::{
@@ -10,6 +15,8 @@ use crate::{
         reply::{self, DeviceLines},
     },
     drops::Drops,
+    link::{Link, LinkAddress},
+    mode::{Mode, PeerLookup, SourceCheck},
     tun::{Tun, TunEvent, TunState},
     udp::{Network, Udp},
     worker::{Backlog, Worker},
@@ -29,6 +36,7 @@ const MAX_PEERS: usize = 1 << 20;
 /// keepalives, and with them handshakes, begin at the moment when it comes up.
 pub struct Engine<T, N: Network> {
     device: Device,
+    mode: Mode,
     worker: Worker,
     drops: Arc<Drops>,
     tun: T,
@@ -70,13 +78,18 @@ pub enum Rest {
 }
 
 impl<T: Tun, N: Network> Engine<T, N> {
-    /// An engine without keys and peers. `seed` comes from the system's random generator.
-    pub fn new(seed: [u8; 32], tun: T, network: N) -> Self {
+    /// An engine without keys and peers. `seed` comes from the system's random generator. The interface
+    /// has a link address if, and only if, the mode looks peers up by their link addresses.
+    pub fn new(seed: [u8; 32], mode: Mode, tun: T, network: N) -> Self {
         let device = Device::new(seed);
         let drops = Arc::new(Drops::default());
-        let worker = Worker::new(Arc::clone(device.transport()), Arc::clone(&drops));
+        let link = tun.link_address().map(Link::new);
+        debug_assert_eq!(link.is_some(), mode.peer_lookup() == PeerLookup::Gateway);
+        let check_sources = mode.source_check() == SourceCheck::AllowedIps;
+        let worker = Worker::new(Arc::clone(device.transport()), Arc::clone(&drops), link, check_sources);
         Self {
             device,
+            mode,
             worker,
             drops,
             tun,
@@ -184,6 +197,9 @@ impl<T: Tun, N: Network> Engine<T, N> {
                 reply::device(&lines, self.device.peers())
             }
             Request::GetDrops => reply::drops(&self.drops),
+            Request::GetLink => {
+                reply::link(now.monotonic, self.mode, self.worker.link(), self.device.peers())
+            }
             Request::Set(set) => match self.set(now, set) {
                 Ok(()) => Reply::Done,
                 Err(errno) => Reply::Refused(errno),
@@ -198,9 +214,32 @@ impl<T: Tun, N: Network> Engine<T, N> {
             tracing::warn!("a control request was refused: a device has at most {MAX_PEERS} peers");
             return Err(Errno::E2BIG);
         }
-        // The port can be refused by the system, so it comes first.
+        let mode = match set.source_check {
+            Some(check) => Mode::new(self.mode.peer_lookup(), check).map_err(|error| {
+                tracing::warn!("a control request was refused: {error}");
+                Errno::EINVAL
+            })?,
+            None => self.mode,
+        };
+        if self.worker.link().is_none() && set.peers.iter().any(|peer| peer.path_mtu.flatten().is_some()) {
+            tracing::warn!(
+                "a control request was refused: only a link (--peer-lookup gateway) minds path_mtu"
+            );
+            return Err(Errno::EINVAL);
+        }
+        let own = set.private_key.as_ref().and_then(Option::as_ref).map(PrivateKey::public_key);
+        self.refuse_same_link_address(&set, own)?;
+        // The system can refuse the port and the link address, so they come first.
         self.change_port(set.listen_port, set.fwmark)?;
+        if let Some(own) = own {
+            self.change_link_address(LinkAddress::of(&own))?;
+        }
+        let changes_peers = set.replace_peers || set.private_key.is_some() || !set.peers.is_empty();
 
+        self.mode = mode;
+        self.worker.check_sources(mode.source_check() == SourceCheck::AllowedIps);
+        let path_mtus: Vec<_> =
+            set.peers.iter().filter_map(|peer| Some((peer.public_key, peer.path_mtu?))).collect();
         let mut configuration = self.device.configure(now);
         if let Some(private_key) = set.private_key {
             configuration.set_private_key(private_key);
@@ -211,6 +250,50 @@ impl<T: Tun, N: Network> Engine<T, N> {
         for peer in set.peers {
             apply(&mut configuration, peer);
         }
+        drop(configuration);
+        if let Some(link) = self.worker.link_mut().filter(|_| changes_peers) {
+            link.set_peers(self.device.peers());
+            for (public_key, path_mtu) in path_mtus {
+                if let Some(peer) = self.device.peer(&public_key) {
+                    link.set_path_mtu(peer.id, path_mtu);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses changes after which two would have one address on the link.
+    fn refuse_same_link_address(&self, set: &Set, own: Option<PublicKey>) -> Result<(), Errno> {
+        let Some(link) = self.worker.link() else { return Ok(()) };
+        let own = own.or_else(|| self.device.private_key().map(PrivateKey::public_key));
+        let removed: BTreeSet<PublicKey> =
+            set.peers.iter().filter(|peer| peer.remove).map(|peer| peer.public_key).collect();
+        let here = |address| link.key_at(address).filter(|key| !set.replace_peers && !removed.contains(key));
+        let mut added = BTreeMap::new();
+        for key in own.into_iter().chain(set.peers.iter().map(|peer| peer.public_key)) {
+            let address = LinkAddress::of(&key);
+            let other = added.insert(address, key).or_else(|| here(address));
+            if address == LinkAddress::NOBODY || other.is_some_and(|other| other != key) {
+                tracing::warn!(
+                    "a control request was refused: the link address {address} of {key} is taken; give that \
+                     node another key"
+                );
+                return Err(Errno::EEXIST);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the interface the address that goes with our key.
+    fn change_link_address(&mut self, own: LinkAddress) -> Result<(), Errno> {
+        let Some(link) = self.worker.link_mut() else { return Ok(()) };
+        if self.tun.link_address() != Some(own) {
+            self.tun.set_link_address(own).map_err(|error| {
+                tracing::warn!("cannot set the interface's link address to {own}: {error}");
+                error.raw_os_error().map_or(Errno::EIO, Errno)
+            })?;
+        }
+        link.set_own(own);
         Ok(())
     }
 

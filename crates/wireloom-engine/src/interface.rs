@@ -16,6 +16,7 @@ use crate::{
     clock,
     control::{Inbox, OpenControlError, Server, socket_path},
     engine::{Engine, Ready, Rest},
+    mode::{Mode, PeerLookup},
     privilege,
     tun::{LinuxTun, OpenTunError},
     udp::{LinuxNetwork, LinuxUdp},
@@ -23,7 +24,9 @@ use crate::{
 
 /// An interface that is ready: it exists, and its control socket accepts clients.
 ///
-/// It lives until [`Self::run`] returns or it is dropped; then the interface and the socket are gone.
+/// It lives until [`Self::run`] returns or it is dropped; then the interface and the socket are gone. The
+/// interface of [`PeerLookup::Gateway`](crate::PeerLookup) stays after a signal, or whatever kills the
+/// process, so that the routes over it outlive a restart; deleting it or the socket takes it away.
 pub struct Interface {
     engine: Engine<LinuxTun, LinuxNetwork>,
     server: Server,
@@ -62,23 +65,26 @@ pub enum End {
 }
 
 impl Interface {
-    /// Makes the interface `name`, down and without configuration, with its control socket.
+    /// Makes the interface `name`, down and without configuration, with its control socket. An interface
+    /// that stayed is taken over as it is.
     ///
     /// Call it before the process has other threads: it blocks the signals that [`Self::run`] handles
     /// (SIGINT, SIGTERM, SIGUSR1), and gives up the privileges that are not needed any more.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(name: &str) -> Result<Self, OpenError> {
+    pub fn open(name: &str, mode: Mode) -> Result<Self, OpenError> {
         let failed = |operation| move |source: io::Error| OpenError::Failed { operation, source };
         let signals = block_signals().map_err(|error| failed("block signals")(error.into()))?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| failed("draw randomness")(io::Error::other(error)))?;
-        let tun = LinuxTun::open(name)?;
+        let tun = LinuxTun::open(name, mode.peer_lookup())?;
         let server = Server::open(socket_path(name))?;
+        tun.set_lasting(true).map_err(failed("let the interface stay"))?;
         privilege::drop_unneeded().map_err(failed("give up privileges"))?;
         let inbox = server.start().map_err(failed("serve the control socket"))?;
-        let engine = Engine::new(seed, tun, LinuxNetwork);
+        let network = LinuxNetwork { discover_path_mtu: mode.peer_lookup() == PeerLookup::Gateway };
+        let engine = Engine::new(seed, mode, tun, network);
         Ok(Self { engine, server, inbox, signals })
     }
 
@@ -103,6 +109,7 @@ impl Interface {
             };
             let wake = self.wait(rest)?;
             if wake.socket_touched && !self.server.is_in_place() {
+                self.engine.tun().set_lasting(false)?;
                 return Ok(End::SocketRemoved);
             }
             if wake.signalled && self.was_told_to_end()? {

@@ -13,6 +13,8 @@
 //!   a twin in memory.
 //! * [`offload`] cuts the super-packets that come from the network stack, and joins those that go to it.
 //! * [`engine`] ties them to the protocol; one thread carries data both ways.
+//! * [`link`] makes the peers neighbours on a link, when routing is to choose among them; [`mode`] is
+//!   what else there is to choose.
 //! * [`control`] is the socket that `wg` speaks to.
 //! * [`interface`] makes a process of it all: the userspace interface.
 //!
@@ -24,10 +26,14 @@ pub mod drops;
 pub mod engine;
 pub mod interface;
 pub mod keys;
+pub mod link;
+pub mod mode;
 pub mod offload;
 mod privilege;
 pub mod tun;
 pub mod udp;
 mod worker;
 
+pub use link::LinkAddress;
+pub use mode::{ChoiceError, Mode, ModeError, PeerLookup, SourceCheck};
 pub use wireloom_proto::{KeyError, PresharedKey, PrivateKey, PublicKey};

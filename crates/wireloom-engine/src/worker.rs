@@ -5,12 +5,17 @@
 //! the [`Device`], which today is at hand because the engine has one thread; more workers, one for
 //! each queue of the interface, would send these calls through a channel instead.
 
-use std::{io, mem, sync::Arc};
+use std::{
+    io::{self, IoSlice},
+    mem,
+    sync::Arc,
+};
 
 use wireloom_proto::{Device, DropReason, Endpoint, MessageKind, Now, PeerPath, Transport, inner, message};
 
 use crate::{
     drops::{Drops, Loss},
+    link::{self, Link, Way},
     tun::{MAX_PACKET, Tun},
     udp::{Inbound, Outbound, Pending, Udp},
 };
@@ -24,6 +29,13 @@ pub(crate) struct Worker {
     inbound: Inbound,
     outbound: Outbound,
     train: Train,
+    /// When the peers are neighbours on a link.
+    link: Option<Link>,
+    check_sources: bool,
+    /// What the network stack is told about a frame.
+    answer: Vec<u8>,
+    /// A packet for everyone.
+    flood: Vec<u8>,
 }
 
 /// Packets for one peer, one after the other in the room of the outbound batch, framed but not sealed.
@@ -54,14 +66,39 @@ pub(crate) enum Backlog {
 }
 
 impl Worker {
-    pub(crate) fn new(transport: Arc<Transport>, drops: Arc<Drops>) -> Self {
+    /// `check_sources`: by the peers' allowed IPs.
+    pub(crate) fn new(
+        transport: Arc<Transport>,
+        drops: Arc<Drops>,
+        link: Option<Link>,
+        check_sources: bool,
+    ) -> Self {
         Self {
             transport,
             drops,
             inbound: Inbound::default(),
             outbound: Outbound::default(),
             train: Train::default(),
+            link,
+            check_sources,
+            answer: Vec::new(),
+            flood: Vec::new(),
         }
+    }
+
+    /// The link, when the peers are neighbours on one.
+    pub(crate) fn link(&self) -> Option<&Link> {
+        self.link.as_ref()
+    }
+
+    /// Whether the peers' allowed IPs judge source addresses.
+    pub(crate) fn check_sources(&mut self, check: bool) {
+        self.check_sources = check;
+    }
+
+    /// As [`Self::link`], to change it.
+    pub(crate) fn link_mut(&mut self) -> Option<&mut Link> {
+        self.link.as_mut()
     }
 
     /// Receives from the peers.
@@ -75,13 +112,18 @@ impl Worker {
         for _ in 0..BATCHES_IN_A_ROW {
             udp.receive(&mut self.inbound);
             if self.inbound.is_empty() {
+                self.learn_path_mtus(now, udp);
                 return Backlog::Empty;
             }
+            let sink = Sink {
+                transport: &self.transport,
+                link: self.link.as_ref(),
+                check_sources: self.check_sources,
+                drops: &self.drops,
+            };
             for (from, datagram) in self.inbound.datagrams() {
                 let verdict = match MessageKind::classify(datagram) {
-                    Ok(MessageKind::Data) => {
-                        deliver(&self.transport, now, from, datagram, device, tun, &self.drops)
-                    }
+                    Ok(MessageKind::Data) => sink.deliver(now, from, datagram, device, tun),
                     Ok(_) => device.handle_handshake(now, from, datagram),
                     Err(reason) => Err(reason),
                 };
@@ -93,6 +135,13 @@ impl Worker {
             self.transmit(now, device, udp);
         }
         Backlog::More
+    }
+
+    fn learn_path_mtus(&mut self, now: Now, udp: &mut impl Udp) {
+        let Some(link) = &mut self.link else { return };
+        while let Some((remote, path_mtu)) = udp.poll_path_mtu() {
+            link.learn_path_mtu(now.monotonic, remote, path_mtu);
+        }
     }
 
     /// Sends what the network stack routed into the interface.
@@ -108,7 +157,7 @@ impl Worker {
         udp: &mut impl Udp,
     ) -> io::Result<Backlog> {
         for _ in 0..BATCHES_IN_A_ROW {
-            let drained = self.fill(now, mtu, device, tun);
+            let drained = self.fill(now, mtu, device, tun, udp);
             self.depart(now, mtu, device);
             self.drops.count_loss(Loss::NotSent, udp.send(&mut self.outbound));
             if drained? {
@@ -136,38 +185,73 @@ impl Worker {
     }
 
     /// Reads packets until the batch is full (false) or the interface has no more (true).
-    fn fill(&mut self, now: Now, mtu: usize, device: &mut Device, tun: &mut impl Tun) -> io::Result<bool> {
+    fn fill(
+        &mut self,
+        now: Now,
+        mtu: usize,
+        device: &mut Device,
+        tun: &mut impl Tun,
+        udp: &mut impl Udp,
+    ) -> io::Result<bool> {
         let transport = Arc::clone(&self.transport);
         let routes = transport.routes();
+        // The header of a frame stands where that of the data message will be written over it.
+        let header = if self.link.is_some() { link::HEADER_LEN } else { 0 };
         loop {
             let Some(room) = self.outbound.room(self.train.pending()) else { return Ok(false) };
-            let len = match tun.receive(&mut room[message::DATA_HEADER_LEN..][..MAX_PACKET]) {
-                Ok(len) => len,
+            let frame = &mut room[message::DATA_HEADER_LEN - header..][..header + MAX_PACKET];
+            let frame = match tun.receive(frame) {
+                Ok(len) => &frame[..len],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            let path = inner::Packet::parse(&room[message::DATA_HEADER_LEN..][..len])
-                .and_then(|packet| routes.lookup(packet.destination).ok_or(DropReason::NoPeerForDestination));
-            let path = match path {
-                Ok(path) => path,
-                Err(reason) => {
-                    self.drops.count(reason);
-                    continue;
-                }
+            let way = match &mut self.link {
+                Some(link) => link.route(now.monotonic, frame, &routes, mtu, &mut self.answer),
+                None => Way::of_packet(frame, &routes),
             };
-            let framed = message::frame(room, len, mtu).len();
-            if !self.train.is_for(path) {
-                self.couple(now, mtu, device, path, framed);
+            if !self.answer.is_empty() {
+                // The stack that asks is there to hear.
+                let _ = tun.send(&[IoSlice::new(&self.answer)]);
+                self.answer.clear();
             }
-            self.train.lengths.push((len, framed));
-            self.train.bytes += framed;
+            match way {
+                Way::Peer(path) => {
+                    let other = (!self.train.is_for(path)).then(|| Arc::clone(path));
+                    let len = match inner::Packet::parse(&frame[header..]) {
+                        Ok(packet) => packet.len,
+                        Err(reason) => {
+                            self.drops.count(reason);
+                            continue;
+                        }
+                    };
+                    let framed = message::frame(room, len, mtu).len();
+                    if let Some(path) = other {
+                        self.couple(now, mtu, device, path, framed);
+                    }
+                    self.train.lengths.push((len, framed));
+                    self.train.bytes += framed;
+                }
+                Way::Everyone => {
+                    self.flood.clear();
+                    self.flood.extend_from_slice(&frame[header..]);
+                    self.depart(now, mtu, device);
+                    self.flood(now, mtu, device, udp);
+                }
+                Way::Here => {}
+                Way::Lost(loss) => self.drops.count_loss(loss, 1),
+                Way::Dropped(reason) => self.drops.count(reason),
+                Way::PeerLost(peer) => {
+                    self.drops.count_loss(Loss::PeerLost, 1);
+                    device.seek(now, peer);
+                }
+            }
         }
     }
 
     /// Sends off the train and begins one for another peer with the packet, `framed` bytes long, that
     /// stands behind it.
-    fn couple(&mut self, now: Now, mtu: usize, device: &mut Device, path: &Arc<PeerPath>, framed: usize) {
+    fn couple(&mut self, now: Now, mtu: usize, device: &mut Device, path: Arc<PeerPath>, framed: usize) {
         let behind = self.train.bytes;
         let sealed = self.depart(now, mtu, device);
         if sealed < behind {
@@ -175,7 +259,7 @@ impl Worker {
             let pending = Pending { datagrams: 0, bytes: behind + framed };
             self.outbound.pending(pending).copy_within(behind.., 0);
         }
-        self.train.path = Some(Arc::clone(path));
+        self.train.path = Some(path);
     }
 
     /// Seals the train and makes it datagrams; without a session its packets go to the device, which
@@ -214,31 +298,82 @@ impl Worker {
         self.train.bytes = 0;
         used
     }
+
+    /// Sends the packet in `self.flood` to every peer; the train has departed.
+    fn flood(&mut self, now: Now, mtu: usize, device: &mut Device, udp: &mut impl Udp) {
+        let len = match inner::Packet::parse(&self.flood) {
+            Ok(packet) => packet.len,
+            Err(reason) => return self.drops.count(reason),
+        };
+        let packet = &self.flood[..len];
+        for path in self.link.iter().flat_map(Link::peers).filter(|path| path.endpoint().is_some()) {
+            if self.outbound.room(Pending::default()).is_none() {
+                self.drops.count_loss(Loss::NotSent, udp.send(&mut self.outbound));
+            }
+            let Some(room) = self.outbound.room(Pending::default()) else { return };
+            room[message::DATA_HEADER_LEN..][..len].copy_from_slice(packet);
+            let message = message::frame(room, len, mtu);
+            let framed = message.len();
+            match path.seal(now.monotonic, std::iter::once(message)) {
+                Ok(sealed) => {
+                    self.outbound.push(sealed.endpoint, framed);
+                    if let Some(signal) = sealed.signal {
+                        device.handle_signal(now, signal);
+                    }
+                }
+                // A peer that comes back wants none of the greetings that it has missed.
+                Err(_) if !path.is_reachable() => device.seek(now, path.id()),
+                Err(_) => {
+                    if let Err(reason) = device.handle_outgoing(now, path.id(), packet, mtu) {
+                        self.drops.count(reason);
+                    }
+                }
+            }
+        }
+    }
 }
 
-/// Opens a data message and gives what is inside to the network stack.
-fn deliver(
-    transport: &Transport,
-    now: Now,
-    from: Endpoint,
-    datagram: &mut [u8],
-    device: &mut Device,
-    tun: &mut impl Tun,
-    drops: &Drops,
-) -> Result<(), DropReason> {
-    let opened = transport.open(now.monotonic, from, datagram)?;
-    if let Some(signal) = opened.signal {
-        device.handle_signal(now, signal);
+/// Where what the peers send goes.
+struct Sink<'a> {
+    transport: &'a Transport,
+    link: Option<&'a Link>,
+    check_sources: bool,
+    drops: &'a Drops,
+}
+
+impl Sink<'_> {
+    /// Opens a data message and gives what is inside to the network stack.
+    fn deliver(
+        &self,
+        now: Now,
+        from: Endpoint,
+        datagram: &mut [u8],
+        device: &mut Device,
+        tun: &mut impl Tun,
+    ) -> Result<(), DropReason> {
+        let opened = self.transport.open(now.monotonic, from, datagram)?;
+        if let Some(signal) = opened.signal {
+            device.handle_signal(now, signal);
+        }
+        if opened.payload.is_empty() {
+            return Ok(());
+        }
+        let packet = inner::Packet::parse(opened.payload)?;
+        let bytes = &opened.payload[..packet.len];
+        if self.check_sources && !self.transport.routes().permits(&opened.path, packet.source) {
+            return Err(DropReason::SourceNotAllowed);
+        }
+        let sent = match self.link.map(|link| link.arrival(opened.path.id(), packet.destination, bytes)) {
+            None => tun.send(&[IoSlice::new(bytes)]),
+            Some(Ok(header)) => tun.send(&[IoSlice::new(&header), IoSlice::new(bytes)]),
+            Some(Err(loss)) => {
+                self.drops.count_loss(loss, 1);
+                return Ok(());
+            }
+        };
+        if sent.is_err() {
+            self.drops.count_loss(Loss::NotDelivered, 1);
+        }
+        Ok(())
     }
-    if opened.payload.is_empty() {
-        return Ok(());
-    }
-    let packet = inner::Packet::parse(opened.payload)?;
-    if !transport.routes().permits(&opened.path, packet.source) {
-        return Err(DropReason::SourceNotAllowed);
-    }
-    if tun.send(&opened.payload[..packet.len]).is_err() {
-        drops.count_loss(Loss::NotDelivered, 1);
-    }
-    Ok(())
 }

@@ -70,6 +70,8 @@ pub(crate) struct Activity {
     /// First data received since the last authenticated sending.
     pub(crate) owing_since: AtomicInstant,
 
+    /// Last authenticated message received.
+    pub(crate) heard: AtomicInstant,
     /// Last authenticated message sent or received.
     pub(crate) traversed: AtomicInstant,
     /// The device's next look at this peer.
@@ -84,6 +86,7 @@ impl Activity {
             unanswered_since: AtomicInstant::never(),
             owing_since: AtomicInstant::never(),
 
+            heard: AtomicInstant::never(),
             traversed: AtomicInstant::never(),
             next_look: AtomicInstant::never(),
             last_minute: AtomicInstant::never(),
@@ -102,6 +105,7 @@ impl Activity {
     /// a timer is now due before the device's next look.
     pub(crate) fn note_received(&self, now: Instant, data: bool) -> bool {
         self.unanswered_since.clear();
+        self.heard.set(Some(now));
         self.traversed.set(Some(now));
         data && self.owing_since.arm(now) && self.due_before_look(now, KEEPALIVE_TIMEOUT)
     }
@@ -122,6 +126,7 @@ impl Activity {
     pub(crate) fn reset(&self) {
         self.unanswered_since.clear();
         self.owing_since.clear();
+        self.heard.clear();
         self.traversed.clear();
         self.last_minute.clear();
     }

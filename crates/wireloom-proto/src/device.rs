@@ -75,6 +75,8 @@ pub struct Transmit {
 pub struct PeerStatus<'a> {
     /// The peer's name inside the device.
     pub id: PeerId,
+    /// The way to it.
+    pub path: &'a Arc<PeerPath>,
     /// Its identity.
     pub public_key: &'a PublicKey,
     /// The symmetric key mixed into handshakes: a secret.
@@ -194,6 +196,12 @@ impl Device {
         if fits { Ok(()) } else { Err(DropReason::QueueFull) }
     }
 
+    /// Begins a handshake with a peer, when none is under way, for a packet that is not kept: see
+    /// [`PeerPath::is_reachable`].
+    pub fn seek(&mut self, now: Now, peer: PeerId) {
+        self.begin_attempt(now, peer);
+    }
+
     /// Handles what the data path found out.
     pub fn handle_signal(&mut self, now: Now, signal: Signal) {
         let id = signal.peer;
@@ -270,6 +278,7 @@ impl Device {
 fn status(peer: &Peer) -> PeerStatus<'_> {
     PeerStatus {
         id: peer.path.id(),
+        path: &peer.path,
         public_key: peer.path.public_key(),
         preshared_key: peer.preshared_key.as_ref(),
         endpoint: peer.path.endpoint(),

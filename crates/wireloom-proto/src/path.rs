@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 
@@ -29,6 +29,8 @@ pub struct PeerPath {
     endpoint: ArcSwapOption<Endpoint>,
     sent_bytes: AtomicU64,
     received_bytes: AtomicU64,
+    /// Whether an initiation went unanswered and nothing was heard since.
+    silent: AtomicBool,
     pub(crate) activity: Activity,
 }
 
@@ -50,6 +52,7 @@ impl PeerPath {
             endpoint: ArcSwapOption::empty(),
             sent_bytes: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
+            silent: AtomicBool::new(false),
             activity: Activity::new(),
         }
     }
@@ -70,6 +73,15 @@ impl PeerPath {
     #[must_use]
     pub fn endpoint(&self) -> Option<Endpoint> {
         self.endpoint.load().as_deref().copied()
+    }
+
+    /// Whether it makes sense to keep a packet for the peer: it has an endpoint, and it is not the case
+    /// that it left an initiation unanswered for [`REKEY_TIMEOUT`](crate::timers::REKEY_TIMEOUT) after a
+    /// silence. Hearing from it, or another endpoint, ends that; [`Device::seek`](crate::Device::seek)
+    /// tries to.
+    #[must_use]
+    pub fn is_reachable(&self) -> bool {
+        !self.silent.load(Ordering::Relaxed) && self.endpoint.load().is_some()
     }
 
     /// Bytes of WireGuard messages sent to the peer, of all types.
@@ -126,6 +138,7 @@ impl PeerPath {
         if self.endpoint.load().as_deref() != Some(&from) {
             self.set_endpoint(Some(from));
         }
+        self.set_silent(false);
         timer_news(self.activity.note_received(now, data))
     }
 
@@ -138,6 +151,13 @@ impl PeerPath {
     pub(crate) fn forget_local_address(&self) {
         if let Some(endpoint) = self.endpoint().filter(|endpoint| endpoint.local.is_some()) {
             self.set_endpoint(Some(endpoint.remote.into()));
+        }
+    }
+
+    /// Writes only what is news: the line stays shared between readers.
+    pub(crate) fn set_silent(&self, silent: bool) {
+        if self.silent.load(Ordering::Relaxed) != silent {
+            self.silent.store(silent, Ordering::Relaxed);
         }
     }
 

@@ -2,10 +2,14 @@
 
 use std::fmt::Write;
 
-use wireloom_proto::{PeerStatus, UnixTime};
+use wireloom_proto::{Instant, PeerStatus, UnixTime};
 use zeroize::Zeroizing;
 
-use crate::drops::Drops;
+use crate::{
+    drops::Drops,
+    link::{Link, LinkAddress},
+    mode::Mode,
+};
 
 /// An error number as in errno.h, which is all that the protocol has for errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +19,7 @@ impl Errno {
     pub(crate) const EINVAL: Self = Self(libc::EINVAL);
     pub(crate) const E2BIG: Self = Self(libc::E2BIG);
     pub(crate) const EIO: Self = Self(libc::EIO);
+    pub(crate) const EEXIST: Self = Self(libc::EEXIST);
     pub(crate) const ENODEV: Self = Self(libc::ENODEV);
 }
 
@@ -60,6 +65,29 @@ pub(crate) fn drops(drops: &Drops) -> Reply {
     let mut text = Lines::default();
     for (reason, count) in drops.iter() {
         text.line(reason, count);
+    }
+    Reply::Lines(text.0)
+}
+
+/// The answer to `get_link=1`.
+pub(crate) fn link<'a>(
+    now: Instant,
+    mode: Mode,
+    link: Option<&Link>,
+    peers: impl Iterator<Item = PeerStatus<'a>>,
+) -> Reply {
+    let mut text = Lines::default();
+    text.line("peer_lookup", mode.peer_lookup());
+    text.line("source_check", mode.source_check());
+    let Some(link) = link else { return Reply::Lines(text.0) };
+    text.line("link_address", link.own());
+    for peer in peers {
+        text.line("public_key", peer.public_key.to_hex());
+        text.line("link_address", LinkAddress::of(peer.public_key));
+        text.line("reachable", peer.path.is_reachable());
+        if let Some(path_mtu) = link.path_mtu(now, peer.id) {
+            text.line("path_mtu", path_mtu);
+        }
     }
     Reply::Lines(text.0)
 }

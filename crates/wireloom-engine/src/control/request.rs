@@ -8,6 +8,8 @@ use std::{
 use ipnet::IpNet;
 use wireloom_proto::{PresharedKey, PrivateKey, PublicKey};
 
+use crate::{link::PATH_MTU_MIN, mode::SourceCheck};
+
 /// Longest line in bytes, its end not counted. Keys make the longest ones that mean something.
 pub const MAX_LINE: usize = 256;
 
@@ -18,6 +20,8 @@ pub enum Request {
     Get,
     /// `get_drops=1`: counters of what was dropped, by reason. An extension of ours.
     GetDrops,
+    /// `get_link=1`: the device's mode and its peers as neighbours. An extension of ours.
+    GetLink,
     /// `set=1`: changes, to be applied all or none.
     Set(Set),
 }
@@ -31,6 +35,8 @@ pub struct Set {
     pub listen_port: Option<u16>,
     /// The firewall mark of the datagrams sent; 0 is none.
     pub fwmark: Option<u32>,
+    /// Who judges source addresses. An extension of ours.
+    pub source_check: Option<SourceCheck>,
     /// Whether all peers that there are go first, with their sessions.
     pub replace_peers: bool,
     /// In the order given; one peer may come more than once.
@@ -52,6 +58,9 @@ pub struct PeerChange {
     pub endpoint: Option<SocketAddr>,
     /// Seconds between keepalives; the inner `None` turns them off.
     pub persistent_keepalive: Option<Option<NonZeroU16>>,
+    /// The largest IP packet that the underlay takes to the peer, in bytes; the inner `None` forgets it.
+    /// An extension of ours.
+    pub path_mtu: Option<Option<u16>>,
     /// Whether the allowed IPs that it has are taken from it first.
     pub replace_allowed_ips: bool,
     /// In the order given.
@@ -76,6 +85,7 @@ impl PeerChange {
             preshared_key: None,
             endpoint: None,
             persistent_keepalive: None,
+            path_mtu: None,
             replace_allowed_ips: false,
             allowed_ips: Vec::new(),
         }
@@ -112,13 +122,13 @@ pub enum RequestErrorKind {
     NoEquals,
     /// Unknown before the first peer.
     #[error(
-        "unknown key {0:?}; before the first public_key there can be private_key, listen_port, fwmark, replace_peers"
+        "unknown key {0:?}; before the first public_key there can be private_key, listen_port, fwmark, replace_peers, source_check"
     )]
     UnknownDeviceKey(String),
     /// Unknown after a `public_key`.
     #[error(
         "unknown key {0:?}; after a public_key there can be remove, update_only, preshared_key, endpoint, \
-         persistent_keepalive_interval, replace_allowed_ips, allowed_ip, protocol_version"
+         persistent_keepalive_interval, replace_allowed_ips, allowed_ip, path_mtu, protocol_version"
     )]
     UnknownPeerKey(String),
     /// A value that does not fit its key.
@@ -209,6 +219,7 @@ fn operation(line: &str) -> Result<Request, RequestErrorKind> {
     match line {
         "get=1" => Ok(Request::Get),
         "get_drops=1" => Ok(Request::GetDrops),
+        "get_link=1" => Ok(Request::GetLink),
         "set=1" => Ok(Request::Set(Set::default())),
         _ => Err(UnknownOperation),
     }
@@ -229,6 +240,11 @@ impl Set {
             "fwmark" => {
                 let mark = value.parse().map_err(|_| BadValue { key: "fwmark", expected: MARK })?;
                 self.fwmark = Some(mark);
+            }
+            "source_check" => {
+                let check =
+                    value.parse().map_err(|_| BadValue { key: "source_check", expected: SOURCE_CHECK })?;
+                self.source_check = Some(check);
             }
             "replace_peers" => {
                 expect_true("replace_peers", value)?;
@@ -272,6 +288,14 @@ impl PeerChange {
                     .map_err(|_| BadValue { key: "persistent_keepalive_interval", expected: SECONDS })?;
                 self.persistent_keepalive = Some(NonZeroU16::new(interval));
             }
+            "path_mtu" => {
+                let path_mtu: u16 = value
+                    .parse()
+                    .ok()
+                    .filter(|mtu| *mtu == 0 || *mtu >= PATH_MTU_MIN)
+                    .ok_or(BadValue { key: "path_mtu", expected: PATH_MTU })?;
+                self.path_mtu = Some((path_mtu > 0).then_some(path_mtu));
+            }
             "replace_allowed_ips" => {
                 expect_true("replace_allowed_ips", value)?;
                 self.replace_allowed_ips = true;
@@ -295,6 +319,8 @@ const PORT: &str = "a UDP port: 0 to 65535";
 const MARK: &str = "a decimal number: 0 to 4294967295";
 const SECONDS: &str = "a number of seconds: 0 to 65535";
 const ENDPOINT: &str = "ADDRESS:PORT, or [ADDRESS]:PORT for IPv6, with a port other than 0";
+const SOURCE_CHECK: &str = "allowed-ips, firewall or off";
+const PATH_MTU: &str = "a number of bytes: 552 to 65535, or 0 to forget it";
 const ALLOWED_IP: &str = "ADDRESS/PREFIX-LENGTH, with '-' before it to remove it";
 
 /// A key of a line as an error may show it: keys are words, anything longer is something else.

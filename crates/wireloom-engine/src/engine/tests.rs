@@ -29,7 +29,7 @@ impl Machine {
     fn on(network: &MemoryNetwork, number: u8) -> Self {
         let network = network.host(Ipv4Addr::new(192, 0, 2, number).into());
         let (tun, stack) = memory_tun();
-        let engine = Engine::new([number; 32], tun, network.clone());
+        let engine = Engine::new([number; 32], Mode::STANDARD, tun, network.clone());
         let key = PrivateKey::from_bytes([number + 100; 32]);
         Self { engine, stack, network, key, inner: Ipv4Addr::new(10, 0, 0, number) }
     }

@@ -1,15 +1,18 @@
 //! The interface as rtnetlink shows it: set up once, then followed.
 
 use std::{
-    io,
+    fs, io,
+    net::Ipv6Addr,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -64,6 +67,26 @@ impl LinkMonitor {
         }
     }
 
+    /// Puts one IPv6 link-local address in the place of another, if that is there.
+    pub(super) fn move_link_local(&self, from: Ipv6Addr, to: Ipv6Addr) {
+        let address = |address: Ipv6Addr| {
+            let mut message = AddressMessage::default();
+            message.header.family = AddressFamily::Inet6;
+            message.header.prefix_len = 64;
+            message.header.index = self.index;
+            message.header.flags = AddressHeaderFlags::Nodad;
+            message.attributes.push(AddressAttribute::Address(address.into()));
+            message
+        };
+        let create = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        let moved = request(RouteNetlinkMessage::DelAddress(address(from)))
+            .and_then(|()| exchange(RouteNetlinkMessage::NewAddress(address(to)), create));
+        // It is not there while the interface is down, or when others manage the addresses.
+        if let Err(error) = moved {
+            tracing::debug!("the interface's link-local address stays: {error}");
+        }
+    }
+
     fn event(&self, message: NetlinkMessage<RouteNetlinkMessage>) -> Option<TunEvent> {
         match message.payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))
@@ -98,7 +121,7 @@ impl AsFd for LinkMonitor {
 /// Gives a new interface the MTU and the manners of the kernel's own WireGuard interfaces (`wg_setup`
 /// in drivers/net/wireguard/device.c): no multicast and no generated IPv6 link-local address, because
 /// the group reports and router solicitations that come with them would start handshakes.
-pub(super) fn set_up(index: u32, mtu: u32) -> io::Result<()> {
+pub(super) fn set_up_tun(index: u32, mtu: u32) -> io::Result<()> {
     // On a machine that forwards, IPv6 has joined the all-routers group the moment it saw a new
     // interface with multicast, and stays in it. An MTU below its minimum makes it leave the interface;
     // when it comes back, it looks at the flag again (`addrconf_notify` in net/ipv6/addrconf.c).
@@ -121,6 +144,47 @@ pub(super) fn set_up(index: u32, mtu: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// The alias that says whose interface it is, or how that begins.
+const ALIAS: &str = "wireloom";
+
+/// Gives a new TAP interface the MTU, its mark of ownership and the manners of a link whose neighbours
+/// have their addresses by right: no duplicate address detection, which nobody would answer; no
+/// advertised prefixes or routers taken over; no redirects sent.
+pub(super) fn set_up_tap(index: u32, name: &str, mtu: u32) -> io::Result<()> {
+    let mut link = self::link(index);
+    link.attributes.push(LinkAttribute::Mtu(mtu));
+    link.attributes.push(LinkAttribute::IfAlias(format!("{ALIAS} device")));
+    request(RouteNetlinkMessage::SetLink(link))?;
+    for (setting, value) in [
+        ("ipv6/conf/{}/addr_gen_mode", "0"),
+        ("ipv6/conf/{}/accept_dad", "0"),
+        ("ipv6/conf/{}/accept_ra", "0"),
+        ("ipv4/conf/{}/send_redirects", "0"),
+    ] {
+        let path = format!("/proc/sys/net/{}", setting.replace("{}", name));
+        // A machine without IPv6, or a container that shows settings read-only, works without.
+        if let Err(error) = fs::write(&path, value) {
+            tracing::warn!("cannot set {path} to {value}: {error}");
+        }
+    }
+    Ok(())
+}
+
+/// Whether there is an interface of this name that bears our mark.
+pub(super) fn was_left(name: &str) -> io::Result<bool> {
+    let mut link = LinkMessage::default();
+    link.attributes.push(LinkAttribute::IfName(name.into()));
+    match exchange(RouteNetlinkMessage::GetLink(link), 0) {
+        Ok(Some(RouteNetlinkMessage::NewLink(link))) => Ok(link
+            .attributes
+            .iter()
+            .any(|attribute| matches!(attribute, LinkAttribute::IfAlias(alias) if alias.starts_with(ALIAS)))),
+        Ok(_) => Ok(false),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// RFC 8200, section 5.
 const IPV6_MTU_MIN: u32 = 1280;
 
@@ -133,20 +197,25 @@ fn link(index: u32) -> LinkMessage {
 
 /// Sends one request and waits for its acknowledgement.
 fn request(message: RouteNetlinkMessage) -> io::Result<()> {
+    exchange(message, NLM_F_ACK).map(drop)
+}
+
+/// Sends one request and waits for what is said to it: a message, or an acknowledgement.
+fn exchange(message: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetlinkMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
-    send(&socket, message, NLM_F_REQUEST | NLM_F_ACK)?;
+    send(&socket, message, NLM_F_REQUEST | flags)?;
     let mut buffer = vec![0; BUFFER_LEN];
     let len = socket.recv(&mut &mut buffer[..], 0)?;
     for message in messages(&buffer[..len]) {
-        if let NetlinkPayload::Error(error) = message.payload {
-            return match error.code {
-                None => Ok(()),
-                Some(_) => Err(error.to_io()),
-            };
+        match message.payload {
+            NetlinkPayload::InnerMessage(message) => return Ok(Some(message)),
+            NetlinkPayload::Error(error) if error.code.is_none() => return Ok(None),
+            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            _ => {}
         }
     }
-    Err(io::Error::new(io::ErrorKind::InvalidData, "rtnetlink answered without an acknowledgement"))
+    Err(io::Error::new(io::ErrorKind::InvalidData, "rtnetlink gave no answer"))
 }
 
 fn send(socket: &Socket, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, IoSlice, Read, Write},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::OpenOptionsExt,
@@ -15,6 +15,7 @@ use super::{
     Tun, TunEvent, TunState,
     link::{self, LinkMonitor},
 };
+use crate::{link::LinkAddress, mode::PeerLookup};
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
@@ -22,10 +23,14 @@ const CLONE_DEVICE: &str = "/dev/net/tun";
 /// and a data message (32) add.
 const DEFAULT_MTU: u32 = 1420;
 
-/// A TUN interface that lives as long as this value.
+/// A TUN interface, which lives as long as this value; or, where peers are looked up by link address, a
+/// TAP interface, which can stay when this value goes, with its addresses and routes, for the next one
+/// of the same name.
 pub struct LinuxTun {
     file: File,
     monitor: LinkMonitor,
+    /// Of a TAP.
+    link_address: Option<LinkAddress>,
     /// As last heard of.
     mtu: usize,
 }
@@ -58,13 +63,16 @@ pub enum OpenTunError {
 }
 
 impl LinuxTun {
-    /// Makes the interface `name`, down, with an MTU of 1420.
+    /// Makes the interface `name`, down, with an MTU of 1420; or takes over the TAP interface of that name
+    /// that an earlier process left.
     ///
     /// # Errors
     /// [`OpenTunError`]; nothing is left behind then.
-    pub fn open(name: &str) -> Result<Self, OpenTunError> {
+    pub fn open(name: &str, peer_lookup: PeerLookup) -> Result<Self, OpenTunError> {
         let failed = |source| OpenTunError::Failed { name: name.into(), source };
-        let request = interface_request(name).ok_or_else(|| OpenTunError::BadName(name.into()))?;
+        let left = peer_lookup == PeerLookup::Gateway && link::was_left(name).map_err(failed)?;
+        let request =
+            interface_request(name, peer_lookup, left).ok_or_else(|| OpenTunError::BadName(name.into()))?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -76,13 +84,34 @@ impl LinuxTun {
             })?;
         create(&file, &request).map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM) => OpenTunError::NotPermitted(name.into()),
-            Some(libc::EBUSY) => OpenTunError::NameTaken(name.into()),
+            // EINVAL: it is there, and of another kind.
+            Some(libc::EBUSY | libc::EINVAL) => OpenTunError::NameTaken(name.into()),
             _ => failed(error),
         })?;
         let index = if_nametoindex(name).map_err(|error| failed(error.into()))?;
-        link::set_up(index, DEFAULT_MTU).map_err(failed)?;
+        let link_address = match peer_lookup {
+            PeerLookup::Destination => {
+                link::set_up_tun(index, DEFAULT_MTU).map_err(failed)?;
+                None
+            }
+            PeerLookup::Gateway => {
+                if !left {
+                    link::set_up_tap(index, name, DEFAULT_MTU).map_err(failed)?;
+                }
+                Some(hardware_address(&file).map_err(failed)?)
+            }
+        };
         let monitor = LinkMonitor::open(index).map_err(failed)?;
-        Ok(Self { file, monitor, mtu: DEFAULT_MTU as usize })
+        // The state as it is comes as the first event.
+        Ok(Self { file, monitor, link_address, mtu: DEFAULT_MTU as usize })
+    }
+
+    /// Lets a TAP interface stay when this value goes, or go with it; a TUN interface always goes.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_lasting(&self, lasting: bool) -> io::Result<()> {
+        if self.link_address.is_some() { set_persistent(&self.file, lasting) } else { Ok(()) }
     }
 
     /// Readable when [`Tun::receive`] has a packet.
@@ -103,8 +132,28 @@ impl Tun for LinuxTun {
         self.file.read(buffer)
     }
 
-    fn send(&mut self, packet: &[u8]) -> io::Result<()> {
-        self.file.write(packet).map(drop)
+    fn send(&mut self, packet: &[IoSlice<'_>]) -> io::Result<()> {
+        match packet {
+            // Cheaper than a vector of one.
+            [packet] => self.file.write(packet),
+            pieces => self.file.write_vectored(pieces),
+        }
+        .map(drop)
+    }
+
+    fn link_address(&self) -> Option<LinkAddress> {
+        self.link_address
+    }
+
+    fn set_link_address(&mut self, address: LinkAddress) -> io::Result<()> {
+        let before = hardware_address(&self.file)?;
+        if before != address {
+            set_hardware_address(&self.file, address)?;
+            // The kernel keeps the link-local address that it made of the old one.
+            self.monitor.move_link_local(before.link_local(), address.link_local());
+        }
+        self.link_address = Some(address);
+        Ok(())
     }
 
     fn poll_event(&mut self) -> io::Result<Option<TunEvent>> {
@@ -125,9 +174,9 @@ impl Tun for LinuxTun {
     }
 }
 
-/// The request for a TUN interface of this name, `None` when the name is impossible
+/// The request for an interface of this name, new unless one was left, `None` when the name is impossible
 /// (`dev_valid_name` in net/core/dev.c; '%' would make it a pattern).
-fn interface_request(name: &str) -> Option<libc::ifreq> {
+fn interface_request(name: &str, peer_lookup: PeerLookup, left: bool) -> Option<libc::ifreq> {
     let bytes = name.as_bytes();
     let forbidden = |byte: &u8| matches!(byte, b'/' | b':' | b'%') || byte.is_ascii_whitespace();
     if bytes.is_empty()
@@ -143,7 +192,12 @@ fn interface_request(name: &str) -> Option<libc::ifreq> {
     }
     // IFF_VNET_HDR, for super-packets, goes here when the engine can cut and join them.
     // IFF_TUN_EXCL: fail when the interface exists instead of attaching to it.
-    let ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL) as libc::c_short;
+    let kind = match peer_lookup {
+        PeerLookup::Destination => libc::IFF_TUN,
+        PeerLookup::Gateway => libc::IFF_TAP,
+    };
+    let exclusive = if left { 0 } else { libc::IFF_TUN_EXCL };
+    let ifru_flags = (kind | libc::IFF_NO_PI | exclusive) as libc::c_short;
     Some(libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } })
 }
 
@@ -159,18 +213,59 @@ fn create(file: &File, request: &libc::ifreq) -> io::Result<()> {
 /// Whether the interface still exists.
 #[expect(unsafe_code, reason = "an ioctl takes the address of its argument")]
 fn is_attached(file: &File) -> bool {
-    let mut request = libc::ifreq {
-        ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 },
-    };
+    let mut request = empty_request();
     // SAFETY: TUNGETIFF writes one `struct ifreq` at the address, which `request` is.
     let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
     done == 0
 }
 
+/// Whether the interface stays when its descriptor goes.
+#[expect(unsafe_code, reason = "neither nix nor the standard library know this ioctl")]
+fn set_persistent(file: &File, persistent: bool) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST takes its argument by value.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, libc::c_int::from(persistent)) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn hardware_address(file: &File) -> io::Result<LinkAddress> {
+    let mut request = empty_request();
+    address_request(file, libc::SIOCGIFHWADDR, &mut request)?;
+    #[expect(unsafe_code, reason = "the request is a C union")]
+    // SAFETY: SIOCGIFHWADDR succeeded, so that this is the field that was written.
+    let [a, b, c, d, e, f, ..] = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data.map(|byte| byte as u8);
+    Ok(LinkAddress::from_bytes([a, b, c, d, e, f]))
+}
+
+/// Wherever the interface is: the descriptor leads there from any network namespace.
+fn set_hardware_address(file: &File, address: LinkAddress) -> io::Result<()> {
+    let mut sa_data = [0; 14];
+    for (to, from) in sa_data.iter_mut().zip(address.to_bytes()) {
+        *to = from as libc::c_char;
+    }
+    let ifru_hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data };
+    let mut request = empty_request();
+    request.ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_hwaddr };
+    address_request(file, libc::SIOCSIFHWADDR, &mut request)
+}
+
+fn empty_request() -> libc::ifreq {
+    libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 } }
+}
+
+#[expect(unsafe_code, reason = "an ioctl takes the address of its argument")]
+fn address_request(file: &File, operation: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: SIOCGIFHWADDR and SIOCSIFHWADDR write and read one `struct ifreq` at the address.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), operation, std::ptr::from_mut(request)) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn interface_request(name: &str) -> Option<libc::ifreq> {
+        super::interface_request(name, PeerLookup::Destination, false)
+    }
 
     #[test]
     fn interface_names() {

@@ -1,11 +1,12 @@
 //! The in-memory twin of a TUN interface: two ends of a queue.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     sync::mpsc::{Receiver, Sender, TryRecvError, channel},
 };
 
 use super::{Tun, TunEvent};
+use crate::link::LinkAddress;
 
 /// The engine's end: a [`Tun`].
 #[derive(Debug)]
@@ -13,6 +14,7 @@ pub struct MemoryTun {
     to_host: Sender<Vec<u8>>,
     from_host: Receiver<Vec<u8>>,
     events: Receiver<TunEvent>,
+    link_address: Option<LinkAddress>,
 }
 
 /// The other end, which plays the machine's network stack.
@@ -29,7 +31,16 @@ pub fn memory_tun() -> (MemoryTun, MemoryTunHost) {
     let (to_host, from_tun) = channel();
     let (to_tun, from_host) = channel();
     let (tell, events) = channel();
-    (MemoryTun { to_host, from_host, events }, MemoryTunHost { to_tun, from_tun, events: tell })
+    let tun = MemoryTun { to_host, from_host, events, link_address: None };
+    (tun, MemoryTunHost { to_tun, from_tun, events: tell })
+}
+
+/// Makes both ends of an interface that carries frames. Its link address is random, so to say.
+#[must_use]
+pub fn memory_tap() -> (MemoryTun, MemoryTunHost) {
+    let (mut tun, host) = memory_tun();
+    tun.link_address = Some(LinkAddress::from_bytes([0x1e, 0x35, 0x89, 0, 0, 7]));
+    (tun, host)
 }
 
 impl Tun for MemoryTun {
@@ -39,8 +50,18 @@ impl Tun for MemoryTun {
         Ok(packet.len())
     }
 
-    fn send(&mut self, packet: &[u8]) -> io::Result<()> {
-        self.to_host.send(packet.to_vec()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    fn send(&mut self, packet: &[IoSlice<'_>]) -> io::Result<()> {
+        let packet = packet.iter().flat_map(|piece| piece.iter().copied()).collect();
+        self.to_host.send(packet).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn link_address(&self) -> Option<LinkAddress> {
+        self.link_address
+    }
+
+    fn set_link_address(&mut self, address: LinkAddress) -> io::Result<()> {
+        self.link_address = Some(address);
+        Ok(())
     }
 
     /// The host's end going away is the deletion of the interface.

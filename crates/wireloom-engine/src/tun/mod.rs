@@ -4,15 +4,18 @@ mod link;
 mod linux;
 mod memory;
 
-use std::io;
+use std::io::{self, IoSlice};
+
+use crate::link::LinkAddress;
 
 pub use linux::{LinuxTun, OpenTunError};
-pub use memory::{MemoryTun, MemoryTunHost, memory_tun};
+pub use memory::{MemoryTun, MemoryTunHost, memory_tap, memory_tun};
 
 /// Longest packet that an interface hands over, in bytes: IPv4 and IPv6 lengths have 16 bits.
 pub const MAX_PACKET: usize = 65_535;
 
-/// A point-to-point interface whose far end is this process.
+/// An interface whose far end is this process. What it carries, called a packet here, is a frame with
+/// an Ethernet header where the interface has a link address.
 ///
 /// Every call returns at once; [`io::ErrorKind::WouldBlock`] means "nothing now".
 pub trait Tun {
@@ -23,11 +26,22 @@ pub trait Tun {
     /// `WouldBlock` when there is none; any other error when the interface cannot be read.
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// Gives one packet to the network stack, as received through the interface.
+    /// Gives one packet, in pieces that follow each other, to the network stack, as received through the
+    /// interface.
     ///
     /// # Errors
     /// The packet is lost: the stack refused it, or the interface is down.
-    fn send(&mut self, packet: &[u8]) -> io::Result<()>;
+    fn send(&mut self, packet: &[IoSlice<'_>]) -> io::Result<()>;
+
+    /// The interface's own link address; `None` when it carries bare packets.
+    fn link_address(&self) -> Option<LinkAddress>;
+
+    /// Sets the interface's own link address, which must have one. Every neighbour of the network stack's
+    /// that is not permanent is forgotten, unless the address is the same as before.
+    ///
+    /// # Errors
+    /// What the system says; the address is as it was then.
+    fn set_link_address(&mut self, address: LinkAddress) -> io::Result<()>;
 
     /// The next change of the interface's state, `None` when nothing has changed since the last call.
     ///

@@ -1,14 +1,15 @@
 //! UDP sockets of Linux: one for each family, on the same port.
 
 use std::{
-    io,
+    io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
 use nix::{
+    cmsg_space,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{setsockopt, sockopt},
+    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_proto::Endpoint;
@@ -28,7 +29,12 @@ const SEND_PATIENCE: u8 = 20;
 
 /// The machine's network, as this process's network namespace sees it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LinuxNetwork;
+pub struct LinuxNetwork {
+    /// Whether [`Udp::poll_path_mtu`] has news. Datagrams then may not be fragmented on their way ("don't
+    /// fragment" is set), so that routers tell where they are too big; one that is known to be too big is
+    /// fragmented here.
+    pub discover_path_mtu: bool,
+}
 
 /// A UDP port, open for both families, or for IPv4 alone where the machine has no IPv6.
 pub struct LinuxUdp {
@@ -38,6 +44,7 @@ pub struct LinuxUdp {
     sender: Sender,
     /// Which family is asked first: they take turns, so that a flood of one does not starve the other.
     v6_first: bool,
+    discovers_path_mtu: bool,
     /// Local addresses that peers were answered from and that are no longer ours.
     gone: Vec<IpAddr>,
 }
@@ -63,9 +70,13 @@ impl Network for LinuxNetwork {
         let mut attempts = if port == 0 { PICK_ATTEMPTS } else { 1 };
         loop {
             attempts -= 1;
-            let v4 = open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), mark)?;
+            let v4 = open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), mark, self.discover_path_mtu)?;
             let bound = v4.local_addr()?.as_socket().map_or(port, |address| address.port());
-            let v6 = match open(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), bound), mark) {
+            let v6 = match open(
+                SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), bound),
+                mark,
+                self.discover_path_mtu,
+            ) {
                 Ok(socket) => Some(socket),
                 Err(error) if has_no_ipv6(&error) => None,
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => continue,
@@ -77,6 +88,7 @@ impl Network for LinuxNetwork {
                 receiver: Receiver::default(),
                 sender: Sender::default(),
                 v6_first: false,
+                discovers_path_mtu: self.discover_path_mtu,
                 gone: Vec::new(),
             });
         }
@@ -88,15 +100,25 @@ fn has_no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-fn open(address: SocketAddr, mark: u32) -> io::Result<Socket> {
+fn open(address: SocketAddr, mark: u32, discover_path_mtu: bool) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
         setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        if discover_path_mtu {
+            setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+        }
     } else {
         setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
-        allow_fragments(&socket)?;
+        if discover_path_mtu {
+            set_mtu_discovery(&socket, libc::IP_PMTUDISC_WANT)?;
+            setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+        } else {
+            // As the kernel's WireGuard does (`send4` in drivers/net/wireguard/socket.c): a tunnel whose
+            // MTU is too big for the path is slow, not dead.
+            set_mtu_discovery(&socket, libc::IP_PMTUDISC_DONT)?;
+        }
     }
     if mark != 0 {
         socket.set_mark(mark)?;
@@ -106,11 +128,9 @@ fn open(address: SocketAddr, mark: u32) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Leaves "don't fragment" unset, as the kernel's WireGuard does (`send4` in
-/// drivers/net/wireguard/socket.c): a tunnel whose MTU is too big for the path is slow, not dead.
+/// Decides over "don't fragment" in IPv4 headers (`IP_MTU_DISCOVER` of ip(7)).
 #[expect(unsafe_code, reason = "neither socket2 nor nix know IP_MTU_DISCOVER")]
-fn allow_fragments(socket: &Socket) -> io::Result<()> {
-    let value: libc::c_int = libc::IP_PMTUDISC_DONT;
+fn set_mtu_discovery(socket: &Socket, value: libc::c_int) -> io::Result<()> {
     // SAFETY: the option's value is one int, whose address and size are given.
     let done = unsafe {
         libc::setsockopt(
@@ -192,6 +212,7 @@ impl Udp for LinuxUdp {
 
     fn send(&mut self, batch: &mut Outbound) -> u64 {
         let mut next = 0;
+        let mut tried_again = None;
         let mut lost = 0;
         let mut patient = true;
         while let Some(to) = batch.destination(next) {
@@ -206,6 +227,13 @@ impl Udp for LinuxUdp {
                 (Some(libc::EINTR), _) => continue,
                 (Some(libc::EAGAIN), _) if patient => {
                     patient = self.wait_for_room(to);
+                    continue;
+                }
+                // It may be an error that ICMP raised about an earlier datagram, of whichever peer.
+                (Some(number), _)
+                    if self.discovers_path_mtu && number != libc::EAGAIN && tried_again != Some(next) =>
+                {
+                    tried_again = Some(next);
                     continue;
                 }
                 // The address that the peer talked to is not ours any more: let routing choose.
@@ -223,4 +251,42 @@ impl Udp for LinuxUdp {
         batch.clear();
         lost
     }
+
+    fn poll_path_mtu(&mut self) -> Option<(SocketAddr, u16)> {
+        if !self.discovers_path_mtu {
+            return None;
+        }
+        std::iter::once(&self.sockets.v4).chain(&self.sockets.v6).find_map(|socket| {
+            loop {
+                match next_error(socket) {
+                    Ok(Some(news)) => return Some(news),
+                    // About something else.
+                    Ok(None) => {}
+                    Err(_) => return None,
+                }
+            }
+        })
+    }
+}
+
+/// Takes the next message off a socket's error queue (`IP_RECVERR` of ip(7)); `None` when it is not about
+/// a path MTU.
+fn next_error(socket: &Socket) -> nix::Result<Option<(SocketAddr, u16)>> {
+    // Of the datagram that the message is about, only where it went matters.
+    let mut datagram = [0; 1];
+    let mut datagram = [IoSliceMut::new(&mut datagram)];
+    let mut notes = cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6, libc::in6_pktinfo);
+    let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut datagram, Some(&mut notes), flags)?;
+    let remote = message.address.as_ref().and_then(|address| {
+        let v4 = address.as_sockaddr_in().map(|address| SocketAddr::V4((*address).into()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| SocketAddr::V6((*address).into())))
+    });
+    let path_mtu = message.cmsgs()?.find_map(|note| match note {
+        ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
+            (error.ee_errno == libc::EMSGSIZE as u32).then(|| u16::try_from(error.ee_info).ok())?
+        }
+        _ => None,
+    });
+    Ok(remote.zip(path_mtu))
 }

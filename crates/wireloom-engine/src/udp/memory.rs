@@ -24,6 +24,8 @@ struct Wire {
     ports: BTreeMap<SocketAddr, VecDeque<(SocketAddr, Vec<u8>)>>,
     /// Everything that was ever sent: from, to, what.
     seen: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+    /// What each open port is to be told about path MTUs.
+    path_mtus: VecDeque<(SocketAddr, (SocketAddr, u16))>,
 }
 
 /// An open port of a [`MemoryNetwork`].
@@ -53,6 +55,12 @@ impl MemoryNetwork {
     #[must_use]
     pub fn seen(&self) -> Vec<(SocketAddr, SocketAddr, Vec<u8>)> {
         self.wire().seen.clone()
+    }
+
+    /// Tells whoever has `port` open on this host that packets to `remote` may have this many bytes.
+    pub fn tell_path_mtu(&self, port: u16, remote: SocketAddr, path_mtu: u16) {
+        let to = SocketAddr::new(self.address, port);
+        self.wire().path_mtus.push_back((to, (remote, path_mtu)));
     }
 
     fn wire(&self) -> MutexGuard<'_, Wire> {
@@ -116,6 +124,13 @@ impl Udp for MemoryUdp {
         drop(wire);
         batch.clear();
         0
+    }
+
+    fn poll_path_mtu(&mut self) -> Option<(SocketAddr, u16)> {
+        let own = self.address();
+        let mut wire = self.network.wire();
+        let place = wire.path_mtus.iter().position(|(to, _)| *to == own)?;
+        wire.path_mtus.remove(place).map(|(_, told)| told)
     }
 }
 

@@ -5,7 +5,7 @@ mod linux;
 mod memory;
 mod mmsg;
 
-use std::io;
+use std::{io, net::SocketAddr};
 
 pub(crate) use batch::Pending;
 pub use batch::{Inbound, Outbound};
@@ -44,4 +44,8 @@ pub trait Udp {
     /// waited for, for a short time: the sender is slowed down instead of losing what it sends.
     /// Returns how many could not be sent and are lost.
     fn send(&mut self, batch: &mut Outbound) -> u64;
+
+    /// The next path MTU that the network told of: to where, and the bytes of an IP packet. `None` when
+    /// there is no news, or nobody wants it.
+    fn poll_path_mtu(&mut self) -> Option<(SocketAddr, u16)>;
 }

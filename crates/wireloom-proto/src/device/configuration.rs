@@ -140,7 +140,9 @@ impl PeerConfiguration<'_> {
 
     /// Sets where the peer is.
     pub fn set_endpoint(&mut self, remote: SocketAddr) -> &mut Self {
-        self.peer().path.set_endpoint(Some(remote.into()));
+        let path = &self.peer().path;
+        path.set_endpoint(Some(remote.into()));
+        path.set_silent(false);
         self.device.reschedule(self.id);
         self
     }

@@ -163,6 +163,7 @@ impl Device {
         peer.handshake_sent = None;
         peer.wipe_at = None;
         peer.staged.clear();
+        peer.path.set_silent(false);
         peer.path.activity.reset();
     }
 

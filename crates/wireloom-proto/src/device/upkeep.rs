@@ -10,7 +10,7 @@ use crate::path::PeerId;
 use crate::peer::{Due, Peer};
 use crate::session::SealError;
 use crate::time::{Now, nanos};
-use crate::timers::REKEY_TIMEOUT_JITTER_MAX;
+use crate::timers::{REKEY_TIMEOUT_JITTER_MAX, UNANSWERED_TIMEOUT};
 
 impl Device {
     /// Does what one timer asks for. Each arm removes its cause or moves it to the future.
@@ -46,6 +46,11 @@ impl Device {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
+        // One lost initiation of a renewal proves nothing while the peer is heard.
+        let heard = peer.path.activity.heard.get();
+        if heard.is_none_or(|heard| now.monotonic.since(heard) >= UNANSWERED_TIMEOUT) {
+            peer.path.set_silent(true);
+        }
         if peer.attempt.is_none_or(|attempt| attempt.is_hopeless(now.monotonic)) {
             self.timed_out_packets += peer.staged.clear();
             self.end_attempt(id);

@@ -8,17 +8,31 @@ use std::{
 use anyhow::Context;
 use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use tracing_subscriber::EnvFilter;
-use wireloom_engine::interface::{End, Interface};
+use wireloom_engine::{
+    Mode, PeerLookup, SourceCheck,
+    interface::{End, Interface},
+};
 
 /// Makes a userspace WireGuard interface, for `wg`, `wg-quick` and the agent to configure.
 ///
 /// It goes to the background once the interface exists and its control socket,
-/// /var/run/wireguard/IFNAME.sock, answers. Deleting the interface or the socket ends it.
+/// /var/run/wireguard/IFNAME.sock, answers. Deleting the interface or the socket ends it. A link
+/// (--peer-lookup gateway) stays when the process ends otherwise, and is taken over by the next one.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The interface's name.
     #[arg(value_name = "IFNAME")]
     interface: String,
+
+    /// Which peer gets a packet: the one whose allowed IPs have its destination, or the one that is the
+    /// next hop which routing chose; then the interface is a link, and peers are neighbours on it.
+    #[arg(long, value_name = "destination|gateway", default_value_t = PeerLookup::Destination)]
+    peer_lookup: PeerLookup,
+
+    /// Who judges whether a source address may come from a peer: its allowed IPs, the firewall (by the
+    /// peer's link address), or nobody.
+    #[arg(long, value_name = "allowed-ips|firewall|off", default_value_t = SourceCheck::AllowedIps)]
+    source_check: SourceCheck,
 
     /// Stay in the foreground and log to standard error.
     #[arg(short, long)]
@@ -65,8 +79,9 @@ impl LogLevel {
 const READY: &str = "ready\n";
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let mode = Mode::new(arguments.peer_lookup, arguments.source_check)?;
     let level = arguments.log_level.unwrap_or_else(LogLevel::from_environment);
-    if arguments.foreground { serve(arguments, level) } else { start_in_background(arguments, level) }
+    if arguments.foreground { serve(arguments, mode, level) } else { start_in_background(arguments, level) }
 }
 
 /// Starts this program once more, in the foreground of a session of its own, and waits until it is
@@ -80,6 +95,8 @@ fn start_in_background(arguments: &Arguments, level: LogLevel) -> anyhow::Result
             LogLevel::Error | LogLevel::Info => "error",
             LogLevel::Debug => "debug",
         })
+        .args(["--peer-lookup", &arguments.peer_lookup.to_string()])
+        .args(["--source-check", &arguments.source_check.to_string()])
         .arg("--")
         .arg(&arguments.interface)
         .stdin(Stdio::null())
@@ -98,7 +115,7 @@ fn start_in_background(arguments: &Arguments, level: LogLevel) -> anyhow::Result
     Ok(ExitCode::FAILURE)
 }
 
-fn serve(arguments: &Arguments, level: LogLevel) -> anyhow::Result<ExitCode> {
+fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<ExitCode> {
     let filter = EnvFilter::new(level.name());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -106,7 +123,7 @@ fn serve(arguments: &Arguments, level: LogLevel) -> anyhow::Result<ExitCode> {
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .init();
-    let interface = Interface::open(&arguments.interface)?;
+    let interface = Interface::open(&arguments.interface, mode)?;
     if arguments.detach_when_ready {
         detach().context("cannot leave the terminal")?;
     }

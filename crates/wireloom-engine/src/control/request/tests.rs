@@ -49,6 +49,7 @@ fn peer_key() -> PublicKey {
 fn gets() {
     assert_eq!(parse("get=1\n\n"), Ok(Some(Request::Get)));
     assert_eq!(parse("get_drops=1\n\n"), Ok(Some(Request::GetDrops)));
+    assert_eq!(parse("get_link=1\n\n"), Ok(Some(Request::GetLink)));
     assert_eq!(parse("get=1\n"), Ok(None), "not complete yet");
 }
 
@@ -59,12 +60,15 @@ fn an_empty_set_changes_nothing() {
 
 #[test]
 fn device_keys() {
-    let all =
-        set(&format!("private_key={PRIVATE}\nlisten_port=12912\nfwmark=4294967295\nreplace_peers=true"));
+    let all = set(&format!(
+        "private_key={PRIVATE}\nlisten_port=12912\nfwmark=4294967295\nreplace_peers=true\n\
+         source_check=off"
+    ));
     let expected = Set {
         private_key: Some(Some(PrivateKey::from_hex(PRIVATE).expect("a key"))),
         listen_port: Some(12_912),
         fwmark: Some(u32::MAX),
+        source_check: Some(SourceCheck::Off),
         replace_peers: true,
         peers: Vec::new(),
     };
@@ -88,7 +92,7 @@ fn a_private_key_that_is_zero_after_clamping_is_a_key() {
 fn peer_keys() {
     let peer = peer(&format!(
         "remove=true\nupdate_only=true\npreshared_key={PRESHARED}\nendpoint=192.0.2.1:51820\n\
-         persistent_keepalive_interval=25\nreplace_allowed_ips=true\nallowed_ip=10.0.0.0/8\nprotocol_version=1"
+         persistent_keepalive_interval=25\nreplace_allowed_ips=true\nallowed_ip=10.0.0.0/8\npath_mtu=1400\nprotocol_version=1"
     ));
     let expected = PeerChange {
         public_key: peer_key(),
@@ -97,6 +101,7 @@ fn peer_keys() {
         preshared_key: Some(Some(PresharedKey::from_hex(PRESHARED).expect("a key"))),
         endpoint: Some("192.0.2.1:51820".parse().expect("an endpoint")),
         persistent_keepalive: Some(NonZeroU16::new(25)),
+        path_mtu: Some(Some(1400)),
         replace_allowed_ips: true,
         allowed_ips: vec![AllowedIpChange::Add("10.0.0.0/8".parse().expect("a network"))],
     };
@@ -106,6 +111,23 @@ fn peer_keys() {
 #[test]
 fn a_keepalive_of_zero_turns_it_off() {
     assert_eq!(peer("persistent_keepalive_interval=0").persistent_keepalive, Some(None));
+}
+
+#[test]
+fn a_path_mtu_of_zero_forgets_it_and_small_ones_are_mistakes() {
+    assert_eq!(peer("path_mtu=0").path_mtu, Some(None));
+    assert_eq!(peer("path_mtu=552").path_mtu, Some(Some(552)));
+    for value in ["551", "65536", "-1", "", "1400 "] {
+        let (line, complaint) = refused(&format!("public_key={PEER}\npath_mtu={value}"));
+        assert_eq!(line, 3);
+        assert!(complaint.contains("552 to 65535"), "{complaint}");
+    }
+}
+
+#[test]
+fn source_checks() {
+    assert_eq!(set("source_check=firewall").source_check, Some(SourceCheck::Firewall));
+    assert_eq!(refused("source_check=on").1, "source_check takes allowed-ips, firewall or off");
 }
 
 #[test]

@@ -64,7 +64,9 @@ fn answer(inbox: &Inbox) {
                     None => Reply::Done,
                     Some(port) => Reply::Refused(Errno(port.into())),
                 },
-                Request::Get | Request::GetDrops => Reply::Lines(Zeroizing::new("fwmark=1\n".into())),
+                Request::Get | Request::GetDrops | Request::GetLink => {
+                    Reply::Lines(Zeroizing::new("fwmark=1\n".into()))
+                }
             };
             call.reply.send(reply);
         }

@@ -1,0 +1,307 @@
+//! The link: peers as neighbours, as on an Ethernet.
+//!
+//! ```text
+//!   network stack: rules, tables, next hops ──▶ "who has 100.64.0.2?" ──▶ ARP or ND, answered here
+//!                                          └──▶ frame to the next hop's link address ──▶ its peer
+//!   peer ──▶ packet ──▶ frame from the peer's link address ──▶ network stack, firewall
+//! ```
+//!
+//! The interface is a TAP. Routing has chosen the next hop of each packet that comes out of it, so that
+//! the peer is found by the frame's destination alone ([`Link::route`]). The Ethernet header stays here:
+//! what crosses the tunnel is a plain packet, and the peer at the other end may be any WireGuard.
+//!
+//! All of this is bytes in, bytes out. Nothing is learnt from frames or peers; who is where follows from
+//! the keys and the allowed IPs.
+
+mod address;
+mod frame;
+mod icmp;
+mod ip;
+mod neighbour;
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use wireloom_proto::{
+    DropReason, Instant, PeerId, PeerPath, PeerStatus, PublicKey, Routes, inner,
+    message::{DATA_OVERHEAD, PADDING},
+};
+
+pub use self::address::LinkAddress;
+pub(crate) use self::frame::HEADER_LEN;
+use self::{
+    frame::Header,
+    icmp::{Limiter, Trouble},
+    neighbour::Question,
+};
+use crate::drops::Loss;
+
+/// The peers by their link addresses.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// The interface's.
+    own: LinkAddress,
+    neighbours: HashMap<LinkAddress, Neighbour>,
+    addresses: HashMap<PeerId, LinkAddress>,
+    limiter: Limiter,
+}
+
+#[derive(Debug)]
+struct Neighbour {
+    path: Arc<PeerPath>,
+    path_mtu: PathMtu,
+}
+
+/// The largest IP packet that the underlay takes to a peer, in bytes, as far as known.
+#[derive(Clone, Copy, Debug, Default)]
+struct PathMtu {
+    configured: Option<u16>,
+    /// What the network told, and until when it is believed.
+    learnt: Option<(u16, Instant)>,
+}
+
+/// Where a frame goes.
+#[derive(Debug)]
+pub(crate) enum Way<'a> {
+    /// Its packet, to one peer.
+    Peer(&'a Arc<PeerPath>),
+    /// Its packet, to every peer.
+    Everyone,
+    /// It was for this end of the link.
+    Here,
+    /// Nowhere.
+    Lost(Loss),
+    /// Nowhere, for the protocol's reason.
+    Dropped(DropReason),
+    /// Nowhere, until this peer is found again.
+    PeerLost(PeerId),
+}
+
+impl<'a> Way<'a> {
+    /// The way of a bare packet: to the peer whose allowed IPs have its destination.
+    pub(crate) fn of_packet(packet: &[u8], routes: &'a Routes) -> Self {
+        match inner::Packet::parse(packet) {
+            Ok(packet) => match routes.lookup(packet.destination) {
+                Some(path) => Self::Peer(path),
+                None => Self::Dropped(DropReason::NoPeerForDestination),
+            },
+            Err(reason) => Self::Dropped(reason),
+        }
+    }
+}
+
+/// What the network told of a path is doubted after this (RFC 1191, section 6.3).
+const LEARNT_LASTS: Duration = Duration::from_secs(600);
+
+/// Every IPv6 link takes packets of this length, in bytes (RFC 8200, section 5), so that this is the
+/// least that a "packet too big" may tell.
+const V6_MTU_MIN: usize = 1280;
+/// The least path MTU that is believed; the kernel's `net.ipv4.route.min_pmtu`.
+pub(crate) const PATH_MTU_MIN: u16 = 552;
+
+impl Link {
+    /// A link without peers, whose own address is this.
+    pub(crate) fn new(own: LinkAddress) -> Self {
+        Self { own, neighbours: HashMap::new(), addresses: HashMap::new(), limiter: Limiter::default() }
+    }
+
+    pub(crate) fn own(&self) -> LinkAddress {
+        self.own
+    }
+
+    pub(crate) fn set_own(&mut self, own: LinkAddress) {
+        self.own = own;
+    }
+
+    /// Makes these the neighbours; what is known of those that stay is kept.
+    pub(crate) fn set_peers<'a>(&mut self, peers: impl Iterator<Item = PeerStatus<'a>>) {
+        let mut before = std::mem::take(&mut self.neighbours);
+        self.addresses.clear();
+        for peer in peers {
+            let address = LinkAddress::of(peer.public_key);
+            let known = before.remove(&address).filter(|known| known.path.id() == peer.id);
+            let path_mtu = known.map(|known| known.path_mtu).unwrap_or_default();
+            self.neighbours.insert(address, Neighbour { path: Arc::clone(peer.path), path_mtu });
+            self.addresses.insert(peer.id, address);
+        }
+    }
+
+    /// Sets or forgets the path MTU of a peer, as somebody who knows it says.
+    pub(crate) fn set_path_mtu(&mut self, peer: PeerId, path_mtu: Option<u16>) {
+        if let Some(neighbour) = self.neighbour_mut(peer) {
+            neighbour.path_mtu.configured = path_mtu;
+        }
+    }
+
+    /// Believes what the network told about the way to the peers at this endpoint.
+    pub(crate) fn learn_path_mtu(&mut self, now: Instant, remote: SocketAddr, path_mtu: u16) {
+        let path_mtu = path_mtu.max(PATH_MTU_MIN);
+        for neighbour in self.neighbours.values_mut() {
+            if neighbour.path.endpoint().is_some_and(|endpoint| endpoint.remote == remote) {
+                tracing::debug!("the path MTU to {remote} is {path_mtu}");
+                neighbour.path_mtu.learnt = Some((path_mtu, now + LEARNT_LASTS));
+            }
+        }
+    }
+
+    /// The path MTU of a peer, if one is known.
+    pub(crate) fn path_mtu(&self, now: Instant, peer: PeerId) -> Option<u16> {
+        self.neighbours.get(self.addresses.get(&peer)?)?.path_mtu.now(now)
+    }
+
+    /// The key of the peer with this address.
+    pub(crate) fn key_at(&self, address: LinkAddress) -> Option<PublicKey> {
+        self.neighbours.get(&address).map(|neighbour| *neighbour.path.public_key())
+    }
+
+    /// Everybody, for packets that go to all.
+    pub(crate) fn peers(&self) -> impl Iterator<Item = &Arc<PeerPath>> {
+        self.neighbours.values().map(|neighbour| &neighbour.path)
+    }
+
+    fn neighbour_mut(&mut self, peer: PeerId) -> Option<&mut Neighbour> {
+        self.neighbours.get_mut(self.addresses.get(&peer)?)
+    }
+
+    /// Decides where a frame goes that the network stack sent. What the stack is to be told at once is
+    /// written to `answer`, as a frame; `mtu` is the interface's.
+    pub(crate) fn route(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        routes: &Routes,
+        mtu: usize,
+        answer: &mut Vec<u8>,
+    ) -> Way<'_> {
+        let Some((header, packet)) = Header::split(frame) else { return Way::Lost(Loss::NotIp) };
+        match header.kind {
+            frame::ARP => {
+                if let Some(question) = neighbour::arp_question(header, packet) {
+                    self.answer(header, &question, routes, answer);
+                }
+                return Way::Here;
+            }
+            frame::IPV6 => {
+                if let Some(message) = neighbours_only(packet) {
+                    if let Some(question) = neighbour::solicited(header, packet, message) {
+                        self.answer(header, &question, routes, answer);
+                    }
+                    return Way::Here;
+                }
+            }
+            frame::IPV4 => {}
+            _ => return Way::Lost(Loss::NotIp),
+        }
+        if header.destination.is_group() {
+            return Way::Everyone;
+        }
+        self.route_to_one(now, header, packet, mtu, answer)
+    }
+
+    fn route_to_one(
+        &mut self,
+        now: Instant,
+        header: Header,
+        packet: &[u8],
+        mtu: usize,
+        answer: &mut Vec<u8>,
+    ) -> Way<'_> {
+        let neighbour = self.neighbours.get(&header.destination);
+        let limiter = &mut self.limiter;
+        let mut report = |trouble, from| {
+            if limiter.allows(now) {
+                icmp::report(trouble, packet, from, header.source, answer);
+            }
+        };
+        let Some(neighbour) = neighbour else {
+            report(Trouble::Unreachable, LinkAddress::NOBODY);
+            return Way::Lost(Loss::NoNeighbour);
+        };
+        if !neighbour.path.is_reachable() {
+            report(Trouble::Unreachable, header.destination);
+            return Way::PeerLost(neighbour.path.id());
+        }
+        if let Some(room) = neighbour.room_exceeded(now, packet, mtu) {
+            report(Trouble::TooBig(room), header.destination);
+            return Way::Lost(Loss::TooBig);
+        }
+        Way::Peer(&neighbour.path)
+    }
+
+    /// Answers with the peer that has the address, or else with nobody's link address: what is sent
+    /// there comes back as an error at once, where silence would let the sender wait for seconds.
+    fn answer(&self, header: Header, question: &Question, routes: &Routes, answer: &mut Vec<u8>) {
+        let there = self.owner(question.target, routes).or_else(|| {
+            // Somebody told the stack where it is; now it asks whether that is still so.
+            Some(header.destination).filter(|asked| self.neighbours.contains_key(asked))
+        });
+        neighbour::answer(question, there.unwrap_or(LinkAddress::NOBODY), answer);
+    }
+
+    /// The link address of the peer that has an address.
+    fn owner(&self, address: IpAddr, routes: &Routes) -> Option<LinkAddress> {
+        let by_key = match address {
+            IpAddr::V6(address) => LinkAddress::of_link_local(address),
+            IpAddr::V4(_) => None,
+        };
+        by_key
+            .filter(|address| self.neighbours.contains_key(address))
+            .or_else(|| self.addresses.get(&routes.lookup(address)?.id()).copied())
+    }
+
+    /// The Ethernet header for a packet that came from a peer.
+    ///
+    /// # Errors
+    /// [`Loss::NotForTheLink`] when it would tell the stack who its neighbours are.
+    pub(crate) fn arrival(
+        &self,
+        peer: PeerId,
+        destination: IpAddr,
+        packet: &[u8],
+    ) -> Result<[u8; HEADER_LEN], Loss> {
+        if destination.is_ipv6() && neighbours_only(packet).is_some() {
+            return Err(Loss::NotForTheLink);
+        }
+        // A peer that was removed a moment ago: who it was is not known any more.
+        let peer = self.addresses.get(&peer).ok_or(Loss::NoNeighbour)?;
+        Ok(Header::of_arrival(destination, *peer, self.own).to_bytes())
+    }
+}
+
+impl Neighbour {
+    /// The longest packet for this peer when this one is longer and may not be fragmented on its way.
+    fn room_exceeded(&self, now: Instant, packet: &[u8], mtu: usize) -> Option<u16> {
+        let path_mtu = usize::from(self.path_mtu.now(now)?);
+        let is_v6 = packet.first()? >> 4 == 6;
+        let fragments = !is_v6 && packet.get(6)? & 0x40 == 0;
+        let outer_header = if self.path.endpoint()?.remote.is_ipv4() { ip::V4_HEADER } else { ip::V6_HEADER };
+        let payload = path_mtu.saturating_sub(outer_header + UDP_HEADER + DATA_OVERHEAD);
+        // A packet as long as the interface's MTU is not padded.
+        let room = if payload >= mtu { mtu } else { payload - payload % PADDING };
+        let room = if is_v6 { room.max(V6_MTU_MIN) } else { room };
+        (packet.len() > room && !fragments).then_some(room as u16)
+    }
+}
+
+/// RFC 768, in bytes.
+const UDP_HEADER: usize = 8;
+
+impl PathMtu {
+    fn now(self, now: Instant) -> Option<u16> {
+        let learnt = self.learnt.filter(|(_, until)| now < *until).map(|(path_mtu, _)| path_mtu);
+        self.configured.into_iter().chain(learnt).min()
+    }
+}
+
+/// The ICMPv6 message of a packet that is for neighbours only.
+fn neighbours_only(packet: &[u8]) -> Option<&[u8]> {
+    let message = ip::icmpv6(packet)?;
+    message.first().is_some_and(|kind| neighbour::NEIGHBOUR_TYPES.contains(kind)).then_some(message)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! Answers to the network stack's questions for link addresses: ARP (RFC 826) and neighbour discovery
+//! (RFC 4861).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{
+    LinkAddress,
+    frame::{self, Header},
+    ip,
+};
+
+/// Neighbour discovery's ICMPv6 types that mean something between neighbours only. Router solicitations
+/// (133) and advertisements (134) are not among them: they cross the link.
+pub(super) const NEIGHBOUR_TYPES: std::ops::RangeInclusive<u8> = SOLICITATION..=REDIRECT;
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+const REDIRECT: u8 = 137;
+
+/// Who asks for whose link address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Question {
+    asker: IpAddr,
+    /// Where the answer goes.
+    pub(super) asker_link: LinkAddress,
+    pub(super) target: IpAddr,
+}
+
+/// The question in an ARP packet; `None` when it is none, or a probe or announcement of an address of
+/// one's own (RFC 5227), which nobody may answer: every address here is this machine's to take.
+pub(super) fn arp_question(header: Header, packet: &[u8]) -> Option<Question> {
+    /// Ethernet, IPv4, their addresses' lengths, request.
+    const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
+    let packet: &[u8; ARP_LEN] = packet.first_chunk()?;
+    let asker = v4(packet, 14);
+    let target = v4(packet, 24);
+    let asks = packet[..8] == REQUEST && !asker.is_unspecified() && asker != target;
+    asks.then_some(Question { asker: asker.into(), asker_link: header.source, target: target.into() })
+}
+
+/// The question in an IPv6 packet with this ICMPv6 message; `None` when it is no solicitation, or one
+/// of duplicate address detection, which comes from the unspecified address (RFC 4862, section 5.4.2).
+pub(super) fn solicited(header: Header, packet: &[u8], message: &[u8]) -> Option<Question> {
+    let asker = v6(packet.get(8..)?)?;
+    let target = v6(message.get(8..)?)?;
+    let asks = message[0] == SOLICITATION && !asker.is_unspecified() && !target.is_multicast();
+    asks.then_some(Question { asker: asker.into(), asker_link: header.source, target: target.into() })
+}
+
+/// Writes the frame that says: the target is there.
+pub(super) fn answer(question: &Question, there: LinkAddress, out: &mut Vec<u8>) {
+    let header = |kind| Header { destination: question.asker_link, source: there, kind }.to_bytes();
+    match (question.asker, question.target) {
+        (IpAddr::V4(asker), IpAddr::V4(target)) => {
+            out.extend(header(frame::ARP));
+            out.extend([0, 1, 8, 0, 6, 4, 0, 2]);
+            out.extend(there.to_bytes());
+            out.extend(target.octets());
+            out.extend(question.asker_link.to_bytes());
+            out.extend(asker.octets());
+        }
+        (IpAddr::V6(asker), IpAddr::V6(target)) => {
+            let mut message = [0; ADVERTISEMENT_LEN];
+            message[0] = ADVERTISEMENT;
+            message[4] = ROUTER | SOLICITED | OVERRIDE;
+            message[8..24].copy_from_slice(&target.octets());
+            message[24..26].copy_from_slice(&[TARGET_LINK_ADDRESS, 1]);
+            message[26..].copy_from_slice(&there.to_bytes());
+            let ip = ip::v6_header(target.octets(), asker.octets(), message.len());
+            ip::sum_icmpv6(&ip, &mut message);
+            out.extend(header(frame::IPV6));
+            out.extend(ip);
+            out.extend(message);
+        }
+        _ => {}
+    }
+}
+
+const ARP_LEN: usize = 28;
+/// With one option of 8 bytes.
+const ADVERTISEMENT_LEN: usize = 32;
+/// Every peer may forward: without this flag the stack would take default routes over it away.
+const ROUTER: u8 = 0x80;
+const SOLICITED: u8 = 0x40;
+const OVERRIDE: u8 = 0x20;
+/// The option, whose length counts in units of 8 bytes.
+const TARGET_LINK_ADDRESS: u8 = 2;
+
+fn v4(packet: &[u8; ARP_LEN], at: usize) -> Ipv4Addr {
+    Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3])
+}
+
+fn v6(bytes: &[u8]) -> Option<Ipv6Addr> {
+    bytes.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets))
+}
