@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
+    thread::sleep,
     time::Duration,
 };
 
@@ -168,6 +169,9 @@ fn node_port_traffic_is_direct_in_scoped_mode() {
     }
 }
 
+/// For which pings go on before and after a switch, so that all that it costs is counted.
+const AROUND: Duration = Duration::from_millis(500);
+
 #[test]
 fn the_mode_is_switched_both_ways_on_the_live_mesh() {
     let layout = Layout { rp_filter: 1, ..Layout::default() };
@@ -189,14 +193,17 @@ fn the_mode_is_switched_both_ways_on_the_live_mesh() {
                 (name, family, Pinger::start(from, to, family, Duration::from_millis(10)).unwrap())
             })
             .collect();
+        sleep(AROUND);
         fleet.route(routing);
         fleet.settle(promise);
+        sleep(AROUND);
         for (name, family, pinger) in pingers {
             let report = pinger.stop().unwrap();
             println!("host mode {way}: {name} over {family:?}: {} of {} lost", report.lost, report.sent);
-            // One node switches before the other: meanwhile it refuses what the other does not send
-            // encrypted yet, or is refused.
-            assert!(report.lost <= 20, "{name} over {family:?}: {report:?}");
+            // One node switches some milliseconds before the other: until then each refuses, or goes
+            // without, what the other sends of its host's own. Pods do not notice.
+            let tolerated = if *name == "pod → pod" { 0 } else { 50 };
+            assert!(report.lost <= tolerated, "{name} over {family:?}: {report:?}");
         }
     }
     let packets = capture.drain().unwrap();
