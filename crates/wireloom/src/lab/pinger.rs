@@ -72,12 +72,17 @@ impl Pinger {
         Ok(Self { over, thread })
     }
 
+    /// Ends the requests; replies to them are still waited for.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
     /// Ends the requests, waits for the last replies, and reports.
     ///
     /// # Errors
     /// When the socket failed on the way.
     pub fn stop(self) -> Result<PingReport> {
-        self.over.store(true, Ordering::Relaxed);
+        self.end();
         self.thread.join().expect("the pinger does not panic")
     }
 }

@@ -197,6 +197,7 @@ fn the_mode_is_switched_both_ways_on_the_live_mesh() {
         fleet.route(routing);
         fleet.settle(promise);
         sleep(AROUND);
+        pingers.iter().for_each(|(_, _, pinger)| pinger.end());
         for (name, family, pinger) in pingers {
             let report = pinger.stop().unwrap();
             println!("host mode {way}: {name} over {family:?}: {} of {} lost", report.lost, report.sent);
