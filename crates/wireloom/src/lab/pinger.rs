@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU16, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -26,6 +26,7 @@ const PINGERS: u16 = 1 << 15;
 #[derive(Debug)]
 pub struct Pinger {
     over: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
     thread: JoinHandle<Result<PingReport>>,
 }
 
@@ -49,6 +50,8 @@ impl Pinger {
         let ping = Ping::open(&from.space, to.addresses.of(family), id)?;
         let over = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&over);
+        let count = Arc::new(AtomicUsize::new(0));
+        let answers = Arc::clone(&count);
         let thread = thread::spawn(move || {
             let mut answered = BTreeSet::new();
             let mut sent = 0;
@@ -59,6 +62,7 @@ impl Pinger {
                 next += interval;
                 while let Some(seq) = ping.reply(next)? {
                     answered.insert(seq);
+                    answers.store(answered.len(), Ordering::Relaxed);
                 }
             }
             let deadline = Instant::now() + STRAGGLERS;
@@ -69,7 +73,13 @@ impl Pinger {
             }
             Ok(PingReport { sent: sent.into(), lost: usize::from(sent) - answered.len() })
         });
-        Ok(Self { over, thread })
+        Ok(Self { over, answered: count, thread })
+    }
+
+    /// Requests that have been answered so far.
+    #[must_use]
+    pub fn answered(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Ends the requests; replies to them are still waited for.

@@ -72,13 +72,13 @@ fn the_pinger_counts_what_is_lost() {
     let [a, b] = &lab.nodes[..] else { panic!("two nodes") };
     let pinger = Pinger::start(&a.host, &b.host, Family::V6, Duration::from_millis(5)).unwrap();
     let ping = || probe(lab.underlay(), &a.host, &b.host, Family::V6, Exchange::Ping).unwrap();
-    assert!(ping().reachable);
+    until(PATIENCE, "answers to the pinger", || (pinger.answered() > 5).then_some(())).unwrap();
     b.run("ip link set eth0 down").unwrap();
     assert!(!ping().reachable);
     let report = pinger.stop().unwrap();
     // Three attempts of 300 ms each were waited for while nothing came back: some 180 pings, or fewer on
     // a busy machine.
-    assert!(report.lost > 20 && report.lost < report.sent, "{report:?}");
+    assert!(report.lost > 10 && report.lost < report.sent, "{report:?}");
 }
 
 #[test]
