@@ -27,11 +27,14 @@ pub struct Layout {
     /// Bytes. Larger than the tunnel's, and every new TCP stream loses its first flight to path MTU
     /// discovery; network plugins set what the tunnel takes.
     pub pod_mtu: u16,
+    /// Every node's main table leads to the other nodes' pods over the underlay, as network plugins see to.
+    /// Else only a routing daemon can find them.
+    pub routed: bool,
 }
 
 impl Default for Layout {
     fn default() -> Self {
-        Self { nodes: 2, pods: 1, rp_filter: 0, block_address: false, pod_mtu: 1500 }
+        Self { nodes: 2, pods: 1, rp_filter: 0, block_address: false, pod_mtu: 1500, routed: true }
     }
 }
 
@@ -101,6 +104,15 @@ pub(crate) fn pod(n: u8, k: u8) -> Addresses {
         v6: Ipv6Addr::new(0xfd00, 0x10, 0x161, n.into(), 0, 0, 0, k.into()),
     }
 }
+
+/// Router `n` on a [common link](super::Link): 100.64.0.n and fd64::n.
+pub(crate) fn link_address(n: u8) -> Addresses {
+    Addresses { v4: Ipv4Addr::new(100, 64, 0, n), v6: Ipv6Addr::new(0xfd64, 0, 0, 0, 0, 0, 0, n.into()) }
+}
+
+/// Where several routers serve the same.
+pub(crate) const SERVICE: Addresses =
+    Addresses { v4: Ipv4Addr::new(10, 200, 0, 1), v6: Ipv6Addr::new(0xfd00, 0x10, 0x200, 0, 0, 0, 0, 1) };
 
 /// Node `n`'s block of pod addresses: 10.161.n.0/24 and fd00:10:161:n::/64.
 pub(crate) fn block(n: u8) -> [IpNet; 2] {

@@ -39,8 +39,16 @@ impl KeyPair {
     /// # Errors
     /// When the program cannot be run.
     pub fn generate(wireloom: &Path, place: &Node) -> Result<Self> {
+        let private = place.run(&format!("{} key generate", wireloom.display()))?.trim().to_owned();
+        Self::of(wireloom, place, private)
+    }
+
+    /// The pair that this private key is of.
+    ///
+    /// # Errors
+    /// When the program cannot be run.
+    pub(super) fn of(wireloom: &Path, place: &Node, private: String) -> Result<Self> {
         let program = wireloom.display();
-        let private = place.run(&format!("{program} key generate"))?.trim().to_owned();
         let public = place.host.space.feed(&format!("{program} key public"), &private)?.trim().to_owned();
         Ok(Self { private, public })
     }

@@ -14,13 +14,16 @@
 //! - [`probe`] is one exchange between two places and what the capture saw of it; [`Matrix`] is a probe
 //!   for every direction, pair of nodes and family; [`Pinger`] and [`Stream`] run while things change.
 //! - [`mesh`] and [`agent`] write the files of a mesh and run `wireloom` on its nodes.
+//! - [`Link`] makes the nodes routers on one common link, and [`routing`] runs daemons on them.
 //!
 //! Nothing here is unsafe or needs privileges on the machine itself: see [`become_root`].
 
 pub mod agent;
 mod capture;
 mod error;
+pub mod guide;
 mod layout;
+mod link;
 mod matrix;
 pub mod mesh;
 mod network;
@@ -28,6 +31,7 @@ mod node;
 mod pinger;
 pub mod probe;
 mod root;
+pub mod routing;
 mod space;
 mod stream;
 mod tools;
@@ -38,6 +42,7 @@ pub use self::{
     capture::{Capture, Content, Packet},
     error::{Error, Result},
     layout::{Addresses, FAMILIES, Layout},
+    link::{Link, Topology},
     matrix::{Direction, Matrix, Measurement, Promise},
     network::Lab,
     node::{Node, Place},

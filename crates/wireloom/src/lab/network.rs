@@ -32,7 +32,7 @@ impl Lab {
         )?;
         let nodes = (1..=layout.nodes).map(|n| Node::new(n, layout)).collect::<Result<Vec<_>>>()?;
         let mut lab = Self { nodes, underlay, underlay_holder };
-        lab.connect()?;
+        lab.connect(layout.routed)?;
         for node in &mut lab.nodes {
             for k in 0..layout.pods {
                 node.add_pod(pod(node.number, k + 2))?;
@@ -42,8 +42,8 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Plugs every node in.
-    fn connect(&self) -> Result<()> {
+    /// Plugs every node in, with routes to the other nodes' pods where that is asked for.
+    fn connect(&self, routed: bool) -> Result<()> {
         // Process ids are looked up as those of this pid namespace: so `ip` must run here.
         let mut cables = String::new();
         for node in &self.nodes {
@@ -51,9 +51,9 @@ impl Lab {
             let _ = writeln!(cables, "link set {} master underlay up", node.name);
         }
         self.underlay.network_only().feed("ip -batch -", &cables)?;
-        self.nodes
-            .iter()
-            .try_for_each(|node| node.connect(self.nodes.iter().filter(|other| other.number != node.number)))
+        self.nodes.iter().try_for_each(|node| {
+            node.connect(self.nodes.iter().filter(|other| routed && other.number != node.number))
+        })
     }
 
     /// Address `k` (2 to 254) of node `owner`'s block goes to a new pod on node `borrower`; nodes are

@@ -37,6 +37,8 @@ pub struct PingReport {
     pub sent: usize,
     /// Requests without a reply.
     pub lost: usize,
+    /// The longest time in which no request was answered, to the precision of the interval.
+    pub outage: Duration,
 }
 
 impl Pinger {
@@ -71,7 +73,13 @@ impl Pinger {
             {
                 answered.insert(seq);
             }
-            Ok(PingReport { sent: sent.into(), lost: usize::from(sent) - answered.len() })
+            let lost: Vec<bool> = (0..sent).map(|seq| !answered.contains(&seq)).collect();
+            let longest = lost.split(|lost| !lost).map(<[bool]>::len).max().unwrap_or(0);
+            Ok(PingReport {
+                sent: sent.into(),
+                lost: usize::from(sent) - answered.len(),
+                outage: interval * u32::try_from(longest).expect("sequence numbers have 16 bits"),
+            })
         });
         Ok(Self { over, answered: count, thread })
     }

@@ -10,6 +10,11 @@ use super::{Error, Result};
 
 /// Programs and the Debian packages that have them.
 const PACKAGES: &[(&str, &str)] = &[
+    ("babeld", "babeld"),
+    ("bird", "bird2"),
+    ("birdc", "bird2"),
+    // Not where programs are looked for.
+    ("/usr/lib/frr/zebra", "frr"),
     ("ip", "iproute2"),
     ("nstat", "iproute2"),
     ("ss", "iproute2"),

@@ -78,7 +78,7 @@ pub fn configure(space: &Space, interface: &str, request: &str) -> Result<()> {
     }
 }
 
-fn hex(base64: &str) -> Result<String> {
+pub(super) fn hex(base64: &str) -> Result<String> {
     let bytes = Base64::decode_vec(base64)
         .map_err(|_| Error::Output { what: "the key generator".into(), output: base64.to_owned() })?;
     Ok(base16ct::lower::encode_string(&bytes))

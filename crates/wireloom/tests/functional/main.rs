@@ -15,12 +15,14 @@
 //! | [`kernel_roundtrip`] | that the kernel gives back what the shell wrote, and the planner's twin of it does as it does |
 //! | [`device`] | the userspace interface: its life, its control socket, what it does to bad packets |
 //! | [`interop`] | the userspace interface with wireguard-go at the other end |
+//! | [`link_routing`] | routing daemons on a common link: BIRD, FRR and babeld, as docs/link-mode.md has them |
 //!
 //! [`fleet`], [`tunnel`] and [`monitor`] are what they are built with.
 //!
 //! `cargo test --features functional` runs them, as root or not (a test binary that may not make
 //! namespaces starts itself again in a user namespace). They need Debian's `iproute2`, `iputils-ping`,
-//! `nftables`, `util-linux`, `wireguard-tools` and `wireguard-go`; a missing one fails with its name.
+//! `nftables`, `util-linux`, `wireguard-tools`, `wireguard-go`, `bird2`, `frr` and `babeld`; a missing one
+//! fails with its name.
 
 mod agent;
 mod demo;
@@ -29,6 +31,7 @@ mod fleet;
 mod interop;
 mod kernel_roundtrip;
 mod laboratory;
+mod link_routing;
 mod matrix;
 mod membership;
 mod monitor;

@@ -1,6 +1,8 @@
 //! `wireloom demo`: a mesh in namespaces, in three states, each measured with real packets.
+//! `wireloom demo link`: routers on a common link, with routing daemons.
 
 mod keep;
+mod link;
 mod mesh;
 mod state;
 mod table;
@@ -22,13 +24,30 @@ const AFTERMATH: Duration = Duration::from_millis(300);
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Leave the mesh up, and say how to look around in it
-    #[arg(long)]
+    #[arg(long, global = true)]
     keep: bool,
+
+    #[command(subcommand)]
+    other: Option<Other>,
+}
+
+/// Demos beside the mesh.
+#[derive(Debug, clap::Subcommand)]
+enum Other {
+    /// Four routers on one link with BIRD: OSPF finds the ways, one router dies, a forged source is refused
+    Link,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    match arguments.other {
+        None => mesh(arguments.keep),
+        Some(Other::Link) => link::run(arguments.keep),
+    }
+}
+
+fn mesh(keep: bool) -> anyhow::Result<ExitCode> {
     require(&["ip", "nft", "unshare", "mount"])?;
-    if arguments.keep {
+    if keep {
         // What the hints name.
         require(&["nsenter", "ping"])?;
     }
@@ -51,8 +70,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if !broken.is_empty() {
         mesh.print_logs()?;
     }
-    if arguments.keep {
-        keep::keep(mesh)?;
+    if keep {
+        keep::mesh(mesh)?;
     }
     Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -32,7 +32,7 @@ pub(super) fn show(state: State, matrix: &Matrix, pings: &PingReport) {
         anstream::println!("     {direction:<14}{}", cells.concat().trim_end());
     }
     if state != State::Unscoped {
-        let PingReport { sent, lost } = pings;
+        let PingReport { sent, lost, .. } = pings;
         let style = if *lost == 0 { Style::new().green() } else { Style::new().yellow() };
         anstream::println!(
             "     {}{}",
