@@ -203,13 +203,42 @@ fn ospf_by_bird_on_a_hub_with_spokes() {
     assert_spokes_meet_at_the_hub(&link);
 }
 
+#[test]
+fn bgp_by_bird_on_a_hub_with_spokes() {
+    let link = Link::new(wireloom(), 3, Topology::Hub).unwrap();
+    for (n, node) in (1..).zip(&link.lab.nodes) {
+        node.run("ip -4 address flush dev wg0").unwrap();
+        node.run(&format!("ip address del fd64::{n}/128 dev wg0")).unwrap();
+        node.run(&format!("ip address add fd64::{n}/64 dev wg0 nodad")).unwrap();
+        bird(node, &as_router(n, guide::BIRD_BGP)).unwrap();
+    }
+    converge(&link);
+    assert_spokes_meet_at_the_hub(&link);
+}
+
+#[test]
+fn routes_by_hand_say_onlink() {
+    let link = Link::new(wireloom(), 3, Topology::Hub).unwrap();
+    for router in 0..link.lab.nodes.len() {
+        for (other, node) in link.lab.nodes.iter().enumerate().filter(|(other, _)| *other != router) {
+            // By the hub, except from there.
+            let gateway = link.address(if router == 0 { other } else { 0 });
+            for (prefix, gateway) in node.block.iter().zip(gateway.both()) {
+                let route = format!("ip route add {prefix} via {gateway} dev wg0 onlink");
+                link.lab.nodes[router].run(&route).unwrap();
+            }
+        }
+    }
+    converge(&link);
+}
+
 #[track_caller]
 fn assert_spokes_meet_at_the_hub(link: &Link) {
     let hub = link.gateways(0);
     let [_, spoke, other] = &link.lab.nodes[..] else { panic!("a hub with two spokes") };
     for (family, prefix) in FAMILIES.into_iter().zip(other.block) {
         let routes = routes(spoke, family, &prefix.to_string());
-        assert!(hub.iter().any(|hub| routes.contains(&format!("via {hub} "))), "{routes}");
+        assert!(hub.iter().any(|hub| routes.contains(&format!(" {hub} dev wg0"))), "{routes}");
     }
 }
 
