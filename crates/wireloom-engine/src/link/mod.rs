@@ -19,12 +19,7 @@ mod icmp;
 mod ip;
 mod neighbour;
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use wireloom_proto::{
     DropReason, Instant, PeerId, PeerPath, PeerStatus, PublicKey, Routes, inner,
@@ -137,11 +132,11 @@ impl Link {
         }
     }
 
-    /// Believes what the network told about the way to the peers at this endpoint.
-    pub(crate) fn learn_path_mtu(&mut self, now: Instant, remote: SocketAddr, path_mtu: u16) {
+    /// Believes what the network told about the way to the peers at this address.
+    pub(crate) fn learn_path_mtu(&mut self, now: Instant, remote: IpAddr, path_mtu: u16) {
         let path_mtu = path_mtu.max(PATH_MTU_MIN);
         for neighbour in self.neighbours.values_mut() {
-            if neighbour.path.endpoint().is_some_and(|endpoint| endpoint.remote == remote) {
+            if neighbour.path.endpoint().is_some_and(|endpoint| endpoint.remote.ip() == remote) {
                 tracing::debug!("the path MTU to {remote} is {path_mtu}");
                 neighbour.path_mtu.learnt = Some((path_mtu, now + LEARNT_LASTS));
             }

@@ -31,8 +31,8 @@ const SEND_PATIENCE: u8 = 20;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LinuxNetwork {
     /// Whether [`Udp::poll_path_mtu`] has news. Datagrams then may not be fragmented on their way ("don't
-    /// fragment" is set), so that routers tell where they are too big; one that is known to be too big is
-    /// fragmented here.
+    /// fragment" is set), so that routers tell where they are too big; one that is too big for what the
+    /// kernel knows of the path is sent again in fragments.
     pub discover_path_mtu: bool,
 }
 
@@ -107,17 +107,18 @@ fn open(address: SocketAddr, mark: u32, discover_path_mtu: bool) -> io::Result<S
         socket.set_only_v6(true)?;
         setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
         if discover_path_mtu {
+            Fragments::Forbidden.set(&socket, false)?;
             setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
         }
     } else {
         setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
         if discover_path_mtu {
-            set_mtu_discovery(&socket, libc::IP_PMTUDISC_WANT)?;
+            Fragments::Forbidden.set(&socket, true)?;
             setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
         } else {
             // As the kernel's WireGuard does (`send4` in drivers/net/wireguard/socket.c): a tunnel whose
             // MTU is too big for the path is slow, not dead.
-            set_mtu_discovery(&socket, libc::IP_PMTUDISC_DONT)?;
+            Fragments::Allowed.set(&socket, true)?;
         }
     }
     if mark != 0 {
@@ -128,20 +129,41 @@ fn open(address: SocketAddr, mark: u32, discover_path_mtu: bool) -> io::Result<S
     Ok(socket)
 }
 
-/// Decides over "don't fragment" in IPv4 headers (`IP_MTU_DISCOVER` of ip(7)).
-#[expect(unsafe_code, reason = "neither socket2 nor nix know IP_MTU_DISCOVER")]
-fn set_mtu_discovery(socket: &Socket, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the option's value is one int, whose address and size are given.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            (&raw const value).cast(),
-            size_of_val(&value) as libc::socklen_t,
-        )
-    };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+/// Whether a datagram may travel in fragments (`IP_MTU_DISCOVER` of ip(7), and its like of ipv6(7)).
+#[derive(Clone, Copy)]
+enum Fragments {
+    /// Made here or, with IPv4, on the way.
+    Allowed,
+    /// One that is too big is refused with `EMSGSIZE`.
+    Forbidden,
+}
+
+impl Fragments {
+    #[expect(unsafe_code, reason = "neither socket2 nor nix know these options")]
+    fn set(self, socket: &Socket, is_v4: bool) -> io::Result<()> {
+        let (level, option) = if is_v4 {
+            (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
+        };
+        let value: libc::c_int = match self {
+            Self::Allowed if is_v4 => libc::IP_PMTUDISC_DONT,
+            Self::Allowed => libc::IPV6_PMTUDISC_WANT,
+            Self::Forbidden if is_v4 => libc::IP_PMTUDISC_DO,
+            Self::Forbidden => libc::IPV6_PMTUDISC_DO,
+        };
+        // SAFETY: the option's value is one int, whose address and size are given.
+        let done = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                level,
+                option,
+                (&raw const value).cast(),
+                size_of_val(&value) as libc::socklen_t,
+            )
+        };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
 }
 
 /// As big as wanted where we may, else as big as `net.core.{r,w}mem_max` lets us.
@@ -172,6 +194,17 @@ impl LinuxUdp {
                 (to, datagram)
             });
         self.sender.send(socket.as_fd(), run)
+    }
+
+    /// Sends the datagram at `next` in fragments. The refusal that came before is in the error queue,
+    /// from where the path MTU is learnt, so that this remains rare.
+    fn send_in_fragments(&mut self, batch: &Outbound, next: usize, to: Endpoint) -> io::Result<usize> {
+        let is_v4 = to.remote.is_ipv4();
+        Fragments::Allowed.set(self.sockets.towards(to)?, is_v4)?;
+        let datagram = batch.datagrams_from(next).take(1);
+        let sent = self.sender.send(self.sockets.towards(to)?.as_fd(), datagram);
+        Fragments::Forbidden.set(self.sockets.towards(to)?, is_v4)?;
+        sent
     }
 
     /// Waits for room in the send buffer; false when there is none in time.
@@ -229,6 +262,12 @@ impl Udp for LinuxUdp {
                     patient = self.wait_for_room(to);
                     continue;
                 }
+                (Some(libc::EMSGSIZE), _)
+                    if self.discovers_path_mtu && self.send_in_fragments(batch, next, to).is_ok() =>
+                {
+                    next += 1;
+                    continue;
+                }
                 // It may be an error that ICMP raised about an earlier datagram, of whichever peer.
                 (Some(number), _)
                     if self.discovers_path_mtu && number != libc::EAGAIN && tried_again != Some(next) =>
@@ -252,7 +291,7 @@ impl Udp for LinuxUdp {
         lost
     }
 
-    fn poll_path_mtu(&mut self) -> Option<(SocketAddr, u16)> {
+    fn poll_path_mtu(&mut self) -> Option<(IpAddr, u16)> {
         if !self.discovers_path_mtu {
             return None;
         }
@@ -271,7 +310,7 @@ impl Udp for LinuxUdp {
 
 /// Takes the next message off a socket's error queue (`IP_RECVERR` of ip(7)); `None` when it is not about
 /// a path MTU.
-fn next_error(socket: &Socket) -> nix::Result<Option<(SocketAddr, u16)>> {
+fn next_error(socket: &Socket) -> nix::Result<Option<(IpAddr, u16)>> {
     // Of the datagram that the message is about, only where it went matters.
     let mut datagram = [0; 1];
     let mut datagram = [IoSliceMut::new(&mut datagram)];
@@ -279,8 +318,8 @@ fn next_error(socket: &Socket) -> nix::Result<Option<(SocketAddr, u16)>> {
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut datagram, Some(&mut notes), flags)?;
     let remote = message.address.as_ref().and_then(|address| {
-        let v4 = address.as_sockaddr_in().map(|address| SocketAddr::V4((*address).into()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|address| SocketAddr::V6((*address).into())))
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
     });
     let path_mtu = message.cmsgs()?.find_map(|note| match note {
         ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {

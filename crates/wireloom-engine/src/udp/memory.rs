@@ -25,7 +25,7 @@ struct Wire {
     /// Everything that was ever sent: from, to, what.
     seen: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     /// What each open port is to be told about path MTUs.
-    path_mtus: VecDeque<(SocketAddr, (SocketAddr, u16))>,
+    path_mtus: VecDeque<(SocketAddr, (IpAddr, u16))>,
 }
 
 /// An open port of a [`MemoryNetwork`].
@@ -58,7 +58,7 @@ impl MemoryNetwork {
     }
 
     /// Tells whoever has `port` open on this host that packets to `remote` may have this many bytes.
-    pub fn tell_path_mtu(&self, port: u16, remote: SocketAddr, path_mtu: u16) {
+    pub fn tell_path_mtu(&self, port: u16, remote: IpAddr, path_mtu: u16) {
         let to = SocketAddr::new(self.address, port);
         self.wire().path_mtus.push_back((to, (remote, path_mtu)));
     }
@@ -126,7 +126,7 @@ impl Udp for MemoryUdp {
         0
     }
 
-    fn poll_path_mtu(&mut self) -> Option<(SocketAddr, u16)> {
+    fn poll_path_mtu(&mut self) -> Option<(IpAddr, u16)> {
         let own = self.address();
         let mut wire = self.network.wire();
         let place = wire.path_mtus.iter().position(|(to, _)| *to == own)?;

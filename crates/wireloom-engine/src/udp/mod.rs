@@ -5,7 +5,7 @@ mod linux;
 mod memory;
 mod mmsg;
 
-use std::{io, net::SocketAddr};
+use std::{io, net::IpAddr};
 
 pub(crate) use batch::Pending;
 pub use batch::{Inbound, Outbound};
@@ -47,5 +47,5 @@ pub trait Udp {
 
     /// The next path MTU that the network told of: to where, and the bytes of an IP packet. `None` when
     /// there is no news, or nobody wants it.
-    fn poll_path_mtu(&mut self) -> Option<(SocketAddr, u16)>;
+    fn poll_path_mtu(&mut self) -> Option<(IpAddr, u16)>;
 }

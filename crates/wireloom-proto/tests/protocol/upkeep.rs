@@ -299,3 +299,44 @@ fn early_and_late_calls_are_harmless() {
     now.monotonic = end;
     world.nodes[ALICE].device.handle_timeout(now);
 }
+
+#[test]
+fn a_peer_that_leaves_an_initiation_unanswered_is_unreachable_until_it_is_heard() {
+    let mut world = World::pair();
+    let path = world.path(ALICE, BOB);
+    world.unreachable = vec![address(2)];
+    world.send(ALICE, BOB, b"anybody?");
+    world.run(Duration::from_secs(4));
+    assert!(path.is_reachable(), "there is still time for an answer");
+    world.run(Duration::from_secs(2));
+    assert!(!path.is_reachable());
+    // Whoever is turned away has it sought, also long after the attempt was given up.
+    world.run(Duration::from_secs(200));
+    world.unreachable.clear();
+    let now = world.now();
+    world.nodes[ALICE].device.seek(now, path.id());
+    world.poll(ALICE);
+    world.settle();
+    assert!(path.is_reachable());
+}
+
+#[test]
+fn one_lost_renewal_makes_nobody_unreachable() {
+    let mut world = World::pair();
+    let path = world.path(ALICE, BOB);
+    world.send(ALICE, BOB, b"hello");
+    world.settle();
+    // Both talk until the session is due for renewal, whose initiation is lost.
+    for _ in 0..12 {
+        world.run(Duration::from_secs(10));
+        world.send(ALICE, BOB, b"hello");
+        world.send(BOB, ALICE, b"hello");
+        world.settle();
+    }
+    world.unreachable = vec![address(2)];
+    world.send(ALICE, BOB, b"renews");
+    world.run(Duration::from_secs(6));
+    assert!(path.is_reachable(), "it was heard seconds ago");
+    world.run(Duration::from_secs(16));
+    assert!(!path.is_reachable(), "now it is silent in earnest");
+}

@@ -16,6 +16,7 @@
 //! | [`device`] | the userspace interface: its life, its control socket, what it does to bad packets |
 //! | [`interop`] | the userspace interface with wireguard-go at the other end |
 //! | [`link_routing`] | routing daemons on a common link: BIRD, FRR and babeld, as docs/link-mode.md has them |
+//! | [`link_device`] | the userspace interface as a link: next hops, multicast, errors, path MTU, restarts |
 //!
 //! [`fleet`], [`tunnel`] and [`monitor`] are what they are built with.
 //!
@@ -31,6 +32,7 @@ mod fleet;
 mod interop;
 mod kernel_roundtrip;
 mod laboratory;
+mod link_device;
 mod link_routing;
 mod matrix;
 mod membership;
