@@ -269,8 +269,9 @@ impl<T: Tun, N: Network> Engine<T, N> {
         let removed: BTreeSet<PublicKey> =
             set.peers.iter().filter(|peer| peer.remove).map(|peer| peer.public_key).collect();
         let here = |address| link.key_at(address).filter(|key| !set.replace_peers && !removed.contains(key));
+        let stay = set.peers.iter().filter(|peer| !peer.remove).map(|peer| peer.public_key);
         let mut added = BTreeMap::new();
-        for key in own.into_iter().chain(set.peers.iter().map(|peer| peer.public_key)) {
+        for key in own.into_iter().chain(stay) {
             let address = LinkAddress::of(&key);
             let other = added.insert(address, key).or_else(|| here(address));
             if address == LinkAddress::NOBODY || other.is_some_and(|other| other != key) {

@@ -8,7 +8,7 @@ use wireloom_proto::{PrivateKey, PublicKey, UnixTime};
 use super::*;
 use crate::{
     control::Parser,
-    tun::{MemoryTun, MemoryTunHost, memory_tun},
+    tun::{MemoryTun, MemoryTunHost, memory_tap, memory_tun},
     udp::{MemoryNetwork, Outbound},
 };
 
@@ -27,9 +27,14 @@ const MTU: usize = 1420;
 impl Machine {
     /// Machine `number` on a network, without configuration, its interface down.
     fn on(network: &MemoryNetwork, number: u8) -> Self {
+        Self::with(network, number, Mode::STANDARD, memory_tun())
+    }
+
+    /// As [`Self::on`], in this mode and on this interface.
+    fn with(network: &MemoryNetwork, number: u8, mode: Mode, tun: (MemoryTun, MemoryTunHost)) -> Self {
         let network = network.host(Ipv4Addr::new(192, 0, 2, number).into());
-        let (tun, stack) = memory_tun();
-        let engine = Engine::new([number; 32], Mode::STANDARD, tun, network.clone());
+        let (tun, stack) = tun;
+        let engine = Engine::new([number; 32], mode, tun, network.clone());
         let key = PrivateKey::from_bytes([number + 100; 32]);
         Self { engine, stack, network, key, inner: Ipv4Addr::new(10, 0, 0, number) }
     }
@@ -458,4 +463,107 @@ fn sessions_are_renewed_under_traffic() {
     let initiations = a.network.seen().iter().filter(|(_, _, datagram)| datagram[0] == 1).count();
     assert_eq!(initiations, 4, "at 1 s and then every 120 s");
     assert_eq!((a.all_dropped(), b.all_dropped()), (0, 0));
+}
+
+#[test]
+fn without_a_source_check_a_bare_interface_takes_any_source() {
+    let network = network();
+    let mode = Mode::new(PeerLookup::Destination, SourceCheck::Off).unwrap();
+    let (mut a, mut b) = (Machine::on(&network, 1), Machine::with(&network, 2, mode, memory_tun()));
+    a.configure(at(0), &[&b]);
+    b.configure(at(0), &[&a]);
+    a.up();
+    b.up();
+    settle(at(0), &mut [&mut a, &mut b]);
+    let spoofed = packet(Ipv4Addr::new(10, 9, 9, 9), b.inner, b"from elsewhere");
+    a.stack.send(&spoofed);
+    settle(at(1), &mut [&mut a, &mut b]);
+    assert_eq!(b.stack.receive(), Some(spoofed.clone()));
+    assert_eq!(b.set(at(1), "source_check=firewall"), Reply::Refused(Errno::EINVAL));
+    assert_eq!(b.set(at(1), "source_check=allowed-ips"), Reply::Done);
+    a.stack.send(&spoofed);
+    settle(at(2), &mut [&mut a, &mut b]);
+    assert_eq!(b.stack.receive(), None);
+    assert_eq!(b.dropped("source-not-allowed"), 1);
+}
+
+/// A machine whose peers are neighbours.
+fn on_link(network: &MemoryNetwork, number: u8) -> Machine {
+    let mode = Mode::new(PeerLookup::Gateway, SourceCheck::Off).unwrap();
+    Machine::with(network, number, mode, memory_tap())
+}
+
+/// A packet as a frame between two link addresses.
+fn frame(from: &Machine, to: &Machine, packet: &[u8]) -> Vec<u8> {
+    let [from, to] = [from, to].map(|machine| LinkAddress::of(&machine.public_key()).to_bytes());
+    [&to[..], &from, &[8, 0], packet].concat()
+}
+
+#[test]
+fn a_frame_goes_to_the_peer_that_it_names_and_bears_its_sender_s_address() {
+    let network = network();
+    let (mut a, mut b, mut c) = (on_link(&network, 1), on_link(&network, 2), on_link(&network, 3));
+    a.configure(at(0), &[&b, &c]);
+    b.configure(at(0), &[&a]);
+    c.configure(at(0), &[&a]);
+    for machine in [&a, &b, &c] {
+        machine.up();
+    }
+    settle(at(0), &mut [&mut a, &mut b, &mut c]);
+    // In nobody's allowed IPs, in the allowed IPs of another; and in between, to all.
+    let far = packet(Ipv4Addr::new(10, 9, 9, 9), Ipv4Addr::new(172, 16, 0, 1), b"via b");
+    let to_c = packet(a.inner, c.inner, b"by way of b");
+    let hello = packet(a.inner, Ipv4Addr::new(224, 0, 0, 5), b"hello");
+    let multicast = [&[1, 0, 0x5e, 0, 0, 5][..], &frame(&a, &b, &hello)[6..]].concat();
+    for frame in [frame(&a, &b, &far), multicast.clone(), frame(&a, &b, &to_c)] {
+        a.stack.send(&frame);
+    }
+    settle(at(1), &mut [&mut a, &mut b, &mut c]);
+    let received = |machine: &Machine| std::iter::from_fn(|| machine.stack.receive()).collect::<Vec<_>>();
+    assert_eq!(received(&b), [frame(&a, &b, &far), multicast.clone(), frame(&a, &b, &to_c)]);
+    assert_eq!(received(&c), [multicast]);
+    assert!(received(&a).is_empty());
+    assert_eq!(a.all_dropped(), 0);
+}
+
+#[test]
+fn two_with_one_link_address_are_refused() {
+    // Found by trying numbers in little endian: 08:53:19:43:ce follows from both.
+    let [one, other] = [542_000_u32, 1_144_960].map(|number| {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&number.to_le_bytes());
+        PublicKey::from_bytes(key)
+    });
+    assert_eq!(LinkAddress::of(&one), LinkAddress::of(&other));
+    let (one, other) = (one.to_hex(), other.to_hex());
+    let mut machine = on_link(&network(), 1);
+    let lines = format!("public_key={one}\npublic_key={other}");
+    assert_eq!(machine.set(at(0), &lines), Reply::Refused(Errno::EEXIST));
+    assert!(!machine.get(at(0)).contains("public_key"), "nothing of it is applied");
+    assert_eq!(machine.set(at(0), &format!("public_key={one}")), Reply::Done);
+    assert_eq!(machine.set(at(0), &format!("public_key={other}")), Reply::Refused(Errno::EEXIST));
+    let exchange = format!("public_key={one}\nremove=true\npublic_key={other}");
+    assert_eq!(machine.set(at(0), &exchange), Reply::Done);
+    assert_eq!(machine.set(at(0), &format!("replace_peers=true\npublic_key={one}")), Reply::Done);
+    // Without a link nobody minds.
+    let mut machine = Machine::on(&network(), 1);
+    assert_eq!(machine.set(at(0), &lines), Reply::Done);
+}
+
+#[test]
+fn the_interface_s_link_address_follows_from_its_key() {
+    let network = network();
+    let (mut a, b) = (on_link(&network, 1), on_link(&network, 2));
+    a.configure(at(0), &[&b]);
+    let own = LinkAddress::of(&a.public_key());
+    assert_eq!(a.engine.tun().link_address(), Some(own));
+    let key = b.public_key().to_hex();
+    assert_eq!(a.set(at(0), &format!("public_key={key}\npath_mtu=1400")), Reply::Done);
+    let Reply::Lines(lines) = a.request(at(0), "get_link=1") else { panic!("no lines") };
+    let there = LinkAddress::of(&b.public_key());
+    let expected = format!(
+        "peer_lookup=gateway\nsource_check=off\nlink_address={own}\npublic_key={key}\nlink_address={there}\n\
+         reachable=true\npath_mtu=1400\n"
+    );
+    assert_eq!(*lines, expected);
 }
