@@ -1,6 +1,9 @@
 //! The operations that lead from the observed kernel to the desired one, in the words of the kernel.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -8,6 +11,8 @@ use serde::Serialize;
 use crate::{
     kernel::{Firewall, Route, Rule, UnderlaySysctl},
     key::PublicKey,
+    link_address::LinkAddress,
+    settings::{PeerLookup, SourceCheck},
 };
 
 /// One change of the kernel. The order of a list of operations is part of its meaning.
@@ -18,6 +23,16 @@ pub enum Op {
     CreateLink {
         /// Bytes.
         mtu: u32,
+        /// Decides on its kind.
+        peer_lookup: PeerLookup,
+        /// Who judges the sources of what it receives.
+        source_check: SourceCheck,
+    },
+    /// Start a device behind the interface that stayed when its device ended: its addresses,
+    /// routes and neighbours are still there.
+    StartDevice {
+        /// Who judges the sources of what it receives.
+        source_check: SourceCheck,
     },
     /// Remove the interface, the WireGuard device behind it and (as the kernel does) its
     /// addresses and the routes through it.
@@ -29,7 +44,8 @@ pub enum Op {
     },
     /// Bring the interface up.
     SetUp,
-    /// Set the device's private key (which the shell holds) and its port and mark.
+    /// Set the device's private key (which the shell holds), its port and mark, and who judges
+    /// sources. With another key an interface that is a link loses its neighbours.
     ConfigureDevice {
         /// What the private key's public half must be.
         public_key: PublicKey,
@@ -37,6 +53,8 @@ pub enum Op {
         listen_port: u16,
         /// 0 is none.
         fwmark: u32,
+        /// Who judges the sources of what it receives.
+        source_check: SourceCheck,
     },
     /// Add a peer or change it, whole.
     SetPeer(SetPeer),
@@ -54,6 +72,28 @@ pub enum Op {
     RemoveAddress {
         /// With its prefix length.
         address: IpNet,
+    },
+    /// Add a permanent neighbour to our interface, in place of whatever is known of the address.
+    SetNeighbour {
+        /// The peer's IP address on the link.
+        address: IpAddr,
+        /// The peer.
+        link_address: LinkAddress,
+    },
+    /// Remove a permanent neighbour of ours.
+    RemoveNeighbour {
+        /// The IP address.
+        address: IpAddr,
+    },
+    /// Add a route to one address to the table `main`, out of our interface.
+    AddLinkRoute {
+        /// The peer's IP address on the link.
+        address: IpAddr,
+    },
+    /// Remove such a route.
+    RemoveLinkRoute {
+        /// The IP address.
+        address: IpAddr,
     },
     /// Add a route to our table, in place of the one with the same destination and metric if
     /// there is one (`NLM_F_CREATE | NLM_F_REPLACE`): a packet meets the old or the new.

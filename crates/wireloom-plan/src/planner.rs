@@ -6,6 +6,8 @@ use std::{
     mem,
 };
 
+use ipnet::IpNet;
+
 use crate::{
     cluster::{Cluster, Node},
     desired::{Desired, Host, Index, View, enclosing},
@@ -241,6 +243,9 @@ impl Derived {
         for destination in &touched.destinations {
             put(&mut desired.routes, *destination, view.route(*destination));
         }
+        for address in &touched.neighbours {
+            put(&mut desired.neighbours, *address, view.neighbour(*address));
+        }
         for key in &touched.peers {
             put(&mut desired.peers, *key, view.peer(*key));
         }
@@ -262,10 +267,21 @@ impl View<'_> {
     fn reach(&self, node: Option<&Node>) -> Touched {
         let mut reach = Touched::default();
         let Some(node) = node else { return reach };
-        reach.destinations.extend(self.claimed(node));
-        reach.peers.extend(node.public_key);
-        for sharer in node.public_key.into_iter().flat_map(|key| self.holders(key)) {
-            reach.destinations.extend(self.claimed(sharer));
+        let sharers = node.public_key.into_iter().flat_map(|key| self.sharers(key));
+        for node in sharers.chain([node]) {
+            reach.peers.extend(node.public_key);
+            reach.neighbours.extend(self.link_addresses(node));
+            for claim in self.claimed(node) {
+                reach.destinations.insert(claim);
+                // Whoever gets or loses an address on the link by it may need another next hop.
+                let on_the_link = |rival: &&Node| {
+                    claim == IpNet::from(claim.addr()) && rival.link_addresses.contains(&claim.addr())
+                };
+                for rival in self.claimants(claim).filter(on_the_link) {
+                    reach.neighbours.insert(claim.addr());
+                    reach.destinations.extend(self.claimed(rival));
+                }
+            }
         }
         for destination in &reach.destinations {
             reach.peers.extend(self.claimants(*destination).filter_map(|claimant| claimant.public_key));
@@ -279,6 +295,7 @@ impl View<'_> {
         warnings.extend(self.warning_of_node(name));
         for node in nodes.into_iter().flatten() {
             warnings.extend(node.public_key.and_then(|key| self.warning_of_key(key)));
+            warnings.extend(node.public_key.and_then(|key| self.warning_of_link(self.link_of(key))));
             for prefix in self.claimed(node) {
                 warnings.extend(self.warnings_of_prefix(prefix));
                 // A single address inside another's block is no cause for a warning.

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::{
     kernel::{Family, Route},
     key::PublicKey,
+    link_address::LinkAddress,
 };
 
 /// Something about the cluster, the settings or the kernel that is not as it should be.
@@ -27,6 +28,13 @@ pub enum Warning {
     SharedKey {
         /// The key.
         public_key: PublicKey,
+        /// By name.
+        nodes: Vec<String>,
+    },
+    /// The keys of several nodes lead to one link address: none of them is a peer.
+    SharedLinkAddress {
+        /// The link address.
+        link_address: LinkAddress,
         /// By name.
         nodes: Vec<String>,
     },
@@ -115,6 +123,7 @@ impl Warning {
             | Self::ForeignRoute { blocks_ours: false, .. } => Severity::Warning,
             Self::OwnKeyDiffers { .. }
             | Self::SharedKey { .. }
+            | Self::SharedLinkAddress { .. }
             | Self::UncoveredWorkload { .. }
             | Self::AddressInScope { .. }
             | Self::NoOwnAddress { .. }
@@ -140,6 +149,12 @@ impl fmt::Display for Warning {
                 f,
                 "nodes {} claim the same key {public_key} and are left out of the mesh; \
                  generate a key of its own for each of them",
+                nodes.join(", "),
+            ),
+            Self::SharedLinkAddress { link_address, nodes } => write!(
+                f,
+                "the keys of nodes {} lead to the same link address {link_address}, so that they are left out of \
+                 the mesh; generate a new key for one of them",
                 nodes.join(", "),
             ),
             Self::KeylessNode { node } => write!(

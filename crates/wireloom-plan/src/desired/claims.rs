@@ -4,18 +4,23 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{Host, View};
+use super::{Host, View, neighbours};
 use crate::{
     cluster::{Cluster, Node},
     kernel::Family,
     key::PublicKey,
-    settings::Settings,
+    link_address::LinkAddress,
+    settings::{PeerLookup, Settings},
 };
 
 /// The claims of all nodes. Claimants are sorted by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Index {
     keys: BTreeMap<PublicKey, Vec<String>>,
+    /// Node and key by link address; kept only when peers are neighbours.
+    links: BTreeMap<LinkAddress, Vec<(String, PublicKey)>>,
+    /// The hash of each key, which is dearer than to remember it.
+    link_of: BTreeMap<PublicKey, LinkAddress>,
     prefixes: BTreeMap<IpNet, Vec<String>>,
 }
 
@@ -23,7 +28,7 @@ impl Index {
     pub(crate) fn of(cluster: &Cluster, settings: &Settings, host: &Host) -> Self {
         let mut index = Self::default();
         // Whatever the membership says, the device holds the key file's key.
-        claim(&mut index.keys, host.public_key, &settings.node);
+        index.insert_key(host.public_key, &settings.node, settings);
         for (name, node) in &cluster.nodes {
             index.insert(name, node, settings);
         }
@@ -32,10 +37,22 @@ impl Index {
 
     fn insert(&mut self, name: &str, node: &Node, settings: &Settings) {
         if let Some(key) = node.public_key {
-            claim(&mut self.keys, key, name);
+            self.insert_key(key, name, settings);
         }
         for prefix in prefixes(node, settings) {
             claim(&mut self.prefixes, prefix, name);
+        }
+    }
+
+    fn insert_key(&mut self, key: PublicKey, name: &str, settings: &Settings) {
+        claim(&mut self.keys, key, name);
+        if settings.peer_lookup == PeerLookup::Gateway {
+            let link = *self.link_of.entry(key).or_insert_with(|| LinkAddress::of(key));
+            let holders = self.links.entry(link).or_default();
+            let holder = (name.to_owned(), key);
+            if let Err(place) = holders.binary_search(&holder) {
+                holders.insert(place, holder);
+            }
         }
     }
 
@@ -52,6 +69,17 @@ impl Index {
     fn remove(&mut self, name: &str, node: &Node, settings: &Settings) {
         if let Some(key) = node.public_key {
             withdraw(&mut self.keys, &key, name);
+            if let Some(link) = self.link_of.get(&key)
+                && let Some(holders) = self.links.get_mut(link)
+            {
+                holders.retain(|(other, _)| other != name);
+                if holders.is_empty() {
+                    self.links.remove(link);
+                }
+            }
+            if !self.keys.contains_key(&key) {
+                self.link_of.remove(&key);
+            }
         }
         for prefix in prefixes(node, settings) {
             withdraw(&mut self.prefixes, &prefix, name);
@@ -61,6 +89,16 @@ impl Index {
     /// The nodes that claim the key.
     pub(super) fn holders(&self, key: PublicKey) -> &[String] {
         self.keys.get(&key).map_or(&[], Vec::as_slice)
+    }
+
+    /// The nodes whose keys lead to the link address, and those keys.
+    pub(super) fn link_holders(&self, link: LinkAddress) -> &[(String, PublicKey)] {
+        self.links.get(&link).map_or(&[], Vec::as_slice)
+    }
+
+    /// The link addresses to which several keys lead.
+    pub(super) fn shared_links(&self) -> impl Iterator<Item = LinkAddress> {
+        self.links.iter().filter(|(_, holders)| holders.len() > 1).map(|(link, _)| *link)
     }
 
     /// The nodes that claim exactly this prefix.
@@ -97,8 +135,9 @@ impl Index {
 fn prefixes(node: &Node, settings: &Settings) -> impl Iterator<Item = IpNet> {
     let addresses = settings.encrypt_host_traffic.then_some(&node.addresses).into_iter().flatten();
     let addresses = addresses.map(|address| IpNet::from(*address));
-    // An address may be a workload too; one claim is enough.
-    let addresses = addresses.filter(|prefix| !node.workloads.contains(prefix));
+    let on_the_link = neighbours::declared(node, settings).map(IpNet::from);
+    // An address may be a workload too; one claim is enough (and more do no harm).
+    let addresses = addresses.chain(on_the_link).filter(|prefix| !node.workloads.contains(prefix));
     node.workloads.iter().copied().chain(addresses)
 }
 
@@ -154,14 +193,32 @@ impl View<'_> {
     /// The key under which this node and we can encrypt for each other, if we can: it is the
     /// node's alone, and we have one that is ours alone.
     pub(crate) fn peer_key(&self, node: &Node) -> Option<PublicKey> {
-        node.public_key.filter(|key| self.index.holders(*key).len() == 1 && self.can_encrypt())
+        node.public_key.filter(|key| self.is_unmistakable(*key) && self.can_encrypt())
+    }
+
+    /// One node claims the key, and no other key leads to its link address.
+    fn is_unmistakable(&self, key: PublicKey) -> bool {
+        self.index.holders(key).len() == 1
+            && (!self.is_link() || self.index.link_holders(self.link_of(key)).len() == 1)
+    }
+
+    /// What the peer of this key is called on the link.
+    pub(crate) fn link_of(&self, key: PublicKey) -> LinkAddress {
+        self.index.link_of.get(&key).copied().unwrap_or_else(|| LinkAddress::of(key))
+    }
+
+    /// The nodes that cannot be told from one that has this key: by the key itself, or on the link.
+    pub(crate) fn sharers(&self, key: PublicKey) -> impl Iterator<Item = &Node> {
+        let on_the_link = if self.is_link() { self.index.link_holders(self.link_of(key)) } else { &[] };
+        let others = on_the_link.iter().filter_map(|(name, _)| self.cluster.nodes.get(name));
+        self.holders(key).chain(others)
     }
 
     /// This node has a key in the membership, and no other node claims it or the key file's.
     pub(crate) fn can_encrypt(&self) -> bool {
-        self.own.public_key.is_some_and(|key| {
-            [key, self.host.public_key].iter().all(|key| self.index.holders(*key).len() == 1)
-        })
+        self.own
+            .public_key
+            .is_some_and(|key| self.is_unmistakable(key) && self.is_unmistakable(self.host.public_key))
     }
 
     /// Families in which anybody in the mesh has anything.

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::View;
-use crate::kernel::{Firewall, IncomingMark, UnderlaySysctl};
+use crate::kernel::{ALL, Firewall, IncomingMark, UnderlaySysctl};
 
 /// `rp_filter`: the source must be reachable, through whatever interface
 /// (Documentation/networking/ip-sysctl.rst).
@@ -24,14 +24,18 @@ impl View<'_> {
 
     /// By interface. IPv6 has no source validation by sysctl.
     pub(super) fn sysctls(&self) -> BTreeMap<String, BTreeMap<UnderlaySysctl, u8>> {
+        let no_redirects = || (ALL.to_owned(), BTreeMap::from([(UnderlaySysctl::SendRedirects, 0)]));
+        let mut sysctls: BTreeMap<_, _> = self.is_link().then(no_redirects).into_iter().collect();
         if !self.settings.encrypt_host_traffic {
-            return BTreeMap::new();
+            return sysctls;
         }
         let carries_ipv4 = |name: &&String| {
             let on_it = &self.host.underlays[*name].addresses;
             self.own.addresses.iter().any(|address| address.is_ipv4() && on_it.contains(address))
         };
         let wanted = BTreeMap::from([(UnderlaySysctl::RpFilter, LOOSE), (UnderlaySysctl::SrcValidMark, 1)]);
-        self.host.underlays.keys().filter(carries_ipv4).map(|name| (name.clone(), wanted.clone())).collect()
+        let underlays = self.host.underlays.keys().filter(carries_ipv4);
+        sysctls.extend(underlays.map(|name| (name.clone(), wanted.clone())));
+        sysctls
     }
 }

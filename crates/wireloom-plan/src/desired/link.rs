@@ -6,7 +6,11 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::View;
-use crate::key::PublicKey;
+use super::neighbours;
+use crate::{
+    key::PublicKey,
+    settings::{PeerLookup, SourceCheck},
+};
 
 /// What WireGuard over IPv6 adds to a packet, bytes: 40 (IPv6) + 8 (UDP) + 16 (header) + 16 (tag).
 pub const HEADROOM: u32 = 80;
@@ -23,6 +27,10 @@ pub struct DesiredDevice {
     pub listen_port: u16,
     /// The mark on the packets that it sends.
     pub fwmark: u32,
+    /// Decides on the interface's kind.
+    pub peer_lookup: PeerLookup,
+    /// Who judges the sources of what it receives.
+    pub source_check: SourceCheck,
 }
 
 impl View<'_> {
@@ -36,12 +44,15 @@ impl View<'_> {
             public_key: self.host.public_key,
             listen_port: self.settings.listen_port,
             fwmark: self.settings.fwmark,
+            peer_lookup: self.settings.peer_lookup,
+            source_check: self.settings.source_check,
         }
     }
 
-    /// None: packets through the interface keep the addresses of workloads and hosts. Link mode,
-    /// in which nodes have addresses on the link itself, puts its own here.
+    /// This node's own addresses on the link, each with a prefix that holds nothing else: a wider one
+    /// would bring a route to addresses that no peer has, and in a partial mesh to peers that are
+    /// not there. None without a link: packets keep the addresses of workloads and hosts.
     pub(super) fn addresses(&self) -> BTreeSet<IpNet> {
-        BTreeSet::new()
+        neighbours::declared(self.own, self.settings).map(IpNet::from).collect()
     }
 }

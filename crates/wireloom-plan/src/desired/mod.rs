@@ -7,6 +7,7 @@
 mod claims;
 mod firewall;
 mod link;
+mod neighbours;
 mod peers;
 mod routes;
 mod rules;
@@ -20,6 +21,7 @@ use std::{
 pub(crate) use claims::{Index, enclosing};
 use ipnet::IpNet;
 pub use link::{DesiredDevice, HEADROOM};
+pub(crate) use neighbours::is_link_local;
 pub use peers::DesiredPeer;
 use serde::Serialize;
 
@@ -27,6 +29,7 @@ use crate::{
     cluster::{Cluster, Node},
     kernel::{Firewall, Observed, RouteKind, Rule, UnderlaySysctl},
     key::PublicKey,
+    link_address::LinkAddress,
     refusal::Refusal,
     settings::Settings,
     warning::Warning,
@@ -45,6 +48,8 @@ pub struct Desired {
     pub peers: BTreeMap<PublicKey, DesiredPeer>,
     /// Addresses on our interface; none but in link mode.
     pub addresses: BTreeSet<IpNet>,
+    /// The peers' addresses on the link; each that is not link-local has a route in the table `main`.
+    pub neighbours: BTreeMap<IpAddr, LinkAddress>,
     /// Routes in our table, by destination.
     pub routes: BTreeMap<IpNet, RouteKind>,
     /// Rules that lead to our table.
@@ -135,6 +140,7 @@ impl<'a> View<'a> {
             device: self.device(),
             peers: self.peers(),
             addresses: self.addresses(),
+            neighbours: self.neighbours(),
             routes: self.routes(),
             rules: self.rules(),
             sysctls: self.sysctls(),

@@ -30,7 +30,10 @@ impl View<'_> {
             // Own addresses need nothing: the table `local` comes before ours.
             workload.then_some(RouteKind::Throw)
         } else if self.peer_key(node).is_some() {
-            Some(RouteKind::Device { gateway: None, source: self.source(Family::of(destination.addr())) })
+            let family = Family::of(destination.addr());
+            let on_the_link = node.link_addresses.contains(&destination.addr()) && is_single(destination);
+            let gateway = if on_the_link { None } else { self.gateway(owner, node, family) };
+            Some(RouteKind::Device { gateway, source: self.source(family) })
         } else {
             // A host that cannot encrypt stays reachable as itself; only workloads are judged.
             workload.then_some(match self.settings.keyless_peers {
@@ -54,4 +57,8 @@ impl View<'_> {
         }
         self.addresses_here().find(|address| Family::of(*address) == family)
     }
+}
+
+fn is_single(prefix: IpNet) -> bool {
+    prefix.prefix_len() == prefix.max_prefix_len()
 }

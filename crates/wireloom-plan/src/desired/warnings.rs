@@ -5,14 +5,15 @@ use std::{collections::BTreeSet, net::IpAddr};
 use ipnet::IpNet;
 
 use super::View;
-use crate::{key::PublicKey, warning::Warning};
+use crate::{key::PublicKey, link_address::LinkAddress, warning::Warning};
 
 impl View<'_> {
     pub(super) fn warnings(&self) -> BTreeSet<Warning> {
         let nodes = self.cluster.nodes.keys().filter_map(|name| self.warning_of_node(name));
         let keys = self.index.shared_keys().filter_map(|key| self.warning_of_key(key));
+        let links = self.index.shared_links().filter_map(|link| self.warning_of_link(link));
         let prefixes = self.index.prefixes().flat_map(|prefix| self.warnings_of_prefix(prefix));
-        self.own_warnings().into_iter().chain(nodes).chain(keys).chain(prefixes).collect()
+        self.own_warnings().into_iter().chain(nodes).chain(keys).chain(links).chain(prefixes).collect()
     }
 
     /// About this node itself.
@@ -59,6 +60,15 @@ impl View<'_> {
     pub(crate) fn warning_of_key(&self, public_key: PublicKey) -> Option<Warning> {
         let nodes = self.index.holders(public_key);
         (nodes.len() > 1).then(|| Warning::SharedKey { public_key, nodes: nodes.to_vec() })
+    }
+
+    /// About a link address: several keys, not only one that several nodes claim.
+    pub(crate) fn warning_of_link(&self, link_address: LinkAddress) -> Option<Warning> {
+        let holders = self.index.link_holders(link_address);
+        let (_, first) = holders.first()?;
+        let nodes = || holders.iter().map(|(name, _)| name.clone()).collect();
+        let several = holders.iter().any(|(_, key)| key != first);
+        several.then(|| Warning::SharedLinkAddress { link_address, nodes: nodes() })
     }
 
     /// About a claimed prefix: equal claims, and narrower ones inside. A single address inside

@@ -6,25 +6,38 @@
 //! 1. sysctls and firewall, so that the underlay lets WireGuard in;
 //! 2. the interface and the device;
 //! 3. peers that are new, and allowed-IPs that grow;
-//! 4. addresses, and the interface up;
+//! 4. addresses, the interface up, and on a link the neighbours and the routes to them;
 //! 5. routes, the longest prefixes first;
 //! 6. rules added: they lead into a table that is whole;
 //! 7. rules removed;
 //! 8. routes removed, the shortest prefixes first (and preferred sources that no rule needs now);
 //! 9. allowed-IPs that shrink, and peers removed;
-//! 10. addresses, firewall and sysctls that are needed no longer.
+//! 10. neighbours, addresses, firewall and sysctls that are needed no longer.
+//!
+//! An interface that must become one of another kind is made anew, which takes its peers, its
+//! sessions and its routes away. Until they are back its destinations are unreachable: nothing
+//! of it leaves in plaintext.
 
+mod neighbours;
 mod peers;
 mod routes;
 mod rules;
 mod teardown;
 
-use std::{borrow::Cow, collections::BTreeSet};
+use std::{borrow::Cow, collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 pub use teardown::teardown;
 
-use crate::{desired::Desired, kernel::Observed, key::PublicKey, op::Op, refusal::Refusal, warning::Warning};
+use crate::{
+    desired::Desired,
+    kernel::{Observed, Route, RouteKind},
+    key::PublicKey,
+    op::Op,
+    refusal::Refusal,
+    settings::PeerLookup,
+    warning::Warning,
+};
 
 /// From observed to desired; empty when nothing is to do. The same arguments give the same list.
 ///
@@ -46,11 +59,14 @@ pub fn diff(observed: &Observed, desired: &Desired) -> Result<Vec<Op>, Refusal> 
     if observed.link.as_ref().is_none_or(|link| !link.up) {
         ops.push(Op::SetUp);
     }
+    let neighbours = neighbours::changes(&observed, desired, neighbours::all(&observed, desired));
+    ops.extend(neighbours.early);
 
     let routes = routes::changes(&observed, desired, routes::all(&observed, desired));
     ops.extend(routes.early);
     ops.extend(rules::changes(&observed.rules, &desired.rules));
     ops.extend(routes.late);
+    ops.extend(neighbours.late);
     ops.extend(peers.shrink);
 
     let old = observed.addresses.difference(&desired.addresses);
@@ -70,8 +86,9 @@ pub(crate) fn diff_touched(
 ) -> Result<Vec<Op>, Refusal> {
     refuse_foreign_link(observed, desired)?;
     let peers = peers::changes(observed, desired, touched.peers.iter().copied());
+    let neighbours = neighbours::changes(observed, desired, touched.neighbours.iter().copied());
     let routes = routes::changes(observed, desired, touched.destinations.iter().copied());
-    Ok([peers.grow, routes.early, routes.late, peers.shrink].concat())
+    Ok([peers.grow, neighbours.early, routes.early, routes.late, neighbours.late, peers.shrink].concat())
 }
 
 /// The peers and destinations that changes of the cluster touched.
@@ -79,12 +96,14 @@ pub(crate) fn diff_touched(
 pub(crate) struct Touched {
     pub(crate) peers: BTreeSet<PublicKey>,
     pub(crate) destinations: BTreeSet<IpNet>,
+    pub(crate) neighbours: BTreeSet<IpAddr>,
 }
 
 impl Touched {
     pub(crate) fn extend(&mut self, other: Self) {
         self.peers.extend(other.peers);
         self.destinations.extend(other.destinations);
+        self.neighbours.extend(other.neighbours);
     }
 }
 
@@ -111,7 +130,7 @@ fn refuse_foreign_link(observed: &Observed, desired: &Desired) -> Result<(), Ref
 
 fn raise_underlay(observed: &Observed, desired: &Desired, ops: &mut Vec<Op>) {
     for (interface, sysctls) in &desired.sysctls {
-        let current = |sysctl| observed.underlays.get(interface).map(|underlay| underlay.sysctl(sysctl));
+        let current = |sysctl| observed.sysctl(interface, sysctl);
         let stale = sysctls.iter().filter(|(sysctl, value)| current(**sysctl) != Some(**value));
         ops.extend(stale.map(|(sysctl, value)| Op::SetUnderlaySysctl {
             interface: interface.clone(),
@@ -144,26 +163,63 @@ fn lower_underlay(observed: &Observed, desired: &Desired, ops: &mut Vec<Op>) {
 /// anew has lost its peers, its addresses and its routes.
 fn raise_link<'a>(observed: &'a Observed, desired: &Desired, ops: &mut Vec<Op>) -> Cow<'a, Observed> {
     let mut observed = Cow::Borrowed(observed);
-    if observed.link.is_none() || observed.device.is_none() {
-        ops.extend(observed.link.is_some().then_some(Op::RemoveLink));
+    let wanted = &desired.device;
+    let fits = observed.link.as_ref().is_some_and(|link| link.peer_lookup == wanted.peer_lookup);
+    // The interface of a link stays when its device ends.
+    let stays = observed.device.is_some() || wanted.peer_lookup == PeerLookup::Gateway;
+    if !fits || !stays {
+        if observed.link.is_some() {
+            ops.extend(refuse_meanwhile(observed.to_mut(), desired));
+            ops.push(Op::RemoveLink);
+        }
         observed.to_mut().forget_link();
+    } else if observed.device.is_none() {
+        ops.push(Op::StartDevice { source_check: wanted.source_check });
     }
     match &observed.link {
-        None => ops.push(Op::CreateLink { mtu: desired.mtu }),
+        None => ops.push(Op::CreateLink {
+            mtu: desired.mtu,
+            peer_lookup: wanted.peer_lookup,
+            source_check: wanted.source_check,
+        }),
         Some(link) if link.mtu != desired.mtu => ops.push(Op::SetMtu { mtu: desired.mtu }),
         Some(_) => {}
     }
-    let wanted = &desired.device;
-    let configured = observed.device.as_ref().is_some_and(|device| {
-        (device.public_key, device.listen_port, device.fwmark)
-            == (Some(wanted.public_key), wanted.listen_port, wanted.fwmark)
+    let device = observed.device.as_ref();
+    let key_stays = device.is_some_and(|device| device.public_key == Some(wanted.public_key));
+    let configured = device.is_some_and(|device| {
+        (device.listen_port, device.fwmark, device.source_check)
+            == (wanted.listen_port, wanted.fwmark, wanted.source_check)
     });
-    if !configured {
+    if !(key_stays && configured) {
         ops.push(Op::ConfigureDevice {
             public_key: wanted.public_key,
             listen_port: wanted.listen_port,
             fwmark: wanted.fwmark,
+            source_check: wanted.source_check,
         });
     }
+    if !key_stays && !observed.neighbours.is_empty() {
+        observed.to_mut().neighbours.clear();
+    }
     observed
+}
+
+/// Our routes out of the interface that goes and comes again, so that they do not go with it.
+/// One that shall go for good goes.
+fn refuse_meanwhile(observed: &mut Observed, desired: &Desired) -> Vec<Op> {
+    let through = |route: &&Route| route.is_ours() && matches!(route.kind, RouteKind::Device { .. });
+    let stay = |route: &&Route| {
+        desired.routes.contains_key(&route.destination) && !routes::is_blocked(observed, route)
+    };
+    let refused: Vec<Route> = observed
+        .routes
+        .iter()
+        .filter(|route| through(route) && stay(route))
+        .map(|route| Route { kind: RouteKind::Unreachable, ..route.clone() })
+        .collect();
+    for route in &refused {
+        observed.routes.insert(route.clone());
+    }
+    refused.into_iter().map(Op::SetRoute).collect()
 }

@@ -2,11 +2,13 @@
 //!
 //! Tests run plans against it; the shell keeps its mirror of the kernel with it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::{ALIAS, Device, Link, Observed, Peer, Route, RouteKind, UnderlaySysctl, find_rule, insert_rule};
+use super::{
+    ALIAS, ALL, Device, Link, Observed, Peer, Route, RouteKind, UnderlaySysctl, find_rule, insert_rule,
+};
 use crate::{
     key::PublicKey,
     op::{Op, SetPeer},
@@ -34,6 +36,9 @@ pub enum ApplyError {
     /// EEXIST
     #[error("address {0} exists")]
     AddressExists(IpNet),
+    /// ENOENT
+    #[error("there is no neighbour {0}")]
+    NoSuchNeighbour(IpAddr),
     /// EADDRNOTAVAIL
     #[error("address {0} does not exist")]
     NoSuchAddress(IpNet),
@@ -85,12 +90,17 @@ impl Observed {
 
     fn apply_one(&mut self, op: &Op) -> Result<(), ApplyError> {
         match op {
-            Op::CreateLink { mtu } => {
+            Op::CreateLink { mtu, peer_lookup, source_check } => {
                 if self.link.is_some() {
                     return Err(ApplyError::LinkExists);
                 }
-                self.link = Some(Link { alias: Some(ALIAS.to_owned()), mtu: *mtu, up: false });
-                self.device = Some(Device::default());
+                let alias = Some(ALIAS.to_owned());
+                self.link = Some(Link { alias, mtu: *mtu, up: false, peer_lookup: *peer_lookup });
+                self.device = Some(Device { source_check: *source_check, ..Device::default() });
+            }
+            Op::StartDevice { source_check } => {
+                self.link.as_ref().ok_or(ApplyError::NoLink)?;
+                self.device = Some(Device { source_check: *source_check, ..Device::default() });
             }
             Op::RemoveLink => {
                 self.link.as_ref().ok_or(ApplyError::NoLink)?;
@@ -98,8 +108,13 @@ impl Observed {
             }
             Op::SetMtu { mtu } => self.link.as_mut().ok_or(ApplyError::NoLink)?.mtu = *mtu,
             Op::SetUp => self.link.as_mut().ok_or(ApplyError::NoLink)?.up = true,
-            Op::ConfigureDevice { public_key, listen_port, fwmark } => {
+            Op::ConfigureDevice { public_key, listen_port, fwmark, source_check } => {
                 let device = self.device.as_mut().ok_or(ApplyError::NoDevice)?;
+                if device.public_key != Some(*public_key) {
+                    // Another hardware address (neigh_changeaddr, net/core/neighbour.c).
+                    self.neighbours.clear();
+                }
+                device.source_check = *source_check;
                 device.public_key = Some(*public_key);
                 device.listen_port = *listen_port;
                 device.fwmark = *fwmark;
@@ -121,6 +136,22 @@ impl Observed {
             Op::RemoveAddress { address } => {
                 if !self.addresses.remove(address) {
                     return Err(ApplyError::NoSuchAddress(*address));
+                }
+            }
+            Op::SetNeighbour { address, link_address } => {
+                self.link_that_is_up(IpNet::from(*address))?;
+                self.neighbours.insert(*address, *link_address);
+            }
+            Op::RemoveNeighbour { address } => {
+                self.neighbours.remove(address).ok_or(ApplyError::NoSuchNeighbour(*address))?;
+            }
+            Op::AddLinkRoute { address } => {
+                self.link_that_is_up(IpNet::from(*address))?;
+                self.link_routes.insert(*address);
+            }
+            Op::RemoveLinkRoute { address } => {
+                if !self.link_routes.remove(address) {
+                    return Err(ApplyError::NoSuchRoute(IpNet::from(*address)));
                 }
             }
             Op::SetRoute(route) => self.set_route(route)?,
@@ -152,7 +183,14 @@ impl Observed {
         self.link = None;
         self.device = None;
         self.addresses.clear();
+        self.neighbours.clear();
+        self.link_routes.clear();
         self.routes.retain(|route| !matches!(route.kind, RouteKind::Device { .. }));
+    }
+
+    fn link_that_is_up(&self, destination: IpNet) -> Result<(), ApplyError> {
+        let link = self.link.as_ref().ok_or(ApplyError::NoLink)?;
+        if link.up { Ok(()) } else { Err(ApplyError::LinkDown(destination)) }
     }
 
     /// `NLM_F_REPLACE` takes the place of the first route with the same destination and metric,
@@ -161,10 +199,7 @@ impl Observed {
     /// one has or has not, but falls back on the first of that metric.
     fn set_route(&mut self, route: &Route) -> Result<(), ApplyError> {
         if let RouteKind::Device { source, .. } = &route.kind {
-            let link = self.link.as_ref().ok_or(ApplyError::NoLink)?;
-            if !link.up {
-                return Err(ApplyError::LinkDown(route.destination));
-            }
+            self.link_that_is_up(route.destination)?;
             if let Some(source) = source {
                 let local = self.underlays.values().any(|underlay| underlay.addresses.contains(source))
                     || self.addresses.iter().any(|address| address.addr() == *source);
@@ -182,6 +217,9 @@ impl Observed {
     }
 
     fn write_sysctl(&mut self, interface: &str, sysctl: UnderlaySysctl, value: u8) -> Result<u8, ApplyError> {
+        if sysctl == UnderlaySysctl::SendRedirects && interface == ALL {
+            return Ok(u8::from(std::mem::replace(&mut self.send_redirects, value != 0)));
+        }
         let underlay = self
             .underlays
             .get_mut(interface)
@@ -191,6 +229,7 @@ impl Observed {
             UnderlaySysctl::SrcValidMark => {
                 u8::from(std::mem::replace(&mut underlay.src_valid_mark, value != 0))
             }
+            UnderlaySysctl::SendRedirects => return Err(ApplyError::NoSuchUnderlay(interface.to_owned())),
         })
     }
 

@@ -18,7 +18,11 @@ use serde::{Deserialize, Serialize};
 pub use apply::ApplyError;
 pub(crate) use rules::{find_rule, insert_rule};
 
-use crate::key::PublicKey;
+use crate::{
+    key::PublicKey,
+    link_address::LinkAddress,
+    settings::{PeerLookup, SourceCheck},
+};
 
 /// `rtm_protocol` of our routes and `FRA_PROTOCOL` of our rules (unassigned in
 /// `/etc/iproute2/rt_protos`; below 255).
@@ -66,12 +70,18 @@ pub struct Observed {
     pub device: Option<Device>,
     /// Addresses on our interface, link-local ones left out.
     pub addresses: BTreeSet<IpNet>,
+    /// The permanent neighbours on our interface that are ours.
+    pub neighbours: BTreeMap<IpAddr, LinkAddress>,
+    /// Our routes out of our interface in the table `main`, each to one address.
+    pub link_routes: BTreeSet<IpAddr>,
     /// Every rule that looks up our table, at whatever priority, in the kernel's order.
     pub rules: Vec<Rule>,
     /// Every route in our table.
     pub routes: BTreeSet<Route>,
     /// The interfaces that carry this node's own addresses.
     pub underlays: BTreeMap<String, Underlay>,
+    /// `net.ipv4.conf.all.send_redirects`, which holds for every interface beside its own.
+    pub send_redirects: bool,
     /// What sysctls of underlay interfaces were before we changed them, from the state
     /// directory; also of interfaces that are underlays no longer.
     pub saved_sysctls: BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>,
@@ -88,6 +98,9 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// What its kind is good for: an Ethernet interface (TAP) is a link with neighbours, any
+    /// other (TUN) is not.
+    pub peer_lookup: PeerLookup,
 }
 
 /// A WireGuard device as read back from its back end; secrets stay in the shell.
@@ -99,6 +112,8 @@ pub struct Device {
     pub listen_port: u16,
     /// Mark on the packets that it sends; 0 is none.
     pub fwmark: u32,
+    /// Who judges the sources of what it receives.
+    pub source_check: SourceCheck,
     /// All of its peers.
     pub peers: BTreeMap<PublicKey, Peer>,
 }
@@ -181,6 +196,15 @@ impl Route {
 }
 
 impl Observed {
+    /// The value of one of the sysctls that we may set; none of an interface that is no underlay.
+    pub fn sysctl(&self, interface: &str, sysctl: UnderlaySysctl) -> Option<u8> {
+        match sysctl {
+            UnderlaySysctl::SendRedirects => (interface == ALL).then_some(u8::from(self.send_redirects)),
+            UnderlaySysctl::RpFilter => Some(self.underlays.get(interface)?.rp_filter),
+            UnderlaySysctl::SrcValidMark => Some(u8::from(self.underlays.get(interface)?.src_valid_mark)),
+        }
+    }
+
     /// The routes in our table to exactly this destination.
     pub fn routes_to(&self, destination: IpNet) -> impl Iterator<Item = &Route> {
         // The least of all routes to it: `Route` orders by destination first.
@@ -234,17 +258,10 @@ pub struct Underlay {
     pub src_valid_mark: bool,
 }
 
-impl Underlay {
-    /// The value of one of the sysctls that we may set.
-    pub fn sysctl(&self, sysctl: UnderlaySysctl) -> u8 {
-        match sysctl {
-            UnderlaySysctl::RpFilter => self.rp_filter,
-            UnderlaySysctl::SrcValidMark => u8::from(self.src_valid_mark),
-        }
-    }
-}
+/// The name under which a sysctl holds for every interface.
+pub const ALL: &str = "all";
 
-/// The sysctls of an underlay interface that host mode needs (`net.ipv4.conf.IFACE.…`).
+/// The sysctls outside our interface that we may set (`net.ipv4.conf.IFACE.…`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UnderlaySysctl {
@@ -252,6 +269,9 @@ pub enum UnderlaySysctl {
     RpFilter,
     /// 1, so that source validation uses the packet's mark.
     SrcValidMark,
+    /// 0 on [`ALL`] (either of it and the interface's own suffices for redirects): on a link, the
+    /// way from one peer to another leads back out of the interface that it came in by.
+    SendRedirects,
 }
 
 /// The content of `inet wireloom`.

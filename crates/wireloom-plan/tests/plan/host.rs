@@ -7,6 +7,7 @@ use wireloom_plan::{
     op::Op,
     planner::Planner,
     refusal::Refusal,
+    settings::PeerLookup,
     settings::Settings,
 };
 
@@ -112,7 +113,8 @@ fn down_leaves_the_machine_as_it_was() {
 #[test]
 fn a_foreign_interface_of_our_name_is_refused_and_left() {
     let mut machine = machine();
-    machine.kernel.link = Some(Link { alias: None, mtu: 1420, up: true });
+    machine.kernel.link =
+        Some(Link { alias: None, mtu: 1420, up: true, peer_lookup: PeerLookup::Destination });
     let mut planner = Planner::new(Settings::defaults("a"), key(1), three_nodes());
     let refusal = planner.plan(&machine.kernel).unwrap_err();
     assert_eq!(refusal, Refusal::ForeignLink { interface: "wg0".to_owned() });
@@ -165,7 +167,12 @@ fn an_interface_that_was_set_down_comes_up_again_with_its_routes() {
 #[test]
 fn a_device_that_somebody_else_configured_is_adopted() {
     let mut machine = machine();
-    machine.kernel.link = Some(Link { alias: Some(ALIAS.to_owned()), mtu: 1500, up: false });
+    machine.kernel.link = Some(Link {
+        alias: Some(ALIAS.to_owned()),
+        mtu: 1500,
+        up: false,
+        peer_lookup: PeerLookup::Destination,
+    });
     machine.kernel.device = Some(Device { listen_port: 1234, ..Device::default() });
     machine.kernel.addresses.insert("10.9.0.1/24".parse().unwrap());
     let ops = machine.reconcile(&three_nodes()).ops;

@@ -3,6 +3,7 @@
 use wireloom_plan::{
     kernel::{ALIAS, ApplyError, Device, Link, Observed, Route, RouteKind, Rule},
     op::{Op, SetPeer},
+    settings::{PeerLookup, SourceCheck},
 };
 
 use crate::world::{key, net, rule};
@@ -65,7 +66,8 @@ fn a_rule_comes_after_those_of_its_priority() {
 }
 
 fn kernel_with_link(up: bool) -> Observed {
-    let link = Some(Link { alias: Some(ALIAS.to_owned()), mtu: 1420, up });
+    let link =
+        Some(Link { alias: Some(ALIAS.to_owned()), mtu: 1420, up, peer_lookup: PeerLookup::Destination });
     Observed { link, device: Some(Device::default()), ..Observed::default() }
 }
 
@@ -140,7 +142,8 @@ fn allowed_ips_are_taken_from_whoever_had_them() {
 #[test]
 fn a_device_is_never_its_own_peer() {
     let mut kernel = kernel_with_link(true);
-    let own = Op::ConfigureDevice { public_key: key(1), listen_port: 51820, fwmark: 0xa };
+    let source_check = SourceCheck::AllowedIps;
+    let own = Op::ConfigureDevice { public_key: key(1), listen_port: 51820, fwmark: 0xa, source_check };
     let peer = Op::SetPeer(SetPeer {
         public_key: key(1),
         endpoint: None,

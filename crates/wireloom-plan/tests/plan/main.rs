@@ -5,6 +5,7 @@
 //! - `routes`: the table: keyless nodes, shared keys, borrowed addresses, the backstop, foreign routes
 //! - `peers`: keys, endpoints, allowed-IPs and who they pass between
 //! - `modes`: packets between hosts and pods, in each mode and across live switches
+//! - `link`: peers as neighbours: next hops, the routes to them, and the modes all over again
 //! - `host`: sysctls, firewall, link, and everything taken away again
 //! - `kernel`: the in-memory kernel does what Linux was measured to do
 //! - `warnings`: what the operator is told
@@ -16,6 +17,7 @@
 mod host;
 mod incremental;
 mod kernel;
+mod link;
 mod modes;
 mod peers;
 mod properties;

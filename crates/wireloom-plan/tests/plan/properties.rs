@@ -1,6 +1,9 @@
 //! From an arbitrary kernel to an arbitrary mesh.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -68,11 +71,12 @@ fn before_and_wanted() -> impl Strategy<Value = (Observed, Desired)> {
 fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
     let link = after.link.as_ref().unwrap();
     assert!(link.up && link.is_ours());
-    assert_eq!(link.mtu, wanted.mtu);
+    assert_eq!((link.mtu, link.peer_lookup), (wanted.mtu, wanted.device.peer_lookup));
 
     let device = after.device.as_ref().unwrap();
     assert_eq!(device.public_key, Some(wanted.device.public_key));
     assert_eq!((device.listen_port, device.fwmark), (wanted.device.listen_port, wanted.device.fwmark));
+    assert_eq!(device.source_check, wanted.device.source_check);
     assert!(device.peers.keys().eq(wanted.peers.keys()));
     for (key, peer) in &wanted.peers {
         let found = &device.peers[key];
@@ -81,6 +85,8 @@ fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
     }
 
     assert_eq!(after.addresses, wanted.addresses);
+    assert_eq!(after.neighbours, wanted.neighbours);
+    assert!(after.link_routes.iter().eq(link_routes(wanted)));
     let mut rules = after.rules.clone();
     rules.sort();
     assert!(rules.iter().eq(&wanted.rules), "{rules:?} shall be {:?}", wanted.rules);
@@ -95,10 +101,8 @@ fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
     assert!(foreign_routes(after).eq(foreign_routes(before)), "foreign routes stay");
 
     assert_eq!(after.firewall, wanted.firewall);
-    for (interface, underlay) in &after.underlays {
-        for (sysctl, value) in wanted.sysctls.get(interface).into_iter().flatten() {
-            assert_eq!(underlay.sysctl(*sysctl), *value);
-        }
+    for (interface, sysctls) in &wanted.sysctls {
+        assert!(sysctls.iter().all(|(sysctl, value)| after.sysctl(interface, *sysctl) == Some(*value)));
     }
     for (interface, saved) in &after.saved_sysctls {
         assert!(saved.keys().all(|sysctl| wanted.sysctls[interface].contains_key(sysctl)), "all put back");
@@ -108,6 +112,12 @@ fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
 /// Rules are the last thing added and the first thing removed.
 fn assert_safe_to_do(op: &Op, before: &Observed, now: &Observed, wanted: &Desired) {
     match op {
+        // A route by way of a neighbour finds it, and finds it at once.
+        Op::SetRoute(Route { kind: RouteKind::Device { gateway: Some(_), .. }, .. }) => {
+            assert!(
+                wanted.neighbours.iter().all(|(address, link)| now.neighbours.get(address) == Some(link))
+            );
+        }
         Op::AddRule(rule) if !before.rules.contains(rule) => {
             assert!(now.link.as_ref().unwrap().up);
             for route in wanted_routes(wanted) {
@@ -126,9 +136,7 @@ fn assert_safe_to_do(op: &Op, before: &Observed, now: &Observed, wanted: &Desire
                 );
             }
             for (interface, sysctls) in &wanted.sysctls {
-                assert!(
-                    sysctls.iter().all(|(sysctl, value)| now.underlays[interface].sysctl(*sysctl) == *value)
-                );
+                assert!(sysctls.iter().all(|(sysctl, value)| now.sysctl(interface, *sysctl) == Some(*value)));
             }
             assert!(wanted.firewall.is_none() || now.firewall == wanted.firewall);
         }
@@ -153,6 +161,9 @@ fn assert_nothing_lost(before: &Observed, now: &Observed, wanted: &Desired) {
     if before.device.is_none() || now.device.is_none() {
         return; // There is nothing behind the interface: it is made anew.
     }
+    if before.link.as_ref().is_some_and(|link| link.peer_lookup != wanted.device.peer_lookup) {
+        return assert_nothing_leaks(before, now, wanted);
+    }
     for route in &before.routes {
         let stays = wanted.routes.contains_key(&route.destination);
         if stays && route.is_ours() && !is_blocked(before, &standard(route)) {
@@ -170,6 +181,23 @@ fn assert_nothing_lost(before: &Observed, now: &Observed, wanted: &Desired) {
         let needed = old_rules || wanted.contains(prefix);
         assert!(!needed || held.contains(prefix), "{prefix} was in nobody's allowed-IPs");
     }
+}
+
+/// While the interface is made anew, what it had routes for has routes.
+fn assert_nothing_leaks(before: &Observed, now: &Observed, wanted: &Desired) {
+    for route in before.routes.iter().filter(|route| route.is_ours()) {
+        let stays = wanted.routes.contains_key(&route.destination) && !is_blocked(before, route);
+        if stays && !is_blocked(before, &standard(route)) {
+            assert!(now.routes_to(route.destination).any(Route::is_ours), "{route:?} was missing");
+        }
+    }
+}
+
+fn link_routes(wanted: &Desired) -> impl Iterator<Item = &IpAddr> {
+    wanted.neighbours.keys().filter(|address| match address {
+        IpAddr::V4(address) => !address.is_link_local(),
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    })
 }
 
 fn wanted_routes(wanted: &Desired) -> impl Iterator<Item = Route> {

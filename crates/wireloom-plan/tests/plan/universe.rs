@@ -11,11 +11,12 @@ use proptest::{collection, option, prelude::*, sample};
 use wireloom_plan::{
     cluster::{Cluster, Node},
     kernel::{
-        ALIAS, Device, Family, Firewall, IncomingMark, Link, Observed, OtherSelectors, PROTOCOL, Peer, Route,
-        RouteKind, Rule, Underlay, UnderlaySysctl,
+        ALIAS, ALL, Device, Family, Firewall, IncomingMark, Link, Observed, OtherSelectors, PROTOCOL, Peer,
+        Route, RouteKind, Rule, Underlay, UnderlaySysctl,
     },
     key::PublicKey,
-    settings::{KeylessPeers, Scope, Settings},
+    link_address::LinkAddress,
+    settings::{KeylessPeers, PeerLookup, Scope, Settings, SourceCheck},
 };
 
 use crate::world::{ip, key, net};
@@ -40,6 +41,7 @@ const PREFIXES: [&str; 14] = [
     "fd02::/64",
 ];
 const ADDRESSES: [&str; 6] = ["192.168.1.1", "192.168.1.2", "192.168.1.3", "fd00::1", "fd00::2", "10.1.1.7"];
+const LINK_ADDRESSES: [&str; 6] = ["100.64.0.1", "100.64.0.2", "fd64::1", "fd64::2", "fe80::9", "10.1.1.7"];
 const ENDPOINTS: [&str; 3] = ["192.168.1.2:51820", "192.168.1.3:51820", "[fd00::2]:51820"];
 
 fn prefix() -> impl Strategy<Value = IpNet> {
@@ -50,12 +52,25 @@ fn address() -> impl Strategy<Value = IpAddr> {
     sample::select(ADDRESSES.as_slice()).prop_map(ip)
 }
 
+fn link_address() -> impl Strategy<Value = IpAddr> {
+    sample::select(LINK_ADDRESSES.as_slice()).prop_map(ip)
+}
+
 fn endpoint() -> impl Strategy<Value = SocketAddr> {
     sample::select(ENDPOINTS.as_slice()).prop_map(|text| text.parse().unwrap())
 }
 
 fn any_key() -> impl Strategy<Value = PublicKey> {
-    (0..7_u8).prop_map(key)
+    prop_oneof![7 => (0..7_u8).prop_map(key), 1 => sample::select(alike().to_vec())]
+}
+
+/// Two keys that lead to one link address.
+pub(crate) fn alike() -> [PublicKey; 2] {
+    [542_000_u32, 1_144_960].map(|number| {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&number.to_le_bytes());
+        PublicKey(key)
+    })
 }
 
 /// The key that the node has when nobody made a mistake.
@@ -77,13 +92,14 @@ fn node(name: &str) -> impl Strategy<Value = Node> + use<> {
     ];
     let addresses = collection::btree_set(address(), 0..3);
     let workloads = collection::btree_set(prefix(), 0..4);
-    (public_key, option::weighted(0.8, endpoint()), addresses, workloads).prop_map(
-        |(public_key, endpoint, addresses, workloads)| Node {
+    let link_addresses = collection::btree_set(link_address(), 0..3);
+    (public_key, option::weighted(0.8, endpoint()), addresses, workloads, link_addresses).prop_map(
+        |(public_key, endpoint, addresses, workloads, link_addresses)| Node {
             public_key,
             endpoint,
             addresses,
             workloads,
-            link_addresses: BTreeSet::new(),
+            link_addresses,
         },
     )
 }
@@ -106,6 +122,15 @@ pub(crate) fn cluster() -> impl Strategy<Value = Cluster> {
     })
 }
 
+fn mode() -> impl Strategy<Value = (PeerLookup, SourceCheck)> {
+    sample::select(vec![
+        (PeerLookup::Destination, SourceCheck::AllowedIps),
+        (PeerLookup::Destination, SourceCheck::Off),
+        (PeerLookup::Gateway, SourceCheck::Off),
+        (PeerLookup::Gateway, SourceCheck::Firewall),
+    ])
+}
+
 prop_compose! {
     pub(crate) fn settings()(
         mtu in option::of(sample::select(vec![1300_u32, 1420])),
@@ -115,6 +140,7 @@ prop_compose! {
         rule_priority in sample::select(vec![99_u32, 98]),
         fwmark in sample::select(vec![0xa_u32, 0x8]),
         reject in any::<bool>(),
+        (peer_lookup, source_check) in mode(),
     ) -> Settings {
         Settings {
             mtu,
@@ -124,6 +150,8 @@ prop_compose! {
             rule_priority,
             fwmark,
             keyless_peers: if reject { KeylessPeers::Reject } else { KeylessPeers::Plaintext },
+            peer_lookup,
+            source_check,
             ..Settings::defaults(OWN)
         }
     }
@@ -145,14 +173,15 @@ fn device() -> impl Strategy<Value = Device> {
     let peers = collection::btree_map(any_key(), peer(), 0..6);
     let allowed = collection::btree_map(prefix(), any::<sample::Index>(), 0..8);
     let mark = sample::select(vec![0_u32, 0xa]);
-    (option::of(key_file()), sample::select(vec![51820_u16, 1]), mark, peers, allowed).prop_map(
-        |(public_key, listen_port, fwmark, mut peers, allowed)| {
+    let identity = (option::of(key_file()), sample::select(vec![51820_u16, 1]), mark, mode());
+    (identity, peers, allowed).prop_map(
+        |((public_key, listen_port, fwmark, (_, source_check)), mut peers, allowed)| {
             peers.retain(|key, _| Some(*key) != public_key);
             let holders: Vec<_> = peers.keys().copied().collect();
             for (prefix, index) in allowed.into_iter().filter(|_| !holders.is_empty()) {
                 peers.entry(*index.get(&holders)).or_default().allowed_ips.insert(prefix);
             }
-            Device { public_key, listen_port, fwmark, peers }
+            Device { public_key, listen_port, fwmark, source_check, peers }
         },
     )
 }
@@ -178,9 +207,9 @@ prop_compose! {
 }
 
 fn route() -> impl Strategy<Value = Route> {
-    let source = option::of(address());
+    let device = (option::of(link_address()), option::of(address()));
     let kind = prop_oneof![
-        source.prop_map(|source| RouteKind::Device { gateway: None, source }),
+        device.prop_map(|(gateway, source)| RouteKind::Device { gateway, source }),
         Just(RouteKind::Throw),
         Just(RouteKind::Unreachable),
         Just(RouteKind::Other),
@@ -214,12 +243,27 @@ fn saved_sysctls() -> impl Strategy<Value = BTreeMap<String, BTreeMap<UnderlaySy
         sample::subsequence(vec![(UnderlaySysctl::RpFilter, 1_u8), (UnderlaySysctl::SrcValidMark, 0)], 1..3)
             .prop_map(BTreeMap::from_iter);
     let interfaces = vec!["eth0".to_owned(), "eth1".to_owned(), "gone0".to_owned()];
-    collection::btree_map(sample::select(interfaces), saved, 0..2)
+    let all = collection::btree_map(Just(UnderlaySysctl::SendRedirects), 0..2_u8, 1);
+    (collection::btree_map(sample::select(interfaces), saved, 0..2), option::of(all)).prop_map(
+        |(mut saved, all)| {
+            saved.extend(all.map(|all| (ALL.to_owned(), all)));
+            saved
+        },
+    )
+}
+
+fn link_address_of_a_route() -> impl Strategy<Value = IpAddr> {
+    sample::select(&LINK_ADDRESSES[..4]).prop_map(ip)
+}
+
+fn neighbour_addresses() -> impl Strategy<Value = IpAddr> {
+    let link_local = any_key().prop_map(|key| LinkAddress::of(key).link_local().into());
+    prop_oneof![link_address(), link_local]
 }
 
 /// A kernel in any state in which the kernel lets itself be put, our interface not being foreign.
 pub(crate) fn observed() -> impl Strategy<Value = Observed> {
-    let link = option::of((sample::select(vec![1420_u32, 1300]), any::<bool>()));
+    let link = option::of((sample::select(vec![1420_u32, 1300]), any::<bool>(), mode()));
     let network = (
         link,
         option::weighted(0.9, device()),
@@ -230,16 +274,29 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
     let firewall = option::of((1..3_u16, sample::select(vec![0xa_u32, 1])).prop_map(|(port, mark)| {
         Firewall { mark_incoming: Some(IncomingMark { port: if port == 1 { 51820 } else { port }, mark }) }
     }));
-    (network, underlays(), saved_sysctls(), firewall).prop_map(
-        |((link, device, addresses, mut rules, mut routes), underlays, saved_sysctls, firewall)| {
-            let up = link.is_some_and(|(_, up)| up);
+    let link_address = any_key().prop_map(LinkAddress::of);
+    let neighbours = (
+        collection::btree_map(neighbour_addresses(), link_address, 0..6),
+        collection::btree_set(link_address_of_a_route(), 0..4),
+        any::<bool>(),
+    );
+    (network, neighbours, underlays(), saved_sysctls(), firewall).prop_map(
+        |(network, (neighbours, link_routes, send_redirects), underlays, saved_sysctls, firewall)| {
+            let (link, device, addresses, mut rules, mut routes) = network;
+            let up = link.is_some_and(|(_, up, _)| up);
             // The kernel keeps no route through an interface that is down or gone.
             routes.retain(|route| up || !matches!(route.kind, RouteKind::Device { .. }));
             rules.sort_by_key(|rule| (rule.family, rule.priority));
             Observed {
-                link: link.map(|(mtu, up)| Link { alias: Some(ALIAS.to_owned()), mtu, up }),
+                link: link.map(|(mtu, up, (peer_lookup, _))| {
+                    let alias = Some(ALIAS.to_owned());
+                    Link { alias, mtu, up, peer_lookup }
+                }),
                 device: device.filter(|_| link.is_some()),
                 addresses: if link.is_some() { addresses } else { BTreeSet::new() },
+                neighbours: if up { neighbours } else { BTreeMap::new() },
+                link_routes: if up { link_routes } else { BTreeSet::new() },
+                send_redirects,
                 rules,
                 routes,
                 underlays,

@@ -11,9 +11,10 @@ use wireloom_plan::{
     cluster::{Cluster, Node},
     kernel::{Family, Observed, RouteKind, Rule, Underlay},
     key::PublicKey,
+    link_address::LinkAddress,
     op::Op,
     planner::{Plan, Planner},
-    settings::Settings,
+    settings::{PeerLookup, Settings, SourceCheck},
 };
 
 pub(crate) fn key(number: u8) -> PublicKey {
@@ -120,8 +121,13 @@ impl Machine {
             match best.map(|route| &route.kind) {
                 None | Some(RouteKind::Throw) => {}
                 Some(RouteKind::Unreachable) => return Way::Refused,
-                Some(RouteKind::Device { source, .. }) => {
-                    return match self.peer_of(to) {
+                Some(RouteKind::Device { gateway, source }) => {
+                    let link = self.kernel.link.as_ref().map(|link| link.peer_lookup);
+                    let peer = match link {
+                        Some(PeerLookup::Gateway) => self.neighbour(gateway.unwrap_or(to)),
+                        _ => self.peer_of(to),
+                    };
+                    return match peer {
                         Some(peer) => Way::Tunnel { peer, source: *source },
                         None => Way::Refused, // ENOKEY
                     };
@@ -130,6 +136,20 @@ impl Machine {
             }
         }
         Way::Direct
+    }
+
+    /// As the device finds the peer to which a frame goes.
+    fn neighbour(&self, next_hop: IpAddr) -> Option<PublicKey> {
+        let link_address = self.kernel.neighbours.get(&next_hop)?;
+        let device = self.kernel.device.as_ref()?;
+        device.peers.keys().copied().find(|key| LinkAddress::of(*key) == *link_address)
+    }
+
+    /// Does the device take a packet with this source from the peer?
+    fn takes(&self, source: IpAddr, peer: PublicKey) -> bool {
+        let Some(device) = &self.kernel.device else { return false };
+        device.peers.contains_key(&peer)
+            && (device.source_check == SourceCheck::Off || self.peer_of(source) == Some(peer))
     }
 
     /// The longest prefix in allowed-IPs that holds the address.
@@ -253,8 +273,7 @@ impl World {
                 let found = if source.is_ipv4() { "172.17.0.1" } else { "fdcc::1" };
                 let source = bound.or(preferred).unwrap_or_else(|| ip(found));
                 let far = &self.machines[receiver];
-                let arrives =
-                    far.public_key == peer && far.peer_of(source) == Some(self.machines[sender].public_key);
+                let arrives = far.public_key == peer && far.takes(source, self.machines[sender].public_key);
                 (if arrives { Fate::Encrypted } else { Fate::Lost }, source)
             }
         }

@@ -1,0 +1,54 @@
+//! Neighbours on a link, and the routes to them in the table `main`.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use crate::{
+    desired::{Desired, is_link_local},
+    kernel::Observed,
+    op::Op,
+};
+
+/// Two steps, with routes and rules in between.
+#[derive(Default)]
+pub(super) struct NeighbourChanges {
+    /// Set: a route by way of a neighbour must find it.
+    pub(super) early: Vec<Op>,
+    /// Removed.
+    pub(super) late: Vec<Op>,
+}
+
+/// Every address that has or shall have a neighbour or a route to it.
+pub(super) fn all(observed: &Observed, desired: &Desired) -> BTreeSet<IpAddr> {
+    let present = observed.neighbours.keys().chain(&observed.link_routes);
+    present.chain(desired.neighbours.keys()).copied().collect()
+}
+
+pub(super) fn changes(
+    observed: &Observed,
+    desired: &Desired,
+    addresses: impl IntoIterator<Item = IpAddr>,
+) -> NeighbourChanges {
+    let mut changes = NeighbourChanges::default();
+    let (mut routes, mut old_neighbours) = (Vec::new(), Vec::new());
+    for address in addresses {
+        let wanted = desired.neighbours.get(&address);
+        let present = observed.neighbours.get(&address);
+        match (present, wanted) {
+            (_, Some(link_address)) if present != wanted => {
+                changes.early.push(Op::SetNeighbour { address, link_address: *link_address });
+            }
+            (Some(_), None) => old_neighbours.push(Op::RemoveNeighbour { address }),
+            _ => {}
+        }
+        let routed = observed.link_routes.contains(&address);
+        match wanted.is_some() && !is_link_local(address) {
+            true if !routed => routes.push(Op::AddLinkRoute { address }),
+            false if routed => changes.late.push(Op::RemoveLinkRoute { address }),
+            _ => {}
+        }
+    }
+    // Alike by alike, which the shell does in few sends.
+    changes.early.extend(routes);
+    changes.late.extend(old_neighbours);
+    changes
+}
