@@ -1,20 +1,36 @@
 //! Operations and kernel objects in the words of iproute2, for people.
 
+use std::net::IpAddr;
+
 use wireloom_plan::{
     kernel::{Family, Route, RouteKind, Rule, UnderlaySysctl},
     op::Op,
+    settings::{PeerLookup, SourceCheck},
 };
 
 /// What an operation does to our interface or our table, to follow "cannot" or to stand in a list.
 #[must_use]
 pub fn op(op: &Op, interface: &str) -> String {
     match op {
-        Op::CreateLink { mtu } => format!("create {interface}, MTU {mtu}"),
-        Op::RemoveLink => format!("remove {interface}"),
+        Op::CreateLink { mtu, peer_lookup: PeerLookup::Destination, .. } => {
+            format!("create {interface}, MTU {mtu}")
+        }
+        Op::CreateLink { mtu, peer_lookup: PeerLookup::Gateway, .. } => {
+            format!("create {interface}, MTU {mtu}, a link with peers as neighbours")
+        }
+        Op::StartDevice { .. } => format!("start a device behind {interface}, which stayed"),
+        Op::RemoveLink => {
+            format!("remove {interface}, with its device's sessions, its addresses and its routes")
+        }
         Op::SetMtu { mtu } => format!("set the MTU of {interface} to {mtu}"),
         Op::SetUp => format!("bring {interface} up"),
-        Op::ConfigureDevice { public_key, listen_port, fwmark } => {
-            format!("configure {interface}: key {public_key}, port {listen_port}, fwmark {fwmark:#x}")
+        Op::ConfigureDevice { public_key, listen_port, fwmark, source_check } => {
+            let check = match source_check {
+                SourceCheck::AllowedIps => "",
+                SourceCheck::Firewall => ", sources judged by the firewall",
+                SourceCheck::Off => ", sources not judged",
+            };
+            format!("configure {interface}: key {public_key}, port {listen_port}, fwmark {fwmark:#x}{check}")
         }
         Op::SetPeer(peer) => {
             let endpoint = peer.endpoint.map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
@@ -25,6 +41,16 @@ pub fn op(op: &Op, interface: &str) -> String {
         Op::RemovePeer { public_key } => format!("remove the peer {public_key}"),
         Op::AddAddress { address } => format!("add the address {address} to {interface}"),
         Op::RemoveAddress { address } => format!("remove the address {address} from {interface}"),
+        Op::SetNeighbour { address, link_address } => {
+            format!("set the neighbour `{address} dev {interface} lladdr {link_address} nud permanent`")
+        }
+        Op::RemoveNeighbour { address } => format!("remove the neighbour {address} from {interface}"),
+        Op::AddLinkRoute { address } => {
+            format!("add the route `{address} dev {interface}` to the table main")
+        }
+        Op::RemoveLinkRoute { address } => {
+            format!("remove the route `{address} dev {interface}` from the table main")
+        }
         Op::SetRoute(to) => format!("set the route `{}`", route(to, interface)),
         Op::RemoveRoute(to) => format!("remove the route `{}`", route(to, interface)),
         Op::AddRule(the) => format!("add the rule `{}`", rule(the)),
@@ -68,7 +94,10 @@ pub fn rule(rule: &Rule) -> String {
 pub fn route(route: &Route, interface: &str) -> String {
     match &route.kind {
         RouteKind::Device { gateway, source } => {
-            let via = gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
+            let inet6 = |gateway: &IpAddr| route.destination.addr().is_ipv4() && gateway.is_ipv6();
+            let via = gateway
+                .map(|gateway| format!(" via {}{gateway}", if inet6(&gateway) { "inet6 " } else { "" }))
+                .unwrap_or_default();
             let src = source.map(|source| format!(" src {source}")).unwrap_or_default();
             format!("{}{via} dev {interface}{src}", route.destination)
         }
@@ -89,6 +118,7 @@ fn sysctl_name(sysctl: UnderlaySysctl) -> &'static str {
     match sysctl {
         UnderlaySysctl::RpFilter => "rp_filter",
         UnderlaySysctl::SrcValidMark => "src_valid_mark",
+        UnderlaySysctl::SendRedirects => "send_redirects",
     }
 }
 

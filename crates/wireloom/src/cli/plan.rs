@@ -71,16 +71,23 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 /// What comes, what goes and what changes, at a glance.
 fn sign(op: &Op) -> String {
     match op {
-        Op::CreateLink { .. } | Op::AddAddress { .. } | Op::SetRoute(_) | Op::AddRule(_) | Op::SetPeer(_) => {
-            "+".green().to_string()
-        }
+        Op::CreateLink { .. }
+        | Op::AddAddress { .. }
+        | Op::SetNeighbour { .. }
+        | Op::AddLinkRoute { .. }
+        | Op::SetRoute(_)
+        | Op::AddRule(_)
+        | Op::SetPeer(_) => "+".green().to_string(),
         Op::RemoveLink
         | Op::RemoveAddress { .. }
+        | Op::RemoveNeighbour { .. }
+        | Op::RemoveLinkRoute { .. }
         | Op::RemoveRoute(_)
         | Op::RemoveRule(_)
         | Op::RemovePeer { .. }
         | Op::RemoveFirewall => "-".red().to_string(),
         Op::SetMtu { .. }
+        | Op::StartDevice { .. }
         | Op::SetUp
         | Op::ConfigureDevice { .. }
         | Op::SetFirewall(_)

@@ -17,6 +17,7 @@ use wireloom_plan::{
     kernel::{ALIAS, Rule},
     key::PublicKey,
     op::Op,
+    settings::{PeerLookup, Settings, SourceCheck},
     warning::Warning,
 };
 
@@ -39,6 +40,8 @@ struct Report<'a> {
     node: &'a str,
     agent: Option<RunFile>,
     mode: &'static str,
+    /// What differs from standard WireGuard.
+    link: Option<&'static str>,
     interface: Interface<'a>,
     peers: Vec<Peer<'a>>,
     rules: &'a [Rule],
@@ -119,6 +122,7 @@ fn report<'a>(
         node: &settings.node,
         agent,
         mode: if settings.encrypt_host_traffic { "host" } else { "scoped" },
+        link: link_mode(settings),
         interface: Interface {
             name: &settings.interface,
             state: match link {
@@ -137,6 +141,17 @@ fn report<'a>(
         warnings: warnings.iter().map(Told::from).collect(),
         errors,
     })
+}
+
+fn link_mode(settings: &Settings) -> Option<&'static str> {
+    match (settings.peer_lookup, settings.source_check) {
+        (PeerLookup::Destination, SourceCheck::AllowedIps) => None,
+        (PeerLookup::Destination, _) => Some("the destination finds the peer; sources are not judged"),
+        (PeerLookup::Gateway, SourceCheck::Off) => {
+            Some("the next hop finds the peer; sources are not judged")
+        }
+        (PeerLookup::Gateway, _) => Some("the next hop finds the peer; the firewall judges sources"),
+    }
 }
 
 fn names_by_key(cluster: &Cluster) -> BTreeMap<PublicKey, Vec<&str>> {
@@ -179,6 +194,9 @@ fn about(report: &Report<'_>) -> String {
         _ => "scoped: traffic from workload to workload is encrypted",
     };
     about.add_row(["mode", mode]);
+    if let Some(link) = report.link {
+        about.add_row(["link", link]);
+    }
     let Interface { name, state, mtu, public_key, listen_port } = &report.interface;
     let mut interface = format!("{name}, {state}");
     interface.extend(mtu.map(|mtu| format!(", MTU {mtu}")));

@@ -158,12 +158,36 @@ impl Default for Routing {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(try_from = "LinkText")]
 struct Link {
-    #[serde(deserialize_with = "peer_lookup")]
     peer_lookup: PeerLookup,
-    #[serde(deserialize_with = "source_check")]
     source_check: SourceCheck,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LinkText {
+    peer_lookup: PeerLookup,
+    source_check: SourceCheck,
+}
+
+/// Of two decisions some pairs make no sense, and one is still to come.
+impl TryFrom<LinkText> for Link {
+    type Error = &'static str;
+
+    fn try_from(LinkText { peer_lookup, source_check }: LinkText) -> Result<Self, Self::Error> {
+        match (peer_lookup, source_check) {
+            (_, SourceCheck::Firewall) => Err(
+                "this version keeps no firewall rules for peers; write source_check = \"off\" and let rules of \
+                 your own match each peer by `ether saddr` (`wireloom key link-address`)",
+            ),
+            (PeerLookup::Gateway, SourceCheck::AllowedIps) => Err(
+                "peer_lookup = \"gateway\" does not go with source_check = \"allowed-ips\", since a gateway \
+                 forwards packets whose sources no allowed-IPs name; add source_check = \"off\"",
+            ),
+            _ => Ok(Self { peer_lookup, source_check }),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -318,24 +342,6 @@ fn backend<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Backend, D::Err
             "this version has no kernel WireGuard back end; write \"auto\" or \"userspace\"",
         )),
         other => Err(de::Error::custom(format!("{other:?} is no back end; write \"auto\" or \"userspace\""))),
-    }
-}
-
-fn peer_lookup<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PeerLookup, D::Error> {
-    match PeerLookup::deserialize(deserializer)? {
-        PeerLookup::Destination => Ok(PeerLookup::Destination),
-        PeerLookup::Gateway => {
-            Err(de::Error::custom("this version has no link mode; write \"destination\" or remove the line"))
-        }
-    }
-}
-
-fn source_check<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SourceCheck, D::Error> {
-    match SourceCheck::deserialize(deserializer)? {
-        SourceCheck::AllowedIps => Ok(SourceCheck::AllowedIps),
-        SourceCheck::Firewall | SourceCheck::Off => {
-            Err(de::Error::custom("this version has no link mode; write \"allowed-ips\" or remove the line"))
-        }
     }
 }
 

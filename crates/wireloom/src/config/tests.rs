@@ -138,11 +138,13 @@ fn each_mistake_names_its_line_and_the_mend() {
         ("[routing]\nscope = \"all\"", "agent.toml:2: unknown variant `all`, expected `pool` or `node`"),
         (
             "[link]\npeer_lookup = \"gateway\"",
-            "agent.toml:2: this version has no link mode; write \"destination\" or remove the line",
+            "agent.toml:1: peer_lookup = \"gateway\" does not go with source_check = \"allowed-ips\", since a \
+             gateway forwards packets whose sources no allowed-IPs name; add source_check = \"off\"",
         ),
         (
-            "[link]\nsource_check = \"off\"",
-            "agent.toml:2: this version has no link mode; write \"allowed-ips\" or remove the line",
+            "[link]\npeer_lookup = \"gateway\"\nsource_check = \"firewall\"",
+            "agent.toml:1: this version keeps no firewall rules for peers; write source_check = \"off\" and let \
+             rules of your own match each peer by `ether saddr` (`wireloom key link-address`)",
         ),
         (
             "[membership]\nsource = \"etcd\"",
@@ -165,4 +167,13 @@ fn only_the_default_file_may_be_absent() {
         error.to_string(),
         "cannot read /nonexistent/agent.toml: No such file or directory (os error 2)"
     );
+}
+
+#[test]
+fn peers_as_neighbours_and_unjudged_sources_can_be_had() {
+    let settings = |text: &str| parse(text).unwrap().settings;
+    let link = settings("[link]\npeer_lookup = \"gateway\"\nsource_check = \"off\"");
+    assert_eq!((link.peer_lookup, link.source_check), (PeerLookup::Gateway, SourceCheck::Off));
+    let open = settings("[link]\nsource_check = \"off\"");
+    assert_eq!((open.peer_lookup, open.source_check), (PeerLookup::Destination, SourceCheck::Off));
 }

@@ -8,12 +8,13 @@ use wireloom_engine::PrivateKey;
 use wireloom_plan::{
     kernel::{Route, RouteKind},
     op::Op,
+    settings::{PeerLookup, SourceCheck},
 };
 
 use super::{
     Linux, address,
     error::{Attempt, Cause, Error},
-    link,
+    link, neighbour,
     netlink::Request,
     nft, route, rule, sysctl,
     wireguard::Change,
@@ -48,11 +49,16 @@ impl Linux {
             | Op::SetUp
             | Op::AddAddress { .. }
             | Op::RemoveAddress { .. }
+            | Op::SetNeighbour { .. }
+            | Op::RemoveNeighbour { .. }
+            | Op::AddLinkRoute { .. }
+            | Op::RemoveLinkRoute { .. }
             | Op::SetRoute(_)
             | Op::RemoveRoute(_)
             | Op::AddRule(_)
             | Op::RemoveRule(_) => self.change_tables(group),
             Op::CreateLink { .. }
+            | Op::StartDevice { .. }
             | Op::RemoveLink
             | Op::SetFirewall(_)
             | Op::RemoveFirewall
@@ -67,7 +73,12 @@ impl Linux {
         let ours = self.interface.clone();
         let operation = || wording::op(op, &ours);
         match op {
-            Op::CreateLink { mtu } => self.create_link(*mtu).attempt(operation),
+            Op::CreateLink { mtu, peer_lookup, source_check } => {
+                self.create_link(*mtu, *peer_lookup, *source_check).attempt(operation)
+            }
+            Op::StartDevice { source_check } => {
+                self.backend.create(PeerLookup::Gateway, *source_check).attempt(operation)
+            }
             Op::RemoveLink => self.remove_link().attempt(operation),
             Op::SetFirewall(firewall) => nft::replace(firewall).attempt(operation),
             Op::RemoveFirewall => nft::remove().attempt(operation),
@@ -138,6 +149,12 @@ impl Linux {
             Op::SetUp => Ok(link::set_up(interface()?)),
             Op::AddAddress { address } => Ok(address::add(interface()?, *address)),
             Op::RemoveAddress { address } => Ok(address::remove(interface()?, *address)),
+            Op::SetNeighbour { address, link_address } => {
+                Ok(neighbour::set(interface()?, *address, *link_address))
+            }
+            Op::RemoveNeighbour { address } => Ok(neighbour::remove(interface()?, *address)),
+            Op::AddLinkRoute { address } => route::add_link_route(*address, interface()?),
+            Op::RemoveLinkRoute { address } => route::remove_link_route(*address, interface()?),
             Op::SetRoute(route) => route::set(route, self.table, index),
             Op::RemoveRoute(route) => route::remove(route, self.table, index),
             Op::AddRule(rule) => Ok(rule::add(rule)),
@@ -146,12 +163,17 @@ impl Linux {
         }
     }
 
-    fn create_link(&mut self, mtu: u32) -> Result<(), Cause> {
+    fn create_link(
+        &mut self,
+        mtu: u32,
+        peer_lookup: PeerLookup,
+        source_check: SourceCheck,
+    ) -> Result<(), Cause> {
         self.state.begin_creating(&self.interface)?;
-        self.backend.create()?;
+        self.backend.create(peer_lookup, source_check)?;
         let found = link::by_name(&mut self.netlink, &self.interface)?;
         let found = found.ok_or_else(|| Cause::Passing("it vanished at once".into()))?;
-        self.adopt(found.index, mtu)?;
+        self.adopt(&found, mtu)?;
         Ok(self.state.end_creating()?)
     }
 
@@ -165,19 +187,22 @@ impl Linux {
         if record.as_deref() != Some(self.interface.as_str()) {
             return Ok(());
         }
-        if let Some(found) = self.link()?.filter(|found| found.link.alias.is_none()) {
+        if let Some(found) = self.link()?.filter(|found| !found.link.is_ours()) {
             let interface = self.interface.clone();
-            self.adopt(found.index, found.link.mtu)
-                .attempt(|| format!("mark interface {interface} as ours"))?;
+            self.adopt(&found, found.link.mtu).attempt(|| format!("mark interface {interface} as ours"))?;
         }
         self.state.end_creating().attempt(|| format!("remove {directory}/creating"))
     }
 
-    fn adopt(&mut self, index: u32, mtu: u32) -> Result<(), Cause> {
+    fn adopt(&mut self, found: &link::Indexed, mtu: u32) -> Result<(), Cause> {
+        let mut requests = vec![link::adopt(found.index, mtu)];
+        // A link wants its link-local address.
+        if found.link.peer_lookup == PeerLookup::Destination {
+            requests.push(link::no_link_local_addresses(found.index));
+        }
+        let refusals = self.netlink.change(&requests)?;
         // On a machine without IPv6 the kernel makes no link-local addresses anyway.
-        let refusals =
-            self.netlink.change(&[link::no_link_local_addresses(index), link::adopt(index, mtu)])?;
-        match refusals.into_iter().find(|(position, _)| *position == 1) {
+        match refusals.into_iter().find(|(position, _)| *position == 0) {
             Some((_, cause)) => Err(cause),
             None => Ok(()),
         }
@@ -199,8 +224,13 @@ impl Linux {
 
 fn device_change<'a>(op: &'a Op, key: Option<&'a PrivateKey>) -> Result<Change<'a>, Cause> {
     match op {
-        Op::ConfigureDevice { listen_port, fwmark, .. } => match key {
-            Some(key) => Ok(Change::Configure { key, listen_port: *listen_port, fwmark: *fwmark }),
+        Op::ConfigureDevice { listen_port, fwmark, source_check, .. } => match key {
+            Some(key) => Ok(Change::Configure {
+                key,
+                listen_port: *listen_port,
+                fwmark: *fwmark,
+                source_check: *source_check,
+            }),
             None => Err(Cause::Told("no private key is at hand".into())),
         },
         Op::SetPeer(peer) => Ok(Change::SetPeer(peer)),
@@ -241,7 +271,8 @@ fn is_done_already(op: &Op, cause: &Cause) -> bool {
         Op::RemoveLink => *errno == Errno::ENODEV,
         Op::AddAddress { .. } => *errno == Errno::EEXIST,
         Op::RemoveAddress { .. } => *errno == Errno::EADDRNOTAVAIL,
-        Op::RemoveRoute(_) => *errno == Errno::ESRCH,
+        Op::RemoveNeighbour { .. } => *errno == Errno::ENOENT,
+        Op::RemoveRoute(_) | Op::RemoveLinkRoute { .. } => *errno == Errno::ESRCH,
         Op::RemoveRule(_) => *errno == Errno::ENOENT,
         _ => false,
     }

@@ -2,9 +2,12 @@
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage},
+    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
 };
-use wireloom_plan::kernel::{ALIAS, Link};
+use wireloom_plan::{
+    kernel::{ALIAS, Link},
+    settings::PeerLookup,
+};
 
 use super::{
     error::Cause,
@@ -84,7 +87,13 @@ fn change(index: u32, with: impl FnOnce(&mut LinkMessage)) -> Request {
 /// `None` for a message without a name.
 pub(super) fn decode(message: &LinkMessage) -> Option<Indexed> {
     let mut name = None;
-    let mut link = Link { alias: None, mtu: 0, up: message.header.flags.contains(LinkFlags::Up) };
+    // A TAP is an Ethernet interface, a TUN and the kernel's WireGuard are not.
+    let peer_lookup = match message.header.link_layer_type {
+        LinkLayerType::Ether => PeerLookup::Gateway,
+        _ => PeerLookup::Destination,
+    };
+    let up = message.header.flags.contains(LinkFlags::Up);
+    let mut link = Link { alias: None, mtu: 0, up, peer_lookup };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value.clone()),

@@ -30,6 +30,7 @@ mod error;
 mod family;
 mod link;
 mod monitor;
+mod neighbour;
 mod netlink;
 mod nft;
 mod observe;

@@ -18,11 +18,11 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 
-use super::{address, link, netlink::for_each_message, route, rule};
+use super::{address, link, neighbour, netlink::for_each_message, route, rule};
 
-/// `RTNLGRP_…` of include/uapi/linux/rtnetlink.h: LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE,
+/// `RTNLGRP_…` of include/uapi/linux/rtnetlink.h: LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE,
 /// IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE.
-const GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
+const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
 
 /// Bytes; a full buffer is no loss: it means that something changed.
 const RECEIVE_BUFFER: usize = 1 << 20;
@@ -122,6 +122,10 @@ impl Interest {
             }
             RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
                 route::concerns(message, self.table)
+                    || self.index().is_some_and(|index| route::concerns_link_routes(message, index))
+            }
+            RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message) => {
+                self.index().is_some_and(|index| neighbour::concerns(message, index))
             }
             RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message) => {
                 self.holds_link(message)
@@ -140,8 +144,12 @@ impl Interest {
 
     fn holds_address(&self, message: &AddressMessage) -> bool {
         address::decode(message).is_some_and(|found| {
-            self.own.contains(&found.address.addr())
-                || if_nametoindex(self.interface.as_str()) == Ok(found.interface)
+            self.own.contains(&found.address.addr()) || self.index() == Some(found.interface)
         })
+    }
+
+    /// Of our interface.
+    fn index(&self) -> Option<u32> {
+        if_nametoindex(self.interface.as_str()).ok()
     }
 }

@@ -6,12 +6,12 @@ use std::{
     time::SystemTime,
 };
 
-use wireloom_plan::kernel::{Device, Observed, Peer, Underlay, UnderlaySysctl};
+use wireloom_plan::kernel::{ALL, Device, Observed, Peer, Underlay, UnderlaySysctl};
 
 use super::{
     Linux, address,
     error::{Attempt, Error},
-    link, nft, route, rule, sysctl,
+    link, neighbour, nft, route, rule, sysctl,
 };
 
 impl Linux {
@@ -36,7 +36,17 @@ impl Linux {
         let index = found.as_ref().map(|found| found.index);
         let assigned = address::observe(&mut self.netlink).attempt(|| "list the addresses".into())?;
         let on_ours = assigned.iter().filter(|each| Some(each.interface) == index);
+        let (mut neighbours, mut link_routes) = (BTreeMap::new(), BTreeSet::new());
+        if let Some(found) = found.as_ref().filter(|found| found.link.is_ours()) {
+            neighbours = neighbour::observe(&mut self.netlink, found.index)
+                .attempt(|| "list the neighbours".into())?;
+            link_routes = route::observe_link_routes(&mut self.netlink, found.index)
+                .attempt(|| "list the routes to neighbours".into())?;
+        }
         Ok(Observed {
+            neighbours,
+            link_routes,
+            send_redirects: sysctl::read(ALL, UnderlaySysctl::SendRedirects)? != Some(0),
             addresses: on_ours.map(|each| each.address).collect(),
             device: None,
             link: found.map(|found| found.link),
@@ -71,6 +81,7 @@ impl Linux {
             public_key: state.public_key,
             listen_port: state.listen_port,
             fwmark: state.fwmark,
+            source_check: state.source_check,
         }))
     }
 

@@ -6,10 +6,12 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType, RouteVia},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType, RouteVia,
+    },
 };
 use nix::errno::Errno;
-use wireloom_plan::kernel::{Family, Route, RouteKind};
+use wireloom_plan::kernel::{Family, PROTOCOL, Route, RouteKind};
 
 use super::{
     error::Cause,
@@ -46,6 +48,56 @@ pub(super) fn observe(
     Ok(routes)
 }
 
+/// `RT_TABLE_MAIN` of include/uapi/linux/rtnetlink.h.
+const MAIN: u32 = 254;
+
+/// Our routes out of our interface in the table `main`, each to one address.
+pub(super) fn observe_link_routes(netlink: &mut Netlink, interface: u32) -> Result<BTreeSet<IpAddr>, Cause> {
+    let mut addresses = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        // With strict checking the kernel filters by all three.
+        request.header.protocol = PROTOCOL.into();
+        request.attributes.push(RouteAttribute::Table(MAIN));
+        request.attributes.push(RouteAttribute::Oif(interface));
+        let dumped = match netlink.dump(&RouteNetlinkMessage::GetRoute(request)) {
+            Err(Cause::Refused { errno: Errno::ENOENT, .. }) => continue,
+            Err(cause) if cause.is_absent_family() => continue,
+            dumped => dumped?,
+        };
+        addresses.extend(dumped.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(message) if table_of(message) == MAIN => {
+                let route = decode(message, Some(interface))?;
+                let single = route.destination.prefix_len() == route.destination.max_prefix_len();
+                let ours = route.is_ours() && matches!(route.kind, RouteKind::Device { .. });
+                (ours && single).then_some(route.destination.addr())
+            }
+            _ => None,
+        }));
+    }
+    Ok(addresses)
+}
+
+pub(super) fn add_link_route(address: IpAddr, interface: u32) -> Result<Request, Cause> {
+    set(&link_route(address), MAIN, Some(interface))
+}
+
+pub(super) fn remove_link_route(address: IpAddr, interface: u32) -> Result<Request, Cause> {
+    remove(&link_route(address), MAIN, Some(interface))
+}
+
+fn link_route(address: IpAddr) -> Route {
+    Route::ours(address.into(), RouteKind::Device { gateway: None, source: None })
+}
+
+/// True when a notification is about such a route.
+pub(super) fn concerns_link_routes(message: &RouteMessage, interface: u32) -> bool {
+    message.header.protocol == PROTOCOL.into()
+        && table_of(message) == MAIN
+        && message.attributes.contains(&RouteAttribute::Oif(interface))
+}
+
 /// `NLM_F_REPLACE` finds the route of the same destination and metric, whatever its kind.
 pub(super) fn set(route: &Route, table: u32, interface: Option<u32>) -> Result<Request, Cause> {
     let message = RouteNetlinkMessage::NewRoute(encode(route, table, interface)?);
@@ -72,6 +124,7 @@ fn table_of(message: &RouteMessage) -> u32 {
 fn encode(route: &Route, table: u32, interface: Option<u32>) -> Result<RouteMessage, Cause> {
     let mut message = RouteMessage::default();
     let mut scope = RouteScope::Universe;
+    let mut flags = RouteFlags::empty();
     let attributes = &mut message.attributes;
     attributes.push(RouteAttribute::Table(table));
     attributes.push(RouteAttribute::Destination(route.destination.network().into()));
@@ -84,7 +137,11 @@ fn encode(route: &Route, table: u32, interface: Option<u32>) -> Result<RouteMess
             attributes.push(RouteAttribute::Oif(interface));
             attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
             match gateway {
-                Some(gateway) => attributes.push(next_hop(*gateway, route.destination)),
+                Some(gateway) => {
+                    attributes.push(next_hop(*gateway, route.destination));
+                    // A peer is a neighbour, whatever routes there are to its address.
+                    flags = RouteFlags::Onlink;
+                }
                 // ip-route(8): "for direct unicast routes, link"; IPv6 has no scopes.
                 None if route.destination.addr().is_ipv4() => scope = RouteScope::Link,
                 None => {}
@@ -103,6 +160,7 @@ fn encode(route: &Route, table: u32, interface: Option<u32>) -> Result<RouteMess
         protocol: route.protocol.into(),
         scope,
         kind,
+        flags,
         ..RouteHeader::default()
     };
     Ok(message)

@@ -16,6 +16,7 @@ fn file_name(sysctl: UnderlaySysctl) -> &'static str {
     match sysctl {
         UnderlaySysctl::RpFilter => "rp_filter",
         UnderlaySysctl::SrcValidMark => "src_valid_mark",
+        UnderlaySysctl::SendRedirects => "send_redirects",
     }
 }
 

@@ -83,6 +83,8 @@ pub struct Member {
     pub addresses: Vec<IpAddr>,
     /// Where its pods live.
     pub workloads: Vec<IpNet>,
+    /// Its own on the link between the peers.
+    pub link_addresses: Vec<IpAddr>,
 }
 
 impl Mesh {
@@ -95,6 +97,7 @@ impl Mesh {
             endpoint: Some(node.endpoint(Family::V4)),
             addresses: node.host.addresses.both().to_vec(),
             workloads: node.block.to_vec(),
+            link_addresses: Vec::new(),
         };
         Self {
             pools: layout::pools().map(|cidr| Pool { cidr }).to_vec(),

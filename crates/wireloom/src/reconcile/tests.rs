@@ -5,6 +5,7 @@ use std::{io, net::SocketAddr};
 use wireloom_plan::{
     cluster::Node,
     kernel::{ALIAS, Link, RouteKind, Underlay},
+    settings::PeerLookup,
 };
 
 use super::*;
@@ -85,7 +86,8 @@ fn settled(nodes: u8) -> Reconciler<Memory> {
 #[test]
 fn nothing_happens_before_the_first_snapshot() {
     let mut reconciler = reconciler();
-    reconciler.kernel.observed.link = Some(Link { alias: Some(ALIAS.into()), mtu: 1420, up: true });
+    reconciler.kernel.observed.link =
+        Some(Link { alias: Some(ALIAS.into()), mtu: 1420, up: true, peer_lookup: PeerLookup::Destination });
     assert_eq!(reconciler.pass().unwrap(), 0);
     assert_eq!(reconciler.kernel.observations, 0);
     assert!(reconciler.kernel.applied.is_empty());
@@ -169,7 +171,8 @@ fn after_a_failure_the_kernel_is_looked_at_and_the_rest_is_done() {
 #[test]
 fn a_foreign_interface_is_refused_until_it_goes() {
     let mut reconciler = reconciler();
-    reconciler.kernel.observed.link = Some(Link { alias: None, mtu: 1500, up: true });
+    reconciler.kernel.observed.link =
+        Some(Link { alias: None, mtu: 1500, up: true, peer_lookup: PeerLookup::Destination });
     reconciler.set_cluster(cluster(2));
     let trouble = reconciler.pass().unwrap_err();
     assert!(matches!(trouble, Trouble::Refused(Refusal::ForeignLink { .. })));

@@ -13,6 +13,7 @@
 //! | [`reports`] | what `plan` and `status` tell, for people and for programs |
 //! | [`trouble`] | what is said when the work cannot be done |
 //! | [`kernel_roundtrip`] | that the kernel gives back what the shell wrote, and the planner's twin of it does as it does |
+//! | [`link_agent`] | the matrix, the modes and the repairs with peers as neighbours (`[link]` in agent.toml) |
 //! | [`device`] | the userspace interface: its life, its control socket, what it does to bad packets |
 //! | [`interop`] | the userspace interface with wireguard-go at the other end |
 //! | [`link_routing`] | routing daemons on a common link: BIRD, FRR and babeld, as docs/link-mode.md has them |
@@ -32,6 +33,7 @@ mod fleet;
 mod interop;
 mod kernel_roundtrip;
 mod laboratory;
+mod link_agent;
 mod link_device;
 mod link_routing;
 mod matrix;

@@ -11,7 +11,11 @@ use std::{
 
 use ipnet::IpNet;
 use wireloom_engine::PrivateKey;
-use wireloom_plan::{key::PublicKey, op::SetPeer};
+use wireloom_plan::{
+    key::PublicKey,
+    op::SetPeer,
+    settings::{PeerLookup, SourceCheck},
+};
 
 use super::error::Cause;
 
@@ -23,8 +27,9 @@ pub(super) trait Backend {
     /// The device as it is; `None` when nothing answers for it.
     fn read(&mut self) -> Result<Option<DeviceState>, Cause>;
 
-    /// Makes the interface and the device behind it, unconfigured and down.
-    fn create(&mut self) -> Result<(), Cause>;
+    /// Makes the interface and the device behind it, unconfigured and down. The interface of a link that
+    /// is there already is taken over as it is.
+    fn create(&mut self, peer_lookup: PeerLookup, source_check: SourceCheck) -> Result<(), Cause>;
 
     /// Makes many changes in one transaction.
     fn change(&mut self, changes: &[Change<'_>]) -> Result<(), Cause>;
@@ -40,6 +45,7 @@ pub(super) enum Change<'a> {
         key: &'a PrivateKey,
         listen_port: u16,
         fwmark: u32,
+        source_check: SourceCheck,
     },
     /// A peer, whole.
     SetPeer(&'a SetPeer),
@@ -55,6 +61,8 @@ pub struct DeviceState {
     pub listen_port: u16,
     /// 0 is none.
     pub fwmark: u32,
+    /// Who judges the sources of what it receives.
+    pub source_check: SourceCheck,
     /// All of its peers.
     pub peers: BTreeMap<PublicKey, PeerState>,
 }

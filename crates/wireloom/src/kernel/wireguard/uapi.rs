@@ -6,13 +6,36 @@ use std::{
 };
 
 use wireloom_engine::{self as engine, PrivateKey};
-use wireloom_plan::key::PublicKey;
+use wireloom_plan::{
+    key::PublicKey,
+    settings::{PeerLookup, SourceCheck},
+};
 use zeroize::Zeroizing;
 
 use super::{Change, DeviceState, PeerState};
 
 /// Asks for the whole device.
 pub(super) const GET: &str = "get=1\n\n";
+
+/// Asks who judges sources, an extension of our own device's.
+pub(super) const GET_LINK: &str = "get_link=1\n\n";
+
+/// In the words of the device's command line.
+pub(super) fn peer_lookup(peer_lookup: PeerLookup) -> &'static str {
+    match peer_lookup {
+        PeerLookup::Destination => "destination",
+        PeerLookup::Gateway => "gateway",
+    }
+}
+
+/// In the words of the device's command line and of its control socket.
+pub(super) fn source_check(source_check: SourceCheck) -> &'static str {
+    match source_check {
+        SourceCheck::AllowedIps => "allowed-ips",
+        SourceCheck::Firewall => "firewall",
+        SourceCheck::Off => "off",
+    }
+}
 
 /// One transaction. It may hold the private key.
 pub(super) fn set(changes: &[Change<'_>]) -> Zeroizing<String> {
@@ -26,9 +49,13 @@ pub(super) fn set(changes: &[Change<'_>]) -> Zeroizing<String> {
 
 fn append(text: &mut String, change: &Change<'_>) {
     let written = match change {
-        Change::Configure { key, listen_port, fwmark } => {
-            let key = key.expose_hex();
-            writeln!(text, "private_key={}\nlisten_port={listen_port}\nfwmark={fwmark}", *key)
+        Change::Configure { key, listen_port, fwmark, source_check } => {
+            let (key, check) = (key.expose_hex(), self::source_check(*source_check));
+            writeln!(
+                text,
+                "private_key={}\nlisten_port={listen_port}\nfwmark={fwmark}\nsource_check={check}",
+                *key
+            )
         }
         Change::RemovePeer(key) => writeln!(text, "public_key={}\nremove=true", hex(*key)),
         Change::SetPeer(peer) => (|| {
@@ -110,6 +137,21 @@ pub(super) fn parse_get_reply(text: &str) -> Result<DeviceState, ReplyError> {
     Ok(device)
 }
 
+/// The reply to [`GET_LINK`]. A device of before link mode does not know the question: it does as
+/// WireGuard always did.
+pub(super) fn parse_link_reply(text: &str) -> Result<SourceCheck, ReplyError> {
+    let mut lines = match lines(text) {
+        Err(ReplyError::Refused(_)) => return Ok(SourceCheck::AllowedIps),
+        lines => lines?,
+    };
+    let known = [SourceCheck::AllowedIps, SourceCheck::Firewall, SourceCheck::Off];
+    let named = |name: &str| known.into_iter().find(|check| source_check(*check) == name);
+    let missing = || ReplyError::Unreadable("source_check".into());
+    let line = lines.find(|line| !matches!(line, Ok((name, _)) if *name != "source_check"));
+    let (_, value) = line.ok_or_else(missing)??;
+    named(value).ok_or_else(missing)
+}
+
 /// Zero is "never".
 fn since_epoch(time: Duration) -> Option<SystemTime> {
     if time.is_zero() { None } else { SystemTime::UNIX_EPOCH.checked_add(time) }
@@ -156,13 +198,13 @@ mod tests {
         let silent =
             SetPeer { endpoint: None, allowed_ips: [].into(), persistent_keepalive: 0, ..peer.clone() };
         let changes = [
-            Change::Configure { key: &key, listen_port: 51820, fwmark: 0xa },
+            Change::Configure { key: &key, listen_port: 51820, fwmark: 0xa, source_check: SourceCheck::Off },
             Change::RemovePeer(PublicKey([0xab; 32])),
             Change::SetPeer(&peer),
             Change::SetPeer(&silent),
         ];
         let expected = format!(
-            "set=1\nprivate_key={}\nlisten_port=51820\nfwmark=10\n\
+            "set=1\nprivate_key={}\nlisten_port=51820\nfwmark=10\nsource_check=off\n\
              public_key={}\nremove=true\n\
              public_key={A_HEX}\nendpoint=[2001:db8::1]:51820\npersistent_keepalive_interval=25\n\
              replace_allowed_ips=true\nallowed_ip=10.161.2.0/24\nallowed_ip=fd61:0:0:2::/64\n\
@@ -198,6 +240,7 @@ mod tests {
             public_key: Some(PublicKey(*private.public_key().as_bytes())),
             listen_port: 51820,
             fwmark: 10,
+            source_check: SourceCheck::AllowedIps,
             peers: [(A.parse().unwrap(), a), (PublicKey([0xab; 32]), PeerState::default())].into(),
         };
         assert_eq!(parse_get_reply(&text), Ok(expected));
@@ -208,6 +251,17 @@ mod tests {
         let text = format!("private_key={}\nlisten_port=0\nfwmark=0\nerrno=0\n\n", "0".repeat(64));
         assert_eq!(parse_get_reply(&text), Ok(DeviceState::default()));
         assert_eq!(parse_get_reply("errno=0\n\n"), Ok(DeviceState::default()));
+    }
+
+    #[test]
+    fn who_judges_sources_is_read() {
+        let reply =
+            |check| format!("peer_lookup=gateway\nsource_check={check}\nlink_address=02:0\nerrno=0\n\n");
+        assert_eq!(parse_link_reply(&reply("off")), Ok(SourceCheck::Off));
+        assert_eq!(parse_link_reply(&reply("firewall")), Ok(SourceCheck::Firewall));
+        assert!(parse_link_reply(&reply("nobody")).is_err());
+        assert!(parse_link_reply("errno=0\n\n").is_err());
+        assert_eq!(parse_link_reply("errno=22\n\n"), Ok(SourceCheck::AllowedIps), "it is of before");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use nix::{
     },
     unistd::Pid,
 };
+use wireloom_plan::settings::{PeerLookup, SourceCheck};
 use zeroize::Zeroizing;
 
 use super::{
@@ -96,17 +97,25 @@ impl Backend for Userspace {
     fn read(&mut self) -> Result<Option<DeviceState>, Cause> {
         match self.ask(uapi::GET)? {
             Some(reply) => {
-                uapi::parse_get_reply(&reply).map(Some).map_err(|error| Cause::Passing(error.to_string()))
+                let unreadable = |error: ReplyError| Cause::Passing(error.to_string());
+                let mut device = uapi::parse_get_reply(&reply).map_err(unreadable)?;
+                device.source_check = match self.ask(uapi::GET_LINK)? {
+                    Some(reply) => uapi::parse_link_reply(&reply).map_err(unreadable)?,
+                    None => return Ok(None),
+                };
+                Ok(Some(device))
             }
             None => Ok(None),
         }
     }
 
-    fn create(&mut self) -> Result<(), Cause> {
+    fn create(&mut self, peer_lookup: PeerLookup, source_check: SourceCheck) -> Result<(), Cause> {
         // Its errors go to a file: a pipe would stay open in the process that remains.
         let mut errors = tempfile::tempfile()?;
         let mut child = Command::new(this_program()?)
             .args(["device", &self.interface])
+            .args(["--peer-lookup", uapi::peer_lookup(peer_lookup)])
+            .args(["--source-check", uapi::source_check(source_check)])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(errors.try_clone()?)

@@ -1,0 +1,165 @@
+//! The agent with peers as neighbours: `[link] peer_lookup = "gateway"`.
+
+use std::time::Instant;
+
+use wireloom::lab::{Layout, Promise};
+
+use crate::fleet::{Fleet, run};
+
+const SCOPED: &str =
+    "encrypt_host_traffic = false\n\n[link]\npeer_lookup = \"gateway\"\nsource_check = \"off\"";
+const HOST: &str = "encrypt_host_traffic = true\n\n[link]\npeer_lookup = \"gateway\"\nsource_check = \"off\"";
+const STANDARD: &str = "encrypt_host_traffic = false";
+
+/// The first node declares an address of each family on the link, the second one of IPv6, the third none.
+fn fleet(layout: Layout, routing: &str) -> Fleet {
+    let mut fleet = Fleet::without_agents(layout, routing);
+    fleet.edit(|mesh| {
+        let declared = [&["100.64.0.1", "fd64::1"][..], &["fd64::2"], &[]];
+        for (member, declared) in mesh.nodes.iter_mut().zip(declared) {
+            member.link_addresses = declared.iter().map(|address| address.parse().unwrap()).collect();
+        }
+    });
+    fleet.start();
+    fleet
+}
+
+#[test]
+fn the_matrix_holds_in_scoped_and_host_mode_and_while_they_are_switched() {
+    let fleet = fleet(Layout { nodes: 3, ..Layout::default() }, SCOPED);
+    fleet.settle(Promise::SCOPED);
+    fleet.route(HOST);
+    fleet.settle(Promise::HOST);
+    fleet.route(SCOPED);
+    fleet.settle(Promise::SCOPED);
+}
+
+#[test]
+fn the_matrix_holds_with_strict_source_validation_everywhere() {
+    let layout = Layout { rp_filter: 1, block_address: true, ..Layout::default() };
+    let fleet = fleet(layout, SCOPED);
+    fleet.settle(Promise::SCOPED);
+    fleet.route(HOST);
+    fleet.settle(Promise::HOST);
+}
+
+#[test]
+fn peers_are_permanent_neighbours_and_workloads_routed_by_way_of_them() {
+    let fleet = fleet(Layout { nodes: 3, ..Layout::default() }, SCOPED);
+    fleet.settle(Promise::SCOPED);
+    let [a, b, c] = &fleet.lab.nodes[..] else { panic!("three nodes") };
+    let shown = b.run("ip route show table 1").unwrap();
+    assert!(shown.contains("10.161.1.0/24 via 100.64.0.1 dev wg0 proto 157 onlink"), "{shown}");
+    assert!(shown.contains("10.161.3.0/24 via inet6 fe80::"), "{shown}");
+    let shown = c.run("ip route show table 1").unwrap();
+    assert!(shown.contains("10.161.2.0/24 via inet6 fd64::2 dev wg0 proto 157 onlink"), "{shown}");
+    let shown = a.run("ip -6 address show dev wg0").unwrap();
+    assert!(shown.contains("fd64::1/128") && shown.contains("inet6 fe80::"), "{shown}");
+    // Hosts reach each other on the link as well.
+    a.run("ping -c 1 -W 5 fd64::2").unwrap();
+    b.run("ping -c 1 -W 5 fd64::1").unwrap();
+
+    let permanent = || b.run("ip neigh show dev wg0 nud permanent").unwrap();
+    let before = permanent();
+    assert_eq!(before.lines().filter(|line| line.contains("proto 157")).count(), 4, "{before}");
+    b.run("ip neigh del 100.64.0.1 dev wg0").unwrap();
+    fleet.wait("the neighbour to come back", |_| permanent().contains("100.64.0.1 "));
+    b.run("ip route del 100.64.0.1/32 dev wg0").unwrap();
+    fleet.wait("the route to it to come back", |_| {
+        b.run("ip route show 100.64.0.1").unwrap().contains("dev wg0 proto 157")
+    });
+    assert_eq!(b.host.space.sysctl("net/ipv4/conf/all/send_redirects").unwrap(), "0");
+    assert_eq!(run(b, "plan").0, 0);
+}
+
+#[test]
+fn the_kind_of_the_interface_is_switched_both_ways_and_down_takes_it_away() {
+    let mut fleet = fleet(Layout::default(), STANDARD);
+    fleet.settle(Promise::SCOPED);
+    let redirects = fleet.lab.nodes[0].host.space.sysctl("net/ipv4/conf/all/send_redirects").unwrap();
+    for (routing, kind) in [(SCOPED, "tap"), (STANDARD, "tun"), (SCOPED, "tap")] {
+        fleet.route(routing);
+        fleet.wait("the other kind of interface", |fleet| {
+            let show = |node: &wireloom::lab::Node| node.run("ip -d link show wg0").unwrap_or_default();
+            fleet.lab.nodes.iter().all(|node| show(node).contains(&format!("tun type {kind}")))
+        });
+        fleet.settle(Promise::SCOPED);
+    }
+    for agent in fleet.agents.drain(..) {
+        agent.terminate().unwrap();
+    }
+    let node = &fleet.lab.nodes[0];
+    let (status, _, errors) = run(node, "down");
+    assert_eq!(status, 0, "{errors}");
+    assert!(node.run("ip link show wg0").is_err());
+    assert_eq!(node.host.space.sysctl("net/ipv4/conf/all/send_redirects").unwrap(), redirects);
+    assert_eq!(node.run("ip route show proto 157 table all").unwrap(), "");
+}
+
+/// Addresses, routes and neighbours stay, and a new process takes the interface over.
+#[test]
+fn the_device_process_is_replaced_behind_its_interface() {
+    let fleet = fleet(Layout::default(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    let node = &fleet.lab.nodes[0];
+    let index = || node.run("ip -o link show wg0").unwrap().split(':').next().unwrap().to_owned();
+    let before = index();
+    let script = "ps -eo pid,args | grep '[d]evice --foreground' | awk '{print $1}'";
+    let device = node.host.space.feed("sh", script).unwrap();
+    assert!(device.trim().parse::<u32>().is_ok(), "{device:?}");
+    node.run(&format!("kill -9 {}", device.trim())).unwrap();
+    fleet.agents[0].reload().unwrap();
+    fleet.settle(Promise::SCOPED);
+    assert_eq!(index(), before, "the same interface");
+}
+
+#[test]
+fn sources_that_nobody_claims_are_taken_when_nobody_judges_them() {
+    let fleet = fleet(Layout::default(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+    let counters = "table inet seen {\n chain input {\n type filter hook input priority 0\n \
+                    iifname wg0 ip saddr 203.0.113.5 counter\n \
+                    iifname wg0 ip6 saddr 2001:db8:113::5 counter\n }\n }\n";
+    a.host.space.feed("nft -f -", counters).unwrap();
+    for (source, length, to) in [("203.0.113.5", 32, "100.64.0.1"), ("2001:db8:113::5", 128, "fd64::1")] {
+        b.run(&format!("ip address add {source}/{length} dev lo")).unwrap();
+        // No reply finds its way back.
+        let _ = b.run(&format!("ping -c 1 -W 1 -I {source} {to}"));
+    }
+    let seen = a.run("nft list table inet seen").unwrap();
+    assert_eq!(seen.matches("counter packets 1 ").count(), 2, "{seen}");
+}
+
+#[test]
+fn two_thousand_neighbours_are_pushed() {
+    const PEERS: u32 = 2_000;
+    let mut fleet = Fleet::without_agents(Layout { nodes: 1, ..Layout::default() }, SCOPED);
+    fleet.edit(|mesh| {
+        let own = mesh.nodes[0].clone();
+        for number in 1..=PEERS {
+            let mut key = [7; 32];
+            key[..4].copy_from_slice(&number.to_le_bytes());
+            let [.., c, d] = number.to_be_bytes();
+            let mut peer = own.clone();
+            peer.name = format!("peer-{number}");
+            peer.public_key = Some(wireloom_plan::key::PublicKey(key).to_string());
+            peer.endpoint = None;
+            peer.addresses = Vec::new();
+            peer.workloads = vec![format!("10.200.{c}.{d}/32").parse().unwrap()];
+            peer.link_addresses = vec![format!("100.64.{c}.{d}").parse().unwrap()];
+            mesh.nodes.push(peer);
+        }
+    });
+    let begun = Instant::now();
+    fleet.start();
+    let node = &fleet.lab.nodes[0];
+    let count =
+        || node.run("ip neigh show dev wg0 nud permanent").map_or(0, |all| all.matches("proto 157").count());
+    fleet.wait("all neighbours", |_| count() == 2 * PEERS as usize);
+    println!(
+        "{} neighbours of {PEERS} peers after {} ms from the agent's start",
+        count(),
+        begun.elapsed().as_millis()
+    );
+}
