@@ -131,6 +131,60 @@ fn sources_that_nobody_claims_are_taken_when_nobody_judges_them() {
     assert_eq!(seen.matches("counter packets 1 ").count(), 2, "{seen}");
 }
 
+/// Standard WireGuard but for the check: `source_check = "off"` on a TUN.
+#[test]
+fn sources_go_unjudged_without_a_link_as_well_and_are_judged_again() {
+    let off = format!("{STANDARD}\n\n[link]\nsource_check = \"off\"");
+    let fleet = fleet(Layout::default(), &off);
+    fleet.settle(Promise::SCOPED);
+    let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+    let pod = a.pods[0].addresses.v4;
+    let counters = "table ip seen {\n chain forward {\n type filter hook forward priority 0\n \
+                    iifname wg0 ip saddr 203.0.113.5 counter\n }\n }\n";
+    a.host.space.feed("nft -f -", counters).unwrap();
+    b.run("ip address add 203.0.113.5/32 dev lo").unwrap();
+    b.run(&format!("ip route add {pod}/32 dev wg0")).unwrap();
+    let seen = || a.run("nft list table ip seen").unwrap();
+    let _ = b.run(&format!("ping -c 1 -W 1 -I 203.0.113.5 {pod}"));
+    assert!(seen().contains("counter packets 1 "), "{}", seen());
+
+    fleet.route(STANDARD);
+    fleet.wait("sources to be judged again", |_| {
+        run(a, "plan").0 == 0 && !run(a, "status").1.contains("link")
+    });
+    let _ = b.run(&format!("ping -c 1 -W 1 -I 203.0.113.5 {pod}"));
+    assert!(seen().contains("counter packets 1 "), "{}", seen());
+}
+
+/// The operator's own rules, as docs/firewall.md has them.
+#[test]
+fn a_spoofed_source_is_refused_and_counted_by_rules_that_match_a_peer_by_its_link_address() {
+    let fleet = fleet(Layout::default(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+    let (status, peer, errors) = run(a, &format!("key link-address {}", fleet.keys[1].public));
+    assert_eq!(status, 0, "{errors}");
+    let peer = peer.trim();
+    let [block4, block6] = b.block;
+    let link_local = b.run("ip -6 -o address show dev wg0 scope link").unwrap();
+    let link_local = link_local.split_whitespace().nth(3).unwrap().split('/').next().unwrap();
+    let rules = include_str!("../../../../docs/firewall.md");
+    let rules = rules.split("```nft\n").nth(1).unwrap().split("```").next().unwrap();
+    let rules = rules
+        .replace("02:80:6c:2c:cc:cc", peer)
+        .replace("10.161.2.0/24", &block4.to_string())
+        .replace("fd00:10:161:2::/64", &block6.to_string())
+        .replace("fe80::80:6cff:fe2c:cccc", link_local);
+    a.host.space.feed("nft -f -", &rules).unwrap();
+    fleet.settle(Promise::SCOPED);
+    for (source, length, to) in [("203.0.113.5", 32, "100.64.0.1"), ("2001:db8:113::5", 128, "fd64::1")] {
+        b.run(&format!("ip address add {source}/{length} dev lo")).unwrap();
+        let _ = b.run(&format!("ping -c 1 -W 1 -I {source} {to}"));
+    }
+    let shown = a.run("nft list counters table inet sources").unwrap();
+    assert_eq!(shown.matches("packets 1 ").count(), 2, "{shown}");
+}
+
 #[test]
 fn two_thousand_neighbours_are_pushed() {
     const PEERS: u32 = 2_000;

@@ -123,7 +123,7 @@ impl MeshNode {
             endpoint: endpoint.map(|endpoint| endpoint.value),
             addresses: read_list(file, &written.addresses, address)?,
             workloads: read_list(file, &written.workloads, cidr)?,
-            link_addresses: read_list(file, &written.link_addresses, address)?,
+            link_addresses: read_list(file, &written.link_addresses, link_address)?,
         })
     }
 }
@@ -176,6 +176,21 @@ fn address(text: &str) -> Result<IpAddr, String> {
              length"
         )),
     }
+}
+
+/// An address on the link between the peers.
+fn link_address(text: &str) -> Result<IpAddr, String> {
+    let address = address(text)?;
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    if link_local {
+        return Err(format!(
+            "{text:?} is link-local; remove it: every peer has the link-local address that follows from its key"
+        ));
+    }
+    Ok(address)
 }
 
 fn cidr(text: &str) -> Result<IpNet, String> {

@@ -69,6 +69,11 @@ fn each_mistake_names_its_line_and_the_mend() {
             "[[pool]]\ncidr = \"10.0.0.0/8\"",
             "mesh.toml:1: unknown field `pool`, expected `pools` or `nodes`; remove it or mend its spelling",
         ),
+        (
+            "[[nodes]]\nname = \"a\"\nlink_addresses = [\"fe80::1\"]",
+            "mesh.toml:3: \"fe80::1\" is link-local; remove it: every peer has the link-local address that follows \
+             from its key",
+        ),
         ("[[nodes]]\nworkloads = []", "mesh.toml:1: missing field `name`; add it to this table"),
         (
             "[[nodes]]\nname = \" \"",
