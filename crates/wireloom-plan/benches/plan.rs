@@ -16,7 +16,7 @@ use wireloom_plan::{
     kernel::{Observed, Underlay},
     key::PublicKey,
     planner::Planner,
-    settings::Settings,
+    settings::{PeerLookup, Settings, SourceCheck},
 };
 
 const SIZES: [u32; 2] = [1_000, 5_000];
@@ -41,6 +41,34 @@ fn from_nothing_in_host_mode(bencher: Bencher<'_, '_>, nodes: u32) {
     let settings = Settings { encrypt_host_traffic: true, ..settings() };
     bencher.with_inputs(|| (settings.clone(), mesh.clone())).bench_values(|(settings, mesh)| {
         Planner::new(settings, key(0), mesh).plan(black_box(&machine())).unwrap()
+    });
+}
+
+/// The same with peers as neighbours, each with an address of its own on the link: two neighbours and
+/// one more route a node.
+#[divan::bench(args = SIZES)]
+fn from_nothing_on_a_link(bencher: Bencher<'_, '_>, nodes: u32) {
+    let mesh = link(nodes);
+    bencher.with_inputs(|| (link_settings(), mesh.clone())).bench_values(|(settings, mesh)| {
+        Planner::new(settings, key(0), mesh).plan(black_box(&machine())).unwrap()
+    });
+}
+
+/// A node's address on the link changes, and with it the next hop of all its workloads.
+#[divan::bench(args = SIZES)]
+fn one_changed_node_on_a_link(bencher: Bencher<'_, '_>, nodes: u32) {
+    let mut planner = Planner::new(link_settings(), key(0), link(nodes));
+    let mut kernel = machine();
+    let ops = planner.plan(&kernel).unwrap().ops;
+    kernel.apply_all(&ops).unwrap();
+    let versions = [7, 7_000_000].map(|address| Node { link_addresses: link_address(address), ..node(7) });
+    let mut turn = 0;
+    bencher.bench_local(|| {
+        turn += 1;
+        planner.set_node("node-00007", versions[turn % 2].clone());
+        let ops = planner.changes(&kernel).unwrap();
+        kernel.apply_all(&ops).unwrap();
+        ops
     });
 }
 
@@ -123,6 +151,22 @@ fn settled(nodes: u32) -> (Planner, Observed) {
 
 fn settings() -> Settings {
     Settings::defaults("node-00000")
+}
+
+fn link_settings() -> Settings {
+    Settings { peer_lookup: PeerLookup::Gateway, source_check: SourceCheck::Off, ..settings() }
+}
+
+fn link(nodes: u32) -> Cluster {
+    let mut mesh = mesh(nodes);
+    for (number, node) in (0..).zip(mesh.nodes.values_mut()) {
+        node.link_addresses = link_address(number);
+    }
+    mesh
+}
+
+fn link_address(number: u32) -> BTreeSet<IpAddr> {
+    [IpAddr::from(Ipv4Addr::from(u32::from_be_bytes([198, 18, 0, 0]) + number))].into()
 }
 
 fn machine() -> Observed {
