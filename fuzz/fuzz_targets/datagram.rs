@@ -31,7 +31,7 @@ fn node(number: u8, peer: u8) -> Node {
         let mut them = configuration.add_peer(key(peer).public_key()).expect("not our own key");
         them.set_endpoint(address(peer)).add_allowed_ip("10.0.0.0/8".parse().expect("a network"));
     }
-    device.handle_up(now(0));
+    device.handle_up();
     Node { device, address: address(number) }
 }
 
@@ -59,7 +59,9 @@ fn receive(node: &mut Node, tick: u32, from: SocketAddr, mut datagram: Vec<u8>) 
                 }
             }
         }
-        Ok(_) => drop(node.device.handle_handshake(now(tick), from, &datagram)),
+        Ok(_) => {
+            let _ = node.device.handle_handshake(now(tick), from, &datagram);
+        }
         Err(_) => {}
     }
 }
@@ -69,7 +71,7 @@ fuzz_target!(|input: &[u8]| {
     for (tick, step) in (1..).zip(input.chunks(8)) {
         let path = alice.device.transport().routes().lookup([10, 0, 0, 2].into()).cloned();
         let peer = path.expect("the one peer has every address").id();
-        drop(alice.device.handle_outgoing(now(tick), peer, &packet(step[0]), MTU));
+        let _ = alice.device.handle_outgoing(now(tick), peer, &packet(step[0]), MTU);
         for forward in [true, false] {
             let (sender, receiver) = if forward { (&mut alice, &mut bob) } else { (&mut bob, &mut alice) };
             sender.device.handle_timeout(now(tick));
