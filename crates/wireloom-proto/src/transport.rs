@@ -15,8 +15,8 @@ use crate::signal::{News, Signal};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 
-/// What workers hold: opening of data messages and the lookup of peers, without a lock and without
-/// allocation for each packet. The [`Device`](crate::Device) writes it.
+/// What workers hold: opening of data messages and the lookup of peers, without a lock of
+/// the device and without allocation for each packet. The [`Device`](crate::Device) writes it.
 #[derive(Debug)]
 pub struct Transport {
     sessions: SessionTable,
