@@ -8,14 +8,18 @@
 use std::{
     io::{self, IoSlice},
     mem,
+    ops::Range,
     sync::Arc,
 };
 
-use wireloom_proto::{Device, DropReason, Endpoint, MessageKind, Now, PeerPath, Transport, inner, message};
+use wireloom_proto::{
+    Device, DropReason, Endpoint, MessageKind, Now, PeerPath, Routes, Transport, inner, message,
+};
 
 use crate::{
     drops::{Drops, Loss},
     link::{self, Link, Way},
+    offload::{LinkHeader, coalesce::Coalescer, segment::Segments, virtio::VirtioHeader},
     tun::{MAX_PACKET, Tun},
     udp::{Inbound, Outbound, Pending, Udp},
 };
@@ -28,6 +32,7 @@ pub(crate) struct Worker {
     drops: Arc<Drops>,
     inbound: Inbound,
     outbound: Outbound,
+    landed: Landed,
     train: Train,
     /// When the peers are neighbours on a link.
     link: Option<Link>,
@@ -35,7 +40,21 @@ pub(crate) struct Worker {
     /// What the network stack is told about a frame.
     answer: Vec<u8>,
     /// A packet for everyone.
-    flood: Vec<u8>,
+    flood: Box<[u8]>,
+}
+
+/// What was read from the interface last, and how much of it is still to be sent.
+struct Landed {
+    memory: Box<[u8]>,
+    packet: Range<usize>,
+    left: Option<(Segments, Arc<PeerPath>)>,
+}
+
+impl Default for Landed {
+    fn default() -> Self {
+        let memory = vec![0; link::HEADER_LEN + MAX_PACKET].into_boxed_slice();
+        Self { memory, packet: 0..0, left: None }
+    }
 }
 
 /// Packets for one peer, one after the other in the room of the outbound batch, framed but not sealed.
@@ -78,11 +97,12 @@ impl Worker {
             drops,
             inbound: Inbound::default(),
             outbound: Outbound::default(),
+            landed: Landed::default(),
             train: Train::default(),
             link,
             check_sources,
             answer: Vec::new(),
-            flood: Vec::new(),
+            flood: vec![0; MAX_PACKET].into_boxed_slice(),
         }
     }
 
@@ -115,22 +135,33 @@ impl Worker {
                 self.learn_path_mtus(now, udp);
                 return Backlog::Empty;
             }
-            let sink = Sink {
+            let drops = &self.drops;
+            let source = Source {
                 transport: &self.transport,
+                routes: &self.transport.routes(),
                 link: self.link.as_ref(),
                 check_sources: self.check_sources,
-                drops: &self.drops,
+                drops,
+            };
+            let mut coalescer = Coalescer::new(tun.joinable());
+            let mut write = |packets: u64, parts: &[IoSlice<'_>]| {
+                if tun.send(parts).is_err() {
+                    drops.count_loss(Loss::NotDelivered, packets);
+                }
             };
             for (from, datagram) in self.inbound.datagrams() {
                 let verdict = match MessageKind::classify(datagram) {
-                    Ok(MessageKind::Data) => sink.deliver(now, from, datagram, device, tun),
-                    Ok(_) => device.handle_handshake(now, from, datagram),
+                    Ok(MessageKind::Data) => source.open(now, from, datagram, device),
+                    Ok(_) => device.handle_handshake(now, from, datagram).map(|()| None),
                     Err(reason) => Err(reason),
                 };
-                if let Err(reason) = verdict {
-                    self.drops.count(reason);
+                match verdict {
+                    Ok(Some(arrival)) => coalescer.push(arrival.link, arrival.packet, &mut write),
+                    Ok(None) => {}
+                    Err(reason) => drops.count(reason),
                 }
             }
+            coalescer.flush(&mut write);
             // Answers and what was waiting for them leave before the next batch comes in.
             self.transmit(now, device, udp);
         }
@@ -195,57 +226,84 @@ impl Worker {
     ) -> io::Result<bool> {
         let transport = Arc::clone(&self.transport);
         let routes = transport.routes();
-        // The header of a frame stands where that of the data message will be written over it.
         let header = if self.link.is_some() { link::HEADER_LEN } else { 0 };
         loop {
-            let Some(room) = self.outbound.room(self.train.pending()) else { return Ok(false) };
-            let frame = &mut room[message::DATA_HEADER_LEN - header..][..header + MAX_PACKET];
-            let frame = match tun.receive(frame) {
-                Ok(len) => &frame[..len],
+            if !self.cut(now, mtu, device) {
+                return Ok(false);
+            }
+            let memory = &mut self.landed.memory[..header + MAX_PACKET];
+            let (offload, frame) = match tun.receive(memory) {
+                Ok((offload, len)) => (offload, &self.landed.memory[..len]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    self.drops.count(DropReason::BadInnerPacket);
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
+            let packet = frame.get(header..).unwrap_or_default();
+            let packet = inner::Packet::parse(packet).map(|inner| &packet[..inner.len]);
+            let segments = packet
+                .and_then(|packet| Segments::new(offload, header, packet).ok_or(DropReason::BadInnerPacket));
             let way = match &mut self.link {
-                Some(link) => link.route(now.monotonic, frame, &routes, mtu, &mut self.answer),
+                Some(link) => {
+                    let longest = segments.map_or(frame.len(), |segments| segments.longest());
+                    link.route(now.monotonic, frame, longest, &routes, mtu, &mut self.answer)
+                }
                 None => Way::of_packet(frame, &routes),
             };
             if !self.answer.is_empty() {
                 // The stack that asks is there to hear.
-                let _ = tun.send(&[IoSlice::new(&self.answer)]);
+                let none = VirtioHeader::default().to_bytes();
+                let _ = tun.send(&[IoSlice::new(&none), IoSlice::new(&self.answer)]);
                 self.answer.clear();
             }
-            match way {
-                Way::Peer(path) => {
-                    let other = (!self.train.is_for(path)).then(|| Arc::clone(path));
-                    let len = match inner::Packet::parse(&frame[header..]) {
-                        Ok(packet) => packet.len,
-                        Err(reason) => {
-                            self.drops.count(reason);
-                            continue;
-                        }
-                    };
-                    let framed = message::frame(room, len, mtu).len();
-                    if let Some(path) = other {
-                        self.couple(now, mtu, device, path, framed);
-                    }
-                    self.train.lengths.push((len, framed));
-                    self.train.bytes += framed;
+            match (way, segments) {
+                (Way::Peer(_) | Way::Everyone, Err(reason)) => self.drops.count(reason),
+                (Way::Peer(path), Ok(segments)) => {
+                    self.landed.packet = header..header + segments.len();
+                    self.landed.left = Some((segments, Arc::clone(path)));
                 }
-                Way::Everyone => {
-                    self.flood.clear();
-                    self.flood.extend_from_slice(&frame[header..]);
+                (Way::Everyone, Ok(mut segments)) => {
                     self.depart(now, mtu, device);
-                    self.flood(now, mtu, device, udp);
+                    let packet = header..header + segments.len();
+                    while let Some(len) =
+                        segments.write_next(&self.landed.memory[packet.clone()], &mut self.flood)
+                    {
+                        self.flood(now, mtu, len, device, udp);
+                    }
                 }
-                Way::Here => {}
-                Way::Lost(loss) => self.drops.count_loss(loss, 1),
-                Way::Dropped(reason) => self.drops.count(reason),
-                Way::PeerLost(peer) => {
+                (Way::Here, _) => {}
+                (Way::Lost(loss), _) => self.drops.count_loss(loss, 1),
+                (Way::Dropped(reason), _) => self.drops.count(reason),
+                (Way::PeerLost(peer), _) => {
                     self.drops.count_loss(Loss::PeerLost, 1);
                     device.seek(now, peer);
                 }
             }
+        }
+    }
+
+    /// Adds what is left of the packet that was read last to the train; false when the batch is full
+    /// before it is done.
+    fn cut(&mut self, now: Now, mtu: usize, device: &mut Device) -> bool {
+        let Some((mut segments, path)) = self.landed.left.take() else { return true };
+        loop {
+            let Some(room) = self.outbound.room(self.train.pending()) else {
+                self.landed.left = Some((segments, path));
+                return false;
+            };
+            let packet = &self.landed.memory[self.landed.packet.clone()];
+            let Some(len) = segments.write_next(packet, &mut room[message::DATA_HEADER_LEN..]) else {
+                return true;
+            };
+            let framed = message::frame(room, len, mtu).len();
+            if !self.train.is_for(&path) {
+                self.couple(now, mtu, device, Arc::clone(&path), framed);
+            }
+            self.train.lengths.push((len, framed));
+            self.train.bytes += framed;
         }
     }
 
@@ -299,12 +357,8 @@ impl Worker {
         used
     }
 
-    /// Sends the packet in `self.flood` to every peer; the train has departed.
-    fn flood(&mut self, now: Now, mtu: usize, device: &mut Device, udp: &mut impl Udp) {
-        let len = match inner::Packet::parse(&self.flood) {
-            Ok(packet) => packet.len,
-            Err(reason) => return self.drops.count(reason),
-        };
+    /// Sends the packet of `len` bytes in `self.flood` to every peer; the train has departed.
+    fn flood(&mut self, now: Now, mtu: usize, len: usize, device: &mut Device, udp: &mut impl Udp) {
         let packet = &self.flood[..len];
         for path in self.link.iter().flat_map(Link::peers).filter(|path| path.endpoint().is_some()) {
             if self.outbound.room(Pending::default()).is_none() {
@@ -333,47 +387,51 @@ impl Worker {
     }
 }
 
-/// Where what the peers send goes.
-struct Sink<'a> {
+/// A packet from a peer for the network stack.
+struct Arrival<'m> {
+    /// Its header on the link, if there is one.
+    link: Option<LinkHeader>,
+    packet: &'m [u8],
+}
+
+/// What it takes to make packets of what the peers send.
+struct Source<'a> {
     transport: &'a Transport,
+    routes: &'a Routes,
     link: Option<&'a Link>,
     check_sources: bool,
     drops: &'a Drops,
 }
 
-impl Sink<'_> {
-    /// Opens a data message and gives what is inside to the network stack.
-    fn deliver(
+impl Source<'_> {
+    /// Opens a data message: the packet inside, which its peer may send; `None` when there is nothing for
+    /// the network stack.
+    fn open<'m>(
         &self,
         now: Now,
         from: Endpoint,
-        datagram: &mut [u8],
+        datagram: &'m mut [u8],
         device: &mut Device,
-        tun: &mut impl Tun,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Option<Arrival<'m>>, DropReason> {
         let opened = self.transport.open(now.monotonic, from, datagram)?;
         if let Some(signal) = opened.signal {
             device.handle_signal(now, signal);
         }
         if opened.payload.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let packet = inner::Packet::parse(opened.payload)?;
-        let bytes = &opened.payload[..packet.len];
-        if self.check_sources && !self.transport.routes().permits(&opened.path, packet.source) {
+        if self.check_sources && !self.routes.permits(&opened.path, packet.source) {
             return Err(DropReason::SourceNotAllowed);
         }
-        let sent = match self.link.map(|link| link.arrival(opened.path.id(), packet.destination, bytes)) {
-            None => tun.send(&[IoSlice::new(bytes)]),
-            Some(Ok(header)) => tun.send(&[IoSlice::new(&header), IoSlice::new(bytes)]),
+        let bytes = &opened.payload[..packet.len];
+        match self.link.map(|link| link.arrival(opened.path.id(), packet.destination, bytes)) {
+            None => Ok(Some(Arrival { link: None, packet: bytes })),
+            Some(Ok(header)) => Ok(Some(Arrival { link: Some(header), packet: bytes })),
             Some(Err(loss)) => {
                 self.drops.count_loss(loss, 1);
-                return Ok(());
+                Ok(None)
             }
-        };
-        if sent.is_err() {
-            self.drops.count_loss(Loss::NotDelivered, 1);
         }
-        Ok(())
     }
 }

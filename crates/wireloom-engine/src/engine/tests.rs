@@ -8,6 +8,7 @@ use wireloom_proto::{PrivateKey, PublicKey, UnixTime};
 use super::*;
 use crate::{
     control::Parser,
+    offload::tests::Packet as Stream,
     tun::{MemoryTun, MemoryTunHost, memory_tap, memory_tun},
     udp::{MemoryNetwork, Outbound},
 };
@@ -212,6 +213,57 @@ fn a_burst_larger_than_a_batch_keeps_its_order() {
     }
     assert_eq!(b.stack.receive(), None);
     assert_eq!((a.all_dropped(), b.all_dropped()), (0, 0));
+}
+
+#[test]
+fn a_super_packet_crosses_in_pieces_and_arrives_whole() {
+    let (mut a, mut b) = pair();
+    for size in [1368, 500] {
+        let stream = Stream::between(a.inner, b.inner, 30 * size);
+        // The first one waits for the handshake, piece by piece; only the latest are kept.
+        a.stack.send_super(stream.super_header(size, 0), &stream.bytes(true));
+        settle(at(1), &mut [&mut a, &mut b]);
+        while b.stack.receive().is_some() {}
+        let before = a.network.seen().len();
+        a.stack.send_super(stream.super_header(size, 0), &stream.bytes(true));
+        a.stack.send(&packet(a.inner, b.inner, b"another"));
+        settle(at(2), &mut [&mut a, &mut b]);
+        let (header, whole) = b.stack.receive_super().expect("a super-packet");
+        assert_eq!(header, stream.super_header(size, 0));
+        assert!(whole == stream.bytes(true), "{size}");
+        assert!(b.stack.receive().is_some_and(|packet| packet.ends_with(b"another")));
+        let lengths: Vec<_> =
+            a.network.seen()[before..].iter().map(|(_, _, datagram)| datagram.len()).collect();
+        // Padding goes to a multiple of 16, but not beyond the MTU.
+        assert_eq!(lengths[..30], [((52 + size).next_multiple_of(16)).min(MTU) + 32; 30]);
+    }
+}
+
+#[test]
+fn a_super_packet_of_many_small_pieces_fills_more_than_a_batch() {
+    let (mut a, mut b) = pair();
+    a.stack.send(&packet(a.inner, b.inner, b"first"));
+    settle(at(1), &mut [&mut a, &mut b]);
+    let _ = b.stack.receive();
+    let stream = Stream::between(a.inner, b.inner, 60_000);
+    a.stack.send_super(stream.super_header(50, 0), &stream.bytes(true));
+    settle(at(2), &mut [&mut a, &mut b]);
+    for piece in stream.cut(50) {
+        assert!(b.stack.receive() == Some(piece.bytes(false)));
+    }
+    assert_eq!(b.stack.receive(), None);
+    assert_eq!((a.all_dropped(), b.all_dropped()), (0, 0));
+}
+
+#[test]
+fn a_super_packet_that_is_not_as_described_is_dropped() {
+    let (mut a, b) = pair();
+    let stream = Stream::between(a.inner, b.inner, 3000);
+    let mut header = stream.super_header(1000, 0);
+    header.checksum = None;
+    a.stack.send_super(header, &stream.bytes(true));
+    a.turn(at(1));
+    assert_eq!(a.dropped("bad-inner-packet"), 1);
 }
 
 #[test]

@@ -163,11 +163,13 @@ impl Link {
     }
 
     /// Decides where a frame goes that the network stack sent. What the stack is to be told at once is
-    /// written to `answer`, as a frame; `mtu` is the interface's.
+    /// written to `answer`, as a frame; `longest` is the length of the longest packet in the frame, which
+    /// may be a super-packet, and `mtu` the interface's.
     pub(crate) fn route(
         &mut self,
         now: Instant,
         frame: &[u8],
+        longest: usize,
         routes: &Routes,
         mtu: usize,
         answer: &mut Vec<u8>,
@@ -194,7 +196,7 @@ impl Link {
         if header.destination.is_group() {
             return Way::Everyone;
         }
-        self.route_to_one(now, header, packet, mtu, answer)
+        self.route_to_one(now, header, packet, longest, mtu, answer)
     }
 
     fn route_to_one(
@@ -202,6 +204,7 @@ impl Link {
         now: Instant,
         header: Header,
         packet: &[u8],
+        longest: usize,
         mtu: usize,
         answer: &mut Vec<u8>,
     ) -> Way<'_> {
@@ -220,7 +223,7 @@ impl Link {
             report(Trouble::Unreachable, header.destination);
             return Way::PeerLost(neighbour.path.id());
         }
-        if let Some(room) = neighbour.room_exceeded(now, packet, mtu) {
+        if let Some(room) = neighbour.room_exceeded(now, packet, longest, mtu) {
             report(Trouble::TooBig(room), header.destination);
             return Way::Lost(Loss::TooBig);
         }
@@ -268,8 +271,9 @@ impl Link {
 }
 
 impl Neighbour {
-    /// The longest packet for this peer when this one is longer and may not be fragmented on its way.
-    fn room_exceeded(&self, now: Instant, packet: &[u8], mtu: usize) -> Option<u16> {
+    /// The longest packet for this peer when this one, whose segments are up to `longest` bytes long, exceeds
+    /// it and may not be fragmented on its way.
+    fn room_exceeded(&self, now: Instant, packet: &[u8], longest: usize, mtu: usize) -> Option<u16> {
         let path_mtu = usize::from(self.path_mtu.now(now)?);
         let is_v6 = packet.first()? >> 4 == 6;
         let fragments = !is_v6 && packet.get(6)? & 0x40 == 0;
@@ -278,7 +282,7 @@ impl Neighbour {
         // A packet as long as the interface's MTU is not padded.
         let room = if payload >= mtu { mtu } else { payload - payload % PADDING };
         let room = if is_v6 { room.max(V6_MTU_MIN) } else { room };
-        (packet.len() > room && !fragments).then_some(room as u16)
+        (longest > room && !fragments).then_some(room as u16)
     }
 }
 

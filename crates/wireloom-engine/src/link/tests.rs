@@ -66,7 +66,14 @@ impl World {
     fn route(&mut self, frame: &[u8]) -> (Fate, Vec<u8>) {
         let mut answer = Vec::new();
         let routes = self.device.transport().routes();
-        let fate = match self.link.route(at(5).monotonic, frame, &routes, MTU, &mut answer) {
+        let fate = match self.link.route(
+            at(5).monotonic,
+            frame,
+            frame.len().saturating_sub(HEADER_LEN),
+            &routes,
+            MTU,
+            &mut answer,
+        ) {
             Way::Peer(path) => Fate::Peer(*path.public_key()),
             Way::Everyone => Fate::Everyone,
             Way::Here => Fate::Here,

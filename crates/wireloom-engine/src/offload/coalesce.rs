@@ -39,8 +39,9 @@ pub struct Joinable {
     pub udp: bool,
 }
 
-/// Takes the packets of a batch in their order and gives them on, in the same order, to a sink: what is
-/// to be written to the interface, virtio-net header first, in parts.
+/// Takes the packets of a batch in their order and gives them on, in the same order, to a sink: how many
+/// they are, and what is to be written to the interface, in parts of which the first is the virtio-net
+/// header ([`Tun::send`](crate::tun::Tun::send)).
 ///
 /// The packets' bytes stay where they are; only headers are written anew.
 #[derive(Debug)]
@@ -87,7 +88,12 @@ impl<'b> Coalescer<'b> {
 
     /// Takes the next packet, whose length is the one that its IP header claims. Those before it go to
     /// the sink when it does not belong to them.
-    pub fn push(&mut self, link: Option<LinkHeader>, packet: &'b [u8], sink: impl FnMut(&[IoSlice<'_>])) {
+    pub fn push(
+        &mut self,
+        link: Option<LinkHeader>,
+        packet: &'b [u8],
+        sink: impl FnMut(u64, &[IoSlice<'_>]),
+    ) {
         let shape = Shape::of(packet, self.joinable);
         if let (Some(group), Some(shape)) = (&mut self.group, &shape)
             && group.admits(link, packet, shape)
@@ -105,7 +111,7 @@ impl<'b> Coalescer<'b> {
     }
 
     /// Gives on what is still held back.
-    pub fn flush(&mut self, mut sink: impl FnMut(&[IoSlice<'_>])) {
+    pub fn flush(&mut self, mut sink: impl FnMut(u64, &[IoSlice<'_>])) {
         let Some(group) = self.group.take() else { return };
         let link = group.link.as_ref().map_or(&[][..], |link| link);
         match group.shape {
@@ -119,11 +125,11 @@ impl<'b> Coalescer<'b> {
                 for (part, bytes) in iter::zip(&mut parts, all) {
                     *part = IoSlice::new(bytes);
                 }
-                sink(&parts[..3 + group.count]);
+                sink(group.count as u64, &parts[..3 + group.count]);
             }
             _ => {
                 let header = VirtioHeader::default().to_bytes();
-                sink(&[IoSlice::new(&header), IoSlice::new(link), IoSlice::new(group.first)]);
+                sink(1, &[IoSlice::new(&header), IoSlice::new(link), IoSlice::new(group.first)]);
             }
         }
     }

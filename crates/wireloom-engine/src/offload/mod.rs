@@ -17,7 +17,7 @@ pub mod segment;
 pub mod virtio;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// An Ethernet header: destination, source, type.
 pub type LinkHeader = [u8; 14];

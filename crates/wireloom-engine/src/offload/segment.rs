@@ -97,6 +97,22 @@ impl Segments {
         Some(Self { next, end, cut })
     }
 
+    /// The length of what is cut, in bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a packet has a header")]
+    pub fn len(&self) -> usize {
+        self.end
+    }
+
+    /// The length of the longest packet, in bytes.
+    #[must_use]
+    pub fn longest(&self) -> usize {
+        match &self.cut {
+            Cut::Whole(_) => self.end,
+            Cut::Pieces(pieces) => self.end.min(pieces.payload + pieces.size),
+        }
+    }
+
     /// Writes the next packet to the start of `room`, which is as long as the longest may be, and
     /// returns its length; `None` when there are no more.
     pub fn write_next(&mut self, packet: &[u8], room: &mut [u8]) -> Option<usize> {

@@ -1,6 +1,6 @@
 //! Cutting and joining against a naive model: packets built field by field, one after the other.
 
-use std::io::IoSlice;
+use std::{io::IoSlice, net::Ipv4Addr};
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 
@@ -15,7 +15,7 @@ const LINK: LinkHeader = [2, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 8, 0];
 
 /// The fields of a packet, from which its bytes follow.
 #[derive(Clone, Debug)]
-struct Packet {
+pub(crate) struct Packet {
     v6: bool,
     tcp: bool,
     /// Type of service or traffic class, ECN included.
@@ -27,7 +27,8 @@ struct Packet {
     fragment: bool,
     /// Options of IPv4, or an extension header of IPv6 (hop-by-hop options), in words of 8 bytes.
     network_options: usize,
-    addresses: u8,
+    /// Source and destination.
+    addresses: Vec<u8>,
     ports: [u16; 2],
     sequence: u32,
     acknowledgement: u32,
@@ -54,6 +55,31 @@ fn sum(bytes: &[u8]) -> u16 {
 }
 
 impl Packet {
+    /// A packet of a stream of TCP over IPv4, with `payload` bytes of payload.
+    pub(crate) fn between(from: Ipv4Addr, to: Ipv4Addr, payload: usize) -> Self {
+        Self {
+            v6: false,
+            tcp: true,
+            tos: 0,
+            ttl: 64,
+            identification: 7,
+            dont_fragment: true,
+            fragment: false,
+            network_options: 0,
+            addresses: [from.octets(), to.octets()].concat(),
+            ports: [1000, 2000],
+            sequence: u32::MAX - 2000,
+            acknowledgement: 5,
+            flags: flag::ACK,
+            window: 500,
+            urgent: 0,
+            tcp_options: vec![1; 12],
+            payload: (0..payload).map(|at| at as u8).collect(),
+            damage: 0,
+            unsummed: false,
+        }
+    }
+
     fn transport(&self) -> usize {
         (if self.v6 { 40 } else { 20 }) + self.network_options * 8
     }
@@ -63,7 +89,7 @@ impl Packet {
     }
 
     /// Its bytes; with `partial`, the checksum has the sum of the pseudo-header only.
-    fn bytes(&self, partial: bool) -> Vec<u8> {
+    pub(crate) fn bytes(&self, partial: bool) -> Vec<u8> {
         let protocol = if self.tcp { 6 } else { 17 };
         let mut transport = Vec::new();
         transport.extend(self.ports.iter().flat_map(|port| port.to_be_bytes()));
@@ -83,10 +109,7 @@ impl Packet {
         };
         transport.extend(&self.payload);
 
-        let address_len = if self.v6 { 16 } else { 4 };
-        let mut addresses = vec![10; address_len];
-        addresses.extend(vec![self.addresses; address_len]);
-        let mut pseudo = addresses.clone();
+        let mut pseudo = self.addresses.clone();
         pseudo.extend((transport.len() as u32).to_be_bytes());
         pseudo.extend([0, 0, 0, protocol]);
         let checksum = if partial {
@@ -104,7 +127,7 @@ impl Packet {
             packet.extend((6 << 28 | u32::from(self.tos) << 20 | 0x12345).to_be_bytes());
             packet.extend((self.network_options as u16 * 8 + transport.len() as u16).to_be_bytes());
             packet.extend([if self.network_options > 0 { 0 } else { protocol }, self.ttl]);
-            packet.extend(&addresses);
+            packet.extend(&self.addresses);
             if self.network_options > 0 {
                 packet.extend([protocol, self.network_options as u8 - 1]);
                 // PadN
@@ -117,7 +140,7 @@ impl Packet {
             packet.extend(self.identification.to_be_bytes());
             packet.extend([u8::from(self.dont_fragment) << 6 | u8::from(self.fragment) << 5, 0]);
             packet.extend([self.ttl, protocol, 0, 0]);
-            packet.extend(&addresses);
+            packet.extend(&self.addresses);
             // No operation
             packet.resize(self.transport(), 1);
             let checksum = !sum(&packet);
@@ -128,7 +151,7 @@ impl Packet {
     }
 
     /// The packets that a super-packet is to be cut into.
-    fn cut(&self, size: usize) -> Vec<Self> {
+    pub(crate) fn cut(&self, size: usize) -> Vec<Self> {
         let count = self.payload.len().div_ceil(size);
         let piece = |(number, payload): (usize, &[u8])| Self {
             identification: self.identification.wrapping_add(number as u16),
@@ -146,7 +169,7 @@ impl Packet {
         PartialChecksum { start: (link_len + self.transport()) as u16, offset: if self.tcp { 16 } else { 6 } }
     }
 
-    fn super_header(&self, size: usize, link_len: usize) -> VirtioHeader {
+    pub(crate) fn super_header(&self, size: usize, link_len: usize) -> VirtioHeader {
         let kind = match (self.tcp, self.v6) {
             (false, _) => SegmentationKind::Udp,
             (true, false) => SegmentationKind::TcpV4,
@@ -184,7 +207,7 @@ fn any_packet(payload: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = 
             dont_fragment,
             fragment: false,
             network_options,
-            addresses,
+            addresses: [vec![10; if v6 { 16 } else { 4 }], vec![addresses; if v6 { 16 } else { 4 }]].concat(),
             ports,
             sequence,
             acknowledgement,
@@ -213,7 +236,7 @@ fn cut(header: VirtioHeader, link_len: usize, packet: &[u8]) -> Option<Vec<Vec<u
 /// Joins packets and returns what is to be written to the interface.
 fn join(joinable: Joinable, packets: &[(Option<LinkHeader>, Vec<u8>)]) -> Vec<Vec<u8>> {
     let mut written = Vec::new();
-    let mut sink = |parts: &[IoSlice<'_>]| {
+    let mut sink = |_packets: u64, parts: &[IoSlice<'_>]| {
         written.push(parts.iter().flat_map(|part| part.iter().copied()).collect::<Vec<u8>>());
     };
     let mut coalescer = Coalescer::new(joinable);
@@ -233,6 +256,7 @@ fn kernel(written: &[u8], link_len: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
     packets.into_iter().map(|packet| (link.to_vec(), packet)).collect()
 }
 
+const HOSTS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)];
 const BOTH: Joinable = Joinable { tcp: true, udp: true };
 
 /// As it is, but for what means nothing: the identification of what must not be fragmented.
@@ -281,7 +305,7 @@ fn disturb(packets: &mut Vec<Packet>, at: usize, how: u8) {
         16 => packet.dont_fragment ^= true,
         17 => packet.network_options = 1,
         18 => packet.ports[0] ^= 1,
-        19 => packet.addresses ^= 1,
+        19 => packet.addresses[0] ^= 1,
         20 => packet.sequence ^= 1,
         21 => packet.payload.truncate(packet.payload.len() / 2),
         22 => packet.payload.extend([0; 3]),
@@ -436,35 +460,9 @@ proptest! {
     }
 }
 
-/// A packet of TCP over IPv4 with this payload.
-fn tcp(payload: usize) -> Packet {
-    Packet {
-        v6: false,
-        tcp: true,
-        tos: 0,
-        ttl: 64,
-        identification: 7,
-        dont_fragment: true,
-        fragment: false,
-        network_options: 0,
-        addresses: 9,
-        ports: [1000, 2000],
-        sequence: u32::MAX - 2000,
-        acknowledgement: 5,
-        flags: flag::ACK,
-        window: 500,
-        urgent: 0,
-        tcp_options: vec![1; 12],
-        payload: vec![0x5a; payload],
-        damage: 0,
-        unsummed: false,
-    }
-}
-
 #[test]
 fn a_super_packet_never_outgrows_its_length_field() {
-    let packet = tcp(1368 * 60);
-    let pieces = Packet { payload: vec![1; 1368 * 60], ..packet }.cut(1368);
+    let pieces = Packet::between(HOSTS[0], HOSTS[1], 1368 * 60).cut(1368);
     let framed: Vec<_> = pieces.iter().map(|piece| (None, piece.bytes(false))).collect();
     let written = join(BOTH, &framed);
     // 52 bytes of headers and 47 times 1,368 bytes are 64,348; one more would be too many.
@@ -475,7 +473,7 @@ fn a_super_packet_never_outgrows_its_length_field() {
 #[test]
 fn a_push_or_a_short_packet_ends_a_super_packet() {
     for how in [2, 21] {
-        let mut packets = tcp(1000 * 10).cut(1000);
+        let mut packets = Packet::between(HOSTS[0], HOSTS[1], 1000 * 10).cut(1000);
         disturb(&mut packets, 4, how);
         let sequence = packets[4].sequence.wrapping_add(packets[4].payload.len() as u32);
         let mut next = sequence;

@@ -144,6 +144,13 @@ pub(super) fn set_up_tun(index: u32, mtu: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Bounds the super-packets that the network stack makes for the interface.
+pub(super) fn set_gso_max_size(index: u32, len: u32) -> io::Result<()> {
+    let mut link = self::link(index);
+    link.attributes.push(LinkAttribute::GsoMaxSize(len));
+    request(RouteNetlinkMessage::SetLink(link))
+}
+
 /// The alias that says whose interface it is, or how that begins.
 const ALIAS: &str = "wireloom";
 

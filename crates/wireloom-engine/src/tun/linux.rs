@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, IoSlice, Read, Write},
+    io::{self, IoSlice, IoSliceMut, Read, Write},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::OpenOptionsExt,
@@ -14,7 +14,9 @@ use nix::net::if_::if_nametoindex;
 use super::{
     Tun, TunEvent, TunState,
     link::{self, LinkMonitor},
+    offload::{self, Offloads},
 };
+use crate::offload::{coalesce::Joinable, virtio::VirtioHeader};
 use crate::{link::LinkAddress, mode::PeerLookup};
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -31,8 +33,10 @@ pub struct LinuxTun {
     monitor: LinkMonitor,
     /// Of a TAP.
     link_address: Option<LinkAddress>,
+    index: u32,
     /// As last heard of.
     mtu: usize,
+    offloads: Offloads,
 }
 
 /// Why no interface was made.
@@ -71,7 +75,7 @@ impl LinuxTun {
     pub fn open(name: &str, peer_lookup: PeerLookup) -> Result<Self, OpenTunError> {
         let failed = |source| OpenTunError::Failed { name: name.into(), source };
         let left = peer_lookup == PeerLookup::Gateway && link::was_left(name).map_err(failed)?;
-        let request =
+        let mut request =
             interface_request(name, peer_lookup, left).ok_or_else(|| OpenTunError::BadName(name.into()))?;
         let file = OpenOptions::new()
             .read(true)
@@ -82,6 +86,10 @@ impl LinuxTun {
                 io::ErrorKind::PermissionDenied => OpenTunError::NotPermitted(name.into()),
                 _ => OpenTunError::NoTunSupport(error),
             })?;
+        let headers = offload::has_headers(&file);
+        if headers {
+            add_flags(&mut request, libc::IFF_VNET_HDR);
+        }
         create(&file, &request).map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM) => OpenTunError::NotPermitted(name.into()),
             // EINVAL: it is there, and of another kind.
@@ -102,8 +110,11 @@ impl LinuxTun {
             }
         };
         let monitor = LinkMonitor::open(index).map_err(failed)?;
+        let offloads = if headers { offload::take_on(&file) } else { Offloads::default() };
         // The state as it is comes as the first event.
-        Ok(Self { file, monitor, link_address, mtu: DEFAULT_MTU as usize })
+        let tun = Self { file, monitor, link_address, index, mtu: DEFAULT_MTU as usize, offloads };
+        tun.bound_super_packets();
+        Ok(tun)
     }
 
     /// Lets a TAP interface stay when this value goes, or go with it; a TUN interface always goes.
@@ -120,6 +131,15 @@ impl LinuxTun {
         self.file.as_fd()
     }
 
+    /// Keeps super-packets as long as one send takes, when cut and sealed.
+    fn bound_super_packets(&self) {
+        if self.offloads.joinable.tcp
+            && let Err(error) = link::set_gso_max_size(self.index, offload::super_packet_len(self.mtu))
+        {
+            tracing::debug!("super-packets keep their length: {error}");
+        }
+    }
+
     /// Readable when [`Tun::poll_event`] has news.
     #[must_use]
     pub fn events(&self) -> BorrowedFd<'_> {
@@ -128,17 +148,23 @@ impl LinuxTun {
 }
 
 impl Tun for LinuxTun {
-    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.file.read(buffer)
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(VirtioHeader, usize)> {
+        if !self.offloads.headers {
+            return Ok((VirtioHeader::default(), self.file.read(buffer)?));
+        }
+        let mut header = [0; VirtioHeader::LEN];
+        let len = self.file.read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
+        let header = VirtioHeader::parse(&header).filter(|_| len >= VirtioHeader::LEN);
+        header.map(|header| (header, len - VirtioHeader::LEN)).ok_or(io::ErrorKind::InvalidData.into())
     }
 
-    fn send(&mut self, packet: &[IoSlice<'_>]) -> io::Result<()> {
-        match packet {
-            // Cheaper than a vector of one.
-            [packet] => self.file.write(packet),
-            pieces => self.file.write_vectored(pieces),
-        }
-        .map(drop)
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        let parts = if self.offloads.headers { parts } else { &parts[1..] };
+        self.file.write_vectored(parts).map(drop)
+    }
+
+    fn joinable(&self) -> Joinable {
+        self.offloads.joinable
     }
 
     fn link_address(&self) -> Option<LinkAddress> {
@@ -160,7 +186,10 @@ impl Tun for LinuxTun {
         let event = self.monitor.poll()?;
         Ok(event.map(|event| match event {
             TunEvent::State(state) => {
-                self.mtu = state.mtu;
+                if state.mtu != self.mtu {
+                    self.mtu = state.mtu;
+                    self.bound_super_packets();
+                }
                 event
             }
             // It is gone from this network namespace but still ours: it was moved to another one, as
@@ -190,7 +219,6 @@ fn interface_request(name: &str, peer_lookup: PeerLookup, left: bool) -> Option<
     for (to, from) in ifr_name.iter_mut().zip(bytes) {
         *to = *from as libc::c_char;
     }
-    // IFF_VNET_HDR, for super-packets, goes here when the engine can cut and join them.
     // IFF_TUN_EXCL: fail when the interface exists instead of attaching to it.
     let kind = match peer_lookup {
         PeerLookup::Destination => libc::IFF_TUN,
@@ -199,6 +227,12 @@ fn interface_request(name: &str, peer_lookup: PeerLookup, left: bool) -> Option<
     let exclusive = if left { 0 } else { libc::IFF_TUN_EXCL };
     let ifru_flags = (kind | libc::IFF_NO_PI | exclusive) as libc::c_short;
     Some(libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } })
+}
+
+#[expect(unsafe_code, reason = "the request's flags are in a union")]
+fn add_flags(request: &mut libc::ifreq, flags: libc::c_int) {
+    // SAFETY: `interface_request` wrote this field of the union.
+    unsafe { request.ifr_ifru.ifru_flags |= flags as libc::c_short };
 }
 
 #[expect(unsafe_code, reason = "an ioctl takes the address of its argument")]

@@ -1,18 +1,23 @@
 //! The in-memory twin of a TUN interface: two ends of a queue.
 
 use std::{
+    cell::RefCell,
+    collections::VecDeque,
     io::{self, IoSlice},
     sync::mpsc::{Receiver, Sender, TryRecvError, channel},
 };
 
-use super::{Tun, TunEvent};
-use crate::link::LinkAddress;
+use super::{MAX_PACKET, Tun, TunEvent};
+use crate::{
+    link::LinkAddress,
+    offload::{LinkHeader, coalesce::Joinable, segment::Segments, virtio::VirtioHeader},
+};
 
 /// The engine's end: a [`Tun`].
 #[derive(Debug)]
 pub struct MemoryTun {
-    to_host: Sender<Vec<u8>>,
-    from_host: Receiver<Vec<u8>>,
+    to_host: Sender<(VirtioHeader, Vec<u8>)>,
+    from_host: Receiver<(VirtioHeader, Vec<u8>)>,
     events: Receiver<TunEvent>,
     link_address: Option<LinkAddress>,
 }
@@ -20,8 +25,12 @@ pub struct MemoryTun {
 /// The other end, which plays the machine's network stack.
 #[derive(Debug)]
 pub struct MemoryTunHost {
-    to_tun: Sender<Vec<u8>>,
-    from_tun: Receiver<Vec<u8>>,
+    to_tun: Sender<(VirtioHeader, Vec<u8>)>,
+    from_tun: Receiver<(VirtioHeader, Vec<u8>)>,
+    /// Length of the link header before each packet.
+    link_len: usize,
+    /// What is left of a super-packet.
+    segments: RefCell<VecDeque<Vec<u8>>>,
     events: Sender<TunEvent>,
 }
 
@@ -32,27 +41,34 @@ pub fn memory_tun() -> (MemoryTun, MemoryTunHost) {
     let (to_tun, from_host) = channel();
     let (tell, events) = channel();
     let tun = MemoryTun { to_host, from_host, events, link_address: None };
-    (tun, MemoryTunHost { to_tun, from_tun, events: tell })
+    (tun, MemoryTunHost { to_tun, from_tun, link_len: 0, segments: RefCell::default(), events: tell })
 }
 
 /// Makes both ends of an interface that carries frames. Its link address is random, so to say.
 #[must_use]
 pub fn memory_tap() -> (MemoryTun, MemoryTunHost) {
-    let (mut tun, host) = memory_tun();
+    let (mut tun, mut host) = memory_tun();
+    host.link_len = size_of::<LinkHeader>();
     tun.link_address = Some(LinkAddress::from_bytes([0x1e, 0x35, 0x89, 0, 0, 7]));
     (tun, host)
 }
 
 impl Tun for MemoryTun {
-    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let packet = self.from_host.try_recv().map_err(|_| io::ErrorKind::WouldBlock)?;
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(VirtioHeader, usize)> {
+        let (header, packet) = self.from_host.try_recv().map_err(|_| io::ErrorKind::WouldBlock)?;
         buffer[..packet.len()].copy_from_slice(&packet);
-        Ok(packet.len())
+        Ok((header, packet.len()))
     }
 
-    fn send(&mut self, packet: &[IoSlice<'_>]) -> io::Result<()> {
-        let packet = packet.iter().flat_map(|piece| piece.iter().copied()).collect();
-        self.to_host.send(packet).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        let header =
+            parts[0].first_chunk().and_then(VirtioHeader::parse).ok_or(io::ErrorKind::InvalidInput)?;
+        let packet = parts[1..].iter().flat_map(|part| part.iter().copied()).collect();
+        self.to_host.send((header, packet)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn joinable(&self) -> Joinable {
+        Joinable { tcp: true, udp: true }
     }
 
     fn link_address(&self) -> Option<LinkAddress> {
@@ -77,13 +93,34 @@ impl Tun for MemoryTun {
 impl MemoryTunHost {
     /// Routes a packet into the interface.
     pub fn send(&self, packet: &[u8]) {
-        // A device that ended no longer reads, as with a real interface.
-        let _ = self.to_tun.send(packet.to_vec());
+        self.send_super(VirtioHeader::default(), packet);
     }
 
-    /// The next packet that came out of the interface.
+    /// Routes a super-packet into the interface.
+    pub fn send_super(&self, header: VirtioHeader, packet: &[u8]) {
+        // A device that ended no longer reads, as with a real interface.
+        let _ = self.to_tun.send((header, packet.to_vec()));
+    }
+
+    /// The next packet that came out of the interface, by itself or in a super-packet.
     #[must_use]
     pub fn receive(&self) -> Option<Vec<u8>> {
+        let mut segments = self.segments.borrow_mut();
+        if segments.is_empty() {
+            let (header, frame) = self.receive_super()?;
+            let (link, packet) = frame.split_at(self.link_len);
+            let mut left = Segments::new(header, self.link_len, packet)?;
+            let mut room = vec![0; MAX_PACKET];
+            while let Some(len) = left.write_next(packet, &mut room) {
+                segments.push_back([link, &room[..len]].concat());
+            }
+        }
+        segments.pop_front()
+    }
+
+    /// What came out of the interface next, as it was written.
+    #[must_use]
+    pub fn receive_super(&self) -> Option<(VirtioHeader, Vec<u8>)> {
         self.from_tun.try_recv().ok()
     }
 

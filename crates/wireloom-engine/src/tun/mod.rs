@@ -3,10 +3,14 @@
 mod link;
 mod linux;
 mod memory;
+mod offload;
 
 use std::io::{self, IoSlice};
 
-use crate::link::LinkAddress;
+use crate::{
+    link::LinkAddress,
+    offload::{coalesce::Joinable, virtio::VirtioHeader},
+};
 
 pub use linux::{LinuxTun, OpenTunError};
 pub use memory::{MemoryTun, MemoryTunHost, memory_tap, memory_tun};
@@ -19,19 +23,24 @@ pub const MAX_PACKET: usize = 65_535;
 ///
 /// Every call returns at once; [`io::ErrorKind::WouldBlock`] means "nothing now".
 pub trait Tun {
-    /// Reads the next packet that the network stack routed into the interface to the start of
-    /// `buffer`, which has room for [`MAX_PACKET`] bytes, and returns its length.
+    /// Reads the next packet, or super-packet, that the network stack routed into the interface to the
+    /// start of `buffer`, which has room for [`MAX_PACKET`] bytes and a link header, and returns its
+    /// length and what is left to be done with it.
     ///
     /// # Errors
-    /// `WouldBlock` when there is none; any other error when the interface cannot be read.
-    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+    /// `WouldBlock` when there is none, `InvalidData` when it cannot be understood and is lost; any
+    /// other error when the interface cannot be read.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(VirtioHeader, usize)>;
 
-    /// Gives one packet, in pieces that follow each other, to the network stack, as received through the
-    /// interface.
+    /// Gives one packet, or super-packet, to the network stack, as received through the interface. The
+    /// first part is its virtio-net header; the others, one after the other, are the packet.
     ///
     /// # Errors
     /// The packet is lost: the stack refused it, or the interface is down.
-    fn send(&mut self, packet: &[IoSlice<'_>]) -> io::Result<()>;
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()>;
+
+    /// Which super-packets [`Self::send`] takes.
+    fn joinable(&self) -> Joinable;
 
     /// The interface's own link address; `None` when it carries bare packets.
     fn link_address(&self) -> Option<LinkAddress>;

@@ -1,6 +1,6 @@
 //! Datagrams by the batch, in memory that is allocated once.
 
-use std::ops::Range;
+use std::{iter, ops::Range};
 
 use wireloom_proto::{Endpoint, message::DATA_OVERHEAD};
 
@@ -17,7 +17,16 @@ const INBOUND_ROOM: usize = 1 << 16;
 pub struct Inbound {
     /// `INBOUND_MAX` rooms; the pages of those never used stay unallocated.
     memory: Box<[u8]>,
-    received: Vec<(Endpoint, usize)>,
+    received: Vec<Received>,
+}
+
+/// What stands in one room: a datagram, or a train of them that receive offload put together.
+#[derive(Clone, Copy, Debug)]
+struct Received {
+    from: Endpoint,
+    len: usize,
+    /// The length of each datagram but the last.
+    size: usize,
 }
 
 impl Default for Inbound {
@@ -39,7 +48,20 @@ impl Inbound {
     /// The datagrams in the order of their arrival, with where they came from.
     pub fn datagrams(&mut self) -> impl Iterator<Item = (Endpoint, &mut [u8])> {
         let rooms = self.memory.chunks_exact_mut(INBOUND_ROOM);
-        self.received.iter().zip(rooms).map(|((from, len), room)| (*from, &mut room[..*len]))
+        self.received.iter().zip(rooms).flat_map(|(received, room)| {
+            let from = received.from;
+            // An empty datagram is one, too.
+            let empty = (received.len == 0).then(<&mut [u8]>::default);
+            room[..received.len]
+                .chunks_mut(received.size.max(1))
+                .chain(empty)
+                .map(move |datagram| (from, datagram))
+        })
+    }
+
+    /// Where they came from, in the same order; that of a train once.
+    pub(super) fn sources(&self) -> impl Iterator<Item = Endpoint> {
+        self.received.iter().map(|received| received.from)
     }
 
     pub(super) fn clear(&mut self) {
@@ -51,9 +73,10 @@ impl Inbound {
         self.memory.chunks_exact_mut(INBOUND_ROOM).skip(self.received.len())
     }
 
-    /// Notes what stands at the start of the first free room.
-    pub(super) fn push(&mut self, from: Endpoint, len: usize) {
-        self.received.push((from, len));
+    /// Notes what stands at the start of the first free room: `len` bytes of datagrams of `size` bytes
+    /// each, the last of which may be shorter.
+    pub(super) fn push(&mut self, from: Endpoint, len: usize, size: usize) {
+        self.received.push(Received { from, len, size });
     }
 }
 
@@ -64,7 +87,20 @@ pub(super) const OUTBOUND_MAX: usize = 128;
 /// What one datagram may need: the longest packet in a data message.
 const OUTBOUND_ROOM: usize = MAX_PACKET + DATA_OVERHEAD;
 
-/// Datagrams to be sent, one close after the other in memory, as segmentation offload will want them.
+/// The most that one send takes: what the length field of UDP leaves over IPv4.
+const RUN_MAX: usize = 65_507;
+
+/// Datagrams that one send takes (`UDP_SEGMENT` of udp(7)): to one place, one after the other in
+/// memory, of one size but for the last, which may be shorter.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run<'b> {
+    pub(super) to: Endpoint,
+    pub(super) bytes: &'b [u8],
+    pub(super) size: usize,
+    pub(super) count: usize,
+}
+
+/// Datagrams to be sent, one close after the other in memory, as segmentation offload wants them.
 #[derive(Debug)]
 pub struct Outbound {
     memory: Box<[u8]>,
@@ -94,9 +130,29 @@ impl Outbound {
         self.datagrams.iter().map(|(to, range)| (*to, &self.memory[range.clone()]))
     }
 
-    /// The datagram at this place and those after it.
-    pub(super) fn datagrams_from(&self, first: usize) -> impl Iterator<Item = (Endpoint, &[u8])> {
-        self.datagrams[first..].iter().map(|(to, range)| (*to, &self.memory[range.clone()]))
+    /// The datagram at this place and those after it, in runs of `most` datagrams at most.
+    pub(super) fn runs_from(&self, first: usize, most: usize) -> impl Iterator<Item = Run<'_>> {
+        let mut left = &self.datagrams[first..];
+        iter::from_fn(move || {
+            let (to, range) = left.first()?;
+            let (size, start) = (range.len(), range.start);
+            let mut end = range.end;
+            let mut count = 1;
+            while let Some((next_to, next)) = left.get(count)
+                && count < most
+                && next_to == to
+                && next.start == end
+                && next.len() <= size
+                // Only the last one may be shorter.
+                && end - start == count * size
+                && next.end - start <= RUN_MAX
+            {
+                end = next.end;
+                count += 1;
+            }
+            left = &left[count..];
+            Some(Run { to: *to, bytes: &self.memory[start..end], size, count })
+        })
     }
 
     /// Where the datagram at this place goes to.
@@ -135,4 +191,49 @@ impl Outbound {
 pub(crate) struct Pending {
     pub(crate) datagrams: usize,
     pub(crate) bytes: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lengths of the runs, of batches of datagrams that are told by place and length.
+    fn runs(most: usize, datagrams: &[(u16, usize)]) -> Vec<(usize, usize)> {
+        let mut batch = Outbound::default();
+        for (port, len) in datagrams {
+            batch.push(Endpoint::from(std::net::SocketAddr::from(([192, 0, 2, 1], *port))), *len);
+        }
+        let runs: Vec<_> = batch.runs_from(0, most).collect();
+        assert_eq!(runs.iter().map(|run| run.count).sum::<usize>(), datagrams.len());
+        assert!(runs.iter().all(|run| run.bytes.len() <= run.count * run.size));
+        runs.iter().map(|run| (run.count, run.bytes.len())).collect()
+    }
+
+    #[test]
+    fn runs_are_of_one_size_and_end_with_a_shorter_one() {
+        assert_eq!(runs(64, &[(1, 100), (1, 100), (1, 60), (1, 60)]), [(3, 260), (1, 60)]);
+        assert_eq!(runs(64, &[(1, 60), (1, 100), (1, 100)]), [(1, 60), (2, 200)]);
+        assert_eq!(runs(64, &[(1, 60), (2, 60), (2, 60), (1, 60)]), [(1, 60), (2, 120), (1, 60)]);
+        assert_eq!(runs(64, &[]), []);
+    }
+
+    #[test]
+    fn runs_are_bounded() {
+        assert_eq!(runs(2, &[(1, 10); 5]), [(2, 20), (2, 20), (1, 10)]);
+        assert_eq!(runs(1, &[(1, 10); 2]), [(1, 10), (1, 10)]);
+        assert_eq!(runs(64, &[(1, 1452); 50]), [(45, 45 * 1452), (5, 5 * 1452)]);
+    }
+
+    #[test]
+    fn a_train_is_its_datagrams() {
+        let mut batch = Inbound::default();
+        let from = Endpoint::from(std::net::SocketAddr::from(([192, 0, 2, 1], 1)));
+        for (len, size) in [(250, 100), (0, 0), (40, 40)] {
+            batch.push(from, len, size);
+        }
+        assert_eq!(
+            batch.datagrams().map(|(_, datagram)| datagram.len()).collect::<Vec<_>>(),
+            [100, 100, 50, 0, 40]
+        );
+    }
 }

@@ -9,7 +9,7 @@ use std::{
 use nix::{
     cmsg_space,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt},
+    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, getsockopt, recvmsg, setsockopt, sockopt},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_proto::Endpoint;
@@ -27,6 +27,10 @@ const PICK_ATTEMPTS: usize = 100;
 /// the speed of the network card; when it does not, waiting would only stop everything else.
 const SEND_PATIENCE: u8 = 20;
 
+/// Datagrams that the kernel takes as one: `UDP_MAX_SEGMENTS` in include/linux/udp.h was 64 when it came
+/// and never less.
+const RUN_DATAGRAMS: usize = 64;
+
 /// The machine's network, as this process's network namespace sees it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LinuxNetwork {
@@ -42,6 +46,8 @@ pub struct LinuxUdp {
     sockets: Sockets,
     receiver: Receiver,
     sender: Sender,
+    /// How many datagrams the kernel takes as one, 1 when it has no segmentation offload.
+    run_max: usize,
     /// Which family is asked first: they take turns, so that a flood of one does not starve the other.
     v6_first: bool,
     discovers_path_mtu: bool,
@@ -84,6 +90,7 @@ impl Network for LinuxNetwork {
             };
             return Ok(LinuxUdp {
                 port: bound,
+                run_max: if getsockopt(&v4, sockopt::UdpGsoSegment).is_ok() { RUN_DATAGRAMS } else { 1 },
                 sockets: Sockets { v4, v6 },
                 receiver: Receiver::default(),
                 sender: Sender::default(),
@@ -125,6 +132,8 @@ fn open(address: SocketAddr, mark: u32, discover_path_mtu: bool) -> io::Result<S
         socket.set_mark(mark)?;
     }
     grow_buffers(&socket);
+    // Without receive offload, datagrams come one by one.
+    let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -183,17 +192,17 @@ impl LinuxUdp {
     }
 
     /// Sends the datagram at `next`, which goes to `to`, and those after it that go by the same
-    /// family, as far as they go; returns how many went.
-    fn send_some(&mut self, batch: &Outbound, next: usize, to: Endpoint) -> io::Result<usize> {
+    /// family, as far as they go, up to `most` at a time as one; returns how many went.
+    fn send_some(&mut self, batch: &Outbound, next: usize, to: Endpoint, most: usize) -> io::Result<usize> {
         let socket = self.sockets.towards(to)?;
-        let same_family = |other: &Endpoint| other.remote.is_ipv4() == to.remote.is_ipv4();
+        let same_family = |other: Endpoint| other.remote.is_ipv4() == to.remote.is_ipv4();
         let gone = &self.gone;
-        let run =
-            batch.datagrams_from(next).take_while(|(to, _)| same_family(to)).map(|(mut to, datagram)| {
-                to.local = to.local.filter(|local| gone.is_empty() || !gone.contains(&local.address));
-                (to, datagram)
-            });
-        self.sender.send(socket.as_fd(), run)
+        let runs = batch.runs_from(next, most).take_while(|run| same_family(run.to)).map(|mut run| {
+            run.to.local = run.to.local.filter(|local| gone.is_empty() || !gone.contains(&local.address));
+            run
+        });
+        let sent = self.sender.send(socket.as_fd(), runs)?;
+        Ok(batch.runs_from(next, most).take(sent).map(|run| run.count).sum())
     }
 
     /// Sends the datagram at `next` in fragments. The refusal that came before is in the error queue,
@@ -201,7 +210,7 @@ impl LinuxUdp {
     fn send_in_fragments(&mut self, batch: &Outbound, next: usize, to: Endpoint) -> io::Result<usize> {
         let is_v4 = to.remote.is_ipv4();
         Fragments::Allowed.set(self.sockets.towards(to)?, is_v4)?;
-        let datagram = batch.datagrams_from(next).take(1);
+        let datagram = batch.runs_from(next, 1).take(1);
         let sent = self.sender.send(self.sockets.towards(to)?.as_fd(), datagram);
         Fragments::Forbidden.set(self.sockets.towards(to)?, is_v4)?;
         sent
@@ -237,7 +246,7 @@ impl Udp for LinuxUdp {
         }
         if !self.gone.is_empty() {
             // What comes in for an address proves that it is ours (again).
-            for (from, _) in batch.datagrams() {
+            for from in batch.sources() {
                 self.gone.retain(|gone| from.local.is_none_or(|local| local.address != *gone));
             }
         }
@@ -248,8 +257,9 @@ impl Udp for LinuxUdp {
         let mut tried_again = None;
         let mut lost = 0;
         let mut patient = true;
+        let mut most = self.run_max;
         while let Some(to) = batch.destination(next) {
-            let error = match self.send_some(batch, next, to) {
+            let error = match self.send_some(batch, next, to, most) {
                 Ok(sent) => {
                     next += sent;
                     continue;
@@ -273,6 +283,12 @@ impl Udp for LinuxUdp {
                     if self.discovers_path_mtu && number != libc::EAGAIN && tried_again != Some(next) =>
                 {
                     tried_again = Some(next);
+                    continue;
+                }
+                // What leaves through a device without checksum offload, or does not fit the path's MTU
+                // and is to be fragmented, cannot be sent as one (`udp_send_skb` in net/ipv4/udp.c).
+                (Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE), _) if most > 1 => {
+                    most = 1;
                     continue;
                 }
                 // The address that the peer talked to is not ours any more: let routing choose.

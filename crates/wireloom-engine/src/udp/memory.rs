@@ -107,7 +107,7 @@ impl Udp for MemoryUdp {
             let Some(room) = batch.rooms().next() else { return };
             let Some((from, datagram)) = queue.pop_front() else { return };
             room[..datagram.len()].copy_from_slice(&datagram);
-            batch.push(Endpoint::from(from), datagram.len());
+            batch.push(Endpoint::from(from), datagram.len(), datagram.len());
         }
     }
 

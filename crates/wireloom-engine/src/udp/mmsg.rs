@@ -1,5 +1,6 @@
-//! `recvmmsg` and `sendmmsg`: many datagrams with one system call, and the local address of each
-//! (`IP_PKTINFO` of ip(7), `IPV6_PKTINFO` of ipv6(7)).
+//! `recvmmsg` and `sendmmsg`: many datagrams with one system call, the local address of each
+//! (`IP_PKTINFO` of ip(7), `IPV6_PKTINFO` of ipv6(7)), and trains of them as one (`UDP_SEGMENT` and
+//! `UDP_GRO` of udp(7)).
 #![expect(
     unsafe_code,
     reason = "neither nix nor socket2 send batches whose datagrams differ in control messages"
@@ -15,11 +16,17 @@ use std::{
 
 use wireloom_proto::{Endpoint, LocalAddress};
 
-use super::batch::{INBOUND_MAX, Inbound, OUTBOUND_MAX};
+use super::batch::{INBOUND_MAX, Inbound, OUTBOUND_MAX, Run};
 
-/// Bytes for one control message with a local address: `CMSG_SPACE` of the larger kind.
-// SAFETY: CMSG_SPACE only computes.
-const CONTROL_LEN: usize = unsafe { libc::CMSG_SPACE(size_of::<libc::in6_pktinfo>() as u32) } as usize;
+/// Bytes for two control messages: one with a local address, of the larger kind, and one with the size
+/// of a train's datagrams, which is an int when received and shorter when sent.
+const CONTROL_LEN: usize = space(size_of::<libc::in6_pktinfo>()) + space(size_of::<libc::c_int>());
+
+/// What a control message with `len` bytes of data takes.
+const fn space(len: usize) -> usize {
+    // SAFETY: CMSG_SPACE only computes.
+    unsafe { libc::CMSG_SPACE(len as u32) as usize }
+}
 
 /// What the headers of one datagram point to.
 #[derive(Clone, Copy)]
@@ -96,12 +103,12 @@ impl Receiver {
         // An error means that nothing has come, or is one that ICMP raised, which UDP outlives.
         let received = usize::try_from(received).unwrap_or(0);
         for (header, places) in self.0.headers[..received].iter().zip(&self.0.places) {
-            let local = local_address(&header.msg_hdr);
+            let (local, size) = control_messages(&header.msg_hdr);
             // Not from an IP address, which cannot be: it will be refused as a message of length 0.
             let remote = remote_address(&places.address);
             let len = if remote.is_some() { header.msg_len as usize } else { 0 };
             let remote = remote.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
-            batch.push(Endpoint { remote, local }, len);
+            batch.push(Endpoint { remote, local }, len, size.unwrap_or(len));
         }
     }
 }
@@ -116,23 +123,30 @@ impl Default for Sender {
 }
 
 impl Sender {
-    /// Sends these datagrams (no more than a batch has), as far as they go; returns how many went.
+    /// Sends these runs (no more than a batch has datagrams), as far as they go; returns how many went.
     ///
     /// # Errors
     /// Why the first of them did not go.
     pub(super) fn send<'d>(
         &mut self,
         socket: BorrowedFd<'_>,
-        datagrams: impl Iterator<Item = (Endpoint, &'d [u8])>,
+        runs: impl Iterator<Item = Run<'d>>,
     ) -> io::Result<usize> {
         let mut count = 0;
-        for (to, datagram) in datagrams.take(OUTBOUND_MAX) {
+        for run in runs.take(OUTBOUND_MAX) {
             let (header, places) = self.0.wire(count);
             // The kernel only reads what `sendmmsg` is pointed to.
             places.memory =
-                libc::iovec { iov_base: datagram.as_ptr().cast_mut().cast(), iov_len: datagram.len() };
-            header.msg_namelen = write_address(&mut places.address, to.remote);
-            header.msg_controllen = to.local.map_or(0, |local| write_local(&mut places.control, local)) as _;
+                libc::iovec { iov_base: run.bytes.as_ptr().cast_mut().cast(), iov_len: run.bytes.len() };
+            header.msg_namelen = write_address(&mut places.address, run.to.remote);
+            let mut control = Control { bytes: &mut places.control, used: 0 };
+            if let Some(local) = run.to.local {
+                control.write_local(local);
+            }
+            if run.count > 1 {
+                control.write(libc::SOL_UDP, libc::UDP_SEGMENT, run.size as u16);
+            }
+            header.msg_controllen = control.used as _;
             count += 1;
         }
         // SAFETY: the first `count` headers point to places in `self.0` and to the caller's datagrams,
@@ -198,8 +212,10 @@ fn write_address(storage: &mut libc::sockaddr_storage, address: SocketAddr) -> l
     }
 }
 
-/// The local address that a received datagram's control messages tell.
-fn local_address(header: &libc::msghdr) -> Option<LocalAddress> {
+/// The local address that a received datagram's control messages tell, and the size of the datagrams
+/// when it is a train of them.
+fn control_messages(header: &libc::msghdr) -> (Option<LocalAddress>, Option<usize>) {
+    let (mut local, mut size) = (None, None);
     // SAFETY: the kernel filled the header's control messages, `msg_controllen` bytes of them; the
     // macros walk within these, and the data of a control message is read unaligned as what its level
     // and type say it is.
@@ -210,61 +226,71 @@ fn local_address(header: &libc::msghdr) -> Option<LocalAddress> {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                     let info: libc::in_pktinfo = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
                     let address = Ipv4Addr::from_bits(u32::from_be(info.ipi_spec_dst.s_addr));
-                    return Some(LocalAddress {
-                        address: address.into(),
-                        interface: info.ipi_ifindex as u32,
-                    });
+                    local =
+                        Some(LocalAddress { address: address.into(), interface: info.ipi_ifindex as u32 });
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     let info: libc::in6_pktinfo = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
                     let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                    return Some(LocalAddress { address: address.into(), interface: info.ipi6_ifindex });
+                    local = Some(LocalAddress { address: address.into(), interface: info.ipi6_ifindex });
                 }
-                _ => message = libc::CMSG_NXTHDR(header, message),
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let len: libc::c_int = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
+                    size = usize::try_from(len).ok().filter(|size| *size > 0);
+                }
+                _ => {}
+            }
+            message = libc::CMSG_NXTHDR(header, message);
+        }
+    }
+    (local, size)
+}
+
+/// The control messages of a datagram to be sent, in their making.
+struct Control<'p> {
+    bytes: &'p mut [u8; CONTROL_LEN],
+    used: usize,
+}
+
+impl Control<'_> {
+    /// Makes the datagram leave from this address.
+    ///
+    /// Only the address is asked for, so that routing stays free to choose another interface when
+    /// routes change; an IPv6 link-local address alone means nothing without its interface.
+    fn write_local(&mut self, local: LocalAddress) {
+        match local.address {
+            IpAddr::V4(address) => {
+                let info = libc::in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: libc::in_addr { s_addr: address.to_bits().to_be() },
+                    ipi_addr: libc::in_addr { s_addr: 0 },
+                };
+                self.write(libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+            }
+            IpAddr::V6(address) => {
+                let info = libc::in6_pktinfo {
+                    ipi6_addr: libc::in6_addr { s6_addr: address.octets() },
+                    ipi6_ifindex: if address.is_unicast_link_local() { local.interface } else { 0 },
+                };
+                self.write(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
             }
         }
     }
-    None
-}
 
-/// Writes the control message that makes a datagram leave from this address; returns its length.
-///
-/// Only the address is asked for, so that routing stays free to choose another interface when routes
-/// change; an IPv6 link-local address alone means nothing without its interface.
-fn write_local(control: &mut [u8; CONTROL_LEN], local: LocalAddress) -> usize {
-    control.fill(0);
-    let control = control.as_mut_ptr();
-    let write = |level, kind, len: usize| {
-        // SAFETY: `control` is aligned for a `cmsghdr` (see `Places`) and as long as the largest message.
+    /// Adds a control message; `data` is what the kernel expects for its level and kind.
+    fn write<T: Copy>(&mut self, level: libc::c_int, kind: libc::c_int, data: T) {
+        let place = &mut self.bytes[self.used..][..space(size_of::<T>())];
+        place.fill(0);
+        // SAFETY: `place` has room for the header and this data. It is aligned for a `cmsghdr`, because
+        // the first one is (see `Places`) and every length is a multiple of that alignment; the data is
+        // written unaligned.
         unsafe {
-            let message = control.cast::<libc::cmsghdr>();
+            let message = place.as_mut_ptr().cast::<libc::cmsghdr>();
             (*message).cmsg_level = level;
             (*message).cmsg_type = kind;
-            (*message).cmsg_len = libc::CMSG_LEN(len as u32) as _;
-            (libc::CMSG_DATA(message), libc::CMSG_SPACE(len as u32) as usize)
+            (*message).cmsg_len = libc::CMSG_LEN(size_of::<T>() as u32) as _;
+            ptr::write_unaligned(libc::CMSG_DATA(message).cast(), data);
         }
-    };
-    match local.address {
-        IpAddr::V4(address) => {
-            let info = libc::in_pktinfo {
-                ipi_ifindex: 0,
-                ipi_spec_dst: libc::in_addr { s_addr: address.to_bits().to_be() },
-                ipi_addr: libc::in_addr { s_addr: 0 },
-            };
-            let (data, len) = write(libc::IPPROTO_IP, libc::IP_PKTINFO, size_of_val(&info));
-            // SAFETY: the data of this message has room for an `in_pktinfo`.
-            unsafe { ptr::write_unaligned(data.cast(), info) };
-            len
-        }
-        IpAddr::V6(address) => {
-            let info = libc::in6_pktinfo {
-                ipi6_addr: libc::in6_addr { s6_addr: address.octets() },
-                ipi6_ifindex: if address.is_unicast_link_local() { local.interface } else { 0 },
-            };
-            let (data, len) = write(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, size_of_val(&info));
-            // SAFETY: the data of this message has room for an `in6_pktinfo`.
-            unsafe { ptr::write_unaligned(data.cast(), info) };
-            len
-        }
+        self.used += space(size_of::<T>());
     }
 }

@@ -47,7 +47,13 @@ impl Lab {
         // Process ids are looked up as those of this pid namespace: so `ip` must run here.
         let mut cables = String::new();
         for node in &self.nodes {
-            let _ = writeln!(cables, "link add {} type veth peer name eth0 netns {}", node.name, node.pid());
+            // One segment: what is sent as one is cut before it crosses, so that a capture sees every
+            // datagram, and a probe finds its own by its length.
+            let (name, pid) = (&node.name, node.pid());
+            let _ = writeln!(
+                cables,
+                "link add {name} gso_max_segs 1 type veth peer name eth0 gso_max_segs 1 netns {pid}"
+            );
             let _ = writeln!(cables, "link set {} master underlay up", node.name);
         }
         self.underlay.network_only().feed("ip -batch -", &cables)?;

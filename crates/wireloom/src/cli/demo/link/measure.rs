@@ -161,8 +161,10 @@ pub(super) fn forgery(link: &Link) -> anyhow::Result<Row> {
         let server = bind(&target.space, target, family, 9)?;
         server.set_read_timeout(Some(Duration::from_millis(300)))?;
         let forger = bind(&liar.host.space, source, family, 0)?;
-        for _ in 0..FORGED {
-            forger.send_to(b"it wasn't me", SocketAddr::new(target.addresses.of(family), 9))?;
+        // Each longer than the one before: datagrams of one length come out of the tunnel as one packet,
+        // which the firewall counts once.
+        for len in 1..=FORGED {
+            forger.send_to(&[b'!'; FORGED][..len], SocketAddr::new(target.addresses.of(family), 9))?;
         }
         let mut buffer = [0; 64];
         let arrived = std::iter::from_fn(|| server.recv(&mut buffer).ok()).count();
