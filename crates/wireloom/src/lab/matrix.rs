@@ -9,7 +9,7 @@ use serde::Serialize;
 use wireloom_plan::kernel::Family;
 
 use super::{
-    Capture, Cell, Lab, Node, Place, Result, Wire,
+    Capture, Cell, Lab, Node, Place, Result, Wire, at_this_pace,
     layout::FAMILIES,
     probe::{Exchange, LENGTHS, Mark, attempt},
 };
@@ -150,7 +150,7 @@ impl Matrix {
     /// # Errors
     /// When a probe cannot be made.
     pub fn settle(lab: &Lab, promise: Promise, patience: Duration) -> Result<Self> {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + at_this_pace(patience);
         loop {
             let over = Instant::now() >= deadline;
             let matrix = Self::measure(lab)?;

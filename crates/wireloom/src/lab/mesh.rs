@@ -1,6 +1,7 @@
 //! The files of a mesh: `mesh.toml` and `agent.toml`, and each node's key.
 
 use std::{
+    env,
     fs::OpenOptions,
     io::Write as _,
     net::{IpAddr, SocketAddr},
@@ -134,10 +135,13 @@ pub fn write_key(node: &Node, key: &KeyPair) -> Result<()> {
     })
 }
 
-/// Writes `agent.toml` on one node: its name, and these lines of the `[routing]` section.
+/// Writes `agent.toml` on one node: its name, these lines of the `[routing]` section, and the back end
+/// that the environment's `WIRELOOM_LAB_BACKEND` names (the default is the agent's own).
 ///
 /// # Errors
 /// When it cannot be written.
 pub fn write_settings(node: &Node, routing: &str) -> Result<()> {
-    node.host.space.write(SETTINGS, &format!("node = \"{}\"\n\n[routing]\n{routing}\n", node.name))
+    let backend = env::var("WIRELOOM_LAB_BACKEND").map(|name| format!("wireguard.backend = \"{name}\""));
+    let backend = backend.unwrap_or_default();
+    node.host.space.write(SETTINGS, &format!("node = \"{}\"\n{backend}\n[routing]\n{routing}\n", node.name))
 }

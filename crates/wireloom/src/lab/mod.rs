@@ -52,5 +52,5 @@ pub use self::{
     space::{Holder, Space},
     stream::{Stream, StreamReport},
     tools::require,
-    wait::{PATIENCE, until},
+    wait::{PATIENCE, at_this_pace, until},
 };

@@ -12,7 +12,7 @@ use std::{
 
 use wireloom_plan::kernel::Family;
 
-use super::{Place, Result, probe::Ping};
+use super::{Place, Result, at_this_pace, probe::Ping};
 
 /// For the last replies, after the last request.
 const STRAGGLERS: Duration = Duration::from_secs(1);
@@ -67,7 +67,7 @@ impl Pinger {
                     answers.store(answered.len(), Ordering::Relaxed);
                 }
             }
-            let deadline = Instant::now() + STRAGGLERS;
+            let deadline = Instant::now() + at_this_pace(STRAGGLERS);
             while answered.len() < usize::from(sent)
                 && let Some(seq) = ping.reply(deadline)?
             {

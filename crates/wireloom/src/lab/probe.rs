@@ -19,7 +19,7 @@ use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_plan::kernel::Family;
 
-use super::{Capture, Content, Error, Packet, Place, Result, Space};
+use super::{Capture, Content, Error, Packet, Place, Result, Space, at_this_pace};
 
 /// What an exchange is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,14 +101,14 @@ pub(crate) fn attempt(
             let ping = Ping::open(source, target, mark.id)?;
             try_often(|n| {
                 ping.send(n, mark.payload(family))?;
-                Ok(ping.reply(Instant::now() + REPLY_TIME)?.is_some())
+                Ok(ping.reply(Instant::now() + at_this_pace(REPLY_TIME))?.is_some())
             })
         }
         Exchange::Udp => {
             let bind = |space: &Space, address: IpAddr, port| {
                 space.open("bind a UDP socket", || {
                     let socket = UdpSocket::bind((address, port))?;
-                    socket.set_read_timeout(Some(REPLY_TIME))?;
+                    socket.set_read_timeout(Some(at_this_pace(REPLY_TIME)))?;
                     Ok::<_, std::io::Error>(socket)
                 })
             };

@@ -14,7 +14,7 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_plan::kernel::Family;
 
-use super::{Error, PATIENCE, Place, Result, Space, until};
+use super::{Error, PATIENCE, Place, Result, Space, at_this_pace, until};
 
 /// Bytes, one write each [`INTERVAL`]: 1 MB/s, so that tests beside it are not disturbed.
 const CHUNK: usize = 10_000;
@@ -70,7 +70,7 @@ impl Stream {
         let target = listener.local_addr().map_err(Error::io("see the port that is listened on"))?;
         let mut client = connect(&from.space, target)?;
         let (mut server, peer) = listener.accept().map_err(Error::io("accept"))?;
-        server.set_read_timeout(Some(PATIENCE)).map_err(Error::io("set a timeout"))?;
+        server.set_read_timeout(Some(at_this_pace(PATIENCE))).map_err(Error::io("set a timeout"))?;
 
         let over = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&over);
@@ -156,7 +156,8 @@ fn connect(from: &Space, target: SocketAddr) -> Result<TcpStream> {
     let socket = from.open("open a TCP socket", || {
         Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))
     })?;
-    socket.connect_timeout(&target.into(), PATIENCE).map_err(Error::io(format!("connect to {target}")))?;
+    let patience = at_this_pace(PATIENCE);
+    socket.connect_timeout(&target.into(), patience).map_err(Error::io(format!("connect to {target}")))?;
     Ok(socket.into())
 }
 

@@ -1,6 +1,8 @@
 //! Waiting for conditions instead of sleeping and hoping.
 
 use std::{
+    env,
+    sync::OnceLock,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -10,11 +12,22 @@ use super::{Error, Result};
 /// How long tests wait for something that should come true soon: generous, for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A time to wait, on this machine: where the environment's `WIRELOOM_LAB_PACE` is a whole number,
+/// everything takes so many times longer than usual (tests/vm says so of an emulated machine).
+#[must_use]
+pub fn at_this_pace(time: Duration) -> Duration {
+    static PACE: OnceLock<u32> = OnceLock::new();
+    let pace = || env::var("WIRELOOM_LAB_PACE").ok().and_then(|pace| pace.parse().ok()).unwrap_or(1);
+    time * *PACE.get_or_init(pace)
+}
+
 /// Polls until `condition` gives something.
 ///
 /// # Errors
-/// [`Error::Timeout`], naming `what`, when `patience` is over and the condition still gives nothing.
+/// [`Error::Timeout`], naming `what`, when `patience` ([at this pace](at_this_pace)) is over and the
+/// condition still gives nothing.
 pub fn until<T>(patience: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> Result<T> {
+    let patience = at_this_pace(patience);
     let deadline = Instant::now() + patience;
     loop {
         // Read the clock first: a condition is looked at once more after the deadline.

@@ -1,4 +1,5 @@
-//! Wireloom and Debian's wireguard-go at the two ends of a tunnel, either one beginning.
+//! Wireloom and another implementation at the two ends of a tunnel, either one beginning: Debian's
+//! wireguard-go, and where the kernel has one, the kernel's.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -12,9 +13,70 @@ use wireloom_plan::kernel::Family;
 
 use crate::tunnel::{PORT, Program, Tunnel, all_answered, inner, ping};
 
-use Program::{WireguardGo, Wireloom};
+use Program::Wireloom;
 
-const EITHER_BEGINS: [[Program; 2]; 2] = [[Wireloom, WireguardGo], [WireguardGo, Wireloom]];
+/// The tests, with this program at the other end.
+macro_rules! tests_with {
+    ($module:ident, $other:ident) => {
+        mod $module {
+            use super::Program::$other;
+
+            #[test]
+            fn over_ipv4() {
+                super::over_ipv4($other);
+            }
+
+            #[test]
+            fn over_ipv6() {
+                super::over_ipv6($other);
+            }
+
+            #[test]
+            fn with_a_preshared_key_that_both_have_and_without_one_that_only_one_has() {
+                super::with_a_preshared_key_that_both_have_and_without_one_that_only_one_has($other);
+            }
+
+            #[test]
+            fn both_follow_the_other_to_another_port() {
+                super::both_follow_the_other_to_another_port($other);
+            }
+
+            #[test]
+            fn both_follow_the_other_to_another_address_family() {
+                super::both_follow_the_other_to_another_address_family($other);
+            }
+
+            #[test]
+            fn large_packets_cross_in_both_directions() {
+                super::large_packets_cross_in_both_directions($other);
+            }
+
+            #[test]
+            fn a_responder_under_load_demands_a_cookie_and_gets_it() {
+                super::a_responder_under_load_demands_a_cookie_and_gets_it($other);
+            }
+
+            #[test]
+            fn a_peer_that_starts_again_is_welcome() {
+                super::a_peer_that_starts_again_is_welcome($other);
+            }
+
+            #[cfg(feature = "slow")]
+            #[test]
+            fn a_session_is_renewed_without_losing_a_packet() {
+                super::a_session_is_renewed_without_losing_a_packet($other);
+            }
+        }
+    };
+}
+
+tests_with!(wireguard_go, WireguardGo);
+#[cfg(feature = "kernel-wireguard")]
+tests_with!(kernel, Kernel);
+
+fn either_begins(other: Program) -> [[Program; 2]; 2] {
+    [[Wireloom, other], [other, Wireloom]]
+}
 
 /// The first node begins, over this family; then the other one sends as well.
 fn shake_hands(programs: [Program; 2], family: Family) -> Tunnel {
@@ -41,23 +103,20 @@ fn shake_hands(programs: [Program; 2], family: Family) -> Tunnel {
     tunnel
 }
 
-#[test]
-fn over_ipv4() {
-    for programs in EITHER_BEGINS {
+fn over_ipv4(other: Program) {
+    for programs in either_begins(other) {
         shake_hands(programs, Family::V4);
     }
 }
 
-#[test]
-fn over_ipv6() {
-    for programs in EITHER_BEGINS {
+fn over_ipv6(other: Program) {
+    for programs in either_begins(other) {
         shake_hands(programs, Family::V6);
     }
 }
 
-#[test]
-fn with_a_preshared_key_that_both_have_and_without_one_that_only_one_has() {
-    for programs in EITHER_BEGINS {
+fn with_a_preshared_key_that_both_have_and_without_one_that_only_one_has(other: Program) {
+    for programs in either_begins(other) {
         let tunnel = Tunnel::new(&programs);
         let secret = tunnel.node(0).run("wg genpsk").unwrap();
         for place in [0, 1] {
@@ -75,9 +134,8 @@ fn with_a_preshared_key_that_both_have_and_without_one_that_only_one_has() {
     }
 }
 
-#[test]
-fn both_follow_the_other_to_another_port() {
-    for programs in EITHER_BEGINS {
+fn both_follow_the_other_to_another_port(other: Program) {
+    for programs in either_begins(other) {
         let tunnel = shake_hands(programs, Family::V4);
         for (mover, follower, port) in [(0, 1, 2000), (1, 0, 3000)] {
             tunnel.node(mover).run(&format!("wg set wg0 listen-port {port}")).unwrap();
@@ -89,9 +147,8 @@ fn both_follow_the_other_to_another_port() {
     }
 }
 
-#[test]
-fn both_follow_the_other_to_another_address_family() {
-    for programs in EITHER_BEGINS {
+fn both_follow_the_other_to_another_address_family(other: Program) {
+    for programs in either_begins(other) {
         let tunnel = shake_hands(programs, Family::V4);
         tunnel.set_endpoint(0, 1, Family::V6);
         tunnel.settle();
@@ -100,9 +157,8 @@ fn both_follow_the_other_to_another_address_family() {
     }
 }
 
-#[test]
-fn large_packets_cross_in_both_directions() {
-    for programs in EITHER_BEGINS {
+fn large_packets_cross_in_both_directions(other: Program) {
+    for programs in either_begins(other) {
         let tunnel = shake_hands(programs, Family::V4);
         for (from, to) in [(0, 1), (1, 0)] {
             let [v4, v6] = inner(to);
@@ -129,9 +185,8 @@ fn initiation_for_the_first_node(tunnel: &Tunnel) -> Vec<u8> {
     datagram[..len].to_vec()
 }
 
-#[test]
-fn a_responder_under_load_demands_a_cookie_and_gets_it() {
-    for [initiator, responder] in EITHER_BEGINS {
+fn a_responder_under_load_demands_a_cookie_and_gets_it(other: Program) {
+    for [initiator, responder] in either_begins(other) {
         let tunnel = Tunnel::new(&[responder, initiator, Wireloom]);
         let initiation = initiation_for_the_first_node(&tunnel);
         let victim = tunnel.endpoint(0, Family::V4);
@@ -183,9 +238,8 @@ fn a_responder_under_load_demands_a_cookie_and_gets_it() {
     }
 }
 
-#[test]
-fn a_peer_that_starts_again_is_welcome() {
-    for programs in EITHER_BEGINS {
+fn a_peer_that_starts_again_is_welcome(other: Program) {
+    for programs in either_begins(other) {
         let tunnel = shake_hands(programs, Family::V4);
         let node = tunnel.node(0);
         node.run("ip link delete wg0").unwrap();
@@ -207,10 +261,9 @@ fn a_peer_that_starts_again_is_welcome() {
 
 /// The real thing: 120 seconds are not to be hurried (`REKEY_AFTER_TIME`; the paper, section 6.1).
 #[cfg(feature = "slow")]
-#[test]
-fn a_session_is_renewed_without_losing_a_packet() {
+fn a_session_is_renewed_without_losing_a_packet(other: Program) {
     thread::scope(|scope| {
-        for programs in EITHER_BEGINS {
+        for programs in either_begins(other) {
             scope.spawn(move || {
                 let tunnel = shake_hands(programs, Family::V4);
                 let first = [tunnel.handshake(0), tunnel.handshake(1)];

@@ -15,7 +15,7 @@
 //! | [`kernel_roundtrip`] | that the kernel gives back what the shell wrote, and the planner's twin of it does as it does |
 //! | [`link_agent`] | the matrix, the modes and the repairs with peers as neighbours (`[link]` in agent.toml) |
 //! | [`device`] | the userspace interface: its life, its control socket, what it does to bad packets |
-//! | [`interop`] | the userspace interface with wireguard-go at the other end |
+//! | [`interop`] | the userspace interface with wireguard-go or the kernel's WireGuard at the other end |
 //! | [`link_routing`] | routing daemons on a common link: BIRD, FRR and babeld, as docs/link-mode.md has them |
 //! | [`link_device`] | the userspace interface as a link: next hops, multicast, errors, path MTU, restarts |
 //!
@@ -24,7 +24,8 @@
 //! `cargo test --features functional` runs them, as root or not (a test binary that may not make
 //! namespaces starts itself again in a user namespace). They need Debian's `iproute2`, `iputils-ping`,
 //! `nftables`, `util-linux`, `wireguard-tools`, `wireguard-go`, `bird2`, `frr` and `babeld`; a missing one
-//! fails with its name.
+//! fails with its name. Tests of the feature `kernel-wireguard` need a kernel that has it: they belong into
+//! the virtual machine of `tests/vm`, where most of the others run as well.
 
 mod agent;
 mod demo;

@@ -1,4 +1,4 @@
-//! Two nodes with a userspace WireGuard interface each, configured by `wg`.
+//! Two nodes with a WireGuard interface each, configured by `wg`.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -21,6 +21,9 @@ use crate::wireloom;
 pub(crate) enum Program {
     Wireloom,
     WireguardGo,
+    /// None: the kernel itself.
+    #[cfg(feature = "kernel-wireguard")]
+    Kernel,
 }
 
 impl Program {
@@ -34,6 +37,10 @@ impl Program {
                 let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap()).unwrap();
                 node.run(&format!("taskset --cpu-list {first} wireguard-go wg0"))
             }
+            #[cfg(feature = "kernel-wireguard")]
+            Self::Kernel => node.run("ip link add wg0 type wireguard").map_err(|error| {
+                panic!("{error}: this test belongs into the virtual machine of tests/vm, or to a kernel with WireGuard")
+            }),
         }
         .unwrap();
     }

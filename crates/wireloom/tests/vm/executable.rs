@@ -1,0 +1,38 @@
+//! The functional tests' executable, and the tests in it.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, bail, ensure};
+
+/// Builds it, with the tests that need a kernel with WireGuard, as cargo does for a test run.
+pub(crate) fn functional_tests() -> anyhow::Result<PathBuf> {
+    let output = Command::new(env!("CARGO"))
+        .args(["test", "--no-run", "--locked", "--package", "wireloom", "--test", "functional"])
+        .args(["--features", "functional,kernel-wireguard", "--message-format", "json-render-diagnostics"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(output.status.success(), "cargo ended ({})", output.status);
+    for message in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<serde_json::Value>() {
+        let message = message.context("cargo's messages are unreadable")?;
+        if message["target"]["name"] == "functional"
+            && let Some(path) = message["executable"].as_str()
+        {
+            return Ok(path.into());
+        }
+    }
+    bail!("cargo names no executable")
+}
+
+/// `module::test`, in the order of the executable.
+pub(crate) fn names(tests: &Path) -> anyhow::Result<Vec<String>> {
+    let output = Command::new(tests).args(["--list", "--format", "terse"]).output()?;
+    ensure!(output.status.success(), "it ended ({})", output.status);
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}

@@ -1,0 +1,32 @@
+#!/bin/sh
+# The virtual machine's first process: prepares it, runs the tests of /tests, and turns it off. What it
+# tells the host (report.rs reads it) goes to the second serial port; the first is the kernel's console.
+export PATH=/usr/bin HOME=/ NO_COLOR=1
+/usr/bin/busybox --install -s /usr/bin 2>/dev/null
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/net
+mount -t devpts devpts /dev/pts
+mount -t tmpfs -o mode=0755 tmpfs /run
+mkdir /run/said
+ip link set lo up
+modprobe tun
+hostname vm
+
+# wireloom.backend=… wireloom.pace=… wireloom.parallel=… wireloom.limit=…
+for word in $(cat /proc/cmdline); do
+    case $word in
+    wireloom.backend=*) export WIRELOOM_LAB_BACKEND=${word#*=} ;;
+    wireloom.pace=*) export WIRELOOM_LAB_PACE=${word#*=} ;;
+    wireloom.limit=*) export LIMIT=${word#*=} ;;
+    wireloom.parallel=*) parallel=${word#*=} ;;
+    esac
+done
+stty -F /dev/ttyS1 raw -echo
+exec >/dev/ttyS1
+read -r up _ </proc/uptime
+echo "up $up $(uname -r)"
+xargs -n 1 -P "$parallel" /run-test </tests
+echo "done"
+poweroff -f

@@ -1,0 +1,239 @@
+//! The virtual machine's kernel and its whole file system: an archive that the kernel unpacks into
+//! memory (Documentation/driver-api/early-userspace/buffer-format.rst).
+
+use std::{
+    collections::BTreeSet,
+    env,
+    ffi::OsString,
+    fs::{self, File},
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, bail, ensure};
+
+/// What the tests run, and what Debian's scripts among it run. Of busybox comes all the rest.
+const TOOLS: &[(&str, &str)] = &[
+    ("bash", "bash"),
+    ("basename", "coreutils"),
+    ("cat", "coreutils"),
+    ("chmod", "coreutils"),
+    ("env", "coreutils"),
+    ("ls", "coreutils"),
+    ("sleep", "coreutils"),
+    ("sort", "coreutils"),
+    ("stat", "coreutils"),
+    ("timeout", "coreutils"),
+    ("true", "coreutils"),
+    ("sh", "dash"),
+    ("bridge", "iproute2"),
+    ("ip", "iproute2"),
+    ("nstat", "iproute2"),
+    ("ss", "iproute2"),
+    ("tc", "iproute2"),
+    ("ping", "iputils-ping"),
+    ("modprobe", "kmod"),
+    ("mount", "mount"),
+    ("nft", "nftables"),
+    ("kill", "procps"),
+    ("pgrep", "procps"),
+    ("sysctl", "procps"),
+    ("socat", "socat"),
+    ("tcpdump", "tcpdump"),
+    ("flock", "util-linux"),
+    ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("taskset", "util-linux"),
+    ("unshare", "util-linux"),
+    ("wg", "wireguard-tools"),
+    ("wg-quick", "wireguard-tools"),
+    ("wireguard-go", "wireguard-go"),
+];
+
+/// Parts of the module tree that network tests can ask for.
+const MODULES: &[&str] = &[
+    "arch/x86/crypto",
+    "crypto",
+    "drivers/net/dummy.ko",
+    "drivers/net/tun.ko",
+    "drivers/net/veth.ko",
+    "drivers/net/wireguard",
+    "lib",
+    "net/802",
+    "net/bridge",
+    "net/core",
+    "net/ipv4",
+    "net/ipv6",
+    "net/llc",
+    "net/netfilter",
+    "net/packet",
+    "net/sched",
+];
+
+const FILES: &[&str] = &["/etc/passwd", "/etc/group", "/etc/protocols", "/etc/services", "/etc/iproute2"];
+
+/// The first process, and what it runs for each test.
+const SCRIPTS: [(&str, &str); 2] =
+    [("init", include_str!("guest/init.sh")), ("run-test", include_str!("guest/run-test.sh"))];
+
+/// What QEMU boots.
+pub(crate) struct Image {
+    pub(crate) kernel: PathBuf,
+    initramfs: PathBuf,
+}
+
+impl Image {
+    /// Builds it anew: the program has changed since the last time.
+    pub(crate) fn build(tests: &Path) -> anyhow::Result<Self> {
+        let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm");
+        let package = work.join("kernel");
+        run(Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/vm-kernel")).arg(&package))
+            .context("cannot fetch the kernel")?;
+        let root = work.join("root");
+        make_directories(&root)?;
+        add_programs(&root, tests)?;
+        for file in FILES.iter().map(Path::new).filter(|file| file.exists()) {
+            run(Command::new("cp").arg("-rL").arg(file).arg(root.join("etc")))?;
+        }
+        for (name, script) in SCRIPTS {
+            fs::write(root.join(name), script)?;
+            fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755))?;
+        }
+        let kernel = add_modules(&root, &package)?;
+        let initramfs = work.join("initramfs");
+        pack(&root, File::create(&initramfs)?)?;
+        Ok(Self { kernel, initramfs })
+    }
+
+    /// The file system with the list of tests for a machine of this name. It follows in an archive of its
+    /// own: the kernel unpacks one after the other.
+    pub(crate) fn with_tests(&self, name: &str, tests: &[String]) -> anyhow::Result<PathBuf> {
+        let list = self.initramfs.with_file_name("list");
+        recreate(&list)?;
+        fs::write(list.join("tests"), tests.join("\n") + "\n")?;
+        let whole = self.initramfs.with_file_name(name).with_extension("initramfs");
+        fs::copy(&self.initramfs, &whole)?;
+        pack(&list, File::options().append(true).open(&whole)?)?;
+        Ok(whole)
+    }
+}
+
+/// The program's path, as a root shell finds it.
+pub(crate) fn tool(program: &str, debian_package: &str) -> anyhow::Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let administrators = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let mut candidates = env::split_paths(&path).chain(administrators).map(|place| place.join(program));
+    candidates
+        .find(|candidate| candidate.is_file())
+        .with_context(|| format!("{program} is missing: install the Debian package `{debian_package}`"))
+}
+
+/// As Debian has them, so that every path to a program or a library works in here as well.
+fn make_directories(root: &Path) -> anyhow::Result<()> {
+    recreate(root)?;
+    for directory in ["dev", "etc", "proc", "run", "sys", "tmp", "usr/bin", "usr/lib", "var/lib"] {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    for (link, target) in [
+        ("bin", "usr/bin"),
+        ("sbin", "usr/bin"),
+        ("lib", "usr/lib"),
+        ("lib64", "usr/lib"),
+        ("usr/sbin", "bin"),
+        ("usr/lib64", "lib"),
+        ("var/run", "../run"),
+    ] {
+        symlink(target, root.join(link))?;
+    }
+    Ok(())
+}
+
+/// With the libraries that they need.
+fn add_programs(root: &Path, tests: &Path) -> anyhow::Result<()> {
+    let mut libraries = BTreeSet::new();
+    for (program, debian_package) in TOOLS {
+        let found = tool(program, debian_package)?;
+        copy(&found, &root.join("usr/bin").join(program))?;
+        libraries.extend(libraries_of(&found)?);
+    }
+    copy(&tool("busybox", "busybox-static")?, &root.join("usr/bin/busybox"))?;
+    let strip = tool("strip", "binutils")?;
+    // The tests know the program by the path that it was built at.
+    let wireloom = env!("CARGO_BIN_EXE_wireloom");
+    for (program, place) in [(tests, "functional"), (wireloom.as_ref(), wireloom.trim_start_matches('/'))] {
+        let place = root.join(place);
+        copy(program, &place)?;
+        // Nine tenths of it are for debuggers.
+        run(Command::new(&strip).arg(&place))?;
+        libraries.extend(libraries_of(program)?);
+    }
+    for library in libraries {
+        let name = library.file_name().context("a library without a name")?;
+        copy(&library, &root.join("usr/lib").join(name))?;
+    }
+    Ok(())
+}
+
+/// What the dynamic linker would load, itself included. A script has none.
+fn libraries_of(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    Ok(paths.map(|path| path.trim_end_matches(':').into()).collect())
+}
+
+/// Returns the kernel that they are for.
+fn add_modules(root: &Path, package: &Path) -> anyhow::Result<PathBuf> {
+    let trees = package.join("lib/modules");
+    let version = fs::read_dir(&trees)?.next().context("the package has no modules")??.file_name();
+    let from = trees.join(&version);
+    let to = root.join("usr/lib/modules").join(&version);
+    for part in MODULES.iter().map(|part| Path::new("kernel").join(part)) {
+        let place = to.join(&part);
+        fs::create_dir_all(place.parent().context("a part without a parent")?)?;
+        run(Command::new("cp").arg("-r").arg(from.join(&part)).arg(place))?;
+    }
+    for list in ["modules.order", "modules.builtin", "modules.builtin.modinfo"] {
+        fs::copy(from.join(list), to.join(list))?;
+    }
+    run(Command::new(tool("depmod", "kmod")?).arg("-b").arg(root.join("usr")).arg(&version))?;
+    let mut kernel = OsString::from("vmlinuz-");
+    kernel.push(version);
+    Ok(package.join("boot").join(kernel))
+}
+
+/// As cpio(1) does it in the format "newc".
+fn pack(directory: &Path, archive: File) -> anyhow::Result<()> {
+    let mut list = Command::new("find").arg(".").current_dir(directory).stdout(Stdio::piped()).spawn()?;
+    let names = list.stdout.take().context("find has no output")?;
+    let busybox = tool("busybox", "busybox-static")?;
+    let mut cpio = Command::new(busybox);
+    run(cpio.args(["cpio", "-o", "-H", "newc"]).current_dir(directory).stdin(names).stdout(archive))?;
+    ensure!(list.wait()?.success(), "find failed");
+    Ok(())
+}
+
+fn recreate(directory: &Path) -> std::io::Result<()> {
+    if directory.exists() {
+        fs::remove_dir_all(directory)?;
+    }
+    fs::create_dir_all(directory)
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
+    Ok(())
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.stderr(Stdio::piped()).spawn()?.wait_with_output()?;
+    if !output.status.success() {
+        let program = command.get_program().display();
+        bail!("{program} ended ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! A virtual machine: QEMU, by hardware where that works, else by emulation.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        mpsc::{Receiver, RecvTimeoutError, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, anyhow, bail};
+
+use super::{
+    initramfs::{Image, tool},
+    report::{Line, Report},
+};
+
+/// Of its memory, MiB.
+const MEMORY: &str = "2048";
+
+const PROCESSORS: &str = "2";
+
+/// What the machine gets beyond a test's limit to tell that it killed it.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Lines of the console to show when a machine ends too early.
+const LAST_WORDS: usize = 30;
+
+/// What executes the machine's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Accelerator {
+    Kvm,
+    /// QEMU's own, with a thread for each processor.
+    Emulation,
+}
+
+impl Accelerator {
+    fn argument(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Emulation => "tcg,thread=multi",
+        }
+    }
+
+    /// For the first process to speak. KVM needs a second of it where it works; inside another virtual
+    /// machine it may fail at once, or start and then hang.
+    fn patience(self) -> Duration {
+        match self {
+            Self::Kvm => Duration::from_secs(10),
+            Self::Emulation => Duration::from_secs(120),
+        }
+    }
+
+    /// How many times longer than usual a test may wait for what it expects.
+    fn pace(self) -> u32 {
+        match self {
+            Self::Kvm => 1,
+            Self::Emulation => 6,
+        }
+    }
+
+    /// After which a test counts as hanging.
+    fn limit(self) -> Duration {
+        match self {
+            Self::Kvm => Duration::from_secs(120),
+            Self::Emulation => Duration::from_secs(400),
+        }
+    }
+}
+
+/// What a machine is booted for.
+pub(crate) struct Job<'a> {
+    /// The back end of the tests' agents.
+    pub(crate) backend: &'a str,
+    /// Their names.
+    pub(crate) tests: &'a [String],
+    /// How many of them run at the same time.
+    pub(crate) parallel: usize,
+}
+
+/// Boots the image, and runs the tests to their end or the machine's. Results go to `report`.
+pub(crate) fn run(image: &Image, job: &Job<'_>, report: &Report) -> anyhow::Result<()> {
+    /// What works: the next machine need not try.
+    static ACCELERATOR: OnceLock<Accelerator> = OnceLock::new();
+    let initramfs = image.with_tests(job.backend, job.tests)?;
+    for accelerator in [Accelerator::Kvm, Accelerator::Emulation] {
+        if ACCELERATOR.get().is_some_and(|works| *works != accelerator) {
+            continue;
+        }
+        let mut machine = Machine::boot(&image.kernel, &initramfs, accelerator, job)?;
+        match machine.wait_until_up(report) {
+            Ok(()) => {
+                ACCELERATOR.get_or_init(|| accelerator);
+                return machine.follow(report);
+            }
+            Err(error) if accelerator == Accelerator::Kvm => {
+                eprintln!("{}: KVM does not work here ({error:#}): the machine is emulated", job.backend);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    bail!("no accelerator works")
+}
+
+/// A running QEMU; dropped, it is killed.
+struct Machine<'a> {
+    qemu: Child,
+    accelerator: Accelerator,
+    backend: &'a str,
+    /// What the kernel says.
+    console: PathBuf,
+    /// What QEMU says.
+    errors: PathBuf,
+    lines: Receiver<String>,
+    begun: Instant,
+}
+
+impl<'a> Machine<'a> {
+    fn boot(
+        kernel: &Path,
+        initramfs: &Path,
+        accelerator: Accelerator,
+        job: &Job<'a>,
+    ) -> anyhow::Result<Self> {
+        let qemu = tool("qemu-system-x86_64", "qemu-system-x86")?;
+        let console = initramfs.with_extension("console");
+        let errors = initramfs.with_extension("errors");
+        // - An oops ends the machine, and with `-no-reboot` QEMU.
+        // - Address randomisation, mitigations and the self tests of ciphers cost a second of the boot.
+        // - Network namespaces go at once, not after grace periods.
+        let words = format!(
+            "console=ttyS0 quiet panic=-1 oops=panic nokaslr mitigations=off cryptomgr.notests \
+             rcupdate.rcu_expedited=1 wireloom.backend={} wireloom.pace={} wireloom.parallel={} \
+             wireloom.limit={}",
+            job.backend,
+            accelerator.pace(),
+            job.parallel,
+            accelerator.limit().as_secs(),
+        );
+        let begun = Instant::now();
+        // Whatever becomes of this process, QEMU goes with it.
+        let mut qemu = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL"])
+            .arg(qemu)
+            .args(["-accel", accelerator.argument()])
+            .args(["-cpu", "max", "-smp", PROCESSORS, "-m", MEMORY])
+            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+            .arg("-serial")
+            .arg(format!("file:{}", console.display()))
+            .args(["-serial", "stdio", "-kernel"])
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(initramfs)
+            .args(["-append", &words])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&errors)?)
+            .spawn()
+            .context("cannot run setpriv: install the Debian package `util-linux`")?;
+        let output = qemu.stdout.take().context("QEMU has no output")?;
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { qemu, accelerator, backend: job.backend, console, errors, lines, begun })
+    }
+
+    fn wait_until_up(&mut self, report: &Report) -> anyhow::Result<()> {
+        let deadline = self.begun + self.accelerator.patience();
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    if let Some(Line::Up { seconds, release }) = report.hear(&line) {
+                        let after = self.begun.elapsed().as_secs_f64();
+                        eprintln!(
+                            "{}: Linux {release} up after {after:.1} s ({seconds} s its own)",
+                            self.backend
+                        );
+                        return Ok(());
+                    }
+                }
+                Err(error) => return Err(self.end(error, "it did not come up")),
+            }
+        }
+    }
+
+    /// Listens to the end.
+    fn follow(&mut self, report: &Report) -> anyhow::Result<()> {
+        let backend = self.backend;
+        loop {
+            match self.lines.recv_timeout(self.accelerator.limit() + GRACE) {
+                Ok(line) => match report.hear(&line) {
+                    Some(Line::Done) => {
+                        self.qemu.wait()?;
+                        let took = self.begun.elapsed().as_secs_f64();
+                        eprintln!("{backend}: done after {took:.0} s; the slowest tests:");
+                        for (seconds, test) in report.slowest(5) {
+                            eprintln!("{backend}: {seconds:6.1} s {test}");
+                        }
+                        return Ok(());
+                    }
+                    Some(Line::Figure(figure)) => eprintln!("{backend}: {figure}"),
+                    Some(Line::Stray(words)) => eprintln!("{backend}: {words}"),
+                    Some(Line::Up { .. }) | None => (),
+                },
+                Err(error) => return Err(self.end(error, "it fell silent")),
+            }
+        }
+    }
+
+    /// What to say of a machine that says nothing more.
+    fn end(&mut self, error: RecvTimeoutError, silence: &str) -> anyhow::Error {
+        let killed = match error {
+            RecvTimeoutError::Timeout => self.qemu.kill().map(|()| format!("{silence} and was killed")),
+            RecvTimeoutError::Disconnected => Ok("it ended too early".to_owned()),
+        };
+        let end = killed.and_then(|how| Ok(format!("{how} ({})", self.qemu.wait()?)));
+        let words = [&self.errors, &self.console].map(|file| last_words(file));
+        match (end, words) {
+            (Ok(end), [Ok(errors), Ok(console)]) => {
+                anyhow!("the machine: {end}\n{errors}\nits console's last words:\n{console}")
+            }
+            (Err(error), _) | (_, [Err(error), _] | [_, Err(error)]) => error.into(),
+        }
+    }
+}
+
+impl Drop for Machine<'_> {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+fn last_words(file: &Path) -> io::Result<String> {
+    let text = String::from_utf8_lossy(&fs::read(file)?).into_owned();
+    let lines: Vec<_> = text.lines().collect();
+    Ok(lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n"))
+}
