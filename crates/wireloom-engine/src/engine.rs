@@ -209,7 +209,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
 
     /// Applies all of the changes or, when one of them is impossible, none.
     fn set(&mut self, now: Now, set: Set) -> Result<(), Errno> {
-        let present = if set.replace_peers { 0 } else { self.device.peers().count() };
+        let present = if set.replace_peers { 0 } else { self.device.peer_count() };
         if present + set.peers.len() > MAX_PEERS {
             tracing::warn!("a control request was refused: a device has at most {MAX_PEERS} peers");
             return Err(Errno::E2BIG);
@@ -234,12 +234,13 @@ impl<T: Tun, N: Network> Engine<T, N> {
         if let Some(own) = own {
             self.change_link_address(LinkAddress::of(&own))?;
         }
-        let changes_peers = set.replace_peers || set.private_key.is_some() || !set.peers.is_empty();
 
         self.mode = mode;
         self.worker.check_sources(mode.source_check() == SourceCheck::AllowedIps);
-        let path_mtus: Vec<_> =
-            set.peers.iter().filter_map(|peer| Some((peer.public_key, peer.path_mtu?))).collect();
+        let none_stays = set.replace_peers;
+        // Who has our own key is no peer any more.
+        let mut touched: Vec<_> = own.map(|own| (own, None)).into_iter().collect();
+        touched.extend(set.peers.iter().map(|peer| (peer.public_key, peer.path_mtu)));
         let mut configuration = self.device.configure(now);
         if let Some(private_key) = set.private_key {
             configuration.set_private_key(private_key);
@@ -251,15 +252,28 @@ impl<T: Tun, N: Network> Engine<T, N> {
             apply(&mut configuration, peer);
         }
         drop(configuration);
-        if let Some(link) = self.worker.link_mut().filter(|_| changes_peers) {
-            link.set_peers(self.device.peers());
-            for (public_key, path_mtu) in path_mtus {
-                if let Some(peer) = self.device.peer(&public_key) {
-                    link.set_path_mtu(peer.id, path_mtu);
-                }
+        self.update_link(none_stays, touched);
+        Ok(())
+    }
+
+    /// Makes the link follow the device's peers, some of which, or all, were touched by a change: their
+    /// keys, and their path MTUs where the change speaks of them.
+    fn update_link(&mut self, none_stays: bool, touched: Vec<(PublicKey, Option<Option<u16>>)>) {
+        let Some(link) = self.worker.link_mut() else { return };
+        if none_stays {
+            link.clear();
+        }
+        for (public_key, path_mtu) in touched {
+            let Some(peer) = self.device.peer(&public_key) else {
+                link.remove(&public_key);
+                continue;
+            };
+            link.insert(peer.path);
+            if let Some(path_mtu) = path_mtu {
+                link.set_path_mtu(peer.id, path_mtu);
             }
         }
-        Ok(())
+        self.worker.announce(&mut self.tun);
     }
 
     /// Refuses changes after which two would have one address on the link.

@@ -121,6 +121,12 @@ impl Worker {
         self.link.as_mut()
     }
 
+    /// Tells the network stack whose addresses have moved, after changes of peers and allowed IPs.
+    pub(crate) fn announce(&mut self, tun: &mut impl Tun) {
+        let Some(link) = &mut self.link else { return };
+        link.announce(&self.transport.routes(), |frame| tell(tun, frame));
+    }
+
     /// Receives from the peers.
     pub(crate) fn receive(
         &mut self,
@@ -254,9 +260,7 @@ impl Worker {
                 None => Way::of_packet(frame, &routes),
             };
             if !self.answer.is_empty() {
-                // The stack that asks is there to hear.
-                let none = VirtioHeader::default().to_bytes();
-                let _ = tun.send(&[IoSlice::new(&none), IoSlice::new(&self.answer)]);
+                tell(tun, &self.answer);
                 self.answer.clear();
             }
             match (way, segments) {
@@ -385,6 +389,13 @@ impl Worker {
             }
         }
     }
+}
+
+/// Tells the network stack something by a frame of our own. It does not listen while the interface is down,
+/// and has then nothing to be told.
+fn tell(tun: &mut impl Tun, frame: &[u8]) {
+    let none = VirtioHeader::default().to_bytes();
+    let _ = tun.send(&[IoSlice::new(&none), IoSlice::new(frame)]);
 }
 
 /// A packet from a peer for the network stack.

@@ -139,6 +139,12 @@ impl Device {
         self.peers.values().map(status)
     }
 
+    /// How many peers there are.
+    #[must_use]
+    pub fn peer_count(&self) -> usize {
+        self.peers.len()
+    }
+
     /// One peer.
     #[must_use]
     pub fn peer(&self, public_key: &PublicKey) -> Option<PeerStatus<'_>> {

@@ -603,6 +603,40 @@ fn two_with_one_link_address_are_refused() {
 }
 
 #[test]
+fn the_network_stack_is_told_of_a_peer_whose_address_it_asked_for_before() {
+    let network = network();
+    let (mut a, b) = (on_link(&network, 1), on_link(&network, 2));
+    a.configure(at(0), &[]);
+    a.up();
+    a.turn(at(0));
+    let own = LinkAddress::of(&a.public_key()).to_bytes();
+    let question = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &own, &[10, 0, 0, 1], &[0; 6], &b.inner.octets()].concat();
+    a.stack.send(&[&[0xff; 6][..], &own, &[8, 6], &question].concat());
+    a.turn(at(1));
+    let from = |frame: Option<Vec<u8>>| LinkAddress::from_bytes(*frame.unwrap()[6..].first_chunk().unwrap());
+    assert_eq!(from(a.stack.receive()), LinkAddress::NOBODY);
+
+    let (key, there) = (b.public_key().to_hex(), LinkAddress::of(&b.public_key()));
+    assert_eq!(a.set(at(2), &format!("public_key={key}\nendpoint={}", b.endpoint())), Reply::Done);
+    assert_eq!(a.stack.receive(), None);
+    assert_eq!(a.set(at(2), &format!("public_key={key}\nallowed_ip=10.0.0.0/24")), Reply::Done);
+    assert_eq!(from(a.stack.receive()), there);
+    assert_eq!(a.set(at(2), &format!("public_key={key}\npersistent_keepalive_interval=9")), Reply::Done);
+    assert_eq!(a.stack.receive(), None, "nothing has changed");
+    // Without a peer again, by each way of removing one; and with our own key it is none either.
+    let taken = format!("private_key={}", b.key.expose_hex().as_str());
+    for removed in [format!("public_key={key}\nremove=true"), "replace_peers=true".into()] {
+        assert_eq!(a.set(at(3), &removed), Reply::Done);
+        assert_eq!(from(a.stack.receive()), LinkAddress::NOBODY);
+        assert_eq!(a.set(at(3), &format!("public_key={key}\nallowed_ip=10.0.0.2/32")), Reply::Done);
+        assert_eq!(from(a.stack.receive()), there);
+    }
+    assert_eq!(a.set(at(4), &taken), Reply::Done);
+    let Reply::Lines(lines) = a.request(at(4), "get_link=1") else { panic!("no lines") };
+    assert_eq!(*lines, format!("peer_lookup=gateway\nsource_check=off\nlink_address={there}\n"));
+}
+
+#[test]
 fn the_interface_s_link_address_follows_from_its_key() {
     let network = network();
     let (mut a, b) = (on_link(&network, 1), on_link(&network, 2));

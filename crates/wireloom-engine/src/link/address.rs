@@ -22,6 +22,9 @@ impl LinkAddress {
 
     pub(crate) const BROADCAST: Self = Self([0xff; 6]);
 
+    /// Of ff02::1 (RFC 2464, section 7).
+    pub(crate) const ALL_NODES: Self = Self([0x33, 0x33, 0, 0, 0, 1]);
+
     /// The address of the peer with this key: `02` and the first five bytes of
     /// BLAKE2s-256("wireloom link address v1" ‖ key).
     #[must_use]

@@ -11,24 +11,33 @@
 //! what crosses the tunnel is a plain packet, and the peer at the other end may be any WireGuard.
 //!
 //! All of this is bytes in, bytes out. Nothing is learnt from frames or peers; who is where follows from
-//! the keys and the allowed IPs.
+//! the keys and the allowed IPs. When those change, the stack is told at once what it had asked for
+//! before ([`Link::announce`]).
 
 mod address;
+mod cache;
 mod frame;
 mod icmp;
 mod ip;
 mod neighbour;
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    mem,
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use wireloom_proto::{
-    DropReason, Instant, PeerId, PeerPath, PeerStatus, PublicKey, Routes, inner,
+    DropReason, Instant, PeerId, PeerPath, PublicKey, Routes, inner,
     message::{DATA_OVERHEAD, PADDING},
 };
 
 pub use self::address::LinkAddress;
 pub(crate) use self::frame::HEADER_LEN;
 use self::{
+    cache::NeighbourCache,
     frame::Header,
     icmp::{Limiter, Trouble},
     neighbour::Question,
@@ -42,6 +51,7 @@ pub(crate) struct Link {
     own: LinkAddress,
     neighbours: HashMap<LinkAddress, Neighbour>,
     addresses: HashMap<PeerId, LinkAddress>,
+    cache: NeighbourCache,
     limiter: Limiter,
 }
 
@@ -101,28 +111,74 @@ pub(crate) const PATH_MTU_MIN: u16 = 552;
 impl Link {
     /// A link without peers, whose own address is this.
     pub(crate) fn new(own: LinkAddress) -> Self {
-        Self { own, neighbours: HashMap::new(), addresses: HashMap::new(), limiter: Limiter::default() }
+        Self {
+            own,
+            neighbours: HashMap::new(),
+            addresses: HashMap::new(),
+            cache: NeighbourCache::default(),
+            limiter: Limiter::default(),
+        }
     }
 
     pub(crate) fn own(&self) -> LinkAddress {
         self.own
     }
 
+    /// Takes another address, upon which the network stack forgets its neighbours.
     pub(crate) fn set_own(&mut self, own: LinkAddress) {
-        self.own = own;
+        if own != self.own {
+            self.own = own;
+            self.cache.clear();
+        }
     }
 
-    /// Makes these the neighbours; what is known of those that stay is kept.
-    pub(crate) fn set_peers<'a>(&mut self, peers: impl Iterator<Item = PeerStatus<'a>>) {
-        let mut before = std::mem::take(&mut self.neighbours);
-        self.addresses.clear();
-        for peer in peers {
-            let address = LinkAddress::of(peer.public_key);
-            let known = before.remove(&address).filter(|known| known.path.id() == peer.id);
-            let path_mtu = known.map(|known| known.path_mtu).unwrap_or_default();
-            self.neighbours.insert(address, Neighbour { path: Arc::clone(peer.path), path_mtu });
-            self.addresses.insert(peer.id, address);
+    /// Makes a peer a neighbour, or keeps it with what is known of it. It takes the place of whoever had
+    /// its address.
+    pub(crate) fn insert(&mut self, path: &Arc<PeerPath>) {
+        let address = LinkAddress::of(path.public_key());
+        let neighbour = Neighbour { path: Arc::clone(path), path_mtu: PathMtu::default() };
+        self.addresses.insert(path.id(), address);
+        match self.neighbours.entry(address) {
+            Entry::Vacant(place) => {
+                place.insert(neighbour);
+            }
+            Entry::Occupied(mut place) if place.get().path.id() != path.id() => {
+                let former = place.insert(neighbour);
+                self.addresses.remove(&former.path.id());
+            }
+            Entry::Occupied(_) => {}
         }
+    }
+
+    /// The peer with this key, if there was one, is no neighbour any more.
+    pub(crate) fn remove(&mut self, public_key: &PublicKey) {
+        if let Entry::Occupied(place) = self.neighbours.entry(LinkAddress::of(public_key))
+            && place.get().path.public_key() == public_key
+        {
+            self.addresses.remove(&place.remove().path.id());
+        }
+    }
+
+    /// There are no neighbours any more.
+    pub(crate) fn clear(&mut self) {
+        self.neighbours.clear();
+        self.addresses.clear();
+    }
+
+    /// Tells the network stack, frame by frame, where the addresses are that it was told something else of.
+    /// To be called after changes of peers and allowed IPs.
+    pub(crate) fn announce(&mut self, routes: &Routes, mut tell: impl FnMut(&[u8])) {
+        let mut cache = mem::take(&mut self.cache);
+        let mut frame = Vec::new();
+        cache.correct(
+            |address| self.owner(address, routes).unwrap_or(LinkAddress::NOBODY),
+            |address, there| {
+                neighbour::announce(address, there, self.own, &mut frame);
+                tell(&frame);
+                frame.clear();
+            },
+        );
+        self.cache = cache;
     }
 
     /// Sets or forgets the path MTU of a peer, as somebody who knows it says.
@@ -232,12 +288,17 @@ impl Link {
 
     /// Answers with the peer that has the address, or else with nobody's link address: what is sent
     /// there comes back as an error at once, where silence would let the sender wait for seconds.
-    fn answer(&self, header: Header, question: &Question, routes: &Routes, answer: &mut Vec<u8>) {
-        let there = self.owner(question.target, routes).or_else(|| {
-            // Somebody told the stack where it is; now it asks whether that is still so.
-            Some(header.destination).filter(|asked| self.neighbours.contains_key(asked))
-        });
-        neighbour::answer(question, there.unwrap_or(LinkAddress::NOBODY), answer);
+    fn answer(&mut self, header: Header, question: &Question, routes: &Routes, answer: &mut Vec<u8>) {
+        let there = match self.owner(question.target, routes) {
+            // Somebody else told the stack where it is; now it asks whether that is still so.
+            None if self.neighbours.contains_key(&header.destination) => header.destination,
+            owner => {
+                let there = owner.unwrap_or(LinkAddress::NOBODY);
+                self.cache.note(question.target, there);
+                there
+            }
+        };
+        neighbour::answer(question, there, answer);
     }
 
     /// The link address of the peer that has an address.

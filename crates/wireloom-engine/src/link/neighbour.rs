@@ -1,5 +1,5 @@
-//! Answers to the network stack's questions for link addresses: ARP (RFC 826) and neighbour discovery
-//! (RFC 4861).
+//! Answers to the network stack's questions for link addresses, and news of them: ARP (RFC 826) and
+//! neighbour discovery (RFC 4861).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -48,32 +48,67 @@ pub(super) fn solicited(header: Header, packet: &[u8], message: &[u8]) -> Option
 
 /// Writes the frame that says: the target is there.
 pub(super) fn answer(question: &Question, there: LinkAddress, out: &mut Vec<u8>) {
-    let header = |kind| Header { destination: question.asker_link, source: there, kind }.to_bytes();
+    let to = question.asker_link;
     match (question.asker, question.target) {
-        (IpAddr::V4(asker), IpAddr::V4(target)) => {
-            out.extend(header(frame::ARP));
-            out.extend([0, 1, 8, 0, 6, 4, 0, 2]);
-            out.extend(there.to_bytes());
-            out.extend(target.octets());
-            out.extend(question.asker_link.to_bytes());
-            out.extend(asker.octets());
-        }
+        (IpAddr::V4(asker), IpAddr::V4(target)) => arp_reply((target, there), (asker, to), to, out),
         (IpAddr::V6(asker), IpAddr::V6(target)) => {
-            let mut message = [0; ADVERTISEMENT_LEN];
-            message[0] = ADVERTISEMENT;
-            message[4] = ROUTER | SOLICITED | OVERRIDE;
-            message[8..24].copy_from_slice(&target.octets());
-            message[24..26].copy_from_slice(&[TARGET_LINK_ADDRESS, 1]);
-            message[26..].copy_from_slice(&there.to_bytes());
-            let ip = ip::v6_header(target.octets(), asker.octets(), message.len());
-            ip::sum_icmpv6(&ip, &mut message);
-            out.extend(header(frame::IPV6));
-            out.extend(ip);
-            out.extend(message);
+            advertisement(target, there, SOLICITED, (asker, to), out);
         }
         _ => {}
     }
 }
+
+/// Writes the frame that says, unasked, to the interface with the link address `to`: the target is there.
+/// Whoever has it in its cache takes it over, and nobody else does.
+pub(super) fn announce(target: IpAddr, there: LinkAddress, to: LinkAddress, out: &mut Vec<u8>) {
+    match target {
+        // The kernel takes it at once, also when it was told otherwise less than `locktime` ago, if both
+        // halves are alike (`arp_is_garp` in net/ipv4/arp.c).
+        IpAddr::V4(target) => arp_reply((target, there), (target, there), to, out),
+        IpAddr::V6(target) => {
+            // RFC 4861, section 7.2.6.
+            advertisement(target, there, 0, (ALL_NODES, LinkAddress::ALL_NODES), out);
+        }
+    }
+}
+
+/// Writes an ARP reply from one to another in a frame to `to`.
+fn arp_reply(
+    (sender, there): (Ipv4Addr, LinkAddress),
+    (target, target_link): (Ipv4Addr, LinkAddress),
+    to: LinkAddress,
+    out: &mut Vec<u8>,
+) {
+    out.extend(Header { destination: to, source: there, kind: frame::ARP }.to_bytes());
+    out.extend([0, 1, 8, 0, 6, 4, 0, 2]);
+    out.extend(there.to_bytes());
+    out.extend(sender.octets());
+    out.extend(target_link.to_bytes());
+    out.extend(target.octets());
+}
+
+/// Writes a frame with a neighbour advertisement of the target.
+fn advertisement(
+    target: Ipv6Addr,
+    there: LinkAddress,
+    solicited: u8,
+    (to, to_link): (Ipv6Addr, LinkAddress),
+    out: &mut Vec<u8>,
+) {
+    let mut message = [0; ADVERTISEMENT_LEN];
+    message[0] = ADVERTISEMENT;
+    message[4] = ROUTER | solicited | OVERRIDE;
+    message[8..24].copy_from_slice(&target.octets());
+    message[24..26].copy_from_slice(&[TARGET_LINK_ADDRESS, 1]);
+    message[26..].copy_from_slice(&there.to_bytes());
+    let ip = ip::v6_header(target.octets(), to.octets(), message.len());
+    ip::sum_icmpv6(&ip, &mut message);
+    out.extend(Header { destination: to_link, source: there, kind: frame::IPV6 }.to_bytes());
+    out.extend(ip);
+    out.extend(message);
+}
+
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 const ARP_LEN: usize = 28;
 /// With one option of 8 bytes.

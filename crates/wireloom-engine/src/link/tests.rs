@@ -58,7 +58,7 @@ impl World {
         configuration.add_peer(key(3)).unwrap().add_allowed_ip("0.0.0.0/0".parse().unwrap());
         drop(configuration);
         let mut link = Link::new(OWN);
-        link.set_peers(device.peers());
+        device.peers().for_each(|peer| link.insert(peer.path));
         Self { device, link }
     }
 
@@ -326,7 +326,7 @@ fn the_network_s_word_is_believed_for_ten_minutes_and_survives_changes_of_peers(
     let endpoint = IpAddr::from([192, 0, 2, 1]);
     world.link.learn_path_mtu(at(5).monotonic, endpoint, 1300);
     world.link.learn_path_mtu(at(5).monotonic, IpAddr::from([192, 0, 2, 77]), 700);
-    world.link.set_peers(world.device.peers());
+    world.device.peers().for_each(|peer| world.link.insert(peer.path));
     assert_eq!(world.link.path_mtu(at(604).monotonic, id), Some(1300));
     assert_eq!(world.link.path_mtu(at(605).monotonic, id), None);
     assert_eq!(world.link.path_mtu(at(5).monotonic, world.id(2)), None);
@@ -347,6 +347,109 @@ fn arrivals_bear_their_peer_s_address_and_bring_no_neighbour_discovery() {
         let frame = icmpv6(OWN, "fe80::2", "fe80::1", &[kind, 0, 0, 0, 0, 0, 0, 0]);
         let arrival = world.link.arrival(id, to, &frame[HEADER_LEN..]);
         assert_eq!(arrival == Err(Loss::NotForTheLink), (135..=137).contains(&kind), "{kind}");
+    }
+}
+
+/// What the stack hears of changes: each frame's kind, which address it is about, and who has it.
+fn announced(world: &mut World) -> Vec<(IpAddr, LinkAddress)> {
+    let mut told = Vec::new();
+    let routes = world.device.transport().routes();
+    world.link.announce(&routes, |frame| {
+        let (header, packet) = Header::split(frame).unwrap();
+        let there = header.source;
+        if header.kind == frame::ARP {
+            assert_eq!(header.destination, OWN);
+            let target = Ipv4Addr::from(*packet[14..].first_chunk::<4>().unwrap());
+            let half = [&there.to_bytes()[..], &target.octets()].concat();
+            // The kernel calls it gratuitous, and believes it, when both halves are alike.
+            assert_eq!(packet, [&[0, 1, 8, 0, 6, 4, 0, 2], &half[..], &half[..]].concat());
+            told.push((target.into(), there));
+        } else {
+            assert_eq!(header.destination, LinkAddress::from_bytes([0x33, 0x33, 0, 0, 0, 1]));
+            let message = ip::icmpv6(packet).unwrap();
+            assert_eq!((message[0], packet[7]), (136, 255));
+            assert_eq!(packet[24..40], "ff02::1".parse::<Ipv6Addr>().unwrap().octets());
+            assert_eq!(message[4] & 0xe0, 0xa0, "unsolicited, to override, of a router");
+            assert_eq!(message[24..], [&[2, 1][..], &there.to_bytes()].concat());
+            let len = (message.len() as u32).to_be_bytes();
+            assert_eq!(ip::checksum(&[&packet[8..40], &len, &[0, 0, 0, 58], message]), 0);
+            let target = Ipv6Addr::from(*message[8..].first_chunk::<16>().unwrap());
+            told.push((target.into(), there));
+        }
+    });
+    told.sort_by_key(|(target, _)| *target);
+    told
+}
+
+#[test]
+fn the_stack_is_told_who_has_an_address_now_that_it_once_asked_for() {
+    let mut world = World::new();
+    let (new, v4): (_, IpAddr) = (key(4), [10, 0, 0, 1].into());
+    let v6 = ["fd00::1", "fd00::77"].map(|text| text.parse::<IpAddr>().unwrap());
+    let link_local: IpAddr = address(4).link_local().into();
+    world.route(&arp(BROADCAST, [10, 0, 0, 9], [10, 0, 0, 1]));
+    for target in [v6[0], v6[1], link_local] {
+        world.route(&solicitation(BROADCAST, "fd00::9", &target.to_string()));
+    }
+    // An address of which somebody else told the stack.
+    world.route(&solicitation(address(2), "fd00::9", "fd77::1"));
+    assert_eq!(announced(&mut world), []);
+
+    // A new peer takes an address, comes with a prefix that has one, and with its link-local one.
+    let mut configuration = world.device.configure(at(6));
+    let mut peer = configuration.add_peer(new).unwrap();
+    peer.add_allowed_ip("10.0.0.1/32".parse().unwrap()).add_allowed_ip("fd00::/64".parse().unwrap());
+    drop(configuration);
+    world.link.insert(world.device.peer(&new).unwrap().path);
+    let expected = [(v4, address(4)), (v6[1], address(4)), (link_local, address(4))];
+    assert_eq!(announced(&mut world), {
+        let mut expected = expected;
+        expected.sort_by_key(|(target, _)| *target);
+        expected
+    });
+    assert_eq!(announced(&mut world), [], "once");
+
+    // It goes, and one of its addresses is another's again: by the default route of the third.
+    world.device.configure(at(7)).remove_peer(&new);
+    world.link.remove(&new);
+    let nobody = LinkAddress::NOBODY;
+    let mut expected = [(v4, address(3)), (v6[1], nobody), (link_local, nobody)];
+    expected.sort_by_key(|(target, _)| *target);
+    assert_eq!(announced(&mut world), expected);
+
+    // With another address of ours the stack begins anew.
+    world.link.set_own(address(8));
+    world.device.configure(at(8)).remove_all_peers();
+    world.link.clear();
+    assert_eq!(announced(&mut world), []);
+}
+
+#[test]
+fn a_peer_with_another_s_link_address_takes_its_place_whatever_the_order() {
+    // As in the engine's test: 08:53:19:43:ce follows from both.
+    let [one, other] = [542_000_u32, 1_144_960].map(|number| {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&number.to_le_bytes());
+        PublicKey::from_bytes(key)
+    });
+    for removed_first in [true, false] {
+        let mut world = World::new();
+        let mut configuration = world.device.configure(at(1));
+        configuration.add_peer(one).unwrap();
+        configuration.add_peer(other).unwrap();
+        drop(configuration);
+        let path = |key| Arc::clone(world.device.peer(&key).unwrap().path);
+        let (one_path, other_path) = (path(one), path(other));
+        world.link.insert(&one_path);
+        if removed_first {
+            world.link.remove(&one);
+            assert_eq!(world.link.key_at(LinkAddress::of(&one)), None);
+        }
+        world.link.insert(&other_path);
+        world.link.remove(&one);
+        assert_eq!(world.link.key_at(LinkAddress::of(&one)), Some(other));
+        assert_eq!(world.link.addresses.len(), 4);
+        assert!(!world.link.addresses.contains_key(&one_path.id()));
     }
 }
 

@@ -372,6 +372,101 @@ fn unknown_destinations_and_dead_peers_are_unreachable_at_once() {
     assert_unreachable_at_once(node, inner(2)[0]);
 }
 
+/// What the stack was told of an address is corrected: by itself it would ask again after half a minute.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// Asserts that pings to these addresses, from the first node, soon arrive.
+#[track_caller]
+fn reached_at_once(link: &Link, addresses: impl IntoIterator<Item = IpAddr>) {
+    let begun = Instant::now();
+    for address in addresses {
+        reach(link.node(0), address);
+    }
+    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_peer_that_comes_late_or_takes_over_is_found_at_once() {
+    let link = Link::new(3);
+    link.settle();
+    let node = link.node(0);
+    let keys = [1, 2].map(|place| link.keys[place].public.trim());
+    let shared: [IpAddr; 2] = ["10.99.0.99", "fd99::99"].map(|text| text.parse().unwrap());
+    for place in [1, 2] {
+        link.node(place).run(&format!("ip address add {}/32 dev lo", shared[0])).unwrap();
+        link.node(place).run(&format!("ip address add {}/128 dev lo nodad", shared[1])).unwrap();
+    }
+    let set_peer = |place: usize, more: &str| {
+        let ([v4, v6], endpoint) = (inner(place), link.node(place).host.addresses.v4);
+        let allowed = format!("{v4},{v6}{more}");
+        let key = keys[place - 1];
+        node.run(&format!("wg set wg0 peer {key} endpoint {endpoint}:{PORT} allowed-ips {allowed}")).unwrap();
+    };
+    // Addresses of a peer that is not there yet, its link-local one among them, and one that nobody has.
+    let link_local = link.link_local(1);
+    node.run(&format!("wg set wg0 peer {} remove", keys[0])).unwrap();
+    assert_unreachable_at_once(node, inner(1)[0]);
+    assert_unreachable_at_once(node, inner(1)[1]);
+    assert!(!pings(node, &format!("{link_local}%wg0")));
+    assert_unreachable_at_once(node, shared[0]);
+    assert_unreachable_at_once(node, shared[1]);
+    set_peer(1, "");
+    reached_at_once(&link, inner(1));
+    assert!(pings(node, &format!("{link_local}%wg0")));
+    // Prefixes around addresses that were asked for, which then move to the other peer.
+    let prefixes = ",10.99.0.96/29,fd99::90/124";
+    for place in [1, 2] {
+        set_peer(place, prefixes);
+        let sent = link.sent_meanwhile([place, 3 - place], || reached_at_once(&link, shared));
+        assert!(sent[0] > 0, "{sent:?}");
+        let neighbours = node.run("ip neigh show dev wg0").unwrap();
+        for address in shared {
+            let there = format!("{address} lladdr {}", link.link_address(place));
+            assert!(neighbours.contains(&there), "{there}: {neighbours}");
+        }
+    }
+    // And back to nobody.
+    set_peer(2, "");
+    assert_unreachable_at_once(node, shared[0]);
+    assert_unreachable_at_once(node, shared[1]);
+}
+
+#[test]
+fn another_private_key_is_another_neighbour() {
+    let link = Link::new(2);
+    link.settle();
+    let [a, b] = [0, 1].map(|place| link.node(place));
+    let before = (link.link_address(0), link.link_local(0));
+    let key = KeyPair::generate(wireloom(), a).unwrap();
+    a.host.space.write("/run/key", &key.private).unwrap();
+    a.run("wg set wg0 private-key /run/key").unwrap();
+    let old = link.keys[0].public.trim();
+    let ([v4, v6], endpoint) = (inner(0), a.host.addresses.v4);
+    b.run(&format!(
+        "wg set wg0 peer {old} remove peer {} endpoint {endpoint}:{PORT} allowed-ips {v4},{v6}",
+        key.public
+    ))
+    .unwrap();
+    reached_at_once(&link, inner(1));
+    for address in inner(0) {
+        reach(b, address);
+    }
+    let mut link = link;
+    link.keys[0] = key;
+    let after = (link.link_address(0), link.link_local(0));
+    assert!(before.0 != after.0 && before.1 != after.1, "{before:?} {after:?}");
+    let [a, b] = [0, 1].map(|place| link.node(place));
+    let own = a.run("ip -o link show wg0").unwrap();
+    assert!(own.contains(&after.0), "{own}");
+    assert!(pings(b, &format!("{}%wg0", after.1)));
+    assert!(!pings(b, &format!("{}%wg0", before.1)));
+    let neighbours = b.run("ip neigh show dev wg0").unwrap();
+    for address in [v4, v6, after.1.into()] {
+        let there = format!("{address} lladdr {}", after.0);
+        assert!(neighbours.contains(&there), "{there}: {neighbours}");
+    }
+}
+
 /// Sends a megabyte by TCP between the first two nodes, and tells whether it arrived in time.
 fn transfer(link: &Link, to: IpAddr) -> bool {
     let listener = link.node(1).host.space.inside(|| TcpListener::bind((to, 0)).unwrap()).unwrap();
