@@ -152,7 +152,8 @@ impl Space {
     }
 
     /// The network in here, with the mounts and processes of this process.
-    pub(crate) fn network_only(&self) -> Self {
+    #[must_use]
+    pub fn network_only(&self) -> Self {
         Self { machine: None, ..self.clone() }
     }
 

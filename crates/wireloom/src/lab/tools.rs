@@ -15,7 +15,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("birdc", "bird2"),
     // Not where programs are looked for.
     ("/usr/lib/frr/zebra", "frr"),
+    ("ethtool", "ethtool"),
     ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
     ("nstat", "iproute2"),
     ("ss", "iproute2"),
     ("ping", "iputils-ping"),
@@ -25,6 +27,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),
     ("pgrep", "procps"),
     ("taskset", "util-linux"),
+    ("tcpdump", "tcpdump"),
     ("unshare", "util-linux"),
     ("sysctl", "procps"),
     ("wg", "wireguard-tools"),

@@ -1,0 +1,52 @@
+//! Who is measured.
+
+use std::str::FromStr;
+
+/// A name for the table, and how to get an interface.
+#[derive(Debug, Clone)]
+pub(crate) struct Contestant {
+    pub(crate) name: String,
+    /// With an interface's name behind it, it makes one. Absent: the bare cable.
+    pub(crate) command: Option<String>,
+}
+
+/// The bare cable: what the machine can do at all, and what the load itself costs.
+const CABLE: &str = "veth";
+/// With whom the others are compared.
+pub(crate) const OURS: &str = "wireloom";
+/// The same with peers as neighbours, on a TAP.
+const LINK: &str = "wireloom link";
+
+impl Contestant {
+    pub(crate) fn own() -> [Self; 3] {
+        let wireloom = env!("CARGO_BIN_EXE_wireloom");
+        let link = "--peer-lookup gateway --source-check off";
+        [(CABLE, None), (OURS, Some("device".to_owned())), (LINK, Some(format!("device {link}")))].map(
+            |(name, arguments)| Self {
+                name: name.to_owned(),
+                command: arguments.map(|arguments| format!("{wireloom} {arguments}")),
+            },
+        )
+    }
+
+    /// Whether it says something to compare its figures with ours.
+    pub(crate) fn is_compared(name: &str) -> bool {
+        ![CABLE, OURS].contains(&name)
+    }
+}
+
+impl FromStr for Contestant {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, _)) if [CABLE, OURS, LINK].contains(&name) => {
+                Err(format!("the name {name:?} is taken"))
+            }
+            Some((name, command)) if !name.is_empty() && !command.trim().is_empty() => {
+                Ok(Self { name: name.to_owned(), command: Some(command.to_owned()) })
+            }
+            _ => Err("expected NAME=COMMAND".to_owned()),
+        }
+    }
+}
