@@ -16,21 +16,24 @@
 //! | [`link_agent`] | the matrix, the modes and the repairs with peers as neighbours (`[link]` in agent.toml) |
 //! | [`device`] | the userspace interface: its life, its control socket, what it does to bad packets |
 //! | [`interop`] | the userspace interface with wireguard-go or the kernel's WireGuard at the other end |
+//! | [`data_path`] | that bytes arrive whole, in the right packets, on good networks and bad ones |
 //! | [`link_routing`] | routing daemons on a common link: BIRD, FRR and babeld, as docs/link-mode.md has them |
 //! | [`link_device`] | the userspace interface as a link: next hops, multicast, errors, path MTU, restarts |
 //!
-//! [`fleet`], [`tunnel`] and [`monitor`] are what they are built with.
+//! [`fleet`], [`tunnel`], [`monitor`], [`transfer`], [`relay`] and [`frames`] are what they are built with.
 //!
 //! `cargo test --features functional` runs them, as root or not (a test binary that may not make
 //! namespaces starts itself again in a user namespace). They need Debian's `iproute2`, `iputils-ping`,
-//! `nftables`, `util-linux`, `wireguard-tools`, `wireguard-go`, `bird2`, `frr` and `babeld`; a missing one
+//! `nftables`, `util-linux`, `ethtool`, `tcpdump`, `wireguard-tools`, `wireguard-go`, `bird2`, `frr` and `babeld`; a missing one
 //! fails with its name. Tests of the feature `kernel-wireguard` need a kernel that has it: they belong into
 //! the virtual machine of `tests/vm`, where most of the others run as well.
 
 mod agent;
+mod data_path;
 mod demo;
 mod device;
 mod fleet;
+mod frames;
 mod interop;
 mod kernel_roundtrip;
 mod laboratory;
@@ -40,9 +43,11 @@ mod link_routing;
 mod matrix;
 mod membership;
 mod monitor;
+mod relay;
 mod reports;
 mod restart;
 mod rules;
+mod transfer;
 mod trouble;
 mod tunnel;
 mod upgrade;

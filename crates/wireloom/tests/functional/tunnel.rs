@@ -64,7 +64,12 @@ impl Tunnel {
     /// endpoints: nobody can begin yet.
     pub(crate) fn new(programs: &[Program]) -> Self {
         let layout = Layout { nodes: programs.len().max(2) as u8, pods: 0, ..Layout::default() };
-        let lab = Lab::new(&layout).unwrap();
+        Self::between(programs, &layout)
+    }
+
+    /// As [`Tunnel::new`], between nodes of this layout.
+    pub(crate) fn between(programs: &[Program], layout: &Layout) -> Self {
+        let lab = Lab::new(layout).unwrap();
         let keys: Vec<_> =
             lab.nodes.iter().map(|node| KeyPair::generate(wireloom(), node).unwrap()).collect();
         let tunnel = Self { lab, keys };

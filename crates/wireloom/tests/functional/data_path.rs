@@ -1,0 +1,298 @@
+//! Bytes on the data path: whole, in the right packets, on good networks and bad ones.
+
+#[cfg(feature = "slow")]
+use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use wireloom::lab::{Lab, Layout, Link, Node, PATIENCE, Topology, until};
+use wireloom_plan::kernel::Family;
+
+use crate::{
+    frames::{LinkType, Listener, faults},
+    relay::Relay,
+    transfer::{Noise, bursts, datagrams, sockets, streams},
+    tunnel::{Program, Tunnel, inner, ping},
+    wireloom,
+};
+
+use Program::{WireguardGo, Wireloom};
+
+/// Two nodes that reach each other through the tunnel, whatever kind it is.
+struct Pair {
+    lab: Lab,
+    keys: Vec<String>,
+    addresses: [[IpAddr; 2]; 2],
+}
+
+impl Pair {
+    /// On a TUN, by allowed-IPs, and on a TAP, as neighbours; a third node is there beside them.
+    fn of_each_kind() -> [Self; 2] {
+        let tunnel = Tunnel::new(&[Wireloom; 3]);
+        tunnel.set_endpoint(0, 1, Family::V4);
+        tunnel.set_endpoint(1, 0, Family::V4);
+        tunnel.settle();
+        let keys = tunnel.keys.into_iter().map(|key| key.public).collect();
+        let tun = Self { lab: tunnel.lab, keys, addresses: [inner(0), inner(1)] };
+        let link = Link::new(wireloom(), 3, Topology::Full).unwrap();
+        let addresses = [link.address(0).both(), link.address(1).both()];
+        let keys = link.keys.into_iter().map(|key| key.public).collect();
+        [tun, Self { lab: link.lab, keys, addresses }]
+    }
+
+    fn node(&self, place: usize) -> &Node {
+        &self.lab.nodes[place]
+    }
+
+    /// Each direction and family: from which node to which, and to what address.
+    fn ways(&self) -> impl Iterator<Item = (&Node, &Node, IpAddr)> {
+        [(0, 1), (1, 0)].into_iter().flat_map(move |(from, to)| {
+            self.addresses[to].into_iter().map(move |target| (self.node(from), self.node(to), target))
+        })
+    }
+
+    /// Transfers in both directions and families at a time.
+    #[track_caller]
+    fn exchange_streams(&self, count: u64, chunks: usize) {
+        thread::scope(|scope| {
+            for (from, to, target) in self.ways() {
+                scope.spawn(move || streams(&from.host.space, &to.host.space, target, count, chunks));
+            }
+        });
+    }
+}
+
+#[test]
+fn eight_streams_in_each_direction_arrive_as_they_were_sent() {
+    for pair in Pair::of_each_kind() {
+        // Four over each family, 4 MiB each.
+        pair.exchange_streams(4, 64);
+    }
+}
+
+#[test]
+fn bursts_of_datagrams_arrive_as_they_were_sent() {
+    for pair in Pair::of_each_kind() {
+        for (from, to, target) in pair.ways() {
+            for joined in [false, true] {
+                bursts(&from.host.space, &to.host.space, target, 25, joined);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_network_loses_doubles_and_reorders_arrives_once_and_unchanged() {
+    const DATAGRAMS: u64 = 5000;
+    for pair in Pair::of_each_kind() {
+        let endpoints = [0, 1].map(|place| pair.node(place).endpoint(Family::V4));
+        let third = &pair.node(2).host;
+        let relay = Relay::start(&third.space, third.addresses.of(Family::V4), endpoints, 1);
+        for (place, other) in [(0, 1), (1, 0)] {
+            let (key, way) = (&pair.keys[other], relay.addresses[place]);
+            pair.node(place).run(&format!("wg set wg0 peer {key} endpoint {way}")).unwrap();
+        }
+        let through = || ping(pair.node(0), pair.addresses[1][0]).then_some(());
+        until(PATIENCE, "a ping by way of the relay", through).unwrap();
+        relay.turn_bad();
+        pair.exchange_streams(1, 32);
+        for (from, to, target) in pair.ways() {
+            let arrived = datagrams(&from.host.space, &to.host.space, target, DATAGRAMS);
+            assert!(arrived < DATAGRAMS, "one of a hundred is lost");
+            assert!(arrived > DATAGRAMS * 95 / 100, "{arrived} of {DATAGRAMS} arrived at {target}");
+        }
+        for mischief in relay.stop() {
+            let enough = mischief.lost.min(mischief.doubled).min(mischief.late) > 50;
+            assert!(enough, "{mischief:?}");
+        }
+    }
+}
+
+/// What the engine finds out at run time: that it may hand over and take whole super-packets, or not.
+#[test]
+fn transfers_are_as_good_where_the_kernel_offers_less() {
+    let lacks: [&[&str]; 4] = [
+        // An old network card, and a new one's settings that somebody thought better of.
+        &["ethtool -K eth0 tx-udp-segmentation off gro off", "ip link set eth0 gso_max_segs 1"],
+        &["ethtool -K eth0 tx-checksumming off"],
+        // A stack that hands over single packets.
+        &["ethtool -K wg0 tso off gso off"],
+        // A path that a datagram of the tunnel's MTU does not fit: it goes in fragments.
+        &["ip link set eth0 mtu 1300"],
+    ];
+    for pair in Pair::of_each_kind() {
+        for lack in lacks {
+            for command in lack {
+                for place in [0, 1] {
+                    pair.node(place).run(command).unwrap();
+                }
+            }
+            // And all that lacked before.
+            pair.exchange_streams(1, 16);
+            for (from, to, target) in pair.ways() {
+                bursts(&from.host.space, &to.host.space, target, 3, false);
+            }
+        }
+    }
+}
+
+/// Something of everything, from the first node to the second.
+fn load(from: &Node, to: &Node, targets: [IpAddr; 2]) {
+    for target in targets {
+        streams(&from.host.space, &to.host.space, target, 2, 16);
+        bursts(&from.host.space, &to.host.space, target, 5, false);
+    }
+}
+
+/// wireguard-go as Debian has it knows nothing of super-packets: its interface gives each packet as it
+/// came through the tunnel.
+#[test]
+fn packets_cross_the_tunnel_with_right_checksums() {
+    let tunnel = Tunnel::new(&[Wireloom, WireguardGo]);
+    tunnel.set_endpoint(0, 1, Family::V4);
+    tunnel.settle();
+    let listener = Listener::start(&tunnel.node(1).host.space, "wg0");
+    load(tunnel.node(0), tunnel.node(1), inner(1));
+    let mut frames = listener.stop();
+    assert!(frames.len() > 3_000, "{} packets", frames.len());
+    assert!(frames.iter().all(|frame| frame.len() <= 1420), "each fits the tunnel");
+    assert_eq!(faults(&frames, LinkType::Raw), Vec::<String>::new());
+
+    // It is not for lack of attention.
+    let last = frames.iter_mut().find(|frame| frame.len() == 1420).expect("a full packet").last_mut();
+    *last.expect("it has bytes") ^= 1;
+    assert_eq!(faults(&frames, LinkType::Raw).len(), 1);
+}
+
+#[test]
+fn packets_go_on_from_the_tunnel_with_right_checksums() {
+    for pair in Pair::of_each_kind() {
+        // The stack may trust what the tunnel vouches for, and leave checksums to a network card: on the
+        // interface only the network header's is always there.
+        let tap = pair.node(1).run("ip -details link show wg0").unwrap().contains("tun type tap");
+        let link_type = if tap { LinkType::Ethernet } else { LinkType::Raw };
+        let listener = Listener::start(&pair.node(1).host.space, "wg0");
+        load(pair.node(0), pair.node(1), pair.addresses[1]);
+        let frames = listener.stop();
+        assert!(frames.iter().any(|frame| frame.len() > 10_000), "they were joined");
+        let unsummed = |fault: &String| ["(incorrect", "[bad udp cksum"].iter().any(|it| fault.contains(it));
+        let faults: Vec<_> = faults(&frames, link_type)
+            .into_iter()
+            .filter(|fault| fault.contains("bad cksum") || !unsummed(fault))
+            .collect();
+        assert_eq!(faults, Vec::<String>::new());
+    }
+}
+
+/// From a pod through the tunnel to another node's pod, whose cable has no offloads: what it gets is as
+/// complete as on any wire.
+#[test]
+fn packets_are_forwarded_from_the_tunnel_with_right_checksums() {
+    let layout = Layout { routed: false, pod_mtu: 1420, ..Layout::default() };
+    let tunnel = Tunnel::between(&[Wireloom; 2], &layout);
+    for (place, other) in [(0, 1), (1, 0)] {
+        let [v4, v6] = tunnel.node(other).block;
+        tunnel.set_peer(place, other, &format!("allowed-ips {v4},{v6}"));
+        tunnel.set_endpoint(place, other, Family::V4);
+        for block in [v4, v6] {
+            tunnel.node(place).run(&format!("ip route add {block} dev wg0")).unwrap();
+        }
+    }
+    let link = Link::new(wireloom(), 2, Topology::Full).unwrap();
+    for (place, other) in [(0, 1), (1, 0)] {
+        let nodes = &link.lab.nodes;
+        for (block, via) in nodes[other].block.iter().zip(link.address(other).both()) {
+            nodes[place].run(&format!("ip route add {block} via {via} dev wg0")).unwrap();
+        }
+    }
+    for lab in [tunnel.lab, link.lab] {
+        let [from, to] = [0, 1].map(|place| &lab.nodes[place].pods[0]);
+        until(PATIENCE, "a ping between the pods", || {
+            from.space.run(&format!("ping -c1 -W1 {}", to.addresses.v4)).ok()
+        })
+        .unwrap();
+        lab.nodes[1].run("ethtool -K pod-1 tx off tso off gso off").unwrap();
+        let listener = Listener::start(&to.space, "eth0");
+        for target in to.addresses.both() {
+            streams(&from.space, &to.space, target, 2, 16);
+            bursts(&from.space, &to.space, target, 5, false);
+        }
+        let frames = listener.stop();
+        assert!(frames.len() > 3_000, "{} frames", frames.len());
+        assert!(frames.iter().all(|frame| frame.len() <= 14 + 1420), "each fits the cable");
+        assert_eq!(faults(&frames, LinkType::Ethernet), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_flood_of_one_peer_leaves_the_others_alive() {
+    const PINGS: usize = 100;
+    let tunnel = Tunnel::new(&[Wireloom; 3]);
+    for (place, other) in [(0, 1), (0, 2), (1, 0), (2, 0)] {
+        let [v4, v6] = inner(other);
+        tunnel.set_peer(place, other, &format!("allowed-ips {v4}/32,{v6}/128"));
+        tunnel.set_endpoint(place, other, Family::V4);
+    }
+    tunnel.settle_from(1, 0);
+    tunnel.settle_from(2, 0);
+    let [victim, flooder, bystander] = [0, 1, 2].map(|place| tunnel.node(place));
+    let (flood, _sink) = sockets(&flooder.host.space, &victim.host.space, inner(0)[0]);
+    let over = AtomicBool::new(false);
+    let (answered, sent) = thread::scope(|scope| {
+        let sent = scope.spawn(|| {
+            let payload = Noise::new(1).bytes(1200);
+            let mut sent = 0_u64;
+            while !over.load(Ordering::Relaxed) {
+                // More than the flooder's interface takes is lost before it gets anywhere.
+                let _ = flood.send(&payload);
+                sent += 1;
+            }
+            sent
+        });
+        let mut pings = Command::new("ping");
+        pings.args(["-n", "-c", &PINGS.to_string(), "-i", "0.03", "-W", "1", &inner(0)[0].to_string()]);
+        let output = bystander.host.space.output(&mut pings).unwrap();
+        over.store(true, Ordering::Relaxed);
+        let answered = String::from_utf8_lossy(&output.stdout).matches(" time=").count();
+        (answered, sent.join().unwrap())
+    });
+    let received = tunnel.shown(0, "transfer");
+    assert!(sent > 10_000, "that was no flood: {sent}; {received}");
+    assert!(answered > PINGS * 9 / 10, "{answered} of {PINGS} pings answered beside a flood of {sent}");
+}
+
+/// A minute of load, and no byte more at its end than near its beginning but for what allocators round.
+#[cfg(feature = "slow")]
+#[test]
+fn a_minute_of_load_takes_no_memory() {
+    const LOAD: Duration = Duration::from_secs(60);
+    const WARM: Duration = Duration::from_secs(10);
+    const ROUNDING: u64 = 256;
+    for pair in Pair::of_each_kind() {
+        let resident = || {
+            let of = |place| {
+                let shown = pair.node(place).run("ps -C wireloom -o rss=").unwrap();
+                shown.split_whitespace().map(|kibibytes| kibibytes.parse::<u64>().unwrap()).sum::<u64>()
+            };
+            [0, 1].map(of)
+        };
+        let start = Instant::now();
+        let mut warm = None;
+        while start.elapsed() < LOAD {
+            pair.exchange_streams(2, 64);
+            load(pair.node(0), pair.node(1), pair.addresses[1]);
+            if warm.is_none() && start.elapsed() > WARM {
+                warm = Some(resident());
+            }
+        }
+        let (warm, end) = (warm.expect("more than one round of load"), resident());
+        for (warm, end) in warm.into_iter().zip(end) {
+            assert!(warm > 1000, "a device of {warm} KiB");
+            assert!(end <= warm + ROUNDING, "from {warm} to {end} KiB");
+        }
+    }
+}
