@@ -16,7 +16,7 @@ use signal_hook::{
 use wireloom_plan::{kernel::Observed, key::PublicKey};
 
 use crate::{
-    config::{Backend, Config, DEFAULT_PATH},
+    config::{Config, DEFAULT_PATH},
     kernel::{Interest, Linux, Monitor},
     key_file, membership,
     reconcile::Reconciler,
@@ -77,14 +77,11 @@ pub fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let key = key_file::read_or_create(&config.private_key_file)?;
     let public_key = PublicKey(*key.public_key().as_bytes());
     tracing::info!("node {}, public key {public_key}", config.settings.node);
-    if config.backend == Backend::Auto {
-        tracing::info!("backend = \"auto\" takes the userspace engine, the only one that this version has");
-    }
-
     let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
     kernel.set_private_key(key);
     kernel.finish_creation()?;
     kernel.refuse_foreign_link()?;
+    let backend = choose_backend(&mut kernel, &config)?;
     if let Some(before) = RunFile::read(&config.settings.interface) {
         kernel.remember_endpoints(&before.configured_endpoints);
     }
@@ -117,10 +114,17 @@ pub fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         last_pass: None,
         retry: FIRST_RETRY,
         written: None,
-        told: RunFile { pid: std::process::id(), ..RunFile::default() },
+        told: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
         _lock: lock,
     };
     agent.run(&events)
+}
+
+/// Gives who carries the packets, and why, in words.
+fn choose_backend(kernel: &mut Linux, config: &Config) -> Result<String, crate::kernel::Error> {
+    let choice = kernel.choose_backend(config.backend, &config.settings)?.to_string();
+    tracing::info!("the back end is {choice}");
+    Ok(choice)
 }
 
 fn lock(state: &StateDir) -> anyhow::Result<AgentLock> {
@@ -247,6 +251,9 @@ impl Agent {
             bail!("the private key {} is gone", config.private_key_file.display());
         };
         let public_key = PublicKey(*key.public_key().as_bytes());
+        if config != self.config {
+            self.told.backend = Some(choose_backend(self.reconciler.kernel_mut(), &config)?);
+        }
         self.reconciler.kernel_mut().set_private_key(key);
         if config != self.config || public_key != self.reconciler.public_key() {
             tracing::info!("the settings changed");

@@ -21,6 +21,9 @@ const DIRECTORY: &str = "/run/wireloom";
 pub struct RunFile {
     /// The agent's process.
     pub pid: u32,
+    /// Who carries the packets, and why.
+    #[serde(default)]
+    pub backend: Option<String>,
     /// Seconds since 1970, when the last pass ended.
     pub last_pass: Option<u64>,
     /// Why the last pass did not reach the desired state.

@@ -12,7 +12,7 @@ use wireloom_plan::{
 
 use crate::{
     config::Config,
-    kernel::{DeviceState, Kernel, Linux},
+    kernel::{DeviceState, Implementation, Kernel, Linux},
     key_file, membership,
     run_file::RunFile,
     state::StateDir,
@@ -25,6 +25,7 @@ pub(super) struct Situation {
     pub(super) cluster: Result<Cluster, membership::Error>,
     pub(super) observed: Observed,
     pub(super) device: Option<DeviceState>,
+    pub(super) backend: Option<Implementation>,
 }
 
 impl Situation {
@@ -36,6 +37,7 @@ impl Situation {
         let own = cluster.as_ref().ok().and_then(|cluster| cluster.nodes.get(&config.settings.node));
         let own = own.map(|node| node.addresses.clone()).unwrap_or_default();
         let mut kernel = Linux::open(&config.settings.interface, config.settings.table, StateDir::locate())?;
+        kernel.expect_backend(config.backend, &config.settings);
         if let Some(agent) = RunFile::read(&config.settings.interface) {
             kernel.remember_endpoints(&agent.configured_endpoints);
         }
@@ -44,6 +46,7 @@ impl Situation {
             cluster,
             observed: kernel.observe(&own)?,
             device: kernel.device()?,
+            backend: kernel.present_backend()?,
             config,
         })
     }

@@ -22,7 +22,12 @@ use wireloom_plan::{
 };
 
 use super::{plan::Told, situation::Situation};
-use crate::{kernel::PeerState, run_file::RunFile, state::StateDir, wording};
+use crate::{
+    kernel::{Implementation, PeerState},
+    run_file::RunFile,
+    state::StateDir,
+    wording,
+};
 
 /// Show this node: its mode, its peers, its rules, and what is wrong.
 #[derive(Debug, Args)]
@@ -55,6 +60,7 @@ struct Report<'a> {
 struct Interface<'a> {
     name: &'a str,
     state: &'static str,
+    backend: Option<Implementation>,
     mtu: Option<u32>,
     public_key: Option<PublicKey>,
     listen_port: Option<u16>,
@@ -131,6 +137,7 @@ fn report<'a>(
                 Some(link) if link.up => "up",
                 Some(_) => "down",
             },
+            backend: situation.backend,
             mtu: link.map(|link| link.mtu),
             public_key: device.and_then(|device| device.public_key),
             listen_port: device.map(|device| device.listen_port),
@@ -197,11 +204,16 @@ fn about(report: &Report<'_>) -> String {
     if let Some(link) = report.link {
         about.add_row(["link", link]);
     }
-    let Interface { name, state, mtu, public_key, listen_port } = &report.interface;
+    let Interface { name, state, backend, mtu, public_key, listen_port } = &report.interface;
     let mut interface = format!("{name}, {state}");
     interface.extend(mtu.map(|mtu| format!(", MTU {mtu}")));
     interface.extend(listen_port.map(|port| format!(", port {port}")));
     about.add_row(["interface", &interface]);
+    // The agent knows why; without one it can still be seen who.
+    let told = report.agent.as_ref().and_then(|agent| agent.backend.clone());
+    if let Some(backend) = told.or_else(|| backend.map(|backend| backend.to_string())) {
+        about.add_row(["back end", &backend]);
+    }
     if let Some(key) = public_key {
         about.add_row(["public key", &key.to_string()]);
     }

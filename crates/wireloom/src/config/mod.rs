@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Deserializer, de};
+use toml::Spanned;
 use wireloom_plan::settings::{KeylessPeers, PeerLookup, Scope, Settings, SourceCheck};
 
 use crate::{
@@ -35,9 +36,11 @@ pub struct Config {
 /// Which WireGuard implementation is behind the interface.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Backend {
-    /// The best that this version has: the userspace engine.
+    /// The kernel's WireGuard where it can be had, else the userspace engine.
     #[default]
     Auto,
+    /// The kernel's own WireGuard.
+    Kernel,
     /// `wireloom device`, in a process of its own.
     Userspace,
 }
@@ -76,7 +79,7 @@ impl Config {
             }
             Err(source) => return Err(Error::Read { path: given.to_owned(), source }),
         };
-        let file: File = file.parse()?;
+        let file = File::parse(&file)?;
         let node = match &file.node {
             Some(node) => node.0.clone(),
             None => host_name().map_err(Error::HostName)?,
@@ -111,8 +114,7 @@ struct WireGuard {
     interface: InterfaceName,
     listen_port: Port,
     private_key_file: AbsolutePath,
-    #[serde(deserialize_with = "backend")]
-    backend: Backend,
+    backend: Option<Spanned<Backend>>,
     mtu: Option<Mtu>,
     #[serde(deserialize_with = "keepalive")]
     persistent_keepalive: u16,
@@ -125,7 +127,7 @@ impl Default for WireGuard {
             interface: InterfaceName(defaults.interface),
             listen_port: Port(defaults.listen_port),
             private_key_file: AbsolutePath("/var/lib/wireloom/wg0.key".into()),
-            backend: Backend::default(),
+            backend: None,
             mtu: defaults.mtu.map(Mtu),
             persistent_keepalive: defaults.persistent_keepalive,
         }
@@ -157,7 +159,7 @@ impl Default for Routing {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "LinkText")]
 struct Link {
     peer_lookup: PeerLookup,
@@ -210,6 +212,19 @@ impl Default for Membership {
 }
 
 impl File {
+    fn parse(text: &TomlFile) -> Result<Self, Mistake> {
+        let file: Self = text.parse()?;
+        let backend = file.wireguard.backend.as_ref().filter(|backend| *backend.as_ref() == Backend::Kernel);
+        match backend {
+            Some(backend) if file.link != Link::default() => Err(text.mistake(
+                &backend.span(),
+                "the kernel's WireGuard can do nothing of [link]; write backend = \"userspace\" (or \"auto\", \
+                 which takes the userspace engine then), or remove [link]",
+            )),
+            _ => Ok(file),
+        }
+    }
+
     fn with_node(self, node: String) -> Config {
         let Self { wireguard, routing, link, membership, .. } = self;
         Config {
@@ -229,7 +244,7 @@ impl File {
                 source_check: link.source_check,
             },
             private_key_file: wireguard.private_key_file.0,
-            backend: wireguard.backend,
+            backend: wireguard.backend.map(Spanned::into_inner).unwrap_or_default(),
             membership: match membership.source {
                 SourceKind::File => Source::File(membership.path.0),
             },
@@ -334,14 +349,16 @@ fn keepalive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error
     })
 }
 
-fn backend<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Backend, D::Error> {
-    match String::deserialize(deserializer)?.as_str() {
-        "auto" => Ok(Backend::Auto),
-        "userspace" => Ok(Backend::Userspace),
-        "kernel" => Err(de::Error::custom(
-            "this version has no kernel WireGuard back end; write \"auto\" or \"userspace\"",
-        )),
-        other => Err(de::Error::custom(format!("{other:?} is no back end; write \"auto\" or \"userspace\""))),
+impl<'de> Deserialize<'de> for Backend {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "auto" => Ok(Self::Auto),
+            "kernel" => Ok(Self::Kernel),
+            "userspace" => Ok(Self::Userspace),
+            other => Err(de::Error::custom(format!(
+                "{other:?} is no back end; write \"auto\", \"kernel\" or \"userspace\""
+            ))),
+        }
     }
 }
 

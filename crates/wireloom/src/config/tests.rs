@@ -1,7 +1,7 @@
 use super::*;
 
 fn parse(text: &str) -> Result<Config, Mistake> {
-    TomlFile::from_text(Path::new("agent.toml"), text).parse::<File>().map(|file| {
+    File::parse(&TomlFile::from_text(Path::new("agent.toml"), text)).map(|file| {
         let node = file.node.as_ref().map_or("host", |node| node.0.as_str()).to_owned();
         file.with_node(node)
     })
@@ -111,8 +111,13 @@ fn each_mistake_names_its_line_and_the_mend() {
             "agent.toml:2: \"wg0.key\" depends on where the agent was started; write the whole path, from / on",
         ),
         (
-            "[wireguard]\nbackend = \"kernel\"",
-            "agent.toml:2: this version has no kernel WireGuard back end; write \"auto\" or \"userspace\"",
+            "[wireguard]\nbackend = \"quick\"",
+            "agent.toml:2: \"quick\" is no back end; write \"auto\", \"kernel\" or \"userspace\"",
+        ),
+        (
+            "[link]\nsource_check = \"off\"\n[wireguard]\nbackend = \"kernel\"",
+            "agent.toml:4: the kernel's WireGuard can do nothing of [link]; write backend = \"userspace\" (or \
+             \"auto\", which takes the userspace engine then), or remove [link]",
         ),
         (
             "[wireguard]\nmtu = 1000",
@@ -166,6 +171,15 @@ fn only_the_default_file_may_be_absent() {
     assert_eq!(
         error.to_string(),
         "cannot read /nonexistent/agent.toml: No such file or directory (os error 2)"
+    );
+}
+
+#[test]
+fn each_back_end_can_be_had() {
+    let backend = |name: &str| parse(&format!("[wireguard]\nbackend = \"{name}\"")).unwrap().backend;
+    assert_eq!(
+        ["auto", "kernel", "userspace"].map(backend),
+        [Backend::Auto, Backend::Kernel, Backend::Userspace]
     );
 }
 

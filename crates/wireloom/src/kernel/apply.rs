@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use wireloom_engine::PrivateKey;
 use wireloom_plan::{
-    kernel::{Route, RouteKind},
+    kernel::{ALL, Route, RouteKind, UnderlaySysctl},
     op::Op,
     settings::{PeerLookup, SourceCheck},
 };
@@ -17,7 +17,7 @@ use super::{
     link, neighbour,
     netlink::Request,
     nft, route, rule, sysctl,
-    wireguard::Change,
+    wireguard::{Change, Implementation},
 };
 use crate::wording;
 
@@ -36,6 +36,9 @@ impl Linux {
                     return Err(refused);
                 }
             }
+            if let Err(error) = self.greet() {
+                tracing::warn!("{error}; they will notice by themselves");
+            }
         }
         if refused.is_empty() { Ok(()) } else { Err(refused) }
     }
@@ -45,8 +48,11 @@ impl Linux {
             Op::ConfigureDevice { .. } | Op::SetPeer(_) | Op::RemovePeer { .. } => {
                 self.change_device(group).map_err(|error| vec![error])
             }
+            // The kernel's WireGuard turns redirects off everywhere (`wg_open` in
+            // drivers/net/wireguard/device.c); other interfaces are none of our business.
+            Op::SetUp => sysctl::preserve(ALL, UnderlaySysctl::SendRedirects, || self.change_tables(group))
+                .unwrap_or_else(|error| Err(vec![error])),
             Op::SetMtu { .. }
-            | Op::SetUp
             | Op::AddAddress { .. }
             | Op::RemoveAddress { .. }
             | Op::SetNeighbour { .. }
@@ -77,7 +83,9 @@ impl Linux {
                 self.create_link(*mtu, *peer_lookup, *source_check).attempt(operation)
             }
             Op::StartDevice { source_check } => {
-                self.backend.create(PeerLookup::Gateway, *source_check).attempt(operation)
+                self.lose_sessions();
+                let engine = self.backend(Implementation::Userspace);
+                engine.create(PeerLookup::Gateway, *source_check).attempt(operation)
             }
             Op::RemoveLink => self.remove_link().attempt(operation),
             Op::SetFirewall(firewall) => nft::replace(firewall).attempt(operation),
@@ -101,10 +109,16 @@ impl Linux {
             [first, ..] => format!("make {} changes ({}, …)", ops.len(), wording::op(first, &ours)),
             [] => String::new(),
         };
-        let key = self.private_key.as_ref();
-        let changes: Result<Vec<_>, Cause> = ops.iter().map(|op| device_change(op, key)).collect();
+        let key = self.private_key.clone();
+        let changes: Result<Vec<_>, Cause> = ops.iter().map(|op| device_change(op, key.as_ref())).collect();
         let changes = changes.attempt(operation)?;
-        self.backend.change(&changes).map_err(|cause| explain_port(cause, ops)).attempt(operation)?;
+        let there = self.implementation()?;
+        let port = ops.iter().find_map(|op| match op {
+            Op::ConfigureDevice { listen_port, .. } => Some(*listen_port),
+            _ => None,
+        });
+        let outcome = self.backend(there).change(&changes);
+        outcome.map_err(|cause| explain_port(cause, port)).attempt(operation)?;
         for op in ops {
             match op {
                 Op::SetPeer(peer) => {
@@ -137,9 +151,18 @@ impl Linux {
         let errors: Vec<Error> = refusals
             .into_iter()
             .filter(|(position, cause)| !is_done_already(&ops[*position], cause))
-            .map(|(position, cause)| Error::new(operation(position), cause))
+            .map(|(position, cause)| {
+                // The kernel's WireGuard opens its port only now.
+                let port = matches!(ops[position], Op::SetUp).then(|| self.listen_port()).flatten();
+                Error::new(operation(position), explain_port(cause, port))
+            })
             .collect();
         if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    fn listen_port(&mut self) -> Option<u16> {
+        let there = self.implementation().ok()?;
+        Some(self.read_device(there).ok()??.listen_port)
     }
 
     fn request(&self, op: &Op, index: Option<u32>) -> Result<Request, Cause> {
@@ -170,7 +193,9 @@ impl Linux {
         source_check: SourceCheck,
     ) -> Result<(), Cause> {
         self.state.begin_creating(&self.interface)?;
-        self.backend.create(peer_lookup, source_check)?;
+        let wanted = self.wanted.unwrap_or(Implementation::Userspace);
+        self.backend(wanted).create(peer_lookup, source_check)?;
+        self.lose_sessions();
         let found = link::by_name(&mut self.netlink, &self.interface)?;
         let found = found.ok_or_else(|| Cause::Passing("it vanished at once".into()))?;
         self.adopt(&found, mtu)?;
@@ -209,7 +234,9 @@ impl Linux {
     }
 
     fn remove_link(&mut self) -> Result<(), Cause> {
-        if let Some(found) = link::by_name(&mut self.netlink, &self.interface)? {
+        let found = link::by_name(&mut self.netlink, &self.interface)?;
+        let there = found.as_ref().map_or(Implementation::Userspace, |found| found.implementation);
+        if let Some(found) = found {
             let refusals = self.netlink.change(&[link::remove(found.index)])?;
             if let Some((_, cause)) =
                 refusals.into_iter().find(|(_, cause)| !is_done_already(&Op::RemoveLink, cause))
@@ -218,7 +245,7 @@ impl Linux {
             }
         }
         self.configured_endpoints.clear();
-        self.backend.end()
+        self.backend(there).end()
     }
 }
 
@@ -244,11 +271,7 @@ fn leads_ipv6_to_our_interface(op: &Op) -> bool {
 }
 
 /// "Address already in use" says little.
-fn explain_port(cause: Cause, ops: &[Op]) -> Cause {
-    let port = ops.iter().find_map(|op| match op {
-        Op::ConfigureDevice { listen_port, .. } => Some(*listen_port),
-        _ => None,
-    });
+fn explain_port(cause: Cause, port: Option<u16>) -> Cause {
     match (&cause, port) {
         (Cause::Refused { errno: Errno::EADDRINUSE, .. }, Some(port)) => Cause::Passing(format!(
             "UDP port {port} is in use by another program (`ss -lunp` names it); end that program, or set another \

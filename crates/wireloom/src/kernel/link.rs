@@ -2,7 +2,10 @@
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
+        LinkLayerType, LinkMessage,
+    },
 };
 use wireloom_plan::{
     kernel::{ALIAS, Link},
@@ -12,6 +15,7 @@ use wireloom_plan::{
 use super::{
     error::Cause,
     netlink::{Netlink, Request},
+    wireguard::Implementation,
 };
 
 /// An interface and the index by which netlink knows it.
@@ -20,6 +24,8 @@ pub(super) struct Indexed {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) link: Link,
+    /// Who carries its packets, if it is ours.
+    pub(super) implementation: Implementation,
 }
 
 /// The interface of a name.
@@ -92,6 +98,7 @@ pub(super) fn decode(message: &LinkMessage) -> Option<Indexed> {
         LinkLayerType::Ether => PeerLookup::Gateway,
         _ => PeerLookup::Destination,
     };
+    let mut implementation = Implementation::Userspace;
     let up = message.header.flags.contains(LinkFlags::Up);
     let mut link = Link { alias: None, mtu: 0, up, peer_lookup };
     for attribute in &message.attributes {
@@ -99,8 +106,11 @@ pub(super) fn decode(message: &LinkMessage) -> Option<Indexed> {
             LinkAttribute::IfName(value) => name = Some(value.clone()),
             LinkAttribute::IfAlias(value) => link.alias = Some(value.clone()),
             LinkAttribute::Mtu(value) => link.mtu = *value,
+            LinkAttribute::LinkInfo(info) if info.contains(&LinkInfo::Kind(InfoKind::Wireguard)) => {
+                implementation = Implementation::Kernel;
+            }
             _ => {}
         }
     }
-    Some(Indexed { index: message.header.index, name: name?, link })
+    Some(Indexed { index: message.header.index, name: name?, link, implementation })
 }

@@ -12,22 +12,26 @@ use wireloom_plan::{
     op::Op,
 };
 
-use self::{
-    error::Attempt,
-    netlink::Netlink,
-    wireguard::{Backend, userspace::Userspace},
-};
 pub use self::{
+    backend::Choice,
     error::{Cause, Error},
     monitor::{Interest, Monitor},
-    wireguard::{DeviceState, PeerState},
+    wireguard::{DeviceState, Implementation, PeerState},
+};
+use self::{
+    error::Attempt,
+    greeting::Greeting,
+    netlink::Netlink,
+    wireguard::{kernel::InKernel, userspace::Userspace},
 };
 use crate::state::StateDir;
 
 mod address;
 mod apply;
+mod backend;
 mod error;
 mod family;
+mod greeting;
 mod link;
 mod monitor;
 mod neighbour;
@@ -63,7 +67,11 @@ pub struct Linux {
     table: u32,
     state: StateDir,
     netlink: Netlink,
-    backend: Box<dyn Backend>,
+    in_kernel: InKernel,
+    userspace: Userspace,
+    /// Who shall carry the packets; absent: whoever does.
+    wanted: Option<Implementation>,
+    greeting: Greeting,
     private_key: Option<PrivateKey>,
     /// The endpoints that we configured, to tell them from those learnt by roaming.
     configured_endpoints: BTreeMap<PublicKey, SocketAddr>,
@@ -80,7 +88,10 @@ impl Linux {
             table,
             state,
             netlink: Netlink::open().attempt(|| "open a netlink socket".into())?,
-            backend: Box::new(Userspace::new(interface)),
+            in_kernel: InKernel::new(interface),
+            userspace: Userspace::new(interface),
+            wanted: None,
+            greeting: Greeting::default(),
             private_key: None,
             configured_endpoints: BTreeMap::new(),
         })
@@ -114,8 +125,10 @@ impl Linux {
     /// # Errors
     /// It does not answer as it should.
     pub fn device(&mut self) -> Result<Option<DeviceState>, Error> {
-        let ours = self.link()?.is_some_and(|found| found.link.alias.as_deref() == Some(ALIAS));
-        if ours { self.read_device() } else { Ok(None) }
+        match self.link()?.filter(|found| found.link.alias.as_deref() == Some(ALIAS)) {
+            Some(found) => self.read_device(found.implementation),
+            None => Ok(None),
+        }
     }
 
     /// # Errors
@@ -139,8 +152,9 @@ impl Linux {
             .attempt(|| format!("look up interface {}", self.interface))
     }
 
-    fn read_device(&mut self) -> Result<Option<DeviceState>, Error> {
-        self.backend.read().attempt(|| format!("read the WireGuard device of {}", self.interface))
+    fn read_device(&mut self, of: Implementation) -> Result<Option<DeviceState>, Error> {
+        let interface = self.interface.clone();
+        self.backend(of).read().attempt(|| format!("read the WireGuard device of {interface}"))
     }
 }
 

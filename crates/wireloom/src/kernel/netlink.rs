@@ -1,10 +1,11 @@
-//! A blocking rtnetlink socket: many requests in one send, dumps that are whole.
+//! A blocking netlink socket: many requests in one send, dumps that are whole. Of rtnetlink unless
+//! its messages are another family's.
 
-use std::{io, mem, time::Duration};
+use std::{fmt, io, marker::PhantomData, mem, time::Duration};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
@@ -15,6 +16,7 @@ use nix::{
         time::TimeVal,
     },
 };
+use zeroize::Zeroizing;
 
 use super::error::Cause;
 
@@ -40,18 +42,25 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// A change that the kernel is asked for.
 #[derive(Debug)]
-pub(crate) struct Request {
-    pub(crate) message: RouteNetlinkMessage,
+pub(crate) struct Request<M = RouteNetlinkMessage> {
+    pub(crate) message: M,
     /// `NLM_F_CREATE` and its like.
     pub(crate) flags: u16,
 }
 
+/// What a socket sends and receives.
+pub(crate) trait Message: NetlinkSerializable + NetlinkDeserializable + Clone + fmt::Debug {}
+
+impl<M: NetlinkSerializable + NetlinkDeserializable + Clone + fmt::Debug> Message for M {}
+
 /// The socket.
-pub(crate) struct Netlink {
+pub(crate) struct Netlink<M = RouteNetlinkMessage> {
     socket: Socket,
     port: u32,
     sequence: u32,
-    received: Vec<u8>,
+    /// WireGuard's messages hold the private key.
+    received: Zeroizing<Vec<u8>>,
+    messages: PhantomData<M>,
 }
 
 /// The raw bytes of one message and what its header says.
@@ -62,7 +71,14 @@ struct Reply<'a> {
 
 impl Netlink {
     pub(crate) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        Self::open_family(NETLINK_ROUTE)
+    }
+}
+
+impl<M: Message> Netlink<M> {
+    /// `NETLINK_ROUTE` and its like.
+    pub(crate) fn open_family(family: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(family)?;
         let port = socket.bind_auto()?.port_number();
         socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
         // Refusals in words, without our own request back.
@@ -75,7 +91,8 @@ impl Netlink {
         }
         let silence = TimeVal::new(SILENCE.as_secs().cast_signed(), 0);
         setsockopt(&socket, sockopt::ReceiveTimeout, &silence)?;
-        Ok(Self { socket, port, sequence: 0, received: Vec::with_capacity(READ) })
+        let received = Zeroizing::new(Vec::with_capacity(READ));
+        Ok(Self { socket, port, sequence: 0, received, messages: PhantomData })
     }
 
     /// The port by which notifications name us as the cause.
@@ -84,7 +101,7 @@ impl Netlink {
     }
 
     /// Everything that matches a dump request.
-    pub(crate) fn dump(&mut self, request: &RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Cause> {
+    pub(crate) fn dump(&mut self, request: &M) -> Result<Vec<M>, Cause> {
         for _ in 0..DUMP_ATTEMPTS {
             let mut found = Vec::new();
             let whole = self.dump_once(request, |message| found.push(message))?;
@@ -96,11 +113,7 @@ impl Netlink {
     }
 
     /// False when the table changed during the dump.
-    fn dump_once(
-        &mut self,
-        request: &RouteNetlinkMessage,
-        mut found: impl FnMut(RouteNetlinkMessage),
-    ) -> Result<bool, Cause> {
+    fn dump_once(&mut self, request: &M, mut found: impl FnMut(M)) -> Result<bool, Cause> {
         let sequence = self.send_one(request, NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut whole = true;
         loop {
@@ -110,7 +123,7 @@ impl Netlink {
                     return;
                 }
                 whole &= reply.header.flags & NLM_F_DUMP_INTR == 0;
-                match NetlinkMessage::<RouteNetlinkMessage>::deserialize(reply.bytes) {
+                match NetlinkMessage::<M>::deserialize(reply.bytes) {
                     Ok(message) => match message.payload {
                         NetlinkPayload::InnerMessage(message) => found(message),
                         NetlinkPayload::Done(end) if end.code == 0 => done = Some(Ok(())),
@@ -138,10 +151,7 @@ impl Netlink {
     }
 
     /// The one object that a request names; `None` when there is none (`ENODEV`).
-    pub(crate) fn get(
-        &mut self,
-        request: &RouteNetlinkMessage,
-    ) -> Result<Option<RouteNetlinkMessage>, Cause> {
+    pub(crate) fn get(&mut self, request: &M) -> Result<Option<M>, Cause> {
         let sequence = self.send_one(request, NLM_F_REQUEST)?;
         loop {
             let mut answer = None;
@@ -149,7 +159,7 @@ impl Netlink {
                 if reply.header.sequence_number != sequence {
                     return;
                 }
-                answer = Some(match NetlinkMessage::<RouteNetlinkMessage>::deserialize(reply.bytes) {
+                answer = Some(match NetlinkMessage::<M>::deserialize(reply.bytes) {
                     Ok(message) => match message.payload {
                         NetlinkPayload::InnerMessage(message) => Ok(Some(message)),
                         NetlinkPayload::Error(error) => match error.code {
@@ -173,11 +183,11 @@ impl Netlink {
     ///
     /// Only the last of a batch asks for an acknowledgement: refusals come unasked
     /// (`netlink_rcv_skb` in net/netlink/af_netlink.c).
-    pub(crate) fn change(&mut self, requests: &[Request]) -> Result<Vec<(usize, Cause)>, Cause> {
+    pub(crate) fn change(&mut self, requests: &[Request<M>]) -> Result<Vec<(usize, Cause)>, Cause> {
         let mut refusals = Vec::new();
         for (number, batch) in requests.chunks(BATCH).enumerate() {
             let first = self.sequence.wrapping_add(1);
-            let mut bytes = Vec::new();
+            let mut bytes = Zeroizing::new(Vec::new());
             for (position, request) in batch.iter().enumerate() {
                 let last = position + 1 == batch.len();
                 let flags = NLM_F_REQUEST | request.flags | if last { NLM_F_ACK } else { 0 };
@@ -189,7 +199,7 @@ impl Netlink {
             while !acknowledged {
                 self.receive(|reply| {
                     let position = reply.header.sequence_number.wrapping_sub(first) as usize;
-                    let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(reply.bytes);
+                    let parsed = NetlinkMessage::<M>::deserialize(reply.bytes);
                     let Ok(NetlinkPayload::Error(error)) = parsed.map(|message| message.payload) else {
                         return;
                     };
@@ -206,14 +216,14 @@ impl Netlink {
         Ok(refusals)
     }
 
-    fn send_one(&mut self, message: &RouteNetlinkMessage, flags: u16) -> Result<u32, Cause> {
-        let mut bytes = Vec::new();
+    fn send_one(&mut self, message: &M, flags: u16) -> Result<u32, Cause> {
+        let mut bytes = Zeroizing::new(Vec::new());
         self.append(&mut bytes, message.clone(), flags);
         self.send(&bytes)?;
         Ok(self.sequence)
     }
 
-    fn append(&mut self, bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {
+    fn append(&mut self, bytes: &mut Vec<u8>, message: M, flags: u16) {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = flags;
@@ -233,7 +243,7 @@ impl Netlink {
     /// One read's worth of messages.
     fn receive(&mut self, mut each: impl FnMut(Reply<'_>)) -> Result<(), Cause> {
         self.received.clear();
-        match self.socket.recv(&mut self.received, 0) {
+        match self.socket.recv(&mut *self.received, 0) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

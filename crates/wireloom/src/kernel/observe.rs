@@ -63,8 +63,13 @@ impl Linux {
     }
 
     fn observe_device(&mut self) -> Result<Option<Device>, Error> {
-        let Some(state) = self.read_device()? else { return Ok(None) };
+        let Some(found) = self.link()? else { return Ok(None) };
+        let Some(state) = self.read_device(found.implementation)? else { return Ok(None) };
         let now = SystemTime::now();
+        self.remember_sessions(&state, now);
+        if self.wanted.is_some_and(|wanted| wanted != found.implementation) {
+            return Ok(None);
+        }
         self.configured_endpoints.retain(|key, _| state.peers.contains_key(key));
         let peers = state.peers.into_iter().map(|(key, peer)| {
             let observed = Peer {

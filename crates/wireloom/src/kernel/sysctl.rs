@@ -47,6 +47,24 @@ pub(super) fn enable_ipv6(interface: &str) -> Result<(), Error> {
     }
 }
 
+/// Does something that changes the sysctl behind our back, and puts that back.
+pub(super) fn preserve<T>(
+    interface: &str,
+    sysctl: UnderlaySysctl,
+    action: impl FnOnce() -> T,
+) -> Result<T, Error> {
+    let before = read(interface, sysctl)?;
+    let outcome = action();
+    match before {
+        Some(before) if read(interface, sysctl)? != Some(before) => {
+            let operation = || format!("put net.ipv4.conf.{interface}.{} back", file_name(sysctl));
+            fs::write(path(interface, sysctl), before.to_string()).attempt(operation)?;
+        }
+        _ => {}
+    }
+    Ok(outcome)
+}
+
 /// Records what the sysctl was, unless that is recorded already, and then sets it.
 pub(super) fn set(state: &StateDir, interface: &str, sysctl: UnderlaySysctl, value: u8) -> Result<(), Error> {
     let operation = || format!("set net.ipv4.conf.{interface}.{} to {value}", file_name(sysctl));

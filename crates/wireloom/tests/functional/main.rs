@@ -14,6 +14,7 @@
 //! | [`trouble`] | what is said when the work cannot be done |
 //! | [`kernel_roundtrip`] | that the kernel gives back what the shell wrote, and the planner's twin of it does as it does |
 //! | [`link_agent`] | the matrix, the modes and the repairs with peers as neighbours (`[link]` in agent.toml) |
+//! | `kernel_wireguard` | the kernel's WireGuard as the agents' back end (feature `kernel-wireguard`) |
 //! | [`device`] | the userspace interface: its life, its control socket, what it does to bad packets |
 //! | [`interop`] | the userspace interface with wireguard-go or the kernel's WireGuard at the other end |
 //! | [`data_path`] | that bytes arrive whole, in the right packets, on good networks and bad ones |
@@ -36,6 +37,8 @@ mod fleet;
 mod frames;
 mod interop;
 mod kernel_roundtrip;
+#[cfg(feature = "kernel-wireguard")]
+mod kernel_wireguard;
 mod laboratory;
 mod link_agent;
 mod link_device;

@@ -1,15 +1,17 @@
 //! The WireGuard device behind our interface.
 //!
-//! Two back ends carry out one plan: the userspace engine in a process of its own
-//! ([`userspace`]), and, when its issue comes, the kernel's WireGuard over generic netlink.
+//! Two back ends carry out one plan: the kernel's own WireGuard over generic netlink ([`kernel`]),
+//! and the userspace engine in a process of its own ([`userspace`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::SocketAddr,
     time::{Duration, SystemTime},
 };
 
 use ipnet::IpNet;
+use serde::Serialize;
 use wireloom_engine::PrivateKey;
 use wireloom_plan::{
     key::PublicKey,
@@ -19,8 +21,31 @@ use wireloom_plan::{
 
 use super::error::Cause;
 
+pub(super) mod kernel;
 mod uapi;
 pub(super) mod userspace;
+
+/// Who carries the packets of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Implementation {
+    /// The kernel's own WireGuard.
+    Kernel,
+    /// `wireloom device`, in a process of its own.
+    Userspace,
+}
+
+impl fmt::Display for Implementation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "the kernel's WireGuard",
+            Self::Userspace => "the userspace engine",
+        })
+    }
+}
+
+/// How long a session lasts (section 6.1 of the WireGuard paper).
+const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 
 /// What a back end does for the shell.
 pub(super) trait Backend {
@@ -31,7 +56,8 @@ pub(super) trait Backend {
     /// is there already is taken over as it is.
     fn create(&mut self, peer_lookup: PeerLookup, source_check: SourceCheck) -> Result<(), Cause>;
 
-    /// Makes many changes in one transaction.
+    /// Makes many changes, in one transaction where the back end has such. Peers that get something
+    /// come before those that are removed, so that what moves is nobody's at no time.
     fn change(&mut self, changes: &[Change<'_>]) -> Result<(), Cause>;
 
     /// Sees to it that the device goes with its interface, which was removed.
@@ -50,6 +76,14 @@ pub(super) enum Change<'a> {
     /// A peer, whole.
     SetPeer(&'a SetPeer),
     RemovePeer(PublicKey),
+    /// Of a peer that is there only this.
+    SetKeepalive {
+        public_key: PublicKey,
+        /// Absent: stays as it is.
+        endpoint: Option<SocketAddr>,
+        /// 0 is off.
+        seconds: u16,
+    },
 }
 
 /// A device as its back end describes it.
@@ -85,6 +119,11 @@ pub struct PeerState {
 }
 
 impl PeerState {
+    /// True when it may be in a session with us.
+    pub(super) fn is_in_session(&self, now: SystemTime) -> bool {
+        self.handshake_age(now).is_some_and(|age| age <= REJECT_AFTER_TIME)
+    }
+
     /// Time since the last handshake; zero when the clock was set back since.
     #[must_use]
     pub fn handshake_age(&self, now: SystemTime) -> Option<Duration> {

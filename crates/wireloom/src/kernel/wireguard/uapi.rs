@@ -58,6 +58,13 @@ fn append(text: &mut String, change: &Change<'_>) {
             )
         }
         Change::RemovePeer(key) => writeln!(text, "public_key={}\nremove=true", hex(*key)),
+        Change::SetKeepalive { public_key, endpoint, seconds } => (|| {
+            writeln!(text, "public_key={}\nupdate_only=true", hex(*public_key))?;
+            if let Some(endpoint) = endpoint {
+                writeln!(text, "endpoint={endpoint}")?;
+            }
+            writeln!(text, "persistent_keepalive_interval={seconds}")
+        })(),
         Change::SetPeer(peer) => (|| {
             writeln!(text, "public_key={}", hex(peer.public_key))?;
             if let Some(endpoint) = peer.endpoint {
