@@ -24,10 +24,20 @@ pub(crate) enum Loss {
     TooBig,
     /// Neighbour discovery from a peer: it may not tell where others are.
     NotForTheLink,
+    /// A handshake message that came while too many others waited for the engine's thread.
+    DeviceBusy,
 }
 
-const LOSSES: [&str; 7] =
-    ["not-sent", "not-delivered", "not-ip", "no-neighbour", "peer-lost", "too-big", "not-for-the-link"];
+const LOSSES: [&str; 8] = [
+    "not-sent",
+    "not-delivered",
+    "not-ip",
+    "no-neighbour",
+    "peer-lost",
+    "too-big",
+    "not-for-the-link",
+    "device-busy",
+];
 
 /// Counters by reason. They only grow, from the start of the process.
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 //! Ties the interface, the UDP port and the protocol together.
 
+mod queues;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -9,7 +11,9 @@ use std::{
 
 use wireloom_proto::{Device, DropReason, Instant, Now, PrivateKey, PublicKey};
 
+use self::queues::Queues;
 use crate::{
+    bell::Bell,
     control::{
         AllowedIpChange, Errno, PeerChange, Reply, Request, Set,
         reply::{self, DeviceLines},
@@ -17,6 +21,7 @@ use crate::{
     drops::Drops,
     link::{Link, LinkAddress},
     mode::{Mode, PeerLookup, SourceCheck},
+    queue::{Queue, Runner},
     tun::{Tun, TunEvent, TunState},
     udp::{Network, Udp},
     worker::{Backlog, Worker},
@@ -34,7 +39,10 @@ const MAX_PEERS: usize = 1 << 20;
 ///
 /// While the interface is down the port is closed, there are no sessions and nothing is due; persistent
 /// keepalives, and with them handshakes, begin at the moment when it comes up.
-pub struct Engine<T, N: Network> {
+///
+/// It carries the packets of the interface's first queue. Those of others are carried on other threads,
+/// while the port is open.
+pub struct Engine<T: Tun, N: Network> {
     device: Device,
     mode: Mode,
     worker: Worker,
@@ -43,6 +51,7 @@ pub struct Engine<T, N: Network> {
     state: TunState,
     network: N,
     udp: Option<N::Udp>,
+    queues: Option<Queues<T::Queue, N::Udp>>,
     /// As configured; 0 lets the system pick one.
     listen_port: u16,
     fwmark: u32,
@@ -96,10 +105,29 @@ impl<T: Tun, N: Network> Engine<T, N> {
             state: TunState::default(),
             network,
             udp: None,
+            queues: None,
             listen_port: 0,
             fwmark: 0,
             rebind_at: None,
         }
+    }
+
+    /// Has further queues of the interface carried by whoever this runner is.
+    pub(crate) fn with_queues(
+        mut self,
+        queues: Vec<T::Queue>,
+        runner: Box<dyn Runner<Queue<T::Queue, N::Udp>>>,
+    ) -> io::Result<Self> {
+        let check_sources = self.mode.source_check() == SourceCheck::AllowedIps;
+        let (transport, drops) = (self.device.transport(), &self.drops);
+        let worker = || Worker::new(Arc::clone(transport), Arc::clone(drops), None, check_sources);
+        self.queues = Some(Queues::new(queues, worker, drops, runner)?);
+        Ok(self)
+    }
+
+    /// Rung when other queues have something for the engine.
+    pub(crate) fn bell(&self) -> Option<&Bell> {
+        self.queues.as_ref().map(Queues::bell)
     }
 
     /// What was dropped so far.
@@ -137,7 +165,14 @@ impl<T: Tun, N: Network> Engine<T, N> {
         if ready.datagrams {
             backlog = self.worker.receive(now, device, tun, udp);
         }
-        if ready.packets && self.worker.send(now, mtu, device, tun, udp)? == Backlog::More {
+        if (ready.packets || self.worker.is_amid_a_packet())
+            && self.worker.send(now, mtu, device, tun, udp)? == Backlog::More
+        {
+            backlog = Backlog::More;
+        }
+        if let Some(queues) = &mut self.queues
+            && queues.serve(now, device, mtu, &self.drops)? == Backlog::More
+        {
             backlog = Backlog::More;
         }
         if device.poll_timeout().is_some_and(|at| at <= now.monotonic) {
@@ -145,6 +180,9 @@ impl<T: Tun, N: Network> Engine<T, N> {
             self.drops.set(DropReason::HandshakeTimedOut, device.timed_out_packets());
         }
         self.worker.transmit(now, device, udp);
+        if let Some(queues) = &mut self.queues {
+            queues.packets_are_sent();
+        }
         Ok(match backlog {
             Backlog::More => Rest::None,
             Backlog::Empty => Rest::Until(self.device.poll_timeout()),
@@ -156,8 +194,13 @@ impl<T: Tun, N: Network> Engine<T, N> {
             tracing::info!("the interface is {}", if state.up { "up" } else { "down" });
         }
         if !state.up && self.state.up {
-            self.udp = None;
+            self.close_port();
             self.device.handle_down();
+        }
+        if state.mtu != self.state.mtu
+            && let Some(queues) = &mut self.queues
+        {
+            queues.change(|queue| queue.set_mtu(state.mtu));
         }
         self.state = state;
         self.rebind_at = None;
@@ -170,10 +213,9 @@ impl<T: Tun, N: Network> Engine<T, N> {
         if !wanted {
             return;
         }
-        match self.network.bind(self.listen_port, self.fwmark) {
-            Ok(udp) => {
-                tracing::info!("listening on UDP port {}", udp.port());
-                self.udp = Some(udp);
+        match self.bind(self.listen_port, self.fwmark) {
+            Ok(sockets) => {
+                self.use_sockets(sockets);
                 self.rebind_at = None;
                 self.device.handle_up();
             }
@@ -183,6 +225,31 @@ impl<T: Tun, N: Network> Engine<T, N> {
                 self.rebind_at = Some(now + REBIND_INTERVAL);
             }
         }
+    }
+
+    /// Opens a port for all queues.
+    fn bind(&self, port: u16, mark: u32) -> io::Result<Sockets<N::Udp>> {
+        let first = self.network.bind(port, mark)?;
+        let others = 0..self.queues.as_ref().map_or(0, Queues::len);
+        let others = others.map(|_| self.network.join(&first, mark)).collect::<io::Result<_>>()?;
+        Ok(Sockets { first, others })
+    }
+
+    /// Uses these from now on; those before are closed.
+    fn use_sockets(&mut self, sockets: Sockets<N::Udp>) {
+        tracing::info!("listening on UDP port {}", sockets.first.port());
+        self.close_port();
+        self.udp = Some(sockets.first);
+        if let Some(queues) = &mut self.queues {
+            queues.open(sockets.others, self.state.mtu);
+        }
+    }
+
+    fn close_port(&mut self) {
+        if let Some(queues) = &mut self.queues {
+            queues.close();
+        }
+        self.udp = None;
     }
 
     /// Answers a request of the control socket.
@@ -235,8 +302,10 @@ impl<T: Tun, N: Network> Engine<T, N> {
             self.change_link_address(LinkAddress::of(&own))?;
         }
 
-        self.mode = mode;
-        self.worker.check_sources(mode.source_check() == SourceCheck::AllowedIps);
+        if mode != self.mode {
+            self.mode = mode;
+            self.check_sources(mode.source_check() == SourceCheck::AllowedIps);
+        }
         let none_stays = set.replace_peers;
         // Who has our own key is no peer any more.
         let mut touched: Vec<_> = own.map(|own| (own, None)).into_iter().collect();
@@ -274,6 +343,13 @@ impl<T: Tun, N: Network> Engine<T, N> {
             }
         }
         self.worker.announce(&mut self.tun);
+    }
+
+    fn check_sources(&mut self, check: bool) {
+        self.worker.check_sources(check);
+        if let Some(queues) = &mut self.queues {
+            queues.change(|queue| queue.worker_mut().check_sources(check));
+        }
     }
 
     /// Refuses changes after which two would have one address on the link.
@@ -315,16 +391,19 @@ impl<T: Tun, N: Network> Engine<T, N> {
     /// Moves to another port or mark; on an error everything is as it was.
     fn change_port(&mut self, listen_port: Option<u16>, fwmark: Option<u32>) -> Result<(), Errno> {
         let (port, mark) = (listen_port.unwrap_or(self.listen_port), fwmark.unwrap_or(self.fwmark));
-        let changed = match &mut self.udp {
+        let changed = match &self.udp {
             // 0 leaves the choice to the system, which has made it already.
             Some(udp) if port != udp.port() && (port, self.listen_port) != (0, 0) => {
-                self.network.bind(port, mark).map(|udp| self.udp = Some(udp))
+                self.bind(port, mark).map(|sockets| self.use_sockets(sockets))
             }
-            Some(udp) if mark != self.fwmark => udp.set_mark(mark),
+            Some(_) if mark != self.fwmark => self.set_mark(mark).inspect_err(|_| {
+                // Those that have the new mark are to have the old one again.
+                let _ = self.set_mark(self.fwmark);
+            }),
             Some(_) => Ok(()),
             // Whoever asks for a port should hear at once, not when the interface comes up, that it is
             // taken.
-            None if listen_port.is_some() && port != 0 => self.network.bind(port, mark).map(drop),
+            None if listen_port.is_some() && port != 0 => self.bind(port, mark).map(drop),
             None => Ok(()),
         };
         changed.map_err(|error| {
@@ -336,6 +415,24 @@ impl<T: Tun, N: Network> Engine<T, N> {
         self.rebind_at = None;
         Ok(())
     }
+
+    fn set_mark(&mut self, mark: u32) -> io::Result<()> {
+        let mut outcome = self.udp.as_mut().map_or(Ok(()), |udp| udp.set_mark(mark));
+        if let Some(queues) = &mut self.queues {
+            queues.change(|queue| {
+                if let (Some(udp), Ok(())) = (queue.udp_mut(), &outcome) {
+                    outcome = udp.set_mark(mark);
+                }
+            });
+        }
+        outcome
+    }
+}
+
+/// A port that is open for all queues.
+struct Sockets<U> {
+    first: U,
+    others: Vec<U>,
 }
 
 fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: PeerChange) {

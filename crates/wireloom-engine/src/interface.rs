@@ -1,6 +1,6 @@
 //! A userspace WireGuard interface as a process: `wireloom device`.
 
-use std::{io, os::fd::AsFd, time::Duration};
+use std::{io, num::NonZero, os::fd::AsFd, time::Duration};
 
 use nix::{
     errno::Errno,
@@ -18,6 +18,7 @@ use crate::{
     engine::{Engine, Ready, Rest},
     mode::{Mode, PeerLookup},
     privilege,
+    threads::Threads,
     tun::{LinuxTun, OpenTunError},
     udp::{LinuxNetwork, LinuxUdp},
 };
@@ -66,25 +67,35 @@ pub enum End {
 
 impl Interface {
     /// Makes the interface `name`, down and without configuration, with its control socket. An interface
-    /// that stayed is taken over as it is.
+    /// that stayed is taken over as it is. So many `threads` carry its packets; that of
+    /// [`PeerLookup::Gateway`](crate::PeerLookup) has one.
     ///
     /// Call it before the process has other threads: it blocks the signals that [`Self::run`] handles
     /// (SIGINT, SIGTERM, SIGUSR1), and gives up the privileges that are not needed any more.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(name: &str, mode: Mode) -> Result<Self, OpenError> {
+    pub fn open(name: &str, mode: Mode, threads: NonZero<usize>) -> Result<Self, OpenError> {
         let failed = |operation| move |source: io::Error| OpenError::Failed { operation, source };
         let signals = block_signals().map_err(|error| failed("block signals")(error.into()))?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| failed("draw randomness")(io::Error::other(error)))?;
-        let tun = LinuxTun::open(name, mode.peer_lookup())?;
+        let threads = match mode.peer_lookup() {
+            PeerLookup::Destination => threads,
+            PeerLookup::Gateway => NonZero::<usize>::MIN,
+        };
+        let (tun, queues) = LinuxTun::open(name, mode.peer_lookup(), threads)?;
         let server = Server::open(socket_path(name))?;
         tun.set_lasting(true).map_err(failed("let the interface stay"))?;
         privilege::drop_unneeded().map_err(failed("give up privileges"))?;
         let inbox = server.start().map_err(failed("serve the control socket"))?;
         let network = LinuxNetwork { discover_path_mtu: mode.peer_lookup() == PeerLookup::Gateway };
-        let engine = Engine::new(seed, mode, tun, network);
+        let mut engine = Engine::new(seed, mode, tun, network);
+        if !queues.is_empty() {
+            // Now that the privileges are dropped and the signals blocked, which each thread does for itself.
+            let threads = Threads::start(queues.len()).map_err(failed("start threads"))?;
+            engine = engine.with_queues(queues, Box::new(threads)).map_err(failed("make an event"))?;
+        }
         Ok(Self { engine, server, inbox, signals })
     }
 
@@ -145,12 +156,14 @@ impl Interface {
             wanted(self.inbox.as_fd()),
             wanted(self.server.watch()),
             wanted(self.signals.as_fd()),
+            self.engine.bell().map_or_else(unwanted, |bell| wanted(bell.as_fd())),
         ];
         match ppoll(&mut fds, rest.map(TimeSpec::from), None) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let [packets, events, v4, v6, _calls, socket, signals] = fds.map(|fd| fd.any().unwrap_or_default());
+        let [packets, events, v4, v6, _calls, socket, signals, _punts] =
+            fds.map(|fd| fd.any().unwrap_or_default());
         Ok(Wake {
             ready: Ready { packets, events, datagrams: v4 || v6 },
             socket_touched: socket,

@@ -12,7 +12,8 @@
 //! * [`tun`] and [`udp`] are what packets come from and go to: a trait each, with Linux behind it and
 //!   a twin in memory.
 //! * [`offload`] cuts the super-packets that come from the network stack, and joins those that go to it.
-//! * [`engine`] ties them to the protocol; one thread carries data both ways.
+//! * [`engine`] ties them to the protocol. Its thread carries data both ways, and is the only one on a
+//!   machine with few cores; more of them carry one queue each and `punt` what is not for every packet.
 //! * [`link`] makes the peers neighbours on a link, when routing is to choose among them; [`mode`] is
 //!   what else there is to choose.
 //! * [`control`] is the socket that `wg` speaks to.
@@ -20,6 +21,7 @@
 //!
 //! This crate is the only home of unsafe code and of data file descriptors.
 
+mod bell;
 mod clock;
 pub mod control;
 pub mod drops;
@@ -30,6 +32,10 @@ pub mod link;
 pub mod mode;
 pub mod offload;
 mod privilege;
+mod punt;
+mod queue;
+mod slow_path;
+mod threads;
 pub mod tun;
 pub mod udp;
 mod worker;

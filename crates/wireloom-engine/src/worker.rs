@@ -2,8 +2,7 @@
 //!
 //! A worker holds what it needs for every packet: the shared [`Transport`], the memory of one batch
 //! each way, the counters. Whatever is not for every packet (handshakes, staging, timers) it hands to
-//! the [`Device`], which today is at hand because the engine has one thread; more workers, one for
-//! each queue of the interface, would send these calls through a channel instead.
+//! the device by its [`SlowPath`].
 
 use std::{
     io::{self, IoSlice},
@@ -13,14 +12,15 @@ use std::{
 };
 
 use wireloom_proto::{
-    Device, DropReason, Endpoint, MessageKind, Now, PeerPath, Routes, Transport, inner, message,
+    DropReason, Endpoint, MessageKind, Now, PeerPath, Routes, SealError, Transport, inner, message,
 };
 
 use crate::{
     drops::{Drops, Loss},
     link::{self, Link, Way},
     offload::{LinkHeader, coalesce::Coalescer, segment::Segments, virtio::VirtioHeader},
-    tun::{MAX_PACKET, Tun},
+    slow_path::SlowPath,
+    tun::{MAX_PACKET, TunQueue},
     udp::{Inbound, Outbound, Pending, Udp},
 };
 
@@ -122,17 +122,23 @@ impl Worker {
     }
 
     /// Tells the network stack whose addresses have moved, after changes of peers and allowed IPs.
-    pub(crate) fn announce(&mut self, tun: &mut impl Tun) {
+    pub(crate) fn announce(&mut self, tun: &mut impl TunQueue) {
         let Some(link) = &mut self.link else { return };
         link.announce(&self.transport.routes(), |frame| tell(tun, frame));
+    }
+
+    /// Whether a super-packet was sent in part, so that [`Self::send`] has something to do even when the
+    /// interface has not.
+    pub(crate) fn is_amid_a_packet(&self) -> bool {
+        self.landed.left.is_some()
     }
 
     /// Receives from the peers.
     pub(crate) fn receive(
         &mut self,
         now: Now,
-        device: &mut Device,
-        tun: &mut impl Tun,
+        device: &mut impl SlowPath,
+        tun: &mut impl TunQueue,
         udp: &mut impl Udp,
     ) -> Backlog {
         for _ in 0..BATCHES_IN_A_ROW {
@@ -189,8 +195,8 @@ impl Worker {
         &mut self,
         now: Now,
         mtu: usize,
-        device: &mut Device,
-        tun: &mut impl Tun,
+        device: &mut impl SlowPath,
+        tun: &mut impl TunQueue,
         udp: &mut impl Udp,
     ) -> io::Result<Backlog> {
         for _ in 0..BATCHES_IN_A_ROW {
@@ -205,7 +211,7 @@ impl Worker {
     }
 
     /// Sends what the device has: handshake messages, keepalives, packets that waited for a session.
-    pub(crate) fn transmit(&mut self, now: Now, device: &mut Device, udp: &mut impl Udp) {
+    pub(crate) fn transmit(&mut self, now: Now, device: &mut impl SlowPath, udp: &mut impl Udp) {
         loop {
             let more = loop {
                 let Some(room) = self.outbound.room(Pending::default()) else { break true };
@@ -226,8 +232,8 @@ impl Worker {
         &mut self,
         now: Now,
         mtu: usize,
-        device: &mut Device,
-        tun: &mut impl Tun,
+        device: &mut impl SlowPath,
+        tun: &mut impl TunQueue,
         udp: &mut impl Udp,
     ) -> io::Result<bool> {
         let transport = Arc::clone(&self.transport);
@@ -236,6 +242,10 @@ impl Worker {
         loop {
             if !self.cut(now, mtu, device) {
                 return Ok(false);
+            }
+            // Before more of them are read, it has to be done with those that it has.
+            if device.is_taking_packets() {
+                return Ok(true);
             }
             let memory = &mut self.landed.memory[..header + MAX_PACKET];
             let (offload, frame) = match tun.receive(memory) {
@@ -291,7 +301,7 @@ impl Worker {
 
     /// Adds what is left of the packet that was read last to the train; false when the batch is full
     /// before it is done.
-    fn cut(&mut self, now: Now, mtu: usize, device: &mut Device) -> bool {
+    fn cut(&mut self, now: Now, mtu: usize, device: &mut impl SlowPath) -> bool {
         let Some((mut segments, path)) = self.landed.left.take() else { return true };
         loop {
             let Some(room) = self.outbound.room(self.train.pending()) else {
@@ -313,7 +323,14 @@ impl Worker {
 
     /// Sends off the train and begins one for another peer with the packet, `framed` bytes long, that
     /// stands behind it.
-    fn couple(&mut self, now: Now, mtu: usize, device: &mut Device, path: Arc<PeerPath>, framed: usize) {
+    fn couple(
+        &mut self,
+        now: Now,
+        mtu: usize,
+        device: &mut impl SlowPath,
+        path: Arc<PeerPath>,
+        framed: usize,
+    ) {
         let behind = self.train.bytes;
         let sealed = self.depart(now, mtu, device);
         if sealed < behind {
@@ -326,7 +343,7 @@ impl Worker {
 
     /// Seals the train and makes it datagrams; without a session its packets go to the device, which
     /// keeps them until there is one. Returns how many bytes of the room were used up.
-    fn depart(&mut self, now: Now, mtu: usize, device: &mut Device) -> usize {
+    fn depart(&mut self, now: Now, mtu: usize, device: &mut impl SlowPath) -> usize {
         let Some(path) = self.train.path.take() else { return 0 };
         let mut room = self.outbound.pending(self.train.pending());
         let messages = self.train.lengths.iter().map(|(_, framed)| {
@@ -334,7 +351,12 @@ impl Worker {
             room = rest;
             message
         });
-        let used = match path.seal(now.monotonic, messages) {
+        let sealed = if device.is_taking_packets() {
+            Err(SealError::NoSession)
+        } else {
+            path.seal(now.monotonic, messages)
+        };
+        let used = match sealed {
             Ok(sealed) => {
                 for (_, framed) in &self.train.lengths {
                     self.outbound.push(sealed.endpoint, *framed);
@@ -362,7 +384,7 @@ impl Worker {
     }
 
     /// Sends the packet of `len` bytes in `self.flood` to every peer; the train has departed.
-    fn flood(&mut self, now: Now, mtu: usize, len: usize, device: &mut Device, udp: &mut impl Udp) {
+    fn flood(&mut self, now: Now, mtu: usize, len: usize, device: &mut impl SlowPath, udp: &mut impl Udp) {
         let packet = &self.flood[..len];
         for path in self.link.iter().flat_map(Link::peers).filter(|path| path.endpoint().is_some()) {
             if self.outbound.room(Pending::default()).is_none() {
@@ -393,7 +415,7 @@ impl Worker {
 
 /// Tells the network stack something by a frame of our own. It does not listen while the interface is down,
 /// and has then nothing to be told.
-fn tell(tun: &mut impl Tun, frame: &[u8]) {
+fn tell(tun: &mut impl TunQueue, frame: &[u8]) {
     let none = VirtioHeader::default().to_bytes();
     let _ = tun.send(&[IoSlice::new(&none), IoSlice::new(frame)]);
 }
@@ -422,7 +444,7 @@ impl Source<'_> {
         now: Now,
         from: Endpoint,
         datagram: &'m mut [u8],
-        device: &mut Device,
+        device: &mut impl SlowPath,
     ) -> Result<Option<Arrival<'m>>, DropReason> {
         let opened = self.transport.open(now.monotonic, from, datagram)?;
         if let Some(signal) = opened.signal {

@@ -3,15 +3,11 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
-    sync::{
-        Arc,
-        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
-    },
+    sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
 };
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
-
 use super::{Errno, Reply, Request};
+use crate::bell::Bell;
 
 /// A request that waits for its reply.
 pub(crate) struct Call {
@@ -32,29 +28,27 @@ impl ReplyTo {
 /// The engine's end.
 pub(crate) struct Inbox {
     calls: Receiver<Call>,
-    bell: Arc<EventFd>,
+    bell: Bell,
 }
 
 /// A client's end.
 #[derive(Clone)]
 pub(crate) struct Outbox {
     calls: Sender<Call>,
-    bell: Arc<EventFd>,
+    bell: Bell,
 }
 
 /// Makes both ends.
 pub(crate) fn inbox() -> io::Result<(Inbox, Outbox)> {
-    let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-    let bell = Arc::new(bell);
+    let bell = Bell::new()?;
     let (sender, receiver) = channel();
-    Ok((Inbox { calls: receiver, bell: Arc::clone(&bell) }, Outbox { calls: sender, bell }))
+    Ok((Inbox { calls: receiver, bell: bell.clone() }, Outbox { calls: sender, bell }))
 }
 
 impl Inbox {
     /// The next call, if one waits.
     pub(crate) fn poll(&self) -> Option<Call> {
-        // Silenced before looking: a call that comes after the look rings again.
-        let _ = self.bell.read();
+        self.bell.silence();
         self.calls.try_recv().ok()
     }
 }
@@ -68,10 +62,12 @@ impl AsFd for Inbox {
 impl Outbox {
     /// Asks the engine and waits for its reply.
     pub(crate) fn call(&self, request: Request) -> Reply {
-        let (reply, answer) = sync_channel(1);
-        let sent =
-            self.calls.send(Call { request, reply: ReplyTo(reply) }).is_ok() && self.bell.write(1).is_ok();
         let ended = Reply::Refused(Errno::ENODEV);
-        if sent { answer.recv().unwrap_or(ended) } else { ended }
+        let (reply, answer) = sync_channel(1);
+        if self.calls.send(Call { request, reply: ReplyTo(reply) }).is_err() {
+            return ended;
+        }
+        self.bell.ring();
+        answer.recv().unwrap_or(ended)
     }
 }

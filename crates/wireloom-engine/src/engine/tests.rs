@@ -1,5 +1,7 @@
 //! Engines joined by a network in memory, under virtual time.
 
+mod queues;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use nix::libc;

@@ -3,16 +3,19 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, IoSlice, IoSliceMut, Read, Write},
+    num::NonZero,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::OpenOptionsExt,
     },
+    sync::Arc,
 };
 
 use nix::net::if_::if_nametoindex;
 
 use super::{
-    Tun, TunEvent, TunState,
+    Tun, TunEvent, TunQueue, TunState,
+    flow::flow_hash,
     link::{self, LinkMonitor},
     offload::{self, Offloads},
 };
@@ -29,14 +32,26 @@ const DEFAULT_MTU: u32 = 1420;
 /// TAP interface, which can stay when this value goes, with its addresses and routes, for the next one
 /// of the same name.
 pub struct LinuxTun {
-    file: File,
+    first: LinuxQueue,
     monitor: LinkMonitor,
     /// Of a TAP.
     link_address: Option<LinkAddress>,
     index: u32,
     /// As last heard of.
     mtu: usize,
+}
+
+/// One queue of a [`LinuxTun`].
+///
+/// The kernel sends the answers to a flow by way of the queue that the flow was written to
+/// (`tun_flow_update` in drivers/net/tun.c), so that writes are spread over all queues: else whatever
+/// answers one peer, whose datagrams all come by one socket, would be read by one thread.
+pub struct LinuxQueue {
+    queues: Arc<[File]>,
+    own: usize,
     offloads: Offloads,
+    /// Bytes before the IP packet: the link header's.
+    header_len: usize,
 }
 
 /// Why no interface was made.
@@ -68,34 +83,48 @@ pub enum OpenTunError {
 
 impl LinuxTun {
     /// Makes the interface `name`, down, with an MTU of 1420; or takes over the TAP interface of that name
-    /// that an earlier process left.
+    /// that an earlier process left. Returns its queues but the first, too: `queues` in all, or just one
+    /// when an interface was left that can have no more.
     ///
     /// # Errors
     /// [`OpenTunError`]; nothing is left behind then.
-    pub fn open(name: &str, peer_lookup: PeerLookup) -> Result<Self, OpenTunError> {
+    pub fn open(
+        name: &str,
+        peer_lookup: PeerLookup,
+        queues: NonZero<usize>,
+    ) -> Result<(Self, Vec<LinuxQueue>), OpenTunError> {
         let failed = |source| OpenTunError::Failed { name: name.into(), source };
         let left = peer_lookup == PeerLookup::Gateway && link::was_left(name).map_err(failed)?;
         let mut request =
-            interface_request(name, peer_lookup, left).ok_or_else(|| OpenTunError::BadName(name.into()))?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(CLONE_DEVICE)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::PermissionDenied => OpenTunError::NotPermitted(name.into()),
-                _ => OpenTunError::NoTunSupport(error),
-            })?;
+            interface_request(name, peer_lookup).ok_or_else(|| OpenTunError::BadName(name.into()))?;
+        let file = open_clone_device(name)?;
         let headers = offload::has_headers(&file);
         if headers {
-            add_flags(&mut request, libc::IFF_VNET_HDR);
+            request.add_flags(libc::IFF_VNET_HDR);
         }
-        create(&file, &request).map_err(|error| match error.raw_os_error() {
+        if queues.get() > 1 {
+            request.add_flags(libc::IFF_MULTI_QUEUE);
+        }
+        let refused = |error: io::Error| match error.raw_os_error() {
             Some(libc::EPERM) => OpenTunError::NotPermitted(name.into()),
             // EINVAL: it is there, and of another kind.
             Some(libc::EBUSY | libc::EINVAL) => OpenTunError::NameTaken(name.into()),
             _ => failed(error),
-        })?;
+        };
+        let queues = if left {
+            attach_to_left(&file, &mut request, name, queues).map_err(refused)?
+        } else {
+            // Fail when the interface exists instead of attaching to it.
+            request.with_flags(libc::IFF_TUN_EXCL).attach(&file).map_err(refused)?;
+            queues
+        };
+        let mut files = vec![file];
+        for _ in 1..queues.get() {
+            let file = open_clone_device(name)?;
+            request.attach(&file).map_err(refused)?;
+            files.push(file);
+        }
+        let file = &files[0];
         let index = if_nametoindex(name).map_err(|error| failed(error.into()))?;
         let link_address = match peer_lookup {
             PeerLookup::Destination => {
@@ -106,15 +135,25 @@ impl LinuxTun {
                 if !left {
                     link::set_up_tap(index, name, DEFAULT_MTU).map_err(failed)?;
                 }
-                Some(hardware_address(&file).map_err(failed)?)
+                Some(hardware_address(file).map_err(failed)?)
             }
         };
         let monitor = LinkMonitor::open(index).map_err(failed)?;
-        let offloads = if headers { offload::take_on(&file) } else { Offloads::default() };
+        let offloads = if headers { offload::take_on(file) } else { Offloads::default() };
+        let header_len = link_address.map_or(0, |_| crate::link::HEADER_LEN);
+        let files: Arc<[File]> = files.into();
+        let mut queues =
+            (0..files.len()).map(|own| LinuxQueue { queues: Arc::clone(&files), own, offloads, header_len });
+        let first = queues.next().expect("there is a first of one or more");
+        let others = queues.collect();
         // The state as it is comes as the first event.
-        let tun = Self { file, monitor, link_address, index, mtu: DEFAULT_MTU as usize, offloads };
+        let tun = Self { first, monitor, link_address, index, mtu: DEFAULT_MTU as usize };
         tun.bound_super_packets();
-        Ok(tun)
+        Ok((tun, others))
+    }
+
+    fn file(&self) -> &File {
+        self.first.file()
     }
 
     /// Lets a TAP interface stay when this value goes, or go with it; a TUN interface always goes.
@@ -122,18 +161,18 @@ impl LinuxTun {
     /// # Errors
     /// What the system says.
     pub fn set_lasting(&self, lasting: bool) -> io::Result<()> {
-        if self.link_address.is_some() { set_persistent(&self.file, lasting) } else { Ok(()) }
+        if self.link_address.is_some() { set_persistent(self.file(), lasting) } else { Ok(()) }
     }
 
-    /// Readable when [`Tun::receive`] has a packet.
+    /// Readable when [`TunQueue::receive`] has a packet.
     #[must_use]
     pub fn packets(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.first.packets()
     }
 
     /// Keeps super-packets as long as one send takes, when cut and sealed.
     fn bound_super_packets(&self) {
-        if self.offloads.joinable.tcp
+        if self.first.offloads.joinable.tcp
             && let Err(error) = link::set_gso_max_size(self.index, offload::super_packet_len(self.mtu))
         {
             tracing::debug!("super-packets keep their length: {error}");
@@ -147,34 +186,82 @@ impl LinuxTun {
     }
 }
 
-impl Tun for LinuxTun {
+impl LinuxQueue {
+    fn file(&self) -> &File {
+        &self.queues[self.own]
+    }
+
+    /// Readable when [`TunQueue::receive`] has a packet.
+    #[must_use]
+    pub fn packets(&self) -> BorrowedFd<'_> {
+        self.file().as_fd()
+    }
+
+    /// The queue that all packets of this one's flow are written to.
+    fn queue_of(&self, parts: &[IoSlice<'_>]) -> &File {
+        if self.queues.len() == 1 {
+            return self.file();
+        }
+        // The link header stands alone in front, or together with the packet.
+        let mut skip = self.header_len;
+        let packet = parts.iter().skip(1).find_map(|part| {
+            let packet = part.get(skip..).filter(|packet| !packet.is_empty());
+            skip = skip.saturating_sub(part.len());
+            packet
+        });
+        let hash = flow_hash(packet.unwrap_or_default());
+        &self.queues[(hash % self.queues.len() as u64) as usize]
+    }
+}
+
+impl TunQueue for LinuxQueue {
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(VirtioHeader, usize)> {
+        let mut file = self.file();
         if !self.offloads.headers {
-            return Ok((VirtioHeader::default(), self.file.read(buffer)?));
+            return Ok((VirtioHeader::default(), file.read(buffer)?));
         }
         let mut header = [0; VirtioHeader::LEN];
-        let len = self.file.read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
+        let len = file.read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
         let header = VirtioHeader::parse(&header).filter(|_| len >= VirtioHeader::LEN);
         header.map(|header| (header, len - VirtioHeader::LEN)).ok_or(io::ErrorKind::InvalidData.into())
     }
 
     fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        let mut file = self.queue_of(parts);
         let parts = if self.offloads.headers { parts } else { &parts[1..] };
-        self.file.write_vectored(parts).map(drop)
+        file.write_vectored(parts).map(drop)
     }
 
     fn joinable(&self) -> Joinable {
         self.offloads.joinable
     }
+}
+
+impl TunQueue for LinuxTun {
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(VirtioHeader, usize)> {
+        self.first.receive(buffer)
+    }
+
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        self.first.send(parts)
+    }
+
+    fn joinable(&self) -> Joinable {
+        self.first.joinable()
+    }
+}
+
+impl Tun for LinuxTun {
+    type Queue = LinuxQueue;
 
     fn link_address(&self) -> Option<LinkAddress> {
         self.link_address
     }
 
     fn set_link_address(&mut self, address: LinkAddress) -> io::Result<()> {
-        let before = hardware_address(&self.file)?;
+        let before = hardware_address(self.file())?;
         if before != address {
-            set_hardware_address(&self.file, address)?;
+            set_hardware_address(self.file(), address)?;
             // The kernel keeps the link-local address that it made of the old one.
             self.monitor.move_link_local(before.link_local(), address.link_local());
         }
@@ -195,7 +282,7 @@ impl Tun for LinuxTun {
             // It is gone from this network namespace but still ours: it was moved to another one, as
             // <https://www.wireguard.com/netns/> proposes. What happens to it there is hidden from us,
             // so it counts as up; when it is deleted, reading tells (EBADFD).
-            TunEvent::Gone if is_attached(&self.file) => {
+            TunEvent::Gone if is_attached(self.file()) => {
                 TunEvent::State(TunState { up: true, mtu: self.mtu })
             }
             TunEvent::Gone => event,
@@ -203,9 +290,72 @@ impl Tun for LinuxTun {
     }
 }
 
-/// The request for an interface of this name, new unless one was left, `None` when the name is impossible
-/// (`dev_valid_name` in net/core/dev.c; '%' would make it a pattern).
-fn interface_request(name: &str, peer_lookup: PeerLookup, left: bool) -> Option<libc::ifreq> {
+fn open_clone_device(name: &str) -> Result<File, OpenTunError> {
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(CLONE_DEVICE).map_err(
+        |error| match error.kind() {
+            io::ErrorKind::PermissionDenied => OpenTunError::NotPermitted(name.into()),
+            _ => OpenTunError::NoTunSupport(error),
+        },
+    )
+}
+
+/// Attaches to the interface that an earlier process left, and adapts the request to it: whether an
+/// interface can have several queues is decided when it is made. Returns how many it may have.
+fn attach_to_left(
+    file: &File,
+    request: &mut InterfaceRequest,
+    name: &str,
+    queues: NonZero<usize>,
+) -> io::Result<NonZero<usize>> {
+    match request.attach(file) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+        attached => return attached.map(|()| queues),
+    }
+    request.toggle_flags(libc::IFF_MULTI_QUEUE);
+    request.attach(file)?;
+    if queues.get() > 1 {
+        tracing::warn!(
+            "the interface {name} was left by a process with one thread, and so has this one: \
+             `ip link delete {name}` first for more"
+        );
+    }
+    Ok(NonZero::<usize>::MIN)
+}
+
+/// What `TUNSETIFF` takes.
+#[derive(Clone, Copy)]
+struct InterfaceRequest {
+    name: [libc::c_char; libc::IFNAMSIZ],
+    flags: libc::c_int,
+}
+
+impl InterfaceRequest {
+    fn add_flags(&mut self, flags: libc::c_int) {
+        self.flags |= flags;
+    }
+
+    fn toggle_flags(&mut self, flags: libc::c_int) {
+        self.flags ^= flags;
+    }
+
+    fn with_flags(self, flags: libc::c_int) -> Self {
+        Self { flags: self.flags | flags, ..self }
+    }
+
+    /// Makes the descriptor a queue of the interface, which is made first if there is none.
+    #[expect(unsafe_code, reason = "an ioctl takes the address of its argument")]
+    fn attach(self, file: &File) -> io::Result<()> {
+        let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_flags: self.flags as libc::c_short };
+        let mut request = libc::ifreq { ifr_name: self.name, ifr_ifru };
+        // SAFETY: TUNSETIFF reads and writes one `struct ifreq` at the address, which `request` is.
+        let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// The request for an interface of this name, `None` when the name is impossible (`dev_valid_name` in
+/// net/core/dev.c; '%' would make it a pattern).
+fn interface_request(name: &str, peer_lookup: PeerLookup) -> Option<InterfaceRequest> {
     let bytes = name.as_bytes();
     let forbidden = |byte: &u8| matches!(byte, b'/' | b':' | b'%') || byte.is_ascii_whitespace();
     if bytes.is_empty()
@@ -215,33 +365,15 @@ fn interface_request(name: &str, peer_lookup: PeerLookup, left: bool) -> Option<
     {
         return None;
     }
-    let mut ifr_name = [0; libc::IFNAMSIZ];
-    for (to, from) in ifr_name.iter_mut().zip(bytes) {
+    let mut terminated = [0; libc::IFNAMSIZ];
+    for (to, from) in terminated.iter_mut().zip(bytes) {
         *to = *from as libc::c_char;
     }
-    // IFF_TUN_EXCL: fail when the interface exists instead of attaching to it.
     let kind = match peer_lookup {
         PeerLookup::Destination => libc::IFF_TUN,
         PeerLookup::Gateway => libc::IFF_TAP,
     };
-    let exclusive = if left { 0 } else { libc::IFF_TUN_EXCL };
-    let ifru_flags = (kind | libc::IFF_NO_PI | exclusive) as libc::c_short;
-    Some(libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } })
-}
-
-#[expect(unsafe_code, reason = "the request's flags are in a union")]
-fn add_flags(request: &mut libc::ifreq, flags: libc::c_int) {
-    // SAFETY: `interface_request` wrote this field of the union.
-    unsafe { request.ifr_ifru.ifru_flags |= flags as libc::c_short };
-}
-
-#[expect(unsafe_code, reason = "an ioctl takes the address of its argument")]
-fn create(file: &File, request: &libc::ifreq) -> io::Result<()> {
-    // The kernel writes the interface's name back: into a copy.
-    let mut request = *request;
-    // SAFETY: TUNSETIFF reads and writes one `struct ifreq` at the address, which `request` is.
-    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    Some(InterfaceRequest { name: terminated, flags: kind | libc::IFF_NO_PI })
 }
 
 /// Whether the interface still exists.
@@ -297,8 +429,8 @@ fn address_request(file: &File, operation: libc::Ioctl, request: &mut libc::ifre
 mod tests {
     use super::*;
 
-    fn interface_request(name: &str) -> Option<libc::ifreq> {
-        super::interface_request(name, PeerLookup::Destination, false)
+    fn interface_request(name: &str) -> Option<InterfaceRequest> {
+        super::interface_request(name, PeerLookup::Destination)
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::{
     cell::RefCell,
     collections::VecDeque,
     io::{self, IoSlice},
+    iter,
+    num::NonZero,
     sync::mpsc::{Receiver, Sender, TryRecvError, channel},
 };
 
-use super::{MAX_PACKET, Tun, TunEvent};
+use super::{MAX_PACKET, Tun, TunEvent, TunQueue, flow::flow_hash};
 use crate::{
     link::LinkAddress,
     offload::{LinkHeader, coalesce::Joinable, segment::Segments, virtio::VirtioHeader},
@@ -16,16 +18,23 @@ use crate::{
 /// The engine's end: a [`Tun`].
 #[derive(Debug)]
 pub struct MemoryTun {
-    to_host: Sender<(VirtioHeader, Vec<u8>)>,
-    from_host: Receiver<(VirtioHeader, Vec<u8>)>,
+    first: MemoryQueue,
     events: Receiver<TunEvent>,
     link_address: Option<LinkAddress>,
+}
+
+/// One queue of a [`MemoryTun`].
+#[derive(Debug)]
+pub struct MemoryQueue {
+    to_host: Sender<(VirtioHeader, Vec<u8>)>,
+    from_host: Receiver<(VirtioHeader, Vec<u8>)>,
 }
 
 /// The other end, which plays the machine's network stack.
 #[derive(Debug)]
 pub struct MemoryTunHost {
-    to_tun: Sender<(VirtioHeader, Vec<u8>)>,
+    /// One for each queue.
+    to_tun: Vec<Sender<(VirtioHeader, Vec<u8>)>>,
     from_tun: Receiver<(VirtioHeader, Vec<u8>)>,
     /// Length of the link header before each packet.
     link_len: usize,
@@ -37,11 +46,25 @@ pub struct MemoryTunHost {
 /// Makes both ends. The interface is down until the host says otherwise.
 #[must_use]
 pub fn memory_tun() -> (MemoryTun, MemoryTunHost) {
+    let (tun, _, host) = memory_tun_of(NonZero::<usize>::MIN);
+    (tun, host)
+}
+
+/// Makes both ends of an interface with several queues, and its queues but the first.
+#[must_use]
+pub fn memory_tun_of(queues: NonZero<usize>) -> (MemoryTun, Vec<MemoryQueue>, MemoryTunHost) {
     let (to_host, from_tun) = channel();
-    let (to_tun, from_host) = channel();
     let (tell, events) = channel();
-    let tun = MemoryTun { to_host, from_host, events, link_address: None };
-    (tun, MemoryTunHost { to_tun, from_tun, link_len: 0, segments: RefCell::default(), events: tell })
+    let queue = || {
+        let (to_tun, from_host) = channel();
+        (to_tun, MemoryQueue { to_host: to_host.clone(), from_host })
+    };
+    let (to_first, first) = queue();
+    let (to_others, others): (Vec<_>, Vec<_>) = (1..queues.get()).map(|_| queue()).unzip();
+    let to_tun = iter::once(to_first).chain(to_others).collect();
+    let tun = MemoryTun { first, events, link_address: None };
+    let host = MemoryTunHost { to_tun, from_tun, link_len: 0, segments: RefCell::default(), events: tell };
+    (tun, others, host)
 }
 
 /// Makes both ends of an interface that carries frames. Its link address is random, so to say.
@@ -53,7 +76,7 @@ pub fn memory_tap() -> (MemoryTun, MemoryTunHost) {
     (tun, host)
 }
 
-impl Tun for MemoryTun {
+impl TunQueue for MemoryQueue {
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(VirtioHeader, usize)> {
         let (header, packet) = self.from_host.try_recv().map_err(|_| io::ErrorKind::WouldBlock)?;
         buffer[..packet.len()].copy_from_slice(&packet);
@@ -70,6 +93,24 @@ impl Tun for MemoryTun {
     fn joinable(&self) -> Joinable {
         Joinable { tcp: true, udp: true }
     }
+}
+
+impl TunQueue for MemoryTun {
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(VirtioHeader, usize)> {
+        self.first.receive(buffer)
+    }
+
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        self.first.send(parts)
+    }
+
+    fn joinable(&self) -> Joinable {
+        self.first.joinable()
+    }
+}
+
+impl Tun for MemoryTun {
+    type Queue = MemoryQueue;
 
     fn link_address(&self) -> Option<LinkAddress> {
         self.link_address
@@ -98,8 +139,10 @@ impl MemoryTunHost {
 
     /// Routes a super-packet into the interface.
     pub fn send_super(&self, header: VirtioHeader, packet: &[u8]) {
+        let hash = flow_hash(packet.get(self.link_len..).unwrap_or_default());
+        let queue = &self.to_tun[(hash % self.to_tun.len() as u64) as usize];
         // A device that ended no longer reads, as with a real interface.
-        let _ = self.to_tun.send((header, packet.to_vec()));
+        let _ = queue.send((header, packet.to_vec()));
     }
 
     /// The next packet that came out of the interface, by itself or in a super-packet.

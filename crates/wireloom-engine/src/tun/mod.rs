@@ -1,5 +1,6 @@
 //! IP packets to and from this machine's network stack.
 
+mod flow;
 mod link;
 mod linux;
 mod memory;
@@ -12,17 +13,20 @@ use crate::{
     offload::{coalesce::Joinable, virtio::VirtioHeader},
 };
 
-pub use linux::{LinuxTun, OpenTunError};
-pub use memory::{MemoryTun, MemoryTunHost, memory_tap, memory_tun};
+pub use linux::{LinuxQueue, LinuxTun, OpenTunError};
+pub use memory::{MemoryQueue, MemoryTun, MemoryTunHost, memory_tap, memory_tun, memory_tun_of};
 
 /// Longest packet that an interface hands over, in bytes: IPv4 and IPv6 lengths have 16 bits.
 pub const MAX_PACKET: usize = 65_535;
 
-/// An interface whose far end is this process. What it carries, called a packet here, is a frame with
-/// an Ethernet header where the interface has a link address.
+/// A queue of an interface whose far end is this process. What it carries, called a packet here, is a
+/// frame with an Ethernet header where the interface has a link address.
+///
+/// An interface may have several queues. The network stack puts all packets of one flow into one of
+/// them, and a packet may be sent by way of any.
 ///
 /// Every call returns at once; [`io::ErrorKind::WouldBlock`] means "nothing now".
-pub trait Tun {
+pub trait TunQueue {
     /// Reads the next packet, or super-packet, that the network stack routed into the interface to the
     /// start of `buffer`, which has room for [`MAX_PACKET`] bytes and a link header, and returns its
     /// length and what is left to be done with it.
@@ -41,6 +45,12 @@ pub trait Tun {
 
     /// Which super-packets [`Self::send`] takes.
     fn joinable(&self) -> Joinable;
+}
+
+/// An interface: what concerns all of it, and its first queue. Every call returns at once.
+pub trait Tun: TunQueue {
+    /// Its other queues.
+    type Queue: TunQueue;
 
     /// The interface's own link address; `None` when it carries bare packets.
     fn link_address(&self) -> Option<LinkAddress>;

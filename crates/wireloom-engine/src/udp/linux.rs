@@ -76,30 +76,41 @@ impl Network for LinuxNetwork {
         let mut attempts = if port == 0 { PICK_ATTEMPTS } else { 1 };
         loop {
             attempts -= 1;
-            let v4 = open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), mark, self.discover_path_mtu)?;
+            let v4 = self.open(Ipv4Addr::UNSPECIFIED.into(), port, mark, Share::WithNobody)?;
             let bound = v4.local_addr()?.as_socket().map_or(port, |address| address.port());
-            let v6 = match open(
-                SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), bound),
-                mark,
-                self.discover_path_mtu,
-            ) {
+            let v6 = match self.open(Ipv6Addr::UNSPECIFIED.into(), bound, mark, Share::WithNobody) {
                 Ok(socket) => Some(socket),
                 Err(error) if has_no_ipv6(&error) => None,
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => continue,
                 Err(error) => return Err(error),
             };
-            return Ok(LinuxUdp {
-                port: bound,
-                run_max: if getsockopt(&v4, sockopt::UdpGsoSegment).is_ok() { RUN_DATAGRAMS } else { 1 },
-                sockets: Sockets { v4, v6 },
-                receiver: Receiver::default(),
-                sender: Sender::default(),
-                v6_first: false,
-                discovers_path_mtu: self.discover_path_mtu,
-                gone: Vec::new(),
-            });
+            return Ok(LinuxUdp::new(bound, Sockets { v4, v6 }, self.discover_path_mtu));
         }
     }
+
+    fn join(&self, first: &LinuxUdp, mark: u32) -> io::Result<LinuxUdp> {
+        // Now that the port is ours: set before, the option would have let us into a port that somebody
+        // else has open in the same way. The kernel picks the socket by a hash of both addresses and
+        // ports (`reuseport_select_sock` in net/core/sock_reuseport.c).
+        first.sockets.v4.set_reuse_port(true)?;
+        let v4 = self.open(Ipv4Addr::UNSPECIFIED.into(), first.port, mark, Share::WithOurs)?;
+        let v6 = match &first.sockets.v6 {
+            Some(socket) => {
+                socket.set_reuse_port(true)?;
+                Some(self.open(Ipv6Addr::UNSPECIFIED.into(), first.port, mark, Share::WithOurs)?)
+            }
+            None => None,
+        };
+        Ok(LinuxUdp::new(first.port, Sockets { v4, v6 }, self.discover_path_mtu))
+    }
+}
+
+/// With whom a socket shares its port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Share {
+    WithNobody,
+    /// With sockets of the same user that allow it.
+    WithOurs,
 }
 
 /// Whether an error of socket(2) or bind(2) says that IPv6 is not built in or disabled.
@@ -107,35 +118,41 @@ fn has_no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-fn open(address: SocketAddr, mark: u32, discover_path_mtu: bool) -> io::Result<Socket> {
-    let domain = Domain::for_address(address);
-    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-        setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
-        if discover_path_mtu {
-            Fragments::Forbidden.set(&socket, false)?;
-            setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
-        }
-    } else {
-        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
-        if discover_path_mtu {
-            Fragments::Forbidden.set(&socket, true)?;
-            setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+impl LinuxNetwork {
+    fn open(self, address: IpAddr, port: u16, mark: u32, share: Share) -> io::Result<Socket> {
+        let (address, discover_path_mtu) = (SocketAddr::new(address, port), self.discover_path_mtu);
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+            if discover_path_mtu {
+                Fragments::Forbidden.set(&socket, false)?;
+                setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+            }
         } else {
-            // As the kernel's WireGuard does (`send4` in drivers/net/wireguard/socket.c): a tunnel whose
-            // MTU is too big for the path is slow, not dead.
-            Fragments::Allowed.set(&socket, true)?;
+            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+            if discover_path_mtu {
+                Fragments::Forbidden.set(&socket, true)?;
+                setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+            } else {
+                // As the kernel's WireGuard does (`send4` in drivers/net/wireguard/socket.c): a tunnel whose
+                // MTU is too big for the path is slow, not dead.
+                Fragments::Allowed.set(&socket, true)?;
+            }
         }
+        if mark != 0 {
+            socket.set_mark(mark)?;
+        }
+        grow_buffers(&socket);
+        // Without receive offload, datagrams come one by one.
+        let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+        if share == Share::WithOurs {
+            socket.set_reuse_port(true)?;
+        }
+        socket.bind(&address.into())?;
+        Ok(socket)
     }
-    if mark != 0 {
-        socket.set_mark(mark)?;
-    }
-    grow_buffers(&socket);
-    // Without receive offload, datagrams come one by one.
-    let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
-    socket.bind(&address.into())?;
-    Ok(socket)
 }
 
 /// Whether a datagram may travel in fragments (`IP_MTU_DISCOVER` of ip(7), and its like of ipv6(7)).
@@ -186,6 +203,19 @@ fn grow_buffers(socket: &Socket) {
 }
 
 impl LinuxUdp {
+    fn new(port: u16, sockets: Sockets, discovers_path_mtu: bool) -> Self {
+        Self {
+            port,
+            run_max: if getsockopt(&sockets.v4, sockopt::UdpGsoSegment).is_ok() { RUN_DATAGRAMS } else { 1 },
+            sockets,
+            receiver: Receiver::default(),
+            sender: Sender::default(),
+            v6_first: false,
+            discovers_path_mtu,
+            gone: Vec::new(),
+        }
+    }
+
     /// Readable when [`Udp::receive`] has datagrams.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         std::iter::once(&self.sockets.v4).chain(&self.sockets.v6).map(AsFd::as_fd)

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,19 +21,24 @@ pub struct MemoryNetwork {
 
 #[derive(Debug, Default)]
 struct Wire {
-    /// What has arrived at each open port and was not received yet.
-    ports: BTreeMap<SocketAddr, VecDeque<(SocketAddr, Vec<u8>)>>,
+    ports: BTreeMap<SocketAddr, Port>,
     /// Everything that was ever sent: from, to, what.
     seen: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     /// What each open port is to be told about path MTUs.
     path_mtus: VecDeque<(SocketAddr, (IpAddr, u16))>,
 }
 
+/// What has arrived for each of those who have a port open and was not received yet; `None` in the place
+/// of one who has closed it.
+type Port = Vec<Option<VecDeque<(SocketAddr, Vec<u8>)>>>;
+
 /// An open port of a [`MemoryNetwork`].
 #[derive(Debug)]
 pub struct MemoryUdp {
     network: MemoryNetwork,
     port: u16,
+    /// Its place among those who have the port open.
+    place: usize,
 }
 
 /// The first port that is picked when 0 is asked for.
@@ -79,8 +85,15 @@ impl Network for MemoryNetwork {
             port => Some(port).filter(free),
         };
         let port = port.ok_or_else(|| io::Error::from_raw_os_error(libc::EADDRINUSE))?;
-        wire.ports.insert(SocketAddr::new(self.address, port), VecDeque::new());
-        Ok(MemoryUdp { network: self.clone(), port })
+        wire.ports.insert(SocketAddr::new(self.address, port), vec![Some(VecDeque::new())]);
+        Ok(MemoryUdp { network: self.clone(), port, place: 0 })
+    }
+
+    fn join(&self, first: &MemoryUdp, _mark: u32) -> io::Result<MemoryUdp> {
+        let mut wire = self.wire();
+        let port = wire.ports.get_mut(&first.address()).ok_or(io::ErrorKind::NotConnected)?;
+        port.push(Some(VecDeque::new()));
+        Ok(MemoryUdp { network: self.clone(), port: first.port, place: port.len() - 1 })
     }
 }
 
@@ -102,7 +115,8 @@ impl Udp for MemoryUdp {
     fn receive(&mut self, batch: &mut Inbound) {
         batch.clear();
         let mut wire = self.network.wire();
-        let Some(queue) = wire.ports.get_mut(&self.address()) else { return };
+        let port = wire.ports.get_mut(&self.address());
+        let Some(queue) = port.and_then(|port| port[self.place].as_mut()) else { return };
         loop {
             let Some(room) = batch.rooms().next() else { return };
             let Some((from, datagram)) = queue.pop_front() else { return };
@@ -117,8 +131,11 @@ impl Udp for MemoryUdp {
         for (to, datagram) in batch.datagrams() {
             wire.seen.push((from, to.remote, datagram.to_vec()));
             // To a port that nobody has open: lost on the way, which the sender does not learn.
-            if let Some(queue) = wire.ports.get_mut(&to.remote) {
-                queue.push_back((from, datagram.to_vec()));
+            if let Some(port) = wire.ports.get_mut(&to.remote) {
+                let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(from);
+                let mut open: Vec<_> = port.iter_mut().flatten().collect();
+                let place = (hash % open.len() as u64) as usize;
+                open[place].push_back((from, datagram.to_vec()));
             }
         }
         drop(wire);
@@ -137,6 +154,12 @@ impl Udp for MemoryUdp {
 impl Drop for MemoryUdp {
     fn drop(&mut self) {
         let address = self.address();
-        self.network.wire().ports.remove(&address);
+        let mut wire = self.network.wire();
+        if let Some(port) = wire.ports.get_mut(&address) {
+            port[self.place] = None;
+            if port.iter().all(Option::is_none) {
+                wire.ports.remove(&address);
+            }
+        }
     }
 }

@@ -23,6 +23,13 @@ pub trait Network {
     /// # Errors
     /// [`io::ErrorKind::AddrInUse`] when somebody else has the port; whatever else the system says.
     fn bind(&self, port: u16, mark: u32) -> io::Result<Self::Udp>;
+
+    /// Opens the same port once more, for another thread. Datagrams are spread over all that have it
+    /// open; those of one sender always come to the same one.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn join(&self, first: &Self::Udp, mark: u32) -> io::Result<Self::Udp>;
 }
 
 /// An open UDP port. Every call returns at once, or nearly: see [`Udp::send`].

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, BufRead, BufReader, IsTerminal, Write},
+    num::NonZero,
     process::{Command, ExitCode, Stdio},
 };
 
@@ -34,6 +35,13 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "allowed-ips|firewall|off", default_value_t = SourceCheck::AllowedIps)]
     source_check: SourceCheck,
 
+    /// How many threads carry packets, each with a queue of the interface and UDP sockets of its own.
+    ///
+    /// One carries both directions of everything on up to two cores, where a second one would only
+    /// compete with the programs that send and receive. With more cores it is half of them, up to 8.
+    #[arg(long, value_name = "N", env = "WIRELOOM_THREADS", default_value_t = default_threads(), value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX))]
+    threads: u16,
+
     /// Stay in the foreground and log to standard error.
     #[arg(short, long)]
     foreground: bool,
@@ -45,6 +53,15 @@ pub(super) struct Arguments {
     /// Say so on standard output once the interface is ready, and leave the terminal then.
     #[arg(long, hide = true, requires = "foreground")]
     detach_when_ready: bool,
+}
+
+/// As many queues as an interface may have (`MAX_TAP_QUEUES` in drivers/net/tun.c).
+const THREADS_MAX: i64 = 256;
+
+/// See [`Arguments::threads`]. Beyond eight, more threads cost more memory than they are known to bring.
+fn default_threads() -> u16 {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    (cores / 2).clamp(1, 8) as u16
 }
 
 /// How much to log; the names are wireguard-go's `LOG_LEVEL`, and some more.
@@ -97,6 +114,7 @@ fn start_in_background(arguments: &Arguments, level: LogLevel) -> anyhow::Result
         })
         .args(["--peer-lookup", &arguments.peer_lookup.to_string()])
         .args(["--source-check", &arguments.source_check.to_string()])
+        .args(["--threads", &arguments.threads.to_string()])
         .arg("--")
         .arg(&arguments.interface)
         .stdin(Stdio::null())
@@ -123,7 +141,8 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .init();
-    let interface = Interface::open(&arguments.interface, mode)?;
+    let threads = NonZero::new(usize::from(arguments.threads)).unwrap_or(NonZero::<usize>::MIN);
+    let interface = Interface::open(&arguments.interface, mode, threads)?;
     if arguments.detach_when_ready {
         detach().context("cannot leave the terminal")?;
     }

@@ -18,12 +18,12 @@ use crate::{
 };
 
 /// One node without pods.
-fn node() -> Lab {
+pub(crate) fn node() -> Lab {
     Lab::new(&Layout { nodes: 1, pods: 0, ..Layout::default() }).unwrap()
 }
 
 /// Runs `wireloom` with these words on a node, to its end.
-fn run(node: &Node, words: &str) -> Output {
+pub(crate) fn run(node: &Node, words: &str) -> Output {
     node.host.space.output(Command::new(wireloom()).args(words.split_whitespace())).unwrap()
 }
 
@@ -49,7 +49,7 @@ fn has_socket(node: &Node) -> bool {
 }
 
 /// The ids of the device processes of a node, as seen in there.
-fn processes(node: &Node) -> Vec<u32> {
+pub(crate) fn processes(node: &Node) -> Vec<u32> {
     let program = wireloom();
     let mut ids = Vec::new();
     node.host
@@ -70,7 +70,7 @@ fn processes(node: &Node) -> Vec<u32> {
 }
 
 #[track_caller]
-fn wait_until_gone(node: &Node) {
+pub(crate) fn wait_until_gone(node: &Node) {
     let gone = || {
         let gone = !has_interface(node) && !has_socket(node) && processes(node).is_empty();
         gone.then_some(())

@@ -16,6 +16,7 @@
 //! | [`link_agent`] | the matrix, the modes and the repairs with peers as neighbours (`[link]` in agent.toml) |
 //! | `kernel_wireguard` | the kernel's WireGuard as the agents' back end (feature `kernel-wireguard`) |
 //! | [`device`] | the userspace interface: its life, its control socket, what it does to bad packets |
+//! | [`threads`] | the userspace interface with several threads: order, life and configuration are as with one |
 //! | [`interop`] | the userspace interface with wireguard-go or the kernel's WireGuard at the other end |
 //! | [`data_path`] | that bytes arrive whole, in the right packets, on good networks and bad ones |
 //! | [`link_routing`] | routing daemons on a common link: BIRD, FRR and babeld, as docs/link-mode.md has them |
@@ -50,6 +51,7 @@ mod relay;
 mod reports;
 mod restart;
 mod rules;
+mod threads;
 mod transfer;
 mod trouble;
 mod tunnel;

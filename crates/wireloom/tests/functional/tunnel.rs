@@ -20,6 +20,8 @@ use crate::wireloom;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
     Wireloom,
+    /// With more threads than any machine needs that runs the tests.
+    WireloomThreads,
     WireguardGo,
     /// None: the kernel itself.
     #[cfg(feature = "kernel-wireguard")]
@@ -31,6 +33,9 @@ impl Program {
     pub(crate) fn start(self, node: &Node) {
         match self {
             Self::Wireloom => node.run(&format!("{} device wg0", wireloom().display())),
+            Self::WireloomThreads => {
+                node.run(&format!("{} device wg0 --threads {THREADS}", wireloom().display()))
+            }
             // On one CPU, so that what overloads it does not depend on the machine.
             Self::WireguardGo => {
                 let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
@@ -47,6 +52,9 @@ impl Program {
 }
 
 pub(crate) const PORT: u16 = 51_820;
+
+/// How many threads [`Program::WireloomThreads`] has.
+pub(crate) const THREADS: usize = 4;
 
 /// A tunnel between the first two nodes of a laboratory.
 pub(crate) struct Tunnel {
@@ -92,7 +100,12 @@ impl Tunnel {
 
     /// A tunnel of Wireloom's own, both of whose ends know where the other one is.
     pub(crate) fn established() -> Self {
-        let tunnel = Self::new(&[Program::Wireloom; 2]);
+        Self::established_with(Program::Wireloom)
+    }
+
+    /// As [`Tunnel::established`], of this program.
+    pub(crate) fn established_with(program: Program) -> Self {
+        let tunnel = Self::new(&[program; 2]);
         tunnel.set_endpoint(0, 1, Family::V4);
         tunnel.set_endpoint(1, 0, Family::V4);
         tunnel.settle();
