@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::Rng;
 
-use crate::path::PeerId;
+use crate::peer_id::PeerId;
 use crate::transport::SLOTS;
 
 /// Gives out indices: the low bits are a slot in the transport's table, the others are random, so

@@ -71,6 +71,7 @@ mod load;
 pub mod message;
 mod path;
 mod peer;
+mod peer_id;
 mod replay;
 mod session;
 mod signal;
@@ -86,7 +87,8 @@ pub use device::{Configuration, ConfigureError, Device, PeerConfiguration, PeerS
 pub use endpoint::{Endpoint, LocalAddress};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use message::MessageKind;
-pub use path::{PeerId, PeerPath, Sealed};
+pub use path::{PeerPath, Sealed};
+pub use peer_id::PeerId;
 pub use session::{Role, SealError, Session, SessionKeys};
 pub use signal::{News, Signal};
 pub use time::{Instant, Now, Tai64N, UnixTime};

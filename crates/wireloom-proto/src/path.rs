@@ -10,13 +10,10 @@ use crate::activity::Activity;
 use crate::endpoint::Endpoint;
 use crate::key::PublicKey;
 use crate::message::DATA_OVERHEAD;
+use crate::peer_id::PeerId;
 use crate::session::{SealError, Session};
 use crate::signal::{News, Signal};
 use crate::time::Instant;
-
-/// A peer's name inside a device: cheap to copy and compare, never used again for another peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PeerId(pub(crate) u64);
 
 /// The way to a peer: its current session, its endpoint, its counters.
 ///

@@ -2,7 +2,7 @@
 
 use std::ops::{BitOr, BitOrAssign};
 
-use crate::path::PeerId;
+use crate::peer_id::PeerId;
 
 /// What sealing or opening found out that the device must know: hand it to
 /// [`Device::handle_signal`](crate::Device::handle_signal) on the thread that owns the device.

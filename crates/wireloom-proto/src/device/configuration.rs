@@ -10,8 +10,8 @@ use super::Device;
 use crate::cookie::MacKeys;
 use crate::handshake::Identity;
 use crate::key::{PresharedKey, PrivateKey, PublicKey};
-use crate::path::PeerId;
 use crate::peer::{Peer, PersistentKeepalive};
+use crate::peer_id::PeerId;
 use crate::time::{Instant, Now};
 use crate::transport::Routes;
 

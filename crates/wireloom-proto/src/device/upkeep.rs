@@ -6,8 +6,8 @@ use rand_chacha::rand_core::Rng;
 
 use super::{Device, Transmit};
 use crate::key::PublicKey;
-use crate::path::PeerId;
 use crate::peer::{Due, Peer};
+use crate::peer_id::PeerId;
 use crate::session::SealError;
 use crate::time::{Now, nanos};
 use crate::timers::{REKEY_TIMEOUT_JITTER_MAX, UNANSWERED_TIMEOUT};
