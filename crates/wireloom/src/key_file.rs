@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use wireloom_engine::PrivateKey;
+use wireloom_engine::{PrivateKey, keys};
 use zeroize::Zeroizing;
 
 /// The key cannot be had.
@@ -82,9 +82,7 @@ pub fn read_or_create(path: &Path) -> Result<PrivateKey, Error> {
 fn create(path: &Path) -> io::Result<PrivateKey> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let mut bytes = Zeroizing::new([0; 32]);
-    File::open("/dev/urandom")?.read_exact(&mut *bytes)?;
-    let key = PrivateKey::from_bytes(*bytes);
+    let key = keys::generate()?;
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
     writeln!(file, "{}", *key.expose_base64())?;
     file.as_file().sync_all()?;
