@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressMessage},
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
 };
 
 use super::{
@@ -21,6 +21,8 @@ pub(super) struct Assigned {
     /// The interface's index.
     pub(super) interface: u32,
     pub(super) address: IpNet,
+    /// Traffic may use it: duplicate address detection is over, or need not be waited for, and did not fail.
+    pub(super) usable: bool,
 }
 
 /// Every address of the machine, link-local ones left out.
@@ -66,7 +68,13 @@ pub(super) fn decode(message: &AddressMessage) -> Option<Assigned> {
         }
     }
     let address = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
-    Some(Assigned { interface: message.header.index, address })
+    // These flags are among the eight of the header (include/uapi/linux/if_addr.h). An optimistic address is
+    // used while it is tentative (RFC 4429).
+    let flags = message.header.flags;
+    let detecting =
+        flags.contains(AddressHeaderFlags::Tentative) && !flags.contains(AddressHeaderFlags::Optimistic);
+    let usable = !detecting && !flags.contains(AddressHeaderFlags::Dadfailed);
+    Some(Assigned { interface: message.header.index, address, usable })
 }
 
 fn is_link_local(address: IpAddr) -> bool {
@@ -85,11 +93,27 @@ mod tests {
     #[test]
     fn every_address_survives_the_round_trip() {
         for address in ["100.64.0.1/24", "100.64.0.1/32", "fd00::1/64"] {
-            let assigned = Assigned { interface: 7, address: address.parse().unwrap() };
+            let assigned = Assigned { interface: 7, address: address.parse().unwrap(), usable: true };
             let message = encode(assigned.interface, assigned.address);
             let mut bytes = vec![0; message.buffer_len()];
             message.emit(&mut bytes);
             assert_eq!(decode(&AddressMessage::parse(bytes.as_slice()).unwrap()), Some(assigned));
+        }
+    }
+
+    #[test]
+    fn an_address_that_may_be_another_s_is_not_usable() {
+        use AddressHeaderFlags as Flags;
+        for (flags, usable) in [
+            (Flags::Permanent, true),
+            (Flags::Permanent | Flags::Tentative, false),
+            (Flags::Tentative | Flags::Optimistic, true),
+            (Flags::Permanent | Flags::Tentative | Flags::Dadfailed, false),
+            (Flags::Optimistic | Flags::Tentative | Flags::Dadfailed, false),
+        ] {
+            let mut message = encode(7, "fd00::1/64".parse().unwrap());
+            message.header.flags = flags;
+            assert_eq!(decode(&message).unwrap().usable, usable, "{flags:?}");
         }
     }
 }

@@ -96,7 +96,8 @@ impl Linux {
         own: &BTreeSet<IpAddr>,
     ) -> Result<BTreeMap<String, Underlay>, Error> {
         let mut by_index: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
-        for each in assigned.iter().filter(|each| own.contains(&each.address.addr())) {
+        let usable = assigned.iter().filter(|each| each.usable);
+        for each in usable.filter(|each| own.contains(&each.address.addr())) {
             by_index.entry(each.interface).or_default().insert(each.address.addr());
         }
         let mut underlays = BTreeMap::new();
