@@ -14,7 +14,7 @@ use wireloom_engine::{
     interface::{End, Interface},
 };
 
-/// Makes a userspace WireGuard interface, for `wg`, `wg-quick` and the agent to configure.
+/// Make a userspace WireGuard interface, for `wg`, `wg-quick` and the agent to configure.
 ///
 /// It goes to the background once the interface exists and its control socket,
 /// /var/run/wireguard/IFNAME.sock, answers. Deleting the interface or the socket ends it. A link

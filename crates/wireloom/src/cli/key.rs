@@ -9,7 +9,7 @@ use anyhow::Context;
 use wireloom_engine::{LinkAddress, PrivateKey, PublicKey, keys};
 use zeroize::Zeroizing;
 
-/// Makes keys.
+/// Make keys.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
