@@ -2,7 +2,6 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    panic::{self, AssertUnwindSafe},
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -120,12 +119,47 @@ fn keep_leaves_a_mesh_that_can_be_looked_at_and_taken_down() {
     });
 }
 
+/// What a demo left up, by the processes that hold it; taken down when dropped, also by a test that fails.
+struct Kept(Vec<u32>);
+
+impl Kept {
+    /// As the demo says at its end.
+    fn of(stdout: &str) -> Self {
+        let takedown = stdout.lines().find(|line| line.trim().starts_with("kill -KILL")).unwrap();
+        Self(takedown.split_whitespace().skip(2).map(|pid| pid.parse().unwrap()).collect())
+    }
+
+    /// Takes it down as the demo says, and waits until it is.
+    fn take_down(mut self) {
+        let pids = std::mem::take(&mut self.0);
+        assert!(kill(&pids));
+        for pid in pids {
+            until(PATIENCE, "the laboratory to go", || (!alive(pid)).then_some(())).unwrap();
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if !self.0.is_empty() {
+            kill(&self.0);
+        }
+    }
+}
+
+/// Whether all of them could be told to end.
+fn kill(pids: &[u32]) -> bool {
+    let status = Command::new("kill").arg("-KILL").args(pids.iter().map(ToString::to_string)).status();
+    status.is_ok_and(|status| status.success())
+}
+
 /// Runs a demo that stays, tries what its hints promise on `node-a`, then `check`, and takes it down.
 fn look_around(arguments: &[&str], check: impl Fn(&dyn Fn(&str) -> String)) {
     become_root().unwrap();
     let output = demo().args(arguments).output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{stdout}");
+    let kept = Kept::of(&stdout);
     let enter = stdout.lines().find(|line| line.contains("# node-a")).unwrap();
     let enter: Vec<_> = enter.split('#').next().unwrap().split_whitespace().collect();
     let look = |words: &str| {
@@ -134,26 +168,16 @@ fn look_around(arguments: &[&str], check: impl Fn(&dyn Fn(&str) -> String)) {
         assert!(output.status.success(), "{words}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    let takedown = stdout.lines().find(|line| line.trim().starts_with("kill -KILL")).unwrap();
-    let pids: Vec<u32> = takedown.split_whitespace().skip(2).map(|pid| pid.parse().unwrap()).collect();
-    let looked = panic::catch_unwind(AssertUnwindSafe(|| {
-        // What the hints promise, in their words.
-        let hints = stdout.lines().skip_while(|line| !line.contains("and there:")).skip(1);
-        for hint in hints.take_while(|line| line.starts_with("  ")) {
-            let command = hint.split('#').next().unwrap().trim();
-            if !command.starts_with("editor") {
-                look(command);
-            }
+    // What the hints promise, in their words.
+    let hints = stdout.lines().skip_while(|line| !line.contains("and there:")).skip(1);
+    for hint in hints.take_while(|line| line.starts_with("  ")) {
+        let command = hint.split('#').next().unwrap().trim();
+        if !command.starts_with("editor") {
+            look(command);
         }
-        check(&look);
-    }));
-    let mut kill = Command::new("kill");
-    kill.arg("-KILL").args(pids.iter().map(ToString::to_string));
-    assert!(kill.status().unwrap().success());
-    for pid in pids {
-        until(PATIENCE, "the laboratory to go", || (!alive(pid)).then_some(())).unwrap();
     }
-    looked.unwrap();
+    check(&look);
+    kept.take_down();
 }
 
 fn alive(pid: u32) -> bool {
