@@ -1,6 +1,6 @@
 //! A laboratory whose nodes run the agent.
 
-use std::fmt::Write as _;
+use std::{cell::Cell, fmt::Write as _};
 
 use wireloom::lab::{
     Lab, Layout, Matrix, Node, PATIENCE, Promise,
@@ -10,6 +10,22 @@ use wireloom::lab::{
 };
 
 use crate::wireloom;
+
+thread_local! {
+    /// What the settings of this thread's fleets say besides `[routing]`.
+    static MORE_SETTINGS: Cell<&'static str> = const { Cell::new("") };
+}
+
+/// Runs a test, all of whose fleets have these lines in their settings as well.
+pub(crate) fn with_more_settings(lines: &'static str, test: impl FnOnce()) {
+    MORE_SETTINGS.set(lines);
+    test();
+}
+
+/// The settings' `[routing]` section has these lines, and others may follow it.
+fn write(node: &Node, routing: &str) {
+    write_settings(node, &format!("{routing}\n\n{}", MORE_SETTINGS.get())).unwrap();
+}
 
 /// Nodes that run the agent, and the files that it reads.
 pub(crate) struct Fleet {
@@ -31,7 +47,7 @@ impl Fleet {
         mesh.write(&lab).unwrap();
         for (node, key) in lab.nodes.iter().zip(&keys) {
             write_key(node, key).unwrap();
-            write_settings(node, routing).unwrap();
+            write(node, routing);
         }
         Self { lab, mesh, keys, agents: Vec::new() }
     }
@@ -83,7 +99,7 @@ impl Fleet {
 
     /// Changes the settings' `[routing]` section on every node.
     pub(crate) fn route(&self, routing: &str) {
-        self.lab.nodes.iter().for_each(|node| write_settings(node, routing).unwrap());
+        self.lab.nodes.iter().for_each(|node| write(node, routing));
     }
 
     /// What the agents had to say, for a failed test's message.

@@ -1,10 +1,17 @@
 //! The agent with peers as neighbours: `[link] peer_lookup = "gateway"`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use wireloom::lab::{Layout, Promise};
+use wireloom::lab::{
+    Layout, Pinger, Promise,
+    mesh::{KeyPair, write_key},
+};
+use wireloom_plan::kernel::Family;
 
-use crate::fleet::{Fleet, run};
+use crate::{
+    fleet::{Fleet, run},
+    wireloom,
+};
 
 const SCOPED: &str =
     "encrypt_host_traffic = false\n\n[link]\npeer_lookup = \"gateway\"\nsource_check = \"off\"";
@@ -72,6 +79,52 @@ fn peers_are_permanent_neighbours_and_workloads_routed_by_way_of_them() {
     assert_eq!(run(b, "plan").0, 0);
 }
 
+/// Another key is another link address: of the node's own interface, and of the neighbour that the others
+/// have. Packets go on once both ends know.
+#[test]
+fn a_key_is_changed_under_traffic() {
+    let mut fleet = fleet(Layout::default(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    let permanent = |fleet: &Fleet, place: usize| {
+        let node = &fleet.lab.nodes[place];
+        node.run("ip neigh show dev wg0 nud permanent").unwrap_or_default()
+    };
+    let link_address = |fleet: &Fleet, key: &KeyPair| {
+        run(&fleet.lab.nodes[0], &format!("key link-address {}", key.public)).1.trim().to_owned()
+    };
+    for place in [1, 0] {
+        let (other, key) = (1 - place, KeyPair::generate(wireloom(), &fleet.lab.nodes[place]).unwrap());
+        let (old, new) = (link_address(&fleet, &fleet.keys[place]), link_address(&fleet, &key));
+        let pinger = {
+            let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+            Pinger::start(&a.pods[0], &b.pods[0], Family::V4, Duration::from_millis(10)).unwrap()
+        };
+        fleet.wait("answers", |_| pinger.answered() > 20);
+        write_key(&fleet.lab.nodes[place], &key).unwrap();
+        fleet.edit(|mesh| mesh.nodes[place].public_key = Some(key.public.clone()));
+        fleet.agents[place].reload().unwrap();
+        fleet.wait("the new neighbour in place of the old", |fleet| {
+            let shown = permanent(fleet, other);
+            shown.contains(&new) && !shown.contains(&old)
+        });
+        fleet.wait("the node's own new address", |fleet| {
+            fleet.lab.nodes[place].run("ip -o link show wg0").unwrap().contains(&new)
+        });
+        let before = pinger.answered();
+        fleet.wait("answers after the change", |_| pinger.answered() > before + 50);
+        let report = pinger.stop().unwrap();
+        println!("{report:?} while the key of node {place} changed");
+        // The kernel has forgotten all neighbours of the interface whose address changed.
+        let there = link_address(&fleet, &fleet.keys[other]);
+        fleet.wait("the neighbour to be back", |fleet| permanent(fleet, place).contains(&there));
+        fleet.keys[place] = key;
+        fleet.settle(Promise::SCOPED);
+        for node in &fleet.lab.nodes {
+            fleet.wait("nothing to be done", |_| run(node, "plan").0 == 0);
+        }
+    }
+}
+
 #[test]
 fn the_kind_of_the_interface_is_switched_both_ways_and_down_takes_it_away() {
     let mut fleet = fleet(Layout::default(), STANDARD);
@@ -123,7 +176,7 @@ fn sources_that_nobody_claims_are_taken_when_nobody_judges_them() {
                     iifname wg0 ip6 saddr 2001:db8:113::5 counter\n }\n }\n";
     a.host.space.feed("nft -f -", counters).unwrap();
     for (source, length, to) in [("203.0.113.5", 32, "100.64.0.1"), ("2001:db8:113::5", 128, "fd64::1")] {
-        b.run(&format!("ip address add {source}/{length} dev lo")).unwrap();
+        b.run(&format!("ip address add {source}/{length} dev lo nodad")).unwrap();
         // No reply finds its way back.
         let _ = b.run(&format!("ping -c 1 -W 1 -I {source} {to}"));
     }
@@ -138,22 +191,31 @@ fn sources_go_unjudged_without_a_link_as_well_and_are_judged_again() {
     let fleet = fleet(Layout::default(), &off);
     fleet.settle(Promise::SCOPED);
     let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
-    let pod = a.pods[0].addresses.v4;
-    let counters = "table ip seen {\n chain forward {\n type filter hook forward priority 0\n \
-                    iifname wg0 ip saddr 203.0.113.5 counter\n }\n }\n";
+    let counters = "table inet seen {\n chain forward {\n type filter hook forward priority 0\n \
+                    iifname wg0 ip saddr 203.0.113.5 counter\n \
+                    iifname wg0 ip6 saddr 2001:db8:113::5 counter\n }\n }\n";
     a.host.space.feed("nft -f -", counters).unwrap();
-    b.run("ip address add 203.0.113.5/32 dev lo").unwrap();
-    b.run(&format!("ip route add {pod}/32 dev wg0")).unwrap();
-    let seen = || a.run("nft list table ip seen").unwrap();
-    let _ = b.run(&format!("ping -c 1 -W 1 -I 203.0.113.5 {pod}"));
-    assert!(seen().contains("counter packets 1 "), "{}", seen());
+    let [v4, v6] = a.pods[0].addresses.both();
+    let sources = [("203.0.113.5", 32, v4), ("2001:db8:113::5", 128, v6)];
+    for (source, length, pod) in sources {
+        b.run(&format!("ip address add {source}/{length} dev lo nodad")).unwrap();
+        b.run(&format!("ip route add {pod}/{length} dev wg0")).unwrap();
+    }
+    let seen = |packets: u64| {
+        // No reply finds its way back.
+        for (source, _, pod) in sources {
+            let _ = b.run(&format!("ping -c 1 -W 1 -I {source} {pod}"));
+        }
+        let shown = a.run("nft list table inet seen").unwrap();
+        assert_eq!(shown.matches(&format!("counter packets {packets} ")).count(), 2, "{shown}");
+    };
+    seen(1);
 
     fleet.route(STANDARD);
     fleet.wait("sources to be judged again", |_| {
         run(a, "plan").0 == 0 && !run(a, "status").1.contains("link")
     });
-    let _ = b.run(&format!("ping -c 1 -W 1 -I 203.0.113.5 {pod}"));
-    assert!(seen().contains("counter packets 1 "), "{}", seen());
+    seen(1);
 }
 
 /// The operator's own rules, as docs/firewall.md has them.
@@ -178,7 +240,7 @@ fn a_spoofed_source_is_refused_and_counted_by_rules_that_match_a_peer_by_its_lin
     a.host.space.feed("nft -f -", &rules).unwrap();
     fleet.settle(Promise::SCOPED);
     for (source, length, to) in [("203.0.113.5", 32, "100.64.0.1"), ("2001:db8:113::5", 128, "fd64::1")] {
-        b.run(&format!("ip address add {source}/{length} dev lo")).unwrap();
+        b.run(&format!("ip address add {source}/{length} dev lo nodad")).unwrap();
         let _ = b.run(&format!("ping -c 1 -W 1 -I {source} {to}"));
     }
     let shown = a.run("nft list counters table inet sources").unwrap();

@@ -14,6 +14,7 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 use wireloom::lab::{Lab, Layout, Node, PATIENCE, mesh::KeyPair, require, until};
+use wireloom_plan::kernel::Family;
 
 use crate::{
     tunnel::{PORT, Program, inner, ping},
@@ -24,6 +25,8 @@ use crate::{
 struct Link {
     lab: Lab,
     keys: Vec<KeyPair>,
+    /// Of the peers' endpoints.
+    underlay: Family,
 }
 
 impl Link {
@@ -32,15 +35,25 @@ impl Link {
     }
 
     fn with(layout: Layout) -> Self {
+        let mut link = Self::without_devices(layout);
+        link.start(Family::V4, |_| LINK);
+        link
+    }
+
+    fn without_devices(layout: Layout) -> Self {
         let lab = Lab::new(&layout).unwrap();
         let keys = lab.nodes.iter().map(|node| KeyPair::generate(wireloom(), node).unwrap()).collect();
-        let link = Self { lab, keys };
-        for place in 0..link.lab.nodes.len() {
-            start(link.node(place));
-            link.configure(place);
-            link.address(place);
+        Self { lab, keys, underlay: Family::V4 }
+    }
+
+    /// Starts every node's device, with these options, over an underlay of this family.
+    fn start(&mut self, underlay: Family, options: impl Fn(usize) -> &'static str) {
+        self.underlay = underlay;
+        for place in 0..self.lab.nodes.len() {
+            start(self.node(place), options(place));
+            self.configure(place);
+            self.address(place);
         }
-        link
     }
 
     fn node(&self, place: usize) -> &Node {
@@ -54,10 +67,10 @@ impl Link {
             format!("[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n", self.keys[place].private.trim());
         for other in (0..self.lab.nodes.len()).filter(|other| *other != place) {
             let [v4, v6] = inner(other);
-            let endpoint = self.node(other).host.addresses.v4;
+            let endpoint = SocketAddr::new(self.node(other).host.addresses.of(self.underlay), PORT);
             let _ = write!(
                 text,
-                "[Peer]\nPublicKey = {}\nEndpoint = {endpoint}:{PORT}\nAllowedIPs = {v4}/32, {v6}/128\n",
+                "[Peer]\nPublicKey = {}\nEndpoint = {endpoint}\nAllowedIPs = {v4}/32, {v6}/128\n",
                 self.keys[other].public.trim()
             );
         }
@@ -112,9 +125,11 @@ impl Link {
     }
 }
 
-fn start(node: &Node) {
-    node.run(&format!("{} device wg0 --peer-lookup gateway --source-check off", wireloom().display()))
-        .unwrap();
+/// The options of a device whose peers are neighbours.
+const LINK: &str = "--peer-lookup gateway --source-check off";
+
+fn start(node: &Node, options: &str) {
+    node.run(&format!("{} device wg0 {options}", wireloom().display())).unwrap();
 }
 
 #[track_caller]
@@ -230,27 +245,32 @@ fn flows_spread_over_two_gateways_and_each_stays_on_one() {
     let link = Link::new(3);
     link.settle();
     let node = link.node(0);
-    node.host.space.set_sysctls(&[("net/ipv4/fib_multipath_hash_policy", "1")]).unwrap();
-    node.run(&format!("ip route add 172.20.0.0/16 nexthop via {} nexthop via {}", inner(1)[0], inner(2)[0]))
-        .unwrap();
+    let by_ports = ["net/ipv4/fib_multipath_hash_policy", "net/ipv6/fib_multipath_hash_policy"];
+    node.host.space.set_sysctls(&by_ports.map(|path| (path, "1"))).unwrap();
     let packet = [0; 1000];
-    let flow = |packets: u64| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-        for _ in 0..packets {
-            socket.send_to(&packet, (Ipv4Addr::new(172, 20, 0, 1), 9)).unwrap();
+    for (family, prefix, to) in [(0, "172.20.0.0/16", BEHIND[0]), (1, "fd20::/16", BEHIND[1])] {
+        let [one, other] = [1, 2].map(|place| inner(place)[family]);
+        node.run(&format!("ip route add {prefix} nexthop via {one} nexthop via {other}")).unwrap();
+        let to = SocketAddr::new(to.parse().unwrap(), 9);
+        let flow = |packets: u64| {
+            let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+            for _ in 0..packets {
+                socket.send_to(&packet, to).unwrap();
+            }
+            // The datagrams are with the peers when later ones are.
+            thread::sleep(Duration::from_millis(20));
+        };
+        let spread =
+            link.sent_meanwhile([1, 2], || node.host.space.inside(|| (0..40).for_each(|_| flow(5))).unwrap());
+        assert!(spread.iter().all(|bytes| *bytes > 10_000), "{spread:?}");
+        for _ in 0..4 {
+            let one = link.sent_meanwhile([1, 2], || {
+                node.host.space.inside(|| flow(100)).unwrap();
+                thread::sleep(Duration::from_millis(300));
+            });
+            let most = one.iter().any(|bytes| *bytes > 90_000);
+            assert!(most && one.iter().any(|bytes| *bytes < 2_000), "{one:?}");
         }
-        // The datagrams are with the peers when later ones are.
-        thread::sleep(Duration::from_millis(20));
-    };
-    let spread =
-        link.sent_meanwhile([1, 2], || node.host.space.inside(|| (0..40).for_each(|_| flow(5))).unwrap());
-    assert!(spread.iter().all(|bytes| *bytes > 10_000), "{spread:?}");
-    for _ in 0..4 {
-        let one = link.sent_meanwhile([1, 2], || {
-            node.host.space.inside(|| flow(100)).unwrap();
-            thread::sleep(Duration::from_millis(300));
-        });
-        assert!(one.iter().any(|bytes| *bytes > 90_000) && one.iter().any(|bytes| *bytes < 2_000), "{one:?}");
     }
 }
 
@@ -361,7 +381,7 @@ fn unknown_destinations_and_dead_peers_are_unreachable_at_once() {
         assert_unreachable_at_once(node, to);
     }
     // It comes back and is found again: what is refused also seeks.
-    start(link.node(2));
+    start(link.node(2), LINK);
     link.configure(2);
     link.address(2);
     reach(node, inner(2)[0]);
@@ -513,28 +533,41 @@ fn a_packet_over_the_path_mtu_is_refused_and_tcp_goes_on() {
     }
 }
 
+/// The longest inner packets are 60 bytes shorter than the path's MTU over IPv4 and 80 over IPv6, less what
+/// is over multiples of 16.
 #[test]
 fn the_path_mtu_is_learnt_from_the_underlay() {
-    // The third node is a router between the first two, with a narrow way to the second.
-    let link = Link::new(3);
-    let [a, b, router] = [0, 1, 2].map(|place| link.node(place));
-    for setting in ["all", "default", "eth0"] {
-        router.host.space.set_sysctls(&[(&format!("net/ipv4/conf/{setting}/send_redirects"), "0")]).unwrap();
+    for (underlay, longest) in [(Family::V4, 1328), (Family::V6, 1312)] {
+        // The third node is a router between the first two, with a narrow way to the second.
+        let mut link = Link::without_devices(Layout { nodes: 3, pods: 0, ..Layout::default() });
+        link.start(underlay, |_| LINK);
+        let [a, b, router] = [0, 1, 2].map(|place| link.node(place));
+        for setting in ["all", "default", "eth0"] {
+            let path = format!("net/ipv4/conf/{setting}/send_redirects");
+            router.host.space.set_sysctls(&[(&path, "0")]).unwrap();
+        }
+        let [to, via] = [b, router].map(|node| node.host.addresses.of(underlay));
+        a.run(&format!("ip route add {to} via {via}")).unwrap();
+        router.run(&format!("ip route add {to} dev eth0 mtu lock 1400")).unwrap();
+        reach(a, inner(1)[0]);
+        let [v4, v6] = inner(1);
+        until(PATIENCE, "the path MTU", || {
+            let _ = full_size_ping(a, v4, 1392);
+            request(a, "get_link=1\n\n").contains("path_mtu=1400").then_some(())
+        })
+        .unwrap();
+        // Sockets that knew nothing of it are told.
+        a.run("ip route flush cache").unwrap();
+        a.run("ip -6 route flush cache").unwrap();
+        for (address, size) in [(v4, 1392), (v6, 1372)] {
+            let said = full_size_ping(a, address, size);
+            let told = [format!("mtu = {longest}"), format!("mtu={longest}")];
+            assert!(told.iter().any(|told| said.contains(told)), "{underlay:?}: {said}");
+            assert!(transfer(&link, address), "{address} over {underlay:?}");
+        }
+        // What may be fragmented still arrives.
+        assert!(pings(a, &format!("-M dont -s 1392 {v4}")));
     }
-    a.run(&format!("ip route add {}/32 via {}", b.host.addresses.v4, router.host.addresses.v4)).unwrap();
-    router.run(&format!("ip route add {}/32 dev eth0 mtu lock 1400", b.host.addresses.v4)).unwrap();
-    reach(a, inner(1)[0]);
-    let [v4, v6] = inner(1);
-    until(PATIENCE, "the path MTU", || {
-        let _ = full_size_ping(a, v4, 1392);
-        request(a, "get_link=1\n\n").contains("path_mtu=1400").then_some(())
-    })
-    .unwrap();
-    for address in [v4, v6] {
-        assert!(transfer(&link, address), "{address}");
-    }
-    // What may be fragmented still arrives.
-    assert!(pings(a, &format!("-M dont -s 1392 {v4}")));
 }
 
 #[test]
@@ -552,6 +585,42 @@ fn without_a_source_check_any_source_may_come() {
     assert!(pings(a, &format!("-I fd31::9 {}", inner(1)[1])));
 }
 
+/// Both of the device's own choices, beside each other: the first node checks no sources, on a TUN.
+#[test]
+fn without_a_link_any_source_may_come_as_well() {
+    require(&["nft"]).unwrap();
+    let mut link = Link::without_devices(Layout { nodes: 2, pods: 0, ..Layout::default() });
+    link.start(Family::V4, |place| ["--source-check off", ""][place]);
+    let [a, b] = [0, 1].map(|place| link.node(place));
+    reach(a, inner(1)[0]);
+    let counters = "table inet seen {\n counter v4 { }\n counter v6 { }\n\
+                    chain input { type filter hook input priority 0;\n\
+                    ip saddr 203.0.113.5 counter name v4\nip6 saddr 2001:db8:113::5 counter name v6\n}\n}\n";
+    let sources = [("203.0.113.5", 32), ("2001:db8:113::5", 128)];
+    for node in [a, b] {
+        node.host.space.feed("nft -f -", counters).unwrap();
+    }
+    let arrived = |from: &Node, to: &Node, place: usize| {
+        for ((source, length), address) in sources.iter().zip(inner(place)) {
+            from.run(&format!("ip address add {source}/{length} dev lo nodad")).unwrap();
+            // There is no way back; that the packet arrives is all.
+            assert!(!pings(from, &format!("-I {source} {address}")));
+            from.run(&format!("ip address del {source}/{length} dev lo")).unwrap();
+        }
+        ["v4", "v6"].map(|name| {
+            let shown = to.run(&format!("nft list counter inet seen {name}")).unwrap();
+            shown.contains("packets 1 ")
+        })
+    };
+    assert_eq!(arrived(b, a, 0), [true; 2]);
+    assert_eq!(arrived(a, b, 1), [false; 2]);
+    let drops = request(b, "get_drops=1\n\n");
+    assert!(drops.contains("source-not-allowed=2\n"), "{drops}");
+    // Live, by the control socket.
+    assert_eq!(request(b, "set=1\nsource_check=off\n\n"), "errno=0\n\n");
+    assert_eq!(arrived(a, b, 1), [true; 2]);
+}
+
 #[test]
 fn a_standard_peer_is_a_neighbour_like_any_other() {
     require(&["wireguard-go"]).unwrap();
@@ -563,10 +632,19 @@ fn a_standard_peer_is_a_neighbour_like_any_other() {
     Program::WireguardGo.start(b);
     link.configure(1);
     link.address(1);
-    for (from, to) in [(0, 1), (1, 0)] {
-        for address in inner(to) {
-            reach(link.node(from), address);
+    // Each begins once: without a session, and with nothing under way.
+    for beginner in [0, 1] {
+        for (from, to) in [(beginner, 1 - beginner), (1 - beginner, beginner)] {
+            for address in inner(to) {
+                reach(link.node(from), address);
+            }
         }
+        let [x, y] = [beginner, 1 - beginner];
+        for (place, peer) in [(x, y), (y, x)] {
+            let key = link.keys[peer].public.trim();
+            link.node(place).run(&format!("wg set wg0 peer {key} remove")).unwrap();
+        }
+        [0, 1].iter().for_each(|place| link.configure(*place));
     }
     put_behind(b);
     a.run(&format!("ip route add 172.20.0.0/16 via {}", inner(1)[0])).unwrap();
@@ -600,7 +678,7 @@ fn addresses_routes_and_neighbours_outlive_the_process() {
         until(PATIENCE, "the process to end", || node.run("pgrep -x wireloom").is_err().then_some(()))
             .unwrap();
         assert_eq!(state(), before, "{signal}");
-        start(node);
+        start(node, LINK);
         link.configure(0);
         assert_eq!(state(), before, "{signal}");
         let neighbours = node.run("ip neigh show dev wg0 nud permanent").unwrap();

@@ -15,6 +15,7 @@
 //! | [`kernel_roundtrip`] | that the kernel gives back what the shell wrote, and the planner's twin of it does as it does |
 //! | [`link_agent`] | the matrix, the modes and the repairs with peers as neighbours (`[link]` in agent.toml) |
 //! | `kernel_wireguard` | the kernel's WireGuard as the agents' back end (feature `kernel-wireguard`) |
+//! | [`link_mesh`] | the tests of the mesh once more, with peers as neighbours |
 //! | [`device`] | the userspace interface: its life, its control socket, what it does to bad packets |
 //! | [`threads`] | the userspace interface with several threads: order, life and configuration are as with one |
 //! | [`interop`] | the userspace interface with wireguard-go or the kernel's WireGuard at the other end |
@@ -43,6 +44,7 @@ mod kernel_wireguard;
 mod laboratory;
 mod link_agent;
 mod link_device;
+mod link_mesh;
 mod link_routing;
 mod matrix;
 mod membership;

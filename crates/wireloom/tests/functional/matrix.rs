@@ -19,25 +19,25 @@ const SCOPED: &str = "encrypt_host_traffic = false";
 const HOST: &str = "encrypt_host_traffic = true";
 
 #[test]
-fn scoped_mode_encrypts_pod_to_pod_and_nothing_else() {
+pub(crate) fn scoped_mode_encrypts_pod_to_pod_and_nothing_else() {
     Fleet::new(Layout { nodes: 3, ..Layout::default() }, SCOPED).settle(Promise::SCOPED);
 }
 
 #[test]
-fn scoped_mode_with_strict_source_validation_everywhere() {
+pub(crate) fn scoped_mode_with_strict_source_validation_everywhere() {
     let layout = Layout { rp_filter: 1, block_address: true, ..Layout::default() };
     Fleet::new(layout, SCOPED).settle(Promise::SCOPED);
 }
 
 #[test]
-fn host_mode_encrypts_all_four_directions() {
+pub(crate) fn host_mode_encrypts_all_four_directions() {
     Fleet::new(Layout { nodes: 3, ..Layout::default() }, HOST).settle(Promise::HOST);
 }
 
 /// The source that the kernel would choose by itself may be the bridge's (`block_address`), and the
 /// tunnel's own UDP, and ARP on the underlay, are put to source validation (`rp_filter`).
 #[test]
-fn host_mode_with_strict_source_validation_everywhere() {
+pub(crate) fn host_mode_with_strict_source_validation_everywhere() {
     let layout = Layout { rp_filter: 1, block_address: true, ..Layout::default() };
     let fleet = Fleet::new(layout, HOST);
     fleet.settle(Promise::HOST);
@@ -54,7 +54,7 @@ fn host_mode_with_strict_source_validation_everywhere() {
 }
 
 #[test]
-fn both_modes_over_an_ipv6_underlay() {
+pub(crate) fn both_modes_over_an_ipv6_underlay() {
     let layout = Layout { rp_filter: 1, block_address: true, ..Layout::default() };
     let mut fleet = Fleet::without_agents(layout, SCOPED);
     let endpoints: Vec<_> = fleet.lab.nodes.iter().map(|node| node.endpoint(Family::V6)).collect();
@@ -76,7 +76,7 @@ fn both_modes_over_an_ipv6_underlay() {
 }
 
 #[test]
-fn nothing_between_pods_is_readable_on_the_underlay() {
+pub(crate) fn nothing_between_pods_is_readable_on_the_underlay() {
     let fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.settle(Promise::SCOPED);
     let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
@@ -106,7 +106,7 @@ fn is_from_pod_to_pod(fleet: &Fleet, packet: &Packet) -> bool {
 }
 
 #[test]
-fn nothing_between_nodes_is_readable_in_host_mode() {
+pub(crate) fn nothing_between_nodes_is_readable_in_host_mode() {
     let fleet = Fleet::new(Layout::default(), HOST);
     fleet.settle(Promise::HOST);
     let capture = Capture::open(fleet.lab.underlay()).unwrap();
@@ -119,7 +119,7 @@ fn nothing_between_nodes_is_readable_in_host_mode() {
 
 /// What a node forwards for others keeps an outside source, which no scoped rule covers.
 #[test]
-fn forwarded_traffic_from_outside_is_direct_in_scoped_mode() {
+pub(crate) fn forwarded_traffic_from_outside_is_direct_in_scoped_mode() {
     let mut fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.settle(Promise::SCOPED);
     let outside = Addresses { v4: [203, 0, 113, 9].into(), v6: "2001:db8:113::9".parse().unwrap() };
@@ -134,7 +134,7 @@ fn forwarded_traffic_from_outside_is_direct_in_scoped_mode() {
 
 /// A node port: the client's packets arrive at node-a, which sends them on to a pod of node-b.
 #[test]
-fn node_port_traffic_is_direct_in_scoped_mode() {
+pub(crate) fn node_port_traffic_is_direct_in_scoped_mode() {
     let mut fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.settle(Promise::SCOPED);
     let outside = Addresses { v4: [203, 0, 113, 9].into(), v6: "2001:db8:113::9".parse().unwrap() };
@@ -176,7 +176,7 @@ fn node_port_traffic_is_direct_in_scoped_mode() {
 const AFTERMATH: Duration = Duration::from_millis(500);
 
 #[test]
-fn the_mode_is_switched_both_ways_on_the_live_mesh() {
+pub(crate) fn the_mode_is_switched_both_ways_on_the_live_mesh() {
     let layout = Layout { rp_filter: 1, ..Layout::default() };
     let fleet = Fleet::new(layout, SCOPED);
     fleet.settle(Promise::SCOPED);

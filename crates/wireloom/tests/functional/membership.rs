@@ -55,7 +55,7 @@ fn three_nodes(routing: &str) -> Fleet {
 }
 
 #[test]
-fn a_node_without_a_key_is_reached_in_plaintext() {
+pub(crate) fn a_node_without_a_key_is_reached_in_plaintext() {
     let mut fleet = three_nodes(SCOPED);
     let key = fleet.mesh.nodes[2].public_key.take();
     fleet.edit(|_| {});
@@ -72,7 +72,7 @@ fn a_node_without_a_key_is_reached_in_plaintext() {
 }
 
 #[test]
-fn a_node_without_a_key_is_refused_where_that_is_wanted() {
+pub(crate) fn a_node_without_a_key_is_refused_where_that_is_wanted() {
     let mut fleet = three_nodes("keyless_peers = \"reject\"");
     fleet.mesh.nodes[2].public_key = None;
     fleet.edit(|_| {});
@@ -93,7 +93,7 @@ fn a_node_without_a_key_is_refused_where_that_is_wanted() {
 }
 
 #[test]
-fn nodes_with_one_key_are_both_left_out_and_reported() {
+pub(crate) fn nodes_with_one_key_are_both_left_out_and_reported() {
     let mut fleet = three_nodes(SCOPED);
     fleet.start();
     fleet.settle(Promise::SCOPED);
@@ -107,7 +107,7 @@ fn nodes_with_one_key_are_both_left_out_and_reported() {
 }
 
 #[test]
-fn a_changed_key_is_followed() {
+pub(crate) fn a_changed_key_is_followed() {
     let mut fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.settle(Promise::SCOPED);
     // node-b starts afresh with another key, and the mesh file says so a moment later.
@@ -123,7 +123,7 @@ fn a_changed_key_is_followed() {
 }
 
 #[test]
-fn a_changed_endpoint_is_followed() {
+pub(crate) fn a_changed_endpoint_is_followed() {
     let mut fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.settle(Promise::SCOPED);
     // From IPv4 to IPv6, both ways of which lead to the same node.
@@ -137,7 +137,7 @@ fn a_changed_endpoint_is_followed() {
 }
 
 #[test]
-fn a_removed_node_leaves_no_trace() {
+pub(crate) fn a_removed_node_leaves_no_trace() {
     let mut fleet = three_nodes(SCOPED);
     fleet.start();
     fleet.settle(Promise::SCOPED);
@@ -155,7 +155,7 @@ fn a_removed_node_leaves_no_trace() {
 }
 
 #[test]
-fn a_borrowed_address_moves_between_nodes() {
+pub(crate) fn a_borrowed_address_moves_between_nodes() {
     let mut fleet = three_nodes(SCOPED);
     fleet.start();
     fleet.settle(Promise::SCOPED);

@@ -56,25 +56,25 @@ fn no_loss_when(routing: &str, promise: Promise, end: impl Fn(Agent)) {
 }
 
 #[test]
-fn sigterm_leaves_the_data_path_up() {
+pub(crate) fn sigterm_leaves_the_data_path_up() {
     no_loss_when(SCOPED, Promise::SCOPED, |agent| {
         assert!(agent.terminate().unwrap().success());
     });
 }
 
 #[test]
-fn kill_9_leaves_the_data_path_up() {
+pub(crate) fn kill_9_leaves_the_data_path_up() {
     no_loss_when(SCOPED, Promise::SCOPED, |agent| agent.kill().unwrap());
 }
 
 #[test]
-fn kill_9_leaves_the_data_path_up_in_host_mode() {
+pub(crate) fn kill_9_leaves_the_data_path_up_in_host_mode() {
     no_loss_when(HOST, Promise::HOST, |agent| agent.kill().unwrap());
 }
 
 /// What changed while no agent ran is caught up with.
 #[test]
-fn a_restarted_agent_catches_up() {
+pub(crate) fn a_restarted_agent_catches_up() {
     let mut fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.settle(Promise::SCOPED);
     fleet.agents.clear();
@@ -87,7 +87,7 @@ fn a_restarted_agent_catches_up() {
 
 /// The device process is all that the data path is made of; when it dies it is made again.
 #[test]
-fn a_killed_device_is_made_again() {
+pub(crate) fn a_killed_device_is_made_again() {
     let fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.settle(Promise::SCOPED);
     let node = &fleet.lab.nodes[0];
@@ -96,7 +96,7 @@ fn a_killed_device_is_made_again() {
 }
 
 #[test]
-fn down_leaves_the_machine_as_it_was() {
+pub(crate) fn down_leaves_the_machine_as_it_was() {
     for rp_filter in [1, 0] {
         let layout = Layout { rp_filter, ..Layout::default() };
         let mut fleet = Fleet::without_agents(layout, HOST);
@@ -121,7 +121,7 @@ fn down_leaves_the_machine_as_it_was() {
 
 /// A broken file must not keep anybody from taking everything down.
 #[test]
-fn down_works_with_broken_files() {
+pub(crate) fn down_works_with_broken_files() {
     let mut fleet = Fleet::without_agents(Layout::default(), HOST);
     fleet.wait_for_cables();
     let before = machine(&fleet.lab.nodes[0]);

@@ -25,7 +25,7 @@ impl Fleet {
 }
 
 #[test]
-fn one_pool_makes_one_rule_for_each_family() {
+pub(crate) fn one_pool_makes_one_rule_for_each_family() {
     let fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.wait_for_rules(&POOLED);
     let node = &fleet.lab.nodes[0];
@@ -39,14 +39,14 @@ fn one_pool_makes_one_rule_for_each_family() {
 }
 
 #[test]
-fn host_mode_makes_one_rule_for_each_family() {
+pub(crate) fn host_mode_makes_one_rule_for_each_family() {
     let fleet = Fleet::new(Layout::default(), HOST);
     fleet.wait_for_rules(&["not from all fwmark 0xa/0xa lookup 1"; 2]);
     assert_eq!(fleet.lab.nodes[0].run("ip rule show pref 98").unwrap(), "");
 }
 
 #[test]
-fn a_second_pass_changes_nothing() {
+pub(crate) fn a_second_pass_changes_nothing() {
     for mode in [SCOPED, HOST] {
         let mut fleet = Fleet::new(Layout::default(), mode);
         fleet.settle(if mode == HOST { Promise::HOST } else { Promise::SCOPED });
@@ -67,7 +67,7 @@ fn a_second_pass_changes_nothing() {
 }
 
 #[test]
-fn rules_follow_the_pools_live() {
+pub(crate) fn rules_follow_the_pools_live() {
     let mut fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.wait_for_rules(&POOLED);
     fleet.edit(|mesh| {
@@ -88,7 +88,7 @@ fn rules_follow_the_pools_live() {
 }
 
 #[test]
-fn node_scope_covers_this_node_s_blocks() {
+pub(crate) fn node_scope_covers_this_node_s_blocks() {
     let mut fleet = Fleet::new(Layout::default(), "scope = \"node\"");
     let own = |n| {
         [
@@ -108,7 +108,7 @@ fn node_scope_covers_this_node_s_blocks() {
 }
 
 #[test]
-fn a_single_address_is_never_a_rule_and_warned_of_when_none_covers_it() {
+pub(crate) fn a_single_address_is_never_a_rule_and_warned_of_when_none_covers_it() {
     let mut fleet = Fleet::new(Layout::default(), "scope = \"node\"");
     fleet.edit(|mesh| {
         for single in ["10.9.9.9/32", "fd00:9::9/128"] {
@@ -137,7 +137,7 @@ fn a_single_address_is_never_a_rule_and_warned_of_when_none_covers_it() {
 }
 
 #[test]
-fn a_rule_that_someone_deleted_comes_back() {
+pub(crate) fn a_rule_that_someone_deleted_comes_back() {
     let fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.wait_for_rules(&POOLED);
     for family in ["-4", "-6"] {

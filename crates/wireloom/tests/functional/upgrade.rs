@@ -21,7 +21,7 @@ fn broken_fleet(routing: &str) -> Fleet {
 }
 
 #[test]
-fn the_unscoped_rule_gives_way_and_the_scoped_one_comes_first() {
+pub(crate) fn the_unscoped_rule_gives_way_and_the_scoped_one_comes_first() {
     let mut fleet = broken_fleet(SCOPED);
     let mut monitor = RuleMonitor::start(&fleet.lab.nodes[0]);
     fleet.start();
@@ -39,7 +39,7 @@ fn the_unscoped_rule_gives_way_and_the_scoped_one_comes_first() {
 }
 
 #[test]
-fn an_unscoped_rule_at_another_priority_gives_way_too() {
+pub(crate) fn an_unscoped_rule_at_another_priority_gives_way_too() {
     let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
     for node in &fleet.lab.nodes {
         for family in ["-4", "-6"] {
@@ -57,7 +57,7 @@ fn an_unscoped_rule_at_another_priority_gives_way_too() {
 }
 
 #[test]
-fn what_others_made_stays_to_the_byte() {
+pub(crate) fn what_others_made_stays_to_the_byte() {
     let mut fleet = Fleet::without_agents(Layout::default(), HOST);
     for node in &fleet.lab.nodes {
         for line in FOREIGN.lines() {
@@ -115,7 +115,7 @@ fn foreign(node: &Node) -> String {
 
 /// A route of another program in our table is reported and left.
 #[test]
-fn a_foreign_route_in_our_table_is_reported_and_left() {
+pub(crate) fn a_foreign_route_in_our_table_is_reported_and_left() {
     let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
     let node = &fleet.lab.nodes[0];
     node.run("ip route add unreachable 192.0.2.0/24 table 1 proto 80").unwrap();
