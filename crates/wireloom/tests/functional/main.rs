@@ -21,9 +21,12 @@
 //! | [`interop`] | the userspace interface with wireguard-go or the kernel's WireGuard at the other end |
 //! | [`data_path`] | that bytes arrive whole, in the right packets, on good networks and bad ones |
 //! | [`link_routing`] | routing daemons on a common link: BIRD, FRR and babeld, as docs/link-mode.md has them |
-//! | [`link_device`] | the userspace interface as a link: next hops, multicast, errors, path MTU, restarts |
+//! | [`link_device`] | the userspace interface as a link: its life, its modes, multicast, standard peers |
+//! | [`link_next_hops`] | next hops as peers: gateways, tables, ECMP, IPv4 by IPv6 |
+//! | [`link_errors`] | errors in milliseconds, addresses that move, path MTUs |
 //!
-//! [`fleet`], [`tunnel`], [`monitor`], [`transfer`], [`relay`] and [`frames`] are what they are built with.
+//! [`fleet`], [`tunnel`], [`neighbours`], [`monitor`], [`transfer`], [`relay`] and [`frames`] are what they are built
+//! with.
 //!
 //! `cargo test --features functional` runs them, as root or not (a test binary that may not make
 //! namespaces starts itself again in a user namespace). They need Debian's `iproute2`, `iputils-ping`,
@@ -44,11 +47,14 @@ mod kernel_wireguard;
 mod laboratory;
 mod link_agent;
 mod link_device;
+mod link_errors;
 mod link_mesh;
+mod link_next_hops;
 mod link_routing;
 mod matrix;
 mod membership;
 mod monitor;
+mod neighbours;
 mod relay;
 mod reports;
 mod restart;

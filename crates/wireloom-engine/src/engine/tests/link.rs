@@ -1,0 +1,118 @@
+//! Engines whose peers are neighbours on a link.
+
+use super::*;
+
+/// A machine whose peers are neighbours.
+fn on_link(network: &MemoryNetwork, number: u8) -> Machine {
+    let mode = Mode::new(PeerLookup::Gateway, SourceCheck::Off).unwrap();
+    Machine::with(network, number, mode, memory_tap())
+}
+
+/// A packet as a frame between two link addresses.
+fn frame(from: &Machine, to: &Machine, packet: &[u8]) -> Vec<u8> {
+    let [from, to] = [from, to].map(|machine| LinkAddress::of(&machine.public_key()).to_bytes());
+    [&to[..], &from, &[8, 0], packet].concat()
+}
+
+#[test]
+fn a_frame_goes_to_the_peer_that_it_names_and_bears_its_sender_s_address() {
+    let network = network();
+    let (mut a, mut b, mut c) = (on_link(&network, 1), on_link(&network, 2), on_link(&network, 3));
+    a.configure(at(0), &[&b, &c]);
+    b.configure(at(0), &[&a]);
+    c.configure(at(0), &[&a]);
+    for machine in [&a, &b, &c] {
+        machine.up();
+    }
+    settle(at(0), &mut [&mut a, &mut b, &mut c]);
+    // In nobody's allowed IPs, in the allowed IPs of another; and in between, to all.
+    let far = packet(Ipv4Addr::new(10, 9, 9, 9), Ipv4Addr::new(172, 16, 0, 1), b"via b");
+    let to_c = packet(a.inner, c.inner, b"by way of b");
+    let hello = packet(a.inner, Ipv4Addr::new(224, 0, 0, 5), b"hello");
+    let multicast = [&[1, 0, 0x5e, 0, 0, 5][..], &frame(&a, &b, &hello)[6..]].concat();
+    for frame in [frame(&a, &b, &far), multicast.clone(), frame(&a, &b, &to_c)] {
+        a.stack.send(&frame);
+    }
+    settle(at(1), &mut [&mut a, &mut b, &mut c]);
+    let received = |machine: &Machine| std::iter::from_fn(|| machine.stack.receive()).collect::<Vec<_>>();
+    assert_eq!(received(&b), [frame(&a, &b, &far), multicast.clone(), frame(&a, &b, &to_c)]);
+    assert_eq!(received(&c), [multicast]);
+    assert!(received(&a).is_empty());
+    assert_eq!(a.all_dropped(), 0);
+}
+
+#[test]
+fn two_with_one_link_address_are_refused() {
+    // Found by trying numbers in little endian: 08:53:19:43:ce follows from both.
+    let [one, other] = [542_000_u32, 1_144_960].map(|number| {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&number.to_le_bytes());
+        PublicKey::from_bytes(key)
+    });
+    assert_eq!(LinkAddress::of(&one), LinkAddress::of(&other));
+    let (one, other) = (one.to_hex(), other.to_hex());
+    let mut machine = on_link(&network(), 1);
+    let lines = format!("public_key={one}\npublic_key={other}");
+    assert_eq!(machine.set(at(0), &lines), Reply::Refused(Errno::EEXIST));
+    assert!(!machine.get(at(0)).contains("public_key"), "nothing of it is applied");
+    assert_eq!(machine.set(at(0), &format!("public_key={one}")), Reply::Done);
+    assert_eq!(machine.set(at(0), &format!("public_key={other}")), Reply::Refused(Errno::EEXIST));
+    let exchange = format!("public_key={one}\nremove=true\npublic_key={other}");
+    assert_eq!(machine.set(at(0), &exchange), Reply::Done);
+    assert_eq!(machine.set(at(0), &format!("replace_peers=true\npublic_key={one}")), Reply::Done);
+    // Without a link nobody minds.
+    let mut machine = Machine::on(&network(), 1);
+    assert_eq!(machine.set(at(0), &lines), Reply::Done);
+}
+
+#[test]
+fn the_network_stack_is_told_of_a_peer_whose_address_it_asked_for_before() {
+    let network = network();
+    let (mut a, b) = (on_link(&network, 1), on_link(&network, 2));
+    a.configure(at(0), &[]);
+    a.up();
+    a.turn(at(0));
+    let own = LinkAddress::of(&a.public_key()).to_bytes();
+    let question = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &own, &[10, 0, 0, 1], &[0; 6], &b.inner.octets()].concat();
+    a.stack.send(&[&[0xff; 6][..], &own, &[8, 6], &question].concat());
+    a.turn(at(1));
+    let from = |frame: Option<Vec<u8>>| LinkAddress::from_bytes(*frame.unwrap()[6..].first_chunk().unwrap());
+    assert_eq!(from(a.stack.receive()), LinkAddress::NOBODY);
+
+    let (key, there) = (b.public_key().to_hex(), LinkAddress::of(&b.public_key()));
+    assert_eq!(a.set(at(2), &format!("public_key={key}\nendpoint={}", b.endpoint())), Reply::Done);
+    assert_eq!(a.stack.receive(), None);
+    assert_eq!(a.set(at(2), &format!("public_key={key}\nallowed_ip=10.0.0.0/24")), Reply::Done);
+    assert_eq!(from(a.stack.receive()), there);
+    assert_eq!(a.set(at(2), &format!("public_key={key}\npersistent_keepalive_interval=9")), Reply::Done);
+    assert_eq!(a.stack.receive(), None, "nothing has changed");
+    // Without a peer again, by each way of removing one; and with our own key it is none either.
+    let taken = format!("private_key={}", b.key.expose_hex().as_str());
+    for removed in [format!("public_key={key}\nremove=true"), "replace_peers=true".into()] {
+        assert_eq!(a.set(at(3), &removed), Reply::Done);
+        assert_eq!(from(a.stack.receive()), LinkAddress::NOBODY);
+        assert_eq!(a.set(at(3), &format!("public_key={key}\nallowed_ip=10.0.0.2/32")), Reply::Done);
+        assert_eq!(from(a.stack.receive()), there);
+    }
+    assert_eq!(a.set(at(4), &taken), Reply::Done);
+    let Reply::Lines(lines) = a.request(at(4), "get_link=1") else { panic!("no lines") };
+    assert_eq!(*lines, format!("peer_lookup=gateway\nsource_check=off\nlink_address={there}\n"));
+}
+
+#[test]
+fn the_interface_s_link_address_follows_from_its_key() {
+    let network = network();
+    let (mut a, b) = (on_link(&network, 1), on_link(&network, 2));
+    a.configure(at(0), &[&b]);
+    let own = LinkAddress::of(&a.public_key());
+    assert_eq!(a.engine.tun().link_address(), Some(own));
+    let key = b.public_key().to_hex();
+    assert_eq!(a.set(at(0), &format!("public_key={key}\npath_mtu=1400")), Reply::Done);
+    let Reply::Lines(lines) = a.request(at(0), "get_link=1") else { panic!("no lines") };
+    let there = LinkAddress::of(&b.public_key());
+    let expected = format!(
+        "peer_lookup=gateway\nsource_check=off\nlink_address={own}\npublic_key={key}\nlink_address={there}\n\
+         reachable=true\npath_mtu=1400\n"
+    );
+    assert_eq!(*lines, expected);
+}
