@@ -9,7 +9,7 @@ use wireloom_proto::DropReason;
 
 /// Losses that are the engine's, not the protocol's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Loss {
+pub enum Loss {
     /// The network did not take a datagram: no route, no permission, or a send buffer that stays full.
     NotSent,
     /// The network stack did not take a packet that came out of the tunnel.

@@ -1,12 +1,22 @@
-//! What the control part costs: a handshake, and a device with 10,000 peers.
+//! What the control part costs: a handshake, with and without a cookie and beside the arithmetic that
+//! it cannot do without; and a device with 10,000 peers, in time and in memory.
 //!
 //! `cargo bench -p wireloom-proto --bench control`
 
+use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use divan::Bencher;
-use wireloom_proto::{Device, Endpoint, Instant, Now, PrivateKey, PublicKey, UnixTime};
+use curve25519_dalek::MontgomeryPoint;
+use divan::counter::ItemsCount;
+use divan::{AllocProfiler, Bencher};
+use wireloom_proto::timers::LOAD_THRESHOLD;
+use wireloom_proto::{
+    Device, DropReason, Endpoint, Instant, Now, PrivateKey, PublicKey, Role, Session, SessionKeys, UnixTime,
+};
+
+#[global_allocator]
+static MEMORY: AllocProfiler = AllocProfiler::system();
 
 const PEERS: u32 = 10_000;
 
@@ -49,20 +59,117 @@ fn begin_handshake(bencher: Bencher<'_, '_>) {
         .bench_local_refs(|device| divan::black_box(initiation(device, at(1000))));
 }
 
+/// Answers initiations of one peer, far enough apart for each to be a new one.
+struct Responder {
+    alice: Device,
+    bob: Device,
+    time: u64,
+    /// An initiation that was answered long ago. Its first code is right: enough for
+    /// [`Responder::overload`].
+    old: Vec<u8>,
+}
+
+impl Responder {
+    fn new() -> Self {
+        let (mut alice, mut bob) = (device(1, 2), device(2, 1));
+        let old = initiation(&mut alice, at(1));
+        bob.handle_handshake(at(1), Self::from(), &old).expect("a new initiation");
+        let mut responder = Self { alice, bob, time: 1, old };
+        responder.drain();
+        responder
+    }
+
+    fn from() -> Endpoint {
+        Endpoint::from(address(1))
+    }
+
+    fn next(&mut self) -> Vec<u8> {
+        self.time += 10_000;
+        initiation(&mut self.alice, at(self.time))
+    }
+
+    fn handle(&mut self, datagram: &[u8]) -> Result<(), DropReason> {
+        self.bob.handle_handshake(at(self.time), Self::from(), datagram)
+    }
+
+    /// Makes so many handshakes come to Bob that he demands cookies.
+    fn overload(&mut self) {
+        let old = std::mem::take(&mut self.old);
+        for _ in 0..=LOAD_THRESHOLD {
+            self.handle(&old).expect_err("it is old, or has no cookie");
+        }
+        self.old = old;
+        self.drain();
+    }
+
+    /// Gives Alice the cookie for this initiation; she signs the next one with it.
+    fn give_cookie(&mut self, initiation: &[u8]) {
+        assert_eq!(self.handle(initiation), Err(DropReason::CookieRequired));
+        let mut buffer = [0; 1500];
+        let reply = self.bob.poll_transmit(at(self.time), &mut buffer).expect("a cookie reply");
+        let from = Endpoint::from(address(2));
+        self.alice.handle_handshake(at(self.time), from, &buffer[..reply.len]).expect("it is authentic");
+    }
+
+    /// Sends what Bob has to send, to nowhere.
+    fn drain(&mut self) {
+        let mut buffer = [0; 1500];
+        while self.bob.poll_transmit(at(self.time), &mut buffer).is_some() {}
+    }
+}
+
 #[divan::bench]
 fn answer_handshake(bencher: Bencher<'_, '_>) {
-    let (mut alice, mut bob) = (device(1, 2), device(2, 1));
-    let from = Endpoint::from(address(1));
-    let mut time = 0;
+    let responder = RefCell::new(Responder::new());
     bencher
+        .counter(ItemsCount::new(1_usize))
+        .with_inputs(|| responder.borrow_mut().next())
+        .bench_local_refs(|initiation| responder.borrow_mut().handle(initiation).expect("a new initiation"));
+}
+
+#[divan::bench(sample_count = 30, sample_size = 1)]
+fn answer_handshake_with_cookie(bencher: Bencher<'_, '_>) {
+    let responder = RefCell::new(Responder::new());
+    bencher
+        .counter(ItemsCount::new(1_usize))
         .with_inputs(|| {
-            // Far enough apart for a new initiation, and no load.
-            time += 10_000;
-            (time, initiation(&mut alice, at(time)))
+            let mut responder = responder.borrow_mut();
+            let unsigned = responder.next();
+            responder.overload();
+            if responder.handle(&unsigned) == Err(DropReason::CookieRequired) {
+                responder.give_cookie(&unsigned);
+            }
+            let signed = responder.next();
+            responder.overload();
+            signed
         })
-        .bench_local_refs(|(time, initiation)| {
-            bob.handle_handshake(at(*time), from, initiation).expect("a new initiation");
+        .bench_local_refs(|initiation| {
+            responder.borrow_mut().handle(initiation).expect("cookie and rate are right");
         });
+}
+
+#[divan::bench]
+fn demand_cookie(bencher: Bencher<'_, '_>) {
+    let mut responder = Responder::new();
+    let initiation = responder.next();
+    responder.overload();
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
+        let answer = responder.handle(divan::black_box(&initiation));
+        assert_eq!(answer, Err(DropReason::CookieRequired));
+        responder.drain();
+    });
+}
+
+/// What answering cannot do without: es, ss, ee and se of the Noise pattern IK, in the same arithmetic
+/// (the paper, section 5.4; the responder's new key pair is a fifth, of a fixed point).
+#[divan::bench]
+fn multiply_four_points(bencher: Bencher<'_, '_>) {
+    let point = MontgomeryPoint::mul_base_clamped([7; 32]);
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
+        for scalar in 1..=4 {
+            divan::black_box(divan::black_box(point).mul_clamped([scalar; 32]));
+        }
+    });
 }
 
 fn key(number: u32) -> PublicKey {
@@ -121,4 +228,13 @@ fn poll_10_000_idle_peers(bencher: Bencher<'_, '_>) {
         let transmit = device.poll_transmit(at(1000), &mut buffer);
         divan::black_box((transmit, device.poll_timeout()))
     });
+}
+
+/// The allocator's columns tell what the sessions of so many peers take that fell silent: keys and replay
+/// windows.
+#[divan::bench(sample_count = 10, sample_size = 1)]
+fn hold_10_000_sessions(bencher: Bencher<'_, '_>) {
+    let keys = || SessionKeys { sending: [1; 32].into(), receiving: [2; 32].into() };
+    let session = |index| Session::new(&keys(), Role::Initiator, index, index, at(0).monotonic);
+    bencher.bench_local(|| (0..PEERS).map(session).collect::<Vec<_>>());
 }

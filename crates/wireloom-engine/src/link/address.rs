@@ -33,11 +33,15 @@ impl LinkAddress {
         Self([FIRST_BYTE, hash[0], hash[1], hash[2], hash[3], hash[4]])
     }
 
-    pub(crate) const fn from_bytes(bytes: [u8; 6]) -> Self {
+    /// The address of these bytes, in the order in which they cross a wire.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 6]) -> Self {
         Self(bytes)
     }
 
-    pub(crate) const fn to_bytes(self) -> [u8; 6] {
+    /// Its bytes, in the order in which they cross a wire.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; 6] {
         self.0
     }
 

@@ -46,7 +46,7 @@ use crate::drops::Loss;
 
 /// The peers by their link addresses.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub struct Link {
     /// The interface's.
     own: LinkAddress,
     neighbours: HashMap<LinkAddress, Neighbour>,
@@ -71,7 +71,7 @@ struct PathMtu {
 
 /// Where a frame goes.
 #[derive(Debug)]
-pub(crate) enum Way<'a> {
+pub enum Way<'a> {
     /// Its packet, to one peer.
     Peer(&'a Arc<PeerPath>),
     /// Its packet, to every peer.
@@ -88,7 +88,8 @@ pub(crate) enum Way<'a> {
 
 impl<'a> Way<'a> {
     /// The way of a bare packet: to the peer whose allowed IPs have its destination.
-    pub(crate) fn of_packet(packet: &[u8], routes: &'a Routes) -> Self {
+    #[must_use]
+    pub fn of_packet(packet: &[u8], routes: &'a Routes) -> Self {
         match inner::Packet::parse(packet) {
             Ok(packet) => match routes.lookup(packet.destination) {
                 Some(path) => Self::Peer(path),
@@ -110,7 +111,8 @@ pub(crate) const PATH_MTU_MIN: u16 = 552;
 
 impl Link {
     /// A link without peers, whose own address is this.
-    pub(crate) fn new(own: LinkAddress) -> Self {
+    #[must_use]
+    pub fn new(own: LinkAddress) -> Self {
         Self {
             own,
             neighbours: HashMap::new(),
@@ -134,7 +136,7 @@ impl Link {
 
     /// Makes a peer a neighbour, or keeps it with what is known of it. It takes the place of whoever had
     /// its address.
-    pub(crate) fn insert(&mut self, path: &Arc<PeerPath>) {
+    pub fn insert(&mut self, path: &Arc<PeerPath>) {
         let address = LinkAddress::of(path.public_key());
         let neighbour = Neighbour { path: Arc::clone(path), path_mtu: PathMtu::default() };
         self.addresses.insert(path.id(), address);
@@ -221,7 +223,7 @@ impl Link {
     /// Decides where a frame goes that the network stack sent. What the stack is to be told at once is
     /// written to `answer`, as a frame; `longest` is the length of the longest packet in the frame, which
     /// may be a super-packet, and `mtu` the interface's.
-    pub(crate) fn route(
+    pub fn route(
         &mut self,
         now: Instant,
         frame: &[u8],

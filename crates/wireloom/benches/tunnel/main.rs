@@ -35,7 +35,8 @@ use self::{
     contestant::Contestant,
     ground::{Ground, Underlay},
     measurement::Measurement,
-    table::{Sample, Table},
+    processes::other_work,
+    table::{Metric, Sample, Table},
 };
 
 /// Measures Wireloom and other userspace WireGuards in turn, and prints a table of medians.
@@ -140,21 +141,24 @@ fn contestants(arguments: &Arguments) -> anyhow::Result<Vec<Contestant>> {
 /// Everything about one contestant, on machines of its own. What fails gives its reason instead of a
 /// figure.
 fn measure(arguments: &Arguments, underlay: Underlay, contestant: &Contestant) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    let mut add = |metric: Metric, value: Result<f64, String>| {
+        if metric.concerns(contestant) {
+            let shown = value.as_ref().map_or_else(String::clone, |figure| format!("{figure:.2}"));
+            eprintln!("  {:<56} {shown}", metric.label());
+            samples.push(Sample { underlay, name: contestant.name.clone(), metric, value });
+        }
+    };
+    add(Metric::OtherWork, other_work().map_err(|error| format!("{error:#}")));
     let ground = Ground::new(underlay, contestant);
     let seconds = Duration::from_secs(arguments.seconds.into());
-    let mut samples = Vec::new();
     for row in &arguments.rows {
         let figures = match &ground {
             Ok(ground) => row.take(ground, seconds).map_err(|error| format!("{error:#}")),
             Err(error) => Err(format!("{error:#}")),
         };
         for (place, metric) in row.metrics().iter().enumerate() {
-            if metric.concerns(contestant) {
-                let value = figures.clone().map(|figures| figures[place]);
-                let shown = value.as_ref().map_or_else(String::clone, |figure| format!("{figure:.2}"));
-                eprintln!("  {:<56} {shown}", metric.label());
-                samples.push(Sample { underlay, name: contestant.name.clone(), metric: *metric, value });
-            }
+            add(*metric, figures.clone().map(|figures| figures[place]));
         }
     }
     samples

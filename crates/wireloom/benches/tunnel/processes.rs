@@ -1,6 +1,10 @@
 //! What a tunnel costs: processor time and memory.
 
-use std::{collections::BTreeSet, fs, io, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs, io, thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use nix::unistd::{SysconfVar, sysconf};
@@ -79,6 +83,15 @@ pub(crate) fn machine_cpu_time() -> anyhow::Result<Duration> {
         [user, nice, system, _, _, irq, softirq, ..] => ticks(user + nice + system + irq + softirq),
         _ => anyhow::bail!("/proc/stat is not as proc(5) has it"),
     }
+}
+
+/// What other programs use of the machine at the moment, in hundredths of one processor.
+pub(crate) fn other_work() -> anyhow::Result<f64> {
+    const WATCHED: Duration = Duration::from_millis(500);
+    let (start, before) = (Instant::now(), machine_cpu_time()?);
+    thread::sleep(WATCHED);
+    let busy = machine_cpu_time()? - before;
+    Ok(busy.div_duration_f64(start.elapsed()) * 100.0)
 }
 
 fn ticks(count: u64) -> anyhow::Result<Duration> {

@@ -27,6 +27,8 @@ pub(crate) enum Metric {
     MachineTime,
     TunnelTime,
     Memory,
+    /// What spoils all other figures.
+    OtherWork,
 }
 
 /// Which figure is the better one.
@@ -34,6 +36,19 @@ pub(crate) enum Metric {
 enum Better {
     More,
     Less,
+    /// It says nothing of who was measured.
+    Neither,
+}
+
+impl Better {
+    /// How many times better the first is.
+    fn ratio(self, ours: f64, theirs: f64) -> Option<f64> {
+        match self {
+            Self::More => Some(ours / theirs),
+            Self::Less => Some(theirs / ours),
+            Self::Neither => None,
+        }
+    }
 }
 
 impl Metric {
@@ -52,6 +67,7 @@ impl Metric {
             Self::PingLoadedHigh => ("ping beside 1 TCP stream, p99, µs", 0, Better::Less),
             Self::MachineTime => ("CPU of the whole machine, ms for each Gbit of 1 stream", 0, Better::Less),
             Self::TunnelTime => ("CPU of both tunnel ends, ms for each Gbit of 1 stream", 0, Better::Less),
+            Self::OtherWork => ("other work on the machine just before, % of a CPU", 0, Better::Neither),
             Self::Memory => ("memory of one end, MiB resident after all that", 1, Better::Less),
         }
     }
@@ -165,13 +181,14 @@ impl<'a> Table<'a> {
                         write!(f, " failed ({}) |", number + 1)?;
                     }
                 }
-                match (cell, ours) {
+                let ratio = match (cell, ours) {
+                    (Cell::Figure(theirs), Cell::Figure(ours)) => better.ratio(ours, theirs),
+                    _ => None,
+                };
+                match ratio {
                     _ if !compared(name) => {}
-                    (Cell::Figure(theirs), Cell::Figure(ours)) => {
-                        let ratio = if better == Better::More { ours / theirs } else { theirs / ours };
-                        write!(f, " {ratio:.2} |")?;
-                    }
-                    _ => write!(f, " |")?,
+                    Some(ratio) => write!(f, " {ratio:.2} |")?,
+                    None => write!(f, " |")?,
                 }
             }
             writeln!(f)?;

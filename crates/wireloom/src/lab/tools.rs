@@ -26,6 +26,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mount", "mount"),
     ("nsenter", "util-linux"),
     ("pgrep", "procps"),
+    ("ps", "procps"),
     ("taskset", "util-linux"),
     ("tcpdump", "tcpdump"),
     ("unshare", "util-linux"),

@@ -1,0 +1,94 @@
+//! Which of 10,000 peers gets a packet: by its destination in allowed IPs, and by the next hop's link
+//! address.
+//!
+//! `cargo bench -p wireloom-engine`
+
+use std::time::Duration;
+
+use divan::Bencher;
+use divan::counter::ItemsCount;
+use wireloom_engine::{
+    LinkAddress,
+    link::{Link, Way},
+};
+use wireloom_proto::{Device, Instant, Now, PrivateKey, PublicKey, UnixTime};
+
+const PEERS: u32 = 10_000;
+const MTU: usize = 1420;
+/// Of an Ethernet header.
+const HEADER: usize = 14;
+
+fn main() {
+    divan::main();
+}
+
+fn now() -> Now {
+    let elapsed = Duration::from_secs(1);
+    Now { monotonic: Instant::from_origin(elapsed), unix: UnixTime::from_epoch(elapsed) }
+}
+
+fn key(number: u32) -> PublicKey {
+    let mut bytes = [9; 32];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    PublicKey::from_bytes(bytes)
+}
+
+/// Peer `number` has 10.x.y.0/24.
+fn device() -> Device {
+    let mut device = Device::new([1; 32]);
+    let mut configuration = device.configure(now());
+    configuration.set_private_key(Some(PrivateKey::from_bytes([1; 32])));
+    for number in 0..PEERS {
+        let network = ipnet::Ipv4Net::new_assert((0x0a00_0000 | number << 8).into(), 24);
+        let mut peer = configuration.add_peer(key(number)).expect("not our own key");
+        peer.set_endpoint(([192, 0, 2, 1], 51820).into()).add_allowed_ip(network.into());
+    }
+    drop(configuration);
+    device
+}
+
+/// Frames to each of the peers, in an order that caches cannot foresee.
+fn frames() -> Vec<Vec<u8>> {
+    // The step has no divisor in common with the number of peers, so that it meets each once.
+    (0..PEERS).map(|step| step * 7_919 % PEERS).map(frame).collect()
+}
+
+/// A datagram without content from 10.255.0.1 to a host behind this peer.
+fn frame(number: u32) -> Vec<u8> {
+    let mut frame = LinkAddress::of(&key(number)).to_bytes().to_vec();
+    frame.extend([2, 0, 0, 0, 0, 1, 0x08, 0x00]);
+    frame.extend([0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 255, 0, 1]);
+    frame.extend((0x0a00_0001 | number << 8).to_be_bytes());
+    frame.extend([0, 9, 0, 9, 0, 8, 0, 0]);
+    frame
+}
+
+#[divan::bench]
+fn by_allowed_ips(bencher: Bencher<'_, '_>) {
+    let device = device();
+    let routes = device.transport().routes();
+    let frames = frames();
+    bencher.counter(ItemsCount::new(frames.len())).bench_local(|| {
+        for frame in divan::black_box(&frames) {
+            let way = Way::of_packet(&frame[HEADER..], &routes);
+            assert!(matches!(divan::black_box(way), Way::Peer(_)));
+        }
+    });
+}
+
+#[divan::bench]
+fn by_next_hop(bencher: Bencher<'_, '_>) {
+    let device = device();
+    let mut link = Link::new(LinkAddress::from_bytes([2, 0, 0, 0, 0, 1]));
+    device.peers().for_each(|peer| link.insert(peer.path));
+    let routes = device.transport().routes();
+    let frames = frames();
+    let mut answer = Vec::new();
+    bencher.counter(ItemsCount::new(frames.len())).bench_local(|| {
+        for frame in divan::black_box(&frames) {
+            let longest = frame.len() - HEADER;
+            let way = link.route(now().monotonic, frame, longest, &routes, MTU, &mut answer);
+            assert!(matches!(divan::black_box(way), Way::Peer(_)));
+        }
+    });
+}
