@@ -44,8 +44,8 @@ fn from_nothing_in_host_mode(bencher: Bencher<'_, '_>, nodes: u32) {
     });
 }
 
-/// The same with peers as neighbours, each with an address of its own on the link: two neighbours and
-/// one more route a node.
+/// The same with peers as neighbours, each with an address of its own on the link: two neighbours, one
+/// more route and six sources for the firewall a node.
 #[divan::bench(args = SIZES)]
 fn from_nothing_on_a_link(bencher: Bencher<'_, '_>, nodes: u32) {
     let mesh = link(nodes);
@@ -154,7 +154,7 @@ fn settings() -> Settings {
 }
 
 fn link_settings() -> Settings {
-    Settings { peer_lookup: PeerLookup::Gateway, source_check: SourceCheck::Off, ..settings() }
+    Settings { peer_lookup: PeerLookup::Gateway, source_check: SourceCheck::Firewall, ..settings() }
 }
 
 fn link(nodes: u32) -> Cluster {

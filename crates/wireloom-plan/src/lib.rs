@@ -13,6 +13,7 @@
 //! [`planner::Planner`] holds the left half of that picture and keeps it up to date, one changed
 //! node at a time.
 
+pub mod address_range;
 pub mod cluster;
 pub mod desired;
 pub mod diff;

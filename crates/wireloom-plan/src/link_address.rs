@@ -1,6 +1,6 @@
 //! Link addresses: what peers are called on the link, where a peer is a neighbour.
 
-use std::{fmt, net::Ipv6Addr};
+use std::{fmt, net::Ipv6Addr, str::FromStr};
 
 use blake2::{Blake2s256, Digest};
 use serde::{Serialize, Serializer};
@@ -43,6 +43,30 @@ impl LinkAddress {
     }
 }
 
+/// The text is not six bytes in hexadecimal with colons between them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a link address: expected six bytes such as 02:2a:5d:64:de:e9")]
+pub struct ParseLinkAddressError;
+
+impl FromStr for LinkAddress {
+    type Err = ParseLinkAddressError;
+
+    fn from_str(text: &str) -> Result<Self, ParseLinkAddressError> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| is_byte(part)).ok_or(ParseLinkAddressError)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| ParseLinkAddressError)?;
+        }
+        if parts.next().is_none() { Ok(Self(bytes)) } else { Err(ParseLinkAddressError) }
+    }
+}
+
+/// Two digits and nothing else: a sign would pass for a digit in [`u8::from_str_radix`].
+fn is_byte(text: &str) -> bool {
+    text.len() == 2 && text.bytes().all(|digit| digit.is_ascii_hexdigit())
+}
+
 impl fmt::Display for LinkAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
@@ -71,6 +95,15 @@ mod tests {
     fn known_answers() {
         for (key, address) in [([0; 32], "02:24:7b:dc:ea:86"), ([1; 32], "02:b5:ca:dc:5d:ab")] {
             assert_eq!(LinkAddress::of(PublicKey(key)).to_string(), address);
+        }
+    }
+
+    #[test]
+    fn texts_lead_back() {
+        let address = LinkAddress([2, 0x77, 0, 0, 0xa, 0xff]);
+        assert_eq!(address.to_string().parse(), Ok(address));
+        for text in ["", "02:77:00:00:0a", "02:77:00:00:0a:ff:00", "02:77:00:00:0a:+f", "2:77:0:0:a:ff"] {
+            assert_eq!(text.parse::<LinkAddress>(), Err(ParseLinkAddressError), "{text}");
         }
     }
 

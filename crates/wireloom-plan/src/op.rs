@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
-    kernel::{Firewall, Route, Rule, UnderlaySysctl},
+    kernel::{Firewall, Route, Rule, Source, UnderlaySysctl},
     key::PublicKey,
     link_address::LinkAddress,
     settings::{PeerLookup, SourceCheck},
@@ -109,8 +109,33 @@ pub enum Op {
     /// at. The request carries everything that the [`Rule`] has, its protocol included; the
     /// plan counts on this very rule of matching.
     RemoveRule(Rule),
-    /// Replace the nftables table `inet wireloom`, atomically.
-    SetFirewall(Firewall),
+    /// Make these the chains of the nftables table `inet wireloom`.
+    ///
+    /// This and the operations down to [`Op::RemoveFirewall`] are one transaction when they follow
+    /// each other: packets meet the table as it was or as it shall be.
+    SetFirewall {
+        /// The chains.
+        firewall: Firewall,
+        /// Whatever is in the table goes first; else the sets stay as they are, counts included.
+        anew: bool,
+    },
+    /// Count this peer's refused packets.
+    JudgePeer {
+        /// As its packets name it.
+        peer: LinkAddress,
+    },
+    /// Count them no longer, and forget what was counted.
+    ForgetPeer {
+        /// As its packets named it.
+        peer: LinkAddress,
+    },
+    /// Let a peer send from these addresses.
+    AdmitSource(Source),
+    /// Let it no longer.
+    RefuseSource(Source),
+    /// Make these all the sources that are admitted: for many changes at a time, which the kernel
+    /// does faster so (removing one of 15,000 from a set of ranges takes it half a millisecond).
+    ReplaceSources(BTreeSet<Source>),
     /// Remove that table.
     RemoveFirewall,
     /// Set a sysctl of an underlay interface; the shell records what it was before.

@@ -207,7 +207,7 @@ impl Derived {
         Ok(Self { host, index, desired })
     }
 
-    /// Before another node changes: take back the warnings that have to do with it.
+    /// Before another node changes: take back the warnings and the sources that have to do with it.
     fn retract(
         &mut self,
         cluster: &Cluster,
@@ -219,7 +219,18 @@ impl Derived {
         for warning in view.warnings_about(name, [old, new]) {
             self.desired.warnings.remove(&warning);
         }
-        Some(Before { touched: view.reach(old), can_encrypt: view.can_encrypt() })
+        let mut touched = view.reach(old);
+        touched.extend(view.reach(new));
+        let (peers, sources) = view.judgement_of(&touched);
+        for peer in &peers {
+            self.desired.judged_peers.remove(peer);
+        }
+        for source in &sources {
+            self.desired.sources.remove(source);
+        }
+        touched.judged_peers = peers;
+        touched.sources = sources;
+        Some(Before { touched, can_encrypt: view.can_encrypt() })
     }
 
     /// After the change: derive again what it touched. False when it touched everything.
@@ -249,6 +260,11 @@ impl Derived {
         for key in &touched.peers {
             put(&mut desired.peers, *key, view.peer(*key));
         }
+        let (peers, sources) = view.judgement_of(&touched);
+        desired.judged_peers.extend(&peers);
+        desired.sources.extend(&sources);
+        touched.judged_peers.extend(peers);
+        touched.sources.extend(sources);
         desired.warnings.extend(view.warnings_about(name, nodes));
 
         // The first or the last node of a family may come or go with it.

@@ -100,6 +100,10 @@ pub fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         own_port,
         ..Interest::default()
     };
+    let to_agent = sender.clone();
+    kernel.watch_nftables(move || {
+        let _ = to_agent.send(Event::Kernel);
+    })?;
     let monitor = Monitor::start(interest.clone(), move || {
         let _ = sender.send(Event::Kernel);
     })?;

@@ -1,6 +1,6 @@
 //! Operations and kernel objects in the words of iproute2, for people.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use wireloom_plan::{
     kernel::{Family, Route, RouteKind, Rule, UnderlaySysctl},
@@ -55,7 +55,20 @@ pub fn op(op: &Op, interface: &str) -> String {
         Op::RemoveRoute(to) => format!("remove the route `{}`", route(to, interface)),
         Op::AddRule(the) => format!("add the rule `{}`", rule(the)),
         Op::RemoveRule(the) => format!("remove the rule `{}`", rule(the)),
-        Op::SetFirewall(_) => "replace the nftables table `inet wireloom`".into(),
+        Op::SetFirewall { anew: true, .. } => "make the nftables table `inet wireloom` anew".into(),
+        Op::SetFirewall { anew: false, .. } => "set the chains of the nftables table `inet wireloom`".into(),
+        Op::JudgePeer { peer } => format!("count what the firewall refuses to {peer}"),
+        Op::ForgetPeer { peer } => format!("count no longer what the firewall refuses to {peer}"),
+        Op::AdmitSource(source) => format!("let {} send from {}", source.peer, source.addresses),
+        Op::RefuseSource(source) => format!("let {} no longer send from {}", source.peer, source.addresses),
+        Op::ReplaceSources(sources) => {
+            let peers: BTreeSet<_> = sources.iter().map(|source| source.peer).collect();
+            format!(
+                "let {} peers send from {} ranges of addresses, and no others",
+                peers.len(),
+                sources.len()
+            )
+        }
         Op::RemoveFirewall => "remove the nftables table `inet wireloom`".into(),
         Op::SetUnderlaySysctl { interface: underlay, sysctl, value } => {
             format!("set net.ipv4.conf.{underlay}.{} to {value}", sysctl_name(*sysctl))

@@ -197,7 +197,7 @@ impl View<'_> {
     }
 
     /// One node claims the key, and no other key leads to its link address.
-    fn is_unmistakable(&self, key: PublicKey) -> bool {
+    pub(super) fn is_unmistakable(&self, key: PublicKey) -> bool {
         self.index.holders(key).len() == 1
             && (!self.is_link() || self.index.link_holders(self.link_of(key)).len() == 1)
     }
@@ -216,9 +216,7 @@ impl View<'_> {
 
     /// This node has a key in the membership, and no other node claims it or the key file's.
     pub(crate) fn can_encrypt(&self) -> bool {
-        self.own
-            .public_key
-            .is_some_and(|key| self.is_unmistakable(key) && self.is_unmistakable(self.host.public_key))
+        self.can_encrypt
     }
 
     /// Families in which anybody in the mesh has anything.

@@ -17,9 +17,13 @@ const LOOSE: u8 = 2;
 
 impl View<'_> {
     pub(super) fn firewall(&self) -> Option<Firewall> {
-        self.settings.encrypt_host_traffic.then_some(Firewall {
-            mark_incoming: Some(IncomingMark { port: self.settings.listen_port, mark: self.settings.fwmark }),
-        })
+        let mark = IncomingMark { port: self.settings.listen_port, mark: self.settings.fwmark };
+        let firewall = Firewall {
+            mark_incoming: self.settings.encrypt_host_traffic.then_some(mark),
+            judge_sources: self.judges_sources(),
+            altered: false,
+        };
+        (firewall.mark_incoming.is_some() || firewall.judge_sources).then_some(firewall)
     }
 
     /// By interface. IPv6 has no source validation by sysctl.

@@ -11,6 +11,7 @@ mod neighbours;
 mod peers;
 mod routes;
 mod rules;
+mod sources;
 mod warnings;
 
 use std::{
@@ -27,7 +28,7 @@ use serde::Serialize;
 
 use crate::{
     cluster::{Cluster, Node},
-    kernel::{Firewall, Observed, RouteKind, Rule, UnderlaySysctl},
+    kernel::{Firewall, Observed, RouteKind, Rule, Source, UnderlaySysctl},
     key::PublicKey,
     link_address::LinkAddress,
     refusal::Refusal,
@@ -58,6 +59,10 @@ pub struct Desired {
     pub sysctls: BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>,
     /// The nftables table, when there shall be one.
     pub firewall: Option<Firewall>,
+    /// The peers whose refused packets it counts.
+    pub judged_peers: BTreeSet<LinkAddress>,
+    /// Who may send from where, when the firewall judges that.
+    pub sources: BTreeSet<Source>,
     /// What the operator should know.
     pub warnings: BTreeSet<Warning>,
 }
@@ -113,6 +118,8 @@ pub(crate) struct View<'a> {
     index: &'a Index,
     /// This node in the cluster.
     own: &'a Node,
+    /// See [`View::can_encrypt`].
+    can_encrypt: bool,
 }
 
 impl<'a> View<'a> {
@@ -129,11 +136,16 @@ impl<'a> View<'a> {
             .nodes
             .get(&settings.node)
             .ok_or_else(|| Refusal::NodeMissing { node: settings.node.clone() })?;
-        Ok(Self { cluster, settings, host, index, own })
+        let mut view = Self { cluster, settings, host, index, own, can_encrypt: false };
+        view.can_encrypt = own
+            .public_key
+            .is_some_and(|key| view.is_unmistakable(key) && view.is_unmistakable(host.public_key));
+        Ok(view)
     }
 
     /// Everything, from nothing.
     pub(crate) fn desired(&self) -> Desired {
+        let judged_peers = self.judged_peers();
         Desired {
             interface: self.settings.interface.clone(),
             mtu: self.mtu(),
@@ -145,6 +157,8 @@ impl<'a> View<'a> {
             rules: self.rules(),
             sysctls: self.sysctls(),
             firewall: self.firewall(),
+            sources: self.sources(&judged_peers),
+            judged_peers,
             warnings: self.warnings(),
         }
     }

@@ -12,12 +12,14 @@
 //! 7. rules removed;
 //! 8. routes removed, the shortest prefixes first (and preferred sources that no rule needs now);
 //! 9. allowed-IPs that shrink, and peers removed;
-//! 10. neighbours, addresses, firewall and sysctls that are needed no longer.
+//! 10. neighbours, addresses, sources that the firewall lets in, the firewall itself and sysctls that are
+//!     needed no longer.
 //!
 //! An interface that must become one of another kind is made anew, which takes its peers, its
 //! sessions and its routes away. Until they are back its destinations are unreachable: nothing
 //! of it leaves in plaintext.
 
+mod firewall;
 mod neighbours;
 mod peers;
 mod routes;
@@ -31,8 +33,9 @@ pub use teardown::teardown;
 
 use crate::{
     desired::Desired,
-    kernel::{Observed, Route, RouteKind},
+    kernel::{Observed, Route, RouteKind, Source},
     key::PublicKey,
+    link_address::LinkAddress,
     op::Op,
     refusal::Refusal,
     settings::PeerLookup,
@@ -49,7 +52,9 @@ use crate::{
 pub fn diff(observed: &Observed, desired: &Desired) -> Result<Vec<Op>, Refusal> {
     refuse_foreign_link(observed, desired)?;
     let mut ops = Vec::new();
-    raise_underlay(observed, desired, &mut ops);
+    let firewall = firewall::all(observed, desired);
+    ops.extend(set_sysctls(observed, desired));
+    ops.extend(firewall.early);
     let observed = raise_link(observed, desired, &mut ops);
 
     let peers = peers::changes(&observed, desired, peers::all(&observed, desired));
@@ -71,7 +76,8 @@ pub fn diff(observed: &Observed, desired: &Desired) -> Result<Vec<Op>, Refusal> 
 
     let old = observed.addresses.difference(&desired.addresses);
     ops.extend(old.map(|old| Op::RemoveAddress { address: *old }));
-    lower_underlay(&observed, desired, &mut ops);
+    ops.extend(firewall.late);
+    ops.extend(restore_sysctls(&observed, desired));
     Ok(ops)
 }
 
@@ -85,10 +91,13 @@ pub(crate) fn diff_touched(
     touched: &Touched,
 ) -> Result<Vec<Op>, Refusal> {
     refuse_foreign_link(observed, desired)?;
+    let firewall = firewall::touched(observed, desired, &touched.judged_peers, &touched.sources);
     let peers = peers::changes(observed, desired, touched.peers.iter().copied());
     let neighbours = neighbours::changes(observed, desired, touched.neighbours.iter().copied());
     let routes = routes::changes(observed, desired, touched.destinations.iter().copied());
-    Ok([peers.grow, neighbours.early, routes.early, routes.late, neighbours.late, peers.shrink].concat())
+    let early = [firewall.early, peers.grow, neighbours.early, routes.early];
+    let late = [routes.late, neighbours.late, peers.shrink, firewall.late];
+    Ok(early.into_iter().chain(late).flatten().collect())
 }
 
 /// The peers and destinations that changes of the cluster touched.
@@ -97,6 +106,8 @@ pub(crate) struct Touched {
     pub(crate) peers: BTreeSet<PublicKey>,
     pub(crate) destinations: BTreeSet<IpNet>,
     pub(crate) neighbours: BTreeSet<IpAddr>,
+    pub(crate) judged_peers: BTreeSet<LinkAddress>,
+    pub(crate) sources: BTreeSet<Source>,
 }
 
 impl Touched {
@@ -104,6 +115,8 @@ impl Touched {
         self.peers.extend(other.peers);
         self.destinations.extend(other.destinations);
         self.neighbours.extend(other.neighbours);
+        self.judged_peers.extend(other.judged_peers);
+        self.sources.extend(other.sources);
     }
 }
 
@@ -128,35 +141,25 @@ fn refuse_foreign_link(observed: &Observed, desired: &Desired) -> Result<(), Ref
     }
 }
 
-fn raise_underlay(observed: &Observed, desired: &Desired, ops: &mut Vec<Op>) {
-    for (interface, sysctls) in &desired.sysctls {
+fn set_sysctls<'a>(observed: &'a Observed, desired: &'a Desired) -> impl Iterator<Item = Op> + use<'a> {
+    desired.sysctls.iter().flat_map(|(interface, sysctls)| {
         let current = |sysctl| observed.sysctl(interface, sysctl);
-        let stale = sysctls.iter().filter(|(sysctl, value)| current(**sysctl) != Some(**value));
-        ops.extend(stale.map(|(sysctl, value)| Op::SetUnderlaySysctl {
+        let stale = sysctls.iter().filter(move |(sysctl, value)| current(**sysctl) != Some(**value));
+        stale.map(|(sysctl, value)| Op::SetUnderlaySysctl {
             interface: interface.clone(),
             sysctl: *sysctl,
             value: *value,
-        }));
-    }
-    if let Some(firewall) = &desired.firewall
-        && observed.firewall.as_ref() != Some(firewall)
-    {
-        ops.push(Op::SetFirewall(firewall.clone()));
-    }
+        })
+    })
 }
 
-fn lower_underlay(observed: &Observed, desired: &Desired, ops: &mut Vec<Op>) {
-    if observed.firewall.is_some() && desired.firewall.is_none() {
-        ops.push(Op::RemoveFirewall);
-    }
-    for (interface, saved) in &observed.saved_sysctls {
+fn restore_sysctls<'a>(observed: &'a Observed, desired: &'a Desired) -> impl Iterator<Item = Op> + use<'a> {
+    observed.saved_sysctls.iter().flat_map(|(interface, saved)| {
         let wanted = desired.sysctls.get(interface);
-        let unwanted = saved.keys().filter(|sysctl| wanted.is_none_or(|wanted| !wanted.contains_key(sysctl)));
-        ops.extend(
-            unwanted
-                .map(|sysctl| Op::RestoreUnderlaySysctl { interface: interface.clone(), sysctl: *sysctl }),
-        );
-    }
+        let unwanted =
+            saved.keys().filter(move |sysctl| wanted.is_none_or(|wanted| !wanted.contains_key(sysctl)));
+        unwanted.map(|sysctl| Op::RestoreUnderlaySysctl { interface: interface.clone(), sysctl: *sysctl })
+    })
 }
 
 /// The interface and the device. Gives what will be observed once that is done: an interface made

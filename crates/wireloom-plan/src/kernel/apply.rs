@@ -2,15 +2,20 @@
 //!
 //! Tests run plans against it; the shell keeps its mirror of the kernel with it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
 use super::{
-    ALIAS, ALL, Device, Link, Observed, Peer, Route, RouteKind, UnderlaySysctl, find_rule, insert_rule,
+    ALIAS, ALL, Device, Link, Observed, Peer, Route, RouteKind, Source, UnderlaySysctl, find_rule,
+    insert_rule,
 };
 use crate::{
     key::PublicKey,
+    link_address::LinkAddress,
     op::{Op, SetPeer},
 };
 
@@ -49,8 +54,17 @@ pub enum ApplyError {
     #[error("no rule at priority {0} matches")]
     NoSuchRule(u32),
     /// ENOENT
-    #[error("table `inet wireloom` does not exist")]
+    #[error("table `inet wireloom`, or what is needed of it, does not exist")]
     NoFirewall,
+    /// ENOENT
+    #[error("the refused packets of {0} are not counted")]
+    NoSuchPeer(LinkAddress),
+    /// ENOENT
+    #[error("the source `{0}` is not admitted")]
+    NoSuchSourceOfPeer(Source),
+    /// EEXIST, ENOTEMPTY
+    #[error("the source `{0}` overlaps another one of its peer")]
+    OverlappingSource(Source),
     /// ENOENT
     #[error("{0} is not an underlay interface")]
     NoSuchUnderlay(String),
@@ -165,9 +179,39 @@ impl Observed {
                 let place = find_rule(&self.rules, rule).ok_or(ApplyError::NoSuchRule(rule.priority))?;
                 self.rules.remove(place);
             }
-            Op::SetFirewall(firewall) => self.firewall = Some(firewall.clone()),
+            Op::SetFirewall { firewall, anew } => {
+                if *anew || !firewall.judge_sources {
+                    self.forget_firewall();
+                }
+                self.firewall = Some(firewall.clone());
+            }
+            Op::JudgePeer { peer } => {
+                self.firewall_that_judges()?;
+                self.judged_peers.insert(*peer);
+            }
+            Op::ForgetPeer { peer } => {
+                if !self.judged_peers.remove(peer) {
+                    return Err(ApplyError::NoSuchPeer(*peer));
+                }
+            }
+            Op::AdmitSource(source) => {
+                self.firewall_that_judges()?;
+                admit(&mut self.sources, *source)?;
+            }
+            Op::RefuseSource(source) => {
+                if !self.sources.remove(source) {
+                    return Err(ApplyError::NoSuchSourceOfPeer(*source));
+                }
+            }
+            Op::ReplaceSources(sources) => {
+                self.firewall_that_judges()?;
+                let mut admitted = BTreeSet::new();
+                sources.iter().try_for_each(|source| admit(&mut admitted, *source))?;
+                self.sources = admitted;
+            }
             Op::RemoveFirewall => {
                 self.firewall.take().ok_or(ApplyError::NoFirewall)?;
+                self.forget_firewall();
             }
             Op::SetUnderlaySysctl { interface, sysctl, value } => {
                 let before = self.write_sysctl(interface, *sysctl, *value)?;
@@ -186,6 +230,17 @@ impl Observed {
         self.neighbours.clear();
         self.link_routes.clear();
         self.routes.retain(|route| !matches!(route.kind, RouteKind::Device { .. }));
+    }
+
+    fn forget_firewall(&mut self) {
+        self.firewall = None;
+        self.judged_peers.clear();
+        self.sources.clear();
+    }
+
+    fn firewall_that_judges(&self) -> Result<(), ApplyError> {
+        let judges = self.firewall.as_ref().is_some_and(|firewall| firewall.judge_sources);
+        if judges { Ok(()) } else { Err(ApplyError::NoFirewall) }
     }
 
     fn link_that_is_up(&self, destination: IpNet) -> Result<(), ApplyError> {
@@ -244,6 +299,17 @@ impl Observed {
         let _ = self.write_sysctl(interface, sysctl, value);
         Ok(())
     }
+}
+
+/// The sources of a peer are disjoint, so those beside the new one's place are all that could overlap it.
+fn admit(sources: &mut BTreeSet<Source>, source: Source) -> Result<(), ApplyError> {
+    let before = sources.range(..=source).next_back();
+    let after = sources.range(source..).next();
+    if before.into_iter().chain(after).any(|other| other.overlaps(&source)) {
+        return Err(ApplyError::OverlappingSource(source));
+    }
+    sources.insert(source);
+    Ok(())
 }
 
 impl Device {

@@ -4,6 +4,7 @@
 
 mod apply;
 mod rules;
+mod source;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use apply::ApplyError;
 pub(crate) use rules::{find_rule, insert_rule};
+pub use source::Source;
 
 use crate::{
     key::PublicKey,
@@ -87,6 +89,10 @@ pub struct Observed {
     pub saved_sysctls: BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>,
     /// Our nftables table `inet wireloom`.
     pub firewall: Option<Firewall>,
+    /// The peers whose refused packets it counts, each for itself.
+    pub judged_peers: BTreeSet<LinkAddress>,
+    /// Who may send from where.
+    pub sources: BTreeSet<Source>,
 }
 
 /// The interface of our name.
@@ -274,12 +280,19 @@ pub enum UnderlaySysctl {
     SendRedirects,
 }
 
-/// The content of `inet wireloom`.
+/// The chains of `inet wireloom`. What is in its sets is [`Observed::judged_peers`] and
+/// [`Observed::sources`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Firewall {
     /// Incoming WireGuard packets to this port are marked before routing, so that
     /// source validation sees the same mark as the reply will carry (host mode).
     pub mark_incoming: Option<IncomingMark>,
+    /// What comes out of our interface, a link, is refused and counted unless its source is among
+    /// the sources of the peer whose link address it bears.
+    pub judge_sources: bool,
+    /// Somebody changed the table: something is in it, or missing from it, that no operation of
+    /// ours leaves so. Never desired.
+    pub altered: bool,
 }
 
 /// Marking of incoming WireGuard UDP, in prerouting at raw priority.

@@ -28,12 +28,12 @@ fn host_mode_lets_wireguard_through_strict_source_validation() {
     let mut machine = host_mode();
     let ops = machine.reconcile(&three_nodes()).ops;
     let mark_incoming = Some(IncomingMark { port: 51820, mark: 0xa });
-    assert_eq!(machine.kernel.firewall, Some(Firewall { mark_incoming }));
+    assert_eq!(machine.kernel.firewall, Some(Firewall { mark_incoming, ..Firewall::default() }));
     let eth0 = &machine.kernel.underlays["eth0"];
     assert_eq!((eth0.rp_filter, eth0.src_valid_mark), (2, true));
 
     let last_prepared =
-        ops.iter().rposition(|op| matches!(op, Op::SetUnderlaySysctl { .. } | Op::SetFirewall(_)));
+        ops.iter().rposition(|op| matches!(op, Op::SetUnderlaySysctl { .. } | Op::SetFirewall { .. }));
     assert!(last_prepared.unwrap() < place(&ops, |op| matches!(op, Op::CreateLink { .. })));
 }
 
@@ -41,7 +41,7 @@ fn host_mode_lets_wireguard_through_strict_source_validation() {
 fn scoped_mode_touches_neither_sysctls_nor_firewall() {
     let mut machine = machine();
     let ops = machine.reconcile(&three_nodes()).ops;
-    assert!(!ops.iter().any(|op| matches!(op, Op::SetUnderlaySysctl { .. } | Op::SetFirewall(_))));
+    assert!(!ops.iter().any(|op| matches!(op, Op::SetUnderlaySysctl { .. } | Op::SetFirewall { .. })));
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! - `peers`: keys, endpoints, allowed-IPs and who they pass between
 //! - `modes`: packets between hosts and pods, in each mode and across live switches
 //! - `link`: peers as neighbours: next hops, the routes to them, and the modes all over again
+//! - `sources`: who may send from where, and what of the firewall changes when
 //! - `host`: sysctls, firewall, link, and everything taken away again
 //! - `kernel`: the in-memory kernel does what Linux was measured to do
 //! - `warnings`: what the operator is told
@@ -23,6 +24,7 @@ mod peers;
 mod properties;
 mod routes;
 mod rules;
+mod sources;
 mod universe;
 mod warnings;
 mod world;

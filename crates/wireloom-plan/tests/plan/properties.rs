@@ -14,7 +14,10 @@ use wireloom_plan::{
     op::Op,
 };
 
-use crate::universe::{cluster, key_file, observed, settings};
+use crate::{
+    universe::{cluster, key_file, observed, settings},
+    world::are_one,
+};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
@@ -35,9 +38,10 @@ proptest! {
     fn every_moment_in_between_is_safe((before, wanted) in before_and_wanted()) {
         let ops = diff(&before, &wanted).unwrap();
         let mut now = before.clone();
-        for run in ops.chunk_by(|a, b| matches!((a, b), (Op::SetPeer(_), Op::SetPeer(_)))) {
+        for run in ops.chunk_by(are_one) {
             assert_safe_to_do(&run[0], &before, &now, &wanted);
             now.apply_all(run).unwrap();
+            assert_nothing_refused(&before, &now, &wanted);
             assert_nothing_lost(&before, &now, &wanted);
         }
     }
@@ -52,6 +56,7 @@ proptest! {
         prop_assert_eq!(&after.link, &None);
         prop_assert_eq!(&after.rules, &vec![]);
         prop_assert_eq!(&after.firewall, &None);
+        prop_assert!(after.judged_peers.is_empty() && after.sources.is_empty());
         prop_assert!(after.saved_sysctls.is_empty());
         // A foreign route through our interface goes with the interface.
         let foreign = before.routes.iter().filter(|route| !route.is_ours() && !through_our_interface(route));
@@ -101,6 +106,8 @@ fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
     assert!(foreign_routes(after).eq(foreign_routes(before)), "foreign routes stay");
 
     assert_eq!(after.firewall, wanted.firewall);
+    assert_eq!(after.judged_peers, wanted.judged_peers);
+    assert_eq!(after.sources, wanted.sources);
     for (interface, sysctls) in &wanted.sysctls {
         assert!(sysctls.iter().all(|(sysctl, value)| after.sysctl(interface, *sysctl) == Some(*value)));
     }
@@ -138,7 +145,14 @@ fn assert_safe_to_do(op: &Op, before: &Observed, now: &Observed, wanted: &Desire
             for (interface, sysctls) in &wanted.sysctls {
                 assert!(sysctls.iter().all(|(sysctl, value)| now.sysctl(interface, *sysctl) == Some(*value)));
             }
-            assert!(wanted.firewall.is_none() || now.firewall == wanted.firewall);
+            assert_judging(now, wanted);
+            let marks = now.firewall.as_ref().and_then(|firewall| firewall.mark_incoming.as_ref());
+            let mark = wanted.firewall.as_ref().and_then(|firewall| firewall.mark_incoming.as_ref());
+            assert!(mark.is_none() || marks == mark);
+        }
+        // Nobody is heard before the firewall is there.
+        Op::CreateLink { .. } | Op::StartDevice { .. } | Op::ConfigureDevice { .. } | Op::SetPeer(_) => {
+            assert_judging(now, wanted);
         }
         Op::RemoveRule(_) => {
             assert!(wanted.rules.iter().all(|rule| now.rules.contains(rule)), "new rules before old ones go");
@@ -150,6 +164,33 @@ fn assert_safe_to_do(op: &Op, before: &Observed, now: &Observed, wanted: &Desire
             assert!(now.rules.iter().all(|rule| wanted.rules.contains(rule)), "rules go before {op:?}");
         }
         _ => {}
+    }
+}
+
+/// The firewall judges if it shall, and lets in all that it shall.
+fn assert_judging(now: &Observed, wanted: &Desired) {
+    if wanted.firewall.as_ref().is_some_and(|firewall| firewall.judge_sources) {
+        assert!(now.firewall.as_ref().is_some_and(|firewall| firewall.judge_sources && !firewall.altered));
+        assert!(now.judged_peers.is_superset(&wanted.judged_peers));
+        assert!(now.sources.is_superset(&wanted.sources));
+    }
+}
+
+/// What a peer might send and may send is let in at every moment.
+fn assert_nothing_refused(before: &Observed, now: &Observed, wanted: &Desired) {
+    let judges = |kernel: &Observed| kernel.firewall.as_ref().is_some_and(|firewall| firewall.judge_sources);
+    if judges(before) && judges(now) {
+        let admits = |kernel: &Observed, peer, address| {
+            kernel.sources.iter().any(|source| source.peer == peer && source.addresses.contains(address))
+        };
+        for source in &wanted.sources {
+            for address in [source.addresses.first(), source.addresses.last()] {
+                let kept = !admits(before, source.peer, address) || admits(now, source.peer, address);
+                assert!(kept, "{address} of {} was refused", source.peer);
+            }
+        }
+        let counted = before.judged_peers.intersection(&wanted.judged_peers);
+        assert!(counted.into_iter().all(|peer| now.judged_peers.contains(peer)), "counts are kept");
     }
 }
 

@@ -12,7 +12,7 @@ use wireloom_plan::{
     cluster::{Cluster, Node},
     kernel::{
         ALIAS, ALL, Device, Family, Firewall, IncomingMark, Link, Observed, OtherSelectors, PROTOCOL, Peer,
-        Route, RouteKind, Rule, Underlay, UnderlaySysctl,
+        Route, RouteKind, Rule, Source, Underlay, UnderlaySysctl,
     },
     key::PublicKey,
     link_address::LinkAddress,
@@ -261,6 +261,33 @@ fn neighbour_addresses() -> impl Strategy<Value = IpAddr> {
     prop_oneof![link_address(), link_local]
 }
 
+/// With what is in its sets: a peer's sources do not overlap, and of a table that somebody altered
+/// nothing more is known.
+fn firewall() -> impl Strategy<Value = (Option<Firewall>, BTreeSet<LinkAddress>, BTreeSet<Source>)> {
+    let mark = (sample::select(vec![51820_u16, 2]), sample::select(vec![0xa_u32, 1]));
+    let mark_incoming = option::of(mark.prop_map(|(port, mark)| IncomingMark { port, mark }));
+    let chains = (mark_incoming, any::<bool>(), prop::bool::weighted(0.2));
+    let peer = || any_key().prop_map(LinkAddress::of);
+    let source = (peer(), prefix()).prop_map(|(peer, prefix)| Source { peer, addresses: prefix.into() });
+    let sets = (collection::btree_set(peer(), 0..6), collection::vec(source, 0..12));
+    option::of((chains, sets)).prop_map(|firewall| {
+        let Some(((mark_incoming, judge_sources, altered), (peers, all))) = firewall else {
+            return (None, BTreeSet::new(), BTreeSet::new());
+        };
+        if altered {
+            return (Some(Firewall { altered, ..Firewall::default() }), BTreeSet::new(), BTreeSet::new());
+        }
+        let firewall = Some(Firewall { mark_incoming, judge_sources, altered });
+        let mut sources: BTreeSet<Source> = BTreeSet::new();
+        for source in all.into_iter().filter(|_| judge_sources) {
+            if !sources.iter().any(|other| other.overlaps(&source)) {
+                sources.insert(source);
+            }
+        }
+        (firewall, peers.into_iter().filter(|_| judge_sources).collect(), sources)
+    })
+}
+
 /// A kernel in any state in which the kernel lets itself be put, our interface not being foreign.
 pub(crate) fn observed() -> impl Strategy<Value = Observed> {
     let link = option::of((sample::select(vec![1420_u32, 1300]), any::<bool>(), mode()));
@@ -271,17 +298,15 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
         collection::vec(rule(), 0..7),
         collection::btree_set(route(), 0..12),
     );
-    let firewall = option::of((1..3_u16, sample::select(vec![0xa_u32, 1])).prop_map(|(port, mark)| {
-        Firewall { mark_incoming: Some(IncomingMark { port: if port == 1 { 51820 } else { port }, mark }) }
-    }));
     let link_address = any_key().prop_map(LinkAddress::of);
     let neighbours = (
         collection::btree_map(neighbour_addresses(), link_address, 0..6),
         collection::btree_set(link_address_of_a_route(), 0..4),
         any::<bool>(),
     );
-    (network, neighbours, underlays(), saved_sysctls(), firewall).prop_map(
+    (network, neighbours, underlays(), saved_sysctls(), firewall()).prop_map(
         |(network, (neighbours, link_routes, send_redirects), underlays, saved_sysctls, firewall)| {
+            let (firewall, judged_peers, sources) = firewall;
             let (link, device, addresses, mut rules, mut routes) = network;
             let up = link.is_some_and(|(_, up, _)| up);
             // The kernel keeps no route through an interface that is down or gone.
@@ -302,6 +327,8 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
                 underlays,
                 saved_sysctls,
                 firewall,
+                judged_peers,
+                sources,
             }
         },
     )

@@ -149,7 +149,26 @@ impl Machine {
     fn takes(&self, source: IpAddr, peer: PublicKey) -> bool {
         let Some(device) = &self.kernel.device else { return false };
         device.peers.contains_key(&peer)
-            && (device.source_check == SourceCheck::Off || self.peer_of(source) == Some(peer))
+            && match device.source_check {
+                SourceCheck::AllowedIps => self.peer_of(source) == Some(peer),
+                SourceCheck::Firewall => self.admits(source, peer),
+                SourceCheck::Off => true,
+            }
+    }
+
+    /// Does the firewall let this source of the peer in?
+    fn admits(&self, source: IpAddr, peer: PublicKey) -> bool {
+        let judges = self.kernel.firewall.as_ref().is_some_and(|firewall| firewall.judge_sources);
+        let mut sources = self.kernel.sources.iter();
+        let admitted = sources.any(|one| one.peer == LinkAddress::of(peer) && one.addresses.contains(source));
+        judges && admitted
+    }
+
+    /// The sources of a peer as nft lists them.
+    pub(crate) fn sources(&self, peer: u8) -> Vec<String> {
+        let peer = LinkAddress::of(key(peer));
+        let sources = self.kernel.sources.iter().filter(|source| source.peer == peer);
+        sources.map(|source| source.addresses.to_string()).collect()
     }
 
     /// The longest prefix in allowed-IPs that holds the address.
@@ -309,12 +328,29 @@ impl World {
     /// of the way: one operation, or one transaction of peers, at a time.
     pub(crate) fn step(&mut self, name: &str, mut look: impl FnMut(&Self, &Op)) {
         let ops = self.machines[name].plan(&self.cluster).ops;
-        for run in ops.chunk_by(|a, b| matches!((a, b), (Op::SetPeer(_), Op::SetPeer(_)))) {
+        for run in ops.chunk_by(are_one) {
             self.machine(name).kernel.apply_all(run).unwrap();
             look(self, run.last().unwrap());
         }
         assert_eq!(self.machines[name].plan(&self.cluster).ops, vec![]);
     }
+}
+
+/// Operations that are done in one transaction when they follow each other.
+pub(crate) fn are_one(op: &Op, next: &Op) -> bool {
+    let of_the_firewall = |op: &Op| {
+        matches!(
+            op,
+            Op::SetFirewall { .. }
+                | Op::JudgePeer { .. }
+                | Op::ForgetPeer { .. }
+                | Op::AdmitSource(_)
+                | Op::RefuseSource(_)
+                | Op::ReplaceSources(_)
+                | Op::RemoveFirewall
+        )
+    };
+    matches!((op, next), (Op::SetPeer(_), Op::SetPeer(_))) || of_the_firewall(op) && of_the_firewall(next)
 }
 
 /// The places at which operations of these kinds are, for tests of their order.

@@ -77,6 +77,8 @@ fn sign(op: &Op) -> String {
         | Op::AddLinkRoute { .. }
         | Op::SetRoute(_)
         | Op::AddRule(_)
+        | Op::JudgePeer { .. }
+        | Op::AdmitSource(_)
         | Op::SetPeer(_) => "+".green().to_string(),
         Op::RemoveLink
         | Op::RemoveAddress { .. }
@@ -85,12 +87,15 @@ fn sign(op: &Op) -> String {
         | Op::RemoveRoute(_)
         | Op::RemoveRule(_)
         | Op::RemovePeer { .. }
+        | Op::ForgetPeer { .. }
+        | Op::RefuseSource(_)
         | Op::RemoveFirewall => "-".red().to_string(),
         Op::SetMtu { .. }
         | Op::StartDevice { .. }
         | Op::SetUp
         | Op::ConfigureDevice { .. }
-        | Op::SetFirewall(_)
+        | Op::SetFirewall { .. }
+        | Op::ReplaceSources(_)
         | Op::SetUnderlaySysctl { .. }
         | Op::RestoreUnderlaySysctl { .. } => "~".yellow().to_string(),
     }

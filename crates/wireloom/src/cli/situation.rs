@@ -12,7 +12,7 @@ use wireloom_plan::{
 
 use crate::{
     config::Config,
-    kernel::{DeviceState, Implementation, Kernel, Linux},
+    kernel::{DeviceState, Implementation, Kernel, Linux, Refusals},
     key_file, membership,
     run_file::RunFile,
     state::StateDir,
@@ -26,6 +26,8 @@ pub(super) struct Situation {
     pub(super) observed: Observed,
     pub(super) device: Option<DeviceState>,
     pub(super) backend: Option<Implementation>,
+    /// `None` when the firewall judges nobody.
+    pub(super) refusals: Option<Refusals>,
 }
 
 impl Situation {
@@ -41,10 +43,12 @@ impl Situation {
         if let Some(agent) = RunFile::read(&config.settings.interface) {
             kernel.remember_endpoints(&agent.configured_endpoints);
         }
+        let observed = kernel.observe(&own)?;
         Ok(Self {
             public_key: key.map(|key| PublicKey(*key.public_key().as_bytes())),
             cluster,
-            observed: kernel.observe(&own)?,
+            refusals: kernel.refusals().cloned(),
+            observed,
             device: kernel.device()?,
             backend: kernel.present_backend()?,
             config,

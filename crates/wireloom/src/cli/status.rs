@@ -16,6 +16,7 @@ use wireloom_plan::{
     cluster::Cluster,
     kernel::{ALIAS, Rule},
     key::PublicKey,
+    link_address::LinkAddress,
     op::Op,
     settings::{PeerLookup, Settings, SourceCheck},
     warning::Warning,
@@ -23,7 +24,7 @@ use wireloom_plan::{
 
 use super::{plan::Told, situation::Situation};
 use crate::{
-    kernel::{Implementation, PeerState},
+    kernel::{Implementation, PeerState, Refusals},
     run_file::RunFile,
     state::StateDir,
     wording,
@@ -49,6 +50,8 @@ struct Report<'a> {
     link: Option<&'static str>,
     interface: Interface<'a>,
     peers: Vec<Peer<'a>>,
+    /// Packets that the firewall refused to whoever is no peer here.
+    refused_strangers: Option<u64>,
     rules: &'a [Rule],
     /// What an agent would do now.
     pending: Vec<Op>,
@@ -75,6 +78,8 @@ struct Peer<'a> {
     handshake_age_seconds: Option<u64>,
     received: u64,
     sent: u64,
+    /// Packets that the firewall refused because of their source.
+    refused: Option<u64>,
     allowed_ips: Vec<IpNet>,
 }
 
@@ -142,7 +147,8 @@ fn report<'a>(
             public_key: device.and_then(|device| device.public_key),
             listen_port: device.map(|device| device.listen_port),
         },
-        peers: peers.map(|(key, peer)| self::peer(*key, peer, &names)).collect(),
+        peers: peers.map(|(key, peer)| self::peer(*key, peer, &names, situation.refusals.as_ref())).collect(),
+        refused_strangers: situation.refusals.as_ref().map(|refusals| refusals.strangers),
         rules: &situation.observed.rules,
         pending,
         warnings: warnings.iter().map(Told::from).collect(),
@@ -171,7 +177,12 @@ fn names_by_key(cluster: &Cluster) -> BTreeMap<PublicKey, Vec<&str>> {
     names
 }
 
-fn peer<'a>(key: PublicKey, peer: &PeerState, names: &BTreeMap<PublicKey, Vec<&'a str>>) -> Peer<'a> {
+fn peer<'a>(
+    key: PublicKey,
+    peer: &PeerState,
+    names: &BTreeMap<PublicKey, Vec<&'a str>>,
+    refusals: Option<&Refusals>,
+) -> Peer<'a> {
     Peer {
         nodes: names.get(&key).cloned().unwrap_or_default(),
         public_key: key,
@@ -179,6 +190,7 @@ fn peer<'a>(key: PublicKey, peer: &PeerState, names: &BTreeMap<PublicKey, Vec<&'
         handshake_age_seconds: peer.handshake_age(SystemTime::now()).map(|age| age.as_secs()),
         received: peer.received,
         sent: peer.sent,
+        refused: refusals.and_then(|refusals| refusals.peers.get(&LinkAddress::of(key)).copied()),
         allowed_ips: peer.allowed_ips.iter().copied().collect(),
     }
 }
@@ -204,6 +216,9 @@ fn about(report: &Report<'_>) -> String {
     if let Some(link) = report.link {
         about.add_row(["link", link]);
     }
+    if let Some(packets @ 1..) = report.refused_strangers {
+        about.add_row(["refused", &format!("{packets} packets of strangers, who are no peers in the mesh")]);
+    }
     let Interface { name, state, backend, mtu, public_key, listen_port } = &report.interface;
     let mut interface = format!("{name}, {state}");
     interface.extend(mtu.map(|mtu| format!(", MTU {mtu}")));
@@ -228,20 +243,27 @@ fn peers(report: &Report<'_>) -> String {
         return String::new();
     }
     let mut peers = table();
-    peers.set_header(["peer", "endpoint", "handshake", "received", "sent", "allowed IPs"]);
+    // Only where a firewall judges.
+    let judged = report.refused_strangers.map(|_| "refused");
+    let header = ["peer", "endpoint", "handshake", "received", "sent"].into_iter().chain(judged);
+    peers.set_header(header.chain(["allowed IPs"]));
     for peer in &report.peers {
         let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
         let name = if peer.nodes.is_empty() { peer.public_key.to_string() } else { peer.nodes.join(" ") };
-        peers.add_row([
+        let mut row = vec![
             name,
             peer.endpoint.map_or_else(|| "unknown".into(), |endpoint| endpoint.to_string()),
             peer.handshake_age_seconds.map_or_else(|| "never".into(), |age| format!("{} ago", span(age))),
             bytes(peer.received),
             bytes(peer.sent),
-            cidrs.join(" "),
-        ]);
+        ];
+        row.extend(
+            judged.map(|_| peer.refused.map_or_else(|| "not judged".into(), |packets| packets.to_string())),
+        );
+        row.push(cidrs.join(" "));
+        peers.add_row(row);
     }
-    for column in 2..=4 {
+    for column in 2..=4 + judged.iter().len() {
         if let Some(column) = peers.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

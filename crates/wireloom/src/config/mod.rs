@@ -170,24 +170,31 @@ struct Link {
 #[serde(default, deny_unknown_fields)]
 struct LinkText {
     peer_lookup: PeerLookup,
-    source_check: SourceCheck,
+    /// Absent: the firewall on a link, the allowed-IPs without one.
+    source_check: Option<SourceCheck>,
 }
 
-/// Of two decisions some pairs make no sense, and one is still to come.
+/// Of two decisions some pairs make no sense.
 impl TryFrom<LinkText> for Link {
     type Error = &'static str;
 
     fn try_from(LinkText { peer_lookup, source_check }: LinkText) -> Result<Self, Self::Error> {
-        match (peer_lookup, source_check) {
-            (_, SourceCheck::Firewall) => Err(
-                "this version keeps no firewall rules for peers; write source_check = \"off\" and let rules of \
-                 your own match each peer by `ether saddr` (`wireloom key link-address`)",
+        let usual = match peer_lookup {
+            PeerLookup::Destination => SourceCheck::AllowedIps,
+            PeerLookup::Gateway => SourceCheck::Firewall,
+        };
+        match (peer_lookup, source_check.unwrap_or(usual)) {
+            (PeerLookup::Destination, SourceCheck::Firewall) => Err(
+                "source_check = \"firewall\" does not go with peer_lookup = \"destination\": the firewall knows a \
+                 peer by its link address, which only a link has; add peer_lookup = \"gateway\", or remove the line \
+                 for allowed-ips",
             ),
             (PeerLookup::Gateway, SourceCheck::AllowedIps) => Err(
                 "peer_lookup = \"gateway\" does not go with source_check = \"allowed-ips\", since a gateway \
-                 forwards packets whose sources no allowed-IPs name; add source_check = \"off\"",
+                 forwards packets whose sources no allowed-IPs name; remove the line for the firewall, or write \
+                 source_check = \"off\"",
             ),
-            _ => Ok(Self { peer_lookup, source_check }),
+            (peer_lookup, source_check) => Ok(Self { peer_lookup, source_check }),
         }
     }
 }

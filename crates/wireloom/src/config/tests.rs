@@ -142,14 +142,16 @@ fn each_mistake_names_its_line_and_the_mend() {
         ("[routing]\nfwmark = true", "agent.toml:2: a firewall mark is 1 to 0xffffffff, such as \"0xa\""),
         ("[routing]\nscope = \"all\"", "agent.toml:2: unknown variant `all`, expected `pool` or `node`"),
         (
-            "[link]\npeer_lookup = \"gateway\"",
+            "[link]\npeer_lookup = \"gateway\"\nsource_check = \"allowed-ips\"",
             "agent.toml:1: peer_lookup = \"gateway\" does not go with source_check = \"allowed-ips\", since a \
-             gateway forwards packets whose sources no allowed-IPs name; add source_check = \"off\"",
+             gateway forwards packets whose sources no allowed-IPs name; remove the line for the firewall, or write \
+             source_check = \"off\"",
         ),
         (
-            "[link]\npeer_lookup = \"gateway\"\nsource_check = \"firewall\"",
-            "agent.toml:1: this version keeps no firewall rules for peers; write source_check = \"off\" and let \
-             rules of your own match each peer by `ether saddr` (`wireloom key link-address`)",
+            "[link]\nsource_check = \"firewall\"",
+            "agent.toml:1: source_check = \"firewall\" does not go with peer_lookup = \"destination\": the firewall \
+             knows a peer by its link address, which only a link has; add peer_lookup = \"gateway\", or remove the \
+             line for allowed-ips",
         ),
         (
             "[membership]\nsource = \"etcd\"",
@@ -184,8 +186,15 @@ fn each_back_end_can_be_had() {
 }
 
 #[test]
-fn peers_as_neighbours_and_unjudged_sources_can_be_had() {
+fn peers_as_neighbours_are_judged_by_the_firewall_unless_nobody_is_to_judge() {
     let settings = |text: &str| parse(text).unwrap().settings;
+    for text in [
+        "[link]\npeer_lookup = \"gateway\"",
+        "[link]\nsource_check = \"firewall\"\npeer_lookup = \"gateway\"",
+    ] {
+        let link = settings(text);
+        assert_eq!((link.peer_lookup, link.source_check), (PeerLookup::Gateway, SourceCheck::Firewall));
+    }
     let link = settings("[link]\npeer_lookup = \"gateway\"\nsource_check = \"off\"");
     assert_eq!((link.peer_lookup, link.source_check), (PeerLookup::Gateway, SourceCheck::Off));
     let open = settings("[link]\nsource_check = \"off\"");

@@ -16,7 +16,7 @@ use super::{
     error::{Attempt, Cause, Error},
     link, neighbour,
     netlink::Request,
-    nft, route, rule, sysctl,
+    route, rule, sysctl,
     wireguard::{Change, Implementation},
 };
 use crate::wording;
@@ -26,9 +26,12 @@ impl Linux {
     /// others' traffic from encryption; whatever else fails ends it, for the next pass to try again.
     pub(super) fn apply_all(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {
         let mut refused = Vec::new();
-        for group in
-            ops.chunk_by(|one, next| is_of_the_device(one, next) || discriminant(one) == discriminant(next))
-        {
+        let one_group = |one: &Op, next: &Op| {
+            is_of_the_device(one, next)
+                || [one, next].into_iter().all(is_of_the_firewall)
+                || discriminant(one) == discriminant(next)
+        };
+        for group in ops.chunk_by(one_group) {
             if let Err(errors) = self.apply_group(group) {
                 refused.extend(errors);
                 let routes = matches!(group[0], Op::SetRoute(_));
@@ -63,11 +66,16 @@ impl Linux {
             | Op::RemoveRoute(_)
             | Op::AddRule(_)
             | Op::RemoveRule(_) => self.change_tables(group),
+            Op::SetFirewall { .. }
+            | Op::JudgePeer { .. }
+            | Op::ForgetPeer { .. }
+            | Op::AdmitSource(_)
+            | Op::RefuseSource(_)
+            | Op::ReplaceSources(_)
+            | Op::RemoveFirewall => self.change_firewall(group).map_err(|error| vec![error]),
             Op::CreateLink { .. }
             | Op::StartDevice { .. }
             | Op::RemoveLink
-            | Op::SetFirewall(_)
-            | Op::RemoveFirewall
             | Op::SetUnderlaySysctl { .. }
             | Op::RestoreUnderlaySysctl { .. } => {
                 group.iter().try_for_each(|op| self.apply_one(op)).map_err(|error| vec![error])
@@ -88,8 +96,6 @@ impl Linux {
                 engine.create(PeerLookup::Gateway, *source_check).attempt(operation)
             }
             Op::RemoveLink => self.remove_link().attempt(operation),
-            Op::SetFirewall(firewall) => nft::replace(firewall).attempt(operation),
-            Op::RemoveFirewall => nft::remove().attempt(operation),
             Op::SetUnderlaySysctl { interface, sysctl, value } => {
                 sysctl::set(&self.state, interface, *sysctl, *value)
             }
@@ -104,11 +110,7 @@ impl Linux {
     /// from one peer to another is nobody's at no time.
     fn change_device(&mut self, ops: &[Op]) -> Result<(), Error> {
         let ours = self.interface.clone();
-        let operation = || match ops {
-            [one] => wording::op(one, &ours),
-            [first, ..] => format!("make {} changes ({}, …)", ops.len(), wording::op(first, &ours)),
-            [] => String::new(),
-        };
+        let operation = || together(ops, &ours);
         let key = self.private_key.clone();
         let changes: Result<Vec<_>, Cause> = ops.iter().map(|op| device_change(op, key.as_ref())).collect();
         let changes = changes.attempt(operation)?;
@@ -132,6 +134,10 @@ impl Linux {
             }
         }
         Ok(())
+    }
+
+    fn change_firewall(&mut self, ops: &[Op]) -> Result<(), Error> {
+        self.nftables.change(ops).attempt(|| together(ops, &self.interface))
     }
 
     /// Many changes in few sends; the kernel tries all of them.
@@ -279,6 +285,29 @@ fn explain_port(cause: Cause, port: Option<u16>) -> Cause {
         )),
         _ => cause,
     }
+}
+
+/// One transaction, in words.
+fn together(ops: &[Op], interface: &str) -> String {
+    match ops {
+        [one] => wording::op(one, interface),
+        [first, ..] => format!("make {} changes ({}, …)", ops.len(), wording::op(first, interface)),
+        [] => String::new(),
+    }
+}
+
+/// Such ones that follow each other are one transaction.
+fn is_of_the_firewall(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::SetFirewall { .. }
+            | Op::JudgePeer { .. }
+            | Op::ForgetPeer { .. }
+            | Op::AdmitSource(_)
+            | Op::RefuseSource(_)
+            | Op::ReplaceSources(_)
+            | Op::RemoveFirewall
+    )
 }
 
 fn is_of_the_device(one: &Op, next: &Op) -> bool {

@@ -16,12 +16,14 @@ pub use self::{
     backend::Choice,
     error::{Cause, Error},
     monitor::{Interest, Monitor},
+    nft::Refusals,
     wireguard::{DeviceState, Implementation, PeerState},
 };
 use self::{
     error::Attempt,
     greeting::Greeting,
     netlink::Netlink,
+    nft::Nftables,
     wireguard::{kernel::InKernel, userspace::Userspace},
 };
 use crate::state::StateDir;
@@ -67,6 +69,7 @@ pub struct Linux {
     table: u32,
     state: StateDir,
     netlink: Netlink,
+    nftables: Nftables,
     in_kernel: InKernel,
     userspace: Userspace,
     /// Who shall carry the packets; absent: whoever does.
@@ -88,6 +91,7 @@ impl Linux {
             table,
             state,
             netlink: Netlink::open().attempt(|| "open a netlink socket".into())?,
+            nftables: Nftables::new(interface),
             in_kernel: InKernel::new(interface),
             userspace: Userspace::new(interface),
             wanted: None,
@@ -118,6 +122,20 @@ impl Linux {
     #[must_use]
     pub fn netlink_port(&self) -> u32 {
         self.netlink.port()
+    }
+
+    /// Calls `changed` whenever somebody else changes our nftables table.
+    ///
+    /// # Errors
+    /// The kernel's notifications cannot be had.
+    pub fn watch_nftables(&self, changed: impl Fn() + Send + 'static) -> Result<(), Error> {
+        self.nftables.watch(changed).map_err(Cause::from).attempt(|| "listen to nftables".into())
+    }
+
+    /// What the firewall refused, as of the last look at the kernel; `None` when it judges nobody.
+    #[must_use]
+    pub fn refusals(&self) -> Option<&Refusals> {
+        self.nftables.refusals()
     }
 
     /// The device with its counters; `None` when it is not there or not ours.

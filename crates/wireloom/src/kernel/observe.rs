@@ -11,7 +11,7 @@ use wireloom_plan::kernel::{ALL, Device, Observed, Peer, Underlay, UnderlaySysct
 use super::{
     Linux, address,
     error::{Attempt, Error},
-    link, neighbour, nft, route, rule, sysctl,
+    link, neighbour, route, rule, sysctl,
 };
 
 impl Linux {
@@ -35,6 +35,7 @@ impl Linux {
         let found = self.link()?;
         let index = found.as_ref().map(|found| found.index);
         let assigned = address::observe(&mut self.netlink).attempt(|| "list the addresses".into())?;
+        let table = self.nftables.observe().attempt(|| "read the nftables table `inet wireloom`".into())?;
         let on_ours = assigned.iter().filter(|each| Some(each.interface) == index);
         let (mut neighbours, mut link_routes) = (BTreeMap::new(), BTreeSet::new());
         if let Some(found) = found.as_ref().filter(|found| found.link.is_ours()) {
@@ -58,7 +59,9 @@ impl Linux {
                 .state
                 .saved_sysctls()
                 .attempt(|| format!("read the saved sysctls in {}", self.state.path().display()))?,
-            firewall: nft::observe().attempt(|| "read the nftables table `inet wireloom`".into())?,
+            firewall: table.firewall,
+            judged_peers: table.judged_peers,
+            sources: table.sources,
         })
     }
 

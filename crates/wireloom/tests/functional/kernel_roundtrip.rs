@@ -18,11 +18,13 @@ use wireloom::{
     state::StateDir,
 };
 use wireloom_plan::{
+    address_range::AddressRange,
     diff::teardown,
     kernel::{
-        Family, Firewall, IncomingMark, Observed, OtherSelectors, PROTOCOL, Route, RouteKind, Rule,
+        Family, Firewall, IncomingMark, Observed, OtherSelectors, PROTOCOL, Route, RouteKind, Rule, Source,
         UnderlaySysctl,
     },
+    link_address::LinkAddress,
     op::Op,
 };
 
@@ -268,17 +270,19 @@ fn addresses_come_and_go_and_link_local_ones_are_not_ours_to_judge() {
 #[test]
 fn the_firewall_table_is_replaced_and_a_strangers_rule_in_it_is_noticed() {
     let (_holder, space) = machine();
-    let firewall = |port| Firewall { mark_incoming: Some(IncomingMark { port, mark: 0xa }) };
+    let firewall =
+        |port| Firewall { mark_incoming: Some(IncomingMark { port, mark: 0xa }), ..Firewall::default() };
+    let set = |port| Op::SetFirewall { firewall: firewall(port), anew: false };
     let observe = || with_kernel(&space, |kernel| kernel.observe(&own()).unwrap().firewall);
     let apply = |op: Op| with_kernel(&space, |kernel| kernel.apply(&[op]).unwrap());
     assert_eq!(observe(), None);
     for port in [51820, 51821] {
-        apply(Op::SetFirewall(firewall(port)));
+        apply(set(port));
         assert_eq!(observe(), Some(firewall(port)));
     }
     space.run("nft add rule inet wireloom mark_incoming drop").unwrap();
-    assert_eq!(observe(), Some(Firewall::default()));
-    apply(Op::SetFirewall(firewall(51820)));
+    assert_eq!(observe(), Some(Firewall { altered: true, ..Firewall::default() }));
+    apply(set(51820));
     assert_eq!(observe(), Some(firewall(51820)));
     space.run("nft add table inet other").unwrap();
     apply(Op::RemoveFirewall);
@@ -358,6 +362,63 @@ fn the_twin_in_memory_does_what_the_kernel_does() {
             Ok(())
         })
         .unwrap();
+}
+
+/// The same for what is in our nftables table: operation by operation, and in one transaction.
+#[test]
+fn the_twin_in_memory_does_what_nftables_does() {
+    become_root().unwrap();
+    let mut runner = TestRunner::new(Config { cases: 16, failure_persistence: None, ..Config::default() });
+    runner
+        .run(&prop::collection::vec(firewall_op(), 1..30), |ops| {
+            let (_holder, space) = machine();
+            with_kernel(&space, |kernel| {
+                let mut twin = kernel.observe(&own()).unwrap();
+                let mut done = Vec::new();
+                for op in &ops {
+                    if twin.apply(op).is_ok() {
+                        kernel.apply(std::slice::from_ref(op)).unwrap();
+                        assert_same(&kernel.observe(&own()).unwrap(), &twin, op);
+                        done.push(op.clone());
+                    }
+                }
+                if let Some(last) = done.last() {
+                    kernel.apply(&[Op::RemoveFirewall]).unwrap();
+                    kernel.apply(&done).unwrap();
+                    assert_same(&kernel.observe(&own()).unwrap(), &twin, last);
+                }
+            });
+            Ok(())
+        })
+        .unwrap();
+}
+
+fn firewall_op() -> impl Strategy<Value = Op> {
+    let firewall =
+        (prop::option::of(51820..51822_u16), prop::bool::weighted(0.8)).prop_map(|(port, judge)| {
+            let mark_incoming = port.map(|port| IncomingMark { port, mark: 0xa });
+            Firewall { mark_incoming, judge_sources: judge, altered: false }
+        });
+    let peer = || (1..4_u8).prop_map(|number| LinkAddress([2, 0, 0, 0, 0, number]));
+    let addresses = || {
+        (any::<bool>(), 0..4_u8, 0..4_u8).prop_map(|(v4, one, other)| {
+            let address = |last: u8| match v4 {
+                true => IpAddr::from([10, 161, 0, last]),
+                false => IpAddr::from([0xfd61, 0, 0, 0, 0, 0, 0, u16::from(last)]),
+            };
+            AddressRange::new(address(one.min(other)), address(one.max(other))).unwrap()
+        })
+    };
+    let source = || (peer(), addresses()).prop_map(|(peer, addresses)| Source { peer, addresses });
+    prop_oneof![
+        3 => (firewall, prop::bool::weighted(0.2)).prop_map(|(firewall, anew)| Op::SetFirewall { firewall, anew }),
+        3 => peer().prop_map(|peer| Op::JudgePeer { peer }),
+        1 => peer().prop_map(|peer| Op::ForgetPeer { peer }),
+        8 => source().prop_map(Op::AdmitSource),
+        4 => source().prop_map(Op::RefuseSource),
+        1 => prop::collection::btree_set(source(), 0..3).prop_map(Op::ReplaceSources),
+        1 => Just(Op::RemoveFirewall),
+    ]
 }
 
 /// Each family has a list of its own; which comes first in ours says nothing.

@@ -16,6 +16,7 @@
 //! | [`link_agent`] | the matrix, the modes and the repairs with peers as neighbours (`[link]` in agent.toml) |
 //! | `kernel_wireguard` | the kernel's WireGuard as the agents' back end (feature `kernel-wireguard`) |
 //! | [`link_mesh`] | the tests of the mesh once more, with peers as neighbours |
+//! | [`link_firewall`] | that a peer sends from where it may and from nowhere else, as the agent keeps it |
 //! | [`device`] | the userspace interface: its life, its control socket, what it does to bad packets |
 //! | [`threads`] | the userspace interface with several threads: order, life and configuration are as with one |
 //! | [`interop`] | the userspace interface with wireguard-go or the kernel's WireGuard at the other end |
@@ -48,6 +49,7 @@ mod laboratory;
 mod link_agent;
 mod link_device;
 mod link_errors;
+mod link_firewall;
 mod link_mesh;
 mod link_next_hops;
 mod link_routing;

@@ -31,6 +31,8 @@ pub(super) fn run(keep: bool) -> anyhow::Result<ExitCode> {
     }
     table::introduction(ROUTERS.into());
     for node in &link.lab.nodes {
+        // An operator's own rules, not the agent's: those know what a mesh file declares, each prefix for one
+        // node, and here OSPF finds what nobody declared, some of it behind two routers.
         node.host.space.feed("nft -f -", guide::SOURCE_CHECK)?;
         routing::bird(node, guide::BIRD_OSPF)?;
     }

@@ -1,0 +1,122 @@
+//! The firewall. What it is to let in is let in before anything else is done, and refused again after
+//! all else is undone; each step is one transaction, in which a peer's ranges change without a moment
+//! of neither.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    desired::Desired,
+    kernel::{Firewall, Observed, Source},
+    link_address::LinkAddress,
+    op::Op,
+};
+
+/// From so many removals on, all sources are replaced at once: the kernel copies its set for each one
+/// (`pipapo_drop`, net/netfilter/nft_set_pipapo.c).
+const MANY: usize = 500;
+
+/// Two steps, with everything else in between.
+#[derive(Default)]
+pub(super) struct FirewallChanges {
+    pub(super) early: Vec<Op>,
+    pub(super) late: Vec<Op>,
+}
+
+/// The whole of it.
+pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
+    let mut changes = FirewallChanges::default();
+    let Some(wanted) = &desired.firewall else {
+        changes.late.extend(observed.firewall.as_ref().map(|_| Op::RemoveFirewall));
+        return changes;
+    };
+    let anew = observed.firewall.as_ref().is_some_and(|present| present.altered);
+    let present = observed.firewall.as_ref().filter(|_| !anew);
+    let meanwhile = Firewall {
+        mark_incoming: wanted.mark_incoming.clone().or_else(|| present?.mark_incoming.clone()),
+        judge_sources: wanted.judge_sources || present.is_some_and(|present| present.judge_sources),
+        altered: false,
+    };
+    if present != Some(&meanwhile) {
+        changes.early.push(Op::SetFirewall { firewall: meanwhile.clone(), anew });
+    }
+    if wanted.judge_sources {
+        let none = (BTreeSet::new(), BTreeSet::new());
+        let (peers, sources) = match present {
+            Some(_) => (&observed.judged_peers, &observed.sources),
+            None => (&none.0, &none.1),
+        };
+        changes.settle(
+            desired,
+            [difference(&desired.judged_peers, peers), difference(peers, &desired.judged_peers)],
+            [difference(&desired.sources, sources), difference(sources, &desired.sources)],
+        );
+    }
+    if *wanted != meanwhile {
+        changes.late.push(Op::SetFirewall { firewall: wanted.clone(), anew: false });
+    }
+    changes
+}
+
+/// For no more than some peers and sources.
+pub(super) fn touched(
+    observed: &Observed,
+    desired: &Desired,
+    peers: &BTreeSet<LinkAddress>,
+    sources: &BTreeSet<Source>,
+) -> FirewallChanges {
+    let mut changes = FirewallChanges::default();
+    changes.settle(
+        desired,
+        [
+            only(peers, &desired.judged_peers, &observed.judged_peers),
+            only(peers, &observed.judged_peers, &desired.judged_peers),
+        ],
+        [
+            only(sources, &desired.sources, &observed.sources),
+            only(sources, &observed.sources, &desired.sources),
+        ],
+    );
+    changes
+}
+
+impl FirewallChanges {
+    /// Peers and sources, those to come and those to go.
+    fn settle(
+        &mut self,
+        desired: &Desired,
+        [new_peers, old_peers]: [Vec<LinkAddress>; 2],
+        [new, old]: [Vec<Source>; 2],
+    ) {
+        self.early.extend(new_peers.into_iter().map(|peer| Op::JudgePeer { peer }));
+        let (in_the_way, old): (Vec<_>, Vec<_>) = old.into_iter().partition(|old| overlaps_any(*old, &new));
+        if in_the_way.len() > MANY || new.len() == desired.sources.len() && !new.is_empty() {
+            let meanwhile = desired.sources.iter().chain(&old).copied().collect();
+            self.early.push(Op::ReplaceSources(meanwhile));
+        } else {
+            self.early.extend(in_the_way.into_iter().map(Op::RefuseSource));
+            self.early.extend(new.into_iter().map(Op::AdmitSource));
+        }
+        if old.len() > MANY {
+            self.late.push(Op::ReplaceSources(desired.sources.clone()));
+        } else {
+            self.late.extend(old.into_iter().map(Op::RefuseSource));
+        }
+        self.late.extend(old_peers.into_iter().map(|peer| Op::ForgetPeer { peer }));
+    }
+}
+
+/// Some new source has an address of the old one; the new ones are in order and disjoint.
+fn overlaps_any(old: Source, new: &[Source]) -> bool {
+    let end = (old.peer, old.addresses.last());
+    let behind = new.partition_point(|new| (new.peer, new.addresses.first()) <= end);
+    behind.checked_sub(1).is_some_and(|last| new[last].overlaps(&old))
+}
+
+fn difference<T: Ord + Copy>(these: &BTreeSet<T>, those: &BTreeSet<T>) -> Vec<T> {
+    these.difference(those).copied().collect()
+}
+
+/// Of the touched ones, those that only the first set has.
+fn only<T: Ord + Copy>(touched: &BTreeSet<T>, these: &BTreeSet<T>, those: &BTreeSet<T>) -> Vec<T> {
+    touched.iter().filter(|one| these.contains(one) && !those.contains(one)).copied().collect()
+}

@@ -1,0 +1,161 @@
+//! Who may send from where: `source_check = "firewall"`.
+
+use wireloom_plan::{
+    cluster::Cluster,
+    kernel::Firewall,
+    link_address::LinkAddress,
+    op::Op,
+    settings::{PeerLookup, Settings, SourceCheck},
+};
+
+use crate::world::{Fate, World, ip, key, net, place, three_nodes};
+
+fn judged(settings: &mut Settings) {
+    settings.peer_lookup = PeerLookup::Gateway;
+    settings.source_check = SourceCheck::Firewall;
+}
+
+fn mesh() -> Cluster {
+    let mut cluster = three_nodes();
+    let b = cluster.nodes.get_mut("b").unwrap();
+    b.link_addresses = [ip("100.64.0.2"), ip("fd64::2")].into();
+    cluster
+}
+
+fn world(cluster: Cluster) -> World {
+    let mut world = World::new(cluster);
+    world.settings(judged);
+    world.reconcile();
+    world
+}
+
+fn link_local(number: u8) -> String {
+    LinkAddress::of(key(number)).link_local().to_string()
+}
+
+#[test]
+fn a_peer_sends_from_its_workloads_and_its_addresses_on_the_link() {
+    let mut world = world(mesh());
+    let a = world.machine("a");
+    let expected = ["10.161.2.0/24", "100.64.0.2", "fd61:0:0:2::/64", "fd64::2", &link_local(2)];
+    assert_eq!(a.sources(2), expected);
+    assert_eq!(a.sources(1), [""; 0], "nobody sends as we do");
+    assert_eq!(a.kernel.judged_peers, [2, 3].map(|peer| LinkAddress::of(key(peer))).into());
+    assert_eq!(a.kernel.firewall, Some(Firewall { judge_sources: true, ..Firewall::default() }));
+
+    a.settings.encrypt_host_traffic = true;
+    let cluster = world.cluster.clone();
+    let a = world.machine("a");
+    let ops = a.reconcile(&cluster).ops;
+    assert_eq!(a.sources(3), ["10.161.3.0/24", "192.168.1.3", "fd00::3", "fd61:0:0:3::/64", &link_local(3)]);
+    let kept = |op: &Op| matches!(op, Op::SetFirewall { anew: false, .. });
+    assert!(ops.iter().any(kept) && !ops.iter().any(|op| matches!(op, Op::JudgePeer { .. })), "counts stay");
+}
+
+#[test]
+fn every_mode_holds_with_sources_judged() {
+    let direct = [Fate::Direct; 2];
+    let scoped = [direct, [Fate::Encrypted; 2], direct, direct];
+    let mut world = world(mesh());
+    assert_eq!(world.matrix(), scoped);
+    world.settings(|settings| settings.encrypt_host_traffic = true);
+    world.reconcile();
+    assert_eq!(world.matrix(), [[Fate::Encrypted; 2]; 4]);
+    world.settings(|settings| settings.encrypt_host_traffic = false);
+    world.reconcile();
+    assert_eq!(world.matrix(), scoped);
+}
+
+/// The longest prefix decides who may send from an address, as it decides who is sent to.
+#[test]
+fn a_borrowed_address_is_its_borrowers_alone() {
+    let mut cluster = mesh();
+    cluster.nodes.get_mut("c").unwrap().workloads.insert(net("10.161.2.7/32"));
+    let mut world = world(cluster);
+    let a = world.machine("a");
+    assert_eq!(a.sources(2)[..2], ["10.161.2.0-10.161.2.6", "10.161.2.8-10.161.2.255"]);
+    assert_eq!(a.sources(3)[0], "10.161.2.7");
+
+    // It goes home: one transaction, in which the block becomes whole.
+    world.cluster.nodes.get_mut("c").unwrap().workloads.remove(&net("10.161.2.7/32"));
+    let cluster = world.cluster.clone();
+    let ops = world.machine("a").reconcile(&cluster).ops;
+    let whole =
+        |op: &Op| matches!(op, Op::AdmitSource(source) if source.addresses == net("10.161.2.0/24").into());
+    let refused: Vec<_> = ops.iter().filter(|op| matches!(op, Op::RefuseSource(_))).collect();
+    assert_eq!(refused.len(), 3, "{ops:?}");
+    let place = place(&ops, whole);
+    assert!(matches!(ops[..place], [Op::RefuseSource(_), Op::RefuseSource(_)]), "{ops:?}");
+    assert!(matches!(ops.last(), Some(Op::RefuseSource(_))), "what only goes goes last: {ops:?}");
+    assert_eq!(world.machine("a").sources(2)[0], "10.161.2.0/24");
+}
+
+#[test]
+fn what_a_keyless_node_or_this_one_borrows_no_peer_sends_from() {
+    let mut cluster = mesh();
+    cluster.nodes.get_mut("c").unwrap().public_key = None;
+    cluster.nodes.get_mut("c").unwrap().workloads.insert(net("10.161.2.0/25"));
+    cluster.nodes.get_mut("a").unwrap().workloads.insert(net("10.161.2.128/26"));
+    let mut world = world(cluster);
+    assert_eq!(world.machine("a").sources(2)[0], "10.161.2.192/26");
+    assert_eq!(world.machine("a").kernel.judged_peers.len(), 1);
+}
+
+/// Before anything else, and as the last of all, whatever is switched.
+#[test]
+fn the_firewall_comes_first_and_goes_last() {
+    let mut world = World::new(mesh());
+    world.reconcile();
+    world.settings(judged);
+    let ops = world.machines["a"].plan(&world.cluster).ops;
+    let first_other = ops.iter().position(|op| !of_the_firewall(op) && !is_sysctl(op)).unwrap();
+    assert!(ops[..first_other].iter().any(|op| matches!(op, Op::ReplaceSources(_))), "{ops:?}");
+    assert!(!ops[first_other..].iter().any(of_the_firewall), "{ops:?}");
+    world.reconcile();
+
+    world.settings(|settings| settings.source_check = SourceCheck::Off);
+    let ops = world.machines["a"].plan(&world.cluster).ops;
+    assert!(matches!(ops[..], [Op::ConfigureDevice { .. }, Op::RemoveFirewall]), "{ops:?}");
+}
+
+#[test]
+fn a_table_that_somebody_changed_is_made_anew_in_one_transaction() {
+    let mut world = world(mesh());
+    let good = world.machines["a"].kernel.clone();
+    for (firewall, anew) in [(Some(Firewall { altered: true, ..Firewall::default() }), true), (None, false)] {
+        let kernel = &mut world.machine("a").kernel;
+        kernel.firewall = firewall;
+        kernel.judged_peers.clear();
+        kernel.sources.clear();
+        let cluster = world.cluster.clone();
+        let a = world.machine("a");
+        let ops = a.reconcile(&cluster).ops;
+        assert!(ops.iter().all(of_the_firewall), "{ops:?}");
+        assert!(matches!(ops[0], Op::SetFirewall { anew: found, .. } if found == anew), "{ops:?}");
+        assert_eq!(a.kernel, good);
+    }
+}
+
+/// Five thousand removals one by one would take the kernel seconds.
+#[test]
+fn many_sources_that_go_are_replaced_at_once() {
+    let mut cluster = mesh();
+    let many = (0..600_u32).map(|number| net(&format!("10.200.{}.{}/32", number >> 8, number & 0xff)));
+    cluster.nodes.get_mut("b").unwrap().workloads.extend(many);
+    let mut world = world(cluster.clone());
+    let b = cluster.nodes.get_mut("b").unwrap();
+    b.workloads.retain(|workload| workload.prefix_len() != 32);
+    let ops = world.machine("a").reconcile(&cluster).ops;
+    assert!(!ops.iter().any(|op| matches!(op, Op::RefuseSource(_))));
+    let replaced = place(&ops, |op| matches!(op, Op::ReplaceSources(_)));
+    let shrunk = ops.iter().rposition(|op| matches!(op, Op::SetPeer(_))).unwrap();
+    assert!(shrunk < replaced, "not before the peer has lost them");
+}
+
+fn of_the_firewall(op: &Op) -> bool {
+    crate::world::are_one(op, &Op::RemoveFirewall)
+}
+
+fn is_sysctl(op: &Op) -> bool {
+    matches!(op, Op::SetUnderlaySysctl { .. } | Op::RestoreUnderlaySysctl { .. })
+}

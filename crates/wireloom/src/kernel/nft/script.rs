@@ -1,0 +1,185 @@
+//! Operations in the words of `nft -f` (nft(8)).
+
+use std::{collections::BTreeSet, fmt::Write as _, mem::discriminant};
+
+use wireloom_plan::{
+    kernel::{Firewall, Source},
+    op::Op,
+};
+
+use super::{
+    TABLE,
+    rules::{
+        JUDGE_SOURCES, MARK_INCOMING, REFUSED, Rule, SOURCES_V4, SOURCES_V6, STRANGERS, judge_sources,
+        mark_incoming,
+    },
+};
+
+/// One transaction; operations on other things than the table are passed over.
+pub(super) fn of<'a>(ops: impl IntoIterator<Item = &'a Op>, interface: &str) -> String {
+    let ops: Vec<&Op> = ops.into_iter().collect();
+    let mut script = Script { text: String::new(), interface };
+    for run in ops.chunk_by(|one, next| discriminant(*one) == discriminant(*next)) {
+        let peers = run.iter().filter_map(|op| match op {
+            Op::JudgePeer { peer } | Op::ForgetPeer { peer } => Some(peer),
+            _ => None,
+        });
+        let sources = run.iter().filter_map(|op| match op {
+            Op::AdmitSource(source) | Op::RefuseSource(source) => Some(source),
+            _ => None,
+        });
+        match run[0] {
+            Op::JudgePeer { .. } => script.elements("add", REFUSED, peers),
+            Op::ForgetPeer { .. } => script.elements("delete", REFUSED, peers),
+            Op::AdmitSource(_) => script.sources("add", sources),
+            Op::RefuseSource(_) => script.sources("delete", sources),
+            _ => run.iter().for_each(|op| script.one(op)),
+        }
+    }
+    script.text
+}
+
+struct Script<'a> {
+    text: String,
+    interface: &'a str,
+}
+
+impl Script<'_> {
+    fn line(&mut self, line: impl AsRef<str>) {
+        self.text += line.as_ref();
+        self.text.push('\n');
+    }
+
+    fn one(&mut self, op: &Op) {
+        match op {
+            Op::SetFirewall { firewall, anew } => self.set_firewall(firewall, *anew),
+            Op::ReplaceSources(sources) => self.replace_sources(sources),
+            Op::RemoveFirewall => self.remove_table(),
+            _ => {}
+        }
+    }
+
+    /// Adding it first makes the removal of an absent table no error.
+    fn remove_table(&mut self) {
+        self.line(format!("add table inet {TABLE}"));
+        self.line(format!("delete table inet {TABLE}"));
+    }
+
+    fn set_firewall(&mut self, firewall: &Firewall, anew: bool) {
+        // Without sets nothing in the table is worth keeping.
+        if anew || !firewall.judge_sources {
+            self.remove_table();
+        }
+        self.line(format!("add table inet {TABLE}"));
+        let chain = format!("chain inet {TABLE} {}", MARK_INCOMING.name);
+        self.line(format!("add {chain} {}", MARK_INCOMING.hook()));
+        self.line(format!("flush {chain}"));
+        match &firewall.mark_incoming {
+            Some(mark) => self.rules(MARK_INCOMING.name, [mark_incoming(mark)]),
+            None => self.line(format!("delete {chain}")),
+        }
+        if firewall.judge_sources {
+            self.line(format!("add set inet {TABLE} {REFUSED} {{ type ether_addr; counter; }}"));
+            self.line(format!("add counter inet {TABLE} {STRANGERS}"));
+            self.source_sets();
+            let chain = format!("chain inet {TABLE} {}", JUDGE_SOURCES.name);
+            self.line(format!("add {chain} {}", JUDGE_SOURCES.hook()));
+            self.line(format!("flush {chain}"));
+            self.rules(JUDGE_SOURCES.name, judge_sources(self.interface));
+        }
+    }
+
+    fn source_sets(&mut self) {
+        for (set, kind) in [(SOURCES_V4, "ipv4_addr"), (SOURCES_V6, "ipv6_addr")] {
+            self.line(format!("add set inet {TABLE} {set} {{ type ether_addr . {kind}; flags interval; }}"));
+        }
+    }
+
+    /// The sets as wholes: to remove one is fast whatever is in it. No rule may name it meanwhile.
+    fn replace_sources(&mut self, sources: &BTreeSet<Source>) {
+        self.line(format!("flush chain inet {TABLE} {}", JUDGE_SOURCES.name));
+        for set in [SOURCES_V4, SOURCES_V6] {
+            self.line(format!("delete set inet {TABLE} {set}"));
+        }
+        self.source_sets();
+        self.sources("add", sources);
+        self.rules(JUDGE_SOURCES.name, judge_sources(self.interface));
+    }
+
+    fn rules(&mut self, chain: &str, rules: impl IntoIterator<Item = Rule>) {
+        for rule in rules {
+            self.line(format!("add rule inet {TABLE} {chain} {}", rule.text));
+        }
+    }
+
+    fn sources<'a>(&mut self, verb: &str, sources: impl IntoIterator<Item = &'a Source>) {
+        let (v4, v6): (Vec<&Source>, _) =
+            sources.into_iter().partition(|source| source.addresses.first().is_ipv4());
+        self.elements(verb, SOURCES_V4, v4);
+        self.elements(verb, SOURCES_V6, v6);
+    }
+
+    fn elements(&mut self, verb: &str, set: &str, elements: impl IntoIterator<Item: std::fmt::Display>) {
+        let mut elements = elements.into_iter();
+        let Some(first) = elements.next() else { return };
+        let text = &mut self.text;
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{verb} element inet {TABLE} {set} {{ {first}");
+        for element in elements {
+            let _ = write!(text, ", {element}");
+        }
+        text.push_str(" }\n");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wireloom_plan::{kernel::IncomingMark, link_address::LinkAddress};
+
+    use super::*;
+
+    fn source(peer: u8, addresses: &str) -> Source {
+        let addresses: ipnet::IpNet = addresses.parse().unwrap();
+        Source { peer: LinkAddress([2, 0, 0, 0, 0, peer]), addresses: addresses.into() }
+    }
+
+    #[test]
+    fn a_table_without_sets_is_made_anew() {
+        let mark_incoming = Some(IncomingMark { port: 51820, mark: 0xa });
+        let firewall = Firewall { mark_incoming, ..Firewall::default() };
+        assert_eq!(
+            of(&[Op::SetFirewall { firewall, anew: false }], "wg0"),
+            "add table inet wireloom\ndelete table inet wireloom\nadd table inet wireloom\n\
+             add chain inet wireloom mark_incoming { type filter hook prerouting priority -300; policy accept; }\n\
+             flush chain inet wireloom mark_incoming\n\
+             add rule inet wireloom mark_incoming udp dport 51820 meta mark set meta mark or 0xa\n"
+        );
+    }
+
+    #[test]
+    fn sets_are_kept_unless_the_table_is_made_anew() {
+        let firewall = Firewall { judge_sources: true, ..Firewall::default() };
+        let kept = of(&[Op::SetFirewall { firewall: firewall.clone(), anew: false }], "wg0");
+        assert!(!kept.contains("delete table") && !kept.contains("delete set"), "{kept}");
+        let anew = of(&[Op::SetFirewall { firewall, anew: true }], "wg0");
+        assert_eq!(anew, format!("add table inet wireloom\ndelete table inet wireloom\n{kept}"));
+    }
+
+    #[test]
+    fn elements_of_a_kind_share_a_line_and_keep_their_place() {
+        let ops = [
+            Op::RefuseSource(source(1, "10.1.0.0/16")),
+            Op::AdmitSource(source(1, "10.1.0.0/24")),
+            Op::AdmitSource(source(2, "fd00::1/128")),
+            Op::AdmitSource(source(2, "10.2.0.0/24")),
+            Op::ForgetPeer { peer: LinkAddress([2, 0, 0, 0, 0, 3]) },
+        ];
+        assert_eq!(
+            of(&ops, "wg0"),
+            "delete element inet wireloom sources4 { 02:00:00:00:00:01 . 10.1.0.0/16 }\n\
+             add element inet wireloom sources4 { 02:00:00:00:00:01 . 10.1.0.0/24, 02:00:00:00:00:02 . 10.2.0.0/24 }\n\
+             add element inet wireloom sources6 { 02:00:00:00:00:02 . fd00::1 }\n\
+             delete element inet wireloom refused { 02:00:00:00:00:03 }\n"
+        );
+    }
+}
