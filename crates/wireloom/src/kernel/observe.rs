@@ -70,6 +70,7 @@ impl Linux {
         let Some(state) = self.read_device(found.implementation)? else { return Ok(None) };
         let now = SystemTime::now();
         self.remember_sessions(&state, now);
+        // Another back end's must be made anew.
         if self.wanted.is_some_and(|wanted| wanted != found.implementation) {
             return Ok(None);
         }

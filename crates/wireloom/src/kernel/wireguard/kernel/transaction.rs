@@ -118,7 +118,11 @@ impl Programmer {
                     return Ok(());
                 }
                 // Before Linux 6.16 an allowed-IP has no flags, and what is unknown is refused.
-                Err(Cause::Refused { errno: Errno::EINVAL, .. }) if self.takes_single_ips_away.is_none() => {
+                // Before Linux 6.16 an allowed-IP has no flags, and an attribute too many is EINVAL; flags
+                // that a kernel does not know are EOPNOTSUPP.
+                Err(Cause::Refused { errno: Errno::EINVAL | Errno::EOPNOTSUPP, .. })
+                    if self.takes_single_ips_away.is_none() =>
+                {
                     tracing::debug!("this kernel cannot take a single allowed-IP from a peer");
                 }
                 Err(cause) => return Err(cause),
