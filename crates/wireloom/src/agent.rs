@@ -273,6 +273,9 @@ impl Agent {
     fn pass(&mut self) {
         let warned = self.reconciler.warnings().clone();
         let begun = Instant::now();
+        if let Err(error) = self.reconciler.kernel_mut().finish_creation() {
+            tracing::warn!("{error}");
+        }
         let outcome = self.reconciler.pass();
         let now = Instant::now();
         self.last_pass = Some(now);

@@ -208,7 +208,8 @@ impl Linux {
         Ok(self.state.end_creating()?)
     }
 
-    /// If an agent was killed between making the interface and marking it, marks it.
+    /// If an agent was killed between making the interface and marking it, or lost patience with a
+    /// device that made it after all, marks it.
     ///
     /// # Errors
     /// The record cannot be read, or the interface not be marked.
@@ -218,7 +219,9 @@ impl Linux {
         if record.as_deref() != Some(self.interface.as_str()) {
             return Ok(());
         }
-        if let Some(found) = self.link()?.filter(|found| !found.link.is_ours()) {
+        // It may still come.
+        let Some(found) = self.link()? else { return Ok(()) };
+        if !found.link.is_ours() {
             let interface = self.interface.clone();
             self.adopt(&found, found.link.mtu).attempt(|| format!("mark interface {interface} as ours"))?;
         }

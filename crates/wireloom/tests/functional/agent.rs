@@ -202,6 +202,24 @@ fn an_interface_that_was_half_made_is_adopted() {
     assert!(!log(&fleet).contains("ERROR"), "{}", log(&fleet));
 }
 
+/// As when the agent lost patience with a device that was slow to come.
+#[test]
+fn an_interface_that_comes_late_is_adopted() {
+    let fleet = Fleet::new(Layout::default(), SCOPED);
+    settle(&fleet);
+    let node = &fleet.lab.nodes[0];
+    let index = |node: &Node| node.run("cat /sys/class/net/wg0/ifindex").ok();
+    let before = index(node);
+    node.host.space.write("/var/lib/wireloom/creating", "wg0").unwrap();
+    node.run("ip link set wg0 alias nobody").unwrap();
+    fleet.wait("its being marked", |fleet| {
+        let shown = fleet.lab.nodes[0].run("ip link show wg0").unwrap();
+        shown.contains("alias wireloom")
+    });
+    assert_eq!(index(node), before);
+    assert_eq!(node.host.space.read("/var/lib/wireloom/creating").unwrap(), None);
+}
+
 fn log(fleet: &Fleet) -> String {
     agent::log(&fleet.lab.nodes[0]).unwrap()
 }

@@ -33,6 +33,9 @@ const SOCKETS: &str = "/var/run/wireguard";
 /// The device answers within milliseconds; one that is silent for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The device is ready within milliseconds of its start; a machine that is booting takes its time.
+const START_PATIENCE: Duration = Duration::from_secs(20);
+
 /// How often a state that is waited for is looked at.
 const GLANCE: Duration = Duration::from_millis(5);
 
@@ -179,7 +182,7 @@ fn this_program() -> io::Result<PathBuf> {
 
 /// The command goes to the background by itself: what is waited for is its being ready.
 fn wait(child: &mut std::process::Child) -> Result<ExitStatus, Cause> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + START_PATIENCE;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
@@ -189,7 +192,7 @@ fn wait(child: &mut std::process::Child) -> Result<ExitStatus, Cause> {
             child.wait()?;
             return Err(Cause::Passing(format!(
                 "`wireloom device` was not ready within {} s",
-                PATIENCE.as_secs()
+                START_PATIENCE.as_secs()
             )));
         }
         thread::sleep(GLANCE);
