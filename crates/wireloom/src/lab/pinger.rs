@@ -42,12 +42,13 @@ pub struct PingReport {
 }
 
 impl Pinger {
-    /// Starts to ping, one request each `interval`.
+    /// Starts to ping, one request each `interval`, [at this pace](at_this_pace).
     ///
     /// # Errors
     /// When the kernel refuses the socket.
     pub fn start(from: &Place, to: &Place, family: Family, interval: Duration) -> Result<Self> {
         static NEXT: AtomicU16 = AtomicU16::new(0);
+        let interval = at_this_pace(interval);
         let id = PINGERS + NEXT.fetch_add(1, Ordering::Relaxed) % PINGERS;
         let ping = Ping::open(&from.space, to.addresses.of(family), id)?;
         let over = Arc::new(AtomicBool::new(false));

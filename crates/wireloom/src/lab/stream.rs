@@ -16,7 +16,8 @@ use wireloom_plan::kernel::Family;
 
 use super::{Error, PATIENCE, Place, Result, Space, at_this_pace, until};
 
-/// Bytes, one write each [`INTERVAL`]: 1 MB/s, so that tests beside it are not disturbed.
+/// Bytes, one write each [`INTERVAL`], [at this pace](at_this_pace): 1 MB/s, so that tests beside it are
+/// not disturbed.
 const CHUNK: usize = 10_000;
 const INTERVAL: Duration = Duration::from_millis(10);
 
@@ -81,7 +82,7 @@ impl Stream {
                 let chunk: Vec<u8> = (sent..sent + CHUNK as u64).map(byte_at).collect();
                 client.write_all(&chunk).map_err(Error::io("write to the stream"))?;
                 sent += CHUNK as u64;
-                next += INTERVAL;
+                next += at_this_pace(INTERVAL);
                 thread::sleep(next.saturating_duration_since(Instant::now()));
             }
             Ok((client, sent))
@@ -125,7 +126,7 @@ impl Stream {
         let arrived = || (self.received.load(Ordering::Relaxed) == sent).then_some(());
         until(PATIENCE, "all of the stream to arrive", arrived)?;
         let mut lost = lost_segments(&self.from, self.ports)?;
-        let deadline = Instant::now() + LATE_NEWS;
+        let deadline = Instant::now() + at_this_pace(LATE_NEWS);
         while lost > 0 && Instant::now() < deadline {
             thread::sleep(INTERVAL);
             lost = lost_segments(&self.from, self.ports)?;

@@ -12,6 +12,9 @@ use super::{Error, Result};
 /// How long tests wait for something that should come true soon: generous, for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Between two looks at a condition.
+const INTERVAL: Duration = Duration::from_millis(20);
+
 /// A time to wait, on this machine: where the environment's `WIRELOOM_LAB_PACE` is a whole number,
 /// everything takes so many times longer than usual (tests/vm says so of an emulated machine).
 #[must_use]
@@ -38,6 +41,6 @@ pub fn until<T>(patience: Duration, what: &str, mut condition: impl FnMut() -> O
         if over {
             return Err(Error::Timeout { what: what.to_owned(), patience });
         }
-        sleep(Duration::from_millis(20));
+        sleep(at_this_pace(INTERVAL));
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wireloom::lab::{PATIENCE, become_root, until};
+use wireloom::lab::{PATIENCE, at_this_pace, become_root, until};
 
 use crate::wireloom;
 
@@ -25,7 +25,7 @@ fn the_demo_keeps_its_promises_in_time() {
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
     // The limit is 20 s with the machine to itself; here other tests run beside it.
-    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+    assert!(began.elapsed() < at_this_pace(Duration::from_secs(40)), "{:?}", began.elapsed());
     assert_eq!(stdout.matches("\n     pod → pod     ✓ works  encrypted").count(), 3, "{stdout}");
     assert_eq!(stdout.matches('✗').count(), 4, "{stdout}");
     assert!(!stdout.contains('\u{1b}'), "colours only on a terminal");

@@ -15,6 +15,7 @@
 //! | [`kernel_roundtrip`] | that the kernel gives back what the shell wrote, and the planner's twin of it does as it does |
 //! | [`link_agent`] | the matrix, the modes and the repairs with peers as neighbours (`[link]` in agent.toml) |
 //! | `kernel_wireguard` | the kernel's WireGuard as the agents' back end (feature `kernel-wireguard`) |
+//! | `kernel_fleet` | fleets on it: beside userspace nodes, harmed by strangers, large (feature `kernel-wireguard`) |
 //! | [`link_mesh`] | the tests of the mesh once more, with peers as neighbours |
 //! | [`link_firewall`] | that a peer sends from where it may and from nowhere else, as the agent keeps it |
 //! | [`device`] | the userspace interface: its life, its control socket, what it does to bad packets |
@@ -42,6 +43,8 @@ mod device;
 mod fleet;
 mod frames;
 mod interop;
+#[cfg(feature = "kernel-wireguard")]
+mod kernel_fleet;
 mod kernel_roundtrip;
 #[cfg(feature = "kernel-wireguard")]
 mod kernel_wireguard;

@@ -8,7 +8,7 @@ use std::{
 
 use wireloom::lab::{
     Addresses, Capture, Content, FAMILIES, Layout, Matrix, PATIENCE, Packet, Pinger, Place, Promise, Stream,
-    Wire,
+    Wire, at_this_pace,
     probe::{Exchange, probe},
 };
 use wireloom_plan::kernel::Family;
@@ -199,7 +199,7 @@ pub(crate) fn the_mode_is_switched_both_ways_on_the_live_mesh() {
         fleet.wait("answers to all pings", |_| pingers.iter().all(|(_, _, pinger)| pinger.answered() > 20));
         fleet.route(routing);
         fleet.settle(promise);
-        sleep(AFTERMATH);
+        sleep(at_this_pace(AFTERMATH));
         pingers.iter().for_each(|(_, _, pinger)| pinger.end());
         for (name, family, pinger) in pingers {
             let report = pinger.stop().unwrap();

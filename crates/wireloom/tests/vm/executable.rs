@@ -12,6 +12,8 @@ pub(crate) fn functional_tests() -> anyhow::Result<PathBuf> {
     let output = Command::new(env!("CARGO"))
         .args(["test", "--no-run", "--locked", "--package", "wireloom", "--test", "functional"])
         .args(["--features", "functional,kernel-wireguard", "--message-format", "json-render-diagnostics"])
+        // An emulated processor is slow enough; the dependencies are optimised already.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())

@@ -87,7 +87,7 @@ pub(crate) struct Job<'a> {
 pub(crate) fn run(image: &Image, job: &Job<'_>, report: &Report) -> anyhow::Result<()> {
     /// What works: the next machine need not try.
     static ACCELERATOR: OnceLock<Accelerator> = OnceLock::new();
-    let initramfs = image.with_tests(job.backend, job.tests)?;
+    let initramfs = image.with_tests(job)?;
     for accelerator in [Accelerator::Kvm, Accelerator::Emulation] {
         if ACCELERATOR.get().is_some_and(|works| *works != accelerator) {
             continue;

@@ -27,23 +27,36 @@ const PARALLEL: usize = 4;
 /// How the agents of a machine carry packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Backend {
+    Kernel,
     Userspace,
 }
 
 impl Backend {
-    const ALL: [Self; 1] = [Self::Userspace];
+    const ALL: [Self; 2] = [Self::Kernel, Self::Userspace];
 
     /// As `agent.toml` has it.
     fn name(self) -> &'static str {
         match self {
+            Self::Kernel => "kernel",
             Self::Userspace => "userspace",
         }
     }
 
-    /// Link mode needs the userspace engine, and is tested outside. What has nothing to do with the
-    /// agents' back end runs once.
+    /// Link mode and the engine's data path have nothing of this kernel's, and are tested outside; so is
+    /// our device under wg-quick, which prefers the kernel's where there is one. Modules without agents, or
+    /// whose agents have back ends of the test's choice, run once.
     fn has(self, test: &str) -> bool {
-        !test.contains("link")
+        const OF_THE_KERNELS: [&str; 3] = ["interop::kernel::", "kernel_fleet::", "kernel_wireguard::"];
+        const OF_OUR_DEVICE: [&str; 4] =
+            ["device::", "interop::wireguard_go::", "laboratory::", "agent::down_ends_a_device_that_hangs"];
+        const OF_OUR_ENGINE: [&str; 3] = ["data_path::", "link_", "threads::"];
+        let of_link_mode = test.starts_with("demo::") && test.contains("_link");
+        let is_among = |modules: &[&str]| modules.iter().any(|module| test.starts_with(module));
+        let elsewhere = match self {
+            Self::Kernel => is_among(&OF_OUR_DEVICE),
+            Self::Userspace => is_among(&OF_THE_KERNELS) || test.starts_with("device::wg_quick"),
+        };
+        !is_among(&OF_OUR_ENGINE) && !of_link_mode && !elsewhere
     }
 }
 
@@ -68,7 +81,7 @@ fn main() -> ExitCode {
 fn test(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
     let executable = executable::functional_tests().context("cannot build the functional tests")?;
     let names = executable::names(&executable).context("cannot list the functional tests")?;
-    let mut trials = Vec::new();
+    let mut trials = report::trials();
     let mut runs = Vec::new();
     for backend in Backend::ALL {
         let names: Vec<_> = names.iter().filter(|name| backend.has(name)).collect();

@@ -13,6 +13,8 @@ use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
+use libtest_mimic::Trial;
+
 /// Of timeout(1): it had to end the test.
 const TIMED_OUT: &str = "124";
 
@@ -133,4 +135,46 @@ pub(crate) enum Line {
     /// Not of the report: a stray write to the port.
     Stray(String),
     Done,
+}
+
+/// Tests of this module: silence must not count as success.
+pub(crate) fn trials() -> Vec<Trial> {
+    const STORY: &str = "up 2.5 6.1.0\nstart a\nstart b\nend b 101 3.0 4.5\n|assertion failed\n|figure: 7 s\n\
+                         start c\nend a 0 2.6 9.1\nend c 124 5.0 65.0\n|stuck\nstart d\nend e 0 1 2\n|half a wo";
+    let heard = || {
+        let report = Report::default();
+        let lines: Vec<_> = STORY.lines().filter_map(|line| report.hear(line)).collect();
+        report.close("it crashed".into());
+        (report, lines)
+    };
+    let trial = |name: &str, test: &'static str, expected: Result<(), &'static str>| {
+        Trial::test(format!("report::{name}"), move || {
+            let result = heard().0.result_of(test);
+            if result == expected.map_err(str::to_owned) {
+                return Ok(());
+            }
+            Err(format!("{result:?}").into())
+        })
+    };
+    vec![
+        trial("status_0_is_success", "a", Ok(())),
+        trial(
+            "a_failure_comes_with_its_words",
+            "b",
+            Err("it ended with status 101 after 1.5 s\nassertion failed\nfigure: 7 s\n"),
+        ),
+        trial("a_hang_is_told", "c", Err("it hung, and was killed after 60 s\nstuck\n")),
+        trial(
+            "who_ran_when_the_machine_ended_has_failed",
+            "d",
+            Err("it was running when the machine ended: it crashed"),
+        ),
+        trial("who_was_never_begun_has_failed", "z", Err("it was never begun: it crashed")),
+        Trial::test("report::figures_are_handed_on", move || {
+            let expected =
+                [Line::Up { seconds: "2.5".into(), release: "6.1.0".into() }, Line::Figure("7 s".into())];
+            let (_, lines) = heard();
+            if lines == expected { Ok(()) } else { Err(format!("{lines:?}").into()) }
+        }),
+    ]
 }

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The virtual machine's first process: prepares it, runs the tests of /tests, and turns it off. What it
+# The virtual machine's first process: prepares it, runs the tests of /together, then
+# those of /alone, and turns it off. What it
 # tells the host (report.rs reads it) goes to the second serial port; the first is the kernel's console.
 export PATH=/usr/bin HOME=/ NO_COLOR=1
 /usr/bin/busybox --install -s /usr/bin 2>/dev/null
@@ -8,6 +9,7 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts /dev/net
 mount -t devpts devpts /dev/pts
+ln -s /proc/self/fd /dev/fd
 mount -t tmpfs -o mode=0755 tmpfs /run
 mkdir /run/said
 ip link set lo up
@@ -27,6 +29,7 @@ stty -F /dev/ttyS1 raw -echo
 exec >/dev/ttyS1
 read -r up _ </proc/uptime
 echo "up $up $(uname -r)"
-xargs -n 1 -P "$parallel" /run-test </tests
+xargs -r -n 1 -P "$parallel" /run-test </together
+xargs -r -n 1 /run-test </alone
 echo "done"
 poweroff -f
