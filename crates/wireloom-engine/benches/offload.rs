@@ -5,6 +5,7 @@
 use divan::Bencher;
 use divan::counter::BytesCount;
 use wireloom_engine::offload::{
+    checksum::Sum,
     coalesce::{Coalescer, Joinable},
     segment::Segments,
     virtio::{PartialChecksum, Segmentation, SegmentationKind, VirtioHeader},
@@ -34,6 +35,8 @@ fn super_packet(flow: u8) -> (VirtioHeader, Vec<u8>) {
     // 8 words of header, ACK, window; checksum and urgent pointer; padding and timestamps.
     packet.extend([0x80, 0x10, 1, 0xf6, 0, 0, 0, 0, 1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
     packet.extend((0..SEGMENTS * PAYLOAD).map(|at| at as u8));
+    let pseudo_header = Sum::of(&packet[12..20]).and_u16(6).and_u16((len - 20) as u16);
+    packet[36..38].copy_from_slice(&pseudo_header.fold().to_be_bytes());
     let header = VirtioHeader {
         checksum: Some(PartialChecksum { start: 20, offset: 16 }),
         segmentation: Some(Segmentation {

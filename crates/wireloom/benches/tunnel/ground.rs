@@ -50,7 +50,7 @@ pub(crate) struct Machine {
     pub(crate) tunnel: Processes,
     /// The contestant's, and what ran before it: some programs stay in the foreground, some do not.
     program: Option<(Child, Processes)>,
-    _holder: Holder,
+    holder: Holder,
 }
 
 /// The machines; both go, with all that runs on them, when this is dropped.
@@ -66,7 +66,7 @@ impl Ground {
         let mut a = Machine::new("a", 1)?;
         let mut b = Machine::new("b", 2)?;
         // `ip` looks up process ids as those of its own pid namespace.
-        let cable = format!("ip link add eth0 type veth peer name eth0 netns {}", b._holder.pid());
+        let cable = format!("ip link add eth0 type veth peer name eth0 netns {}", b.holder.pid());
         a.space.network_only().run(&cable)?;
         for (machine, number) in [(&a, 1), (&b, 2)] {
             machine.space.run(&format!("ip address add {}/24 dev eth0", outer(number)))?;
@@ -99,7 +99,7 @@ impl Machine {
         space.set_sysctls(&[("net/ipv4/tcp_congestion_control", "reno")])?;
         space.run("ip link set lo up")?;
         let tunnel = Processes::none(&space);
-        Ok(Self { space, address: outer(number), tunnel, program: None, _holder: holder })
+        Ok(Self { space, address: outer(number), tunnel, program: None, holder })
     }
 
     /// Makes a private key, in a file here, and returns its public half.

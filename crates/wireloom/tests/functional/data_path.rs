@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use wireloom::lab::{Lab, Layout, Link, Node, PATIENCE, Topology, until};
+use wireloom::lab::{Lab, Layout, Link, Node, PATIENCE, Topology, mesh::KeyPair, until};
 use wireloom_plan::kernel::Family;
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     wireloom,
 };
 
-use Program::{WireguardGo, Wireloom};
+use Program::{WireguardGo, Wireloom, WireloomThreads};
 
 /// Two nodes that reach each other through the tunnel, whatever kind it is.
 struct Pair {
@@ -30,18 +30,19 @@ struct Pair {
 }
 
 impl Pair {
-    /// On a TUN, by allowed-IPs, and on a TAP, as neighbours; a third node is there beside them.
-    fn of_each_kind() -> [Self; 2] {
-        let tunnel = Tunnel::new(&[Wireloom; 3]);
-        tunnel.set_endpoint(0, 1, Family::V4);
-        tunnel.set_endpoint(1, 0, Family::V4);
-        tunnel.settle();
-        let keys = tunnel.keys.into_iter().map(|key| key.public).collect();
-        let tun = Self { lab: tunnel.lab, keys, addresses: [inner(0), inner(1)] };
+    /// On a TUN, by allowed-IPs, with one thread and with several, and on a TAP, as neighbours; a third
+    /// node is there beside them.
+    fn of_each_kind() -> [Self; 3] {
+        let [one_thread, threads] = [Wireloom, WireloomThreads].map(|program| {
+            let tunnel = Tunnel::new(&[program; 3]);
+            tunnel.set_endpoint(0, 1, Family::V4);
+            tunnel.set_endpoint(1, 0, Family::V4);
+            tunnel.settle();
+            Self { lab: tunnel.lab, keys: public(tunnel.keys), addresses: [inner(0), inner(1)] }
+        });
         let link = Link::new(wireloom(), 3, Topology::Full).unwrap();
         let addresses = [link.address(0).both(), link.address(1).both()];
-        let keys = link.keys.into_iter().map(|key| key.public).collect();
-        [tun, Self { lab: link.lab, keys, addresses }]
+        [one_thread, threads, Self { lab: link.lab, keys: public(link.keys), addresses }]
     }
 
     fn node(&self, place: usize) -> &Node {
@@ -64,6 +65,10 @@ impl Pair {
             }
         });
     }
+}
+
+fn public(keys: Vec<KeyPair>) -> Vec<String> {
+    keys.into_iter().map(|key| key.public).collect()
 }
 
 #[test]
