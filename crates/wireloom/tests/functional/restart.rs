@@ -1,7 +1,9 @@
 //! The agent ends and comes back, and the packets do not notice; `down` leaves nothing behind.
 
+use std::time::{Duration, SystemTime};
+
 use wireloom::lab::{
-    Capture, Content, Layout, Node, Promise, Stream,
+    Capture, Content, Layout, Node, Pinger, Promise, Stream,
     agent::{self, Agent},
 };
 use wireloom_plan::kernel::Family;
@@ -93,6 +95,33 @@ pub(crate) fn a_killed_device_is_made_again() {
     let node = &fleet.lab.nodes[0];
     node.run("ip link del wg0").unwrap();
     fleet.settle(Promise::SCOPED);
+}
+
+/// Nobody declares where node-b is, so a device made anew could only wait for it to give the session
+/// up: 15 s (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, section 6.2 of the WireGuard paper).
+#[test]
+pub(crate) fn a_device_made_anew_greets_its_peers_where_they_were_heard_of() {
+    let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
+    let mut mesh = fleet.mesh.clone();
+    mesh.nodes[1].endpoint = None;
+    mesh.write_on(&fleet.lab.nodes[0]).unwrap();
+    fleet.start();
+    let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+    let pinger = Pinger::start(&b.pods[0], &a.pods[0], Family::V4, Duration::from_millis(20)).unwrap();
+    fleet.wait("answers to pings", |_| pinger.answered() > 20);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    fleet.wait("the agent to know of the session", |fleet| {
+        fleet.agents[0].reload().unwrap();
+        let (_, status, _) = run(a, "status --json");
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        status["agent"]["last_pass"].as_u64() > Some(now)
+    });
+    let answered = pinger.answered();
+    a.run("ip link del wg0").unwrap();
+    fleet.wait("answers to pings", |_| pinger.answered() > answered + 20);
+    let report = pinger.stop().unwrap();
+    println!("{report:?}");
+    assert!(report.outage < Duration::from_secs(14), "{report:?}");
 }
 
 #[test]
