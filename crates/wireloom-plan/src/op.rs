@@ -135,7 +135,10 @@ pub enum Op {
     RefuseSource(Source),
     /// Make these all the sources that are admitted: for many changes at a time, which the kernel
     /// does faster so (removing one of 15,000 from a set of ranges takes it half a millisecond).
-    ReplaceSources(BTreeSet<Source>),
+    ReplaceSources {
+        /// Disjoint for each peer.
+        sources: BTreeSet<Source>,
+    },
     /// Remove that table.
     RemoveFirewall,
     /// Set a sysctl of an underlay interface; the shell records what it was before.

@@ -61,7 +61,7 @@ pub fn op(op: &Op, interface: &str) -> String {
         Op::ForgetPeer { peer } => format!("count no longer what the firewall refuses to {peer}"),
         Op::AdmitSource(source) => format!("let {} send from {}", source.peer, source.addresses),
         Op::RefuseSource(source) => format!("let {} no longer send from {}", source.peer, source.addresses),
-        Op::ReplaceSources(sources) => {
+        Op::ReplaceSources { sources } => {
             let peers: BTreeSet<_> = sources.iter().map(|source| source.peer).collect();
             format!(
                 "let {} peers send from {} ranges of addresses, and no others",

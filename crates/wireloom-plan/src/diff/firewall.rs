@@ -11,8 +11,8 @@ use crate::{
     op::Op,
 };
 
-/// From so many removals on, all sources are replaced at once: the kernel copies its set for each one
-/// (`pipapo_drop`, net/netfilter/nft_set_pipapo.c).
+/// From so many removals on, all sources are replaced at once: for each one the kernel moves the bits of all
+/// that are left (`pipapo_drop`, net/netfilter/nft_set_pipapo.c).
 const MANY: usize = 500;
 
 /// Two steps, with everything else in between.
@@ -90,14 +90,14 @@ impl FirewallChanges {
         self.early.extend(new_peers.into_iter().map(|peer| Op::JudgePeer { peer }));
         let (in_the_way, old): (Vec<_>, Vec<_>) = old.into_iter().partition(|old| overlaps_any(*old, &new));
         if in_the_way.len() > MANY || new.len() == desired.sources.len() && !new.is_empty() {
-            let meanwhile = desired.sources.iter().chain(&old).copied().collect();
-            self.early.push(Op::ReplaceSources(meanwhile));
+            let sources = desired.sources.iter().chain(&old).copied().collect();
+            self.early.push(Op::ReplaceSources { sources });
         } else {
             self.early.extend(in_the_way.into_iter().map(Op::RefuseSource));
             self.early.extend(new.into_iter().map(Op::AdmitSource));
         }
         if old.len() > MANY {
-            self.late.push(Op::ReplaceSources(desired.sources.clone()));
+            self.late.push(Op::ReplaceSources { sources: desired.sources.clone() });
         } else {
             self.late.extend(old.into_iter().map(Op::RefuseSource));
         }

@@ -203,7 +203,7 @@ impl Observed {
                     return Err(ApplyError::NoSuchSourceOfPeer(*source));
                 }
             }
-            Op::ReplaceSources(sources) => {
+            Op::ReplaceSources { sources } => {
                 self.firewall_that_judges()?;
                 let mut admitted = BTreeSet::new();
                 sources.iter().try_for_each(|source| admit(&mut admitted, *source))?;

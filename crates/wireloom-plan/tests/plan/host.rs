@@ -7,8 +7,7 @@ use wireloom_plan::{
     op::Op,
     planner::Planner,
     refusal::Refusal,
-    settings::PeerLookup,
-    settings::Settings,
+    settings::{PeerLookup, Settings, SourceCheck},
 };
 
 use crate::world::{Machine, ip, key, place, three_nodes};
@@ -218,6 +217,12 @@ fn operations_and_observations_are_written_as_json() {
     let ops = serde_json::to_value(&plan.ops).unwrap();
     assert_eq!(ops[0]["op"], "set_underlay_sysctl");
     serde_json::to_value(&plan.warnings).unwrap();
+    machine.settings.peer_lookup = PeerLookup::Gateway;
+    machine.settings.source_check = SourceCheck::Firewall;
+    let ops = serde_json::to_value(&machine.reconcile(&three_nodes()).ops).unwrap();
+    let replaced = ops.as_array().unwrap().iter().find(|op| op["op"] == "replace_sources").unwrap();
+    let sources = replaced["sources"].as_array().unwrap();
+    assert!(sources.iter().any(|source| source["addresses"] == "10.161.3.0/24"), "{replaced}");
     let observed = serde_json::to_value(&machine.kernel).unwrap();
     assert_eq!(observed["saved_sysctls"]["eth0"]["rp_filter"], 1);
 }

@@ -109,7 +109,7 @@ fn the_firewall_comes_first_and_goes_last() {
     world.settings(judged);
     let ops = world.machines["a"].plan(&world.cluster).ops;
     let first_other = ops.iter().position(|op| !of_the_firewall(op) && !is_sysctl(op)).unwrap();
-    assert!(ops[..first_other].iter().any(|op| matches!(op, Op::ReplaceSources(_))), "{ops:?}");
+    assert!(ops[..first_other].iter().any(|op| matches!(op, Op::ReplaceSources { .. })), "{ops:?}");
     assert!(!ops[first_other..].iter().any(of_the_firewall), "{ops:?}");
     world.reconcile();
 
@@ -147,7 +147,7 @@ fn many_sources_that_go_are_replaced_at_once() {
     b.workloads.retain(|workload| workload.prefix_len() != 32);
     let ops = world.machine("a").reconcile(&cluster).ops;
     assert!(!ops.iter().any(|op| matches!(op, Op::RefuseSource(_))));
-    let replaced = place(&ops, |op| matches!(op, Op::ReplaceSources(_)));
+    let replaced = place(&ops, |op| matches!(op, Op::ReplaceSources { .. }));
     let shrunk = ops.iter().rposition(|op| matches!(op, Op::SetPeer(_))).unwrap();
     assert!(shrunk < replaced, "not before the peer has lost them");
 }

@@ -346,7 +346,7 @@ pub(crate) fn are_one(op: &Op, next: &Op) -> bool {
                 | Op::ForgetPeer { .. }
                 | Op::AdmitSource(_)
                 | Op::RefuseSource(_)
-                | Op::ReplaceSources(_)
+                | Op::ReplaceSources { .. }
                 | Op::RemoveFirewall
         )
     };

@@ -95,7 +95,7 @@ fn sign(op: &Op) -> String {
         | Op::SetUp
         | Op::ConfigureDevice { .. }
         | Op::SetFirewall { .. }
-        | Op::ReplaceSources(_)
+        | Op::ReplaceSources { .. }
         | Op::SetUnderlaySysctl { .. }
         | Op::RestoreUnderlaySysctl { .. } => "~".yellow().to_string(),
     }

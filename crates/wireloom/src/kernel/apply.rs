@@ -71,7 +71,7 @@ impl Linux {
             | Op::ForgetPeer { .. }
             | Op::AdmitSource(_)
             | Op::RefuseSource(_)
-            | Op::ReplaceSources(_)
+            | Op::ReplaceSources { .. }
             | Op::RemoveFirewall => self.change_firewall(group).map_err(|error| vec![error]),
             Op::CreateLink { .. }
             | Op::StartDevice { .. }
@@ -308,7 +308,7 @@ fn is_of_the_firewall(op: &Op) -> bool {
             | Op::ForgetPeer { .. }
             | Op::AdmitSource(_)
             | Op::RefuseSource(_)
-            | Op::ReplaceSources(_)
+            | Op::ReplaceSources { .. }
             | Op::RemoveFirewall
     )
 }

@@ -416,7 +416,7 @@ fn firewall_op() -> impl Strategy<Value = Op> {
         1 => peer().prop_map(|peer| Op::ForgetPeer { peer }),
         8 => source().prop_map(Op::AdmitSource),
         4 => source().prop_map(Op::RefuseSource),
-        1 => prop::collection::btree_set(source(), 0..3).prop_map(Op::ReplaceSources),
+        1 => prop::collection::btree_set(source(), 0..3).prop_map(|sources| Op::ReplaceSources { sources }),
         1 => Just(Op::RemoveFirewall),
     ]
 }

@@ -348,6 +348,12 @@ fn down_takes_the_table_away_as_the_last_of_all() {
     let position = |what: &str| told.find(what).unwrap_or_else(|| panic!("{what}: {told}"));
     assert!(position("remove wg0") < position("remove the nftables table"), "{told}");
     assert_eq!(node.run("nft list tables").unwrap(), "");
+    // What an agent would do now, for programs.
+    let (code, told, errors) = run(node, "plan --json");
+    assert_eq!(code, 2, "{errors}");
+    let plan: Value = serde_json::from_str(&told).unwrap();
+    let ops: Vec<&str> = plan["ops"].as_array().unwrap().iter().filter_map(|op| op["op"].as_str()).collect();
+    assert!(ops.contains(&"set_firewall") && ops.contains(&"replace_sources"), "{ops:?}");
 }
 
 /// Four CIDRs and an address on the link for each, and its `fe80::` one.

@@ -15,7 +15,8 @@ macro_rules! on_a_link {
     };
 }
 
-const LINK: &str = "[link]\npeer_lookup = \"gateway\"\nsource_check = \"off\"\n";
+/// Sources are judged by the firewall, as they are unless the settings say otherwise.
+const LINK: &str = "[link]\npeer_lookup = \"gateway\"\n";
 
 on_a_link! {
     matrix {

@@ -53,7 +53,7 @@ impl Script<'_> {
     fn one(&mut self, op: &Op) {
         match op {
             Op::SetFirewall { firewall, anew } => self.set_firewall(firewall, *anew),
-            Op::ReplaceSources(sources) => self.replace_sources(sources),
+            Op::ReplaceSources { sources } => self.replace_sources(sources),
             Op::RemoveFirewall => self.remove_table(),
             _ => {}
         }
