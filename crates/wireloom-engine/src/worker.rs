@@ -7,12 +7,13 @@
 use std::{
     io::{self, IoSlice},
     mem,
+    net::IpAddr,
     ops::Range,
     sync::Arc,
 };
 
 use wireloom_proto::{
-    DropReason, Endpoint, MessageKind, Now, PeerPath, Routes, SealError, Transport, inner, message,
+    DropReason, Now, Outcome, PeerId, PeerPath, Routes, SealError, Transport, inner, message,
 };
 
 use crate::{
@@ -148,12 +149,11 @@ impl Worker {
                 return Backlog::Empty;
             }
             let drops = &self.drops;
-            let source = Source {
-                transport: &self.transport,
+            let mut source = Source {
                 routes: &self.transport.routes(),
                 link: self.link.as_ref(),
-                check_sources: self.check_sources,
-                drops,
+                check: self.check_sources,
+                permitted: None,
             };
             let mut coalescer = Coalescer::new(tun.joinable());
             let mut write = |packets: u64, parts: &[IoSlice<'_>]| {
@@ -161,18 +161,20 @@ impl Worker {
                     drops.count_loss(Loss::NotDelivered, packets);
                 }
             };
-            for (from, datagram) in self.inbound.datagrams() {
-                let verdict = match MessageKind::classify(datagram) {
-                    Ok(MessageKind::Data) => source.open(now, from, datagram, device),
-                    Ok(_) => device.handle_handshake(now, from, datagram).map(|()| None),
-                    Err(reason) => Err(reason),
-                };
-                match verdict {
+            self.transport.open_batch(now.monotonic, self.inbound.datagrams(), |outcome| match outcome {
+                Outcome::Opened { path, payload } => match source.admit(path, payload) {
                     Ok(Some(arrival)) => coalescer.push(arrival.link, arrival.packet, &mut write),
                     Ok(None) => {}
-                    Err(reason) => drops.count(reason),
+                    Err(refusal) => refusal.count(drops),
+                },
+                Outcome::Handshake(from, datagram) => {
+                    if let Err(reason) = device.handle_handshake(now, from, datagram) {
+                        drops.count(reason);
+                    }
                 }
-            }
+                Outcome::Dropped(reason) => drops.count(reason),
+                Outcome::Signal(signal) => device.handle_signal(now, signal),
+            });
             coalescer.flush(&mut write);
             // Answers and what was waiting for them leave before the next batch comes in.
             self.transmit(now, device, udp);
@@ -427,44 +429,55 @@ struct Arrival<'m> {
     packet: &'m [u8],
 }
 
-/// What it takes to make packets of what the peers send.
+/// Who may send what to the network stack, and how it gets there.
 struct Source<'a> {
-    transport: &'a Transport,
     routes: &'a Routes,
     link: Option<&'a Link>,
-    check_sources: bool,
-    drops: &'a Drops,
+    /// Whether the peers' allowed IPs judge source addresses.
+    check: bool,
+    /// Who was last found to own which address: packets come in streams.
+    permitted: Option<(PeerId, IpAddr)>,
 }
 
 impl Source<'_> {
-    /// Opens a data message: the packet inside, which its peer may send; `None` when there is nothing for
-    /// the network stack.
-    fn open<'m>(
-        &self,
-        now: Now,
-        from: Endpoint,
-        datagram: &'m mut [u8],
-        device: &mut impl SlowPath,
-    ) -> Result<Option<Arrival<'m>>, DropReason> {
-        let opened = self.transport.open(now.monotonic, from, datagram)?;
-        if let Some(signal) = opened.signal {
-            device.handle_signal(now, signal);
-        }
-        if opened.payload.is_empty() {
+    /// The packet that a peer has sent, when it may; `None` when there is nothing for the network stack.
+    fn admit<'m>(&mut self, path: &PeerPath, payload: &'m [u8]) -> Result<Option<Arrival<'m>>, Refusal> {
+        if payload.is_empty() {
             return Ok(None);
         }
-        let packet = inner::Packet::parse(opened.payload)?;
-        if self.check_sources && !self.routes.permits(&opened.path, packet.source) {
-            return Err(DropReason::SourceNotAllowed);
+        let packet = inner::Packet::parse(payload).map_err(Refusal::Dropped)?;
+        if self.check && !self.permits(path, packet.source) {
+            return Err(Refusal::Dropped(DropReason::SourceNotAllowed));
         }
-        let bytes = &opened.payload[..packet.len];
-        match self.link.map(|link| link.arrival(opened.path.id(), packet.destination, bytes)) {
-            None => Ok(Some(Arrival { link: None, packet: bytes })),
-            Some(Ok(header)) => Ok(Some(Arrival { link: Some(header), packet: bytes })),
-            Some(Err(loss)) => {
-                self.drops.count_loss(loss, 1);
-                Ok(None)
-            }
+        let bytes = &payload[..packet.len];
+        let link = self.link.map(|link| link.arrival(path.id(), packet.destination, bytes)).transpose();
+        link.map(|link| Some(Arrival { link, packet: bytes })).map_err(Refusal::Lost)
+    }
+
+    fn permits(&mut self, path: &PeerPath, source: IpAddr) -> bool {
+        let claim = Some((path.id(), source));
+        if self.permitted == claim {
+            return true;
+        }
+        let permitted = self.routes.permits(path, source);
+        if permitted {
+            self.permitted = claim;
+        }
+        permitted
+    }
+}
+
+/// Why a packet from a peer goes no further.
+enum Refusal {
+    Dropped(DropReason),
+    Lost(Loss),
+}
+
+impl Refusal {
+    fn count(self, drops: &Drops) {
+        match self {
+            Self::Dropped(reason) => drops.count(reason),
+            Self::Lost(loss) => drops.count_loss(loss, 1),
         }
     }
 }

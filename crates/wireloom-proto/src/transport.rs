@@ -1,14 +1,14 @@
 //! The data part: from a receiver index to a session, from an address to a peer.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
+use std::{fmt, iter};
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use crate::allowed_ips::AllowedIps;
 use crate::endpoint::Endpoint;
-use crate::message::DataHeader;
+use crate::message::{DATA_OVERHEAD, DataHeader, MessageKind};
 use crate::path::PeerPath;
 use crate::session::Session;
 use crate::signal::{News, Signal};
@@ -42,6 +42,23 @@ impl fmt::Debug for Opened<'_> {
             .field("signal", &self.signal)
             .finish()
     }
+}
+
+/// What became of a datagram of a batch, and what is to be done with it.
+pub enum Outcome<'p, 'm> {
+    /// It was authenticated and decrypted.
+    Opened {
+        /// From whom.
+        path: &'p Arc<PeerPath>,
+        /// The inner packet with its padding; empty for a keepalive.
+        payload: &'m mut [u8],
+    },
+    /// It is of another type than data, for [`Device::handle_handshake`](crate::Device::handle_handshake).
+    Handshake(Endpoint, &'m mut [u8]),
+    /// It is dropped.
+    Dropped(DropReason),
+    /// No datagram, but what those before it give the device to know.
+    Signal(Signal),
 }
 
 /// A snapshot of everyone's allowed IPs: which peer gets a packet, and who may have sent it.
@@ -88,30 +105,49 @@ impl Transport {
         from: Endpoint,
         datagram: &'m mut [u8],
     ) -> Result<Opened<'m>, DropReason> {
-        let mut outcome = Err(DropReason::BadLength);
-        self.open_train(now, from, std::iter::once(datagram), |opened| outcome = opened);
-        outcome
+        let mut opened = Err(DropReason::BadType);
+        let mut told = None;
+        self.open_batch(now, iter::once((from, datagram)), |outcome| match outcome {
+            Outcome::Opened { path, payload } => opened = Ok((Arc::clone(path), payload)),
+            Outcome::Handshake(..) => {}
+            Outcome::Dropped(reason) => opened = Err(reason),
+            Outcome::Signal(signal) => told = Some(signal),
+        });
+        opened.map(|(path, payload)| Opened { path, payload, signal: told })
     }
 
-    /// Opens a train of datagrams of one source, as receive offload delivers them, and tells the
-    /// outcome of each, in order; otherwise as [`Self::open`].
-    pub fn open_train<'m>(
+    /// Opens the data messages of a batch in place, and tells in order what became of each datagram.
+    /// What follows on each other from one place for one session is looked up, and accounted for, once;
+    /// otherwise as [`Self::open`].
+    pub fn open_batch<'m>(
         &self,
         now: Instant,
-        from: Endpoint,
-        datagrams: impl Iterator<Item = &'m mut [u8]>,
-        mut outcome: impl FnMut(Result<Opened<'m>, DropReason>),
+        datagrams: impl Iterator<Item = (Endpoint, &'m mut [u8])>,
+        mut outcome: impl FnMut(Outcome<'_, 'm>),
     ) {
-        // The messages of a train mostly belong to one session: it is looked up when that changes.
-        let mut slot = Guard::from_inner(None::<Arc<SessionEntry>>);
-        for datagram in datagrams {
-            outcome(DataHeader::parse(datagram).and_then(|header| {
-                if !is_session(&slot, header.receiver) {
-                    slot = self.sessions.load(header.receiver);
+        let mut datagrams = datagrams.peekable();
+        while let Some((from, datagram)) = datagrams.next() {
+            let index = match MessageKind::classify(datagram).map(|_| DataHeader::parse(datagram)) {
+                Ok(Ok(header)) => header.receiver,
+                Ok(Err(_)) => {
+                    outcome(Outcome::Handshake(from, datagram));
+                    continue;
                 }
-                let entry = slot.as_ref().filter(|_| is_session(&slot, header.receiver));
-                entry.ok_or(DropReason::UnknownIndex)?.open(now, from, datagram)
-            }));
+                Err(reason) => {
+                    outcome(Outcome::Dropped(reason));
+                    continue;
+                }
+            };
+            let entry = self.sessions.load(index);
+            let Some(entry) = entry.as_ref().filter(|entry| entry.session.local_index() == index) else {
+                outcome(Outcome::Dropped(DropReason::UnknownIndex));
+                continue;
+            };
+            let belongs = |(other, datagram): &(Endpoint, &mut [u8])| {
+                *other == from && DataHeader::parse(datagram).is_ok_and(|header| header.receiver == index)
+            };
+            let others = iter::from_fn(|| datagrams.next_if(belongs).map(|(_, datagram)| datagram));
+            entry.open(now, from, iter::once(datagram).chain(others), &mut outcome);
         }
     }
 
@@ -130,10 +166,6 @@ impl Transport {
     }
 }
 
-fn is_session(slot: &Option<Arc<SessionEntry>>, index: u32) -> bool {
-    slot.as_ref().is_some_and(|entry| entry.session.local_index() == index)
-}
-
 /// A session and whose it is.
 #[derive(Debug)]
 struct SessionEntry {
@@ -146,14 +178,25 @@ impl SessionEntry {
         &self,
         now: Instant,
         from: Endpoint,
-        datagram: &'m mut [u8],
-    ) -> Result<Opened<'m>, DropReason> {
-        let bytes = datagram.len();
-        let mut outcome = Err(DropReason::BadLength);
-        self.session.open(now, std::iter::once(datagram), |opened| outcome = opened);
-        let payload = outcome?;
-        let news = self.note_opened(now, from, bytes, !payload.is_empty());
-        Ok(Opened { path: Arc::clone(&self.path), payload, signal: news.about(self.path.id()) })
+        train: impl Iterator<Item = &'m mut [u8]>,
+        outcome: &mut impl FnMut(Outcome<'_, 'm>),
+    ) {
+        let mut bytes = 0;
+        let mut data = false;
+        self.session.open(now, train, |opened| match opened {
+            Ok(payload) => {
+                bytes += payload.len() + DATA_OVERHEAD;
+                data |= !payload.is_empty();
+                outcome(Outcome::Opened { path: &self.path, payload });
+            }
+            Err(reason) => outcome(Outcome::Dropped(reason)),
+        });
+        // None of a train of forgeries counts.
+        if bytes > 0
+            && let Some(signal) = self.note_opened(now, from, bytes, data).about(self.path.id())
+        {
+            outcome(Outcome::Signal(signal));
+        }
     }
 
     fn note_opened(&self, now: Instant, from: Endpoint, bytes: usize, data: bool) -> News {

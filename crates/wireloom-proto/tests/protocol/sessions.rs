@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use wireloom_proto::{DropReason, MessageKind, message};
+use wireloom_proto::{DropReason, Endpoint, MessageKind, Outcome, message};
 
 use crate::world::{ALICE, BOB, MTU, World, address, ipv4, ipv6};
 
@@ -313,17 +313,35 @@ fn trains_are_sealed_and_opened_in_order() {
     let sealed = world.path(ALICE, BOB).seal(now, train.iter_mut().map(Vec::as_mut_slice)).unwrap();
     assert_eq!(sealed.endpoint.remote, address(2));
 
-    // A stranger's and a truncated datagram in the midst do no harm.
+    // A stranger's and a truncated datagram in the midst do no harm, nor do a handshake message, a copy
+    // and a forgery.
     train.insert(7, vec![4, 0, 0, 0, 1, 2, 3]);
     train.insert(20, [vec![4, 0, 0, 0], vec![0xee; 60]].concat());
+    train.insert(25, [vec![1, 0, 0, 0], vec![0; message::INITIATION_LEN - 4]].concat());
+    train.insert(30, train[29].clone());
+    train.insert(40, train[41].clone());
+    train[40][200] ^= 1;
     let transport = world.nodes[BOB].device.transport().clone();
+    let path = world.path(BOB, ALICE);
+    let received = path.received_bytes();
     let mut outcomes = Vec::new();
-    let messages = train.iter_mut().map(Vec::as_mut_slice);
-    transport.open_train(now, address(1).into(), messages, |opened| {
-        outcomes.push(opened.map(|opened| opened.payload.to_vec()));
+    let from = Endpoint::from(address(1));
+    let messages = train.iter_mut().map(|message| (from, message.as_mut_slice()));
+    transport.open_batch(now, messages, |outcome| match outcome {
+        Outcome::Opened { path: from, payload } => {
+            assert_eq!(from.id(), path.id());
+            outcomes.push(Ok(payload.to_vec()));
+        }
+        Outcome::Handshake(_, message) => assert_eq!((outcomes.len(), message[0]), (25, 1)),
+        Outcome::Dropped(reason) => outcomes.push(Err(reason)),
+        Outcome::Signal(_) => {}
     });
+    assert_eq!(outcomes.remove(39), Err(DropReason::BadCiphertext));
+    assert_eq!(outcomes.remove(29), Err(DropReason::Replayed));
     assert_eq!(outcomes.remove(20), Err(DropReason::UnknownIndex));
     assert_eq!(outcomes.remove(7), Err(DropReason::BadLength));
+    assert_eq!(outcomes.len(), packets.len());
+    assert_eq!(path.received_bytes() - received, 40 * train[0].len() as u64, "what is authentic and new");
     for (packet, payload) in packets.iter().zip(outcomes) {
         assert_eq!(payload.unwrap()[..packet.len()], packet[..]);
     }
