@@ -82,6 +82,9 @@ pub enum Rest {
     None,
     /// When something becomes ready, and at this moment at the latest.
     Until(Option<Instant>),
+    /// The same, and soon, probably: a bulk transfer is going on, so that a while of looking again and
+    /// again costs less than falling asleep and being woken up.
+    Light(Option<Instant>),
     /// Never: the interface is gone.
     Forever,
 }
@@ -165,15 +168,11 @@ impl<T: Tun, N: Network> Engine<T, N> {
         if ready.datagrams {
             backlog = self.worker.receive(now, device, tun, udp);
         }
-        if (ready.packets || self.worker.is_amid_a_packet())
-            && self.worker.send(now, mtu, device, tun, udp)? == Backlog::More
-        {
-            backlog = Backlog::More;
+        if ready.packets || self.worker.is_amid_a_packet() {
+            backlog = backlog.max(self.worker.send(now, mtu, device, tun, udp)?);
         }
-        if let Some(queues) = &mut self.queues
-            && queues.serve(now, device, mtu, &self.drops)? == Backlog::More
-        {
-            backlog = Backlog::More;
+        if let Some(queues) = &mut self.queues {
+            backlog = backlog.max(queues.serve(now, device, mtu, &self.drops)?);
         }
         if device.poll_timeout().is_some_and(|at| at <= now.monotonic) {
             device.handle_timeout(now);
@@ -185,6 +184,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
         Ok(match backlog {
             Backlog::More => Rest::None,
+            Backlog::Expected => Rest::Light(self.device.poll_timeout()),
             Backlog::Empty => Rest::Until(self.device.poll_timeout()),
         })
     }

@@ -15,6 +15,7 @@ use nix::{
 use crate::{
     clock,
     control::{Inbox, OpenControlError, Server, socket_path},
+    doze::doze,
     engine::{Engine, Ready, Rest},
     mode::{Mode, PeerLookup},
     privilege,
@@ -114,6 +115,13 @@ impl Interface {
                 Ok(Rest::Forever) => return Ok(End::InterfaceDeleted),
                 Ok(Rest::None) => Some(Duration::ZERO),
                 Ok(Rest::Until(at)) => at.map(|at| at.since(now.monotonic)),
+                Ok(Rest::Light(at)) => {
+                    if doze(&mut self.traffic())? {
+                        Some(Duration::ZERO)
+                    } else {
+                        at.map(|at| at.since(now.monotonic))
+                    }
+                }
                 // The interface was deleted, which its descriptor tells before the link monitor does.
                 Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return Ok(End::InterfaceDeleted),
                 Err(error) => return Err(error),
@@ -140,23 +148,34 @@ struct Wake {
 }
 
 impl Interface {
+    /// Where packets and datagrams come from, to be polled: the interface, and the port's sockets.
+    fn traffic(&self) -> [PollFd<'_>; 3] {
+        // Packets stay where they are while there is no port to send them from.
+        let port = self.engine.udp();
+        let packets = port.map(|_| self.engine.tun().packets());
+        let mut sockets = port.into_iter().flat_map(LinuxUdp::sockets);
+        [packets, sockets.next(), sockets.next()]
+            .map(|fd| fd.map_or_else(|| self.nobody(), |fd| PollFd::new(fd, PollFlags::POLLIN)))
+    }
+
+    /// What fills a place where there is nothing to wait for.
+    fn nobody(&self) -> PollFd<'_> {
+        PollFd::new(self.signals.as_fd(), PollFlags::empty())
+    }
+
     /// Waits until there is something to do, but no longer than `rest`; `None` is for ever.
     fn wait(&self, rest: Option<Duration>) -> io::Result<Wake> {
         let wanted = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let unwanted = || PollFd::new(self.signals.as_fd(), PollFlags::empty());
-        let tun = self.engine.tun();
-        // Packets stay where they are while there is no port to send them from.
-        let packets = if self.engine.udp().is_some() { wanted(tun.packets()) } else { unwanted() };
-        let mut sockets = self.engine.udp().into_iter().flat_map(LinuxUdp::sockets).map(wanted);
+        let [packets, v4, v6] = self.traffic();
         let mut fds = [
             packets,
-            wanted(tun.events()),
-            sockets.next().unwrap_or_else(unwanted),
-            sockets.next().unwrap_or_else(unwanted),
+            wanted(self.engine.tun().events()),
+            v4,
+            v6,
             wanted(self.inbox.as_fd()),
             wanted(self.server.watch()),
             wanted(self.signals.as_fd()),
-            self.engine.bell().map_or_else(unwanted, |bell| wanted(bell.as_fd())),
+            self.engine.bell().map_or_else(|| self.nobody(), |bell| wanted(bell.as_fd())),
         ];
         match ppoll(&mut fds, rest.map(TimeSpec::from), None) {
             Ok(_) | Err(Errno::EINTR) => {}

@@ -24,6 +24,7 @@
 mod bell;
 mod clock;
 pub mod control;
+mod doze;
 pub mod drops;
 pub mod engine;
 pub mod interface;

@@ -72,14 +72,13 @@ impl<T: TunQueue, U: Udp> Queue<T, U> {
         if ready.datagrams {
             backlog = self.worker.receive(now, &mut self.punting, &mut self.tun, udp);
         }
-        if (ready.packets || self.worker.is_amid_a_packet())
-            && !self.punting.is_taking_packets()
-            && self.worker.send(now, self.mtu, &mut self.punting, &mut self.tun, udp)? == Backlog::More
-        {
-            backlog = Backlog::More;
+        if (ready.packets || self.worker.is_amid_a_packet()) && !self.punting.is_taking_packets() {
+            let sent = self.worker.send(now, self.mtu, &mut self.punting, &mut self.tun, udp)?;
+            backlog = backlog.max(sent);
         }
         Ok(match backlog {
             Backlog::More => Rest::None,
+            Backlog::Expected => Rest::Light(None),
             Backlog::Empty => Rest::Until(None),
         })
     }

@@ -22,6 +22,7 @@ use nix::{
 use crate::{
     bell::Bell,
     clock,
+    doze::doze,
     engine::{Ready, Rest},
     queue::{Queue, Runner},
     tun::LinuxQueue,
@@ -123,25 +124,28 @@ fn turn(queue: &mut LinuxQueues, halt: &AtomicBool) -> io::Result<()> {
     while !halt.load(Ordering::Relaxed) {
         let rest = match queue.turn(clock::now()?, ready)? {
             Rest::None => Some(Duration::ZERO),
-            Rest::Until(_) | Rest::Forever => None,
+            Rest::Light(_) if doze(&mut traffic(queue))? => Some(Duration::ZERO),
+            Rest::Light(_) | Rest::Until(_) | Rest::Forever => None,
         };
         ready = wait(queue, rest)?;
     }
     Ok(())
 }
 
+/// Where packets and datagrams come from, to be polled: the interface, unless its packets have to wait,
+/// and the port's sockets.
+fn traffic(queue: &LinuxQueues) -> [PollFd<'_>; 3] {
+    let nobody = || PollFd::new(queue.bell().as_fd(), PollFlags::empty());
+    let packets = queue.takes_packets().then(|| queue.tun().packets());
+    let mut sockets = queue.udp().into_iter().flat_map(LinuxUdp::sockets);
+    [packets, sockets.next(), sockets.next()]
+        .map(|fd| fd.map_or_else(nobody, |fd| PollFd::new(fd, PollFlags::POLLIN)))
+}
+
 /// Waits until there is something to do, but no longer than `rest`; `None` is for ever.
 fn wait(queue: &LinuxQueues, rest: Option<Duration>) -> io::Result<Ready> {
-    let wanted = |fd| PollFd::new(fd, PollFlags::POLLIN);
-    let unwanted = || PollFd::new(queue.bell().as_fd(), PollFlags::empty());
-    let packets = if queue.takes_packets() { wanted(queue.tun().packets()) } else { unwanted() };
-    let mut sockets = queue.udp().into_iter().flat_map(LinuxUdp::sockets).map(wanted);
-    let mut fds = [
-        packets,
-        sockets.next().unwrap_or_else(unwanted),
-        sockets.next().unwrap_or_else(unwanted),
-        wanted(queue.bell().as_fd()),
-    ];
+    let [packets, v4, v6] = traffic(queue);
+    let mut fds = [packets, v4, v6, PollFd::new(queue.bell().as_fd(), PollFlags::POLLIN)];
     match ppoll(&mut fds, rest.map(TimeSpec::from), None) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(error) => return Err(error.into()),

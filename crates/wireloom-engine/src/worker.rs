@@ -25,8 +25,12 @@ use crate::{
     udp::{Inbound, Outbound, Pending, Udp},
 };
 
-/// Batches in one direction before the other one gets its turn.
-const BATCHES_IN_A_ROW: usize = 4;
+/// Batches in one direction before the other one gets its turn: together they take as long as a packet
+/// of the other direction may have to wait, half a millisecond or so.
+const BATCHES_IN_A_ROW: usize = 2;
+
+/// As many bytes in one turn show that a bulk transfer is going on.
+const BULK: usize = 16 << 10;
 
 pub(crate) struct Worker {
     transport: Arc<Transport>,
@@ -77,12 +81,20 @@ impl Train {
     }
 }
 
-/// Whether there was more than one turn may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is left to be done after a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Backlog {
     Empty,
-    /// Come again at once.
+    /// Nothing, but so much has passed that more is likely to follow soon.
+    Expected,
+    /// There was more than one turn may do: come again at once.
     More,
+}
+
+impl Backlog {
+    fn after(bytes: usize) -> Self {
+        if bytes >= BULK { Self::Expected } else { Self::Empty }
+    }
 }
 
 impl Worker {
@@ -142,12 +154,14 @@ impl Worker {
         tun: &mut impl TunQueue,
         udp: &mut impl Udp,
     ) -> Backlog {
+        let mut bytes = 0;
         for _ in 0..BATCHES_IN_A_ROW {
             udp.receive(&mut self.inbound);
             if self.inbound.is_empty() {
                 self.learn_path_mtus(now, udp);
-                return Backlog::Empty;
+                return Backlog::after(bytes);
             }
+            bytes += self.inbound.bytes();
             let drops = &self.drops;
             let mut source = Source {
                 routes: &self.transport.routes(),
@@ -201,12 +215,14 @@ impl Worker {
         tun: &mut impl TunQueue,
         udp: &mut impl Udp,
     ) -> io::Result<Backlog> {
+        let mut bytes = 0;
         for _ in 0..BATCHES_IN_A_ROW {
             let drained = self.fill(now, mtu, device, tun, udp);
             self.depart(now, mtu, device);
+            bytes += self.outbound.bytes();
             self.drops.count_loss(Loss::NotSent, udp.send(&mut self.outbound));
             if drained? {
-                return Ok(Backlog::Empty);
+                return Ok(Backlog::after(bytes));
             }
         }
         Ok(Backlog::More)

@@ -6,9 +6,13 @@ use wireloom_proto::{Endpoint, message::DATA_OVERHEAD};
 
 use crate::tun::MAX_PACKET;
 
-/// Datagrams that one call receives, at most: enough to spread the cost of a wake-up, few enough
-/// that what they leave in the caches is still there when they are opened.
-pub(super) const INBOUND_MAX: usize = 32;
+/// Bytes that one batch receives, about: enough to spread the cost of a wake-up, few enough that they are
+/// still in the cache (of the second level) when they are opened, and that others get their turn soon.
+const INBOUND_ENOUGH: usize = 256 << 10;
+/// Messages in one batch, at most and at least. One message is a datagram or, where receive offload puts
+/// them together, a train of them; which it will be is guessed from the batch before.
+pub(super) const INBOUND_MAX: usize = 64;
+const INBOUND_MIN: usize = 8;
 /// Room for the longest datagram (65,507 bytes over IPv4), in whole pages.
 const INBOUND_ROOM: usize = 1 << 16;
 
@@ -18,6 +22,8 @@ pub struct Inbound {
     /// `INBOUND_MAX` rooms; the pages of those never used stay unallocated.
     memory: Box<[u8]>,
     received: Vec<Received>,
+    /// How many rooms this batch may use.
+    limit: usize,
 }
 
 /// What stands in one room: a datagram, or a train of them that receive offload put together.
@@ -34,6 +40,7 @@ impl Default for Inbound {
         Self {
             memory: vec![0; INBOUND_MAX * INBOUND_ROOM].into_boxed_slice(),
             received: Vec::with_capacity(INBOUND_MAX),
+            limit: INBOUND_MAX,
         }
     }
 }
@@ -43,6 +50,12 @@ impl Inbound {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.received.is_empty()
+    }
+
+    /// Bytes of all datagrams together.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.received.iter().map(|received| received.len).sum()
     }
 
     /// The datagrams in the order of their arrival, with where they came from.
@@ -64,13 +77,17 @@ impl Inbound {
         self.received.iter().map(|received| received.from)
     }
 
+    /// Begins the next batch.
     pub(super) fn clear(&mut self) {
+        if let Some(average) = self.bytes().checked_div(self.received.len()) {
+            self.limit = (INBOUND_ENOUGH / average.max(1)).clamp(INBOUND_MIN, INBOUND_MAX);
+        }
         self.received.clear();
     }
 
     /// The rooms that are free, in the order in which [`Self::push`] takes them.
     pub(super) fn rooms(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        self.memory.chunks_exact_mut(INBOUND_ROOM).skip(self.received.len())
+        self.memory.chunks_exact_mut(INBOUND_ROOM).take(self.limit).skip(self.received.len())
     }
 
     /// Notes what stands at the start of the first free room: `len` bytes of datagrams of `size` bytes
@@ -123,6 +140,12 @@ impl Outbound {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.datagrams.is_empty()
+    }
+
+    /// Bytes of all datagrams together.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.used
     }
 
     /// The datagrams in their order.
@@ -222,6 +245,22 @@ mod tests {
         assert_eq!(runs(2, &[(1, 10); 5]), [(2, 20), (2, 20), (1, 10)]);
         assert_eq!(runs(1, &[(1, 10); 2]), [(1, 10), (1, 10)]);
         assert_eq!(runs(64, &[(1, 1452); 50]), [(45, 45 * 1452), (5, 5 * 1452)]);
+    }
+
+    #[test]
+    fn long_messages_are_received_by_the_few_and_short_ones_by_the_many() {
+        let mut batch = Inbound::default();
+        let from = Endpoint::from(std::net::SocketAddr::from(([192, 0, 2, 1], 1)));
+        for (len, rooms) in [(100, INBOUND_MAX), (65_000, INBOUND_MIN), (16_384, 16), (0, INBOUND_MAX)] {
+            while batch.rooms().next().is_some() {
+                batch.push(from, len, len.min(1452));
+            }
+            batch.clear();
+            assert_eq!(batch.rooms().count(), rooms, "{len}");
+            // Nothing came: nothing is known.
+            batch.clear();
+            assert_eq!(batch.rooms().count(), rooms, "{len}");
+        }
     }
 
     #[test]

@@ -272,7 +272,9 @@ impl Udp for LinuxUdp {
         }
         self.v6_first = !self.v6_first;
         for socket in order.into_iter().flatten() {
-            self.receiver.receive(socket.as_fd(), batch);
+            if batch.is_empty() {
+                self.receiver.receive(socket.as_fd(), batch);
+            }
         }
         if !self.gone.is_empty() {
             // What comes in for an address proves that it is ours (again).
@@ -315,9 +317,14 @@ impl Udp for LinuxUdp {
                     tried_again = Some(next);
                     continue;
                 }
-                // What leaves through a device without checksum offload, or does not fit the path's MTU
-                // and is to be fragmented, cannot be sent as one (`udp_send_skb` in net/ipv4/udp.c).
-                (Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE), _) if most > 1 => {
+                // What leaves through a device without checksum offload (before Linux 6.11), or does not
+                // fit the path's MTU and is to be fragmented, cannot be sent as one (`udp_send_skb` in
+                // net/ipv4/udp.c). The device stays as it is; paths change.
+                (Some(libc::EIO), _) if most > 1 => {
+                    (self.run_max, most) = (1, 1);
+                    continue;
+                }
+                (Some(libc::EINVAL | libc::EMSGSIZE), _) if most > 1 => {
                     most = 1;
                     continue;
                 }
