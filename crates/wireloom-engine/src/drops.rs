@@ -12,6 +12,8 @@ use wireloom_proto::DropReason;
 pub enum Loss {
     /// The network did not take a datagram: no route, no permission, or a send buffer that stays full.
     NotSent,
+    /// A packet to tell its sender that the interface's queue does not empty any more.
+    QueueStood,
     /// The network stack did not take a packet that came out of the tunnel.
     NotDelivered,
     /// A frame on the link that carries neither IPv4 nor IPv6.
@@ -28,8 +30,9 @@ pub enum Loss {
     DeviceBusy,
 }
 
-const LOSSES: [&str; 8] = [
+const LOSSES: [&str; 9] = [
     "not-sent",
+    "queue-stood",
     "not-delivered",
     "not-ip",
     "no-neighbour",

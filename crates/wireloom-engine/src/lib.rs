@@ -36,6 +36,7 @@ mod privilege;
 mod punt;
 mod queue;
 mod slow_path;
+mod standing_queue;
 mod threads;
 pub mod tun;
 pub mod udp;

@@ -21,6 +21,7 @@ use crate::{
     link::{self, Link, Way},
     offload::{LinkHeader, coalesce::Coalescer, segment::Segments, virtio::VirtioHeader},
     slow_path::SlowPath,
+    standing_queue::StandingQueue,
     tun::{MAX_PACKET, TunQueue},
     udp::{Inbound, Outbound, Pending, Udp},
 };
@@ -39,6 +40,8 @@ pub(crate) struct Worker {
     outbound: Outbound,
     landed: Landed,
     train: Train,
+    /// What the kernel queues for us to read.
+    queue: StandingQueue,
     /// When the peers are neighbours on a link.
     link: Option<Link>,
     check_sources: bool,
@@ -112,6 +115,7 @@ impl Worker {
             outbound: Outbound::default(),
             landed: Landed::default(),
             train: Train::default(),
+            queue: StandingQueue::default(),
             link,
             check_sources,
             answer: Vec::new(),
@@ -268,7 +272,10 @@ impl Worker {
             let memory = &mut self.landed.memory[..header + MAX_PACKET];
             let (offload, frame) = match tun.receive(memory) {
                 Ok((offload, len)) => (offload, &self.landed.memory[..len]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.queue.emptied();
+                    return Ok(true);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     self.drops.count(DropReason::BadInnerPacket);
@@ -294,6 +301,11 @@ impl Worker {
             match (way, segments) {
                 (Way::Peer(_) | Way::Everyone, Err(reason)) => self.drops.count(reason),
                 (Way::Peer(path), Ok(segments)) => {
+                    let mut segments = segments;
+                    if self.queue.must_drop(now.monotonic) {
+                        segments.skip_next();
+                        self.drops.count_loss(Loss::QueueStood, 1);
+                    }
                     self.landed.packet = header..header + segments.len();
                     self.landed.left = Some((segments, Arc::clone(path)));
                 }

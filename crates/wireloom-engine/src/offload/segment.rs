@@ -113,6 +113,14 @@ impl Segments {
         }
     }
 
+    /// Leaves the next packet out.
+    pub fn skip_next(&mut self) {
+        self.next = match &self.cut {
+            Cut::Whole(_) => self.end,
+            Cut::Pieces(pieces) => self.end.min(self.next + pieces.size),
+        };
+    }
+
     /// Writes the next packet to the start of `room`, which is as long as the longest may be, and
     /// returns its length; `None` when there are no more.
     pub fn write_next(&mut self, packet: &[u8], room: &mut [u8]) -> Option<usize> {

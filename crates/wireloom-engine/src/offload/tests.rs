@@ -461,6 +461,21 @@ proptest! {
 }
 
 #[test]
+fn a_packet_that_is_left_out_changes_no_other() {
+    let stream = Packet::between(HOSTS[0], HOSTS[1], 2500);
+    let (bytes, mut room) = (stream.bytes(true), [0; 1500]);
+    let mut segments = Segments::new(stream.super_header(1000, 0), 0, &bytes).unwrap();
+    segments.skip_next();
+    for piece in &stream.cut(1000)[1..] {
+        let len = segments.write_next(&bytes, &mut room).unwrap();
+        assert_eq!(room[..len], piece.bytes(false));
+    }
+    assert_eq!(segments.write_next(&bytes, &mut room), None);
+    segments.skip_next();
+    assert_eq!(segments.write_next(&bytes, &mut room), None);
+}
+
+#[test]
 fn a_super_packet_never_outgrows_its_length_field() {
     let pieces = Packet::between(HOSTS[0], HOSTS[1], 1368 * 60).cut(1368);
     let framed: Vec<_> = pieces.iter().map(|piece| (None, piece.bytes(false))).collect();
