@@ -1,5 +1,6 @@
 //! Engines joined by a network in memory, under virtual time.
 
+mod fairness;
 mod link;
 mod queues;
 

@@ -1,0 +1,101 @@
+//! Who has to wait for whom.
+
+use super::*;
+
+/// Three machines, of which the first is the others' peer, with sessions.
+fn star() -> [Machine; 3] {
+    let network = network();
+    let [mut hub, mut x, mut y] = [1, 2, 3].map(|number| Machine::on(&network, number));
+    hub.configure(at(0), &[&x, &y]);
+    x.configure(at(0), &[&hub]);
+    y.configure(at(0), &[&hub]);
+    for machine in [&hub, &x, &y] {
+        machine.up();
+    }
+    settle(at(0), &mut [&mut hub, &mut x, &mut y]);
+    for leaf in [&x, &y] {
+        leaf.stack.send(&packet(leaf.inner, hub.inner, b"hello"));
+        hub.stack.send(&packet(hub.inner, leaf.inner, b"hello"));
+    }
+    settle(at(1), &mut [&mut hub, &mut x, &mut y]);
+    for machine in [&hub, &x, &y] {
+        while machine.stack.receive().is_some() {}
+    }
+    [hub, x, y]
+}
+
+/// More than a turn takes.
+const FLOOD: usize = 5000;
+
+#[test]
+fn a_flood_from_one_peer_does_not_hold_up_what_goes_to_another() {
+    let [mut hub, mut x, mut y] = star();
+    for _ in 0..FLOOD {
+        x.stack.send(&packet(x.inner, hub.inner, &[0; 1000]));
+    }
+    while x.turn(at(2)) == Rest::None {}
+    hub.stack.send(&packet(hub.inner, y.inner, b"to another"));
+    assert_eq!(hub.turn(at(2)), Rest::None, "the flood is not over");
+    y.turn(at(2));
+    assert!(y.stack.receive().is_some_and(|packet| packet.ends_with(b"to another")));
+}
+
+#[test]
+fn a_flood_to_one_peer_does_not_hold_up_what_comes_from_another() {
+    let [mut hub, x, mut y] = star();
+    for _ in 0..FLOOD {
+        hub.stack.send(&packet(hub.inner, x.inner, &[0; 1000]));
+    }
+    y.stack.send(&packet(y.inner, hub.inner, b"from another"));
+    y.turn(at(2));
+    assert_eq!(hub.turn(at(2)), Rest::None, "the flood is not over");
+    assert!(hub.stack.receive().is_some_and(|packet| packet.ends_with(b"from another")));
+}
+
+#[test]
+fn a_flood_for_a_peer_without_session_is_bounded_and_holds_up_nobody() {
+    let [mut hub, mut x, mut y] = star();
+    // One is away, and the hub has no session with anybody any more.
+    x.down();
+    hub.down();
+    hub.turn(at(2));
+    hub.up();
+    hub.turn(at(2));
+    for _ in 0..FLOOD {
+        hub.stack.send(&packet(hub.inner, x.inner, &[0; 1000]));
+    }
+    while hub.turn(at(2)) == Rest::None {}
+    hub.stack.send(&packet(hub.inner, y.inner, b"to another"));
+    settle(at(2), &mut [&mut hub, &mut y]);
+    assert!(y.stack.receive().is_some_and(|packet| packet.ends_with(b"to another")));
+    // The latest wait for x, as many as the kernel keeps.
+    x.up();
+    x.turn(at(8));
+    settle(at(8), &mut [&mut hub, &mut x, &mut y]);
+    assert_eq!(std::iter::from_fn(|| x.stack.receive()).count(), 128);
+}
+
+#[test]
+fn a_queue_that_stands_loses_a_segment_now_and_then() {
+    let (mut a, mut b) = pair();
+    a.stack.send(&packet(a.inner, b.inner, b"first"));
+    settle(at(1), &mut [&mut a, &mut b]);
+    let _ = b.stack.receive();
+    let stream = Stream::between(a.inner, b.inner, 60_000);
+    let begin = at(2);
+    const TURNS: u64 = 20;
+    for turn in 0..TURNS {
+        // More than a turn sends, so that it is never found empty.
+        for _ in 0..8 {
+            a.stack.send_super(stream.super_header(1000, 0), &stream.bytes(true));
+        }
+        let monotonic = begin.monotonic + Duration::from_millis(10 * turn);
+        assert_eq!(a.turn(Now { monotonic, ..begin }), Rest::None);
+    }
+    let dropped = a.dropped("queue-stood");
+    assert!((1..=3).contains(&dropped), "{dropped}");
+    settle(at(3), &mut [&mut a, &mut b]);
+    let dropped = a.dropped("queue-stood");
+    assert_eq!(a.all_dropped(), dropped);
+    assert_eq!(std::iter::from_fn(|| b.stack.receive()).count() as u64, TURNS * 8 * 60 - dropped);
+}
