@@ -145,7 +145,7 @@ impl<'a> View<'a> {
 
     /// Everything, from nothing.
     pub(crate) fn desired(&self) -> Desired {
-        let judged_peers = self.judged_peers();
+        let (judged_peers, sources) = self.judgement();
         Desired {
             interface: self.settings.interface.clone(),
             mtu: self.mtu(),
@@ -157,8 +157,8 @@ impl<'a> View<'a> {
             rules: self.rules(),
             sysctls: self.sysctls(),
             firewall: self.firewall(),
-            sources: self.sources(&judged_peers),
             judged_peers,
+            sources,
             warnings: self.warnings(),
         }
     }

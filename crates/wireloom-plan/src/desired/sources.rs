@@ -22,22 +22,20 @@ impl View<'_> {
         self.is_link() && self.settings.source_check == SourceCheck::Firewall
     }
 
-    /// The peers, by what their packets bear.
-    pub(super) fn judged_peers(&self) -> BTreeSet<LinkAddress> {
+    /// The peers, by what their packets bear, and who of them may send from where.
+    pub(super) fn judgement(&self) -> (BTreeSet<LinkAddress>, BTreeSet<Source>) {
         let nodes = self.cluster.nodes.iter().filter(|_| self.judges_sources());
-        nodes.filter_map(|(name, node)| self.judged_peer(name, node)).collect()
+        let judged = nodes.filter_map(|(name, node)| Some((name, node, self.judged_peer(name, node)?)));
+        let judged: Vec<_> = judged.collect();
+        let sources = judged.iter().flat_map(|(name, node, peer)| {
+            self.owned(name, node).flat_map(|claim| self.left_of(claim, *peer)).chain([link_local(*peer)])
+        });
+        (judged.iter().map(|(_, _, peer)| *peer).collect(), sources.collect())
     }
 
     fn judged_peer(&self, name: &str, node: &Node) -> Option<LinkAddress> {
         let is_judged = self.judges_sources() && !self.is_own(name);
         Some(self.link_of(self.peer_key(node).filter(|_| is_judged)?))
-    }
-
-    /// Of these peers, which are all.
-    pub(super) fn sources(&self, peers: &BTreeSet<LinkAddress>) -> BTreeSet<Source> {
-        let prefixes = self.index.prefixes().filter(|_| self.judges_sources());
-        let sources = prefixes.flat_map(|prefix| self.sources_in(prefix));
-        sources.chain(peers.iter().map(|peer| link_local(*peer))).collect()
     }
 
     /// What the owner of exactly this claim may send from because of it.
@@ -46,7 +44,11 @@ impl View<'_> {
             let node = self.cluster.nodes.get(owner)?;
             self.judged_peer(owner, node)
         });
-        let Some(peer) = peer else { return Vec::new() };
+        peer.map(|peer| self.left_of(claim, peer)).unwrap_or_default()
+    }
+
+    /// The claim without what narrower ones take out of it.
+    fn left_of(&self, claim: IpNet, peer: LinkAddress) -> Vec<Source> {
         let inside = self.index.inside(claim).map(|(inner, _)| inner.into());
         let left = AddressRange::from(claim).without(inside);
         left.into_iter().map(|addresses| Source { peer, addresses }).collect()

@@ -90,7 +90,8 @@ impl FirewallChanges {
         self.early.extend(new_peers.into_iter().map(|peer| Op::JudgePeer { peer }));
         let (in_the_way, old): (Vec<_>, Vec<_>) = old.into_iter().partition(|old| overlaps_any(*old, &new));
         if in_the_way.len() > MANY || new.len() == desired.sources.len() && !new.is_empty() {
-            let sources = desired.sources.iter().chain(&old).copied().collect();
+            let mut sources = desired.sources.clone();
+            sources.extend(&old);
             self.early.push(Op::ReplaceSources { sources });
         } else {
             self.early.extend(in_the_way.into_iter().map(Op::RefuseSource));
