@@ -52,8 +52,13 @@ macro_rules! tests_with {
             }
 
             #[test]
-            fn a_responder_under_load_demands_a_cookie_and_gets_it() {
-                super::a_responder_under_load_demands_a_cookie_and_gets_it($other);
+            fn under_load_it_demands_a_cookie_of_wireloom_and_gets_it() {
+                super::a_responder_under_load_demands_a_cookie_and_gets_it(super::Wireloom, $other);
+            }
+
+            #[test]
+            fn wireloom_under_load_demands_a_cookie_of_it_and_gets_it() {
+                super::a_responder_under_load_demands_a_cookie_and_gets_it($other, super::Wireloom);
             }
 
             #[test]
@@ -185,57 +190,55 @@ fn initiation_for_the_first_node(tunnel: &Tunnel) -> Vec<u8> {
     datagram[..len].to_vec()
 }
 
-fn a_responder_under_load_demands_a_cookie_and_gets_it(other: Program) {
-    for [initiator, responder] in either_begins(other) {
-        let tunnel = Tunnel::new(&[responder, initiator, Wireloom]);
-        let initiation = initiation_for_the_first_node(&tunnel);
-        let victim = tunnel.endpoint(0, Family::V4);
-        let flooder = tunnel.node(2).host.space.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
-        flooder.set_nonblocking(true).unwrap();
-        let over = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    for _ in 0..256 {
-                        // What does not fit into the queues is lost, as in any flood.
-                        let _ = flooder.send_to(&initiation, victim);
-                    }
-                    thread::sleep(Duration::from_millis(50));
+fn a_responder_under_load_demands_a_cookie_and_gets_it(initiator: Program, responder: Program) {
+    let tunnel = Tunnel::new(&[responder, initiator, Wireloom]);
+    let initiation = initiation_for_the_first_node(&tunnel);
+    let victim = tunnel.endpoint(0, Family::V4);
+    let flooder = tunnel.node(2).host.space.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    flooder.set_nonblocking(true).unwrap();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                for _ in 0..256 {
+                    // What does not fit into the queues is lost, as in any flood.
+                    let _ = flooder.send_to(&initiation, victim);
                 }
-            });
-            let demand = until(PATIENCE, &format!("a cookie reply of {responder:?} to the flood"), || {
-                let mut datagram = [0; 2048];
-                let received = flooder.recv_from(&mut datagram);
-                received.is_ok_and(|(len, _)| datagram[0] == 3 && len == 64).then_some(())
-            });
-            let outcome = demand.and_then(|()| {
-                // What arrives at the initiator: the flood on the underlay would overflow a capture.
-                let capture = Capture::open(&tunnel.node(1).host.space)?;
-                tunnel.set_endpoint(1, 0, Family::V4);
-                let own = tunnel.endpoint(1, Family::V4).ip();
-                let mut to_initiator = Vec::new();
-                until(PATIENCE, &format!("a handshake with {responder:?} under load"), || {
-                    let _ = ping(tunnel.node(1), inner(0)[0]);
-                    let done = tunnel.handshake(1) > 0;
-                    to_initiator.extend(capture.drain().unwrap().into_iter().filter_map(|packet| {
-                        match packet.content {
-                            Content::WireGuard { message, .. } if packet.destination == own => Some(message),
-                            _ => None,
-                        }
-                    }));
-                    done.then(|| to_initiator.clone())
-                })
-            });
-            over.store(true, Ordering::Relaxed);
-            let to_initiator = outcome.unwrap();
-            let cookie = to_initiator.iter().position(|message| *message == 3);
-            let response = to_initiator.iter().position(|message| *message == 2);
-            assert!(cookie.is_some(), "{responder:?} demanded no cookie: {to_initiator:?}");
-            assert!(response > cookie, "{responder:?} answered without a cookie: {to_initiator:?}");
+                thread::sleep(Duration::from_millis(50));
+            }
         });
-        tunnel.settle_from(1, 0);
-        tunnel.settle_from(0, 1);
-    }
+        let demand = until(PATIENCE, &format!("a cookie reply of {responder:?} to the flood"), || {
+            let mut datagram = [0; 2048];
+            let received = flooder.recv_from(&mut datagram);
+            received.is_ok_and(|(len, _)| datagram[0] == 3 && len == 64).then_some(())
+        });
+        let outcome = demand.and_then(|()| {
+            // What arrives at the initiator: the flood on the underlay would overflow a capture.
+            let capture = Capture::open(&tunnel.node(1).host.space)?;
+            tunnel.set_endpoint(1, 0, Family::V4);
+            let own = tunnel.endpoint(1, Family::V4).ip();
+            let mut to_initiator = Vec::new();
+            until(PATIENCE, &format!("a handshake with {responder:?} under load"), || {
+                let _ = ping(tunnel.node(1), inner(0)[0]);
+                let done = tunnel.handshake(1) > 0;
+                to_initiator.extend(capture.drain().unwrap().into_iter().filter_map(|packet| {
+                    match packet.content {
+                        Content::WireGuard { message, .. } if packet.destination == own => Some(message),
+                        _ => None,
+                    }
+                }));
+                done.then(|| to_initiator.clone())
+            })
+        });
+        over.store(true, Ordering::Relaxed);
+        let to_initiator = outcome.unwrap();
+        let cookie = to_initiator.iter().position(|message| *message == 3);
+        let response = to_initiator.iter().position(|message| *message == 2);
+        assert!(cookie.is_some(), "{responder:?} demanded no cookie: {to_initiator:?}");
+        assert!(response > cookie, "{responder:?} answered without a cookie: {to_initiator:?}");
+    });
+    tunnel.settle_from(1, 0);
+    tunnel.settle_from(0, 1);
 }
 
 fn a_peer_that_starts_again_is_welcome(other: Program) {

@@ -9,9 +9,14 @@ use anyhow::{Context as _, bail, ensure};
 
 /// Builds it, with the tests that need a kernel with WireGuard, as cargo does for a test run.
 pub(crate) fn functional_tests() -> anyhow::Result<PathBuf> {
+    let features = if cfg!(feature = "slow") {
+        "functional,slow,kernel-wireguard"
+    } else {
+        "functional,kernel-wireguard"
+    };
     let output = Command::new(env!("CARGO"))
         .args(["test", "--no-run", "--locked", "--package", "wireloom", "--test", "functional"])
-        .args(["--features", "functional,kernel-wireguard", "--message-format", "json-render-diagnostics"])
+        .args(["--features", features, "--message-format", "json-render-diagnostics"])
         // An emulated processor is slow enough; the dependencies are optimised already.
         .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
         .current_dir(env!("CARGO_MANIFEST_DIR"))

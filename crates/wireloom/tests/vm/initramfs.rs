@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::machine::Job;
+use super::{machine::Job, runs_alone};
 
 /// What the tests run, and what Debian's scripts among it run. Of busybox comes all the rest.
 const TOOLS: &[(&str, &str)] = &[
@@ -125,12 +125,6 @@ impl Image {
         pack(&lists, File::options().append(true).open(&whole)?)?;
         Ok(whole)
     }
-}
-
-/// The kernel's WireGuard counts handshakes of all namespaces together, so that whoever floods one interface
-/// makes all of them demand cookies (`last_under_load` in drivers/net/wireguard/receive.c).
-fn runs_alone(test: &str) -> bool {
-    test.contains("under_load")
 }
 
 /// The program's path, as a root shell finds it.

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -163,9 +163,15 @@ impl<'a> Machine<'a> {
             .spawn()
             .context("cannot run setpriv: install the Debian package `util-linux`")?;
         let output = qemu.stdout.take().context("QEMU has no output")?;
+        // For whoever does not want to wait for the end.
+        let mut copy = File::create(initramfs.with_extension("report"))?;
         let (sender, lines) = channel();
         thread::spawn(move || {
-            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            for mut line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                line.push(b'\n');
+                if copy.write_all(&line).is_err() {
+                    return;
+                }
                 if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
                     return;
                 }

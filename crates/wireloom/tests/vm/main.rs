@@ -51,12 +51,14 @@ impl Backend {
             ["device::", "interop::wireguard_go::", "laboratory::", "agent::down_ends_a_device_that_hangs"];
         const OF_OUR_ENGINE: [&str; 3] = ["data_path::", "link_", "threads::"];
         let of_link_mode = test.starts_with("demo::") && test.contains("_link");
+        // An emulated processor does not get through as many handshakes as are a load to our device.
+        let too_fast = test.contains("wireloom_under_load");
         let is_among = |modules: &[&str]| modules.iter().any(|module| test.starts_with(module));
         let elsewhere = match self {
             Self::Kernel => is_among(&OF_OUR_DEVICE),
             Self::Userspace => is_among(&OF_THE_KERNELS) || test.starts_with("device::wg_quick"),
         };
-        !is_among(&OF_OUR_ENGINE) && !of_link_mode && !elsewhere
+        !is_among(&OF_OUR_ENGINE) && !of_link_mode && !too_fast && !elsewhere
     }
 }
 
@@ -80,7 +82,9 @@ fn main() -> ExitCode {
 
 fn test(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
     let executable = executable::functional_tests().context("cannot build the functional tests")?;
-    let names = executable::names(&executable).context("cannot list the functional tests")?;
+    let mut names = executable::names(&executable).context("cannot list the functional tests")?;
+    // In the order in which their results come.
+    names.sort_by_key(|name| runs_alone(name));
     let mut trials = report::trials();
     let mut runs = Vec::new();
     for backend in Backend::ALL {
@@ -109,6 +113,12 @@ fn test(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
         });
     }
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
+}
+
+/// The kernel's WireGuard counts handshakes of all namespaces together, so that whoever floods one interface
+/// makes all of them demand cookies (`last_under_load` in drivers/net/wireguard/receive.c).
+fn runs_alone(test: &str) -> bool {
+    test.contains("under_load")
 }
 
 /// How it ended.

@@ -15,6 +15,8 @@ mkdir /run/said
 ip link set lo up
 modprobe tun
 hostname vm
+# An ordinary user's captures may have no larger buffers, and are emptied late here.
+echo 67108864 >/proc/sys/net/core/rmem_max
 
 # wireloom.backend=… wireloom.pace=… wireloom.parallel=… wireloom.limit=…
 for word in $(cat /proc/cmdline); do
