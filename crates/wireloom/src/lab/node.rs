@@ -104,12 +104,15 @@ impl Node {
     /// Addresses on the cable to the underlay and on the bridge to the pods, and routes to the others' pods.
     pub(super) fn connect<'a>(&self, others: impl Iterator<Item = &'a Self>) -> Result<()> {
         let (own, gateway) = (self.host.addresses, self.gateway);
+        // Left to itself, a bridge takes the lowest address of its ports: when that pod goes, the others send
+        // to an address that nobody has, until they ask again after half a minute.
+        let bridge = format!("02:00:00:00:01:{:02x}", self.number);
         let mut batch = format!(
             "link set lo up\n\
              link set eth0 up\n\
              address add {}/24 dev eth0\n\
              address add {}/64 dev eth0 nodad\n\
-             link add cni0 type bridge mcast_snooping 0\n\
+             link add cni0 address {bridge} type bridge mcast_snooping 0\n\
              link set cni0 up\n\
              address add {}{} dev cni0\n\
              address add {}/64 dev cni0 nodad\n",
