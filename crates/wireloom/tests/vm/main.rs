@@ -5,9 +5,9 @@
 //! each in a process of its own with a limit of time, and tells of them by a serial port ([`report`]);
 //! here each is a test by the name `BACKEND::TEST`. A machine that falls silent is killed ([`machine`]).
 //!
-//! `cargo test --features vm --test vm` runs them, `--test-threads` of them at a time inside. They need
-//! Debian's `qemu-system-x86`, `busybox-static`, `binutils` and `kmod`, and what the functional tests
-//! need; `scripts/vm-kernel` fetches the kernel.
+//! `scripts/test-vm` installs what they need (Debian's `qemu-system-x86`, `busybox-static`, `binutils` and
+//! `kmod`, and what the functional tests need) and runs them, `--test-threads` of them at a time inside;
+//! `scripts/vm-kernel` fetches the kernel.
 
 mod executable;
 mod initramfs;
