@@ -18,6 +18,8 @@ use crate::{
         AllowedIpChange, Errno, PeerChange, Reply, Request, Set,
         reply::{self, DeviceLines},
     },
+    crew::Crew,
+    departure::Departure,
     drops::Drops,
     link::{Link, LinkAddress},
     mode::{Mode, PeerLookup, SourceCheck},
@@ -115,16 +117,22 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
     }
 
-    /// Has further queues of the interface carried by whoever this runner is.
+    /// Has further queues of the interface carried by whoever this runner is, and the crew help all queues.
     pub(crate) fn with_queues(
         mut self,
         queues: Vec<T::Queue>,
         runner: Box<dyn Runner<Queue<T::Queue, N::Udp>>>,
+        crew: &Crew<Departure>,
     ) -> io::Result<Self> {
         let check_sources = self.mode.source_check() == SourceCheck::AllowedIps;
         let (transport, drops) = (self.device.transport(), &self.drops);
-        let worker = || Worker::new(Arc::clone(transport), Arc::clone(drops), None, check_sources);
+        let worker = || {
+            let mut worker = Worker::new(Arc::clone(transport), Arc::clone(drops), None, check_sources);
+            worker.set_crew(crew.clone());
+            worker
+        };
         self.queues = Some(Queues::new(queues, worker, drops, runner)?);
+        self.worker.set_crew(crew.clone());
         Ok(self)
     }
 

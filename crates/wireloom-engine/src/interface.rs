@@ -15,6 +15,7 @@ use nix::{
 use crate::{
     clock,
     control::{Inbox, OpenControlError, Server, socket_path},
+    crew::Crew,
     doze::doze,
     engine::{Engine, Ready, Rest},
     mode::{Mode, PeerLookup},
@@ -94,8 +95,10 @@ impl Interface {
         let mut engine = Engine::new(seed, mode, tun, network);
         if !queues.is_empty() {
             // Now that the privileges are dropped and the signals blocked, which each thread does for itself.
-            let threads = Threads::start(queues.len()).map_err(failed("start threads"))?;
-            engine = engine.with_queues(queues, Box::new(threads)).map_err(failed("make an event"))?;
+            let others = queues.len();
+            let crew = Crew::start(others, 1 + others).map_err(failed("start threads"))?;
+            let threads = Threads::start(others).map_err(failed("start threads"))?;
+            engine = engine.with_queues(queues, Box::new(threads), &crew).map_err(failed("make an event"))?;
         }
         Ok(Self { engine, server, inbox, signals })
     }

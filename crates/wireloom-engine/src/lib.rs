@@ -24,6 +24,8 @@
 mod bell;
 mod clock;
 pub mod control;
+mod crew;
+mod departure;
 mod doze;
 pub mod drops;
 pub mod engine;

@@ -6,7 +6,6 @@
 
 use std::{
     io::{self, IoSlice},
-    mem,
     net::IpAddr,
     ops::Range,
     sync::Arc,
@@ -17,13 +16,15 @@ use wireloom_proto::{
 };
 
 use crate::{
+    crew::{AWAY_MAX, Away, Crew, Work},
+    departure::Departure,
     drops::{Drops, Loss},
     link::{self, Link, Way},
     offload::{LinkHeader, coalesce::Coalescer, segment::Segments, virtio::VirtioHeader},
     slow_path::SlowPath,
     standing_queue::StandingQueue,
     tun::{MAX_PACKET, TunQueue},
-    udp::{Inbound, Outbound, Pending, Udp},
+    udp::{Inbound, Pending, Udp},
 };
 
 /// Batches in one direction before the other one gets its turn: together they take as long as a packet
@@ -37,7 +38,9 @@ pub(crate) struct Worker {
     transport: Arc<Transport>,
     drops: Arc<Drops>,
     inbound: Inbound,
-    outbound: Outbound,
+    departure: Departure,
+    /// Batches that helpers seal meanwhile, when there are helpers.
+    away: Option<Away<Departure>>,
     landed: Landed,
     train: Train,
     /// What the kernel queues for us to read.
@@ -112,7 +115,8 @@ impl Worker {
             transport,
             drops,
             inbound: Inbound::default(),
-            outbound: Outbound::default(),
+            departure: Departure::default(),
+            away: None,
             landed: Landed::default(),
             train: Train::default(),
             queue: StandingQueue::default(),
@@ -121,6 +125,11 @@ impl Worker {
             answer: Vec::new(),
             flood: vec![0; MAX_PACKET].into_boxed_slice(),
         }
+    }
+
+    /// Has these help with sealing.
+    pub(crate) fn set_crew(&mut self, crew: Crew<Departure>) {
+        self.away = Some(Away::new(crew));
     }
 
     /// The link, when the peers are neighbours on one.
@@ -220,28 +229,48 @@ impl Worker {
         udp: &mut impl Udp,
     ) -> io::Result<Backlog> {
         let mut bytes = 0;
-        for _ in 0..BATCHES_IN_A_ROW {
+        let batches = if self.away.is_some() { AWAY_MAX } else { BATCHES_IN_A_ROW };
+        for _ in 0..batches {
             let drained = self.fill(now, mtu, device, tun, udp);
             self.depart(now, mtu, device);
-            bytes += self.outbound.bytes();
-            self.drops.count_loss(Loss::NotSent, udp.send(&mut self.outbound));
+            bytes += self.departure.outbound.bytes();
+            let more = matches!(drained, Ok(false));
+            if more && self.away.as_mut().is_some_and(|away| away.hand_over(&mut self.departure)) {
+                continue;
+            }
+            self.send_batches(udp);
             if drained? {
                 return Ok(Backlog::after(bytes));
             }
         }
+        self.send_batches(udp);
         Ok(Backlog::More)
+    }
+
+    /// Sends the batches that are away, and then the present one.
+    fn send_batches(&mut self, udp: &mut impl Udp) {
+        if let Some(away) = &mut self.away {
+            while let Some(mut batch) = away.take_back() {
+                self.drops.count_loss(Loss::NotSent, udp.send(&mut batch.outbound));
+                away.keep(batch);
+            }
+        }
+        self.departure.work();
+        if !self.departure.outbound.is_empty() {
+            self.drops.count_loss(Loss::NotSent, udp.send(&mut self.departure.outbound));
+        }
     }
 
     /// Sends what the device has: handshake messages, keepalives, packets that waited for a session.
     pub(crate) fn transmit(&mut self, now: Now, device: &mut impl SlowPath, udp: &mut impl Udp) {
         loop {
             let more = loop {
-                let Some(room) = self.outbound.room(Pending::default()) else { break true };
+                let Some(room) = self.departure.outbound.room(Pending::default()) else { break true };
                 let Some(transmit) = device.poll_transmit(now, room) else { break false };
-                self.outbound.push(transmit.endpoint, transmit.len);
+                self.departure.outbound.push(transmit.endpoint, transmit.len);
             };
-            if !self.outbound.is_empty() {
-                self.drops.count_loss(Loss::NotSent, udp.send(&mut self.outbound));
+            if !self.departure.outbound.is_empty() {
+                self.drops.count_loss(Loss::NotSent, udp.send(&mut self.departure.outbound));
             }
             if !more {
                 return;
@@ -334,7 +363,7 @@ impl Worker {
     fn cut(&mut self, now: Now, mtu: usize, device: &mut impl SlowPath) -> bool {
         let Some((mut segments, path)) = self.landed.left.take() else { return true };
         loop {
-            let Some(room) = self.outbound.room(self.train.pending()) else {
+            let Some(room) = self.departure.outbound.room(self.train.pending()) else {
                 self.landed.left = Some((segments, path));
                 return false;
             };
@@ -366,30 +395,27 @@ impl Worker {
         if sealed < behind {
             // The train's room is free again: the packet moves to the start of it.
             let pending = Pending { datagrams: 0, bytes: behind + framed };
-            self.outbound.pending(pending).copy_within(behind.., 0);
+            self.departure.outbound.pending(pending).copy_within(behind.., 0);
         }
         self.train.path = Some(path);
     }
 
-    /// Seals the train and makes it datagrams; without a session its packets go to the device, which
-    /// keeps them until there is one. Returns how many bytes of the room were used up.
+    /// Makes the train datagrams, which are sealed at once unless helpers may do it; without a session its
+    /// packets go to the device, which keeps them until there is one. Returns how many bytes of the room
+    /// were used up.
     fn depart(&mut self, now: Now, mtu: usize, device: &mut impl SlowPath) -> usize {
         let Some(path) = self.train.path.take() else { return 0 };
-        let mut room = self.outbound.pending(self.train.pending());
-        let messages = self.train.lengths.iter().map(|(_, framed)| {
-            let (message, rest) = mem::take(&mut room).split_at_mut(*framed);
-            room = rest;
-            message
-        });
-        let sealed = if device.is_taking_packets() {
+        let reserved = if device.is_taking_packets() {
             Err(SealError::NoSession)
         } else {
-            path.seal(now.monotonic, messages)
+            path.reserve(now.monotonic, self.train.lengths.len(), self.train.bytes)
         };
-        let used = match sealed {
-            Ok(sealed) => {
-                for (_, framed) in &self.train.lengths {
-                    self.outbound.push(sealed.endpoint, *framed);
+        let used = match reserved {
+            Ok((reserved, sealed)) => {
+                let lengths = self.train.lengths.iter().map(|(_, framed)| *framed);
+                self.departure.push(sealed.endpoint, lengths, reserved);
+                if self.away.is_none() {
+                    self.departure.work();
                 }
                 if let Some(signal) = sealed.signal {
                     device.handle_signal(now, signal);
@@ -397,7 +423,7 @@ impl Worker {
                 self.train.bytes
             }
             Err(_) => {
-                let mut room = &*self.outbound.pending(self.train.pending());
+                let mut room = &*self.departure.outbound.pending(self.train.pending());
                 for (len, framed) in &self.train.lengths {
                     let packet = &room[message::DATA_HEADER_LEN..][..*len];
                     if let Err(reason) = device.handle_outgoing(now, path.id(), packet, mtu) {
@@ -417,16 +443,16 @@ impl Worker {
     fn flood(&mut self, now: Now, mtu: usize, len: usize, device: &mut impl SlowPath, udp: &mut impl Udp) {
         let packet = &self.flood[..len];
         for path in self.link.iter().flat_map(Link::peers).filter(|path| path.endpoint().is_some()) {
-            if self.outbound.room(Pending::default()).is_none() {
-                self.drops.count_loss(Loss::NotSent, udp.send(&mut self.outbound));
+            if self.departure.outbound.room(Pending::default()).is_none() {
+                self.drops.count_loss(Loss::NotSent, udp.send(&mut self.departure.outbound));
             }
-            let Some(room) = self.outbound.room(Pending::default()) else { return };
+            let Some(room) = self.departure.outbound.room(Pending::default()) else { return };
             room[message::DATA_HEADER_LEN..][..len].copy_from_slice(packet);
             let message = message::frame(room, len, mtu);
             let framed = message.len();
             match path.seal(now.monotonic, std::iter::once(message)) {
                 Ok(sealed) => {
-                    self.outbound.push(sealed.endpoint, framed);
+                    self.departure.outbound.push(sealed.endpoint, framed);
                     if let Some(signal) = sealed.signal {
                         device.handle_signal(now, signal);
                     }

@@ -87,7 +87,7 @@ pub use device::{Configuration, ConfigureError, Device, PeerConfiguration, PeerS
 pub use endpoint::{Endpoint, LocalAddress};
 pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use message::MessageKind;
-pub use path::{PeerPath, Sealed};
+pub use path::{PeerPath, Reserved, Sealed};
 pub use peer_id::PeerId;
 pub use session::{Role, SealError, Session, SessionKeys};
 pub use signal::{News, Signal};

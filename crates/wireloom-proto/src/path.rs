@@ -11,7 +11,7 @@ use crate::endpoint::Endpoint;
 use crate::key::PublicKey;
 use crate::message::DATA_OVERHEAD;
 use crate::peer_id::PeerId;
-use crate::session::{SealError, Session};
+use crate::session::{Counters, SealError, Session};
 use crate::signal::{News, Signal};
 use crate::time::Instant;
 
@@ -38,6 +38,25 @@ pub struct Sealed {
     pub endpoint: Endpoint,
     /// What the device must be told.
     pub signal: Option<Signal>,
+}
+
+/// A session and counters of it, which nobody else uses: a train can be sealed with them on any thread.
+///
+/// Dropped unused, it leaves a gap that the peer does not mind.
+#[derive(Debug)]
+pub struct Reserved {
+    session: Arc<Session>,
+    counters: Counters,
+}
+
+impl Reserved {
+    /// Seals the train, each message laid out as by [`message::frame`](crate::message::frame).
+    ///
+    /// # Panics
+    /// When there are more messages than were reserved for, or one is shorter than [`DATA_OVERHEAD`].
+    pub fn seal<'m>(self, messages: impl ExactSizeIterator<Item = &'m mut [u8]>) {
+        self.session.seal_reserved(self.counters, messages);
+    }
 }
 
 impl PeerPath {
@@ -121,6 +140,28 @@ impl PeerPath {
             news |= News::REKEY_DUE;
         }
         Ok(Sealed { endpoint, signal: news.about(self.id) })
+    }
+
+    /// Takes what it needs to seal a train of so many messages for the peer, `bytes` in all and none of
+    /// them a keepalive, later and on any thread ([`Reserved::seal`]). It counts as sent now; trains are to
+    /// be sent in the order in which they were reserved. Otherwise as [`Self::seal`].
+    ///
+    /// # Errors
+    /// [`SealError`], as with [`Self::seal`].
+    pub fn reserve(
+        &self,
+        now: Instant,
+        messages: usize,
+        bytes: usize,
+    ) -> Result<(Reserved, Sealed), SealError> {
+        let session = self.session.load_full().ok_or(SealError::NoSession)?;
+        let endpoint = self.endpoint().ok_or(SealError::NoEndpoint)?;
+        let counters = session.reserve(now, messages)?;
+        let mut news = self.note_sent(now, bytes, true);
+        if session.asks_for_rekey(now) {
+            news |= News::REKEY_DUE;
+        }
+        Ok((Reserved { session, counters }, Sealed { endpoint, signal: news.about(self.id) }))
     }
 
     /// Accounts for authenticated messages that leave for the peer.

@@ -1,6 +1,7 @@
 //! A transport session: one pair of keys, and what it takes to use each nonce once.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -35,6 +36,10 @@ pub struct SessionKeys {
     /// Decrypts what we receive.
     pub receiving: Zeroizing<[u8; 32]>,
 }
+
+/// Consecutive counters of a session, taken once and used once, or never.
+#[derive(Debug)]
+pub(crate) struct Counters(Range<u64>);
 
 /// Why nothing can be sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -131,17 +136,33 @@ impl Session {
         now: Instant,
         messages: impl ExactSizeIterator<Item = &'m mut [u8]>,
     ) -> Result<(), SealError> {
+        let counters = self.reserve(now, messages.len())?;
+        self.seal_reserved(counters, messages);
+        Ok(())
+    }
+
+    /// Takes counters for so many messages, which [`Self::seal_reserved`] may seal later.
+    pub(crate) fn reserve(&self, now: Instant, messages: usize) -> Result<Counters, SealError> {
         if self.is_expired(now) {
             return Err(SealError::NoSession);
         }
-        let first = self.take_counters(messages.len() as u64)?;
-        let train = (first..).zip(messages).map(|(counter, message)| {
+        let first = self.take_counters(messages as u64)?;
+        Ok(Counters(first..first + messages as u64))
+    }
+
+    /// Seals messages, no more than there are counters, as [`Self::seal`] does.
+    pub(crate) fn seal_reserved<'m>(
+        &self,
+        counters: Counters,
+        messages: impl ExactSizeIterator<Item = &'m mut [u8]>,
+    ) {
+        assert!(counters.0.end - counters.0.start >= messages.len() as u64, "more messages than counters");
+        let train = counters.0.zip(messages).map(|(counter, message)| {
             assert!(message.len() >= DATA_OVERHEAD, "no room for header and tag");
             DataHeader { receiver: self.remote_index, counter }.write(message);
             (counter, message)
         });
         self.sending.seal(train);
-        Ok(())
     }
 
     /// Opens a train of messages that carry this session's local index, each in place, and tells the

@@ -1,6 +1,6 @@
 //! Datagrams by the batch, in memory that is allocated once.
 
-use std::{iter, ops::Range};
+use std::{iter, mem, ops::Range};
 
 use wireloom_proto::{Endpoint, message::DATA_OVERHEAD};
 
@@ -201,6 +201,18 @@ impl Outbound {
         let end = self.used + len;
         self.datagrams.push((to, self.used..end));
         self.used = end;
+    }
+
+    /// The bytes of the datagrams at these places.
+    pub(crate) fn bytes_of(&mut self, places: Range<usize>) -> impl ExactSizeIterator<Item = &mut [u8]> {
+        let datagrams = &self.datagrams[places];
+        let start = datagrams.first().map_or(0, |(_, range)| range.start);
+        let mut memory = &mut self.memory[start..];
+        datagrams.iter().map(move |(_, range)| {
+            let (datagram, rest) = mem::take(&mut memory).split_at_mut(range.len());
+            memory = rest;
+            datagram
+        })
     }
 
     pub(super) fn clear(&mut self) {

@@ -82,7 +82,8 @@ fn with_queues(
 ) -> Machine {
     let (tun, others, stack) = memory_tun_of(NonZero::new(queues).expect("at least one"));
     let mut machine = Machine::with(network, number, Mode::STANDARD, (tun, stack));
-    machine.engine = machine.engine.with_queues(others, Box::new(runner)).expect("an event");
+    let crew = Crew::start(queues % 3, queues).expect("threads");
+    machine.engine = machine.engine.with_queues(others, Box::new(runner), &crew).expect("an event");
     machine
 }
 
@@ -182,6 +183,55 @@ proptest! {
             }
         }
         prop_assert_eq!((machines[0].all_dropped(), machines[1].all_dropped()), (0, 0));
+    }
+}
+
+#[test]
+fn helpers_seal_a_backlog_without_changing_its_order() {
+    for queues in [2, 4] {
+        let (mut machines, hands) = pair_with([queues, 1]);
+        let [a, b] = [0, 1].map(|place: usize| machines[place].inner);
+        machines[0].stack.send(&flow_packet(a, b, 0, 0));
+        settle_all(at(1), &mut machines, &hands);
+        // Several batches of each queue, of packets of all sizes and of super-packets.
+        for number in 1..3000 {
+            let flow = (number % u32::from(FLOWS)) as u8;
+            let mut packet = flow_packet(a, b, flow, number);
+            packet.resize(32 + number as usize * 7 % 1380, 0);
+            let len = packet.len() as u16;
+            packet[2..4].copy_from_slice(&len.to_be_bytes());
+            machines[0].stack.send(&packet);
+        }
+        let stream = Stream::between(a, b, 40 * 1368);
+        for _ in 0..20 {
+            machines[0].stack.send_super(stream.super_header(1368, 0), &stream.bytes(true));
+        }
+        settle_all(at(1), &mut machines, &hands);
+        let mut flows = BTreeMap::<_, Vec<_>>::new();
+        let mut segments = 0;
+        while let Some(packet) = machines[1].stack.receive() {
+            if packet[9] == 6 {
+                segments += 1;
+                continue;
+            }
+            let number = u32::from_be_bytes(packet[28..32].try_into().expect("four bytes"));
+            flows.entry(packet[21]).or_default().push(number);
+        }
+        assert_eq!(segments, 20 * 40);
+        for (flow, numbers) in &mut flows {
+            let first = if *flow == 0 { 0 } else { u32::from(*flow) };
+            assert!(
+                numbers.iter().copied().eq((first..3000).step_by(FLOWS.into())),
+                "flow {flow}: {numbers:?}"
+            );
+        }
+        assert_eq!(flows.len(), usize::from(FLOWS));
+        assert_eq!((machines[0].all_dropped(), machines[1].all_dropped()), (0, 0));
+        let seen = machines[0].network.seen();
+        let counter = |datagram: &[u8]| (datagram[4..8].to_vec(), datagram[8..16].to_vec());
+        let data: Vec<_> = seen.iter().filter(|(_, _, datagram)| datagram[0] == 4).collect();
+        let counters: BTreeSet<_> = data.iter().map(|(_, _, datagram)| counter(datagram)).collect();
+        assert_eq!(counters.len(), data.len(), "no counter of a session is used twice");
     }
 }
 
