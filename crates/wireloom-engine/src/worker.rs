@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Batches in one direction before the other one gets its turn: together they take as long as a packet
-/// of the other direction may have to wait, half a millisecond or so.
+/// of the other direction may have to wait, a millisecond or so.
 const BATCHES_IN_A_ROW: usize = 2;
 
 /// As many bytes in one turn show that a bulk transfer is going on.
