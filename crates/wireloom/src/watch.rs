@@ -116,8 +116,14 @@ mod tests {
         receiver
     }
 
+    /// The next content. A file that is written in place is empty for a moment, and may be caught so.
     fn next(contents: &Receiver<Option<String>>) -> Option<String> {
-        contents.recv_timeout(Duration::from_secs(10)).unwrap()
+        loop {
+            let content = contents.recv_timeout(Duration::from_secs(10)).unwrap();
+            if content.as_deref() != Some("") {
+                return content;
+            }
+        }
     }
 
     #[test]
