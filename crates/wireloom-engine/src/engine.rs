@@ -25,6 +25,7 @@ use crate::{
     mode::{Mode, PeerLookup, SourceCheck},
     queue::{Queue, Runner},
     tun::{Tun, TunEvent, TunState},
+    turn::{Ready, Rest},
     udp::{Network, Udp},
     worker::{Backlog, Worker},
 };
@@ -59,36 +60,6 @@ pub struct Engine<T: Tun, N: Network> {
     fwmark: u32,
     /// When to try again to open the port, which could not be opened.
     rebind_at: Option<Instant>,
-}
-
-/// What may have something to do.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Ready {
-    /// The interface has packets.
-    pub packets: bool,
-    /// The interface's state has changed.
-    pub events: bool,
-    /// The UDP port has datagrams.
-    pub datagrams: bool,
-}
-
-impl Ready {
-    /// Look everywhere.
-    pub const ALL: Self = Self { packets: true, events: true, datagrams: true };
-}
-
-/// When the engine wants its next turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rest {
-    /// At once: there is more to do than one turn may take.
-    None,
-    /// When something becomes ready, and at this moment at the latest.
-    Until(Option<Instant>),
-    /// The same, and soon, probably: a bulk transfer is going on, so that a while of looking again and
-    /// again costs less than falling asleep and being woken up.
-    Light(Option<Instant>),
-    /// Never: the interface is gone.
-    Forever,
 }
 
 impl<T: Tun, N: Network> Engine<T, N> {
@@ -171,7 +142,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
         self.open_port(now.monotonic);
         let Some(udp) = &mut self.udp else { return Ok(Rest::Until(self.rebind_at)) };
-        let (device, tun, mtu) = (&mut self.device, &mut self.tun, self.state.mtu);
+        let (device, tun, mtu) = (&mut self.device, self.tun.first(), self.state.mtu);
         let mut backlog = Backlog::Empty;
         if ready.datagrams {
             backlog = self.worker.receive(now, device, tun, udp);
@@ -350,7 +321,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
                 link.set_path_mtu(peer.id, path_mtu);
             }
         }
-        self.worker.announce(&mut self.tun);
+        self.worker.announce(self.tun.first());
     }
 
     fn check_sources(&mut self, check: bool) {

@@ -17,11 +17,12 @@ use crate::{
     control::{Inbox, OpenControlError, Server, socket_path},
     crew::Crew,
     doze::doze,
-    engine::{Engine, Ready, Rest},
+    engine::Engine,
     mode::{Mode, PeerLookup},
     privilege,
     threads::Threads,
     tun::{LinuxTun, OpenTunError},
+    turn::{Ready, Rest},
     udp::{LinuxNetwork, LinuxUdp},
 };
 

@@ -41,6 +41,7 @@ mod slow_path;
 mod standing_queue;
 mod threads;
 pub mod tun;
+pub mod turn;
 pub mod udp;
 mod worker;
 

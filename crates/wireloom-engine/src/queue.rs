@@ -6,10 +6,10 @@ use wireloom_proto::Now;
 
 use crate::{
     bell::Bell,
-    engine::{Ready, Rest},
     punt::{Punt, Punting},
     slow_path::SlowPath,
     tun::TunQueue,
+    turn::{Ready, Rest},
     udp::Udp,
     worker::{Backlog, Worker},
 };

@@ -23,9 +23,9 @@ use crate::{
     bell::Bell,
     clock,
     doze::doze,
-    engine::{Ready, Rest},
     queue::{Queue, Runner},
     tun::LinuxQueue,
+    turn::{Ready, Rest},
     udp::LinuxUdp,
 };
 

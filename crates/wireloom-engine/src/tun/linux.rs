@@ -237,22 +237,12 @@ impl TunQueue for LinuxQueue {
     }
 }
 
-impl TunQueue for LinuxTun {
-    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(VirtioHeader, usize)> {
-        self.first.receive(buffer)
-    }
-
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
-        self.first.send(parts)
-    }
-
-    fn joinable(&self) -> Joinable {
-        self.first.joinable()
-    }
-}
-
 impl Tun for LinuxTun {
     type Queue = LinuxQueue;
+
+    fn first(&mut self) -> &mut LinuxQueue {
+        &mut self.first
+    }
 
     fn link_address(&self) -> Option<LinkAddress> {
         self.link_address

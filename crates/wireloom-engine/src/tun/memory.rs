@@ -95,22 +95,12 @@ impl TunQueue for MemoryQueue {
     }
 }
 
-impl TunQueue for MemoryTun {
-    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(VirtioHeader, usize)> {
-        self.first.receive(buffer)
-    }
-
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
-        self.first.send(parts)
-    }
-
-    fn joinable(&self) -> Joinable {
-        self.first.joinable()
-    }
-}
-
 impl Tun for MemoryTun {
     type Queue = MemoryQueue;
+
+    fn first(&mut self) -> &mut MemoryQueue {
+        &mut self.first
+    }
 
     fn link_address(&self) -> Option<LinkAddress> {
         self.link_address

@@ -48,9 +48,12 @@ pub trait TunQueue {
 }
 
 /// An interface: what concerns all of it, and its first queue. Every call returns at once.
-pub trait Tun: TunQueue {
-    /// Its other queues.
+pub trait Tun {
+    /// Its queues.
     type Queue: TunQueue;
+
+    /// The first of them, which every interface has.
+    fn first(&mut self) -> &mut Self::Queue;
 
     /// The interface's own link address; `None` when it carries bare packets.
     fn link_address(&self) -> Option<LinkAddress>;
