@@ -201,7 +201,8 @@ fn changes_lose_neither_packets_nor_counts() {
     }
     for pinger in pingers {
         let PingReport { sent, lost, .. } = pinger.stop().unwrap();
-        assert!(sent > 100 && lost == 0, "{lost} of {sent} lost");
+        // How many there were is the machine's speed; that there were, while things changed, is ours.
+        assert!(sent > 10 && lost == 0, "{lost} of {sent} lost");
     }
     let [a, b, _] = &fleet.lab.nodes[..] else { panic!("three nodes") };
     let counted = refused(a, b);
