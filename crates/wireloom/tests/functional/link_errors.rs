@@ -40,12 +40,21 @@ fn complaint(node: &Node, to: SocketAddr) -> [(std::io::Error, Duration); 2] {
         .unwrap()
 }
 
+/// Asserts that the complaint comes in under 100 ms, at once or in one of two more tries that begin with the
+/// question for the address: a busy machine may hold a process back for that long.
 #[track_caller]
 fn assert_unreachable_at_once(node: &Node, to: IpAddr) {
-    for (error, took) in complaint(node, (to, 9).into()) {
-        assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{to}: {error}");
-        assert!(took < Duration::from_millis(100), "{to}: {took:?}");
-    }
+    let at_once = |try_number| {
+        if try_number > 0 {
+            node.run("ip neigh flush dev wg0").unwrap();
+        }
+        complaint(node, (to, 9).into()).iter().all(|(error, took)| {
+            assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{to}: {error}");
+            println!("{to}: {error} after {took:?}");
+            *took < Duration::from_millis(100)
+        })
+    };
+    assert!((0..3).any(at_once), "{to}");
 }
 
 #[test]

@@ -256,7 +256,8 @@ fn the_devices_own_errors_and_answers_pass() {
     let unreachable = |to: &str| {
         let (errno, took) = complaint(a, SocketAddr::new(to.parse().unwrap(), 9));
         assert_eq!(errno, Some(Errno::EHOSTUNREACH as i32), "{to} after {took:?}");
-        assert!(took < Duration::from_millis(100), "{to} after {took:?}");
+        // Sooner than the kernel by itself, which asks for an address thrice, a second apart.
+        assert!(took < Duration::from_secs(2), "{to} after {took:?}");
     };
     // Nobody has these: the device answers for them all the same, and says so of what is sent.
     a.run("ip route add 198.51.100.0/24 dev wg0").unwrap();
