@@ -129,6 +129,27 @@ fn snapshot_with_one_changed_node(bencher: Bencher<'_, '_>, nodes: u32) {
         });
 }
 
+/// Three nodes have 16,000 CIDRs each, and one of them loses one: what one node has is looked at again.
+#[divan::bench]
+fn one_cidr_of_very_many(bencher: Bencher<'_, '_>) {
+    let mut mesh = mesh(4);
+    for (number, node) in (0..).zip(mesh.nodes.values_mut()).skip(1) {
+        node.workloads = (0..16_000).map(|cidr| block6([0xfd61, number, 0, cidr])).collect();
+    }
+    let mut versions = [mesh.nodes["node-00002"].clone(), mesh.nodes["node-00002"].clone()];
+    versions[1].workloads.pop_last();
+    let mut planner = Planner::new(settings(), key(0), mesh);
+    let mut kernel = machine();
+    let ops = planner.plan(&kernel).unwrap().ops;
+    kernel.apply_all(&ops).unwrap();
+    let mut turn = 0;
+    bencher.bench_local(|| {
+        turn += 1;
+        planner.set_node("node-00002", versions[turn % 2].clone());
+        planner.changes(black_box(&kernel)).unwrap()
+    });
+}
+
 /// The in-memory kernel itself, for all the operations from nothing.
 #[divan::bench(args = SIZES)]
 fn apply_to_the_mirror(bencher: Bencher<'_, '_>, nodes: u32) {
@@ -187,12 +208,9 @@ fn node(number: u32) -> Node {
         let address = Ipv4Addr::from(u32::from_be_bytes(base) + (number << (32 - length)));
         IpNet::V4(Ipv4Net::new(address, length).unwrap())
     };
-    let v6 = |block: u16| {
-        let [high, low] = [number >> 16, number & 0xffff].map(|half| u16::try_from(half).unwrap());
-        IpNet::V6(Ipv6Net::new(Ipv6Addr::new(0xfd61, block, high, low, 0, 0, 0, 0), 64).unwrap())
-    };
-    let address = IpAddr::from(Ipv4Addr::from(u32::from_be_bytes([172, 16, 0, 1]) + number));
     let [high, low] = [number >> 16, number & 0xffff].map(|half| u16::try_from(half).unwrap());
+    let v6 = |block: u16| block6([0xfd61, block, high, low]);
+    let address = IpAddr::from(Ipv4Addr::from(u32::from_be_bytes([172, 16, 0, 1]) + number));
     let address6 = IpAddr::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, high, low));
     Node {
         public_key: Some(key(number)),
@@ -201,6 +219,10 @@ fn node(number: u32) -> Node {
         workloads: [v4([10, 0, 0, 0], 24), v4([100, 64, 0, 0], 26), v6(1), v6(2)].into(),
         link_addresses: BTreeSet::new(),
     }
+}
+
+fn block6([a, b, c, d]: [u16; 4]) -> IpNet {
+    IpNet::V6(Ipv6Net::new(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0), 64).unwrap())
 }
 
 /// Spread as real keys are: neighbours by number are not neighbours by key.

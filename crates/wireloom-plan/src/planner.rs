@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::{
     cluster::{Cluster, Node},
-    desired::{Desired, Host, Index, View, enclosing},
+    desired::{Desired, Host, Index, View},
     diff::{Touched, diff, diff_touched, foreign_routes},
     kernel::Observed,
     key::PublicKey,
@@ -303,24 +303,6 @@ impl View<'_> {
             reach.peers.extend(self.claimants(*destination).filter_map(|claimant| claimant.public_key));
         }
         reach
-    }
-
-    /// Every warning that can come or go with a change of this node.
-    fn warnings_about(&self, name: &str, nodes: [Option<&Node>; 2]) -> BTreeSet<Warning> {
-        let mut warnings = self.own_warnings();
-        warnings.extend(self.warning_of_node(name));
-        for node in nodes.into_iter().flatten() {
-            warnings.extend(node.public_key.and_then(|key| self.warning_of_key(key)));
-            warnings.extend(node.public_key.and_then(|key| self.warning_of_link(self.link_of(key))));
-            for prefix in self.claimed(node) {
-                warnings.extend(self.warnings_of_prefix(prefix));
-                // A single address inside another's block is no cause for a warning.
-                let block = prefix.prefix_len() < prefix.max_prefix_len();
-                let around = enclosing(prefix).filter(|_| block);
-                warnings.extend(around.flat_map(|prefix| self.warnings_of_prefix(prefix)));
-            }
-        }
-        warnings
     }
 }
 

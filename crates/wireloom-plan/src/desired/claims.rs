@@ -22,6 +22,8 @@ pub(crate) struct Index {
     /// The hash of each key, which is dearer than to remember it.
     link_of: BTreeMap<PublicKey, LinkAddress>,
     prefixes: BTreeMap<IpNet, Vec<String>>,
+    /// How many claimed prefixes are so long: of all lengths, a mesh uses few.
+    lengths: BTreeMap<(Family, u8), usize>,
 }
 
 impl Index {
@@ -40,7 +42,9 @@ impl Index {
             self.insert_key(key, name, settings);
         }
         for prefix in prefixes(node, settings) {
-            claim(&mut self.prefixes, prefix, name);
+            if claim(&mut self.prefixes, prefix, name) {
+                *self.lengths.entry(length(prefix)).or_default() += 1;
+            }
         }
     }
 
@@ -82,7 +86,14 @@ impl Index {
             }
         }
         for prefix in prefixes(node, settings) {
-            withdraw(&mut self.prefixes, &prefix, name);
+            if withdraw(&mut self.prefixes, &prefix, name)
+                && let Some(count) = self.lengths.get_mut(&length(prefix))
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.lengths.remove(&length(prefix));
+                }
+            }
         }
     }
 
@@ -129,6 +140,15 @@ impl Index {
             .filter(move |(inner, _)| **inner != prefix)
             .map(|(inner, nodes)| (*inner, nodes.as_slice()))
     }
+
+    /// Claimed prefixes that contain this one, from the next wider one on.
+    pub(super) fn around(&self, prefix: IpNet) -> impl Iterator<Item = IpNet> {
+        let (family, length) = length(prefix);
+        let wider = self.lengths.range((family, 0)..(family, length)).rev();
+        wider
+            .filter_map(move |((_, length), _)| Some(IpNet::new(prefix.addr(), *length).ok()?.trunc()))
+            .filter(|wider| self.prefixes.contains_key(wider))
+    }
 }
 
 /// The prefixes whose packets for this node belong in the mesh.
@@ -141,25 +161,29 @@ fn prefixes(node: &Node, settings: &Settings) -> impl Iterator<Item = IpNet> {
     node.workloads.iter().copied().chain(addresses)
 }
 
-/// Every prefix that contains this one, itself left out.
-pub(crate) fn enclosing(prefix: IpNet) -> impl Iterator<Item = IpNet> {
-    std::iter::successors(prefix.supernet(), IpNet::supernet)
+fn length(prefix: IpNet) -> (Family, u8) {
+    (Family::of(prefix.addr()), prefix.prefix_len())
 }
 
-fn claim<K: Ord>(claims: &mut BTreeMap<K, Vec<String>>, key: K, name: &str) {
+/// Whether it is the first claim.
+fn claim<K: Ord>(claims: &mut BTreeMap<K, Vec<String>>, key: K, name: &str) -> bool {
     let names = claims.entry(key).or_default();
     if let Err(place) = names.binary_search_by(|other| other.as_str().cmp(name)) {
         names.insert(place, name.to_owned());
+        return names.len() == 1;
     }
+    false
 }
 
-fn withdraw<K: Ord>(claims: &mut BTreeMap<K, Vec<String>>, key: &K, name: &str) {
-    if let Some(names) = claims.get_mut(key) {
-        names.retain(|other| other != name);
-        if names.is_empty() {
-            claims.remove(key);
-        }
+/// Whether it was the last claim.
+fn withdraw<K: Ord>(claims: &mut BTreeMap<K, Vec<String>>, key: &K, name: &str) -> bool {
+    let Some(names) = claims.get_mut(key) else { return false };
+    names.retain(|other| other != name);
+    let last = names.is_empty();
+    if last {
+        claims.remove(key);
     }
+    last
 }
 
 impl View<'_> {
@@ -229,5 +253,64 @@ impl View<'_> {
             used[usize::from(prefix.addr().is_ipv6())] = true;
         }
         Family::ALL.into_iter().zip(used).filter_map(|(family, used)| used.then_some(family))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::{collection, prelude::*};
+
+    use super::*;
+
+    const NAMES: [&str; 3] = ["a", "b", "c"];
+
+    /// In a space so small that they lie in each other.
+    fn prefix() -> impl Strategy<Value = IpNet> {
+        (0..64_u8, 0..=8_u8, any::<bool>()).prop_map(|(low, shorter, v4)| {
+            let text = if v4 { format!("10.0.0.{low}") } else { format!("fd00::{low:x}") };
+            let widest = if v4 { 32 } else { 128 };
+            IpNet::new(text.parse().unwrap(), widest - shorter).unwrap().trunc()
+        })
+    }
+
+    fn node() -> impl Strategy<Value = Node> {
+        (0..3_u8, collection::btree_set(prefix(), 0..8)).prop_map(|(key, workloads)| Node {
+            public_key: Some(PublicKey([key; 32])),
+            endpoint: None,
+            addresses: BTreeSet::new(),
+            workloads,
+            link_addresses: BTreeSet::new(),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn nodes_that_come_and_go_leave_what_is_there(
+            changes in collection::vec((0..3_usize, prop::option::of(node())), 1..12),
+            asked in prefix(),
+        ) {
+            let settings = Settings { peer_lookup: PeerLookup::Gateway, ..Settings::defaults("own") };
+            let host = Host { public_key: PublicKey([9; 32]), underlays: BTreeMap::new() };
+            let mut cluster = Cluster::default();
+            let mut index = Index::of(&cluster, &settings, &host);
+            for (name, node) in changes {
+                let old = cluster.nodes.remove(NAMES[name]);
+                index.replace(NAMES[name], [old.as_ref(), node.as_ref()], &settings);
+                cluster.nodes.extend(node.map(|node| (NAMES[name].to_owned(), node)));
+                prop_assert_eq!(&index, &Index::of(&cluster, &settings, &host));
+            }
+
+            let claimed: BTreeSet<_> = cluster.nodes.values().flat_map(|node| node.workloads.clone()).collect();
+            let mut around: Vec<_> =
+                claimed.iter().copied().filter(|wider| *wider != asked && wider.contains(&asked)).collect();
+            around.sort_by_key(|wider| std::cmp::Reverse(wider.prefix_len()));
+            prop_assert_eq!(index.around(asked).collect::<Vec<_>>(), around);
+            let inside: Vec<_> = index.inside(asked).map(|(inner, _)| inner).collect();
+            let expected: Vec<_> =
+                claimed.iter().copied().filter(|inner| *inner != asked && asked.contains(inner)).collect();
+            prop_assert_eq!(inside, expected);
+        }
     }
 }

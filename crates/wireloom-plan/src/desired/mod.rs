@@ -19,7 +19,7 @@ use std::{
     net::IpAddr,
 };
 
-pub(crate) use claims::{Index, enclosing};
+pub(crate) use claims::Index;
 use ipnet::IpNet;
 pub use link::{DesiredDevice, HEADROOM};
 pub(crate) use neighbours::is_link_local;

@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::{View, enclosing};
+use super::View;
 use crate::{
     address_range::AddressRange, cluster::Node, diff::Touched, kernel::Source, link_address::LinkAddress,
     settings::SourceCheck,
@@ -54,11 +54,6 @@ impl View<'_> {
         left.into_iter().map(|addresses| Source { peer, addresses }).collect()
     }
 
-    /// The next wider prefix that somebody claims.
-    fn claim_around(&self, claim: IpNet) -> Option<IpNet> {
-        enclosing(claim).find(|wider| !self.index.claimants(*wider).is_empty())
-    }
-
     /// The peers and sources that have to do with what a change touched.
     pub(crate) fn judgement_of(&self, touched: &Touched) -> (BTreeSet<LinkAddress>, BTreeSet<Source>) {
         if !self.judges_sources() {
@@ -73,7 +68,8 @@ impl View<'_> {
             })
             .collect();
         // A claim that comes or goes makes or fills a hole in the next wider one.
-        let around = touched.destinations.iter().filter_map(|destination| self.claim_around(*destination));
+        let around =
+            touched.destinations.iter().filter_map(|destination| self.index.around(*destination).next());
         let claims: BTreeSet<_> = touched.destinations.iter().copied().chain(around).collect();
         let sources = claims.into_iter().flat_map(|claim| self.sources_in(claim));
         let sources = sources.chain(peers.iter().map(|peer| link_local(*peer))).collect();

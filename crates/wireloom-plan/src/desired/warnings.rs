@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use ipnet::IpNet;
 
 use super::View;
-use crate::{key::PublicKey, link_address::LinkAddress, warning::Warning};
+use crate::{cluster::Node, key::PublicKey, link_address::LinkAddress, warning::Warning};
 
 impl View<'_> {
     pub(super) fn warnings(&self) -> BTreeSet<Warning> {
@@ -13,11 +13,33 @@ impl View<'_> {
         let keys = self.index.shared_keys().filter_map(|key| self.warning_of_key(key));
         let links = self.index.shared_links().filter_map(|link| self.warning_of_link(link));
         let prefixes = self.index.prefixes().flat_map(|prefix| self.warnings_of_prefix(prefix));
-        self.own_warnings().into_iter().chain(nodes).chain(keys).chain(links).chain(prefixes).collect()
+        let own = self.own_warnings().into_iter().chain(self.warnings_of_families());
+        own.chain(nodes).chain(keys).chain(links).chain(prefixes).collect()
     }
 
-    /// About this node itself.
-    pub(crate) fn own_warnings(&self) -> BTreeSet<Warning> {
+    /// Every warning that can come or go with a change of this other node.
+    pub(crate) fn warnings_about(&self, name: &str, nodes: [Option<&Node>; 2]) -> BTreeSet<Warning> {
+        let mut warnings: BTreeSet<_> =
+            self.warnings_of_families().chain(self.warning_of_node(name)).collect();
+        // A change may touch thousands of claims in one wide one: each is to be looked at once.
+        let mut prefixes = BTreeSet::new();
+        for node in nodes.into_iter().flatten() {
+            warnings.extend(node.public_key.and_then(|key| self.warning_of_key(key)));
+            warnings.extend(node.public_key.and_then(|key| self.warning_of_link(self.link_of(key))));
+            for prefix in self.claimed(node) {
+                prefixes.insert(prefix);
+                if is_block(prefix) {
+                    // What is around one that is there already is there too, or comes by itself.
+                    let _ = self.index.around(prefix).find(|wider| !prefixes.insert(*wider));
+                }
+            }
+        }
+        warnings.extend(prefixes.into_iter().flat_map(|prefix| self.warnings_of_prefix(prefix)));
+        warnings
+    }
+
+    /// About this node itself, whatever the others are.
+    fn own_warnings(&self) -> BTreeSet<Warning> {
         let mut warnings = BTreeSet::new();
         match self.own.public_key {
             None => {
@@ -29,8 +51,6 @@ impl View<'_> {
             Some(_) => {}
         }
         if self.settings.encrypt_host_traffic {
-            let missing = self.families().filter(|family| self.source(*family).is_none());
-            warnings.extend(missing.map(|family| Warning::NoOwnAddress { family }));
             let here: BTreeSet<_> = self.addresses_here().collect();
             let elsewhere = self.own.addresses.difference(&here).copied();
             warnings.extend(elsewhere.map(|address| Warning::AddressNotHere { address }));
@@ -46,8 +66,15 @@ impl View<'_> {
         warnings
     }
 
+    /// About what this node lacks of what the mesh uses.
+    fn warnings_of_families(&self) -> impl Iterator<Item = Warning> {
+        let used = self.families().filter(|_| self.settings.encrypt_host_traffic);
+        let missing = used.filter(|family| self.source(*family).is_none());
+        missing.map(|family| Warning::NoOwnAddress { family })
+    }
+
     /// About another node.
-    pub(crate) fn warning_of_node(&self, name: &str) -> Option<Warning> {
+    fn warning_of_node(&self, name: &str) -> Option<Warning> {
         let node = self.cluster.nodes.get(name).filter(|_| !self.is_own(name))?;
         match (node.public_key, node.endpoint) {
             (None, _) => Some(Warning::KeylessNode { node: name.to_owned() }),
@@ -57,13 +84,13 @@ impl View<'_> {
     }
 
     /// About a key.
-    pub(crate) fn warning_of_key(&self, public_key: PublicKey) -> Option<Warning> {
+    fn warning_of_key(&self, public_key: PublicKey) -> Option<Warning> {
         let nodes = self.index.holders(public_key);
         (nodes.len() > 1).then(|| Warning::SharedKey { public_key, nodes: nodes.to_vec() })
     }
 
     /// About a link address: several keys, not only one that several nodes claim.
-    pub(crate) fn warning_of_link(&self, link_address: LinkAddress) -> Option<Warning> {
+    fn warning_of_link(&self, link_address: LinkAddress) -> Option<Warning> {
         let holders = self.index.link_holders(link_address);
         let (_, first) = holders.first()?;
         let nodes = || holders.iter().map(|(name, _)| name.clone()).collect();
@@ -73,7 +100,7 @@ impl View<'_> {
 
     /// About a claimed prefix: equal claims, and narrower ones inside. A single address inside
     /// another node's block is borrowed, which is as it should be.
-    pub(crate) fn warnings_of_prefix(&self, prefix: IpNet) -> impl Iterator<Item = Warning> + use<> {
+    fn warnings_of_prefix(&self, prefix: IpNet) -> impl Iterator<Item = Warning> + use<> {
         let contested = self.owner(prefix).and_then(|owner| {
             let others = self.index.claimants(prefix).iter().filter(|name| *name != owner);
             let refused: Vec<_> = others.cloned().collect();
@@ -82,8 +109,7 @@ impl View<'_> {
         });
         let nested = self.owner(prefix).and_then(|owner| {
             let mut others = self.index.inside(prefix).filter_map(|(inner, nodes)| {
-                let block = inner.prefix_len() < inner.max_prefix_len();
-                (block && nodes.iter().any(|name| name != owner)).then_some(inner)
+                (is_block(inner) && nodes.iter().any(|name| name != owner)).then_some(inner)
             });
             let inner = others.next()?;
             let count = 1 + others.count();
@@ -91,4 +117,9 @@ impl View<'_> {
         });
         contested.into_iter().chain(nested)
     }
+}
+
+/// More than a single address.
+fn is_block(prefix: IpNet) -> bool {
+    prefix.prefix_len() < prefix.max_prefix_len()
 }

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
+use proptest::prelude::*;
 use wireloom_plan::{
     cluster::Cluster,
-    kernel::Family,
+    kernel::{Family, Observed},
     planner::Planner,
     settings::{Scope, Settings},
     warning::{Severity, Warning},
 };
 
+use crate::universe::{OWN, cluster, named_node};
 use crate::world::{Machine, ip, key, net, node, three_nodes};
 
 fn warnings(cluster: &Cluster, settings: Settings) -> BTreeSet<Warning> {
@@ -153,4 +156,63 @@ fn every_text_names_the_mend() {
             key(0)
         )
     );
+}
+
+/// Contested and nested prefixes, found by comparing each claim with each.
+fn overlaps(cluster: &Cluster) -> BTreeSet<Warning> {
+    let claimed: Vec<(IpNet, &str)> = cluster
+        .nodes
+        .iter()
+        .flat_map(|(name, node)| node.workloads.iter().map(|prefix| (*prefix, name.as_str())))
+        .collect();
+    let mut warnings = BTreeSet::new();
+    for prefix in claimed.iter().map(|(prefix, _)| *prefix).collect::<BTreeSet<_>>() {
+        let of = |prefix| claimed.iter().filter(move |(other, _)| *other == prefix).map(|(_, name)| *name);
+        let owner = of(prefix).min_by_key(|name| (*name != OWN, *name)).unwrap();
+        let mut refused: Vec<_> = of(prefix).filter(|name| *name != owner).map(str::to_owned).collect();
+        refused.sort();
+        let inside: BTreeSet<_> = claimed
+            .iter()
+            .filter(|(inner, name)| inner.prefix_len() < inner.max_prefix_len() && *name != owner)
+            .filter(|(inner, _)| *inner != prefix && prefix.contains(inner))
+            .map(|(inner, _)| *inner)
+            .collect();
+        if !refused.is_empty() {
+            warnings.insert(Warning::ContestedPrefix { prefix, taken_by: owner.to_owned(), refused });
+        }
+        if let Some(inner) = inside.first() {
+            let (node, inner, count) = (owner.to_owned(), *inner, inside.len());
+            warnings.insert(Warning::NestedPrefixes { prefix, node, inner, count });
+        }
+    }
+    warnings
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_overlap_is_told_after_every_change(
+        first in cluster(),
+        changes in prop::collection::vec((named_node(), prop::bool::weighted(0.7)), 0..6),
+    ) {
+        let mut planner = Planner::new(defaults(), key(0), first);
+        let kernel = Observed::default();
+        let told = |planner: &mut Planner| -> BTreeSet<Warning> {
+            let warnings = planner.plan(&kernel).unwrap().warnings;
+            let of_claims = |warning: &Warning| {
+                matches!(warning, Warning::ContestedPrefix { .. } | Warning::NestedPrefixes { .. })
+            };
+            warnings.into_iter().filter(of_claims).collect()
+        };
+        prop_assert_eq!(told(&mut planner), overlaps(planner.cluster()));
+        for ((name, node), stays) in changes {
+            if stays || name == OWN {
+                planner.set_node(name, node);
+            } else {
+                planner.remove_node(name);
+            }
+            prop_assert_eq!(told(&mut planner), overlaps(planner.cluster()));
+        }
+    }
 }
