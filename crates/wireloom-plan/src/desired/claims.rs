@@ -1,10 +1,14 @@
 //! Who claims what: the keys and the prefixes of the whole cluster, by claimant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 
 use ipnet::IpNet;
 
-use super::{Host, View, neighbours};
+use super::{
+    Host, View,
+    member::{Identity, Member},
+    neighbours,
+};
 use crate::{
     cluster::{Cluster, Node},
     kernel::Family,
@@ -117,28 +121,15 @@ impl Index {
         self.prefixes.get(&prefix).map_or(&[], Vec::as_slice)
     }
 
-    pub(super) fn prefixes(&self) -> impl Iterator<Item = IpNet> {
-        self.prefixes.keys().copied()
-    }
-
     pub(super) fn shared_keys(&self) -> impl Iterator<Item = PublicKey> {
         self.keys.iter().filter(|(_, nodes)| nodes.len() > 1).map(|(key, _)| *key)
     }
 
-    /// Claimed prefixes inside this one, and narrower.
-    pub(super) fn inside(&self, prefix: IpNet) -> impl Iterator<Item = (IpNet, &[String])> {
-        // A prefix orders before all that it contains, and these are neighbours: `IpNet` orders
-        // by network address, then by length.
-        let last = match prefix {
-            IpNet::V4(net) => IpNet::V4(net.broadcast().into()),
-            IpNet::V6(net) => IpNet::V6(net.broadcast().into()),
-        };
-        let inside = if prefix < last { Some(self.prefixes.range(prefix..=last)) } else { None };
-        inside
-            .into_iter()
-            .flatten()
-            .filter(move |(inner, _)| **inner != prefix)
-            .map(|(inner, nodes)| (*inner, nodes.as_slice()))
+    /// A prefix that somebody claims.
+    pub(super) fn claim(&self, prefix: IpNet) -> Option<Claim<'_>> {
+        let mut behind = self.prefixes.range(prefix..);
+        let (_, claimants) = behind.next().filter(|(first, _)| **first == prefix)?;
+        Some(Claim { prefix, claimants, behind })
     }
 
     /// Claimed prefixes that contain this one, from the next wider one on.
@@ -148,6 +139,27 @@ impl Index {
         wider
             .filter_map(move |((_, length), _)| Some(IpNet::new(prefix.addr(), *length).ok()?.trunc()))
             .filter(|wider| self.prefixes.contains_key(wider))
+    }
+}
+
+/// A prefix that somebody claims.
+#[derive(Clone)]
+pub(super) struct Claim<'a> {
+    pub(super) prefix: IpNet,
+    /// By name.
+    pub(super) claimants: &'a [String],
+    /// All that comes after it.
+    behind: btree_map::Range<'a, IpNet, Vec<String>>,
+}
+
+impl<'a> Claim<'a> {
+    /// Claimed prefixes inside this one, and their claimants.
+    pub(super) fn inside(&self) -> impl Iterator<Item = (IpNet, &'a [String])> + use<'a> {
+        // A prefix orders before all that it contains, and these are neighbours: `IpNet` orders
+        // by network address, then by length.
+        let prefix = self.prefix;
+        let inside = self.behind.clone().take_while(move |(inner, _)| prefix.contains(*inner));
+        inside.map(|(inner, nodes)| (*inner, nodes.as_slice()))
     }
 }
 
@@ -186,17 +198,22 @@ fn withdraw<K: Ord>(claims: &mut BTreeMap<K, Vec<String>>, key: &K, name: &str) 
     last
 }
 
-impl View<'_> {
-    /// The node that gets the prefix: this one, because its workloads are really here, else the
-    /// first by name, so that all nodes decide alike.
-    pub(super) fn owner(&self, prefix: IpNet) -> Option<&str> {
-        let claimants = self.index.claimants(prefix);
+impl<'a> View<'a> {
+    /// The node that gets the prefix.
+    pub(super) fn owner(&self, prefix: IpNet) -> Option<&'a str> {
+        self.first(self.index.claimants(prefix))
+    }
+
+    /// Of several claimants: this node, because its workloads are really here, else the first by name,
+    /// so that all nodes decide alike.
+    pub(super) fn first(&self, claimants: &'a [String]) -> Option<&'a str> {
         claimants.iter().find(|name| self.is_own(name)).or(claimants.first()).map(String::as_str)
     }
 
     /// The prefixes that this node claims and gets.
-    pub(super) fn owned(&self, name: &str, node: &Node) -> impl Iterator<Item = IpNet> {
-        prefixes(node, self.settings).filter(move |prefix| self.owner(*prefix) == Some(name))
+    pub(super) fn owned(&self, member: &Member<'a>) -> impl Iterator<Item = Claim<'a>> {
+        let claims = prefixes(member.node, self.settings).filter_map(|prefix| self.index.claim(prefix));
+        claims.filter(|claim| self.first(claim.claimants) == Some(member.name))
     }
 
     /// The nodes that claim the key.
@@ -214,10 +231,10 @@ impl View<'_> {
         prefixes(node, self.settings)
     }
 
-    /// The key under which this node and we can encrypt for each other, if we can: it is the
-    /// node's alone, and we have one that is ours alone.
-    pub(crate) fn peer_key(&self, node: &Node) -> Option<PublicKey> {
-        node.public_key.filter(|key| self.is_unmistakable(*key) && self.can_encrypt())
+    /// What makes another node a peer: a key that is its alone, while we have one that is ours alone.
+    pub(super) fn identity(&self, key: PublicKey) -> Option<Identity> {
+        let usable = self.can_encrypt() && self.is_unmistakable(key);
+        usable.then(|| Identity { key, link: self.is_link().then(|| self.link_of(key)) })
     }
 
     /// One node claims the key, and no other key leads to its link address.
@@ -307,10 +324,13 @@ mod tests {
                 claimed.iter().copied().filter(|wider| *wider != asked && wider.contains(&asked)).collect();
             around.sort_by_key(|wider| std::cmp::Reverse(wider.prefix_len()));
             prop_assert_eq!(index.around(asked).collect::<Vec<_>>(), around);
-            let inside: Vec<_> = index.inside(asked).map(|(inner, _)| inner).collect();
-            let expected: Vec<_> =
-                claimed.iter().copied().filter(|inner| *inner != asked && asked.contains(inner)).collect();
-            prop_assert_eq!(inside, expected);
+            prop_assert_eq!(index.claim(asked).is_some(), claimed.contains(&asked));
+            for wider in claimed.iter().copied() {
+                let inside: Vec<_> = index.claim(wider).unwrap().inside().map(|(inner, _)| inner).collect();
+                let expected: Vec<_> =
+                    claimed.iter().copied().filter(|inner| *inner != wider && wider.contains(inner)).collect();
+                prop_assert_eq!(inside, expected);
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 mod claims;
 mod firewall;
 mod link;
+mod member;
 mod neighbours;
 mod peers;
 mod routes;
@@ -25,10 +26,12 @@ pub use link::{DesiredDevice, HEADROOM};
 pub(crate) use neighbours::is_link_local;
 pub use peers::DesiredPeer;
 use serde::Serialize;
+use sources::{left_of, link_local};
+use warnings::warning_of_member;
 
 use crate::{
     cluster::{Cluster, Node},
-    kernel::{Firewall, Observed, RouteKind, Rule, Source, UnderlaySysctl},
+    kernel::{Family, Firewall, Observed, RouteKind, Rule, Source, UnderlaySysctl},
     key::PublicKey,
     link_address::LinkAddress,
     refusal::Refusal,
@@ -120,6 +123,8 @@ pub(crate) struct View<'a> {
     own: &'a Node,
     /// See [`View::can_encrypt`].
     can_encrypt: bool,
+    /// See [`View::source`].
+    sources: [Option<IpAddr>; 2],
 }
 
 impl<'a> View<'a> {
@@ -136,30 +141,58 @@ impl<'a> View<'a> {
             .nodes
             .get(&settings.node)
             .ok_or_else(|| Refusal::NodeMissing { node: settings.node.clone() })?;
-        let mut view = Self { cluster, settings, host, index, own, can_encrypt: false };
+        let mut view = Self { cluster, settings, host, index, own, can_encrypt: false, sources: [None; 2] };
         view.can_encrypt = own
             .public_key
             .is_some_and(|key| view.is_unmistakable(key) && view.is_unmistakable(host.public_key));
+        if settings.encrypt_host_traffic {
+            let here = |family| view.addresses_here().find(|address| Family::of(*address) == family);
+            view.sources = Family::ALL.map(here);
+        }
         Ok(view)
     }
 
-    /// Everything, from nothing.
+    /// Everything, from nothing: node by node, and of each what it claims and gets.
     pub(crate) fn desired(&self) -> Desired {
-        let (judged_peers, sources) = self.judgement();
+        let mut peers = Vec::new();
+        let mut neighbours = Vec::new();
+        let mut routes = Vec::new();
+        let mut judged_peers = Vec::new();
+        let mut sources = Vec::new();
+        let mut warnings: BTreeSet<_> = self.warnings_of_the_whole().collect();
+        for (name, node) in &self.cluster.nodes {
+            let member = self.member_of(name, node);
+            let owned: Vec<_> = self.owned(&member).collect();
+            let route = |prefix| self.route_to(&member, prefix).map(|kind| (prefix, kind));
+            routes.extend(owned.iter().filter_map(|claim| route(claim.prefix)));
+            neighbours.extend(member.neighbours());
+            if let Some(peer) = member.peer {
+                let allowed_ips = owned.iter().map(|claim| claim.prefix).collect();
+                peers.push((peer.key, self.peer_with(&member, allowed_ips)));
+            }
+            if let Some(peer) = self.judged_peer(&member) {
+                judged_peers.push(peer);
+                sources.extend(owned.iter().flat_map(|claim| left_of(claim, peer)));
+                sources.push(link_local(peer));
+            }
+            warnings.extend(warning_of_member(&member));
+            warnings.extend(owned.iter().flat_map(|claim| self.warnings_of_claim(claim)));
+        }
+        routes.extend(self.cluster.pools.iter().filter_map(|pool| Some((*pool, self.route(*pool)?))));
         Desired {
             interface: self.settings.interface.clone(),
             mtu: self.mtu(),
             device: self.device(),
-            peers: self.peers(),
+            peers: peers.into_iter().collect(),
             addresses: self.addresses(),
-            neighbours: self.neighbours(),
-            routes: self.routes(),
+            neighbours: neighbours.into_iter().collect(),
+            routes: routes.into_iter().collect(),
             rules: self.rules(),
             sysctls: self.sysctls(),
             firewall: self.firewall(),
-            judged_peers,
-            sources,
-            warnings: self.warnings(),
+            judged_peers: judged_peers.into_iter().collect(),
+            sources: sources.into_iter().collect(),
+            warnings,
         }
     }
 

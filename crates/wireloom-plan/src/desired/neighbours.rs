@@ -4,17 +4,13 @@
 //! that follows from its key. All of them are permanent neighbours: nobody has to ask for them,
 //! and no limit on learnt neighbours (`gc_thresh3`, which all interfaces share) counts them.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv6Addr},
-};
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 
 use super::View;
 use crate::{
     cluster::Node,
-    kernel::Family,
     link_address::LinkAddress,
     settings::{PeerLookup, Settings},
 };
@@ -36,14 +32,6 @@ pub(crate) fn is_link_local(address: IpAddr) -> bool {
 }
 
 impl View<'_> {
-    pub(super) fn neighbours(&self) -> BTreeMap<IpAddr, LinkAddress> {
-        if !self.is_link() {
-            return BTreeMap::new();
-        }
-        let addresses = self.cluster.nodes.values().flat_map(|node| self.link_addresses(node));
-        addresses.filter_map(|address| Some((address, self.neighbour(address)?))).collect()
-    }
-
     pub(super) fn is_link(&self) -> bool {
         self.settings.peer_lookup == PeerLookup::Gateway
     }
@@ -64,26 +52,11 @@ impl View<'_> {
             IpAddr::V6(address) if address.is_unicast_link_local() => self.holder_of_link_local(address)?,
             _ => self.owner(IpNet::from(address))?,
         };
-        let node = self.cluster.nodes.get(name).filter(|_| !self.is_own(name))?;
-        let has_it = is_link_local(address) || node.link_addresses.contains(&address);
-        let key = self.peer_key(node).filter(|_| has_it)?;
-        Some(self.link_of(key))
+        self.member(name)?.neighbours().find(|(its, _)| *its == address).map(|(_, link)| link)
     }
 
     fn holder_of_link_local(&self, address: Ipv6Addr) -> Option<&str> {
         let holders = self.index.link_holders(LinkAddress::of_link_local(address)?);
         holders.first().map(|(name, _)| name.as_str())
-    }
-
-    /// The next hop towards a peer. IPv4 may go by an IPv6 next hop (RFC 5549), but not the other
-    /// way round, which Linux does not do.
-    pub(super) fn gateway(&self, name: &str, node: &Node, family: Family) -> Option<IpAddr> {
-        let key = node.public_key.filter(|_| self.is_link())?;
-        let owned = |address: &IpAddr| self.owner(IpNet::from(*address)) == Some(name);
-        let of = |family| {
-            declared(node, self.settings).filter(owned).find(move |address| Family::of(*address) == family)
-        };
-        let next_hop = of(family).or_else(|| of(Family::V6));
-        Some(next_hop.unwrap_or_else(|| self.link_of(key).link_local().into()))
     }
 }

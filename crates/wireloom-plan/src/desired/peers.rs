@@ -1,14 +1,11 @@
 //! The device's peers: every other node that has a key of its own.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-};
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::View;
+use super::{View, member::Member};
 use crate::key::PublicKey;
 
 /// A peer as it shall be.
@@ -25,21 +22,20 @@ pub struct DesiredPeer {
 }
 
 impl View<'_> {
-    pub(super) fn peers(&self) -> BTreeMap<PublicKey, DesiredPeer> {
-        let keys = self.cluster.nodes.values().filter_map(|node| node.public_key);
-        keys.filter_map(|key| Some((key, self.peer(key)?))).collect()
-    }
-
     /// The peer of this key, if the key is the one of a node that can encrypt with us.
     pub(crate) fn peer(&self, key: PublicKey) -> Option<DesiredPeer> {
-        let name = self.index.holders(key).first().filter(|name| !self.is_own(name))?;
-        let node = self.cluster.nodes.get(name)?;
-        self.peer_key(node)?;
-        Some(DesiredPeer {
-            node: name.clone(),
-            endpoint: node.endpoint,
-            allowed_ips: self.owned(name, node).collect(),
+        let member = self.member(self.index.holders(key).first()?)?;
+        member.peer?;
+        Some(self.peer_with(&member, self.owned(&member).map(|claim| claim.prefix).collect()))
+    }
+
+    /// The peer that this node is, with what it gets.
+    pub(super) fn peer_with(&self, member: &Member<'_>, allowed_ips: BTreeSet<IpNet>) -> DesiredPeer {
+        DesiredPeer {
+            node: member.name.to_owned(),
+            endpoint: member.node.endpoint,
+            allowed_ips,
             persistent_keepalive: self.settings.persistent_keepalive,
-        })
+        }
     }
 }

@@ -9,9 +9,9 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::View;
+use super::{View, claims::Claim, member::Member};
 use crate::{
-    address_range::AddressRange, cluster::Node, diff::Touched, kernel::Source, link_address::LinkAddress,
+    address_range::AddressRange, diff::Touched, kernel::Source, link_address::LinkAddress,
     settings::SourceCheck,
 };
 
@@ -22,36 +22,19 @@ impl View<'_> {
         self.is_link() && self.settings.source_check == SourceCheck::Firewall
     }
 
-    /// The peers, by what their packets bear, and who of them may send from where.
-    pub(super) fn judgement(&self) -> (BTreeSet<LinkAddress>, BTreeSet<Source>) {
-        let nodes = self.cluster.nodes.iter().filter(|_| self.judges_sources());
-        let judged = nodes.filter_map(|(name, node)| Some((name, node, self.judged_peer(name, node)?)));
-        let judged: Vec<_> = judged.collect();
-        let sources = judged.iter().flat_map(|(name, node, peer)| {
-            self.owned(name, node).flat_map(|claim| self.left_of(claim, *peer)).chain([link_local(*peer)])
+    /// The peer, by what its packets bear.
+    pub(super) fn judged_peer(&self, member: &Member<'_>) -> Option<LinkAddress> {
+        member.link().filter(|_| self.judges_sources())
+    }
+
+    /// What the owner of exactly this prefix may send from because of it.
+    fn sources_in(&self, prefix: IpNet) -> Vec<Source> {
+        let claim = self.index.claim(prefix);
+        let sources = claim.and_then(|claim| {
+            let owner = self.member(self.first(claim.claimants)?)?;
+            Some(left_of(&claim, self.judged_peer(&owner)?))
         });
-        (judged.iter().map(|(_, _, peer)| *peer).collect(), sources.collect())
-    }
-
-    fn judged_peer(&self, name: &str, node: &Node) -> Option<LinkAddress> {
-        let is_judged = self.judges_sources() && !self.is_own(name);
-        Some(self.link_of(self.peer_key(node).filter(|_| is_judged)?))
-    }
-
-    /// What the owner of exactly this claim may send from because of it.
-    fn sources_in(&self, claim: IpNet) -> Vec<Source> {
-        let peer = self.owner(claim).and_then(|owner| {
-            let node = self.cluster.nodes.get(owner)?;
-            self.judged_peer(owner, node)
-        });
-        peer.map(|peer| self.left_of(claim, peer)).unwrap_or_default()
-    }
-
-    /// The claim without what narrower ones take out of it.
-    fn left_of(&self, claim: IpNet, peer: LinkAddress) -> Vec<Source> {
-        let inside = self.index.inside(claim).map(|(inner, _)| inner.into());
-        let left = AddressRange::from(claim).without(inside);
-        left.into_iter().map(|addresses| Source { peer, addresses }).collect()
+        sources.unwrap_or_default()
     }
 
     /// The peers and sources that have to do with what a change touched.
@@ -63,8 +46,8 @@ impl View<'_> {
             .peers
             .iter()
             .filter_map(|key| {
-                let name = self.index.holders(*key).first()?;
-                self.judged_peer(name, self.cluster.nodes.get(name)?)
+                let member = self.member(self.index.holders(*key).first()?)?;
+                self.judged_peer(&member)
             })
             .collect();
         // A claim that comes or goes makes or fills a hole in the next wider one.
@@ -77,6 +60,14 @@ impl View<'_> {
     }
 }
 
-fn link_local(peer: LinkAddress) -> Source {
+/// The claim without what narrower ones take out of it.
+pub(super) fn left_of(claim: &Claim<'_>, peer: LinkAddress) -> Vec<Source> {
+    let inside = claim.inside().map(|(inner, _)| inner.into());
+    let left = AddressRange::from(claim.prefix).without(inside);
+    left.into_iter().map(|addresses| Source { peer, addresses }).collect()
+}
+
+/// Its own, whatever it claims.
+pub(super) fn link_local(peer: LinkAddress) -> Source {
     Source { peer, addresses: AddressRange::from(IpAddr::from(peer.link_local())) }
 }

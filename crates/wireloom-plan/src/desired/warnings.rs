@@ -4,23 +4,21 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::View;
+use super::{View, claims::Claim, member::Member};
 use crate::{cluster::Node, key::PublicKey, link_address::LinkAddress, warning::Warning};
 
-impl View<'_> {
-    pub(super) fn warnings(&self) -> BTreeSet<Warning> {
-        let nodes = self.cluster.nodes.keys().filter_map(|name| self.warning_of_node(name));
+impl<'a> View<'a> {
+    /// All that is not about one node or one claim.
+    pub(super) fn warnings_of_the_whole(&self) -> impl Iterator<Item = Warning> {
         let keys = self.index.shared_keys().filter_map(|key| self.warning_of_key(key));
         let links = self.index.shared_links().filter_map(|link| self.warning_of_link(link));
-        let prefixes = self.index.prefixes().flat_map(|prefix| self.warnings_of_prefix(prefix));
-        let own = self.own_warnings().into_iter().chain(self.warnings_of_families());
-        own.chain(nodes).chain(keys).chain(links).chain(prefixes).collect()
+        self.own_warnings().into_iter().chain(self.warnings_of_families()).chain(keys).chain(links)
     }
 
     /// Every warning that can come or go with a change of this other node.
     pub(crate) fn warnings_about(&self, name: &str, nodes: [Option<&Node>; 2]) -> BTreeSet<Warning> {
-        let mut warnings: BTreeSet<_> =
-            self.warnings_of_families().chain(self.warning_of_node(name)).collect();
+        let mut warnings: BTreeSet<_> = self.warnings_of_families().collect();
+        warnings.extend(self.member(name).and_then(|member| warning_of_member(&member)));
         // A change may touch thousands of claims in one wide one: each is to be looked at once.
         let mut prefixes = BTreeSet::new();
         for node in nodes.into_iter().flatten() {
@@ -34,7 +32,8 @@ impl View<'_> {
                 }
             }
         }
-        warnings.extend(prefixes.into_iter().flat_map(|prefix| self.warnings_of_prefix(prefix)));
+        let claims = prefixes.into_iter().filter_map(|prefix| self.index.claim(prefix));
+        warnings.extend(claims.flat_map(|claim| self.warnings_of_claim(&claim)));
         warnings
     }
 
@@ -73,16 +72,6 @@ impl View<'_> {
         missing.map(|family| Warning::NoOwnAddress { family })
     }
 
-    /// About another node.
-    fn warning_of_node(&self, name: &str) -> Option<Warning> {
-        let node = self.cluster.nodes.get(name).filter(|_| !self.is_own(name))?;
-        match (node.public_key, node.endpoint) {
-            (None, _) => Some(Warning::KeylessNode { node: name.to_owned() }),
-            (Some(_), None) => Some(Warning::NoEndpoint { node: name.to_owned() }),
-            (Some(_), Some(_)) => None,
-        }
-    }
-
     /// About a key.
     fn warning_of_key(&self, public_key: PublicKey) -> Option<Warning> {
         let nodes = self.index.holders(public_key);
@@ -100,22 +89,32 @@ impl View<'_> {
 
     /// About a claimed prefix: equal claims, and narrower ones inside. A single address inside
     /// another node's block is borrowed, which is as it should be.
-    fn warnings_of_prefix(&self, prefix: IpNet) -> impl Iterator<Item = Warning> + use<> {
-        let contested = self.owner(prefix).and_then(|owner| {
-            let others = self.index.claimants(prefix).iter().filter(|name| *name != owner);
-            let refused: Vec<_> = others.cloned().collect();
+    pub(super) fn warnings_of_claim(&self, claim: &Claim<'a>) -> impl Iterator<Item = Warning> + use<> {
+        let (prefix, owner) = (claim.prefix, self.first(claim.claimants).unwrap_or_default());
+        let refused = || claim.claimants.iter().filter(|name| *name != owner).cloned().collect();
+        let contested = (claim.claimants.len() > 1).then(|| {
             let taken_by = owner.to_owned();
-            (!refused.is_empty()).then_some(Warning::ContestedPrefix { prefix, taken_by, refused })
+            Warning::ContestedPrefix { prefix, taken_by, refused: refused() }
         });
-        let nested = self.owner(prefix).and_then(|owner| {
-            let mut others = self.index.inside(prefix).filter_map(|(inner, nodes)| {
-                (is_block(inner) && nodes.iter().any(|name| name != owner)).then_some(inner)
-            });
-            let inner = others.next()?;
+        let mut others = claim.inside().filter_map(|(inner, nodes)| {
+            (is_block(inner) && nodes.iter().any(|name| name != owner)).then_some(inner)
+        });
+        let nested = others.next().map(|inner| {
             let count = 1 + others.count();
-            Some(Warning::NestedPrefixes { prefix, node: owner.to_owned(), inner, count })
+            Warning::NestedPrefixes { prefix, node: owner.to_owned(), inner, count }
         });
         contested.into_iter().chain(nested)
+    }
+}
+
+/// About another node.
+pub(super) fn warning_of_member(member: &Member<'_>) -> Option<Warning> {
+    let node = || member.name.to_owned();
+    match (member.node.public_key, member.node.endpoint) {
+        _ if member.is_own => None,
+        (None, _) => Some(Warning::KeylessNode { node: node() }),
+        (Some(_), None) => Some(Warning::NoEndpoint { node: node() }),
+        (Some(_), Some(_)) => None,
     }
 }
 
