@@ -18,12 +18,12 @@ use std::{
     panic::{self, AssertUnwindSafe},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
 };
 
-/// Batches of one queue that may be away at a time.
+/// Batches of one queue and one direction that may be away at a time.
 pub(crate) const AWAY_MAX: usize = 8;
 
 /// Something to be done to a batch, by whichever thread.
@@ -32,14 +32,21 @@ pub(crate) trait Work: Default + Send + 'static {
     fn work(&mut self);
 }
 
-/// Threads that do whatever any queue hands over. They end when nobody can hand them anything more.
-/// Clones are the same threads.
-pub(crate) struct Crew<W> {
-    tasks: SyncSender<Task<W>>,
-    waiting: Arc<Mutex<Receiver<Task<W>>>>,
+/// What a crew is handed: tasks of one kind, or of several.
+pub(crate) trait Errand: Send + 'static {
+    /// Does it, and sends back what there is to be sent.
+    fn run(self);
 }
 
-struct Task<W> {
+/// Threads that run the errands of any queue. They end when nobody can hand them anything more.
+/// Clones are the same threads.
+pub(crate) struct Crew<E> {
+    errands: SyncSender<E>,
+    waiting: Arc<Mutex<Receiver<E>>>,
+}
+
+/// A batch to be worked on, and its way back.
+pub(crate) struct Task<W> {
     batch: W,
     back: SyncSender<Done<W>>,
 }
@@ -47,7 +54,7 @@ struct Task<W> {
 /// A batch, and whether the work on it panicked.
 type Done<W> = (W, thread::Result<()>);
 
-impl<W: Work> Task<W> {
+impl<W: Work> Errand for Task<W> {
     fn run(mut self) {
         let outcome = panic::catch_unwind(AssertUnwindSafe(|| self.batch.work()));
         // The queue is gone if it fails, and its batch with it.
@@ -55,49 +62,49 @@ impl<W: Work> Task<W> {
     }
 }
 
-impl<W> Clone for Crew<W> {
+impl<E> Clone for Crew<E> {
     fn clone(&self) -> Self {
-        Self { tasks: self.tasks.clone(), waiting: Arc::clone(&self.waiting) }
+        Self { errands: self.errands.clone(), waiting: Arc::clone(&self.waiting) }
     }
 }
 
-impl<W: Work> Crew<W> {
-    /// Starts so many helpers, for so many queues.
+impl<E: Errand> Crew<E> {
+    /// Starts so many helpers, for so many queues of two directions.
     pub(crate) fn start(helpers: usize, queues: usize) -> io::Result<Self> {
-        let (tasks, waiting) = sync_channel(queues * AWAY_MAX);
+        let (errands, waiting) = sync_channel::<E>(2 * queues * AWAY_MAX);
         let waiting = Arc::new(Mutex::new(waiting));
         for number in 1..=helpers {
             let waiting = Arc::clone(&waiting);
             thread::Builder::new().name(format!("helper-{number}")).spawn(move || {
                 loop {
                     // The lock is for receiving alone.
-                    let task = lock(&waiting).recv();
-                    let Ok(task) = task else { return };
-                    task.run();
+                    let errand = lock(&waiting).recv();
+                    let Ok(errand) = errand else { return };
+                    errand.run();
                 }
             })?;
         }
-        Ok(Self { tasks, waiting })
+        Ok(Self { errands, waiting })
     }
 
-    /// A task that no helper has begun yet.
-    fn take(&self) -> Option<Task<W>> {
-        // Whoever holds the lock waits for a task, so that none is left over.
+    /// An errand that no helper has begun yet.
+    fn take(&self) -> Option<E> {
+        // Whoever holds the lock waits for one, so that none is left over.
         self.waiting.try_lock().ok()?.try_recv().ok()
     }
 }
 
 /// A receiver whose holder panicked is still a receiver.
-fn lock<W>(waiting: &Mutex<Receiver<Task<W>>>) -> MutexGuard<'_, Receiver<Task<W>>> {
+fn lock<E>(waiting: &Mutex<Receiver<E>>) -> MutexGuard<'_, Receiver<E>> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The way back of one batch at a time: the end that goes with it, and ours.
 type Place<W> = (SyncSender<Done<W>>, Receiver<Done<W>>);
 
-/// The batches of one queue that are away, in their order.
-pub(crate) struct Away<W> {
-    crew: Crew<W>,
+/// The batches of one queue and one direction that are away, in their order.
+pub(crate) struct Away<W, E> {
+    crew: Crew<E>,
     /// In a ring.
     places: Vec<Place<W>>,
     oldest: usize,
@@ -106,9 +113,9 @@ pub(crate) struct Away<W> {
     idle: Vec<W>,
 }
 
-impl<W: Work> Away<W> {
+impl<W: Work, E: Errand + From<Task<W>>> Away<W, E> {
     /// Nothing is away.
-    pub(crate) fn new(crew: Crew<W>) -> Self {
+    pub(crate) fn new(crew: Crew<E>) -> Self {
         let places = (0..AWAY_MAX).map(|_| sync_channel(1)).collect();
         Self { crew, places, oldest: 0, count: 0, idle: Vec::new() }
     }
@@ -122,16 +129,9 @@ impl<W: Work> Away<W> {
         let (back, _) = &self.places[(self.oldest + self.count) % self.places.len()];
         let empty = self.idle.pop().unwrap_or_default();
         let task = Task { batch: mem::replace(batch, empty), back: back.clone() };
-        match self.crew.tasks.try_send(task) {
-            Ok(()) => {
-                self.count += 1;
-                true
-            }
-            Err(TrySendError::Full(task) | TrySendError::Disconnected(task)) => {
-                self.idle.push(mem::replace(batch, task.batch));
-                false
-            }
-        }
+        self.crew.errands.try_send(task.into()).expect("there is a place for all that may be away");
+        self.count += 1;
+        true
     }
 
     /// The oldest batch that is away, when it is done. Until then this thread does what others wait for.
@@ -145,7 +145,7 @@ impl<W: Work> Away<W> {
                 break done;
             }
             match self.crew.take() {
-                Some(task) => task.run(),
+                Some(errand) => errand.run(),
                 None => break back.recv().expect("the other end stands in the same place"),
             }
         };
@@ -188,8 +188,8 @@ mod tests {
     }
 
     /// One queue's batches, some of which it hands over and all of which it takes back.
-    fn queue(crew: Crew<Nap>, naps: &[(u64, bool)]) {
-        let mut away = Away::new(crew);
+    fn queue(crew: Crew<Task<Nap>>, naps: &[(u64, bool)]) {
+        let mut away = Away::<Nap, _>::new(crew);
         let mut returned = 0;
         let mut take = |nap: &mut Nap| {
             assert!(nap.done && nap.number == returned, "{} instead of {returned}", nap.number);
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_panic_comes_out_at_the_queue() {
-        let mut away = Away::new(Crew::start(1, 1).unwrap());
+        let mut away = Away::<Nap, Task<Nap>>::new(Crew::start(1, 1).unwrap());
         let mut nap = Nap { done: true, ..Nap::default() };
         assert!(away.hand_over(&mut nap));
         let panicked = panic::catch_unwind(AssertUnwindSafe(|| away.take_back().is_some()));
@@ -250,9 +250,9 @@ mod tests {
 
     #[test]
     fn helpers_end_with_the_last_who_could_need_them() {
-        let crew = Crew::<Nap>::start(3, 1).unwrap();
+        let crew = Crew::<Task<Nap>>::start(3, 1).unwrap();
         let waiting = Arc::downgrade(&crew.waiting);
-        drop(Away::new(crew));
+        drop(Away::<Nap, _>::new(crew));
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
         while waiting.strong_count() > 0 {
             assert!(std::time::Instant::now() < deadline, "they wait for ever");

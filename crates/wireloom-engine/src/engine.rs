@@ -14,12 +14,12 @@ use wireloom_proto::{Device, DropReason, Instant, Now, PrivateKey, PublicKey};
 use self::queues::Queues;
 use crate::{
     bell::Bell,
+    cipher::Cipher,
     control::{
         AllowedIpChange, Errno, PeerChange, Reply, Request, Set,
         reply::{self, DeviceLines},
     },
     crew::Crew,
-    departure::Departure,
     drops::Drops,
     link::{Link, LinkAddress},
     mode::{Mode, PeerLookup, SourceCheck},
@@ -93,7 +93,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
         mut self,
         queues: Vec<T::Queue>,
         runner: Box<dyn Runner<Queue<T::Queue, N::Udp>>>,
-        crew: &Crew<Departure>,
+        crew: &Crew<Cipher>,
     ) -> io::Result<Self> {
         let check_sources = self.mode.source_check() == SourceCheck::AllowedIps;
         let (transport, drops) = (self.device.transport(), &self.drops);

@@ -21,7 +21,9 @@
 //!
 //! This crate is the only home of unsafe code and of data file descriptors.
 
+mod admission;
 mod bell;
+mod cipher;
 mod clock;
 pub mod control;
 mod crew;
@@ -37,6 +39,7 @@ pub mod offload;
 mod privilege;
 mod punt;
 mod queue;
+mod reception;
 mod slow_path;
 mod standing_queue;
 mod threads;

@@ -6,25 +6,26 @@
 
 use std::{
     io::{self, IoSlice},
-    net::IpAddr,
+    mem,
     ops::Range,
     sync::Arc,
 };
 
-use wireloom_proto::{
-    DropReason, Now, Outcome, PeerId, PeerPath, Routes, SealError, Transport, inner, message,
-};
+use wireloom_proto::{DropReason, Now, Outcome, PeerPath, SealError, Transport, inner, message};
 
 use crate::{
+    admission::Admission,
+    cipher::Cipher,
     crew::{AWAY_MAX, Away, Crew, Work},
     departure::Departure,
     drops::{Drops, Loss},
     link::{self, Link, Way},
-    offload::{LinkHeader, coalesce::Coalescer, segment::Segments, virtio::VirtioHeader},
+    offload::{coalesce::Coalescer, segment::Segments, virtio::VirtioHeader},
+    reception::Reception,
     slow_path::SlowPath,
     standing_queue::StandingQueue,
     tun::{MAX_PACKET, TunQueue},
-    udp::{Inbound, Pending, Udp},
+    udp::{Pending, Udp},
 };
 
 /// Batches in one direction before the other one gets its turn: together they take as long as a packet
@@ -37,10 +38,12 @@ const BULK: usize = 16 << 10;
 pub(crate) struct Worker {
     transport: Arc<Transport>,
     drops: Arc<Drops>,
-    inbound: Inbound,
+    reception: Reception,
+    /// Batches that helpers decrypt meanwhile, when there are helpers.
+    opening: Option<Away<Reception, Cipher>>,
     departure: Departure,
     /// Batches that helpers seal meanwhile, when there are helpers.
-    away: Option<Away<Departure>>,
+    sealing: Option<Away<Departure, Cipher>>,
     landed: Landed,
     train: Train,
     /// What the kernel queues for us to read.
@@ -114,9 +117,10 @@ impl Worker {
         Self {
             transport,
             drops,
-            inbound: Inbound::default(),
+            reception: Reception::default(),
+            opening: None,
             departure: Departure::default(),
-            away: None,
+            sealing: None,
             landed: Landed::default(),
             train: Train::default(),
             queue: StandingQueue::default(),
@@ -127,9 +131,10 @@ impl Worker {
         }
     }
 
-    /// Has these help with sealing.
-    pub(crate) fn set_crew(&mut self, crew: Crew<Departure>) {
-        self.away = Some(Away::new(crew));
+    /// Has these help with sealing and opening.
+    pub(crate) fn set_crew(&mut self, crew: Crew<Cipher>) {
+        self.opening = Some(Away::new(crew.clone()));
+        self.sealing = Some(Away::new(crew));
     }
 
     /// The link, when the peers are neighbours on one.
@@ -168,45 +173,90 @@ impl Worker {
         udp: &mut impl Udp,
     ) -> Backlog {
         let mut bytes = 0;
-        for _ in 0..BATCHES_IN_A_ROW {
-            udp.receive(&mut self.inbound);
-            if self.inbound.is_empty() {
+        let mut opened_here = 0;
+        for _ in 0..AWAY_MAX {
+            udp.receive(&mut self.reception.inbound);
+            if self.reception.inbound.is_empty() {
+                self.deliver_away(now, device, tun, udp);
                 self.learn_path_mtus(now, udp);
                 return Backlog::after(bytes);
             }
-            bytes += self.inbound.bytes();
-            let drops = &self.drops;
-            let mut source = Source {
-                routes: &self.transport.routes(),
-                link: self.link.as_ref(),
-                check: self.check_sources,
-                permitted: None,
-            };
-            let mut coalescer = Coalescer::new(tun.joinable());
-            let mut write = |packets: u64, parts: &[IoSlice<'_>]| {
-                if tun.send(parts).is_err() {
-                    drops.count_loss(Loss::NotDelivered, packets);
-                }
-            };
-            self.transport.open_batch(now.monotonic, self.inbound.datagrams(), |outcome| match outcome {
-                Outcome::Opened { path, payload } => match source.admit(path, payload) {
-                    Ok(Some(arrival)) => coalescer.push(arrival.link, arrival.packet, &mut write),
-                    Ok(None) => {}
-                    Err(refusal) => refusal.count(drops),
-                },
-                Outcome::Handshake(from, datagram) => {
-                    if let Err(reason) = device.handle_handshake(now, from, datagram) {
-                        drops.count(reason);
-                    }
-                }
-                Outcome::Dropped(reason) => drops.count(reason),
-                Outcome::Signal(signal) => device.handle_signal(now, signal),
-            });
-            coalescer.flush(&mut write);
-            // Answers and what was waiting for them leave before the next batch comes in.
-            self.transmit(now, device, udp);
+            bytes += self.reception.inbound.bytes();
+            if self.hand_over_reception() {
+                continue;
+            }
+            self.deliver_away(now, device, tun, udp);
+            self.deliver(now, device, tun, udp);
+            opened_here += 1;
+            if opened_here == BATCHES_IN_A_ROW {
+                return Backlog::More;
+            }
         }
+        self.deliver_away(now, device, tun, udp);
         Backlog::More
+    }
+
+    /// Has a helper decrypt the present batch, when there are helpers and another one is likely to wait.
+    fn hand_over_reception(&mut self) -> bool {
+        let Some(opening) = &mut self.opening else { return false };
+        if !self.reception.is_worth_help() {
+            return false;
+        }
+        let limit = self.reception.inbound.next_limit();
+        self.reception.decrypt_with(&self.transport);
+        let handed_over = opening.hand_over(&mut self.reception);
+        if handed_over {
+            self.reception.inbound.begin(limit);
+        }
+        handed_over
+    }
+
+    /// Delivers the batches that are away.
+    fn deliver_away(
+        &mut self,
+        now: Now,
+        device: &mut impl SlowPath,
+        tun: &mut impl TunQueue,
+        udp: &mut impl Udp,
+    ) {
+        while let Some(mut batch) = self.opening.as_mut().and_then(Away::take_back) {
+            mem::swap(&mut self.reception, &mut batch);
+            self.deliver(now, device, tun, udp);
+            mem::swap(&mut self.reception, &mut batch);
+            if let Some(opening) = &mut self.opening {
+                opening.keep(batch);
+            }
+        }
+    }
+
+    /// Gives the network stack what the present batch brings, and the device what is for it.
+    fn deliver(&mut self, now: Now, device: &mut impl SlowPath, tun: &mut impl TunQueue, udp: &mut impl Udp) {
+        let drops = &self.drops;
+        let routes = self.transport.routes();
+        let mut admission = Admission::new(&routes, self.link.as_ref(), self.check_sources);
+        let mut coalescer = Coalescer::new(tun.joinable());
+        let mut write = |packets: u64, parts: &[IoSlice<'_>]| {
+            if tun.send(parts).is_err() {
+                drops.count_loss(Loss::NotDelivered, packets);
+            }
+        };
+        self.reception.open(now.monotonic, &self.transport, |outcome| match outcome {
+            Outcome::Opened { path, payload } => match admission.admit(path, payload) {
+                Ok(Some(arrival)) => coalescer.push(arrival.link, arrival.packet, &mut write),
+                Ok(None) => {}
+                Err(refusal) => refusal.count(drops),
+            },
+            Outcome::Handshake(from, datagram) => {
+                if let Err(reason) = device.handle_handshake(now, from, datagram) {
+                    drops.count(reason);
+                }
+            }
+            Outcome::Dropped(reason) => drops.count(reason),
+            Outcome::Signal(signal) => device.handle_signal(now, signal),
+        });
+        coalescer.flush(&mut write);
+        // Answers and what was waiting for them leave before the next batch is delivered.
+        self.transmit(now, device, udp);
     }
 
     fn learn_path_mtus(&mut self, now: Now, udp: &mut impl Udp) {
@@ -229,13 +279,13 @@ impl Worker {
         udp: &mut impl Udp,
     ) -> io::Result<Backlog> {
         let mut bytes = 0;
-        let batches = if self.away.is_some() { AWAY_MAX } else { BATCHES_IN_A_ROW };
+        let batches = if self.sealing.is_some() { AWAY_MAX } else { BATCHES_IN_A_ROW };
         for _ in 0..batches {
             let drained = self.fill(now, mtu, device, tun, udp);
             self.depart(now, mtu, device);
             bytes += self.departure.outbound.bytes();
             let more = matches!(drained, Ok(false));
-            if more && self.away.as_mut().is_some_and(|away| away.hand_over(&mut self.departure)) {
+            if more && self.sealing.as_mut().is_some_and(|sealing| sealing.hand_over(&mut self.departure)) {
                 continue;
             }
             self.send_batches(udp);
@@ -249,10 +299,10 @@ impl Worker {
 
     /// Sends the batches that are away, and then the present one.
     fn send_batches(&mut self, udp: &mut impl Udp) {
-        if let Some(away) = &mut self.away {
-            while let Some(mut batch) = away.take_back() {
+        if let Some(sealing) = &mut self.sealing {
+            while let Some(mut batch) = sealing.take_back() {
                 self.drops.count_loss(Loss::NotSent, udp.send(&mut batch.outbound));
-                away.keep(batch);
+                sealing.keep(batch);
             }
         }
         self.departure.work();
@@ -414,7 +464,7 @@ impl Worker {
             Ok((reserved, sealed)) => {
                 let lengths = self.train.lengths.iter().map(|(_, framed)| *framed);
                 self.departure.push(sealed.endpoint, lengths, reserved);
-                if self.away.is_none() {
+                if self.sealing.is_none() {
                     self.departure.work();
                 }
                 if let Some(signal) = sealed.signal {
@@ -474,64 +524,4 @@ impl Worker {
 fn tell(tun: &mut impl TunQueue, frame: &[u8]) {
     let none = VirtioHeader::default().to_bytes();
     let _ = tun.send(&[IoSlice::new(&none), IoSlice::new(frame)]);
-}
-
-/// A packet from a peer for the network stack.
-struct Arrival<'m> {
-    /// Its header on the link, if there is one.
-    link: Option<LinkHeader>,
-    packet: &'m [u8],
-}
-
-/// Who may send what to the network stack, and how it gets there.
-struct Source<'a> {
-    routes: &'a Routes,
-    link: Option<&'a Link>,
-    /// Whether the peers' allowed IPs judge source addresses.
-    check: bool,
-    /// Who was last found to own which address: packets come in streams.
-    permitted: Option<(PeerId, IpAddr)>,
-}
-
-impl Source<'_> {
-    /// The packet that a peer has sent, when it may; `None` when there is nothing for the network stack.
-    fn admit<'m>(&mut self, path: &PeerPath, payload: &'m [u8]) -> Result<Option<Arrival<'m>>, Refusal> {
-        if payload.is_empty() {
-            return Ok(None);
-        }
-        let packet = inner::Packet::parse(payload).map_err(Refusal::Dropped)?;
-        if self.check && !self.permits(path, packet.source) {
-            return Err(Refusal::Dropped(DropReason::SourceNotAllowed));
-        }
-        let bytes = &payload[..packet.len];
-        let link = self.link.map(|link| link.arrival(path.id(), packet.destination, bytes)).transpose();
-        link.map(|link| Some(Arrival { link, packet: bytes })).map_err(Refusal::Lost)
-    }
-
-    fn permits(&mut self, path: &PeerPath, source: IpAddr) -> bool {
-        let claim = Some((path.id(), source));
-        if self.permitted == claim {
-            return true;
-        }
-        let permitted = self.routes.permits(path, source);
-        if permitted {
-            self.permitted = claim;
-        }
-        permitted
-    }
-}
-
-/// Why a packet from a peer goes no further.
-enum Refusal {
-    Dropped(DropReason),
-    Lost(Loss),
-}
-
-impl Refusal {
-    fn count(self, drops: &Drops) {
-        match self {
-            Self::Dropped(reason) => drops.count(reason),
-            Self::Lost(loss) => drops.count_loss(loss, 1),
-        }
-    }
 }

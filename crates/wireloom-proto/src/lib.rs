@@ -92,5 +92,5 @@ pub use peer_id::PeerId;
 pub use session::{Role, SealError, Session, SessionKeys};
 pub use signal::{News, Signal};
 pub use time::{Instant, Now, Tai64N, UnixTime};
-pub use transport::{Opened, Outcome, Routes, Transport};
+pub use transport::{Decrypted, Opened, Outcome, Routes, Transport};
 pub use verdict::DropReason;

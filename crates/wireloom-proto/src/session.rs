@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use zeroize::Zeroizing;
 
 use crate::cipher::TransportKey;
-use crate::message::{DATA_OVERHEAD, DataHeader};
+use crate::message::{DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, TAG_LEN};
 use crate::replay::ReplayWindow;
 use crate::time::Instant;
 use crate::timers::{
@@ -36,6 +36,9 @@ pub struct SessionKeys {
     /// Decrypts what we receive.
     pub receiving: Zeroizing<[u8; 32]>,
 }
+
+/// A message's counter, and its payload, or why it has none.
+pub(crate) type Verdict<P> = (u64, Result<P, DropReason>);
 
 /// Consecutive counters of a session, taken once and used once, or never.
 #[derive(Debug)]
@@ -197,6 +200,37 @@ impl Session {
         }
     }
 
+    /// The first step of [`Self::open`], on any thread: decrypts each message in place and notes which are
+    /// authentic. Nothing of the session changes, so none is accepted yet.
+    pub(crate) fn decrypt<'m>(
+        &self,
+        messages: impl Iterator<Item = &'m mut [u8]>,
+        verdicts: &mut Vec<Verdict<()>>,
+    ) {
+        let train = messages.map(|message| (counter_of(message), message));
+        self.receiving.open(train, |counter, payload| {
+            verdicts.push((counter, payload.map(drop).ok_or(DropReason::BadCiphertext)));
+        });
+    }
+
+    /// The second step of [`Self::open`]: accepts those of a decrypted train that are authentic and new.
+    pub(crate) fn accept<'m>(
+        &self,
+        now: Instant,
+        verdicts: &mut [Verdict<()>],
+        messages: impl Iterator<Item = &'m mut [u8]>,
+        mut outcome: impl FnMut(Result<&'m mut [u8], DropReason>),
+    ) {
+        if self.is_expired(now) {
+            messages.for_each(|_| outcome(Err(DropReason::SessionExpired)));
+            return;
+        }
+        self.mark_seen(verdicts);
+        for ((_, verdict), message) in verdicts.iter().zip(messages) {
+            outcome(verdict.map(|()| payload_of(message)));
+        }
+    }
+
     /// Whether sending should ask for renewal now: at most once each [`REKEY_TIMEOUT`].
     pub(crate) fn asks_for_rekey(&self, now: Instant) -> bool {
         let old = self.role == Role::Initiator && now.since(self.born) >= REKEY_AFTER_TIME;
@@ -238,7 +272,7 @@ impl Session {
     }
 
     /// Marks the counters of authentic messages as seen, and refuses those that were seen before.
-    fn mark_seen(&self, opened: &mut [(u64, Result<&mut [u8], DropReason>)]) {
+    fn mark_seen<P>(&self, opened: &mut [Verdict<P>]) {
         // A window whose holder panicked is still a window: every state of it is a valid one.
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         for (counter, payload) in opened.iter_mut().filter(|(_, payload)| payload.is_ok()) {
@@ -265,6 +299,12 @@ impl fmt::Debug for Session {
 fn counter_of(message: &[u8]) -> u64 {
     let counter = message[8..].first_chunk().expect("a data message has a header");
     u64::from_le_bytes(*counter)
+}
+
+/// The part of a data message that is encrypted, without the tag.
+fn payload_of(message: &mut [u8]) -> &mut [u8] {
+    let end = message.len() - TAG_LEN;
+    &mut message[DATA_HEADER_LEN..end]
 }
 
 #[cfg(test)]

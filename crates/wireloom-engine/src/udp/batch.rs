@@ -52,6 +52,11 @@ impl Inbound {
         self.received.is_empty()
     }
 
+    /// Whether it holds as much as it may, so that more is likely to wait.
+    pub(crate) fn is_full(&self) -> bool {
+        self.received.len() >= self.limit
+    }
+
     /// Bytes of all datagrams together.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -77,22 +82,32 @@ impl Inbound {
         self.received.iter().map(|received| received.from)
     }
 
-    /// Begins the next batch.
-    pub(super) fn clear(&mut self) {
-        if let Some(average) = self.bytes().checked_div(self.received.len()) {
-            self.limit = (INBOUND_ENOUGH / average.max(1)).clamp(INBOUND_MIN, INBOUND_MAX);
-        }
+    /// How many rooms the batch after this one may use.
+    pub(crate) fn next_limit(&self) -> usize {
+        let average = self.bytes().checked_div(self.received.len());
+        average
+            .map_or(self.limit, |average| (INBOUND_ENOUGH / average.max(1)).clamp(INBOUND_MIN, INBOUND_MAX))
+    }
+
+    /// Begins a batch that may use so many rooms.
+    pub(crate) fn begin(&mut self, limit: usize) {
+        self.limit = limit;
         self.received.clear();
     }
 
+    /// Begins the next batch.
+    pub(super) fn clear(&mut self) {
+        self.begin(self.next_limit());
+    }
+
     /// The rooms that are free, in the order in which [`Self::push`] takes them.
-    pub(super) fn rooms(&mut self) -> impl Iterator<Item = &mut [u8]> {
+    pub(crate) fn rooms(&mut self) -> impl Iterator<Item = &mut [u8]> {
         self.memory.chunks_exact_mut(INBOUND_ROOM).take(self.limit).skip(self.received.len())
     }
 
     /// Notes what stands at the start of the first free room: `len` bytes of datagrams of `size` bytes
     /// each, the last of which may be shorter.
-    pub(super) fn push(&mut self, from: Endpoint, len: usize, size: usize) {
+    pub(crate) fn push(&mut self, from: Endpoint, len: usize, size: usize) {
         self.received.push(Received { from, len, size });
     }
 }

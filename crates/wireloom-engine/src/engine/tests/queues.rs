@@ -413,3 +413,78 @@ fn a_flood_of_handshakes_by_one_queue_is_bounded() {
     settle_all(at(2), &mut machines, &hands);
     assert!(machines[1].stack.receive().is_some(), "and the device still answers");
 }
+
+/// Lets the second machine find a backlog of so many numbered packets of the first one's, and returns the
+/// datagrams that carried them.
+fn backlog(machines: &mut [Machine; 2], hands: &[ByHand; 2], count: u32) -> Vec<Vec<u8>> {
+    let [a, b] = [0, 1].map(|place: usize| machines[place].inner);
+    machines[0].stack.send(&flow_packet(a, b, 0, 0));
+    settle_all(at(1), machines, hands);
+    assert!(machines[1].stack.receive().is_some());
+    let before = machines[0].network.seen().len();
+    for number in 0..count {
+        machines[0].stack.send(&flow_packet(a, b, 0, number));
+    }
+    while machines[0].turn(at(1)) == Rest::None {}
+    machines[0].network.seen()[before..].iter().map(|(_, _, datagram)| datagram.clone()).collect()
+}
+
+#[test]
+fn helpers_open_a_backlog_and_a_copy_of_it_is_refused() {
+    // With two helpers, none and one.
+    for queues in [2, 3, 4] {
+        let (mut machines, hands) = pair_with([1, queues]);
+        let datagrams = backlog(&mut machines, &hands, 3000);
+        assert_eq!(datagrams.len(), 3000);
+        // In the same turns come a copy of each, and a forgery of each that would move the window.
+        let to = machines[1].endpoint();
+        for datagram in &datagrams {
+            let mut forged = datagram.clone();
+            forged[12] ^= 1;
+            for datagram in [datagram, &forged] {
+                inject(&machines[1].network, Ipv4Addr::new(198, 51, 100, 7).into(), to, datagram);
+            }
+        }
+        settle_all(at(1), &mut machines, &hands);
+        let mut flows = BTreeMap::new();
+        collect(&machines[1], &mut flows);
+        let mut numbers = flows.remove(&0).unwrap_or_default();
+        // The copies may come by another queue than the originals, and before some of them.
+        numbers.sort_unstable();
+        assert!(numbers.into_iter().eq(0..3000), "{queues} queues");
+        assert_eq!(machines[1].dropped("replayed"), 3000);
+        assert_eq!(machines[1].all_dropped(), 6000);
+    }
+}
+
+#[test]
+fn helpers_open_a_backlog_without_changing_its_order() {
+    for queues in [2, 3, 4, 5] {
+        let (mut machines, hands) = pair_with([1, queues]);
+        backlog(&mut machines, &hands, 5000);
+        settle_all(at(1), &mut machines, &hands);
+        let mut flows = BTreeMap::new();
+        collect(&machines[1], &mut flows);
+        assert!(flows[&0].iter().copied().eq(0..5000), "{queues} queues");
+        assert_eq!(machines[1].all_dropped(), 0);
+    }
+}
+
+#[test]
+fn a_backlog_of_a_removed_peer_is_dropped() {
+    let (mut machines, hands) = pair_with([1, 2]);
+    backlog(&mut machines, &hands, 3000);
+    // Some turns of all queues, and then the peer goes.
+    machines[1].turn(at(1));
+    let _ = hands[1].turn(at(1), 0);
+    let key = machines[0].public_key().to_hex();
+    assert_eq!(machines[1].set(at(1), &format!("public_key={key}\nremove=true")), Reply::Done);
+    let mut flows = BTreeMap::new();
+    collect(&machines[1], &mut flows);
+    let before = flows.remove(&0).unwrap_or_default();
+    settle_all(at(1), &mut machines, &hands);
+    collect(&machines[1], &mut flows);
+    assert!(flows.is_empty(), "nothing is under way between turns");
+    assert!(before.iter().copied().eq(0..before.len() as u32) && (1..3000).contains(&before.len()));
+    assert_eq!(machines[1].dropped("unknown-index"), 3000 - before.len() as u64);
+}
