@@ -77,6 +77,9 @@ fn changes_of_port_mark_and_state_cost_no_stream() {
         thread::sleep(Duration::from_millis(100));
         node.run("ip link set wg0 up").unwrap();
         node.run(&format!("ip address replace {}/64 dev wg0 nodad", inner(1)[1])).unwrap();
+        // Its sessions are gone, which the other end learns by the first packet from here. Without one it
+        // goes on with its own for 15 s, should all that the streams still have to send be its.
+        until(PATIENCE, "a ping", || ping(node, inner(0)[0]).then_some(())).unwrap();
         streams.join().unwrap();
     });
     exchange(&tunnel, 1);
