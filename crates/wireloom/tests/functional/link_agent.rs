@@ -10,6 +10,7 @@ use wireloom_plan::kernel::Family;
 
 use crate::{
     fleet::{Fleet, run},
+    link_errors::assert_unreachable_at_once,
     wireloom,
 };
 
@@ -239,6 +240,14 @@ fn a_spoofed_source_is_refused_and_counted_by_rules_that_match_a_peer_by_its_lin
         .replace("fe80::80:6cff:fe2c:cccc", link_local);
     a.host.space.feed("nft -f -", &rules).unwrap();
     fleet.settle(Promise::SCOPED);
+    // What the device says of addresses that no peer has is neither refused nor counted.
+    a.run("ip route add 198.51.100.0/24 dev wg0").unwrap();
+    a.run("ip -6 route add 2001:db8:51::/64 dev wg0").unwrap();
+    for nobody in ["198.51.100.9", "2001:db8:51::9"] {
+        assert_unreachable_at_once(a, nobody.parse().unwrap());
+    }
+    let shown = a.run("nft list counters table inet sources").unwrap();
+    assert_eq!(shown.matches("packets 0 ").count(), 2, "{shown}");
     for (source, length, to) in [("203.0.113.5", 32, "100.64.0.1"), ("2001:db8:113::5", 128, "fd64::1")] {
         b.run(&format!("ip address add {source}/{length} dev lo nodad")).unwrap();
         let _ = b.run(&format!("ping -c 1 -W 1 -I {source} {to}"));

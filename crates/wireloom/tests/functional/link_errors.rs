@@ -43,7 +43,7 @@ fn complaint(node: &Node, to: SocketAddr) -> [(std::io::Error, Duration); 2] {
 /// Asserts that the complaint comes in under 100 ms, at once or in one of two more tries that begin with the
 /// question for the address: a busy machine may hold a process back for that long.
 #[track_caller]
-fn assert_unreachable_at_once(node: &Node, to: IpAddr) {
+pub(crate) fn assert_unreachable_at_once(node: &Node, to: IpAddr) {
     let at_once = |try_number| {
         if try_number > 0 {
             node.run("ip neigh flush dev wg0").unwrap();

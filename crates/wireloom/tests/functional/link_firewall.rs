@@ -2,21 +2,21 @@
 //! with `peer_lookup = "gateway"`.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use nix::errno::Errno;
 use serde_json::Value;
 use wireloom::lab::{
     Layout, Node, PATIENCE, PingReport, Pinger, Place, Promise,
     agent::{self, Agent},
     routing, until,
 };
-use wireloom_plan::kernel::Family;
+use wireloom_plan::{kernel::Family, link_address::LinkAddress};
 
 use crate::{
     fleet::{Fleet, run},
+    link_errors::assert_unreachable_at_once,
     wireloom,
 };
 
@@ -238,32 +238,17 @@ fn whatever_somebody_does_to_the_table_is_mended_at_once() {
     assert_eq!(refused(a, b), 2);
 }
 
-/// How a connection to nobody ends, and after how long.
-fn complaint(node: &Node, to: SocketAddr) -> (Option<i32>, Duration) {
-    let connect = || {
-        let begun = Instant::now();
-        let error = TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap_err();
-        (error.raw_os_error(), begun.elapsed())
-    };
-    node.host.space.inside(connect).unwrap()
-}
-
 #[test]
 fn the_devices_own_errors_and_answers_pass() {
     let mut fleet = fleet(Layout::default(), SCOPED);
     fleet.settle(Promise::SCOPED);
     let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
-    let unreachable = |to: &str| {
-        let (errno, took) = complaint(a, SocketAddr::new(to.parse().unwrap(), 9));
-        assert_eq!(errno, Some(Errno::EHOSTUNREACH as i32), "{to} after {took:?}");
-        // Sooner than the kernel by itself, which asks for an address thrice, a second apart.
-        assert!(took < Duration::from_secs(2), "{to} after {took:?}");
-    };
     // Nobody has these: the device answers for them all the same, and says so of what is sent.
     a.run("ip route add 198.51.100.0/24 dev wg0").unwrap();
     a.run("ip -6 route add 2001:db8:51::/64 dev wg0").unwrap();
-    unreachable("198.51.100.9");
-    unreachable("2001:db8:51::9");
+    for nobody in ["198.51.100.9", "2001:db8:51::9"] {
+        assert_unreachable_at_once(a, nobody.parse().unwrap());
+    }
     assert_nothing_refused(&fleet);
 
     // A packet that is too long for the way to the peer.
@@ -309,6 +294,19 @@ fn errors_of_routers_that_nobody_declared_pass() {
     assert_nothing_refused(&fleet);
 }
 
+/// A network behind a node, on an interface of this name, which only a routing daemon knows of.
+fn serve(node: &Node, interface: &str, address: &str) {
+    let nodad = if address.contains(':') { "nodad" } else { "" };
+    for line in [
+        format!("ip link add {interface} type veth peer name {interface}-far"),
+        format!("ip address add {address} dev {interface} {nodad}"),
+        format!("ip link set {interface}-far up"),
+        format!("ip link set {interface} up"),
+    ] {
+        node.run(&line).unwrap();
+    }
+}
+
 /// What a routing daemon learns is let through when the mesh declares it.
 #[test]
 fn ospf_runs_over_a_link_whose_sources_are_judged() {
@@ -317,10 +315,7 @@ fn ospf_runs_over_a_link_whose_sources_are_judged() {
     let learnt: ipnet::IpNet = "fd00:99::/64".parse().unwrap();
     fleet.edit(|mesh| mesh.nodes[1].workloads.push(learnt));
     fleet.settle(Promise::SCOPED);
-    fleet.lab.nodes[1].run("ip link add lan9 type veth peer name lan9-far").unwrap();
-    fleet.lab.nodes[1].run("ip address add fd00:99::1/64 dev lan9 nodad").unwrap();
-    fleet.lab.nodes[1].run("ip link set lan9-far up").unwrap();
-    fleet.lab.nodes[1].run("ip link set lan9 up").unwrap();
+    serve(&fleet.lab.nodes[1], "lan9", "fd00:99::1/64");
     for (number, node) in (1..).zip(&fleet.lab.nodes) {
         let configuration = format!(
             "router id 10.0.0.{number};\nprotocol device {{ }}\nprotocol direct {{ ipv6; }}\n\
@@ -335,6 +330,43 @@ fn ospf_runs_over_a_link_whose_sources_are_judged() {
     b.run("ping -c 1 -W 5 -I fd00:99::1 fd64::1").unwrap();
     a.run("ping -c 1 -W 5 fd00:99::1").unwrap();
     assert_nothing_refused(&fleet);
+}
+
+/// BGP between `fe80::` addresses, IPv4 by IPv6 next hops; a prefix that the mesh does not declare is learnt
+/// too, and sent to, but nobody sends from it.
+#[test]
+fn bgp_runs_between_link_local_addresses_whose_sources_are_judged() {
+    let mut fleet = fleet(Layout::default(), SCOPED);
+    let [declared, undeclared] = ["10.99.0.0/24", "10.98.0.0/24"].map(|net| net.parse().unwrap());
+    fleet.edit(|mesh| mesh.nodes[1].workloads.push(declared));
+    fleet.settle(Promise::SCOPED);
+    serve(&fleet.lab.nodes[1], "lan9", "10.99.0.1/24");
+    serve(&fleet.lab.nodes[1], "lan8", "10.98.0.1/24");
+    let link_locals = fleet.keys.iter().map(|key| LinkAddress::of(key.public.parse().unwrap()).link_local());
+    let link_locals: Vec<_> = link_locals.collect();
+    for (number, node) in (1..=2).zip(&fleet.lab.nodes) {
+        let (other, neighbour) = (3 - number, link_locals[2 - number]);
+        let configuration = format!(
+            "router id 10.0.0.{number};\nprotocol device {{ }}\n\
+             protocol direct {{ ipv4; interface \"lan*\"; }}\n\
+             protocol kernel {{ ipv4 {{ export where source = RTS_BGP; }}; }}\n\
+             protocol bgp {{ local as 6500{number}; neighbor {neighbour} as 6500{other}; interface \"wg0\";\n\
+             connect delay time 1; connect retry time 2;\n\
+             ipv4 {{ import all; export all; next hop self; extended next hop on; }}; }}\n"
+        );
+        routing::bird(node, &configuration).unwrap();
+    }
+    let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+    for learnt in [declared, undeclared] {
+        routing::learn(a, learnt).unwrap();
+        let shown = a.run(&format!("ip -4 route show {learnt}")).unwrap();
+        assert!(shown.contains(&format!("via inet6 {} dev wg0", link_locals[1])), "{shown}");
+    }
+    a.run("ping -c 1 -W 5 10.99.0.1").unwrap();
+    b.run("ping -c 1 -W 5 -I 10.99.0.1 100.64.0.1").unwrap();
+    assert_nothing_refused(&fleet);
+    let _ = b.run("ping -c 1 -W 1 -I 10.98.0.1 100.64.0.1");
+    assert_eq!(refused(a, b), 1);
 }
 
 #[test]

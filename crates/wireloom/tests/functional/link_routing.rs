@@ -10,7 +10,7 @@ use wireloom::lab::{
 };
 use wireloom_plan::kernel::Family;
 
-use crate::wireloom;
+use crate::{link_errors::assert_unreachable_at_once, wireloom};
 
 /// Waits until each router knows what is behind each other one, and hosts there reach each other encrypted.
 #[track_caller]
@@ -308,6 +308,9 @@ fn the_guide_makes_a_router_that_the_others_know() {
         bird(node, guide::BIRD_OSPF).unwrap();
     }
     converge(&link);
+    for nobody in ["100.64.0.99", "fd64::99"] {
+        assert_unreachable_at_once(&link.lab.nodes[0], nobody.parse().unwrap());
+    }
     for node in &link.lab.nodes {
         for counter in ["refused4", "refused6"] {
             let shown = node.run(&format!("nft list counter inet sources {counter}")).unwrap();
