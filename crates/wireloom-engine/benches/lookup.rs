@@ -9,7 +9,7 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use wireloom_engine::{
     LinkAddress,
-    link::{Link, Way},
+    link::{Link, NeighbourTable, Way},
 };
 use wireloom_proto::{Device, Instant, Now, PrivateKey, PublicKey, UnixTime};
 
@@ -91,4 +91,13 @@ fn by_next_hop(bencher: Bencher<'_, '_>) {
             assert!(matches!(divan::black_box(way), Way::Peer(_)));
         }
     });
+}
+
+/// What a change of peers costs where several threads carry packets.
+#[divan::bench]
+fn copy_of_the_neighbour_table(bencher: Bencher<'_, '_>) {
+    let device = device();
+    let mut link = Link::new(LinkAddress::from_bytes([2, 0, 0, 0, 0, 1]));
+    device.peers().for_each(|peer| link.insert(peer.path));
+    bencher.bench_local(|| NeighbourTable::clone(divan::black_box(link.table())));
 }

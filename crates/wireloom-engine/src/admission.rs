@@ -6,7 +6,7 @@ use wireloom_proto::{DropReason, PeerId, PeerPath, Routes, inner};
 
 use crate::{
     drops::{Drops, Loss},
-    link::Link,
+    link::NeighbourTable,
     offload::LinkHeader,
 };
 
@@ -20,16 +20,20 @@ pub(crate) struct Arrival<'m> {
 /// What decides, for the packets of one batch.
 pub(crate) struct Admission<'a> {
     routes: &'a Routes,
-    link: Option<&'a Link>,
+    neighbours: Option<&'a NeighbourTable>,
     check_sources: bool,
     /// Who was last found to own which address: packets come in streams.
     permitted: Option<(PeerId, IpAddr)>,
 }
 
 impl<'a> Admission<'a> {
-    /// `link`: when the peers are neighbours on one. `check_sources`: by the peers' allowed IPs.
-    pub(crate) fn new(routes: &'a Routes, link: Option<&'a Link>, check_sources: bool) -> Self {
-        Self { routes, link, check_sources, permitted: None }
+    /// `neighbours`: when the peers are that, on a link. `check_sources`: by the peers' allowed IPs.
+    pub(crate) fn new(
+        routes: &'a Routes,
+        neighbours: Option<&'a NeighbourTable>,
+        check_sources: bool,
+    ) -> Self {
+        Self { routes, neighbours, check_sources, permitted: None }
     }
 
     /// The packet that a peer has sent, when it may; `None` when there is nothing for the network stack.
@@ -46,7 +50,8 @@ impl<'a> Admission<'a> {
             return Err(Refusal::Dropped(DropReason::SourceNotAllowed));
         }
         let bytes = &payload[..packet.len];
-        let link = self.link.map(|link| link.arrival(path.id(), packet.destination, bytes)).transpose();
+        let arrival = |table: &NeighbourTable| table.arrival(path.id(), packet.destination, bytes);
+        let link = self.neighbours.map(arrival).transpose();
         link.map(|link| Some(Arrival { link, packet: bytes })).map_err(Refusal::Lost)
     }
 

@@ -21,8 +21,9 @@ use crate::{
     },
     crew::Crew,
     drops::Drops,
-    link::{Link, LinkAddress},
+    link::{Link, LinkAddress, LinkEnd},
     mode::{Mode, PeerLookup, SourceCheck},
+    punt::Punting,
     queue::{Queue, Runner},
     tun::{Tun, TunEvent, TunState},
     turn::{Ready, Rest},
@@ -68,7 +69,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
     pub fn new(seed: [u8; 32], mode: Mode, tun: T, network: N) -> Self {
         let device = Device::new(seed);
         let drops = Arc::new(Drops::default());
-        let link = tun.link_address().map(Link::new);
+        let link = tun.link_address().map(Link::new).map(LinkEnd::Whole);
         debug_assert_eq!(link.is_some(), mode.peer_lookup() == PeerLookup::Gateway);
         let check_sources = mode.source_check() == SourceCheck::AllowedIps;
         let worker = Worker::new(Arc::clone(device.transport()), Arc::clone(&drops), link, check_sources);
@@ -97,8 +98,10 @@ impl<T: Tun, N: Network> Engine<T, N> {
     ) -> io::Result<Self> {
         let check_sources = self.mode.source_check() == SourceCheck::AllowedIps;
         let (transport, drops) = (self.device.transport(), &self.drops);
-        let worker = || {
-            let mut worker = Worker::new(Arc::clone(transport), Arc::clone(drops), None, check_sources);
+        let table = self.worker.link_mut().map(Link::share);
+        let worker = |punting: &Punting| {
+            let link = table.as_ref().map(|table| LinkEnd::of_queue(table, punting));
+            let mut worker = Worker::new(Arc::clone(transport), Arc::clone(drops), link, check_sources);
             worker.set_crew(crew.clone());
             worker
         };
@@ -151,7 +154,9 @@ impl<T: Tun, N: Network> Engine<T, N> {
             backlog = backlog.max(self.worker.send(now, mtu, device, tun, udp)?);
         }
         if let Some(queues) = &mut self.queues {
-            backlog = backlog.max(queues.serve(now, device, mtu, &self.drops)?);
+            let worker = &mut self.worker;
+            let link = |device: &mut Device, punt| worker.take_over(now, mtu, punt, device, tun, udp);
+            backlog = backlog.max(queues.serve(now, device, mtu, &self.drops, link)?);
         }
         if device.poll_timeout().is_some_and(|at| at <= now.monotonic) {
             device.handle_timeout(now);
@@ -159,6 +164,8 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
         self.worker.transmit(now, device, udp);
         if let Some(queues) = &mut self.queues {
+            // What was learnt of path MTUs.
+            self.worker.link().into_iter().for_each(Link::publish);
             queues.packets_are_sent();
         }
         Ok(match backlog {
@@ -321,6 +328,8 @@ impl<T: Tun, N: Network> Engine<T, N> {
                 link.set_path_mtu(peer.id, path_mtu);
             }
         }
+        // Before the stack is told, so that nobody is surprised at what it sends.
+        link.publish();
         self.worker.announce(self.tun.first());
     }
 

@@ -70,8 +70,8 @@ pub enum End {
 
 impl Interface {
     /// Makes the interface `name`, down and without configuration, with its control socket. An interface
-    /// that stayed is taken over as it is. So many `threads` carry its packets; that of
-    /// [`PeerLookup::Gateway`](crate::PeerLookup) has one.
+    /// that stayed is taken over as it is. So many `threads` carry its packets, or one those of an
+    /// interface that stayed and can have no more.
     ///
     /// Call it before the process has other threads: it blocks the signals that [`Self::run`] handles
     /// (SIGINT, SIGTERM, SIGUSR1), and gives up the privileges that are not needed any more.
@@ -83,10 +83,6 @@ impl Interface {
         let signals = block_signals().map_err(|error| failed("block signals")(error.into()))?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| failed("draw randomness")(io::Error::other(error)))?;
-        let threads = match mode.peer_lookup() {
-            PeerLookup::Destination => threads,
-            PeerLookup::Gateway => NonZero::<usize>::MIN,
-        };
         let (tun, queues) = LinuxTun::open(name, mode.peer_lookup(), threads)?;
         let server = Server::open(socket_path(name))?;
         tun.set_lasting(true).map_err(failed("let the interface stay"))?;

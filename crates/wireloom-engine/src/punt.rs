@@ -2,16 +2,18 @@
 //!
 //! ```text
 //!   queue 1 ── Punting ──▶ handshakes, news, packets without a session ──▶ Punted ┐
-//!   queue 2 ── Punting ──▶                  …                         ──▶ Punted ┴─▶ engine, Device
+//!   queue 2 ── Punting ──▶       …, frames that are not for one peer   ──▶ Punted ┴─▶ engine, Device
 //!           ◀── bell: the device has taken (and sent, or keeps) your packets
 //! ```
 //!
-//! Nobody ever waits here for the other end. What a stranger could send without end (handshakes) is
-//! bounded and dropped beyond; packets are bounded because their queue reads no more of them until the
-//! device has taken those ([`SlowPath::is_taking_packets`]); news is rare by nature, and never dropped.
+//! Nobody ever waits here for the other end. What a stranger could send without end (handshakes, ICMP
+//! errors) is bounded and dropped beyond; packets are bounded because their queue reads no more of them until the
+//! device has taken those ([`SlowPath::is_taking_packets`]), and frames because their queue reads no more
+//! of anything while so many of them wait; news is rare by nature, and never dropped.
 
 use std::{
-    io,
+    io, mem,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -24,12 +26,21 @@ use wireloom_proto::{DropReason, Endpoint, Now, PeerId, Signal, Transmit};
 use crate::{
     bell::Bell,
     drops::{Drops, Loss},
+    offload::virtio::VirtioHeader,
     slow_path::SlowPath,
 };
 
 /// Handshake messages of one queue that may wait: a device under load answers about 4,000 a second,
 /// so that the last one waits for an eighth of one.
 const HANDSHAKES_MAX: usize = 512;
+
+/// Frames of one queue that may wait, 4 MB of the longest ones: enough that a burst of questions for link
+/// addresses does not stop the queue.
+const FRAMES_MAX: usize = 64;
+
+/// Path MTUs of one queue that may wait: whoever was told too early is told again by the next packet that
+/// is too big.
+const PATH_MTUS_MAX: usize = 64;
 
 /// What is handed over. Bytes are copied: it is not the way of every packet.
 #[derive(Debug)]
@@ -42,14 +53,24 @@ pub(crate) enum Punt {
         peer: PeerId,
         packet: Box<[u8]>,
     },
+    Link(LinkPunt),
     Signal(Signal),
     Seek(PeerId),
     /// The queue's thread has ended, and not because it was told to.
     Ended,
 }
 
-/// A queue's end.
+/// What is for whoever has the link.
 #[derive(Debug)]
+pub(crate) enum LinkPunt {
+    /// A frame, which may be a super-packet, as it was read from the interface.
+    Frame { offload: VirtioHeader, frame: Box<[u8]> },
+    /// What the network told about the way to this address.
+    PathMtu { remote: IpAddr, path_mtu: u16 },
+}
+
+/// A queue's end.
+#[derive(Clone, Debug)]
 pub(crate) struct Punting {
     punts: Sender<Punt>,
     waiting: Arc<Waiting>,
@@ -64,8 +85,9 @@ pub(crate) struct Punted {
     punts: Receiver<Punt>,
     waiting: Arc<Waiting>,
     queue: Bell,
-    /// Packets that the device has taken since [`Self::packets_are_sent`] was called last.
-    taken: usize,
+    /// Packets, and frames, that were taken since [`Self::packets_are_sent`] was called last.
+    packets: usize,
+    frames: usize,
 }
 
 /// What has been punted and not been dealt with yet.
@@ -73,6 +95,8 @@ pub(crate) struct Punted {
 struct Waiting {
     handshakes: AtomicUsize,
     packets: AtomicUsize,
+    frames: AtomicUsize,
+    path_mtus: AtomicUsize,
 }
 
 /// Makes both ends for one queue; `engine` is rung when there is something to take.
@@ -86,13 +110,28 @@ pub(crate) fn punts(engine: &Bell, drops: &Arc<Drops>) -> io::Result<(Punting, P
         queue: queue.clone(),
         drops: Arc::clone(drops),
     };
-    Ok((punting, Punted { punts: receiver, waiting, queue, taken: 0 }))
+    Ok((punting, Punted { punts: receiver, waiting, queue, packets: 0, frames: 0 }))
 }
 
 impl Punting {
     /// Rung when the device has taken the queue's packets.
     pub(crate) fn bell(&self) -> &Bell {
         &self.queue
+    }
+
+    /// Hands a frame over that is not for the fast path of the link.
+    pub(crate) fn punt_frame(&self, offload: VirtioHeader, frame: &[u8]) {
+        self.waiting.frames.fetch_add(1, Ordering::Relaxed);
+        self.punt(Punt::Link(LinkPunt::Frame { offload, frame: frame.into() }));
+    }
+
+    /// Hands over what the network told about the way to this address.
+    pub(crate) fn punt_path_mtu(&self, remote: IpAddr, path_mtu: u16) {
+        // Only this end adds, so that the bound holds.
+        if self.waiting.path_mtus.load(Ordering::Relaxed) < PATH_MTUS_MAX {
+            self.waiting.path_mtus.fetch_add(1, Ordering::Relaxed);
+            self.punt(Punt::Link(LinkPunt::PathMtu { remote, path_mtu }));
+        }
     }
 
     /// Hands something over.
@@ -137,6 +176,11 @@ impl SlowPath for Punting {
         // Acquire: what the engine did with them, it did before.
         self.waiting.packets.load(Ordering::Acquire) > 0
     }
+
+    fn may_have_more(&self) -> bool {
+        // Only this end adds, so that the bound holds.
+        !self.is_taking_packets() && self.waiting.frames.load(Ordering::Relaxed) < FRAMES_MAX
+    }
 }
 
 impl Punted {
@@ -147,7 +191,11 @@ impl Punted {
             Punt::Handshake { .. } => {
                 self.waiting.handshakes.fetch_sub(1, Ordering::Relaxed);
             }
-            Punt::Packet { .. } => self.taken += 1,
+            Punt::Packet { .. } => self.packets += 1,
+            Punt::Link(LinkPunt::Frame { .. }) => self.frames += 1,
+            Punt::Link(LinkPunt::PathMtu { .. }) => {
+                self.waiting.path_mtus.fetch_sub(1, Ordering::Relaxed);
+            }
             Punt::Signal(_) | Punt::Seek(_) | Punt::Ended => {}
         }
         Some(punt)
@@ -155,8 +203,13 @@ impl Punted {
 
     /// The packets that were taken are on the wire, or wait for a session: those behind them may go.
     pub(crate) fn packets_are_sent(&mut self) {
-        let taken = std::mem::take(&mut self.taken);
-        if taken > 0 && self.waiting.packets.fetch_sub(taken, Ordering::Release) == taken {
+        let packets = mem::take(&mut self.packets);
+        if packets > 0 && self.waiting.packets.fetch_sub(packets, Ordering::Release) == packets {
+            self.queue.ring();
+        }
+        let frames = mem::take(&mut self.frames);
+        // The queue waits for the bell only when it could hand over no more.
+        if frames > 0 && self.waiting.frames.fetch_sub(frames, Ordering::Relaxed) == FRAMES_MAX {
             self.queue.ring();
         }
     }

@@ -72,7 +72,7 @@ impl<T: TunQueue, U: Udp> Queue<T, U> {
         if ready.datagrams {
             backlog = self.worker.receive(now, &mut self.punting, &mut self.tun, udp);
         }
-        if (ready.packets || self.worker.is_amid_a_packet()) && !self.punting.is_taking_packets() {
+        if (ready.packets || self.worker.is_amid_a_packet()) && self.punting.may_have_more() {
             let sent = self.worker.send(now, self.mtu, &mut self.punting, &mut self.tun, udp)?;
             backlog = backlog.max(sent);
         }
@@ -85,7 +85,7 @@ impl<T: TunQueue, U: Udp> Queue<T, U> {
 
     /// What to wait for: datagrams, always; packets, unless they have to wait for the bell.
     pub(crate) fn takes_packets(&self) -> bool {
-        !self.punting.is_taking_packets()
+        self.punting.may_have_more()
     }
 
     pub(crate) fn tun(&self) -> &T {

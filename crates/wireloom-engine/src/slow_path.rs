@@ -30,6 +30,9 @@ pub(crate) trait SlowPath {
     /// Whether packets given to [`Self::handle_outgoing`] may be on their way to the device still, so
     /// that others must follow them there: sealed at once, they would overtake.
     fn is_taking_packets(&self) -> bool;
+
+    /// Whether it can be given more of what the network stack sends.
+    fn may_have_more(&self) -> bool;
 }
 
 impl SlowPath for Device {
@@ -61,5 +64,9 @@ impl SlowPath for Device {
 
     fn is_taking_packets(&self) -> bool {
         false
+    }
+
+    fn may_have_more(&self) -> bool {
+        true
     }
 }

@@ -4,6 +4,8 @@
 //! each way, the counters. Whatever is not for every packet (handshakes, staging, timers) it hands to
 //! the device by its [`SlowPath`].
 
+mod on_link;
+
 use std::{
     io::{self, IoSlice},
     mem,
@@ -11,7 +13,8 @@ use std::{
     sync::Arc,
 };
 
-use wireloom_proto::{DropReason, Now, Outcome, PeerPath, SealError, Transport, inner, message};
+use arc_swap::Guard;
+use wireloom_proto::{DropReason, Now, Outcome, PeerPath, Routes, SealError, Transport, inner, message};
 
 use crate::{
     admission::Admission,
@@ -19,7 +22,7 @@ use crate::{
     crew::{AWAY_MAX, Away, Crew, Work},
     departure::Departure,
     drops::{Drops, Loss},
-    link::{self, Link, Way},
+    link::{self, Link, LinkEnd, NeighbourTable, Way},
     offload::{coalesce::Coalescer, segment::Segments, virtio::VirtioHeader},
     reception::Reception,
     slow_path::SlowPath,
@@ -31,6 +34,10 @@ use crate::{
 /// Batches in one direction before the other one gets its turn: together they take as long as a packet
 /// of the other direction may have to wait, a millisecond or so.
 const BATCHES_IN_A_ROW: usize = 2;
+
+/// Packets read in a row that do not fill a batch, since they are dropped, answered, or copied for every peer,
+/// and count as many times then: so many take as long as a batch.
+const ASIDE_MAX: usize = 256;
 
 /// As many bytes in one turn show that a bulk transfer is going on.
 const BULK: usize = 16 << 10;
@@ -49,7 +56,7 @@ pub(crate) struct Worker {
     /// What the kernel queues for us to read.
     queue: StandingQueue,
     /// When the peers are neighbours on a link.
-    link: Option<Link>,
+    link: Option<LinkEnd>,
     check_sources: bool,
     /// What the network stack is told about a frame.
     answer: Vec<u8>,
@@ -69,6 +76,13 @@ impl Default for Landed {
         let memory = vec![0; link::HEADER_LEN + MAX_PACKET].into_boxed_slice();
         Self { memory, packet: 0..0, left: None }
     }
+}
+
+/// What others change meanwhile, as it is for the length of a batch.
+struct Tables {
+    routes: Guard<Arc<Routes>>,
+    /// Of a link that another thread has.
+    neighbours: Option<Guard<Arc<NeighbourTable>>>,
 }
 
 /// Packets for one peer, one after the other in the room of the outbound batch, framed but not sealed.
@@ -111,7 +125,7 @@ impl Worker {
     pub(crate) fn new(
         transport: Arc<Transport>,
         drops: Arc<Drops>,
-        link: Option<Link>,
+        link: Option<LinkEnd>,
         check_sources: bool,
     ) -> Self {
         Self {
@@ -137,9 +151,12 @@ impl Worker {
         self.sealing = Some(Away::new(crew));
     }
 
-    /// The link, when the peers are neighbours on one.
+    /// The link, when the peers are neighbours on one and the worker is the engine's.
     pub(crate) fn link(&self) -> Option<&Link> {
-        self.link.as_ref()
+        match &self.link {
+            Some(LinkEnd::Whole(link)) => Some(link),
+            Some(LinkEnd::Queue(_)) | None => None,
+        }
     }
 
     /// Whether the peers' allowed IPs judge source addresses.
@@ -149,12 +166,15 @@ impl Worker {
 
     /// As [`Self::link`], to change it.
     pub(crate) fn link_mut(&mut self) -> Option<&mut Link> {
-        self.link.as_mut()
+        match &mut self.link {
+            Some(LinkEnd::Whole(link)) => Some(link),
+            Some(LinkEnd::Queue(_)) | None => None,
+        }
     }
 
     /// Tells the network stack whose addresses have moved, after changes of peers and allowed IPs.
     pub(crate) fn announce(&mut self, tun: &mut impl TunQueue) {
-        let Some(link) = &mut self.link else { return };
+        let Some(LinkEnd::Whole(link)) = &mut self.link else { return };
         link.announce(&self.transport.routes(), |frame| tell(tun, frame));
     }
 
@@ -233,7 +253,8 @@ impl Worker {
     fn deliver(&mut self, now: Now, device: &mut impl SlowPath, tun: &mut impl TunQueue, udp: &mut impl Udp) {
         let drops = &self.drops;
         let routes = self.transport.routes();
-        let mut admission = Admission::new(&routes, self.link.as_ref(), self.check_sources);
+        let neighbours = self.link.as_ref().map(LinkEnd::neighbours);
+        let mut admission = Admission::new(&routes, neighbours.as_deref(), self.check_sources);
         let mut coalescer = Coalescer::new(tun.joinable());
         let mut write = |packets: u64, parts: &[IoSlice<'_>]| {
             if tun.send(parts).is_err() {
@@ -337,20 +358,20 @@ impl Worker {
         tun: &mut impl TunQueue,
         udp: &mut impl Udp,
     ) -> io::Result<bool> {
-        let transport = Arc::clone(&self.transport);
-        let routes = transport.routes();
-        let header = if self.link.is_some() { link::HEADER_LEN } else { 0 };
+        let tables = self.tables();
+        let header = self.header_len();
+        let mut aside = 0;
         loop {
-            if !self.cut(now, mtu, device) {
+            if aside >= ASIDE_MAX || !self.cut(now, mtu, device) {
                 return Ok(false);
             }
             // Before more of them are read, it has to be done with those that it has.
-            if device.is_taking_packets() {
+            if !device.may_have_more() {
                 return Ok(true);
             }
             let memory = &mut self.landed.memory[..header + MAX_PACKET];
-            let (offload, frame) = match tun.receive(memory) {
-                Ok((offload, len)) => (offload, &self.landed.memory[..len]),
+            let (offload, len) = match tun.receive(memory) {
+                Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.queue.emptied();
                     return Ok(true);
@@ -362,50 +383,94 @@ impl Worker {
                 }
                 Err(error) => return Err(error),
             };
-            let packet = frame.get(header..).unwrap_or_default();
-            let packet = inner::Packet::parse(packet).map(|inner| &packet[..inner.len]);
-            let segments = packet
-                .and_then(|packet| Segments::new(offload, header, packet).ok_or(DropReason::BadInnerPacket));
-            let way = match &mut self.link {
-                Some(link) => {
-                    let longest = segments.map_or(frame.len(), |segments| segments.longest());
-                    link.route(now.monotonic, frame, longest, &routes, mtu, &mut self.answer)
+            aside += self.forward(now, mtu, offload, len, &tables, device, tun, udp);
+        }
+    }
+
+    /// Does with a frame, which stands in the memory of what has landed, what is to be done with it. Returns
+    /// how many packets' worth of work was done aside from filling the batch.
+    #[expect(clippy::too_many_arguments, reason = "all that a worker works with")]
+    #[inline]
+    fn forward(
+        &mut self,
+        now: Now,
+        mtu: usize,
+        offload: VirtioHeader,
+        len: usize,
+        tables: &Tables,
+        device: &mut impl SlowPath,
+        tun: &mut impl TunQueue,
+        udp: &mut impl Udp,
+    ) -> usize {
+        let header = self.header_len();
+        let frame = &self.landed.memory[..len];
+        let packet = frame.get(header..).unwrap_or_default();
+        let packet = inner::Packet::parse(packet).map(|inner| &packet[..inner.len]);
+        let segments = packet
+            .and_then(|packet| Segments::new(offload, header, packet).ok_or(DropReason::BadInnerPacket));
+        let longest = segments.map_or(len, |segments| segments.longest());
+        let way = match (&tables.neighbours, &mut self.link) {
+            (Some(neighbours), _) => match neighbours.path_of_frame(now.monotonic, frame, longest, mtu) {
+                Some(path) => Way::Peer(path),
+                None => {
+                    self.punt(offload, len);
+                    return 1;
                 }
-                None => Way::of_packet(frame, &routes),
-            };
-            if !self.answer.is_empty() {
-                tell(tun, &self.answer);
-                self.answer.clear();
+            },
+            (None, Some(LinkEnd::Whole(link))) => {
+                link.route(now.monotonic, frame, longest, &tables.routes, mtu, &mut self.answer)
             }
-            match (way, segments) {
-                (Way::Peer(_) | Way::Everyone, Err(reason)) => self.drops.count(reason),
-                (Way::Peer(path), Ok(segments)) => {
-                    let mut segments = segments;
-                    if self.queue.must_drop(now.monotonic) {
-                        segments.skip_next();
-                        self.drops.count_loss(Loss::QueueStood, 1);
-                    }
-                    self.landed.packet = header..header + segments.len();
-                    self.landed.left = Some((segments, Arc::clone(path)));
+            (None, _) => Way::of_packet(frame, &tables.routes),
+        };
+        if !self.answer.is_empty() {
+            tell(tun, &self.answer);
+            self.answer.clear();
+        }
+        match (way, segments) {
+            (Way::Peer(_) | Way::Everyone, Err(reason)) => self.drops.count(reason),
+            (Way::Peer(path), Ok(segments)) => {
+                let mut segments = segments;
+                if self.queue.must_drop(now.monotonic) {
+                    segments.skip_next();
+                    self.drops.count_loss(Loss::QueueStood, 1);
                 }
-                (Way::Everyone, Ok(mut segments)) => {
-                    self.depart(now, mtu, device);
-                    let packet = header..header + segments.len();
-                    while let Some(len) =
-                        segments.write_next(&self.landed.memory[packet.clone()], &mut self.flood)
-                    {
-                        self.flood(now, mtu, len, device, udp);
-                    }
+                self.landed.packet = header..header + segments.len();
+                self.landed.left = Some((segments, Arc::clone(path)));
+                return 0;
+            }
+            (Way::Everyone, Ok(mut segments)) => {
+                self.depart(now, mtu, device);
+                let mut copies = 0;
+                let packet = header..header + segments.len();
+                while let Some(len) =
+                    segments.write_next(&self.landed.memory[packet.clone()], &mut self.flood)
+                {
+                    copies += self.flood(now, mtu, len, device, udp);
                 }
-                (Way::Here, _) => {}
-                (Way::Lost(loss), _) => self.drops.count_loss(loss, 1),
-                (Way::Dropped(reason), _) => self.drops.count(reason),
-                (Way::PeerLost(peer), _) => {
-                    self.drops.count_loss(Loss::PeerLost, 1);
-                    device.seek(now, peer);
-                }
+                return copies;
+            }
+            (Way::Here, _) => {}
+            (Way::Lost(loss), _) => self.drops.count_loss(loss, 1),
+            (Way::Dropped(reason), _) => self.drops.count(reason),
+            (Way::PeerLost(peer), _) => {
+                self.drops.count_loss(Loss::PeerLost, 1);
+                device.seek(now, peer);
             }
         }
+        1
+    }
+
+    fn tables(&self) -> Tables {
+        let neighbours = match &self.link {
+            Some(LinkEnd::Queue(end)) => Some(end.neighbours()),
+            Some(LinkEnd::Whole(_)) | None => None,
+        };
+        Tables { routes: self.transport.routes(), neighbours }
+    }
+
+    /// Of what stands in front of each packet.
+    fn header_len(&self) -> usize {
+        if self.link.is_some() { link::HEADER_LEN } else { 0 }
     }
 
     /// Adds what is left of the packet that was read last to the train; false when the batch is full
@@ -487,35 +552,6 @@ impl Worker {
         self.train.lengths.clear();
         self.train.bytes = 0;
         used
-    }
-
-    /// Sends the packet of `len` bytes in `self.flood` to every peer; the train has departed.
-    fn flood(&mut self, now: Now, mtu: usize, len: usize, device: &mut impl SlowPath, udp: &mut impl Udp) {
-        let packet = &self.flood[..len];
-        for path in self.link.iter().flat_map(Link::peers).filter(|path| path.endpoint().is_some()) {
-            if self.departure.outbound.room(Pending::default()).is_none() {
-                self.drops.count_loss(Loss::NotSent, udp.send(&mut self.departure.outbound));
-            }
-            let Some(room) = self.departure.outbound.room(Pending::default()) else { return };
-            room[message::DATA_HEADER_LEN..][..len].copy_from_slice(packet);
-            let message = message::frame(room, len, mtu);
-            let framed = message.len();
-            match path.seal(now.monotonic, std::iter::once(message)) {
-                Ok(sealed) => {
-                    self.departure.outbound.push(sealed.endpoint, framed);
-                    if let Some(signal) = sealed.signal {
-                        device.handle_signal(now, signal);
-                    }
-                }
-                // A peer that comes back wants none of the greetings that it has missed.
-                Err(_) if !path.is_reachable() => device.seek(now, path.id()),
-                Err(_) => {
-                    if let Err(reason) = device.handle_outgoing(now, path.id(), packet, mtu) {
-                        self.drops.count(reason);
-                    }
-                }
-            }
-        }
     }
 }
 

@@ -7,15 +7,16 @@ use wireloom_proto::{Device, Now};
 use crate::{
     bell::Bell,
     drops::Drops,
-    punt::{Punt, Punted, punts},
+    punt::{LinkPunt, Punt, Punted, Punting, punts},
     queue::{Queue, Runner},
     tun::TunQueue,
     udp::Udp,
     worker::{Backlog, Worker},
 };
 
-/// What is taken from one queue before the others, and the packets of the engine's own, get their turn.
-const PUNTS_IN_A_ROW: usize = 256;
+/// How many packets' worth of work is done for one queue before the others, and the packets of the engine's
+/// own, get their turn.
+const WORK_IN_A_ROW: usize = 256;
 
 /// The queues but the engine's own. They are turned while the port is open.
 pub(super) struct Queues<T, U> {
@@ -32,7 +33,7 @@ impl<T: TunQueue, U: Udp> Queues<T, U> {
     /// Makes a queue of each of the interface's.
     pub(super) fn new(
         queues: Vec<T>,
-        worker: impl Fn() -> Worker,
+        worker: impl Fn(&Punting) -> Worker,
         drops: &Arc<Drops>,
         runner: Box<dyn Runner<Queue<T, U>>>,
     ) -> io::Result<Self> {
@@ -41,7 +42,7 @@ impl<T: TunQueue, U: Udp> Queues<T, U> {
         let mut punted = Vec::with_capacity(queues.len());
         for tun in queues {
             let (punting, end) = punts(&bell, drops)?;
-            idle.push(Queue::new(worker(), punting, tun));
+            idle.push(Queue::new(worker(&punting), punting, tun));
             punted.push(end);
         }
         Ok(Self { runner, idle, punted, bell, failure: None })
@@ -91,8 +92,9 @@ impl<T: TunQueue, U: Udp> Queues<T, U> {
         })
     }
 
-    /// Hands to the device what they have for it; the device's datagrams are to be sent afterwards, and
-    /// then [`Self::packets_are_sent`] is to be called.
+    /// Hands to the device what they have for it, and to `link` what they have for that, which tells how many
+    /// packets' worth of work that was; the device's datagrams are to be sent afterwards, and then
+    /// [`Self::packets_are_sent`] is to be called.
     ///
     /// # Errors
     /// Why one of the threads has ended.
@@ -102,15 +104,21 @@ impl<T: TunQueue, U: Udp> Queues<T, U> {
         device: &mut Device,
         mtu: usize,
         drops: &Drops,
+        mut link: impl FnMut(&mut Device, LinkPunt) -> usize,
     ) -> io::Result<Backlog> {
         self.bell.silence();
         let mut backlog = Backlog::Empty;
         for place in 0..self.punted.len() {
-            for left in (0..PUNTS_IN_A_ROW).rev() {
-                let Some(punt) = self.punted[place].poll() else { break };
+            let mut work = 0;
+            while let Some(punt) = self.punted[place].poll() {
+                work += 1;
                 let outcome = match punt {
                     Punt::Handshake { from, datagram } => device.handle_handshake(now, from, &datagram),
                     Punt::Packet { peer, packet } => device.handle_outgoing(now, peer, &packet, mtu),
+                    Punt::Link(punt) => {
+                        work += link(device, punt);
+                        Ok(())
+                    }
                     Punt::Signal(signal) => {
                         device.handle_signal(now, signal);
                         Ok(())
@@ -127,8 +135,9 @@ impl<T: TunQueue, U: Udp> Queues<T, U> {
                 if let Err(reason) = outcome {
                     drops.count(reason);
                 }
-                if left == 0 {
+                if work >= WORK_IN_A_ROW {
                     backlog = Backlog::More;
+                    break;
                 }
             }
         }

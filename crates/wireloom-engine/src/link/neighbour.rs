@@ -25,9 +25,18 @@ pub(super) struct Question {
     pub(super) target: IpAddr,
 }
 
+/// The question in a frame that carries ARP or neighbour discovery.
+pub(super) fn question(header: Header, packet: &[u8]) -> Option<Question> {
+    if header.kind == frame::ARP {
+        arp_question(header, packet)
+    } else {
+        solicited(header, packet, ip::icmpv6(packet)?)
+    }
+}
+
 /// The question in an ARP packet; `None` when it is none, or a probe or announcement of an address of
 /// one's own (RFC 5227), which nobody may answer: every address here is this machine's to take.
-pub(super) fn arp_question(header: Header, packet: &[u8]) -> Option<Question> {
+fn arp_question(header: Header, packet: &[u8]) -> Option<Question> {
     /// Ethernet, IPv4, their addresses' lengths, request.
     const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
     let packet: &[u8; ARP_LEN] = packet.first_chunk()?;
@@ -39,7 +48,7 @@ pub(super) fn arp_question(header: Header, packet: &[u8]) -> Option<Question> {
 
 /// The question in an IPv6 packet with this ICMPv6 message; `None` when it is no solicitation, or one
 /// of duplicate address detection, which comes from the unspecified address (RFC 4862, section 5.4.2).
-pub(super) fn solicited(header: Header, packet: &[u8], message: &[u8]) -> Option<Question> {
+fn solicited(header: Header, packet: &[u8], message: &[u8]) -> Option<Question> {
     let asker = v6(packet.get(8..)?)?;
     let target = v6(message.get(8..)?)?;
     let asks = message[0] == SOLICITATION && !asker.is_unspecified() && !target.is_multicast();

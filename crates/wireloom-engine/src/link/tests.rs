@@ -1,6 +1,9 @@
 //! Frames in, frames out.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use proptest::prelude::*;
 use wireloom_proto::{Device, Now, PrivateKey, UnixTime};
@@ -339,13 +342,13 @@ fn arrivals_bear_their_peer_s_address_and_bring_no_neighbour_discovery() {
     let world = World::new();
     let id = world.id(1);
     let packet = &v4(OWN, [10, 0, 0, 9], 64, false)[HEADER_LEN..];
-    let header = world.link.arrival(id, Ipv4Addr::new(10, 0, 0, 9).into(), packet).unwrap();
+    let header = world.link.table().arrival(id, Ipv4Addr::new(10, 0, 0, 9).into(), packet).unwrap();
     let (header, _) = Header::split(&header).unwrap();
     assert_eq!(header, Header { destination: OWN, source: address(1), kind: frame::IPV4 });
     let to: IpAddr = "fe80::1".parse().unwrap();
     for kind in [133, 134, 135, 136, 137, 138] {
         let frame = icmpv6(OWN, "fe80::2", "fe80::1", &[kind, 0, 0, 0, 0, 0, 0, 0]);
-        let arrival = world.link.arrival(id, to, &frame[HEADER_LEN..]);
+        let arrival = world.link.table().arrival(id, to, &frame[HEADER_LEN..]);
         assert_eq!(arrival == Err(Loss::NotForTheLink), (135..=137).contains(&kind), "{kind}");
     }
 }
@@ -448,8 +451,8 @@ fn a_peer_with_another_s_link_address_takes_its_place_whatever_the_order() {
         world.link.insert(&other_path);
         world.link.remove(&one);
         assert_eq!(world.link.key_at(LinkAddress::of(&one)), Some(other));
-        assert_eq!(world.link.addresses.len(), 4);
-        assert!(!world.link.addresses.contains_key(&one_path.id()));
+        assert_eq!(world.device.peers().filter(|peer| world.link.table().has(peer.path)).count(), 4);
+        assert!(!world.link.table().has(&one_path));
     }
 }
 

@@ -177,15 +177,18 @@ pub(super) fn set_up_tap(index: u32, name: &str, mtu: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether there is an interface of this name that bears our mark.
+/// Whether there is an interface of this name that bears our mark and that no process holds. One that can
+/// have several queues would let us in beside whoever has it, to take packets away: that somebody has it
+/// is told by its carrier (`__tun_detach` in drivers/net/tun.c).
 pub(super) fn was_left(name: &str) -> io::Result<bool> {
     let mut link = LinkMessage::default();
     link.attributes.push(LinkAttribute::IfName(name.into()));
     match exchange(RouteNetlinkMessage::GetLink(link), 0) {
-        Ok(Some(RouteNetlinkMessage::NewLink(link))) => Ok(link
-            .attributes
-            .iter()
-            .any(|attribute| matches!(attribute, LinkAttribute::IfAlias(alias) if alias.starts_with(ALIAS)))),
+        Ok(Some(RouteNetlinkMessage::NewLink(link))) => {
+            let says = |what: fn(&LinkAttribute) -> bool| link.attributes.iter().any(what);
+            let is_ours = |said: &LinkAttribute| matches!(said, LinkAttribute::IfAlias(alias) if alias.starts_with(ALIAS));
+            Ok(says(is_ours) && says(|said| *said == LinkAttribute::Carrier(0)))
+        }
         Ok(_) => Ok(false),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => Ok(false),
         Err(error) => Err(error),

@@ -70,10 +70,17 @@ pub fn memory_tun_of(queues: NonZero<usize>) -> (MemoryTun, Vec<MemoryQueue>, Me
 /// Makes both ends of an interface that carries frames. Its link address is random, so to say.
 #[must_use]
 pub fn memory_tap() -> (MemoryTun, MemoryTunHost) {
-    let (mut tun, mut host) = memory_tun();
+    let (tun, _, host) = memory_tap_of(NonZero::<usize>::MIN);
+    (tun, host)
+}
+
+/// As [`memory_tap`], with several queues.
+#[must_use]
+pub fn memory_tap_of(queues: NonZero<usize>) -> (MemoryTun, Vec<MemoryQueue>, MemoryTunHost) {
+    let (mut tun, others, mut host) = memory_tun_of(queues);
     host.link_len = size_of::<LinkHeader>();
     tun.link_address = Some(LinkAddress::from_bytes([0x1e, 0x35, 0x89, 0, 0, 7]));
-    (tun, host)
+    (tun, others, host)
 }
 
 impl TunQueue for MemoryQueue {
@@ -125,6 +132,11 @@ impl MemoryTunHost {
     /// Routes a packet into the interface.
     pub fn send(&self, packet: &[u8]) {
         self.send_super(VirtioHeader::default(), packet);
+    }
+
+    /// Routes a packet into the interface by this queue, whatever its flow.
+    pub fn send_by(&self, queue: usize, packet: &[u8]) {
+        let _ = self.to_tun[queue].send((VirtioHeader::default(), packet.to_vec()));
     }
 
     /// Routes a super-packet into the interface.

@@ -14,7 +14,9 @@ use crate::{
 };
 
 pub use linux::{LinuxQueue, LinuxTun, OpenTunError};
-pub use memory::{MemoryQueue, MemoryTun, MemoryTunHost, memory_tap, memory_tun, memory_tun_of};
+pub use memory::{
+    MemoryQueue, MemoryTun, MemoryTunHost, memory_tap, memory_tap_of, memory_tun, memory_tun_of,
+};
 
 /// Longest packet that an interface hands over, in bytes: IPv4 and IPv6 lengths have 16 bits.
 pub const MAX_PACKET: usize = 65_535;

@@ -4,11 +4,12 @@ use std::{fs, net::SocketAddr, os::fd::AsRawFd as _, process::Command, thread, t
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
-use wireloom::lab::{Node, PATIENCE, until};
+use wireloom::lab::{Layout, Node, PATIENCE, until};
 use wireloom_plan::kernel::Family;
 
 use crate::{
     device::{node, processes, run, wait_until_gone},
+    neighbours::{LINK, Link, reach, start},
     transfer::streams,
     tunnel::{PORT, Program, THREADS, Tunnel, inner, ping, word},
     wireloom,
@@ -56,6 +57,65 @@ fn streams_cross_intact_by_several_threads() {
         let busy = spent.iter().filter(|nanoseconds| **nanoseconds > 1_000_000).count();
         assert!(busy >= 2, "{kind}: only {busy} did anything worth mentioning");
     }
+}
+
+/// How many threads of the node's device have a queue of their own.
+fn queues(node: &Node) -> usize {
+    spent(node).into_iter().filter(|(name, _)| name.starts_with("queue-")).count()
+}
+
+#[test]
+fn a_link_is_carried_by_several_threads_and_taken_over_with_as_many_as_it_can_have() {
+    const SEVERAL: &str = "--peer-lookup gateway --source-check off --threads 4";
+    let mut link = Link::without_devices(Layout { nodes: 3, pods: 0, ..Layout::default() });
+    link.start(Family::V4, |_| SEVERAL);
+    link.settle();
+    for family in [0, 1] {
+        thread::scope(|scope| {
+            for (from, to) in [(0, 1), (1, 0), (0, 2)] {
+                let [from, space] = [from, to].map(|place: usize| &link.node(place).host.space);
+                scope.spawn(move || streams(from, space, inner(to)[family], 8, 8));
+            }
+        });
+    }
+    let node = link.node(0);
+    let busy =
+        spent(node).into_iter().filter(|(name, spent)| name.starts_with("queue-") && *spent > 1_000_000);
+    assert!(busy.count() >= 2, "{:?}", spent(node));
+    // Nobody gets in beside it, though the kernel would let them.
+    let said = node.run(&format!("{} device wg0 {SEVERAL}", wireloom().display())).unwrap_err().to_string();
+    assert!(said.contains("wg0 exists already"), "{said}");
+    assert!(node.run("ip -d link show wg0").unwrap().contains(&format!("numqueues {THREADS} ")));
+    let restart = |options: &str| {
+        let [process] = processes(node)[..] else { panic!("one process") };
+        node.run(&format!("kill -TERM {process}")).unwrap();
+        until(PATIENCE, "the process to end", || processes(node).is_empty().then_some(())).unwrap();
+        start(node, options);
+        link.configure(0);
+        for address in inner(1).into_iter().chain(inner(2)) {
+            reach(node, address);
+        }
+        queues(node)
+    };
+    // What can have several queues may have one, and as many again.
+    let one = format!("{LINK} --threads 1");
+    assert_eq!([restart(SEVERAL), restart(&one), restart(SEVERAL)], [THREADS - 1, 0, THREADS - 1]);
+    // What was made for one has one, with all that it had; made anew, it has several.
+    node.run("rm /run/wireguard/wg0.sock").unwrap();
+    wait_until_gone(node);
+    start(node, &one);
+    link.configure(0);
+    link.address(0);
+    node.run(&format!("ip route add 172.20.0.0/16 via {}", inner(1)[0])).unwrap();
+    assert_eq!(restart(SEVERAL), 0);
+    assert!(node.run("ip route").unwrap().contains("172.20.0.0/16"));
+    node.run("rm /run/wireguard/wg0.sock").unwrap();
+    wait_until_gone(node);
+    start(node, SEVERAL);
+    link.configure(0);
+    link.address(0);
+    reach(node, inner(1)[0]);
+    assert_eq!(queues(node), THREADS - 1);
 }
 
 #[test]

@@ -76,6 +76,22 @@ fn a_flood_for_a_peer_without_session_is_bounded_and_holds_up_nobody() {
 }
 
 #[test]
+fn a_flood_for_nobody_does_not_hold_up_what_comes_from_a_peer() {
+    let [mut hub, x, mut y] = star();
+    let nobody = Ipv4Addr::new(10, 7, 7, 7);
+    for _ in 0..FLOOD {
+        hub.stack.send(&packet(hub.inner, nobody, &[0; 100]));
+    }
+    y.stack.send(&packet(y.inner, hub.inner, b"from another"));
+    y.turn(at(2));
+    assert_eq!(hub.turn(at(2)), Rest::None, "the flood is not over");
+    assert!(hub.stack.receive().is_some_and(|packet| packet.ends_with(b"from another")));
+    while hub.turn(at(2)) == Rest::None {}
+    assert_eq!(hub.dropped("no-peer-for-destination"), FLOOD as u64);
+    assert_eq!(x.all_dropped() + y.all_dropped(), 0);
+}
+
+#[test]
 fn a_queue_that_stands_loses_a_segment_now_and_then() {
     let (mut a, mut b) = pair();
     a.stack.send(&packet(a.inner, b.inner, b"first"));

@@ -1,5 +1,7 @@
 //! Interfaces with several queues: turned by hand, in orders that nobody would choose, and by threads.
 
+mod link;
+
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -80,8 +82,20 @@ fn with_queues(
     queues: usize,
     runner: impl Runner<MemoryQueues> + 'static,
 ) -> Machine {
-    let (tun, others, stack) = memory_tun_of(NonZero::new(queues).expect("at least one"));
-    let mut machine = Machine::with(network, number, Mode::STANDARD, (tun, stack));
+    let interface = memory_tun_of(NonZero::new(queues).expect("at least one"));
+    with_interface(network, number, Mode::STANDARD, interface, runner)
+}
+
+/// As [`with_queues`], in this mode and on this interface.
+fn with_interface(
+    network: &MemoryNetwork,
+    number: u8,
+    mode: Mode,
+    (tun, others, stack): (MemoryTun, Vec<MemoryQueue>, MemoryTunHost),
+    runner: impl Runner<MemoryQueues> + 'static,
+) -> Machine {
+    let queues = 1 + others.len();
+    let mut machine = Machine::with(network, number, mode, (tun, stack));
     let crew = Crew::start(queues % 3, queues).expect("threads");
     machine.engine = machine.engine.with_queues(others, Box::new(runner), &crew).expect("an event");
     machine
