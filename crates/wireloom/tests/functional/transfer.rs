@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::mpsc,
     thread,
     time::Duration,
 };
@@ -126,28 +127,38 @@ pub(crate) fn bursts(from: &Space, to: &Space, target: IpAddr, count: u64, joine
 #[track_caller]
 pub(crate) fn datagrams(from: &Space, to: &Space, target: IpAddr, count: u64) -> u64 {
     const LENGTH: usize = 600;
-    /// Between two, so that no queue overflows.
-    const PAUSE: Duration = Duration::from_micros(100);
+    /// On their way at a time, so that no queue overflows however slow the machine is.
+    const WINDOW: u64 = 64;
+    /// Those that have not come when nothing has come for so long are lost.
     const SILENCE: Duration = Duration::from_secs(1);
     let (sender, receiver) = sockets(from, to, target);
     receiver.set_read_timeout(Some(SILENCE)).unwrap();
+    let (more, room) = mpsc::channel();
     thread::scope(|scope| {
-        scope.spawn(|| {
+        let sending = scope.spawn(move || {
+            let mut on_their_way = 0_u64;
             for number in 0..count {
                 let mut datagram = number.to_le_bytes().to_vec();
                 datagram.extend(Noise::new(number).bytes(LENGTH));
                 sender.send(&datagram).unwrap();
-                thread::sleep(PAUSE);
+                on_their_way = (on_their_way + 1).saturating_sub(room.try_iter().count() as u64);
+                while on_their_way >= WINDOW {
+                    on_their_way = room.recv_timeout(SILENCE).map_or(0, |()| on_their_way - 1);
+                }
             }
         });
         let mut arrived = vec![false; count as usize];
         let mut buffer = [0; 2048];
         loop {
+            let all_are_sent = sending.is_finished();
             let datagram = match receiver.recv(&mut buffer) {
                 Ok(length) => &buffer[..length],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => panic!("{error}"),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => panic!("{error}"),
+                Err(_) if all_are_sent => break,
+                Err(_) => continue,
             };
+            // Its sender may be done.
+            let _ = more.send(());
             let (number, rest) = datagram.split_first_chunk().unwrap();
             let number = u64::from_le_bytes(*number);
             assert!(rest == Noise::new(number).bytes(LENGTH), "datagram {number} to {target} differs");
