@@ -83,6 +83,13 @@ pub(super) fn remove(index: u32) -> Request {
     Request { message: RouteNetlinkMessage::DelLink(message), flags: 0 }
 }
 
+/// For one that has no index yet.
+pub(super) fn remove_by_name(name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    Request { message: RouteNetlinkMessage::DelLink(message), flags: 0 }
+}
+
 fn change(index: u32, with: impl FnOnce(&mut LinkMessage)) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;

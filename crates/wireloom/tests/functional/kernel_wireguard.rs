@@ -2,9 +2,16 @@
 
 use std::{collections::BTreeSet, thread::sleep, time::Duration};
 
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::sys::{
+    socket::{setsockopt, sockopt},
+    time::TimeVal,
+    utsname::uname,
+};
 use wireloom::lab::{
-    FAMILIES, Layout, Node, PingReport, Pinger, Promise,
+    FAMILIES, Layout, Node, PATIENCE, PingReport, Pinger, Promise,
     agent::{self, Agent},
+    at_this_pace,
     mesh::SETTINGS,
 };
 
@@ -18,6 +25,9 @@ const SCOPED: &str = "encrypt_host_traffic = false";
 /// A device made anew greets its peers, so nobody waits for timers; the shortest of those is 15 s
 /// (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, section 6.2 of the WireGuard paper).
 const BEFORE_ANY_TIMER: Duration = Duration::from_secs(14);
+
+/// Of include/uapi/linux/rtnetlink.h.
+const RTNLGRP_LINK: u32 = 1;
 
 fn take(node: &Node, backend: &str) {
     let settings = format!("node = \"{}\"\n[wireguard]\nbackend = \"{backend}\"\n", node.name);
@@ -89,6 +99,37 @@ fn auto_takes_the_kernels_and_takes_an_interface_from_nobody() {
     assert!(reports.iter().all(|report| report.lost == 0), "{reports:?}");
 }
 
+/// Whoever looks what the kernel has may end at any moment.
+#[test]
+fn an_agent_that_is_killed_while_it_tries_the_kernel_out_leaves_no_device() {
+    let fleet = Fleet::without_agents(Layout::default(), SCOPED);
+    let node = &fleet.lab.nodes[0];
+    take(node, "auto");
+    for _ in 0..5 {
+        let news = node.host.space.inside(link_news).unwrap();
+        let agent = Agent::start(wireloom(), node).unwrap();
+        let mut message = Vec::with_capacity(1 << 16);
+        while !message.windows(7).any(|name| name == b"wlprobe") {
+            message.clear();
+            news.recv(&mut message, 0).expect("the agent tries the kernel out");
+        }
+        agent.kill().unwrap();
+        let links = node.run("ip -o link show").unwrap();
+        assert!(!links.contains("wlprobe"), "{links}");
+        agent::down(wireloom(), node).unwrap();
+    }
+}
+
+/// A socket that hears of every interface that comes or goes.
+fn link_news() -> netlink_sys::Socket {
+    let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE).unwrap();
+    socket.bind_auto().unwrap();
+    socket.add_membership(RTNLGRP_LINK).unwrap();
+    let patience = TimeVal::new(at_this_pace(PATIENCE).as_secs().cast_signed(), 0);
+    setsockopt(&socket, sockopt::ReceiveTimeout, &patience).unwrap();
+    socket
+}
+
 #[test]
 fn the_back_end_is_switched_live_and_keeps_key_port_and_peers() {
     let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
@@ -154,4 +195,19 @@ fn a_cidr_that_goes_takes_no_packet_of_the_others_along() {
     assert!(reports.iter().all(|report| report.lost == 0), "{reports:?}");
     let peers = node.run("wg show wg0 peers").unwrap();
     assert_eq!(peers.trim(), fleet.keys[1].public, "whoever took them is gone");
+    let way = if takes_single_ips_away() {
+        "this kernel takes single allowed-IPs away"
+    } else {
+        "this kernel takes no single allowed-IP away"
+    };
+    let said = agent::log(node).unwrap();
+    assert_eq!(said.matches(way).count(), 1, "{said}");
+}
+
+/// `WGALLOWEDIP_F_REMOVE_ME` came with Linux 6.16.
+fn takes_single_ips_away() -> bool {
+    let release = uname().unwrap().release().to_string_lossy().into_owned();
+    let numbers: Vec<u32> = release.split('.').map_while(|number| number.parse().ok()).take(2).collect();
+    assert_eq!(numbers.len(), 2, "{release}");
+    numbers >= vec![6, 16]
 }

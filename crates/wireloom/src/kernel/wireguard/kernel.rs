@@ -1,7 +1,7 @@
 //! The kernel's own WireGuard, over generic netlink (include/uapi/linux/wireguard.h).
 //!
 //! The kernel is told differences alone ([`transaction`]), in as few messages as hold them
-//! ([`message`]), by way of its family ([`family`]).
+//! ([`message`]), by way of its family ([`family`]), all of which [`programmer`] sees to.
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
@@ -9,11 +9,12 @@ use netlink_packet_route::{
     link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
 };
 use nix::errno::Errno;
+use wireloom_engine::keys;
 use wireloom_plan::settings::{PeerLookup, SourceCheck};
 
 use self::{
     family::{Device, Family},
-    transaction::Programmer,
+    programmer::Programmer,
 };
 use super::{Backend, Change, DeviceState};
 use crate::kernel::{
@@ -24,6 +25,7 @@ use crate::kernel::{
 
 mod family;
 mod message;
+mod programmer;
 mod transaction;
 #[cfg(test)]
 mod twin;
@@ -41,16 +43,18 @@ impl InKernel {
 
     /// Makes a device of another name and takes it away again: what a kernel has, and what this
     /// process may do with it, nothing else tells for sure.
+    ///
+    /// Both requests are in one send, which the kernel carries out before it heeds a signal
+    /// (`netlink_rcv_skb` in net/netlink/af_netlink.c): whatever becomes of this process, nothing is left.
     pub(in crate::kernel) fn try_out() -> Result<(), Cause> {
-        let name = format!("wlprobe{}", std::process::id());
-        let mut netlink = Netlink::open()?;
-        create(&mut netlink, &name)?;
-        if let Some(found) = link::by_name(&mut netlink, &name)?
-            && let Some((_, cause)) = netlink.change(&[link::remove(found.index)])?.pop()
-        {
-            return Err(cause);
+        // A name that nobody else has: should nothing be made, the removal is tried all the same.
+        let [a, b, c, d, ..] = *keys::generate()?.public_key().as_bytes();
+        let name = format!("wlprobe{:08x}", u32::from_be_bytes([a, b, c, d]));
+        let refusals = Netlink::open()?.change(&[addition(&name), link::remove_by_name(&name)])?;
+        match refusals.into_iter().next() {
+            None => Ok(()),
+            Some((_, cause)) => Err(name_what_is_missing(cause)),
         }
-        Ok(())
     }
 }
 
@@ -66,7 +70,10 @@ impl Backend for InKernel {
 
     fn create(&mut self, _: PeerLookup, _: SourceCheck) -> Result<(), Cause> {
         self.programmer.observe(None);
-        create(&mut Netlink::open()?, &self.interface)
+        match Netlink::open()?.change(&[addition(&self.interface)])?.pop() {
+            None => Ok(()),
+            Some((_, cause)) => Err(name_what_is_missing(cause)),
+        }
     }
 
     fn change(&mut self, changes: &[Change<'_>]) -> Result<(), Cause> {
@@ -83,18 +90,19 @@ impl Backend for InKernel {
 }
 
 /// `ip link add NAME type wireguard`
-fn create(netlink: &mut Netlink, name: &str) -> Result<(), Cause> {
+fn addition(name: &str) -> Request {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]));
-    let request =
-        Request { message: RouteNetlinkMessage::NewLink(message), flags: NLM_F_CREATE | NLM_F_EXCL };
-    match netlink.change(&[request])?.pop() {
-        None => Ok(()),
+    Request { message: RouteNetlinkMessage::NewLink(message), flags: NLM_F_CREATE | NLM_F_EXCL }
+}
+
+fn name_what_is_missing(refusal: Cause) -> Cause {
+    match refusal {
         // "Unknown device type" of rtnl_newlink in net/core/rtnetlink.c.
-        Some((_, Cause::Refused { errno: Errno::EOPNOTSUPP, .. })) => {
-            Err(Cause::Told("this kernel has no WireGuard (the module `wireguard`)".into()))
+        Cause::Refused { errno: Errno::EOPNOTSUPP, .. } => {
+            Cause::Told("this kernel has no WireGuard (the module `wireguard`)".into())
         }
-        Some((_, cause)) => Err(cause),
+        other => other,
     }
 }

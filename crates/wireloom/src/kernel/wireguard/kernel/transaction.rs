@@ -1,5 +1,5 @@
 //! What a list of changes asks of the kernel, as differences to what its peers are known to have,
-//! in the order in which no packet misses what it may have.
+//! in the order in which no packet misses what it may have. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -7,32 +7,14 @@ use std::{
 };
 
 use ipnet::IpNet;
-use netlink_packet_wireguard::WireguardAttribute;
-use nix::errno::Errno;
-use wireloom_engine::{PrivateKey, keys};
+use wireloom_engine::PrivateKey;
 use wireloom_plan::key::PublicKey;
 
-use super::{
-    family::Device,
-    message::{self, Removal},
-};
-use crate::kernel::{
-    error::Cause,
-    wireguard::{Change, DeviceState},
-};
-
-/// Turns changes into what the kernel must be told.
-#[derive(Default)]
-pub(super) struct Programmer {
-    /// As last read, and as changed since.
-    known: AllowedIps,
-    /// Whether the kernel can take a single allowed-IP away; unknown until that is first tried.
-    takes_single_ips_away: Option<bool>,
-}
+use crate::kernel::wireguard::{Change, DeviceState};
 
 /// Who has which allowed-IPs. A peer that is not in here may have any.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct AllowedIps {
+pub(super) struct AllowedIps {
     peers: BTreeMap<PublicKey, BTreeSet<IpNet>>,
     owners: HashMap<IpNet, PublicKey>,
 }
@@ -43,7 +25,7 @@ pub(super) struct Transaction<'a> {
     pub(super) configure: Option<Configure<'a>>,
     pub(super) steps: Vec<Step>,
     /// What peers lose and nobody gets: after all else.
-    lost: Vec<(PublicKey, IpNet)>,
+    pub(super) lost: Vec<(PublicKey, IpNet)>,
 }
 
 /// The device's own settings.
@@ -88,59 +70,8 @@ impl SetPeer {
     }
 }
 
-impl Programmer {
-    /// What was read; `None` when there is no device.
-    pub(super) fn observe(&mut self, device: Option<&DeviceState>) {
-        self.known = device.map(AllowedIps::of).unwrap_or_default();
-    }
-
-    pub(super) fn change(&mut self, device: &mut impl Device, changes: &[Change<'_>]) -> Result<(), Cause> {
-        let transaction = Transaction::new(changes, &mut self.known);
-        let outcome = send(device, message::changes(&transaction))
-            .and_then(|()| self.take_away(device, &transaction.lost));
-        if outcome.is_err() {
-            // Some of it may be done.
-            self.known = AllowedIps::default();
-        }
-        outcome
-    }
-
-    /// Takes allowed-IPs away that nobody else gets, one by one: to write what a peer keeps anew
-    /// would leave it without any for a moment.
-    fn take_away(&mut self, device: &mut impl Device, lost: &[(PublicKey, IpNet)]) -> Result<(), Cause> {
-        if lost.is_empty() {
-            return Ok(());
-        }
-        if self.takes_single_ips_away != Some(false) {
-            match send(device, message::removal(lost, &Removal::Flag)) {
-                Ok(()) => {
-                    self.takes_single_ips_away = Some(true);
-                    return Ok(());
-                }
-                // Before Linux 6.16 an allowed-IP has no flags, and what is unknown is refused.
-                // Before Linux 6.16 an allowed-IP has no flags, and an attribute too many is EINVAL; flags
-                // that a kernel does not know are EOPNOTSUPP.
-                Err(Cause::Refused { errno: Errno::EINVAL | Errno::EOPNOTSUPP, .. })
-                    if self.takes_single_ips_away.is_none() =>
-                {
-                    tracing::debug!("this kernel cannot take a single allowed-IP from a peer");
-                }
-                Err(cause) => return Err(cause),
-            }
-        }
-        let nobody = PublicKey(*keys::generate()?.public_key().as_bytes());
-        send(device, message::removal(lost, &Removal::Handover { nobody }))?;
-        self.takes_single_ips_away = Some(false);
-        Ok(())
-    }
-}
-
-fn send(device: &mut impl Device, messages: Vec<Vec<WireguardAttribute>>) -> Result<(), Cause> {
-    messages.into_iter().try_for_each(|attributes| device.set(attributes))
-}
-
 impl AllowedIps {
-    fn of(device: &DeviceState) -> Self {
+    pub(super) fn of(device: &DeviceState) -> Self {
         let peers = device.peers.iter().map(|(key, peer)| (*key, peer.allowed_ips.clone())).collect();
         let owned = device.peers.iter().flat_map(|(key, peer)| peer.allowed_ips.iter().map(|ip| (*ip, *key)));
         Self { owners: owned.collect(), peers }
@@ -173,7 +104,7 @@ impl AllowedIps {
 
 impl<'a> Transaction<'a> {
     /// Afterwards the changes are part of what is known.
-    fn new(changes: &[Change<'a>], known: &mut AllowedIps) -> Self {
+    pub(super) fn new(changes: &[Change<'a>], known: &mut AllowedIps) -> Self {
         let mut transaction = Self::default();
         for change in changes {
             transaction.append(change, known);

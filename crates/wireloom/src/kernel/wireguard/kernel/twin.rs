@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use wireloom_engine::PrivateKey;
 use wireloom_plan::{key::PublicKey, op::SetPeer, settings::SourceCheck};
 
-use super::{family::Device, transaction::Programmer};
+use super::{family::Device, programmer::Programmer};
 use crate::kernel::{
     error::Cause,
     wireguard::{Change, DeviceState, PeerState},
