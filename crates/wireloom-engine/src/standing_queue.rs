@@ -16,19 +16,31 @@ use wireloom_proto::Instant;
 /// round trips).
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// The most that the time between two reads counts. This process works for a millisecond between them, and
+/// waits 20 ms at most, for the network to take what is sent; what is longer, others had the processor. The
+/// queue may have grown meanwhile, but whether it empties was not tried.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// What is known of one queue.
 #[derive(Debug, Default)]
 pub(crate) struct StandingQueue {
-    /// When the next packet is to be dropped, should the queue not empty before.
-    drop_at: Option<Instant>,
+    /// Absent while it was found empty and nothing was read since.
+    standing: Option<Standing>,
     /// Drops since the queue last emptied, and some of those before.
     drops: u32,
+}
+
+#[derive(Debug)]
+struct Standing {
+    read_at: Instant,
+    /// For how much longer it may stand before the next packet is dropped.
+    left: Duration,
 }
 
 impl StandingQueue {
     /// Notes that the queue was found empty.
     pub(crate) fn emptied(&mut self) {
-        if self.drop_at.take().is_some() {
+        if self.standing.take().is_some() {
             // A queue that stands again soon needs no less than what was enough before.
             self.drops /= 2;
         }
@@ -36,16 +48,19 @@ impl StandingQueue {
 
     /// Whether the packet that was read now is to be dropped.
     pub(crate) fn must_drop(&mut self, now: Instant) -> bool {
-        let Some(at) = self.drop_at else {
-            self.drop_at = Some(now + INTERVAL);
+        let Some(standing) = &mut self.standing else {
+            self.standing = Some(Standing { read_at: now, left: INTERVAL });
             return false;
         };
-        if now < at {
+        let pause = now.since(standing.read_at).min(PAUSE);
+        standing.read_at = now;
+        standing.left = standing.left.saturating_sub(pause);
+        if !standing.left.is_zero() {
             return false;
         }
         self.drops += 1;
         // The control law (section 3.3): a TCP's rate goes with the inverse square root of its losses.
-        self.drop_at = Some(now + INTERVAL.div_f64(f64::from(self.drops).sqrt()));
+        standing.left = INTERVAL.div_f64(f64::from(self.drops).sqrt());
         true
     }
 }
@@ -100,5 +115,15 @@ mod tests {
         assert!(!queue.must_drop(at(0)));
         queue.emptied();
         assert!(!queue.must_drop(at(5000)));
+    }
+
+    #[test]
+    fn a_process_that_does_not_run_leaves_no_standing_queue() {
+        let mut queue = StandingQueue::default();
+        // Read again only after two seconds, in a second's bursts of three.
+        let reads = [0, 2000, 2001, 3000, 3001];
+        assert!(reads.iter().all(|now| !queue.must_drop(at(*now))));
+        // It is overloaded all the same, should the queue never empty.
+        assert!((4..9).any(|second| queue.must_drop(at(second * 1000))));
     }
 }
