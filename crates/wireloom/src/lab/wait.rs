@@ -34,13 +34,15 @@ pub fn until<T>(patience: Duration, what: &str, mut condition: impl FnMut() -> O
     let deadline = Instant::now() + patience;
     loop {
         // Read the clock first: a condition is looked at once more after the deadline.
-        let over = Instant::now() >= deadline;
+        let begun = Instant::now();
+        let over = begun >= deadline;
         if let Some(found) = condition() {
             return Ok(found);
         }
         if over {
             return Err(Error::Timeout { what: what.to_owned(), patience });
         }
-        sleep(at_this_pace(INTERVAL));
+        // A look may start processes: half of the time, at least, is left to what is waited for.
+        sleep(at_this_pace(INTERVAL).max(begun.elapsed()));
     }
 }

@@ -1,6 +1,10 @@
 //! The agent ends and comes back, and the packets do not notice; `down` leaves nothing behind.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fmt::Write as _,
+    iter,
+    time::{Duration, SystemTime},
+};
 
 use wireloom::lab::{
     Capture, Content, Layout, Node, Pinger, Promise, Stream,
@@ -15,6 +19,22 @@ use crate::{
 
 const SCOPED: &str = "encrypt_host_traffic = false";
 const HOST: &str = "encrypt_host_traffic = true";
+
+/// What the nodes' devices, their network stacks and the pods' counted, for the message of a test that fails.
+fn counters(fleet: &Fleet) -> String {
+    let mut told = String::new();
+    for node in &fleet.lab.nodes {
+        let device = node.host.space.feed("socat - UNIX-CONNECT:/run/wireguard/wg0.sock", "get_drops=1\n\n");
+        let _ = writeln!(told, "{}'s device:\n{}", node.name, device.unwrap_or_default());
+        for line in ["ip -s link show", "cat /proc/net/softnet_stat"] {
+            let _ = writeln!(told, "{}", node.run(line).unwrap_or_default());
+        }
+        for place in iter::once(&node.host).chain(&node.pods) {
+            let _ = writeln!(told, "{}:\n{}", place.name, place.space.run("nstat -as").unwrap_or_default());
+        }
+    }
+    told
+}
 
 /// Ends the agent of node-a in this way and starts it again, while a TCP stream runs from pod to pod.
 fn no_loss_when(routing: &str, promise: Promise, end: impl Fn(Agent)) {
@@ -44,12 +64,10 @@ fn no_loss_when(routing: &str, promise: Promise, end: impl Fn(Agent)) {
         });
         flows_on(&fleet);
     }
-    for stream in streams {
-        let report = stream.stop().unwrap();
-        println!("{report:?}");
-        assert!(report.intact && report.sent == report.received, "{report:?}");
-        assert_eq!(report.lost, 0, "{report:?}");
-    }
+    let reports = streams.map(|stream| stream.stop().unwrap());
+    println!("{reports:?}");
+    assert!(reports.iter().all(|report| report.intact && report.sent == report.received), "{reports:?}");
+    assert!(reports.iter().all(|report| report.lost == 0), "{reports:?}\n{}", counters(&fleet));
     // Nor did anything of it cross the underlay in plaintext.
     let packets = capture.drain().unwrap();
     assert_eq!(packets.iter().find(|packet| matches!(packet.content, Content::Tcp { .. })), None);
@@ -109,6 +127,11 @@ pub(crate) fn a_device_made_anew_greets_its_peers_where_they_were_heard_of() {
     let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
     let pinger = Pinger::start(&b.pods[0], &a.pods[0], Family::V4, Duration::from_millis(20)).unwrap();
     fleet.wait("answers to pings", |_| pinger.answered() > 20);
+    // The pings were answered before there was a mesh as well.
+    fleet.wait("a session", |_| {
+        let shown = a.run("wg show wg0 latest-handshakes").unwrap_or_default();
+        shown.split_whitespace().nth(1).is_some_and(|time| time != "0")
+    });
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     fleet.wait("the agent to know of the session", |fleet| {
         fleet.agents[0].reload().unwrap();
