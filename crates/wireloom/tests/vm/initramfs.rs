@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeSet,
     env,
-    ffi::OsString,
     fs::{self, File},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
@@ -51,8 +50,6 @@ const TOOLS: &[(&str, &str)] = &[
     ("taskset", "util-linux"),
     ("unshare", "util-linux"),
     ("wg", "wireguard-tools"),
-    ("wg-quick", "wireguard-tools"),
-    ("wireguard-go", "wireguard-go"),
 ];
 
 /// Parts of the module tree that network tests can ask for.
@@ -113,7 +110,7 @@ impl Image {
     /// The file system with the lists of a machine's tests. They follow in an archive of their own: the
     /// kernel unpacks one after the other.
     pub(crate) fn with_tests(&self, job: &Job<'_>) -> anyhow::Result<PathBuf> {
-        let lists = self.initramfs.with_file_name("lists");
+        let lists = self.initramfs.with_file_name(job.backend).with_extension("lists");
         recreate(&lists)?;
         let (alone, together): (Vec<_>, Vec<_>) = job.tests.iter().partition(|test| runs_alone(test));
         for (name, tests) in [("alone", alone), ("together", together)] {
@@ -193,22 +190,25 @@ fn libraries_of(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
 
 /// Returns the kernel that they are for.
 fn add_modules(root: &Path, package: &Path) -> anyhow::Result<PathBuf> {
-    let trees = package.join("lib/modules");
-    let version = fs::read_dir(&trees)?.next().context("the package has no modules")??.file_name();
-    let from = trees.join(&version);
-    let to = root.join("usr/lib/modules").join(&version);
+    let trees = package.join("modules");
+    let release = fs::read_dir(&trees)?.next().context("the package has no modules")??.file_name();
+    let from = trees.join(&release);
+    let to = root.join("usr/lib/modules").join(&release);
     for part in MODULES.iter().map(|part| Path::new("kernel").join(part)) {
         let place = to.join(&part);
-        fs::create_dir_all(place.parent().context("a part without a parent")?)?;
-        run(Command::new("cp").arg("-r").arg(from.join(&part)).arg(place))?;
+        let parent = place.parent().context("a part without a parent")?;
+        fs::create_dir_all(parent)?;
+        // Debian compresses them since Linux 6.6. What a kernel has built in, it has no module of.
+        let compressed = part.with_extension("ko.xz");
+        if let Some(part) = [&part, &compressed].into_iter().find(|part| from.join(part).exists()) {
+            run(Command::new("cp").arg("-r").arg(from.join(part)).arg(parent))?;
+        }
     }
     for list in ["modules.order", "modules.builtin", "modules.builtin.modinfo"] {
         fs::copy(from.join(list), to.join(list))?;
     }
-    run(Command::new(tool("depmod", "kmod")?).arg("-b").arg(root.join("usr")).arg(&version))?;
-    let mut kernel = OsString::from("vmlinuz-");
-    kernel.push(version);
-    Ok(package.join("boot").join(kernel))
+    run(Command::new(tool("depmod", "kmod")?).arg("-b").arg(root.join("usr")).arg(&release))?;
+    Ok(package.join("vmlinuz"))
 }
 
 /// As cpio(1) does it in the format "newc".

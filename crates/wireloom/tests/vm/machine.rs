@@ -23,10 +23,8 @@ use super::{
 /// Of its memory, MiB.
 const MEMORY: &str = "2048";
 
-const PROCESSORS: &str = "2";
-
 /// What the machine gets beyond a test's limit to tell that it killed it.
-const GRACE: Duration = Duration::from_secs(30);
+const GRACE: Duration = Duration::from_secs(60);
 
 /// Lines of the console to show when a machine ends too early.
 const LAST_WORDS: usize = 30;
@@ -52,7 +50,7 @@ impl Accelerator {
     fn patience(self) -> Duration {
         match self {
             Self::Kvm => Duration::from_secs(10),
-            Self::Emulation => Duration::from_secs(120),
+            Self::Emulation => Duration::from_secs(300),
         }
     }
 
@@ -64,11 +62,12 @@ impl Accelerator {
         }
     }
 
-    /// After which a test counts as hanging.
+    /// After which a test counts as hanging: several times what the slowest needs on a machine that has
+    /// much else to do.
     fn limit(self) -> Duration {
         match self {
             Self::Kvm => Duration::from_secs(120),
-            Self::Emulation => Duration::from_secs(400),
+            Self::Emulation => Duration::from_secs(1200),
         }
     }
 }
@@ -79,6 +78,7 @@ pub(crate) struct Job<'a> {
     pub(crate) backend: &'a str,
     /// Their names.
     pub(crate) tests: &'a [String],
+    pub(crate) processors: usize,
     /// How many of them run at the same time.
     pub(crate) parallel: usize,
 }
@@ -148,7 +148,7 @@ impl<'a> Machine<'a> {
             .args(["--pdeathsig", "KILL"])
             .arg(qemu)
             .args(["-accel", accelerator.argument()])
-            .args(["-cpu", "max", "-smp", PROCESSORS, "-m", MEMORY])
+            .args(["-cpu", "max", "-m", MEMORY, "-smp", &job.processors.to_string()])
             .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
             .arg("-serial")
             .arg(format!("file:{}", console.display()))

@@ -17,6 +17,8 @@ modprobe tun
 hostname vm
 # An ordinary user's captures may have no larger buffers, and are emptied late here.
 echo 67108864 >/proc/sys/net/core/rmem_max
+# Nor may what waits for a processor that is late: one queue holds the packets of all the tests' networks.
+echo 65536 >/proc/sys/net/core/netdev_max_backlog
 
 # wireloom.backend=… wireloom.pace=… wireloom.parallel=… wireloom.limit=…
 for word in $(cat /proc/cmdline); do
