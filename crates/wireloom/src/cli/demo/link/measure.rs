@@ -104,12 +104,20 @@ pub(super) fn failover(link: &mut Link) -> anyhow::Result<[Row; 2]> {
     std::thread::sleep(Duration::from_secs(1));
     drop(link.lab.nodes.remove(PRIMARY));
     let client = &link.lab.nodes[0];
+    // A machine that was killed forwards until the kernel has taken it apart.
+    let is_elsewhere = |family, was: &Option<String>| {
+        self::gateway(client, &service, family).is_ok_and(|now| now.is_some() && now != *was)
+    };
     let answers = |family| {
         let cell = probe(link.lab.underlay(), &client.pods[0], &service, family, Exchange::Ping);
         cell.is_ok_and(|cell| cell.reachable)
     };
     let _ = until(4 * FAILOVER, "the way to lead to the other router", || {
-        FAMILIES.into_iter().all(answers).then_some(())
+        FAMILIES
+            .into_iter()
+            .zip(&first)
+            .all(|(family, was)| is_elsewhere(family, was) && answers(family))
+            .then_some(())
     });
 
     let mut moved = Vec::new();
