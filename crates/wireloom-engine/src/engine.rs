@@ -150,14 +150,18 @@ impl<T: Tun, N: Network> Engine<T, N> {
         if ready.datagrams {
             backlog = self.worker.receive(now, device, tun, udp);
         }
+        let mut datagrams_wait = backlog == Backlog::More;
         if ready.packets || self.worker.is_amid_a_packet() {
             backlog = backlog.max(self.worker.send(now, mtu, device, tun, udp)?);
         }
         if let Some(queues) = &mut self.queues {
             let worker = &mut self.worker;
             let link = |device: &mut Device, punt| worker.take_over(now, mtu, punt, device, tun, udp);
-            backlog = backlog.max(queues.serve(now, device, mtu, &self.drops, link)?);
+            let left = queues.serve(now, device, mtu, &self.drops, link)?;
+            datagrams_wait |= left == Backlog::More;
+            backlog = backlog.max(left);
         }
+        device.note_backlog(now, datagrams_wait);
         if device.poll_timeout().is_some_and(|at| at <= now.monotonic) {
             device.handle_timeout(now);
             self.drops.set(DropReason::HandshakeTimedOut, device.timed_out_packets());

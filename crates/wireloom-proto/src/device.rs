@@ -179,6 +179,13 @@ impl Device {
         }
     }
 
+    /// Notes whether, after what was handled, something still waits that has arrived (`true`), or nothing does.
+    /// Who is told so after every look knows when it stays behind, and demands cookies of fewer handshakes
+    /// ([`timers::LOAD_THRESHOLD_BEHIND`](crate::timers::LOAD_THRESHOLD_BEHIND)).
+    pub fn note_backlog(&mut self, now: Now, waits: bool) {
+        self.load.note_backlog(now.monotonic, waits);
+    }
+
     /// Takes a packet that could not be sealed and keeps it until there is a session, for which it
     /// begins a handshake when none is under way. `mtu` bounds its padding; an empty packet is a
     /// keepalive.

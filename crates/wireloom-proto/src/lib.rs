@@ -24,6 +24,7 @@
 //! * a datagram received: [`MessageKind::classify`] tells where it belongs. Data goes to
 //!   [`Transport::open`], and what comes out through [`inner::Packet::parse`] and
 //!   [`Routes::permits`]; everything else goes to [`Device::handle_handshake`];
+//! * that more datagrams wait than were taken, or none: [`Device::note_backlog`];
 //! * a [`Signal`] that sealing or opening returned: [`Device::handle_signal`];
 //! * the moment that [`Device::poll_timeout`] named has come: [`Device::handle_timeout`].
 //!

@@ -382,6 +382,31 @@ fn under_load_a_cookie_is_asked_for_and_works() {
     assert_eq!(world.take_received(BOB), [b"hello".to_vec()]);
 }
 
+/// A device on a slow processor, which 16 handshakes keep busy for longer than it takes for 16 to come.
+#[test]
+fn who_stays_behind_demands_cookies_of_fewer() {
+    let mut world = World::pair();
+    let initiation = captured_initiation(&mut world);
+    for (stays_behind, demanded) in [(false, false), (true, true)] {
+        for _ in 0..10 {
+            for _ in 0..16 {
+                world.deliver(address(99), address(2), initiation.clone());
+            }
+            let now = world.now();
+            world.nodes[BOB].device.note_backlog(now, stays_behind);
+            world.run(SECOND / 8);
+        }
+        let cookies = world.nodes[BOB].drops.contains(&DropReason::CookieRequired);
+        assert_eq!(cookies, demanded);
+    }
+    // It has caught up: what comes a second later is no load.
+    let now = world.now();
+    world.nodes[BOB].device.note_backlog(now, false);
+    world.run(timers::LOAD_LINGERS);
+    world.deliver(address(99), address(2), initiation);
+    assert_eq!(world.nodes[BOB].drops.last(), Some(&DropReason::StaleTimestamp));
+}
+
 #[test]
 fn under_load_strangers_are_told_the_same_as_peers() {
     let mut world = World::pair();

@@ -75,6 +75,28 @@ fn a_flood_for_a_peer_without_session_is_bounded_and_holds_up_nobody() {
     assert_eq!(std::iter::from_fn(|| x.stack.receive()).count(), 128);
 }
 
+/// On a processor so slow that it answers a few handshakes in a turn of 130 ms.
+#[test]
+fn a_slow_machine_that_stays_behind_with_handshakes_demands_cookies() {
+    let (mut a, mut b) = pair();
+    a.stack.send(&packet(a.inner, b.inner, b"hello"));
+    settle(at(1), &mut [&mut a, &mut b]);
+    let seen = b.network.seen();
+    let to_b =
+        |(_, to, datagram): &&(SocketAddr, SocketAddr, Vec<u8>)| *to == b.endpoint() && datagram[0] == 1;
+    let initiation = seen.iter().find(to_b).expect("the session began with it").2.clone();
+    let stranger = IpAddr::from([192, 0, 2, 99]);
+    for _ in 0..400 {
+        inject(&b.network, stranger, b.endpoint(), &initiation);
+    }
+    for turn in 0..3 {
+        let begin = at(2);
+        let monotonic = begin.monotonic + Duration::from_millis(130 * turn);
+        assert_eq!(b.turn(Now { monotonic, ..begin }), Rest::None, "more waits than a turn takes");
+        assert_eq!(b.dropped("cookie-required") > 0, turn == 2, "turn {turn}");
+    }
+}
+
 #[test]
 fn a_flood_for_nobody_does_not_hold_up_what_comes_from_a_peer() {
     let [mut hub, x, mut y] = star();
