@@ -75,7 +75,8 @@ impl Report {
             let test = heard.tests.get_mut(&speaker)?;
             test.said.push_str(words);
             test.said.push('\n');
-            return words.trim_start().strip_prefix("figure: ").map(|figure| Line::Figure(figure.into()));
+            // The first one stands behind the test's name, on the same line.
+            return words.split_once("figure: ").map(|(_, figure)| Line::Figure(figure.into()));
         }
         // The words of the one before are over.
         if let Some(speaker) = heard.speaker.take()
