@@ -24,4 +24,5 @@ pub mod op;
 pub mod planner;
 pub mod refusal;
 pub mod settings;
+mod touched;
 pub mod warning;

@@ -11,12 +11,13 @@ use ipnet::IpNet;
 use crate::{
     cluster::{Cluster, Node},
     desired::{Desired, Host, Index, View},
-    diff::{Touched, diff, diff_touched, foreign_routes},
+    diff::{diff, diff_touched, foreign_routes},
     kernel::Observed,
     key::PublicKey,
     op::Op,
     refusal::Refusal,
     settings::Settings,
+    touched::Touched,
     warning::Warning,
 };
 

@@ -11,8 +11,8 @@ use ipnet::IpNet;
 
 use super::{View, claims::Claim, member::Member};
 use crate::{
-    address_range::AddressRange, diff::Touched, kernel::Source, link_address::LinkAddress,
-    settings::SourceCheck,
+    address_range::AddressRange, kernel::Source, link_address::LinkAddress, settings::SourceCheck,
+    touched::Touched,
 };
 
 impl View<'_> {

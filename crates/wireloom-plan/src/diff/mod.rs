@@ -26,19 +26,17 @@ mod routes;
 mod rules;
 mod teardown;
 
-use std::{borrow::Cow, collections::BTreeSet, net::IpAddr};
+use std::borrow::Cow;
 
-use ipnet::IpNet;
 pub use teardown::teardown;
 
 use crate::{
     desired::Desired,
-    kernel::{Observed, Route, RouteKind, Source},
-    key::PublicKey,
-    link_address::LinkAddress,
+    kernel::{Observed, Route, RouteKind},
     op::Op,
     refusal::Refusal,
     settings::PeerLookup,
+    touched::Touched,
     warning::Warning,
 };
 
@@ -98,26 +96,6 @@ pub(crate) fn diff_touched(
     let early = [firewall.early, peers.grow, neighbours.early, routes.early];
     let late = [routes.late, neighbours.late, peers.shrink, firewall.late];
     Ok(early.into_iter().chain(late).flatten().collect())
-}
-
-/// The peers and destinations that changes of the cluster touched.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Touched {
-    pub(crate) peers: BTreeSet<PublicKey>,
-    pub(crate) destinations: BTreeSet<IpNet>,
-    pub(crate) neighbours: BTreeSet<IpAddr>,
-    pub(crate) judged_peers: BTreeSet<LinkAddress>,
-    pub(crate) sources: BTreeSet<Source>,
-}
-
-impl Touched {
-    pub(crate) fn extend(&mut self, other: Self) {
-        self.peers.extend(other.peers);
-        self.destinations.extend(other.destinations);
-        self.neighbours.extend(other.neighbours);
-        self.judged_peers.extend(other.judged_peers);
-        self.sources.extend(other.sources);
-    }
 }
 
 /// The routes in our table that somebody else made.

@@ -1,0 +1,27 @@
+//! What changes of the cluster touched: all that a difference has to look at after them.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::IpNet;
+
+use crate::{kernel::Source, key::PublicKey, link_address::LinkAddress};
+
+/// The peers and destinations that changes of the cluster touched.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Touched {
+    pub(crate) peers: BTreeSet<PublicKey>,
+    pub(crate) destinations: BTreeSet<IpNet>,
+    pub(crate) neighbours: BTreeSet<IpAddr>,
+    pub(crate) judged_peers: BTreeSet<LinkAddress>,
+    pub(crate) sources: BTreeSet<Source>,
+}
+
+impl Touched {
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.peers.extend(other.peers);
+        self.destinations.extend(other.destinations);
+        self.neighbours.extend(other.neighbours);
+        self.judged_peers.extend(other.judged_peers);
+        self.sources.extend(other.sources);
+    }
+}
