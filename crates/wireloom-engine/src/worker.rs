@@ -379,6 +379,7 @@ impl Worker {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     self.drops.count(DropReason::BadInnerPacket);
+                    aside += 1;
                     continue;
                 }
                 Err(error) => return Err(error),
