@@ -7,11 +7,9 @@ use std::time::Duration;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use wireloom_engine::{
-    LinkAddress,
-    link::{Link, NeighbourTable, Way},
-};
-use wireloom_proto::{Device, Instant, Now, PrivateKey, PublicKey, UnixTime};
+use wireloom_engine::link::{Link, NeighbourTable, Way};
+use wireloom_proto::{Device, Instant, Now, UnixTime};
+use wireloom_types::{LinkAddress, PrivateKey, PublicKey};
 
 const PEERS: u32 = 10_000;
 const MTU: usize = 1420;
@@ -55,7 +53,7 @@ fn frames() -> Vec<Vec<u8>> {
 
 /// A datagram without content from 10.255.0.1 to a host behind this peer.
 fn frame(number: u32) -> Vec<u8> {
-    let mut frame = LinkAddress::of(&key(number)).to_bytes().to_vec();
+    let mut frame = LinkAddress::of(key(number)).to_bytes().to_vec();
     frame.extend([2, 0, 0, 0, 0, 1, 0x08, 0x00]);
     frame.extend([0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 255, 0, 1]);
     frame.extend((0x0a00_0001 | number << 8).to_be_bytes());

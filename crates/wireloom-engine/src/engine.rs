@@ -9,7 +9,8 @@ use std::{
     time::Duration,
 };
 
-use wireloom_proto::{Device, DropReason, Instant, Now, PrivateKey, PublicKey};
+use wireloom_proto::{Device, DropReason, Instant, Now};
+use wireloom_types::{LinkAddress, Mode, PeerLookup, PrivateKey, PublicKey, SourceCheck, limits::MAX_PEERS};
 
 use self::queues::Queues;
 use crate::{
@@ -21,8 +22,7 @@ use crate::{
     },
     crew::Crew,
     drops::Drops,
-    link::{Link, LinkAddress, LinkEnd},
-    mode::{Mode, PeerLookup, SourceCheck},
+    link::{Link, LinkEnd},
     punt::Punting,
     queue::{Queue, Runner},
     tun::{Tun, TunEvent, TunState},
@@ -33,9 +33,6 @@ use crate::{
 
 /// How long to wait before the port is tried again that could not be opened when the interface came up.
 const REBIND_INTERVAL: Duration = Duration::from_secs(1);
-
-/// As many peers as the protocol's device takes.
-const MAX_PEERS: usize = 1 << 20;
 
 /// A WireGuard interface at work, on whatever interface and network it is given.
 ///
@@ -289,7 +286,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
         // The system can refuse the port and the link address, so they come first.
         self.change_port(set.listen_port, set.fwmark)?;
         if let Some(own) = own {
-            self.change_link_address(LinkAddress::of(&own))?;
+            self.change_link_address(LinkAddress::of(own))?;
         }
 
         if mode != self.mode {
@@ -354,7 +351,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
         let stay = set.peers.iter().filter(|peer| !peer.remove).map(|peer| peer.public_key);
         let mut added = BTreeMap::new();
         for key in own.into_iter().chain(stay) {
-            let address = LinkAddress::of(&key);
+            let address = LinkAddress::of(key);
             let other = added.insert(address, key).or_else(|| here(address));
             if address == LinkAddress::NOBODY || other.is_some_and(|other| other != key) {
                 tracing::warn!(

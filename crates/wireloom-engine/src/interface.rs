@@ -11,14 +11,14 @@ use nix::{
         time::TimeSpec,
     },
 };
+use wireloom_types::{Mode, PeerLookup, interface::control_socket};
 
 use crate::{
     clock,
-    control::{Inbox, OpenControlError, Server, socket_path},
+    control::{Inbox, OpenControlError, Server},
     crew::Crew,
     doze::doze,
     engine::Engine,
-    mode::{Mode, PeerLookup},
     privilege,
     threads::Threads,
     tun::{LinuxTun, OpenTunError},
@@ -84,7 +84,7 @@ impl Interface {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| failed("draw randomness")(io::Error::other(error)))?;
         let (tun, queues) = LinuxTun::open(name, mode.peer_lookup(), threads)?;
-        let server = Server::open(socket_path(name))?;
+        let server = Server::open(control_socket(name))?;
         tun.set_lasting(true).map_err(failed("let the interface stay"))?;
         privilege::drop_unneeded().map_err(failed("give up privileges"))?;
         let inbox = server.start().map_err(failed("serve the control socket"))?;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use wireloom_proto::PrivateKey;
+use wireloom_types::PrivateKey;
 use zeroize::Zeroizing;
 
 /// Draws a new private key from the system's random generator.

@@ -34,7 +34,6 @@ pub mod engine;
 pub mod interface;
 pub mod keys;
 pub mod link;
-pub mod mode;
 pub mod offload;
 mod privilege;
 mod punt;
@@ -47,7 +46,3 @@ pub mod tun;
 pub mod turn;
 pub mod udp;
 mod worker;
-
-pub use link::LinkAddress;
-pub use mode::{ChoiceError, Mode, ModeError, PeerLookup, SourceCheck};
-pub use wireloom_proto::{KeyError, PresharedKey, PrivateKey, PublicKey};

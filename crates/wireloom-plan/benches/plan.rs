@@ -14,10 +14,10 @@ use wireloom_plan::{
     desired::{Host, desired},
     diff::diff,
     kernel::{Observed, Underlay},
-    key::PublicKey,
     planner::Planner,
-    settings::{PeerLookup, Settings, SourceCheck},
+    settings::Settings,
 };
+use wireloom_types::{PeerLookup, PublicKey, SourceCheck};
 
 const SIZES: [u32; 2] = [1_000, 5_000];
 
@@ -230,5 +230,5 @@ fn key(number: u32) -> PublicKey {
     let spread = number.wrapping_mul(0x9e37_79b9).to_be_bytes();
     let mut bytes = [0; 32];
     bytes[..4].copy_from_slice(&spread);
-    PublicKey(bytes)
+    PublicKey::from_bytes(bytes)
 }

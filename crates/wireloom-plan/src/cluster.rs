@@ -7,8 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Serialize;
-
-use crate::key::PublicKey;
+use wireloom_types::PublicKey;
 
 /// The whole mesh, as one membership source sees it at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

@@ -18,8 +18,6 @@ pub mod cluster;
 pub mod desired;
 pub mod diff;
 pub mod kernel;
-pub mod key;
-pub mod link_address;
 pub mod op;
 pub mod planner;
 pub mod refusal;

@@ -7,13 +7,9 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Serialize;
+use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck};
 
-use crate::{
-    kernel::{Firewall, Route, Rule, Source, UnderlaySysctl},
-    key::PublicKey,
-    link_address::LinkAddress,
-    settings::{PeerLookup, SourceCheck},
-};
+use crate::kernel::{Firewall, Route, Rule, Source, UnderlaySysctl};
 
 /// One change of the kernel. The order of a list of operations is part of its meaning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

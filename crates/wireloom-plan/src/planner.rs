@@ -7,13 +7,13 @@ use std::{
 };
 
 use ipnet::IpNet;
+use wireloom_types::PublicKey;
 
 use crate::{
     cluster::{Cluster, Node},
     desired::{Desired, Host, Index, View},
     diff::{diff, diff_touched, foreign_routes},
     kernel::Observed,
-    key::PublicKey,
     op::Op,
     refusal::Refusal,
     settings::Settings,

@@ -1,6 +1,7 @@
 //! What the operator of this node decided.
 
 use serde::{Deserialize, Serialize};
+use wireloom_types::{PeerLookup, SourceCheck};
 
 /// This node's settings, as `agent.toml` gives them; paths and other matters of I/O stay in the shell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -74,28 +75,4 @@ pub enum KeylessPeers {
     Plaintext,
     /// It is refused.
     Reject,
-}
-
-/// How the outgoing peer of a packet is found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PeerLookup {
-    /// The longest prefix in allowed-IPs that holds the destination: standard WireGuard.
-    #[default]
-    Destination,
-    /// The next hop that routing chose.
-    Gateway,
-}
-
-/// Who judges whether a source address may come from a peer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SourceCheck {
-    /// The allowed-IPs: standard WireGuard.
-    #[default]
-    AllowedIps,
-    /// nftables, with per-peer sets that Wireloom keeps.
-    Firewall,
-    /// Nobody here: the firewall is the operator's own.
-    Off,
 }

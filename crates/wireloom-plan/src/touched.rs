@@ -3,8 +3,9 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
+use wireloom_types::{LinkAddress, PublicKey};
 
-use crate::{kernel::Source, key::PublicKey, link_address::LinkAddress};
+use crate::kernel::Source;
 
 /// The peers and destinations that changes of the cluster touched.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

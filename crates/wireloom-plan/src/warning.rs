@@ -4,12 +4,9 @@ use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::Serialize;
+use wireloom_types::{LinkAddress, PublicKey};
 
-use crate::{
-    kernel::{Family, Route},
-    key::PublicKey,
-    link_address::LinkAddress,
-};
+use crate::kernel::{Family, Route};
 
 /// Something about the cluster, the settings or the kernel that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

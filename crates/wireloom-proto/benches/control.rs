@@ -11,9 +11,8 @@ use curve25519_dalek::MontgomeryPoint;
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher};
 use wireloom_proto::timers::LOAD_THRESHOLD;
-use wireloom_proto::{
-    Device, DropReason, Endpoint, Instant, Now, PrivateKey, PublicKey, Role, Session, SessionKeys, UnixTime,
-};
+use wireloom_proto::{Device, DropReason, Endpoint, Instant, Now, Role, Session, SessionKeys, UnixTime};
+use wireloom_types::{PrivateKey, PublicKey};
 
 #[global_allocator]
 static MEMORY: AllocProfiler = AllocProfiler::system();

@@ -8,8 +8,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use wireloom_types::limits::KEEPALIVE_TIMEOUT;
+
 use crate::time::{Instant, nanos};
-use crate::timers::{KEEPALIVE_TIMEOUT, UNANSWERED_TIMEOUT};
+use crate::timers::UNANSWERED_TIMEOUT;
 
 /// A moment, or never.
 #[derive(Debug)]

@@ -15,9 +15,9 @@ use chacha20poly1305::aead::AeadInPlace;
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::Rng;
+use wireloom_types::PublicKey;
 use zeroize::Zeroizing;
 
-use crate::key::PublicKey;
 use crate::message::{COOKIE_NONCE_LEN, CookieReply, MAC_LEN, Macs, TAG_LEN};
 use crate::time::Instant;
 use crate::verdict::DropReason;

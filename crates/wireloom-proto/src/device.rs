@@ -18,7 +18,6 @@ use crate::cookie::{CookieMaker, MacKeys};
 use crate::endpoint::Endpoint;
 use crate::handshake::Identity;
 use crate::index::IndexTable;
-use crate::key::{PresharedKey, PrivateKey, PublicKey};
 use crate::load::{LoadGauge, RateLimiter};
 use crate::message::{INITIATION_LEN, MessageKind};
 use crate::path::PeerPath;
@@ -28,6 +27,7 @@ use crate::signal::{News, Signal};
 use crate::time::{Instant, Now, UnixTime};
 use crate::transport::Transport;
 use crate::verdict::DropReason;
+use wireloom_types::{PresharedKey, PrivateKey, PublicKey};
 
 /// A WireGuard device without its sockets: the crate's documentation says how to drive it.
 #[derive(Debug)]

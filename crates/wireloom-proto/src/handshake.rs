@@ -10,9 +10,9 @@ use rand_chacha::rand_core::Rng;
 use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 use snow::types::{Cipher, Dh, Hash, Random};
+use wireloom_types::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
-use crate::key::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
 use crate::message::{Initiation, Response};
 use crate::session::SessionKeys;
 use crate::time::Tai64N;

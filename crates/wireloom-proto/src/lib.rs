@@ -35,7 +35,8 @@
 //!
 //! ```
 //! # use std::time::Duration;
-//! use wireloom_proto::{Device, Instant, MessageKind, Now, PrivateKey, UnixTime};
+//! use wireloom_proto::{Device, Instant, MessageKind, Now, UnixTime};
+//! use wireloom_types::PrivateKey;
 //!
 //! let now = Now {
 //!     monotonic: Instant::from_origin(Duration::from_secs(5)),
@@ -67,7 +68,6 @@ mod endpoint;
 mod handshake;
 mod index;
 pub mod inner;
-mod key;
 mod load;
 pub mod message;
 mod path;
@@ -86,7 +86,6 @@ mod verdict;
 pub use allowed_ips::AllowedIps;
 pub use device::{Configuration, ConfigureError, Device, PeerConfiguration, PeerStatus, Transmit};
 pub use endpoint::{Endpoint, LocalAddress};
-pub use key::{KeyError, PresharedKey, PrivateKey, PublicKey};
 pub use message::MessageKind;
 pub use path::{PeerPath, Reserved, Sealed};
 pub use peer_id::PeerId;

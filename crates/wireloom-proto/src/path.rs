@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
+use wireloom_types::PublicKey;
 
 use crate::activity::Activity;
 use crate::endpoint::Endpoint;
-use crate::key::PublicKey;
 use crate::message::DATA_OVERHEAD;
 use crate::peer_id::PeerId;
 use crate::session::{Counters, SealError, Session};
@@ -92,7 +92,7 @@ impl PeerPath {
     }
 
     /// Whether it makes sense to keep a packet for the peer: it has an endpoint, and it is not the case
-    /// that it left an initiation unanswered for [`REKEY_TIMEOUT`](crate::timers::REKEY_TIMEOUT) after a
+    /// that it left an initiation unanswered for [`REKEY_TIMEOUT`](wireloom_types::limits::REKEY_TIMEOUT) after a
     /// silence. Hearing from it, or another endpoint, ends that; [`Device::seek`](crate::Device::seek)
     /// tries to.
     #[must_use]

@@ -7,16 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use wireloom_types::{
+    PresharedKey, PublicKey,
+    limits::{KEEPALIVE_TIMEOUT, REKEY_ATTEMPT_TIME},
+};
 
 use crate::cookie::{CookieJar, MacKeys};
 use crate::handshake::InitiatorHandshake;
-use crate::key::{PresharedKey, PublicKey};
 use crate::message::{self, DATA_HEADER_LEN, DATA_OVERHEAD};
 use crate::path::PeerPath;
 use crate::peer_id::PeerId;
 use crate::session::Session;
 use crate::time::{Instant, Tai64N, UnixTime};
-use crate::timers::{INITIATION_INTERVAL_MIN, KEEPALIVE_TIMEOUT, REKEY_ATTEMPT_TIME, UNANSWERED_TIMEOUT};
+use crate::timers::{INITIATION_INTERVAL_MIN, UNANSWERED_TIMEOUT};
 use crate::verdict::DropReason;
 
 /// A peer as the device knows it. The data path knows its [`PeerPath`].

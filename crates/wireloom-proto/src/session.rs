@@ -5,16 +5,16 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use wireloom_types::limits::{
+    REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, REKEY_TIMEOUT,
+};
 use zeroize::Zeroizing;
 
 use crate::cipher::TransportKey;
 use crate::message::{DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, TAG_LEN};
 use crate::replay::ReplayWindow;
 use crate::time::Instant;
-use crate::timers::{
-    LAST_MINUTE_AFTER_TIME, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
-    REKEY_TIMEOUT,
-};
+use crate::timers::LAST_MINUTE_AFTER_TIME;
 use crate::verdict::DropReason;
 
 /// Which side of the handshake we were.

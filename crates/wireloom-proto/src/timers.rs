@@ -1,24 +1,12 @@
-//! Every time and count of the protocol: those that the paper fixes (section 6.1), and those in which
-//! we follow the kernel (`messages.h`, `ratelimiter.c`).
+//! Times and counts that the paper leaves open, or that follow from its limits (`wireloom_types::limits`). Most are the
+//! kernel's (`messages.h`, `ratelimiter.c`).
 
 use std::time::Duration;
 
-/// After this age, the initiator of a session renews it when it sends.
-pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
-/// After this many messages, a session is renewed, whoever began it.
-pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
-/// A session of this age neither sends nor receives.
-pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
-/// The counter of a session never reaches this: 2^64 - 2^13 - 1.
-pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
-/// A handshake that nobody answers is given up after this.
-pub const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
-/// An initiation is repeated after this, plus jitter; never sooner.
-pub const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+use wireloom_types::limits::{KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_TIMEOUT};
+
 /// Up to this is added to [`REKEY_TIMEOUT`] at random, so that two peers do not keep colliding.
 pub const REKEY_TIMEOUT_JITTER_MAX: Duration = Duration::from_nanos(333_333_333);
-/// Who received data and sent nothing for this long sends a keepalive.
-pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Who sent data and heard nothing for this long, plus jitter, begins a new handshake.
 pub const UNANSWERED_TIMEOUT: Duration =
     Duration::from_secs(KEEPALIVE_TIMEOUT.as_secs() + REKEY_TIMEOUT.as_secs());
@@ -56,22 +44,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_numbers_of_the_paper() {
-        let seconds = [
-            (REKEY_AFTER_TIME, 120),
-            (REJECT_AFTER_TIME, 180),
-            (REKEY_ATTEMPT_TIME, 90),
-            (REKEY_TIMEOUT, 5),
-            (KEEPALIVE_TIMEOUT, 10),
-            (UNANSWERED_TIMEOUT, 15),
-            (LAST_MINUTE_AFTER_TIME, 165),
-            (WIPE_AFTER_TIME, 540),
-        ];
+    fn the_derived_timers_are_those_of_the_paper() {
+        let seconds = [(UNANSWERED_TIMEOUT, 15), (LAST_MINUTE_AFTER_TIME, 165), (WIPE_AFTER_TIME, 540)];
         for (timer, expected) in seconds {
             assert_eq!(timer, Duration::from_secs(expected));
         }
-        assert_eq!(REKEY_AFTER_MESSAGES, 1 << 60);
-        assert_eq!(u128::from(REJECT_AFTER_MESSAGES), (1_u128 << 64) - (1 << 13) - 1);
         assert!(REKEY_TIMEOUT_JITTER_MAX <= Duration::from_secs(1) / 3);
     }
 }

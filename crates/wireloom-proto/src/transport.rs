@@ -399,9 +399,9 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::key::PublicKey;
     use crate::peer_id::PeerId;
     use crate::session::{Role, SessionKeys};
+    use wireloom_types::PublicKey;
 
     const NOW: Instant = Instant::from_nanos(1_000_000_000);
 

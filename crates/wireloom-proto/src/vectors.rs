@@ -7,10 +7,10 @@ use std::sync::Arc;
 use base16ct::mixed::decode_vec;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
+use wireloom_types::{PresharedKey, PrivateKey};
 
 use crate::cookie::{CookieJar, CookieMaker, MacKeys, Proof};
 use crate::handshake::{Identity, InitiatorHandshake, ResponderHandshake};
-use crate::key::{PresharedKey, PrivateKey};
 use crate::message::{CookieReply, DataHeader, Initiation, Macs, Response};
 use crate::session::{Role, Session};
 use crate::time::{Instant, Tai64N};

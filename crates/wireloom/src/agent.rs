@@ -13,7 +13,7 @@ use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
 };
-use wireloom_plan::{kernel::Observed, key::PublicKey};
+use wireloom_plan::kernel::Observed;
 
 use crate::{
     config::{Config, DEFAULT_PATH},
@@ -75,7 +75,7 @@ pub fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let lock = lock(&state)?;
     claim(&state, &config)?;
     let key = key_file::read_or_create(&config.private_key_file)?;
-    let public_key = PublicKey(*key.public_key().as_bytes());
+    let public_key = key.public_key();
     tracing::info!("node {}, public key {public_key}", config.settings.node);
     let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
     kernel.set_private_key(key);
@@ -254,7 +254,7 @@ impl Agent {
         let Some(key) = key_file::read(&config.private_key_file)? else {
             bail!("the private key {} is gone", config.private_key_file.display());
         };
-        let public_key = PublicKey(*key.public_key().as_bytes());
+        let public_key = key.public_key();
         if config != self.config {
             self.told.backend = Some(choose_backend(self.reconciler.kernel_mut(), &config)?);
         }

@@ -7,7 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use wireloom_engine::{PrivateKey, keys};
+use wireloom_engine::keys;
+use wireloom_types::PrivateKey;
 use zeroize::Zeroizing;
 
 /// The key cannot be had.

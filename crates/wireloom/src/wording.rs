@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 use wireloom_plan::{
     kernel::{Family, Route, RouteKind, Rule, UnderlaySysctl},
     op::Op,
-    settings::{PeerLookup, SourceCheck},
 };
+use wireloom_types::{PeerLookup, SourceCheck};
 
 /// What an operation does to our interface or our table, to follow "cannot" or to stand in a list.
 #[must_use]

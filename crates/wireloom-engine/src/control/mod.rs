@@ -8,8 +8,10 @@ mod server;
 
 pub(crate) use inbox::Inbox;
 pub(crate) use reply::{Errno, Reply};
+
 pub use request::{
     AllowedIpChange, MAX_LINE, Parser, PeerChange, Request, RequestError, RequestErrorKind, Set,
 };
+pub use server::OpenControlError;
 pub(crate) use server::Server;
-pub use server::{OpenControlError, socket_path};
+pub use wireloom_types::interface::control_socket;

@@ -3,13 +3,10 @@
 use std::fmt::Write;
 
 use wireloom_proto::{Instant, PeerStatus, UnixTime};
+use wireloom_types::{LinkAddress, Mode};
 use zeroize::Zeroizing;
 
-use crate::{
-    drops::Drops,
-    link::{Link, LinkAddress},
-    mode::Mode,
-};
+use crate::{drops::Drops, link::Link};
 
 /// An error number as in errno.h, which is all that the protocol has for errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +80,7 @@ pub(crate) fn link<'a>(
     text.line("link_address", link.own());
     for peer in peers {
         text.line("public_key", peer.public_key.to_hex());
-        text.line("link_address", LinkAddress::of(peer.public_key));
+        text.line("link_address", LinkAddress::of(*peer.public_key));
         text.line("reachable", peer.path.is_reachable());
         if let Some(path_mtu) = link.path_mtu(now, peer.id) {
             text.line("path_mtu", path_mtu);

@@ -6,9 +6,9 @@ use std::{
 };
 
 use ipnet::IpNet;
-use wireloom_proto::{PresharedKey, PrivateKey, PublicKey};
+use wireloom_types::{PresharedKey, PrivateKey, PublicKey, SourceCheck};
 
-use crate::{link::PATH_MTU_MIN, mode::SourceCheck};
+use crate::link::PATH_MTU_MIN;
 
 /// Longest line in bytes, its end not counted. Keys make the longest ones that mean something.
 pub const MAX_LINE: usize = 256;

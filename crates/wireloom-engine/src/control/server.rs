@@ -36,20 +36,12 @@ use super::{
     inbox::{Inbox, Outbox, inbox},
 };
 
-/// Where `wg` looks for the sockets of userspace implementations.
-const DIRECTORY: &str = "/var/run/wireguard";
 /// Clients at a time.
 const MAX_CLIENTS: usize = 32;
 /// How long a client may take for one request, and be silent between two.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Longest request in bytes: some 100,000 peers.
 const MAX_REQUEST: u64 = 64 << 20;
-
-/// The path of an interface's control socket.
-#[must_use]
-pub fn socket_path(interface: &str) -> PathBuf {
-    Path::new(DIRECTORY).join(format!("{interface}.sock"))
-}
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,8 @@ mod queues;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use nix::libc;
-use wireloom_proto::{PrivateKey, PublicKey, UnixTime};
+use wireloom_proto::UnixTime;
+use wireloom_types::{PrivateKey, PublicKey};
 
 use super::*;
 use crate::{

@@ -8,7 +8,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::LinkAddress;
+use wireloom_types::LinkAddress;
 
 /// As many answers are remembered. The kernel's own cache has at most 1,024 for each family, unless its
 /// `gc_thresh3` says otherwise.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::LinkAddress;
+use wireloom_types::LinkAddress;
 
 /// Length of an Ethernet header, in bytes.
 pub(crate) const HEADER_LEN: usize = 14;

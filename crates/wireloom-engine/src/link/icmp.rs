@@ -3,9 +3,9 @@
 use std::{net::IpAddr, time::Duration};
 
 use wireloom_proto::{Instant, inner};
+use wireloom_types::LinkAddress;
 
 use super::{
-    LinkAddress,
     frame::{self, Header},
     ip,
 };

@@ -14,7 +14,6 @@
 //! the keys and the allowed IPs. When those change, the stack is told at once what it had asked for
 //! before ([`Link::announce`]).
 
-mod address;
 mod cache;
 mod end;
 mod frame;
@@ -26,9 +25,10 @@ mod table;
 use std::{net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
-use wireloom_proto::{DropReason, Instant, PeerId, PeerPath, PublicKey, Routes, inner};
+use wireloom_proto::{DropReason, Instant, PeerId, PeerPath, Routes, inner};
+use wireloom_types::{LinkAddress, PublicKey};
 
-pub use self::{address::LinkAddress, table::NeighbourTable};
+pub use self::table::NeighbourTable;
 use self::{
     cache::NeighbourCache,
     frame::Header,
@@ -143,7 +143,7 @@ impl Link {
 
     /// The peer with this key, if there was one, is no neighbour any more.
     pub(crate) fn remove(&mut self, public_key: &PublicKey) {
-        if self.key_at(LinkAddress::of(public_key)) == Some(*public_key) {
+        if self.key_at(LinkAddress::of(*public_key)) == Some(*public_key) {
             self.table_mut().remove(public_key);
         }
     }

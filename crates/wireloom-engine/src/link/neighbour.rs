@@ -3,8 +3,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use wireloom_types::LinkAddress;
+
 use super::{
-    LinkAddress,
     frame::{self, Header},
     ip,
 };

@@ -8,12 +8,12 @@ use std::{
 };
 
 use wireloom_proto::{
-    Instant, PeerId, PeerPath, PublicKey, Routes,
+    Instant, PeerId, PeerPath, Routes,
     message::{DATA_OVERHEAD, PADDING},
 };
+use wireloom_types::{LinkAddress, PublicKey};
 
 use super::{
-    LinkAddress,
     frame::{self, HEADER_LEN, Header},
     ip, neighbours_only,
 };
@@ -176,7 +176,7 @@ impl NeighbourTable {
     }
 
     pub(super) fn insert(&mut self, path: &Arc<PeerPath>) {
-        let address = LinkAddress::of(path.public_key());
+        let address = LinkAddress::of(*path.public_key());
         let neighbour = Neighbour { path: Arc::clone(path), path_mtu: PathMtu::default() };
         self.addresses.insert(path.id(), address);
         if let Some(former) = self.neighbours.insert(address, neighbour) {
@@ -185,7 +185,7 @@ impl NeighbourTable {
     }
 
     pub(super) fn remove(&mut self, public_key: &PublicKey) {
-        if let Entry::Occupied(place) = self.neighbours.entry(LinkAddress::of(public_key)) {
+        if let Entry::Occupied(place) = self.neighbours.entry(LinkAddress::of(*public_key)) {
             self.addresses.remove(&place.remove().path.id());
         }
     }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use proptest::prelude::*;
-use wireloom_proto::{Device, Now, PrivateKey, UnixTime};
+use wireloom_proto::{Device, Now, UnixTime};
+use wireloom_types::PrivateKey;
 
 use super::*;
 
@@ -31,7 +32,7 @@ fn key(number: u8) -> PublicKey {
 }
 
 fn address(number: u8) -> LinkAddress {
-    LinkAddress::of(&key(number))
+    LinkAddress::of(key(number))
 }
 
 /// What became of a frame.
@@ -446,11 +447,11 @@ fn a_peer_with_another_s_link_address_takes_its_place_whatever_the_order() {
         world.link.insert(&one_path);
         if removed_first {
             world.link.remove(&one);
-            assert_eq!(world.link.key_at(LinkAddress::of(&one)), None);
+            assert_eq!(world.link.key_at(LinkAddress::of(one)), None);
         }
         world.link.insert(&other_path);
         world.link.remove(&one);
-        assert_eq!(world.link.key_at(LinkAddress::of(&one)), Some(other));
+        assert_eq!(world.link.key_at(LinkAddress::of(one)), Some(other));
         assert_eq!(world.device.peers().filter(|peer| world.link.table().has(peer.path)).count(), 4);
         assert!(!world.link.table().has(&one_path));
     }

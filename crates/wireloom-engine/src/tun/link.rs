@@ -16,6 +16,7 @@ use netlink_packet_route::{
     link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use wireloom_types::interface::{AGENT_ALIAS, DEVICE_ALIAS};
 
 use super::{TunEvent, TunState};
 
@@ -151,16 +152,13 @@ pub(super) fn set_gso_max_size(index: u32, len: u32) -> io::Result<()> {
     request(RouteNetlinkMessage::SetLink(link))
 }
 
-/// The alias that says whose interface it is, or how that begins.
-const ALIAS: &str = "wireloom";
-
 /// Gives a new TAP interface the MTU, its mark of ownership and the manners of a link whose neighbours
 /// have their addresses by right: no duplicate address detection, which nobody would answer; no
 /// advertised prefixes or routers taken over; no redirects sent.
 pub(super) fn set_up_tap(index: u32, name: &str, mtu: u32) -> io::Result<()> {
     let mut link = self::link(index);
     link.attributes.push(LinkAttribute::Mtu(mtu));
-    link.attributes.push(LinkAttribute::IfAlias(format!("{ALIAS} device")));
+    link.attributes.push(LinkAttribute::IfAlias(DEVICE_ALIAS.to_owned()));
     request(RouteNetlinkMessage::SetLink(link))?;
     for (setting, value) in [
         ("ipv6/conf/{}/addr_gen_mode", "0"),
@@ -186,7 +184,7 @@ pub(super) fn was_left(name: &str) -> io::Result<bool> {
     match exchange(RouteNetlinkMessage::GetLink(link), 0) {
         Ok(Some(RouteNetlinkMessage::NewLink(link))) => {
             let says = |what: fn(&LinkAttribute) -> bool| link.attributes.iter().any(what);
-            let is_ours = |said: &LinkAttribute| matches!(said, LinkAttribute::IfAlias(alias) if alias.starts_with(ALIAS));
+            let is_ours = |said: &LinkAttribute| matches!(said, LinkAttribute::IfAlias(alias) if alias == AGENT_ALIAS || alias == DEVICE_ALIAS);
             Ok(says(is_ours) && says(|said| *said == LinkAttribute::Carrier(0)))
         }
         Ok(_) => Ok(false),

@@ -12,6 +12,7 @@ use std::{
 };
 
 use nix::net::if_::if_nametoindex;
+use wireloom_types::{LinkAddress, PeerLookup};
 
 use super::{
     Tun, TunEvent, TunQueue, TunState,
@@ -20,7 +21,6 @@ use super::{
     offload::{self, Offloads},
 };
 use crate::offload::{coalesce::Joinable, virtio::VirtioHeader};
-use crate::{link::LinkAddress, mode::PeerLookup};
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 

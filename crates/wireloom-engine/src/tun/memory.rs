@@ -9,11 +9,10 @@ use std::{
     sync::mpsc::{Receiver, Sender, TryRecvError, channel},
 };
 
+use wireloom_types::LinkAddress;
+
 use super::{MAX_PACKET, Tun, TunEvent, TunQueue, flow::flow_hash};
-use crate::{
-    link::LinkAddress,
-    offload::{LinkHeader, coalesce::Joinable, segment::Segments, virtio::VirtioHeader},
-};
+use crate::offload::{LinkHeader, coalesce::Joinable, segment::Segments, virtio::VirtioHeader};
 
 /// The engine's end: a [`Tun`].
 #[derive(Debug)]

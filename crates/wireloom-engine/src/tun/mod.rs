@@ -8,10 +8,9 @@ mod offload;
 
 use std::io::{self, IoSlice};
 
-use crate::{
-    link::LinkAddress,
-    offload::{coalesce::Joinable, virtio::VirtioHeader},
-};
+use wireloom_types::LinkAddress;
+
+use crate::offload::{coalesce::Joinable, virtio::VirtioHeader};
 
 pub use linux::{LinuxQueue, LinuxTun, OpenTunError};
 pub use memory::{

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, btree_map};
 
 use ipnet::IpNet;
+use wireloom_types::{LinkAddress, PeerLookup, PublicKey};
 
 use super::{
     Host, View,
@@ -12,9 +13,7 @@ use super::{
 use crate::{
     cluster::{Cluster, Node},
     kernel::Family,
-    key::PublicKey,
-    link_address::LinkAddress,
-    settings::{PeerLookup, Settings},
+    settings::Settings,
 };
 
 /// The claims of all nodes. Claimants are sorted by name.
@@ -294,7 +293,7 @@ mod tests {
 
     fn node() -> impl Strategy<Value = Node> {
         (0..3_u8, collection::btree_set(prefix(), 0..8)).prop_map(|(key, workloads)| Node {
-            public_key: Some(PublicKey([key; 32])),
+            public_key: Some(PublicKey::from_bytes([key; 32])),
             endpoint: None,
             addresses: BTreeSet::new(),
             workloads,
@@ -309,7 +308,7 @@ mod tests {
             asked in prefix(),
         ) {
             let settings = Settings { peer_lookup: PeerLookup::Gateway, ..Settings::defaults("own") };
-            let host = Host { public_key: PublicKey([9; 32]), underlays: BTreeMap::new() };
+            let host = Host { public_key: PublicKey::from_bytes([9; 32]), underlays: BTreeMap::new() };
             let mut cluster = Cluster::default();
             let mut index = Index::of(&cluster, &settings, &host);
             for (name, node) in changes {

@@ -4,13 +4,10 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use serde::Serialize;
+use wireloom_types::{PeerLookup, PublicKey, SourceCheck};
 
 use super::View;
 use super::neighbours;
-use crate::{
-    key::PublicKey,
-    settings::{PeerLookup, SourceCheck},
-};
 
 /// What WireGuard over IPv6 adds to a packet, bytes: 40 (IPv6) + 8 (UDP) + 16 (header) + 16 (tag).
 pub const HEADROOM: u32 = 80;

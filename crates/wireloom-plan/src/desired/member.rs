@@ -2,8 +2,10 @@
 
 use std::net::IpAddr;
 
+use wireloom_types::{LinkAddress, PublicKey};
+
 use super::{View, neighbours};
-use crate::{cluster::Node, kernel::Family, key::PublicKey, link_address::LinkAddress};
+use crate::{cluster::Node, kernel::Family};
 
 /// A node, this one or another.
 pub(super) struct Member<'a> {

@@ -32,12 +32,11 @@ use warnings::warning_of_member;
 use crate::{
     cluster::{Cluster, Node},
     kernel::{Family, Firewall, Observed, RouteKind, Rule, Source, UnderlaySysctl},
-    key::PublicKey,
-    link_address::LinkAddress,
     refusal::Refusal,
     settings::Settings,
     warning::Warning,
 };
+use wireloom_types::{LinkAddress, PublicKey};
 
 /// The state that the kernel shall have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

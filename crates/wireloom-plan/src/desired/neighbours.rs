@@ -7,13 +7,10 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
+use wireloom_types::{LinkAddress, PeerLookup};
 
 use super::View;
-use crate::{
-    cluster::Node,
-    link_address::LinkAddress,
-    settings::{PeerLookup, Settings},
-};
+use crate::{cluster::Node, settings::Settings};
 
 /// The addresses on the link that a node declares and that are of use: link-local ones follow
 /// from the key instead.

@@ -4,9 +4,9 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use ipnet::IpNet;
 use serde::Serialize;
+use wireloom_types::PublicKey;
 
 use super::{View, member::Member};
-use crate::key::PublicKey;
 
 /// A peer as it shall be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

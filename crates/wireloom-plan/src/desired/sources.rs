@@ -8,12 +8,10 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
+use wireloom_types::{LinkAddress, SourceCheck};
 
 use super::{View, claims::Claim, member::Member};
-use crate::{
-    address_range::AddressRange, kernel::Source, link_address::LinkAddress, settings::SourceCheck,
-    touched::Touched,
-};
+use crate::{address_range::AddressRange, kernel::Source, touched::Touched};
 
 impl View<'_> {
     /// The firewall judges what comes out of our interface. Without a link it cannot: packets there

@@ -3,9 +3,10 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
+use wireloom_types::{LinkAddress, PublicKey};
 
 use super::{View, claims::Claim, member::Member};
-use crate::{cluster::Node, key::PublicKey, link_address::LinkAddress, warning::Warning};
+use crate::{cluster::Node, warning::Warning};
 
 impl<'a> View<'a> {
     /// All that is not about one node or one claim.

@@ -4,10 +4,11 @@
 
 use std::collections::BTreeSet;
 
+use wireloom_types::LinkAddress;
+
 use crate::{
     desired::Desired,
     kernel::{Firewall, Observed, Source},
-    link_address::LinkAddress,
     op::Op,
 };
 

@@ -35,10 +35,10 @@ use crate::{
     kernel::{Observed, Route, RouteKind},
     op::Op,
     refusal::Refusal,
-    settings::PeerLookup,
     touched::Touched,
     warning::Warning,
 };
+use wireloom_types::PeerLookup;
 
 /// From observed to desired; empty when nothing is to do. The same arguments give the same list.
 ///

@@ -3,21 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    time::Duration,
 };
 
 use ipnet::IpNet;
+use wireloom_types::{PublicKey, limits::REJECT_AFTER_TIME};
 
 use crate::{
     desired::{Desired, DesiredPeer},
     kernel::{Observed, Peer},
-    key::PublicKey,
     op::{Op, SetPeer},
 };
-
-/// A session is dead when its last handshake is older than this (REJECT_AFTER_TIME, section 6.1
-/// of the WireGuard paper), so what its peer's endpoint was then says nothing any more.
-const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 
 /// Two steps, so that nothing that a route or rule still leads to is taken away too early.
 #[derive(Default)]

@@ -8,16 +8,12 @@ use std::{
 };
 
 use ipnet::IpNet;
+use wireloom_types::{LinkAddress, PublicKey, interface::AGENT_ALIAS};
 
 use super::{
-    ALIAS, ALL, Device, Link, Observed, Peer, Route, RouteKind, Source, UnderlaySysctl, find_rule,
-    insert_rule,
+    ALL, Device, Link, Observed, Peer, Route, RouteKind, Source, UnderlaySysctl, find_rule, insert_rule,
 };
-use crate::{
-    key::PublicKey,
-    link_address::LinkAddress,
-    op::{Op, SetPeer},
-};
+use crate::op::{Op, SetPeer};
 
 /// What the kernel refuses. A plan made from what was really observed never meets one; the
 /// mend is to observe again and plan anew.
@@ -108,7 +104,7 @@ impl Observed {
                 if self.link.is_some() {
                     return Err(ApplyError::LinkExists);
                 }
-                let alias = Some(ALIAS.to_owned());
+                let alias = Some(AGENT_ALIAS.to_owned());
                 self.link = Some(Link { alias, mtu: *mtu, up: false, peer_lookup: *peer_lookup });
                 self.device = Some(Device { source_check: *source_check, ..Device::default() });
             }

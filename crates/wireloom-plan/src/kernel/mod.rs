@@ -15,23 +15,17 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use wireloom_types::interface::AGENT_ALIAS;
 
 pub use apply::ApplyError;
 pub(crate) use rules::{find_rule, insert_rule};
 pub use source::Source;
 
-use crate::{
-    key::PublicKey,
-    link_address::LinkAddress,
-    settings::{PeerLookup, SourceCheck},
-};
+use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck};
 
 /// `rtm_protocol` of our routes and `FRA_PROTOCOL` of our rules (unassigned in
 /// `/etc/iproute2/rt_protos`; below 255).
 pub const PROTOCOL: u8 = 157;
-
-/// The interface alias by which a restarted agent knows its own interface.
-pub const ALIAS: &str = "wireloom";
 
 /// An address family that is routed by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -98,7 +92,7 @@ pub struct Observed {
 /// The interface of our name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Link {
-    /// `IFLA_IFALIAS`: ours says [`ALIAS`].
+    /// `IFLA_IFALIAS`: ours says [`AGENT_ALIAS`].
     pub alias: Option<String>,
     /// Bytes.
     pub mtu: u32,
@@ -227,7 +221,7 @@ impl Observed {
 impl Link {
     /// Made by this agent or one before it.
     pub fn is_ours(&self) -> bool {
-        self.alias.as_deref() == Some(ALIAS)
+        self.alias.as_deref() == Some(AGENT_ALIAS)
     }
 }
 

@@ -3,8 +3,9 @@
 use std::fmt;
 
 use serde::Serialize;
+use wireloom_types::LinkAddress;
 
-use crate::{address_range::AddressRange, link_address::LinkAddress};
+use crate::address_range::AddressRange;
 
 /// Addresses that a peer may send from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

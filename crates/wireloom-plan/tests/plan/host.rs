@@ -3,12 +3,13 @@
 use wireloom_plan::{
     desired::HEADROOM,
     diff::teardown,
-    kernel::{ALIAS, Device, Firewall, IncomingMark, Link, Observed, Underlay, UnderlaySysctl},
+    kernel::{Device, Firewall, IncomingMark, Link, Observed, Underlay, UnderlaySysctl},
     op::Op,
     planner::Planner,
     refusal::Refusal,
-    settings::{PeerLookup, Settings, SourceCheck},
+    settings::Settings,
 };
+use wireloom_types::{PeerLookup, SourceCheck, interface::AGENT_ALIAS};
 
 use crate::world::{Machine, ip, key, place, three_nodes};
 
@@ -169,7 +170,7 @@ fn an_interface_that_was_set_down_comes_up_again_with_its_routes() {
 fn a_device_that_somebody_else_configured_is_adopted() {
     let mut machine = machine();
     machine.kernel.link = Some(Link {
-        alias: Some(ALIAS.to_owned()),
+        alias: Some(AGENT_ALIAS.to_owned()),
         mtu: 1500,
         up: false,
         peer_lookup: PeerLookup::Destination,

@@ -1,10 +1,10 @@
 //! The in-memory kernel does what Linux 6.18 was measured to do.
 
 use wireloom_plan::{
-    kernel::{ALIAS, ApplyError, Device, Link, Observed, Route, RouteKind, Rule},
+    kernel::{ApplyError, Device, Link, Observed, Route, RouteKind, Rule},
     op::{Op, SetPeer},
-    settings::{PeerLookup, SourceCheck},
 };
+use wireloom_types::{PeerLookup, SourceCheck, interface::AGENT_ALIAS};
 
 use crate::world::{key, net, rule};
 
@@ -66,8 +66,12 @@ fn a_rule_comes_after_those_of_its_priority() {
 }
 
 fn kernel_with_link(up: bool) -> Observed {
-    let link =
-        Some(Link { alias: Some(ALIAS.to_owned()), mtu: 1420, up, peer_lookup: PeerLookup::Destination });
+    let link = Some(Link {
+        alias: Some(AGENT_ALIAS.to_owned()),
+        mtu: 1420,
+        up,
+        peer_lookup: PeerLookup::Destination,
+    });
     Observed { link, device: Some(Device::default()), ..Observed::default() }
 }
 

@@ -3,11 +3,11 @@
 use wireloom_plan::{
     cluster::Cluster,
     kernel::{ALL, RouteKind, UnderlaySysctl},
-    link_address::LinkAddress,
     op::Op,
-    settings::{KeylessPeers, PeerLookup, Settings, SourceCheck},
+    settings::{KeylessPeers, Settings},
     warning::Warning,
 };
+use wireloom_types::{LinkAddress, PeerLookup, SourceCheck};
 
 use crate::{
     universe::alike,

@@ -1,12 +1,7 @@
 //! Who may send from where: `source_check = "firewall"`.
 
-use wireloom_plan::{
-    cluster::Cluster,
-    kernel::Firewall,
-    link_address::LinkAddress,
-    op::Op,
-    settings::{PeerLookup, Settings, SourceCheck},
-};
+use wireloom_plan::{cluster::Cluster, kernel::Firewall, op::Op, settings::Settings};
+use wireloom_types::{LinkAddress, PeerLookup, SourceCheck};
 
 use crate::world::{Fate, World, ip, key, net, place, three_nodes};
 

@@ -11,13 +11,12 @@ use proptest::{collection, option, prelude::*, sample};
 use wireloom_plan::{
     cluster::{Cluster, Node},
     kernel::{
-        ALIAS, ALL, Device, Family, Firewall, IncomingMark, Link, Observed, OtherSelectors, PROTOCOL, Peer,
-        Route, RouteKind, Rule, Source, Underlay, UnderlaySysctl,
+        ALL, Device, Family, Firewall, IncomingMark, Link, Observed, OtherSelectors, PROTOCOL, Peer, Route,
+        RouteKind, Rule, Source, Underlay, UnderlaySysctl,
     },
-    key::PublicKey,
-    link_address::LinkAddress,
-    settings::{KeylessPeers, PeerLookup, Scope, Settings, SourceCheck},
+    settings::{KeylessPeers, Scope, Settings},
 };
+use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
 
 use crate::world::{ip, key, net};
 
@@ -69,7 +68,7 @@ pub(crate) fn alike() -> [PublicKey; 2] {
     [542_000_u32, 1_144_960].map(|number| {
         let mut key = [0; 32];
         key[..4].copy_from_slice(&number.to_le_bytes());
-        PublicKey(key)
+        PublicKey::from_bytes(key)
     })
 }
 
@@ -314,7 +313,7 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
             rules.sort_by_key(|rule| (rule.family, rule.priority));
             Observed {
                 link: link.map(|(mtu, up, (peer_lookup, _))| {
-                    let alias = Some(ALIAS.to_owned());
+                    let alias = Some(AGENT_ALIAS.to_owned());
                     Link { alias, mtu, up, peer_lookup }
                 }),
                 device: device.filter(|_| link.is_some()),

@@ -10,15 +10,14 @@ use ipnet::IpNet;
 use wireloom_plan::{
     cluster::{Cluster, Node},
     kernel::{Family, Observed, RouteKind, Rule, Underlay},
-    key::PublicKey,
-    link_address::LinkAddress,
     op::Op,
     planner::{Plan, Planner},
-    settings::{PeerLookup, Settings, SourceCheck},
+    settings::Settings,
 };
+use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck};
 
 pub(crate) fn key(number: u8) -> PublicKey {
-    PublicKey([number; 32])
+    PublicKey::from_bytes([number; 32])
 }
 
 pub(crate) fn net(text: &str) -> IpNet {

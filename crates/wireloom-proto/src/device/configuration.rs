@@ -5,18 +5,15 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use wireloom_types::{PresharedKey, PrivateKey, PublicKey, limits::MAX_PEERS};
 
 use super::Device;
 use crate::cookie::MacKeys;
 use crate::handshake::Identity;
-use crate::key::{PresharedKey, PrivateKey, PublicKey};
 use crate::peer::{Peer, PersistentKeepalive};
 use crate::peer_id::PeerId;
 use crate::time::{Instant, Now};
 use crate::transport::Routes;
-
-/// The kernel's `MAX_PEERS_PER_DEVICE`.
-const PEERS_MAX: usize = 1 << 20;
 
 /// Why a configuration change is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,7 +82,7 @@ impl<'a> Configuration<'a> {
         let known = self.device.ids.get(&public_key).copied();
         let id = match known {
             Some(id) => id,
-            None if self.device.peers.len() >= PEERS_MAX => {
+            None if self.device.peers.len() >= MAX_PEERS => {
                 return Err(ConfigureError::TooManyPeers);
             }
             None => self.device.insert_peer(public_key),

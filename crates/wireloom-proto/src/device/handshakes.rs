@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use wireloom_types::limits::REKEY_TIMEOUT;
+
 use super::{Device, Outgoing};
 use crate::cookie::Proof;
 use crate::endpoint::Endpoint;
@@ -11,7 +13,7 @@ use crate::peer::{Attempt, Ended, PendingHandshake};
 use crate::peer_id::PeerId;
 use crate::session::{Role, Session, SessionKeys};
 use crate::time::{Now, Tai64N};
-use crate::timers::{REKEY_TIMEOUT, WIPE_AFTER_TIME};
+use crate::timers::WIPE_AFTER_TIME;
 use crate::verdict::DropReason;
 
 /// Codes that [`CookieJar::sign`](crate::cookie::CookieJar::sign) is to replace.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use rand_chacha::rand_core::Rng;
+use wireloom_types::PublicKey;
 
 use super::{Device, Transmit};
-use crate::key::PublicKey;
 use crate::peer::{Due, Peer};
 use crate::peer_id::PeerId;
 use crate::session::SealError;

@@ -6,7 +6,8 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use wireloom_proto::{ConfigureError, Device, DropReason, MessageKind, PresharedKey, PublicKey};
+use wireloom_proto::{ConfigureError, Device, DropReason, MessageKind};
+use wireloom_types::{PresharedKey, PublicKey};
 
 use crate::world::{ALICE, BOB, World, address, private_key};
 

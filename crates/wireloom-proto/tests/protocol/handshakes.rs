@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use wireloom_proto::{Device, DropReason, MessageKind, PresharedKey, PublicKey, message, timers};
+use wireloom_proto::{Device, DropReason, MessageKind, message, timers};
+use wireloom_types::{PresharedKey, PublicKey, limits};
 
 use crate::world::{ALICE, BOB, LATENCY, Seen, World, address, private_key, sign_mac1};
 
@@ -116,15 +117,15 @@ fn an_initiation_is_repeated_after_5_seconds_and_some_jitter_and_given_up_after_
     world.run(300 * SECOND);
     let at: Vec<_> = world.seen_of(MessageKind::Initiation).iter().map(|seen| seen.at).collect();
     let gaps: Vec<Duration> = at.windows(2).map(|pair| pair[1].since(pair[0])).collect();
-    let latest = timers::REKEY_TIMEOUT + timers::REKEY_TIMEOUT_JITTER_MAX;
+    let latest = limits::REKEY_TIMEOUT + timers::REKEY_TIMEOUT_JITTER_MAX;
     for gap in &gaps {
-        assert!((timers::REKEY_TIMEOUT..=latest).contains(gap), "{gap:?}");
+        assert!((limits::REKEY_TIMEOUT..=latest).contains(gap), "{gap:?}");
     }
     let first = gaps[0];
     assert!(gaps.iter().any(|gap| *gap != first), "jitter");
     let whole = at[at.len() - 1].since(at[0]);
-    assert!(whole < timers::REKEY_ATTEMPT_TIME);
-    assert!(whole > timers::REKEY_ATTEMPT_TIME - latest);
+    assert!(whole < limits::REKEY_ATTEMPT_TIME);
+    assert!(whole > limits::REKEY_ATTEMPT_TIME - latest);
     assert_eq!(world.nodes[ALICE].device.timed_out_packets(), 1);
 
     // A new packet is a new attempt.
@@ -198,7 +199,7 @@ fn many_packets_do_not_make_many_initiations() {
     }
     let at: Vec<_> = world.seen_of(MessageKind::Initiation).iter().map(|seen| seen.at).collect();
     assert!((3..=4).contains(&at.len()), "20 seconds: {}", at.len());
-    assert!(at.windows(2).all(|pair| pair[1].since(pair[0]) >= timers::REKEY_TIMEOUT));
+    assert!(at.windows(2).all(|pair| pair[1].since(pair[0]) >= limits::REKEY_TIMEOUT));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use wireloom_proto::{Endpoint, Instant, LocalAddress, MessageKind, timers};
+use wireloom_types::limits;
 
 use crate::world::{ALICE, BOB, LATENCY, Seen, World, address};
 
@@ -25,7 +26,7 @@ fn an_idle_tunnel_is_silent() {
     let mut world = World::pair();
     world.assert_connected();
     // Bob's packet may still be answered by a keepalive.
-    world.run(timers::KEEPALIVE_TIMEOUT + SECOND);
+    world.run(limits::KEEPALIVE_TIMEOUT + SECOND);
     world.seen.clear();
     world.run(3600 * SECOND);
     assert!(world.seen.is_empty());
@@ -45,7 +46,7 @@ fn who_receives_and_says_nothing_for_10_seconds_sends_a_keepalive() {
     let keepalives = keepalives(&world);
     assert_eq!(keepalives.len(), 1);
     assert_eq!(keepalives[0].from, address(2));
-    assert_eq!(keepalives[0].at.since(sent), LATENCY + timers::KEEPALIVE_TIMEOUT);
+    assert_eq!(keepalives[0].at.since(sent), LATENCY + limits::KEEPALIVE_TIMEOUT);
 }
 
 #[test]

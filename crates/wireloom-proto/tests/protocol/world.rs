@@ -13,9 +13,9 @@ use blake2::{Blake2s256, Blake2sMac};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use wireloom_proto::{
-    Device, DropReason, Endpoint, Instant, MessageKind, Now, PeerPath, PrivateKey, PublicKey, UnixTime,
-    inner, message,
+    Device, DropReason, Endpoint, Instant, MessageKind, Now, PeerPath, UnixTime, inner, message,
 };
+use wireloom_types::{PrivateKey, PublicKey};
 
 /// The MTU of every tunnel here.
 pub(crate) const MTU: usize = 1420;

@@ -6,7 +6,8 @@ use std::{
 };
 
 use anyhow::Context;
-use wireloom_engine::{LinkAddress, PrivateKey, PublicKey, keys};
+use wireloom_engine::keys;
+use wireloom_types::{LinkAddress, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
 /// Make keys.
@@ -45,7 +46,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
                 Some(key) => *key,
                 None => input()?.parse().context("standard input holds no public key")?,
             };
-            Zeroizing::new(LinkAddress::of(&key).to_string())
+            Zeroizing::new(LinkAddress::of(key).to_string())
         }
     };
     let mut stdout = io::stdout().lock();

@@ -5,10 +5,10 @@ use std::path::Path;
 use wireloom_plan::{
     cluster::Cluster,
     kernel::Observed,
-    key::PublicKey,
     planner::{Plan, Planner},
     refusal::Refusal,
 };
+use wireloom_types::PublicKey;
 
 use crate::{
     config::Config,
@@ -45,7 +45,7 @@ impl Situation {
         }
         let observed = kernel.observe(&own)?;
         Ok(Self {
-            public_key: key.map(|key| PublicKey(*key.public_key().as_bytes())),
+            public_key: key.map(|key| key.public_key()),
             cluster,
             refusals: kernel.refusals().cloned(),
             observed,
@@ -57,7 +57,7 @@ impl Situation {
 
     /// What an agent would do now. A key that is not there yet would be made: any stands for it.
     pub(super) fn plan(&self, cluster: &Cluster) -> Result<Plan, Refusal> {
-        let public_key = self.public_key.unwrap_or(PublicKey([0; 32]));
+        let public_key = self.public_key.unwrap_or(PublicKey::from_bytes([0; 32]));
         Planner::new(self.config.settings.clone(), public_key, cluster.clone()).plan(&self.observed)
     }
 }

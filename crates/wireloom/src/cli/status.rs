@@ -12,15 +12,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use ipnet::IpNet;
 use owo_colors::OwoColorize;
 use serde::Serialize;
-use wireloom_plan::{
-    cluster::Cluster,
-    kernel::{ALIAS, Rule},
-    key::PublicKey,
-    link_address::LinkAddress,
-    op::Op,
-    settings::{PeerLookup, Settings, SourceCheck},
-    warning::Warning,
-};
+use wireloom_plan::{cluster::Cluster, kernel::Rule, op::Op, settings::Settings, warning::Warning};
+use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
 
 use super::{plan::Told, situation::Situation};
 use crate::{
@@ -138,7 +131,7 @@ fn report<'a>(
             name: &settings.interface,
             state: match link {
                 None => "absent",
-                Some(link) if link.alias.as_deref() != Some(ALIAS) => "foreign",
+                Some(link) if link.alias.as_deref() != Some(AGENT_ALIAS) => "foreign",
                 Some(link) if link.up => "up",
                 Some(_) => "down",
             },

@@ -7,7 +7,8 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
-use wireloom_plan::settings::{KeylessPeers, PeerLookup, Scope, Settings, SourceCheck};
+use wireloom_plan::settings::{KeylessPeers, Scope, Settings};
+use wireloom_types::{PeerLookup, SourceCheck};
 
 use crate::{
     membership::Source,

@@ -4,12 +4,11 @@ use std::mem::discriminant;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
-use wireloom_engine::PrivateKey;
 use wireloom_plan::{
     kernel::{ALL, Route, RouteKind, UnderlaySysctl},
     op::Op,
-    settings::{PeerLookup, SourceCheck},
 };
+use wireloom_types::{PeerLookup, PrivateKey, SourceCheck};
 
 use super::{
     Linux, address,

@@ -5,7 +5,8 @@
 
 use std::fmt;
 
-use wireloom_plan::settings::{PeerLookup, Settings, SourceCheck};
+use wireloom_plan::settings::Settings;
+use wireloom_types::{PeerLookup, SourceCheck};
 
 use super::{
     Linux,

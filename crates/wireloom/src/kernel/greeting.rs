@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
 
-use wireloom_plan::key::PublicKey;
+use wireloom_types::PublicKey;
 
 use super::{
     Linux,

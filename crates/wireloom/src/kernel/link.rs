@@ -7,10 +7,8 @@ use netlink_packet_route::{
         LinkLayerType, LinkMessage,
     },
 };
-use wireloom_plan::{
-    kernel::{ALIAS, Link},
-    settings::PeerLookup,
-};
+use wireloom_plan::kernel::Link;
+use wireloom_types::{PeerLookup, interface::AGENT_ALIAS};
 
 use super::{
     error::Cause,
@@ -52,7 +50,7 @@ fn get(netlink: &mut Netlink, request: LinkMessage) -> Result<Option<Indexed>, C
 /// Marks an interface as ours; from then on a restarted agent knows it.
 pub(super) fn adopt(index: u32, mtu: u32) -> Request {
     change(index, |message| {
-        message.attributes.push(LinkAttribute::IfAlias(ALIAS.to_owned()));
+        message.attributes.push(LinkAttribute::IfAlias(AGENT_ALIAS.to_owned()));
         message.attributes.push(LinkAttribute::Mtu(mtu));
     })
 }

@@ -5,12 +5,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use wireloom_engine::PrivateKey;
-use wireloom_plan::{
-    kernel::{ALIAS, Observed},
-    key::PublicKey,
-    op::Op,
-};
+use wireloom_plan::{kernel::Observed, op::Op};
+use wireloom_types::{PrivateKey, PublicKey, interface::AGENT_ALIAS};
 
 pub use self::{
     backend::Choice,
@@ -143,7 +139,7 @@ impl Linux {
     /// # Errors
     /// It does not answer as it should.
     pub fn device(&mut self) -> Result<Option<DeviceState>, Error> {
-        match self.link()?.filter(|found| found.link.alias.as_deref() == Some(ALIAS)) {
+        match self.link()?.filter(|found| found.link.alias.as_deref() == Some(AGENT_ALIAS)) {
             Some(found) => self.read_device(found.implementation),
             None => Ok(None),
         }
@@ -153,10 +149,10 @@ impl Linux {
     /// An interface of our name is there that we did not make.
     pub fn refuse_foreign_link(&mut self) -> Result<(), Error> {
         match self.link()? {
-            Some(found) if found.link.alias.as_deref() != Some(ALIAS) => {
+            Some(found) if found.link.alias.as_deref() != Some(AGENT_ALIAS) => {
                 let interface = &self.interface;
                 Err(Cause::Told(format!(
-                    "an interface of that name exists and is not Wireloom's (its alias is not `{ALIAS}`); remove it \
+                    "an interface of that name exists and is not Wireloom's (its alias is not `{AGENT_ALIAS}`); remove it \
                      with `ip link delete {interface}`, or choose another name in agent.toml"
                 )))
                 .attempt(|| format!("use interface {interface}"))

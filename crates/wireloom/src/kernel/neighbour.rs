@@ -7,7 +7,8 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
 };
-use wireloom_plan::{kernel::PROTOCOL, link_address::LinkAddress};
+use wireloom_plan::kernel::PROTOCOL;
+use wireloom_types::LinkAddress;
 
 use super::{
     error::Cause,
@@ -36,7 +37,7 @@ pub(super) fn observe(netlink: &mut Netlink, interface: u32) -> Result<BTreeMap<
 pub(super) fn set(interface: u32, address: IpAddr, link_address: LinkAddress) -> Request {
     let mut message = encode(interface, address);
     message.header.state = NeighbourState::Permanent;
-    message.attributes.push(NeighbourAttribute::LinkLayerAddress(link_address.0.to_vec()));
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(link_address.to_bytes().to_vec()));
     message.attributes.push(NeighbourAttribute::Protocol(PROTOCOL.into()));
     Request { message: RouteNetlinkMessage::NewNeighbour(message), flags: NLM_F_CREATE | NLM_F_REPLACE }
 }
@@ -78,7 +79,7 @@ fn decode(message: &NeighbourMessage) -> Option<(IpAddr, LinkAddress)> {
             _ => {}
         }
     }
-    Some((address?, LinkAddress(link_address?))).filter(|_| is_ours(message))
+    Some((address?, LinkAddress::from_bytes(link_address?))).filter(|_| is_ours(message))
 }
 
 #[cfg(test)]
@@ -89,7 +90,7 @@ mod tests {
 
     #[test]
     fn every_neighbour_survives_the_round_trip() {
-        let link_address = LinkAddress([2, 0xb5, 0xca, 0xdc, 0x5d, 0xab]);
+        let link_address = LinkAddress::from_bytes([2, 0xb5, 0xca, 0xdc, 0x5d, 0xab]);
         for address in ["100.64.0.2", "fd64::2", "fe80::b5:caff:fedc:5dab"] {
             let address: IpAddr = address.parse().unwrap();
             let RouteNetlinkMessage::NewNeighbour(message) = set(7, address, link_address).message else {

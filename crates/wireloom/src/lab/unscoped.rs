@@ -9,8 +9,8 @@ use std::{
 };
 
 use base64ct::{Base64, Encoding as _};
-
-use wireloom_plan::kernel::{ALIAS, PROTOCOL};
+use wireloom_plan::kernel::PROTOCOL;
+use wireloom_types::{interface::AGENT_ALIAS, interface::control_socket};
 
 use super::{
     Error, Lab, Node, Result, Space,
@@ -30,7 +30,7 @@ pub fn build(device: &str, lab: &Lab, mesh: &Mesh, keys: &[KeyPair]) -> Result<(
         node.run(&format!("{device} wg0"))?;
         configure(&node.host.space, "wg0", &configuration(node, mesh, key)?)?;
         // As an agent would have left it that had the bug: the interface and its routes are its own.
-        let mut batch = format!("link set wg0 mtu 1420 alias {ALIAS} up\n");
+        let mut batch = format!("link set wg0 mtu 1420 alias {AGENT_ALIAS} up\n");
         for member in &mesh.nodes {
             for workload in &member.workloads {
                 let target = if member.name == node.name { "throw" } else { "unicast" };
@@ -66,7 +66,7 @@ fn configuration(node: &Node, mesh: &Mesh, key: &KeyPair) -> Result<String> {
 /// When nobody answers, or the answer is an error number.
 pub fn configure(space: &Space, interface: &str, request: &str) -> Result<()> {
     let answer = space.open(&format!("configure {interface}"), || {
-        let mut socket = UnixStream::connect(format!("/var/run/wireguard/{interface}.sock"))?;
+        let mut socket = UnixStream::connect(control_socket(interface))?;
         write!(socket, "set=1\n{request}\n")?;
         socket.shutdown(Shutdown::Write)?;
         let mut answer = String::new();

@@ -6,9 +6,10 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use wireloom_plan::{
-    cluster::Cluster, kernel::Observed, key::PublicKey, op::Op, planner::Planner, refusal::Refusal,
-    settings::Settings, warning::Warning,
+    cluster::Cluster, kernel::Observed, op::Op, planner::Planner, refusal::Refusal, settings::Settings,
+    warning::Warning,
 };
+use wireloom_types::PublicKey;
 
 use crate::{
     kernel::{Error, Kernel},

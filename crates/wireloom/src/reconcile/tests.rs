@@ -4,14 +4,15 @@ use std::{io, net::SocketAddr};
 
 use wireloom_plan::{
     cluster::Node,
-    kernel::{ALIAS, Link, RouteKind, Underlay},
-    settings::PeerLookup,
+    kernel::{Link, RouteKind, Underlay},
 };
+use wireloom_types::{PeerLookup, interface::AGENT_ALIAS};
 
 use super::*;
 use crate::kernel::Cause;
 
-const KEYS: [PublicKey; 3] = [PublicKey([1; 32]), PublicKey([2; 32]), PublicKey([3; 32])];
+const KEYS: [PublicKey; 3] =
+    [PublicKey::from_bytes([1; 32]), PublicKey::from_bytes([2; 32]), PublicKey::from_bytes([3; 32])];
 
 /// A kernel in memory that can fail and that counts.
 #[derive(Default)]
@@ -86,8 +87,12 @@ fn settled(nodes: u8) -> Reconciler<Memory> {
 #[test]
 fn nothing_happens_before_the_first_snapshot() {
     let mut reconciler = reconciler();
-    reconciler.kernel.observed.link =
-        Some(Link { alias: Some(ALIAS.into()), mtu: 1420, up: true, peer_lookup: PeerLookup::Destination });
+    reconciler.kernel.observed.link = Some(Link {
+        alias: Some(AGENT_ALIAS.into()),
+        mtu: 1420,
+        up: true,
+        peer_lookup: PeerLookup::Destination,
+    });
     assert_eq!(reconciler.pass().unwrap(), 0);
     assert_eq!(reconciler.kernel.observations, 0);
     assert!(reconciler.kernel.applied.is_empty());

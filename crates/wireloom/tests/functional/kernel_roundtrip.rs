@@ -24,9 +24,9 @@ use wireloom_plan::{
         Family, Firewall, IncomingMark, Observed, OtherSelectors, PROTOCOL, Route, RouteKind, Rule, Source,
         UnderlaySysctl,
     },
-    link_address::LinkAddress,
     op::Op,
 };
+use wireloom_types::LinkAddress;
 
 /// A machine with our interface on it, and one more as the underlay.
 fn machine() -> (Holder, Space) {
@@ -399,7 +399,7 @@ fn firewall_op() -> impl Strategy<Value = Op> {
             let mark_incoming = port.map(|port| IncomingMark { port, mark: 0xa });
             Firewall { mark_incoming, judge_sources: judge, altered: false }
         });
-    let peer = || (1..4_u8).prop_map(|number| LinkAddress([2, 0, 0, 0, 0, number]));
+    let peer = || (1..4_u8).prop_map(|number| LinkAddress::from_bytes([2, 0, 0, 0, 0, number]));
     let addresses = || {
         (any::<bool>(), 0..4_u8, 0..4_u8).prop_map(|(v4, one, other)| {
             let address = |last: u8| match v4 {

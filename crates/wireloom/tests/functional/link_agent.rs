@@ -268,7 +268,7 @@ fn two_thousand_neighbours_are_pushed() {
             let [.., c, d] = number.to_be_bytes();
             let mut peer = own.clone();
             peer.name = format!("peer-{number}");
-            peer.public_key = Some(wireloom_plan::key::PublicKey(key).to_string());
+            peer.public_key = Some(wireloom_types::PublicKey::from_bytes(key).to_string());
             peer.endpoint = None;
             peer.addresses = Vec::new();
             peer.workloads = vec![format!("10.200.{c}.{d}/32").parse().unwrap()];

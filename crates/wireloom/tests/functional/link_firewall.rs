@@ -12,7 +12,8 @@ use wireloom::lab::{
     agent::{self, Agent},
     routing, until,
 };
-use wireloom_plan::{kernel::Family, link_address::LinkAddress};
+use wireloom_plan::kernel::Family;
+use wireloom_types::LinkAddress;
 
 use crate::{
     fleet::{Fleet, run},
@@ -412,7 +413,7 @@ fn two_thousand_peers_are_judged_and_one_of_them_changes() {
             key[..4].copy_from_slice(&number.to_le_bytes());
             let mut peer = own.clone();
             peer.name = format!("peer-{number}");
-            peer.public_key = Some(wireloom_plan::key::PublicKey(key).to_string());
+            peer.public_key = Some(wireloom_types::PublicKey::from_bytes(key).to_string());
             peer.endpoint = Some(SocketAddr::from(([172, 16, c, d], 51820)));
             peer.addresses = Vec::new();
             peer.workloads = [

@@ -10,7 +10,7 @@ fn on_link(network: &MemoryNetwork, number: u8) -> Machine {
 
 /// A packet as a frame between two link addresses.
 fn frame(from: &Machine, to: &Machine, packet: &[u8]) -> Vec<u8> {
-    let [from, to] = [from, to].map(|machine| LinkAddress::of(&machine.public_key()).to_bytes());
+    let [from, to] = [from, to].map(|machine| LinkAddress::of(machine.public_key()).to_bytes());
     [&to[..], &from, &[8, 0], packet].concat()
 }
 
@@ -49,7 +49,7 @@ fn two_with_one_link_address_are_refused() {
         key[..4].copy_from_slice(&number.to_le_bytes());
         PublicKey::from_bytes(key)
     });
-    assert_eq!(LinkAddress::of(&one), LinkAddress::of(&other));
+    assert_eq!(LinkAddress::of(one), LinkAddress::of(other));
     let (one, other) = (one.to_hex(), other.to_hex());
     let mut machine = on_link(&network(), 1);
     let lines = format!("public_key={one}\npublic_key={other}");
@@ -72,14 +72,14 @@ fn the_network_stack_is_told_of_a_peer_whose_address_it_asked_for_before() {
     a.configure(at(0), &[]);
     a.up();
     a.turn(at(0));
-    let own = LinkAddress::of(&a.public_key()).to_bytes();
+    let own = LinkAddress::of(a.public_key()).to_bytes();
     let question = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &own, &[10, 0, 0, 1], &[0; 6], &b.inner.octets()].concat();
     a.stack.send(&[&[0xff; 6][..], &own, &[8, 6], &question].concat());
     a.turn(at(1));
     let from = |frame: Option<Vec<u8>>| LinkAddress::from_bytes(*frame.unwrap()[6..].first_chunk().unwrap());
     assert_eq!(from(a.stack.receive()), LinkAddress::NOBODY);
 
-    let (key, there) = (b.public_key().to_hex(), LinkAddress::of(&b.public_key()));
+    let (key, there) = (b.public_key().to_hex(), LinkAddress::of(b.public_key()));
     assert_eq!(a.set(at(2), &format!("public_key={key}\nendpoint={}", b.endpoint())), Reply::Done);
     assert_eq!(a.stack.receive(), None);
     assert_eq!(a.set(at(2), &format!("public_key={key}\nallowed_ip=10.0.0.0/24")), Reply::Done);
@@ -104,12 +104,12 @@ fn the_interface_s_link_address_follows_from_its_key() {
     let network = network();
     let (mut a, b) = (on_link(&network, 1), on_link(&network, 2));
     a.configure(at(0), &[&b]);
-    let own = LinkAddress::of(&a.public_key());
+    let own = LinkAddress::of(a.public_key());
     assert_eq!(a.engine.tun().link_address(), Some(own));
     let key = b.public_key().to_hex();
     assert_eq!(a.set(at(0), &format!("public_key={key}\npath_mtu=1400")), Reply::Done);
     let Reply::Lines(lines) = a.request(at(0), "get_link=1") else { panic!("no lines") };
-    let there = LinkAddress::of(&b.public_key());
+    let there = LinkAddress::of(b.public_key());
     let expected = format!(
         "peer_lookup=gateway\nsource_check=off\nlink_address={own}\npublic_key={key}\nlink_address={there}\n\
          reachable=true\npath_mtu=1400\n"

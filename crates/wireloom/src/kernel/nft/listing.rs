@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use wireloom_plan::{
     address_range::AddressRange,
     kernel::{Firewall, IncomingMark, Source},
-    link_address::LinkAddress,
 };
+use wireloom_types::LinkAddress;
 
 use super::{
     Table,
@@ -270,7 +270,7 @@ mod tests {
         let table = read(&listed());
         let mark_incoming = Some(IncomingMark { port: 51820, mark: 0xa });
         assert_eq!(table.firewall, Some(Firewall { mark_incoming, judge_sources: true, altered: false }));
-        let [one, other] = [1, 2].map(|number| LinkAddress([2, 0, 0, 0, 0, number]));
+        let [one, other] = [1, 2].map(|number| LinkAddress::from_bytes([2, 0, 0, 0, 0, number]));
         assert_eq!(table.refusals, Refusals { peers: [(one, 7)].into(), strangers: 3 });
         assert_eq!(table.judged_peers, [one].into());
         let shown: Vec<String> = table.sources.iter().map(ToString::to_string).collect();

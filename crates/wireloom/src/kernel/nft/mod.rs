@@ -20,9 +20,9 @@ use std::{
 pub use listing::Refusals;
 use wireloom_plan::{
     kernel::{Firewall, Source},
-    link_address::LinkAddress,
     op::Op,
 };
+use wireloom_types::LinkAddress;
 
 use self::{netlink::Generation, watch::OwnProcesses};
 use super::error::Cause;

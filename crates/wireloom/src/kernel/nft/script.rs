@@ -134,13 +134,14 @@ impl Script<'_> {
 
 #[cfg(test)]
 mod tests {
-    use wireloom_plan::{kernel::IncomingMark, link_address::LinkAddress};
+    use wireloom_plan::kernel::IncomingMark;
+    use wireloom_types::LinkAddress;
 
     use super::*;
 
     fn source(peer: u8, addresses: &str) -> Source {
         let addresses: ipnet::IpNet = addresses.parse().unwrap();
-        Source { peer: LinkAddress([2, 0, 0, 0, 0, peer]), addresses: addresses.into() }
+        Source { peer: LinkAddress::from_bytes([2, 0, 0, 0, 0, peer]), addresses: addresses.into() }
     }
 
     #[test]
@@ -172,7 +173,7 @@ mod tests {
             Op::AdmitSource(source(1, "10.1.0.0/24")),
             Op::AdmitSource(source(2, "fd00::1/128")),
             Op::AdmitSource(source(2, "10.2.0.0/24")),
-            Op::ForgetPeer { peer: LinkAddress([2, 0, 0, 0, 0, 3]) },
+            Op::ForgetPeer { peer: LinkAddress::from_bytes([2, 0, 0, 0, 0, 3]) },
         ];
         assert_eq!(
             of(&ops, "wg0"),

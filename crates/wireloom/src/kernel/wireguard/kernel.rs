@@ -10,7 +10,7 @@ use netlink_packet_route::{
 };
 use nix::errno::Errno;
 use wireloom_engine::keys;
-use wireloom_plan::settings::{PeerLookup, SourceCheck};
+use wireloom_types::{PeerLookup, SourceCheck};
 
 use self::{
     family::{Device, Family},

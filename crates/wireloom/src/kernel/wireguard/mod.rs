@@ -12,12 +12,8 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Serialize;
-use wireloom_engine::PrivateKey;
-use wireloom_plan::{
-    key::PublicKey,
-    op::SetPeer,
-    settings::{PeerLookup, SourceCheck},
-};
+use wireloom_plan::op::SetPeer;
+use wireloom_types::{PeerLookup, PrivateKey, PublicKey, SourceCheck, limits::REJECT_AFTER_TIME};
 
 use super::error::Cause;
 
@@ -43,9 +39,6 @@ impl fmt::Display for Implementation {
         })
     }
 }
-
-/// How long a session lasts (section 6.1 of the WireGuard paper).
-const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 
 /// What a back end does for the shell.
 pub(super) trait Backend {

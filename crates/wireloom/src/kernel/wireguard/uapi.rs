@@ -5,11 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use wireloom_engine::{self as engine, PrivateKey};
-use wireloom_plan::{
-    key::PublicKey,
-    settings::{PeerLookup, SourceCheck},
-};
+use wireloom_types::{PeerLookup, PrivateKey, PublicKey, SourceCheck};
 use zeroize::Zeroizing;
 
 use super::{Change, DeviceState, PeerState};
@@ -110,13 +106,13 @@ pub(super) fn parse_get_reply(text: &str) -> Result<DeviceState, ReplyError> {
                 let key = PrivateKey::from_hex(value).map_err(|_| unreadable())?;
                 // wireguard-go writes a key of zeros where there is none.
                 let none = value.bytes().all(|digit| digit == b'0');
-                device.public_key = (!none).then(|| PublicKey(*key.public_key().as_bytes()));
+                device.public_key = (!none).then(|| key.public_key());
             }
             ("listen_port", None) => device.listen_port = value.parse().map_err(|_| unreadable())?,
             ("fwmark", None) => device.fwmark = value.parse().map_err(|_| unreadable())?,
             ("public_key", _) => {
-                let key = engine::PublicKey::from_hex(value).map_err(|_| unreadable())?;
-                let next = (PublicKey(*key.as_bytes()), PeerState::default());
+                let key = PublicKey::from_hex(value).map_err(|_| unreadable())?;
+                let next = (PublicKey::from_bytes(*key.as_bytes()), PeerState::default());
                 device.peers.extend(current.replace(next));
                 handshake = Duration::ZERO;
             }
@@ -181,7 +177,7 @@ fn lines(text: &str) -> Result<impl Iterator<Item = Result<(&str, &str), ReplyEr
 }
 
 fn hex(key: PublicKey) -> String {
-    engine::PublicKey::from_bytes(key.0).to_hex()
+    key.to_hex()
 }
 
 #[cfg(test)]
@@ -206,7 +202,7 @@ mod tests {
             SetPeer { endpoint: None, allowed_ips: [].into(), persistent_keepalive: 0, ..peer.clone() };
         let changes = [
             Change::Configure { key: &key, listen_port: 51820, fwmark: 0xa, source_check: SourceCheck::Off },
-            Change::RemovePeer(PublicKey([0xab; 32])),
+            Change::RemovePeer(PublicKey::from_bytes([0xab; 32])),
             Change::SetPeer(&peer),
             Change::SetPeer(&silent),
         ];
@@ -244,11 +240,12 @@ mod tests {
             sent: 20,
         };
         let expected = DeviceState {
-            public_key: Some(PublicKey(*private.public_key().as_bytes())),
+            public_key: Some(private.public_key()),
             listen_port: 51820,
             fwmark: 10,
             source_check: SourceCheck::AllowedIps,
-            peers: [(A.parse().unwrap(), a), (PublicKey([0xab; 32]), PeerState::default())].into(),
+            peers: [(A.parse().unwrap(), a), (PublicKey::from_bytes([0xab; 32]), PeerState::default())]
+                .into(),
         };
         assert_eq!(parse_get_reply(&text), Ok(expected));
     }

@@ -18,7 +18,7 @@ use nix::{
     },
     unistd::Pid,
 };
-use wireloom_plan::settings::{PeerLookup, SourceCheck};
+use wireloom_types::{PeerLookup, SourceCheck, interface::control_socket};
 use zeroize::Zeroizing;
 
 use super::{
@@ -26,9 +26,6 @@ use super::{
     uapi::{self, ReplyError},
 };
 use crate::{kernel::error::Cause, state};
-
-/// Where every userspace WireGuard has its sockets (`RUNSTATEDIR` of wireguard-tools' src/ipc-uapi.h).
-const SOCKETS: &str = "/var/run/wireguard";
 
 /// The device answers within milliseconds; one that is silent for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -50,7 +47,7 @@ impl Userspace {
     }
 
     fn socket(&self) -> PathBuf {
-        PathBuf::from(SOCKETS).join(format!("{}.sock", self.interface))
+        control_socket(&self.interface)
     }
 
     /// `None` when nobody listens.

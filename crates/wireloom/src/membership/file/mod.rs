@@ -10,10 +10,8 @@ use std::{
 use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
-use wireloom_plan::{
-    cluster::{Cluster, Node},
-    key::{ParseKeyError, PublicKey},
-};
+use wireloom_plan::cluster::{Cluster, Node};
+use wireloom_types::{KeyError, PublicKey};
 
 use super::Error;
 use crate::mistake::{Mistake, TomlFile};
@@ -155,7 +153,7 @@ fn name(text: &str) -> Result<String, String> {
 }
 
 fn key(text: &str) -> Result<PublicKey, String> {
-    text.parse().map_err(|error: ParseKeyError| error.to_string())
+    text.parse().map_err(|error: KeyError| error.to_string())
 }
 
 fn endpoint(text: &str) -> Result<SocketAddr, String> {

@@ -27,7 +27,7 @@ fn neighbours<const N: usize>(queues: [usize; N]) -> ([Machine; N], [ByHand; N])
 }
 
 fn there(machine: &Machine) -> [u8; 6] {
-    LinkAddress::of(&machine.public_key()).to_bytes()
+    LinkAddress::of(machine.public_key()).to_bytes()
 }
 
 fn frame(to: [u8; 6], from: &Machine, packet: &[u8]) -> Vec<u8> {

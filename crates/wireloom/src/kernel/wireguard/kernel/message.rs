@@ -15,7 +15,7 @@ use netlink_packet_wireguard::{
     WireguardAttribute, WireguardMessage, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
     WireguardTimeSpec,
 };
-use wireloom_plan::key::PublicKey;
+use wireloom_types::PublicKey;
 use zeroize::Zeroize;
 
 use super::transaction::{SetPeer, Step, Transaction};
@@ -180,7 +180,10 @@ fn pieces(step: &Step) -> Vec<WireguardPeer> {
 }
 
 fn peer(key: PublicKey, flags: WireguardPeerFlags) -> WireguardPeer {
-    WireguardPeer(vec![WireguardPeerAttribute::PublicKey(key.0), WireguardPeerAttribute::Flags(flags)])
+    WireguardPeer(vec![
+        WireguardPeerAttribute::PublicKey(*key.as_bytes()),
+        WireguardPeerAttribute::Flags(flags),
+    ])
 }
 
 fn allowed_ip(ip: IpNet) -> WireguardAllowedIp {
@@ -202,7 +205,7 @@ pub(super) fn device<'a>(told: impl IntoIterator<Item = &'a WireguardAttribute>)
     for attribute in told {
         match attribute {
             // Absent without a private key, which itself is not looked at.
-            WireguardAttribute::PublicKey(key) => device.public_key = Some(PublicKey(*key)),
+            WireguardAttribute::PublicKey(key) => device.public_key = Some(PublicKey::from_bytes(*key)),
             WireguardAttribute::ListenPort(port) => device.listen_port = *port,
             WireguardAttribute::Fwmark(mark) => device.fwmark = *mark,
             WireguardAttribute::Peers(peers) => {
@@ -218,7 +221,7 @@ pub(super) fn device<'a>(told: impl IntoIterator<Item = &'a WireguardAttribute>)
 
 fn add_peer(device: &mut DeviceState, told: &WireguardPeer) {
     let key = told.0.iter().find_map(|attribute| match attribute {
-        WireguardPeerAttribute::PublicKey(key) => Some(PublicKey(*key)),
+        WireguardPeerAttribute::PublicKey(key) => Some(PublicKey::from_bytes(*key)),
         _ => None,
     });
     let Some(key) = key else { return };
@@ -263,7 +266,7 @@ mod tests {
     use super::*;
     use crate::kernel::wireguard::PeerState;
 
-    const KEY: PublicKey = PublicKey([1; 32]);
+    const KEY: PublicKey = PublicKey::from_bytes([1; 32]);
 
     fn ips(text: &str) -> Vec<WireguardAllowedIp> {
         text.split_whitespace().map(|ip| allowed_ip(ip.parse().unwrap())).collect()
@@ -272,7 +275,7 @@ mod tests {
     #[test]
     fn a_peer_goes_on_in_the_next_message() {
         let first = WireguardPeer(vec![
-            WireguardPeerAttribute::PublicKey(KEY.0),
+            WireguardPeerAttribute::PublicKey(*KEY.as_bytes()),
             WireguardPeerAttribute::Endpoint("[2001:db8::1]:51820".parse().unwrap()),
             WireguardPeerAttribute::PersistentKeepalive(25),
             WireguardPeerAttribute::LastHandshake(WireguardTimeSpec {
@@ -284,7 +287,7 @@ mod tests {
             WireguardPeerAttribute::AllowedIps(ips("10.161.1.0/24 fd00::/64")),
         ]);
         let second = WireguardPeer(vec![
-            WireguardPeerAttribute::PublicKey(KEY.0),
+            WireguardPeerAttribute::PublicKey(*KEY.as_bytes()),
             WireguardPeerAttribute::AllowedIps(ips("10.161.2.7/32")),
         ]);
         let other = WireguardPeer(vec![
@@ -308,10 +311,10 @@ mod tests {
             sent: 20,
         };
         let expected = DeviceState {
-            public_key: Some(PublicKey([3; 32])),
+            public_key: Some(PublicKey::from_bytes([3; 32])),
             listen_port: 51820,
             fwmark: 10,
-            peers: [(KEY, peer), (PublicKey([2; 32]), PeerState::default())].into(),
+            peers: [(KEY, peer), (PublicKey::from_bytes([2; 32]), PeerState::default())].into(),
             ..DeviceState::default()
         };
         assert_eq!(device(&told), expected);

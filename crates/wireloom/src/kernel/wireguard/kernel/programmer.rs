@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use netlink_packet_wireguard::WireguardAttribute;
 use nix::errno::Errno;
 use wireloom_engine::keys;
-use wireloom_plan::key::PublicKey;
+use wireloom_types::PublicKey;
 
 use super::{
     family::Device,
@@ -63,7 +63,7 @@ impl Programmer {
                 Err(cause) => return Err(cause),
             }
         }
-        let nobody = PublicKey(*keys::generate()?.public_key().as_bytes());
+        let nobody = keys::generate()?.public_key();
         send(device, message::removal(lost, &Removal::Handover { nobody }))?;
         if self.takes_single_ips_away.replace(false).is_none() {
             tracing::info!("this kernel takes no single allowed-IP away: a peer made for that does");

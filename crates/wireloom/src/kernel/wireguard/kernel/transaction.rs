@@ -7,8 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use wireloom_engine::PrivateKey;
-use wireloom_plan::key::PublicKey;
+use wireloom_types::{PrivateKey, PublicKey};
 
 use crate::kernel::wireguard::{Change, DeviceState};
 

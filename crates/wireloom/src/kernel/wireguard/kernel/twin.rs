@@ -15,8 +15,8 @@ use netlink_packet_wireguard::{
 };
 use nix::errno::Errno;
 use proptest::prelude::*;
-use wireloom_engine::PrivateKey;
-use wireloom_plan::{key::PublicKey, op::SetPeer, settings::SourceCheck};
+use wireloom_plan::op::SetPeer;
+use wireloom_types::{PrivateKey, PublicKey, SourceCheck};
 
 use super::{family::Device, programmer::Programmer};
 use crate::kernel::{
@@ -70,7 +70,7 @@ impl Twin {
         let (mut key, mut flags) = (None, WireguardPeerFlags::empty());
         for attribute in &told.0 {
             match attribute {
-                WireguardPeerAttribute::PublicKey(bytes) => key = Some(PublicKey(*bytes)),
+                WireguardPeerAttribute::PublicKey(bytes) => key = Some(PublicKey::from_bytes(*bytes)),
                 WireguardPeerAttribute::Flags(given) => flags = *given,
                 _ => {}
             }
@@ -146,7 +146,7 @@ impl Device for Twin {
         for attribute in &attributes {
             match attribute {
                 WireguardAttribute::PrivateKey(bytes) => {
-                    let key = PublicKey(*PrivateKey::from_bytes(*bytes).public_key().as_bytes());
+                    let key = PrivateKey::from_bytes(*bytes).public_key();
                     self.state.public_key = Some(key);
                 }
                 WireguardAttribute::ListenPort(port) => self.state.listen_port = *port,
@@ -189,7 +189,7 @@ fn change(
 }
 
 fn key(number: u8) -> PublicKey {
-    PublicKey([number; 32])
+    PublicKey::from_bytes([number; 32])
 }
 
 fn prefixes() -> impl Strategy<Value = BTreeSet<IpNet>> {
@@ -243,7 +243,7 @@ proptest! {
 fn thousands_are_told_in_messages_that_fit() {
     let prefix = |peer: u16, number: u16| format!("fd00:{peer:x}:{number:x}::/64").parse().unwrap();
     let peer = |number: u16, count: u16| SetPeer {
-        public_key: PublicKey(std::array::from_fn(|place| number.to_be_bytes()[place % 2])),
+        public_key: PublicKey::from_bytes(std::array::from_fn(|place| number.to_be_bytes()[place % 2])),
         endpoint: Some("[2001:db8::1]:51820".parse().unwrap()),
         allowed_ips: (0..count).map(|count| prefix(number, count)).collect(),
         persistent_keepalive: 25,
@@ -282,7 +282,7 @@ fn the_private_key_is_told_to_the_kernel_alone() {
         source_check: SourceCheck::AllowedIps,
     };
     Programmer::default().change(&mut twin, &[configure]).unwrap();
-    let public_key = PublicKey(*private.public_key().as_bytes());
+    let public_key = private.public_key();
     let expected = DeviceState {
         public_key: Some(public_key),
         listen_port: 51820,

@@ -2,24 +2,29 @@
 
 use std::{fmt, str::FromStr};
 
-/// Which peer gets an outgoing packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// How the peer that gets an outgoing packet is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum PeerLookup {
-    /// The one whose allowed IPs have the longest prefix of the destination: standard WireGuard.
+    /// The peer whose allowed-IPs hold the destination with the longest prefix: standard WireGuard.
+    #[default]
     Destination,
-    /// The one that is the next hop which routing chose: see [`link`](crate::link).
+    /// The peer that is the next hop which routing chose (link mode).
     Gateway,
 }
 
-/// Whether a source address may come from this peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Who decides whether a source address may come from a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SourceCheck {
-    /// When the peer's allowed IPs have its longest prefix: standard WireGuard.
+    /// The peer's allowed-IPs, which must hold the source with the longest prefix: standard WireGuard.
+    #[default]
     AllowedIps,
-    /// The firewall decides, by the link address that the packet bears. The rules are made by whoever
-    /// configures the device.
+    /// The firewall, by the link address that the packet bears. Whoever configures the device makes the rules.
     Firewall,
-    /// Nobody checks, unless the operator has rules of their own.
+    /// Nobody, unless the operator has firewall rules of their own.
     Off,
 }
 
@@ -33,10 +38,10 @@ pub struct Mode {
 /// Why two decisions do not go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ModeError {
-    /// Behind a gateway there are sources that are in nobody's allowed IPs.
+    /// Behind a gateway there are sources that are in nobody's allowed-IPs.
     #[error(
         "peer lookup \"gateway\" does not go with source check \"allowed-ips\": a gateway forwards packets \
-         whose sources no allowed IPs name; choose \"firewall\" or \"off\""
+         whose sources no allowed-IPs name; choose \"firewall\" or \"off\""
     )]
     GatewayWithAllowedIps,
     /// A packet bears its peer's link address only where there are link addresses.

@@ -1,23 +1,24 @@
 //! Keys: Curve25519 pairs and preshared secrets, in the base64 of `wg` and the hex of the control socket.
 
-use std::fmt;
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use base64ct::{Base64, Encoding};
 use curve25519_dalek::MontgomeryPoint;
+use serde::{Serialize, Serializer};
+use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Length of every key, in bytes.
-pub(crate) const KEY_LEN: usize = 32;
+pub const KEY_LEN: usize = 32;
 
-/// Why a text is no key.
+/// Why a text is not a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Not base64 of exactly 32 bytes.
-    #[error("not a key: expected 44 characters of base64 that encode 32 bytes")]
+    #[error("not a WireGuard key: expected 44 characters of base64, as `wg` prints them")]
     Base64,
     /// Not hex of exactly 32 bytes.
-    #[error("not a key: expected 64 hexadecimal digits")]
+    #[error("not a WireGuard key: expected 64 hexadecimal digits")]
     Hex,
 }
 
@@ -91,6 +92,13 @@ impl FromStr for PublicKey {
     }
 }
 
+impl Serialize for PublicKey {
+    /// Base64, as `wg` writes it.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl PrivateKey {
     /// The key made of these bytes, clamped as X25519 demands (RFC 7748, section 5). Uniformly
     /// random bytes make a new key.
@@ -143,7 +151,7 @@ impl PrivateKey {
 impl PartialEq for PrivateKey {
     /// In constant time.
     fn eq(&self, other: &Self) -> bool {
-        aws_lc_rs::constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
+        self.0.ct_eq(&other.0).into()
     }
 }
 
@@ -193,14 +201,14 @@ impl PresharedKey {
     /// Whether every byte is zero, which configuration tools use for "none".
     #[must_use]
     pub fn is_zero(&self) -> bool {
-        aws_lc_rs::constant_time::verify_slices_are_equal(&self.0, &[0; KEY_LEN]).is_ok()
+        self.0.ct_eq(&[0; KEY_LEN]).into()
     }
 }
 
 impl PartialEq for PresharedKey {
     /// In constant time.
     fn eq(&self, other: &Self) -> bool {
-        aws_lc_rs::constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
+        self.0.ct_eq(&other.0).into()
     }
 }
 
