@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use wireloom::{membership::file, mistake::TomlFile};
+use wireloom_membership::{file, mistake::TomlFile};
 
 fuzz_target!(|text: &str| {
     let toml = TomlFile::from_text(Path::new("mesh.toml"), text);

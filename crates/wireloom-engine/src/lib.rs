@@ -32,7 +32,6 @@ mod doze;
 pub mod drops;
 pub mod engine;
 pub mod interface;
-pub mod keys;
 pub mod link;
 pub mod offload;
 mod privilege;

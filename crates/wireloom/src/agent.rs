@@ -13,16 +13,18 @@ use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
 };
+use wireloom_kernel::{
+    Interest, Linux, Monitor,
+    state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir},
+};
+use wireloom_membership::watch::watch;
 use wireloom_plan::kernel::Observed;
 
 use crate::{
     config::{Config, DEFAULT_PATH},
-    kernel::{Interest, Linux, Monitor},
-    key_file, membership,
+    key_file,
     reconcile::Reconciler,
     run_file::RunFile,
-    state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir},
-    watch::watch,
 };
 
 /// The kernel is looked at so often even when nothing is heard.
@@ -36,7 +38,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 
 /// What the agent is told.
 enum Event {
-    Membership(membership::Event),
+    Membership(wireloom_membership::Event),
     /// Something of ours may have been changed by somebody else.
     Kernel,
     /// `agent.toml` changed, or SIGHUP asks to read it again.
@@ -125,7 +127,7 @@ pub fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
 }
 
 /// Gives who carries the packets, and why, in words.
-fn choose_backend(kernel: &mut Linux, config: &Config) -> Result<String, crate::kernel::Error> {
+fn choose_backend(kernel: &mut Linux, config: &Config) -> Result<String, wireloom_kernel::Error> {
     let choice = kernel.choose_backend(config.backend, &config.settings)?.to_string();
     tracing::info!("the back end is {choice}");
     Ok(choice)
@@ -203,7 +205,7 @@ impl Agent {
     fn take(&mut self, event: Event) {
         let now = Instant::now();
         match event {
-            Event::Membership(membership::Event::Snapshot(cluster)) => {
+            Event::Membership(wireloom_membership::Event::Snapshot(cluster)) => {
                 tracing::info!(
                     "the mesh has {} nodes and {} pools",
                     cluster.nodes.len(),
@@ -213,7 +215,7 @@ impl Agent {
                 self.reconciler.set_cluster(cluster);
                 self.due = now;
             }
-            Event::Membership(membership::Event::Problem(error)) => {
+            Event::Membership(wireloom_membership::Event::Problem(error)) => {
                 let before = match self.reconciler.has_cluster() {
                     true => "the mesh of before stays in force",
                     false => "nothing is programmed until it is mended",

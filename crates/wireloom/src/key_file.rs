@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use wireloom_engine::keys;
+use wireloom_kernel::random_key;
 use wireloom_types::PrivateKey;
 use zeroize::Zeroizing;
 
@@ -83,7 +83,7 @@ pub fn read_or_create(path: &Path) -> Result<PrivateKey, Error> {
 fn create(path: &Path) -> io::Result<PrivateKey> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let key = keys::generate()?;
+    let key = random_key()?;
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
     writeln!(file, "{}", *key.expose_base64())?;
     file.as_file().sync_all()?;

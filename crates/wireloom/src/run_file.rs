@@ -10,8 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-
-use crate::state;
+use wireloom_kernel::state;
 
 /// Owner-only, and gone with the next boot.
 const DIRECTORY: &str = "/run/wireloom";

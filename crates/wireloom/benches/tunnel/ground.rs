@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
-use wireloom::lab::{Holder, PATIENCE, Space, until};
+use wireloom_lab::{Holder, PATIENCE, Space, until};
 
 use crate::{contestant::Contestant, processes::Processes};
 

@@ -29,7 +29,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Parser;
-use wireloom::lab::{become_root, require};
+use wireloom_lab::{become_root, require};
 
 use self::{
     contestant::Contestant,

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use clap::ValueEnum;
 use serde_json::Value;
-use wireloom::lab::{PATIENCE, until};
+use wireloom_lab::{PATIENCE, until};
 
 use crate::{datagrams, ground::Ground, processes::machine_cpu_time, table::Metric};
 

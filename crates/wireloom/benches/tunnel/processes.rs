@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use nix::unistd::{SysconfVar, sysconf};
-use wireloom::lab::Space;
+use wireloom_lab::Space;
 
 /// Some processes of a machine.
 #[derive(Debug, Clone)]

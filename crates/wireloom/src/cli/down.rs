@@ -5,15 +5,14 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context, bail};
 use clap::Args;
 use owo_colors::OwoColorize;
-use wireloom_plan::diff::teardown;
-
-use crate::{
-    config::Config,
-    kernel::{Kernel, Linux},
-    run_file::RunFile,
+use wireloom_kernel::{
+    Kernel, Linux,
     state::{LOCK_PATIENCE, Programmed, StateDir},
     wording,
 };
+use wireloom_plan::diff::teardown;
+
+use crate::{config::Config, run_file::RunFile};
 
 /// Take everything away: rules, routes, the interface and its process, the firewall; sysctls go back.
 ///

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
-use wireloom_engine::keys;
+use wireloom_kernel::random_key;
 use wireloom_types::{LinkAddress, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
@@ -36,7 +36,7 @@ const INPUT_MAX: u64 = 1024;
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let text = match &arguments.command {
-        Command::Generate => keys::generate().context("cannot draw a key")?.expose_base64(),
+        Command::Generate => random_key().context("cannot draw a key")?.expose_base64(),
         Command::Public => {
             let key = PrivateKey::from_base64(&input()?).context("standard input holds no private key")?;
             Zeroizing::new(key.public_key().to_string())

@@ -11,7 +11,6 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 
 mod agent;
-mod demo;
 mod device;
 mod down;
 mod key;
@@ -36,7 +35,12 @@ enum Command {
     Down(down::Arguments),
     Device(device::Arguments),
     Key(key::Arguments),
-    Demo(demo::Arguments),
+    /// Only says where the demo is now
+    #[command(hide = true, disable_help_flag = true)]
+    Demo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<OsString>,
+    },
 }
 
 impl Command {
@@ -48,7 +52,10 @@ impl Command {
             Self::Down(arguments) => down::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),
             Self::Key(arguments) => key::run(&arguments),
-            Self::Demo(arguments) => demo::run(&arguments),
+            Self::Demo { .. } => bail!(
+                "the demo is a program of its own now: run `wireloom-demo`, or `scripts/demo` in a checkout of the \
+                 source, which builds it"
+            ),
         }
     }
 }

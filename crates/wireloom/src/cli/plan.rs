@@ -5,10 +5,10 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Args;
 use owo_colors::OwoColorize;
 use serde::Serialize;
+use wireloom_kernel::wording;
 use wireloom_plan::{op::Op, warning::Warning};
 
 use super::situation::Situation;
-use crate::wording;
 
 /// Show what would change in the kernel now, operation by operation; changes nothing.
 ///

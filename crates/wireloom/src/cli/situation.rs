@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use wireloom_kernel::{DeviceState, Implementation, Kernel, Linux, Refusals, state::StateDir};
 use wireloom_plan::{
     cluster::Cluster,
     kernel::Observed,
@@ -10,19 +11,13 @@ use wireloom_plan::{
 };
 use wireloom_types::PublicKey;
 
-use crate::{
-    config::Config,
-    kernel::{DeviceState, Implementation, Kernel, Linux, Refusals},
-    key_file, membership,
-    run_file::RunFile,
-    state::StateDir,
-};
+use crate::{config::Config, key_file, run_file::RunFile};
 
 /// What is configured, what is there and what would be done about it.
 pub(super) struct Situation {
     pub(super) config: Config,
     pub(super) public_key: Option<PublicKey>,
-    pub(super) cluster: Result<Cluster, membership::Error>,
+    pub(super) cluster: Result<Cluster, wireloom_membership::Error>,
     pub(super) observed: Observed,
     pub(super) device: Option<DeviceState>,
     pub(super) backend: Option<Implementation>,

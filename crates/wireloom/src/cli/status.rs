@@ -12,16 +12,12 @@ use comfy_table::{CellAlignment, Table, presets};
 use ipnet::IpNet;
 use owo_colors::OwoColorize;
 use serde::Serialize;
+use wireloom_kernel::{Implementation, PeerState, Refusals, state::StateDir, wording};
 use wireloom_plan::{cluster::Cluster, kernel::Rule, op::Op, settings::Settings, warning::Warning};
 use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
 
 use super::{plan::Told, situation::Situation};
-use crate::{
-    kernel::{Implementation, PeerState, Refusals},
-    run_file::RunFile,
-    state::StateDir,
-    wording,
-};
+use crate::run_file::RunFile;
 
 /// Show this node: its mode, its peers, its rules, and what is wrong.
 #[derive(Debug, Args)]

@@ -7,13 +7,13 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
-use wireloom_plan::settings::{KeylessPeers, Scope, Settings};
-use wireloom_types::{PeerLookup, SourceCheck};
-
-use crate::{
-    membership::Source,
+use wireloom_kernel::BackendSetting;
+use wireloom_membership::{
+    Source,
     mistake::{Mistake, TomlFile},
 };
+use wireloom_plan::settings::{KeylessPeers, Scope, Settings};
+use wireloom_types::{PeerLookup, SourceCheck};
 
 #[cfg(test)]
 mod tests;
@@ -29,21 +29,9 @@ pub struct Config {
     /// Base64, as `wg genkey` writes it; made when absent.
     pub private_key_file: PathBuf,
     /// Who carries the packets.
-    pub backend: Backend,
+    pub backend: BackendSetting,
     /// Where the mesh is told of.
     pub membership: Source,
-}
-
-/// Which WireGuard implementation is behind the interface.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Backend {
-    /// The kernel's WireGuard where it can be had, else the userspace engine.
-    #[default]
-    Auto,
-    /// The kernel's own WireGuard.
-    Kernel,
-    /// `wireloom device`, in a process of its own.
-    Userspace,
 }
 
 /// The settings cannot be had.
@@ -115,7 +103,7 @@ struct WireGuard {
     interface: InterfaceName,
     listen_port: Port,
     private_key_file: AbsolutePath,
-    backend: Option<Spanned<Backend>>,
+    backend: Option<Spanned<BackendSetting>>,
     mtu: Option<Mtu>,
     #[serde(deserialize_with = "keepalive")]
     persistent_keepalive: u16,
@@ -222,7 +210,8 @@ impl Default for Membership {
 impl File {
     fn parse(text: &TomlFile) -> Result<Self, Mistake> {
         let file: Self = text.parse()?;
-        let backend = file.wireguard.backend.as_ref().filter(|backend| *backend.as_ref() == Backend::Kernel);
+        let backend =
+            file.wireguard.backend.as_ref().filter(|backend| *backend.as_ref() == BackendSetting::Kernel);
         match backend {
             Some(backend) if file.link != Link::default() => Err(text.mistake(
                 &backend.span(),
@@ -355,19 +344,6 @@ fn keepalive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error
     u16::try_from(seconds).map_err(|_| {
         de::Error::custom(format!("{seconds} seconds is not a keepalive; take 0 (off) to 65535"))
     })
-}
-
-impl<'de> Deserialize<'de> for Backend {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
-            "auto" => Ok(Self::Auto),
-            "kernel" => Ok(Self::Kernel),
-            "userspace" => Ok(Self::Userspace),
-            other => Err(de::Error::custom(format!(
-                "{other:?} is no back end; write \"auto\", \"kernel\" or \"userspace\""
-            ))),
-        }
-    }
 }
 
 fn source<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SourceKind, D::Error> {

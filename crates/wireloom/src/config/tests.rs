@@ -25,7 +25,7 @@ fn defaults() -> Config {
             source_check: SourceCheck::AllowedIps,
         },
         private_key_file: "/var/lib/wireloom/wg0.key".into(),
-        backend: Backend::Auto,
+        backend: BackendSetting::Auto,
         membership: Source::File("/etc/wireloom/mesh.toml".into()),
     }
 }
@@ -80,7 +80,7 @@ fn every_other_value_is_taken() {
     "#;
     let mut expected = defaults();
     expected.settings.node = "n".into();
-    expected.backend = Backend::Userspace;
+    expected.backend = BackendSetting::Userspace;
     expected.settings.persistent_keepalive = 25;
     expected.settings.encrypt_host_traffic = true;
     expected.settings.scope = Scope::Node;
@@ -181,7 +181,7 @@ fn each_back_end_can_be_had() {
     let backend = |name: &str| parse(&format!("[wireguard]\nbackend = \"{name}\"")).unwrap().backend;
     assert_eq!(
         ["auto", "kernel", "userspace"].map(backend),
-        [Backend::Auto, Backend::Kernel, Backend::Userspace]
+        [BackendSetting::Auto, BackendSetting::Kernel, BackendSetting::Userspace]
     );
 }
 

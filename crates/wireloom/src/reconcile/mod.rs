@@ -5,16 +5,12 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use wireloom_kernel::{Error, Kernel, wording};
 use wireloom_plan::{
     cluster::Cluster, kernel::Observed, op::Op, planner::Planner, refusal::Refusal, settings::Settings,
     warning::Warning,
 };
 use wireloom_types::PublicKey;
-
-use crate::{
-    kernel::{Error, Kernel},
-    wording,
-};
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr};
 
+use wireloom_kernel::Cause;
 use wireloom_plan::{
     cluster::Node,
     kernel::{Link, RouteKind, Underlay},
@@ -9,7 +10,6 @@ use wireloom_plan::{
 use wireloom_types::{PeerLookup, interface::AGENT_ALIAS};
 
 use super::*;
-use crate::kernel::Cause;
 
 const KEYS: [PublicKey; 3] =
     [PublicKey::from_bytes([1; 32]), PublicKey::from_bytes([2; 32]), PublicKey::from_bytes([3; 32])];

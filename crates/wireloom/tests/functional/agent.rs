@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::Value;
-use wireloom::lab::{
+use wireloom_lab::{
     Layout, Node, PATIENCE, Promise,
     agent::{self, Agent},
     mesh::{KEY, KeyPair, MEMBERS, SETTINGS, write_key},

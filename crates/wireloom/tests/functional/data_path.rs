@@ -9,7 +9,8 @@ use std::{
     thread,
 };
 
-use wireloom::lab::{Lab, Layout, Link, Node, PATIENCE, Topology, mesh::KeyPair, until};
+use Program::{WireguardGo, Wireloom, WireloomThreads};
+use wireloom_lab::{Lab, Layout, Link, Node, PATIENCE, Topology, mesh::KeyPair, until};
 use wireloom_plan::kernel::Family;
 
 use crate::{
@@ -19,8 +20,6 @@ use crate::{
     tunnel::{Program, Tunnel, inner, ping},
     wireloom,
 };
-
-use Program::{WireguardGo, Wireloom, WireloomThreads};
 
 /// Two nodes that reach each other through the tunnel, whatever kind it is.
 struct Pair {

@@ -1,19 +1,38 @@
-//! `wireloom demo`, as its user runs it.
+//! `wireloom-demo`, as its user runs it.
 
 use std::{
+    env,
     io::{BufRead as _, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
-use wireloom::lab::{PATIENCE, at_this_pace, become_root, until};
+use wireloom_lab::{PATIENCE, at_this_pace, become_root, until};
 
 use crate::wireloom;
 
+/// The demo's program, beside `wireloom`. It belongs to another package, so cargo has not built it for this
+/// test: that is done here, but in the virtual machine, where the image has it.
+static DEMO: LazyLock<PathBuf> = LazyLock::new(|| {
+    if let Some(cargo) = env::var_os("CARGO") {
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--locked", "--package", "wireloom-lab", "--bin", "wireloom-demo"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stdin(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(built.success(), "cargo cannot build wireloom-demo: {built}");
+    }
+    let demo = wireloom().with_file_name("wireloom-demo");
+    assert!(demo.is_file(), "{} is missing: `cargo build --package wireloom-lab` makes it", demo.display());
+    demo
+});
+
 fn demo() -> Command {
-    let mut command = Command::new(wireloom());
-    command.arg("demo").stdin(Stdio::null());
+    let mut command = Command::new(&*DEMO);
+    command.stdin(Stdio::null());
     command
 }
 
@@ -37,8 +56,7 @@ fn the_demo_runs_for_an_ordinary_user() {
     // User 1000 of a user namespace, without any right over this one: as ordinary as can be had here.
     let output = Command::new("unshare")
         .args(["--map-user=1000", "--map-group=1000", "--"])
-        .arg(wireloom())
-        .arg("demo")
+        .arg(&*DEMO)
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -84,6 +102,15 @@ fn the_link_keeps_its_promises() {
 }
 
 #[test]
+fn the_old_command_names_the_new_one() {
+    let output =
+        Command::new(wireloom()).args(["demo", "link", "--keep"]).stdin(Stdio::null()).output().unwrap();
+    assert!(!output.status.success());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("`wireloom-demo`") && stderr.contains("`scripts/demo`"), "{stderr}");
+}
+
+#[test]
 fn without_bird_the_link_names_its_package() {
     let empty = tempfile::tempdir().unwrap();
     for program in ["ip", "nft", "unshare", "mount"] {
@@ -91,11 +118,11 @@ fn without_bird_the_link_names_its_package() {
     }
     // What is not in PATH is looked for where Debian keeps it: hidden by a mount, for this process alone.
     become_root().unwrap();
-    let script = "mount -t tmpfs tmpfs /usr/sbin && PATH=$1 exec $2 demo link";
+    let script = "mount -t tmpfs tmpfs /usr/sbin && PATH=$1 exec $2 link";
     let output = Command::new("unshare")
         .args(["--mount", "sh", "-c", script, "sh"])
         .arg(empty.path())
-        .arg(wireloom())
+        .arg(&*DEMO)
         .stdin(Stdio::null())
         .output()
         .unwrap();

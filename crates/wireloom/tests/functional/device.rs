@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wireloom::lab::{Capture, Content, Lab, Layout, Node, PATIENCE, at_this_pace, until};
+use wireloom_lab::{Capture, Content, Lab, Layout, Node, PATIENCE, at_this_pace, until};
 use wireloom_plan::kernel::Family;
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, fmt::Write as _};
 
-use wireloom::lab::{
+use wireloom_lab::{
     Lab, Layout, Matrix, Node, PATIENCE, Promise,
     agent::{self, Agent},
     mesh::{KeyPair, Mesh, write_key, write_settings},

@@ -20,7 +20,7 @@ use nix::{
         sockopt,
     },
 };
-use wireloom::lab::{Space, require};
+use wireloom_lab::{Space, require};
 
 /// `PACKET_OUTGOING` of `include/uapi/linux/if_packet.h`: what the machine itself sends may lack its
 /// checksum still.

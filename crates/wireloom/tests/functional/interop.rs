@@ -8,12 +8,11 @@ use std::{
     time::Duration,
 };
 
-use wireloom::lab::{Capture, Content, PATIENCE, until};
+use Program::Wireloom;
+use wireloom_lab::{Capture, Content, PATIENCE, until};
 use wireloom_plan::kernel::Family;
 
 use crate::tunnel::{PORT, Program, Tunnel, all_answered, inner, ping};
-
-use Program::Wireloom;
 
 /// The tests, with this program at the other end.
 macro_rules! tests_with {

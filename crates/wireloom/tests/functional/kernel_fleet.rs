@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wireloom::lab::{
+use wireloom_lab::{
     Layout, Node, PATIENCE, Promise, agent,
     mesh::{MEMBERS, SETTINGS},
     until,

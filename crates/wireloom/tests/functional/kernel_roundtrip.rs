@@ -12,11 +12,8 @@ use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
-use wireloom::{
-    kernel::{Kernel as _, Linux},
-    lab::{Holder, Space, become_root},
-    state::StateDir,
-};
+use wireloom_kernel::{Kernel as _, Linux, state::StateDir};
+use wireloom_lab::{Holder, Space, become_root};
 use wireloom_plan::{
     address_range::AddressRange,
     diff::teardown,

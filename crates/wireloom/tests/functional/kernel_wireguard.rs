@@ -8,7 +8,7 @@ use nix::sys::{
     time::TimeVal,
     utsname::uname,
 };
-use wireloom::lab::{
+use wireloom_lab::{
     FAMILIES, Layout, Node, PATIENCE, PingReport, Pinger, Promise,
     agent::{self, Agent},
     at_this_pace,

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use wireloom::lab::{
+use wireloom_lab::{
     Capture, Content, Lab, Layout, Matrix, PATIENCE, Pinger, Promise, Stream, Wire,
     mesh::{KeyPair, Mesh},
     probe::{Exchange, probe},

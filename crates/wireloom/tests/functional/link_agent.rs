@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use wireloom::lab::{
+use wireloom_lab::{
     Layout, Pinger, Promise,
     mesh::{KeyPair, write_key},
 };
@@ -134,7 +134,7 @@ fn the_kind_of_the_interface_is_switched_both_ways_and_down_takes_it_away() {
     for (routing, kind) in [(SCOPED, "tap"), (STANDARD, "tun"), (SCOPED, "tap")] {
         fleet.route(routing);
         fleet.wait("the other kind of interface", |fleet| {
-            let show = |node: &wireloom::lab::Node| node.run("ip -d link show wg0").unwrap_or_default();
+            let show = |node: &wireloom_lab::Node| node.run("ip -d link show wg0").unwrap_or_default();
             fleet.lab.nodes.iter().all(|node| show(node).contains(&format!("tun type {kind}")))
         });
         fleet.settle(Promise::SCOPED);

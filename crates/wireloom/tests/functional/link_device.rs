@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, UdpSocket};
 
 use nix::net::if_::if_nametoindex;
-use wireloom::lab::{Lab, Layout, Node, PATIENCE, mesh::KeyPair, require, until};
+use wireloom_lab::{Lab, Layout, Node, PATIENCE, mesh::KeyPair, require, until};
 use wireloom_plan::kernel::Family;
 
 use crate::{

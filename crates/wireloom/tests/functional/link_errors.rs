@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
-use wireloom::lab::{Layout, Node, PATIENCE, until};
+use wireloom_lab::{Layout, Node, PATIENCE, until};
 use wireloom_plan::kernel::Family;
 
 use crate::{

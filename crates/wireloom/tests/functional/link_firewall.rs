@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::Value;
-use wireloom::lab::{
+use wireloom_lab::{
     Layout, Node, PATIENCE, PingReport, Pinger, Place, Promise,
     agent::{self, Agent},
     routing, until,

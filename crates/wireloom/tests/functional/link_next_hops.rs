@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use wireloom::lab::Layout;
+use wireloom_lab::Layout;
 
 use crate::{
     neighbours::{BEHIND, Link, pings, put_behind, reach},

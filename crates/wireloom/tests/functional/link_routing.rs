@@ -2,7 +2,7 @@
 
 use std::{process::Command, thread::sleep, time::Duration};
 
-use wireloom::lab::{
+use wireloom_lab::{
     FAMILIES, Link, Node, PATIENCE, Topology, Wire, guide,
     probe::{Exchange, probe},
     routing::{babeld, bird, bird_log, birdc, frr, learn},

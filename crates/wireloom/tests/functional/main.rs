@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`laboratory`] | that the laboratory measures what it claims to, and leaves nothing behind |
 //! | [`agent`] | that the agent repairs what others break, and takes every setting live |
-//! | [`demo`] | that `wireloom demo` keeps its promises, as root and not, and `--keep` |
+//! | [`demo`] | that `wireloom-demo` keeps its promises, as root and not, and `--keep` |
 //! | [`matrix`] | who reaches whom, encrypted or not, in each mode, and what switching it costs |
 //! | [`rules`] | the policy rules as iproute2 prints them, live changes of pools and scope |
 //! | [`membership`] | changes of the mesh file: keys, endpoints, nodes, borrowed addresses, mistakes |

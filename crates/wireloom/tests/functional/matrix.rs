@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use wireloom::lab::{
+use wireloom_lab::{
     Addresses, Capture, Content, FAMILIES, Layout, Matrix, PATIENCE, Packet, Pinger, Place, Promise, Stream,
     Wire, at_this_pace,
     probe::{Exchange, probe},

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wireloom::lab::{
+use wireloom_lab::{
     Cell, FAMILIES, Layout, PATIENCE, Pinger, Place, Promise, Wire,
     agent::{self, Agent},
     mesh::{KeyPair, MEMBERS, write_key},

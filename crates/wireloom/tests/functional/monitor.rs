@@ -5,7 +5,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use wireloom::lab::{Node, PATIENCE, Space, until};
+use wireloom_lab::{Node, PATIENCE, Space, until};
 
 /// Where `ip monitor` writes to.
 const LOG: &str = "/run/monitor.log";

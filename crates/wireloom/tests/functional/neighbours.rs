@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wireloom::lab::{Lab, Layout, Node, PATIENCE, mesh::KeyPair, until};
+use wireloom_lab::{Lab, Layout, Node, PATIENCE, mesh::KeyPair, until};
 use wireloom_plan::kernel::Family;
 
 use crate::{

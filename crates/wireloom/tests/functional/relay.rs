@@ -12,7 +12,7 @@ use std::{
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
-use wireloom::lab::Space;
+use wireloom_lab::Space;
 
 use crate::transfer::Noise;
 

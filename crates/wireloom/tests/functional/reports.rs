@@ -1,7 +1,7 @@
 //! What `plan` and `status` tell, for people and for programs.
 
 use serde_json::Value;
-use wireloom::lab::{Layout, Node, Promise, mesh::Pool};
+use wireloom_lab::{Layout, Node, Promise, mesh::Pool};
 
 use crate::fleet::{Fleet, rules, run};
 

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, iter, time::Duration};
 
-use wireloom::lab::{
+use wireloom_lab::{
     Capture, Content, Layout, Node, Pinger, Promise, Stream,
     agent::{self, Agent},
 };
@@ -188,7 +188,7 @@ pub(crate) fn down_works_with_broken_files() {
     fleet.settle(Promise::HOST);
     fleet.agents.clear();
     let node = &fleet.lab.nodes[0];
-    node.host.space.write(wireloom::lab::mesh::MEMBERS, "[[nodes").unwrap();
+    node.host.space.write(wireloom_lab::mesh::MEMBERS, "[[nodes").unwrap();
     agent::down(wireloom(), node).unwrap();
     assert_eq!(differences(&before, &machine(node)), [""; 0]);
     assert!(rules(node).is_empty());

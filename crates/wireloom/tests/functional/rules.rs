@@ -1,6 +1,6 @@
 //! The policy rules: what iproute2 prints of them, and that they follow pools, scope and mode.
 
-use wireloom::lab::{Layout, PATIENCE, Promise, agent::Agent, mesh::Pool, until};
+use wireloom_lab::{Layout, PATIENCE, Promise, agent::Agent, mesh::Pool, until};
 
 use crate::{
     fleet::{Fleet, rules, run},

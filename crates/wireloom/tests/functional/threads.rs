@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr, os::fd::AsRawFd as _, process::Command, thread, t
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
-use wireloom::lab::{Layout, Node, PATIENCE, until};
+use wireloom_lab::{Layout, Node, PATIENCE, until};
 use wireloom_plan::kernel::Family;
 
 use crate::{

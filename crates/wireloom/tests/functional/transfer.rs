@@ -9,7 +9,7 @@ use std::{
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
-use wireloom::lab::{PATIENCE, Space};
+use wireloom_lab::{PATIENCE, Space};
 
 /// Bytes that follow from a seed (SplitMix64, <https://doi.org/10.1145/2714064.2660195>), so that whoever
 /// receives them knows them.

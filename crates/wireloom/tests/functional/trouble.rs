@@ -2,7 +2,7 @@
 
 use std::{net::UdpSocket, process::Command};
 
-use wireloom::lab::{
+use wireloom_lab::{
     Layout, PATIENCE, Promise,
     agent::{self, Agent},
     mesh::{KEY, SETTINGS},

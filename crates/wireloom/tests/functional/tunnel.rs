@@ -11,7 +11,7 @@ use nix::{
     sched::{CpuSet, sched_getaffinity},
     unistd::Pid,
 };
-use wireloom::lab::{Lab, Layout, Node, PATIENCE, mesh::KeyPair, until};
+use wireloom_lab::{Lab, Layout, Node, PATIENCE, mesh::KeyPair, until};
 use wireloom_plan::kernel::Family;
 
 use crate::wireloom;

@@ -1,6 +1,6 @@
 //! The agent takes over a node that an earlier one left with the unscoped rule, beside what others made.
 
-use wireloom::lab::{Layout, Node, Promise, agent, unscoped};
+use wireloom_lab::{Layout, Node, Promise, agent, unscoped};
 
 use crate::{
     fleet::{Fleet, rules, run},

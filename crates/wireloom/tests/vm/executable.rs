@@ -7,25 +7,19 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-/// Builds it, with the tests that need a kernel with WireGuard, as cargo does for a test run.
+/// Builds it, with the tests that need a kernel with WireGuard, as cargo does for a test run; and the demo's
+/// program, which lies beside `wireloom` then.
 pub(crate) fn functional_tests() -> anyhow::Result<PathBuf> {
+    cargo(&["build", "--locked", "--package", "wireloom-lab", "--bin", "wireloom-demo"])?;
     let features = if cfg!(feature = "slow") {
         "functional,slow,kernel-wireguard"
     } else {
         "functional,kernel-wireguard"
     };
-    let output = Command::new(env!("CARGO"))
-        .args(["test", "--no-run", "--locked", "--package", "wireloom", "--test", "functional"])
-        .args(["--features", features, "--message-format", "json-render-diagnostics"])
-        // An emulated processor is slow enough; the dependencies are optimised already.
-        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    ensure!(output.status.success(), "cargo ended ({})", output.status);
-    for message in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<serde_json::Value>() {
+    let tests = ["test", "--no-run", "--locked", "--package", "wireloom", "--test", "functional"];
+    let options = ["--features", features, "--message-format", "json-render-diagnostics"];
+    let messages = cargo(&[&tests[..], &options].concat())?;
+    for message in serde_json::Deserializer::from_slice(&messages).into_iter::<serde_json::Value>() {
         let message = message.context("cargo's messages are unreadable")?;
         if message["target"]["name"] == "functional"
             && let Some(path) = message["executable"].as_str()
@@ -34,6 +28,21 @@ pub(crate) fn functional_tests() -> anyhow::Result<PathBuf> {
         }
     }
     bail!("cargo names no executable")
+}
+
+/// What cargo prints to standard output.
+fn cargo(arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
+    let output = Command::new(env!("CARGO"))
+        .args(arguments)
+        // An emulated processor is slow enough; the dependencies are optimised already.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(output.status.success(), "cargo ended ({})", output.status);
+    Ok(output.stdout)
 }
 
 /// `module::test`, in the order of the executable.

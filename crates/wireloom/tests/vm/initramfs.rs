@@ -164,10 +164,11 @@ fn add_programs(root: &Path, tests: &Path) -> anyhow::Result<()> {
     }
     copy(&tool("busybox", "busybox-static")?, &root.join("usr/bin/busybox"))?;
     let strip = tool("strip", "binutils")?;
-    // The tests know the program by the path that it was built at.
-    let wireloom = env!("CARGO_BIN_EXE_wireloom");
-    for (program, place) in [(tests, "functional"), (wireloom.as_ref(), wireloom.trim_start_matches('/'))] {
-        let place = root.join(place);
+    // The tests know `wireloom` by the path that it was built at, and the demo beside it.
+    let wireloom = Path::new(env!("CARGO_BIN_EXE_wireloom"));
+    let demo = wireloom.with_file_name("wireloom-demo");
+    for (program, place) in [(tests, Path::new("/functional")), (wireloom, wireloom), (&demo, &demo)] {
+        let place = root.join(place.strip_prefix("/").unwrap_or(place));
         copy(program, &place)?;
         // Nine tenths of it are for debuggers.
         run(Command::new(&strip).arg(&place))?;

@@ -1,0 +1,59 @@
+//! `wireloom demo link`: four routers on one link with BIRD, each step measured with real packets.
+
+mod measure;
+mod table;
+
+use std::{process::ExitCode, time::Instant};
+
+use wireloom_lab::{Link, Topology, become_root, guide, require, routing};
+
+use self::table::Row;
+use super::keep;
+
+/// Where the service is, and where it is as well when that one dies; places in the laboratory.
+const PRIMARY: usize = 2;
+const BACKUP: usize = 3;
+const ROUTERS: u8 = 4;
+
+pub(super) fn run(keep: bool) -> anyhow::Result<ExitCode> {
+    require(&["ip", "nft", "unshare", "mount", "bird", "birdc"])?;
+    if keep {
+        // What the hints name.
+        require(&["nsenter", "ping"])?;
+    }
+    become_root()?;
+    let began = Instant::now();
+    let wireloom = crate::wireloom()?;
+    let mut link = Link::new(&wireloom, ROUTERS, Topology::Full)?;
+    for (router, interface) in [(PRIMARY, "primary0"), (BACKUP, "backup0")] {
+        link.serve(router, interface)?;
+    }
+    table::introduction(ROUTERS.into());
+    for node in &link.lab.nodes {
+        // An operator's own rules, not the agent's: those know what a mesh file declares, each prefix for one
+        // node, and here OSPF finds what nobody declared, some of it behind two routers.
+        node.host.space.feed("nft -f -", guide::SOURCE_CHECK)?;
+        routing::bird(node, guide::BIRD_OSPF)?;
+    }
+
+    let mut rows = Vec::new();
+    let mut show = |row: Row| {
+        table::show(&row);
+        rows.push(row);
+    };
+    show(measure::learning(&link)?);
+    show(measure::hosts(&link)?);
+    measure::failover(&mut link)?.into_iter().for_each(&mut show);
+    show(measure::forgery(&link)?);
+
+    let kept = table::conclusion(&rows, began.elapsed());
+    if !kept {
+        for node in &link.lab.nodes {
+            anstream::eprintln!("\nBIRD's log on {}:\n{}", node.name, routing::bird_log(node)?);
+        }
+    }
+    if keep {
+        keep::link(link)?;
+    }
+    Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,167 @@
+use super::*;
+
+const KEY: &str = "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=";
+
+fn mesh(text: &str) -> Result<Cluster, Mistake> {
+    parse(&TomlFile::from_text(Path::new("mesh.toml"), text))
+}
+
+#[test]
+fn the_documented_file_becomes_a_cluster() {
+    let text = format!(
+        r#"
+        [[pools]]
+        cidr = "10.161.0.0/16"
+        [[pools]]
+        cidr = "fd61::/48"
+
+        [[nodes]]
+        name = "node-a"
+        public_key = "{KEY}"
+        endpoint = "192.168.1.1:51820"
+        addresses = ["192.168.1.1", "2001:db8::1"]
+        workloads = ["10.161.1.0/24", "fd61:0:0:1::/64"]
+        link_addresses = ["100.64.0.1"]
+
+        [[nodes]]
+        name = "node-b"
+        workloads = ["10.161.2.0/24", "10.161.1.7/32"]
+        "#
+    );
+    let a = Node {
+        public_key: Some(KEY.parse().unwrap()),
+        endpoint: Some("192.168.1.1:51820".parse().unwrap()),
+        addresses: ["192.168.1.1".parse().unwrap(), "2001:db8::1".parse().unwrap()].into(),
+        workloads: ["10.161.1.0/24".parse().unwrap(), "fd61:0:0:1::/64".parse().unwrap()].into(),
+        link_addresses: ["100.64.0.1".parse().unwrap()].into(),
+    };
+    let b = Node {
+        workloads: ["10.161.2.0/24".parse().unwrap(), "10.161.1.7/32".parse().unwrap()].into(),
+        ..Node::default()
+    };
+    let expected = Cluster {
+        pools: ["10.161.0.0/16".parse().unwrap(), "fd61::/48".parse().unwrap()].into(),
+        nodes: [("node-a".into(), a), ("node-b".into(), b)].into(),
+    };
+    assert_eq!(mesh(&text).unwrap(), expected);
+}
+
+#[test]
+fn one_key_on_two_nodes_is_for_the_plan_to_report() {
+    let text = format!(
+        "[[nodes]]\nname = \"a\"\npublic_key = \"{KEY}\"\n[[nodes]]\nname = \"b\"\npublic_key = \"{KEY}\"\n"
+    );
+    assert_eq!(mesh(&text).unwrap().nodes.len(), 2);
+}
+
+#[test]
+fn each_mistake_names_its_line_and_the_mend() {
+    let cases = [
+        ("", "mesh.toml: the file is empty; describe the mesh with [[nodes]] (and [[pools]])"),
+        ("# all gone\n\n", "mesh.toml: the file is empty; describe the mesh with [[nodes]] (and [[pools]])"),
+        ("[[pools]]\ncidr = \"10.0.0.0/8\"", "mesh.toml: no node is in it; describe each with [[nodes]]"),
+        (
+            "[[nodes]]\nname = \"a\"\nkey = \"x\"",
+            "mesh.toml:3: unknown field `key`, expected one of `name`, `public_key`, `endpoint`, `addresses`, \
+             `workloads`, `link_addresses`; remove it or mend its spelling",
+        ),
+        (
+            "[[pool]]\ncidr = \"10.0.0.0/8\"",
+            "mesh.toml:1: unknown field `pool`, expected `pools` or `nodes`; remove it or mend its spelling",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\nlink_addresses = [\"fe80::1\"]",
+            "mesh.toml:3: \"fe80::1\" is link-local; remove it: every peer has the link-local address that follows \
+             from its key",
+        ),
+        ("[[nodes]]\nworkloads = []", "mesh.toml:1: missing field `name`; add it to this table"),
+        (
+            "[[nodes]]\nname = \" \"",
+            "mesh.toml:2: the node has no name; write the one that its agent goes by",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.161.1.0\"]",
+            "mesh.toml:3: \"10.161.1.0\" is not a CIDR; write NETWORK/LENGTH, such as \"10.161.1.0/24\", and /32 or \
+             /128 for a single address",
+        ),
+        (
+            "[[pools]]\ncidr = \"10.161.0.1/16\"",
+            "mesh.toml:2: \"10.161.0.1/16\" has host bits set; write \"10.161.0.0/16\"",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\nworkloads = [\n \"10.161.1.0/24\",\n \"fd61::1/64\",\n]",
+            "mesh.toml:5: \"fd61::1/64\" has host bits set; write \"fd61::/64\"",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\npublic_key = \"c2hvcnQ=\"",
+            "mesh.toml:3: not a WireGuard key: expected 44 characters of base64, as `wg` prints them",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\nendpoint = \"192.168.1.1\"",
+            "mesh.toml:3: \"192.168.1.1\" is not an endpoint; write ADDRESS:PORT, such as \"192.0.2.1:51820\" or \
+             \"[2001:db8::1]:51820\"",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\nendpoint = \"192.168.1.1:0\"",
+            "mesh.toml:3: \"192.168.1.1:0\" is not an endpoint; write ADDRESS:PORT, such as \"192.0.2.1:51820\" or \
+             \"[2001:db8::1]:51820\"",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\naddresses = [\"192.168.1.1/24\"]",
+            "mesh.toml:3: \"192.168.1.1/24\" is not a host's address; write one such as \"192.0.2.1\" or \
+             \"2001:db8::1\", without a prefix length",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\n[[nodes]]\nname = \"a\"",
+            "mesh.toml:4: the name \"a\" is taken by the node at line 2; give each node a name of its own",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\n[[pools]]\ncidr = \"10.0.0.0/8\"\n[[pools]]\ncidr = \"10.0.0.0/8\"",
+            "mesh.toml:6: the pool 10.0.0.0/8 is declared at line 4 already; remove one",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\naddresses = [\"192.0.2.1\"]\n[[nodes]]\nname = \"b\"\naddresses = [\"192.0.2.1\"]",
+            "mesh.toml:6: \"b\" claims the address 192.0.2.1, as \"a\" does at line 3; remove one",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.0/24\"]\n[[nodes]]\nname = \"b\"\nworkloads = [\"10.1.0.0/24\"]",
+            "mesh.toml:6: \"b\" claims 10.1.0.0/24, which \"a\" claims at line 3; give each block to one node (only \
+             a single address may lie inside another's block)",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.0/16\"]\n[[nodes]]\nname = \"b\"\nworkloads = [\"10.1.3.0/24\"]",
+            "mesh.toml:6: \"b\" claims 10.1.3.0/24, which lies inside 10.1.0.0/16 that \"a\" claims at line 3; give \
+             each block to one node (only a single address may lie inside another's block)",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"fd61::/64\"]\n[[nodes]]\nname = \"b\"\nworkloads = [\"fd61::/48\"]",
+            "mesh.toml:6: \"b\" claims fd61::/48, which holds fd61::/64 that \"a\" claims at line 3; give each block \
+             to one node (only a single address may lie inside another's block)",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.9/32\"]\n[[nodes]]\nname = \"b\"\nworkloads = [\"10.1.0.9/32\"]",
+            "mesh.toml:6: \"b\" claims 10.1.0.9/32, which \"a\" claims at line 3; give each block to one node (only \
+             a single address may lie inside another's block)",
+        ),
+        ("[[nodes]\nname = \"a\"", "mesh.toml:1: unclosed array table, expected `]`"),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(mesh(text).unwrap_err().to_string(), expected, "{text}");
+    }
+}
+
+#[test]
+fn a_borrowed_address_hides_no_overlap_behind_it() {
+    let text = "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.0/16\", \"10.1.2.3/32\"]\n\
+                [[nodes]]\nname = \"b\"\nworkloads = [\"10.1.2.128/25\"]";
+    assert!(mesh(text).unwrap_err().to_string().contains("lies inside 10.1.0.0/16"));
+}
+
+#[test]
+fn an_absent_file_is_an_error() {
+    let error = read(Path::new("/nonexistent/mesh.toml")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot read /nonexistent/mesh.toml: No such file or directory (os error 2)"
+    );
+}
