@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use wireloom_engine::link::{Link, NeighbourTable, Way};
+use wireloom_engine::forwarding::Decision;
+use wireloom_engine::link::{Link, NeighbourTable};
 use wireloom_proto::{Device, Instant, Now, UnixTime};
 use wireloom_types::{LinkAddress, PrivateKey, PublicKey};
 
@@ -68,8 +69,8 @@ fn by_allowed_ips(bencher: Bencher<'_, '_>) {
     let frames = frames();
     bencher.counter(ItemsCount::new(frames.len())).bench_local(|| {
         for frame in divan::black_box(&frames) {
-            let way = Way::of_packet(&frame[HEADER..], &routes);
-            assert!(matches!(divan::black_box(way), Way::Peer(_)));
+            let decision = Decision::by_allowed_ips(&frame[HEADER..], &routes);
+            assert!(matches!(divan::black_box(decision), Decision::Peer(_)));
         }
     });
 }
@@ -85,8 +86,8 @@ fn by_next_hop(bencher: Bencher<'_, '_>) {
     bencher.counter(ItemsCount::new(frames.len())).bench_local(|| {
         for frame in divan::black_box(&frames) {
             let longest = frame.len() - HEADER;
-            let way = link.route(now().monotonic, frame, longest, &routes, MTU, &mut answer);
-            assert!(matches!(divan::black_box(way), Way::Peer(_)));
+            let decision = link.decide(now().monotonic, frame, longest, &routes, MTU, &mut answer);
+            assert!(matches!(divan::black_box(decision), Decision::Peer(_)));
         }
     });
 }

@@ -5,11 +5,11 @@
 use divan::Bencher;
 use divan::counter::BytesCount;
 use wireloom_engine::offload::{
-    checksum::Sum,
     coalesce::{Coalescer, Joinable},
     segment::Segments,
     virtio::{PartialChecksum, Segmentation, SegmentationKind, VirtioHeader},
 };
+use wireloom_engine::packet::checksum::Sum;
 
 /// What fits into one send of 65,507 bytes when each packet becomes a datagram of 1,452.
 const SEGMENTS: usize = 45;

@@ -1,4 +1,4 @@
-//! Keys for people and files: what `wg genkey` and `wg pubkey` do.
+//! Key generation, as `wg genkey` does it.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 /// Draws a new private key from the system's random generator.
 ///
 /// # Errors
-/// When the system has no randomness to give.
+/// When the random generator fails.
 pub fn generate() -> io::Result<PrivateKey> {
     let mut bytes = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *bytes).map_err(io::Error::other)?;

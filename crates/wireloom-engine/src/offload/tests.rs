@@ -8,10 +8,10 @@ use super::{
     coalesce::{Coalescer, Joinable},
     segment::Segments,
     virtio::{PartialChecksum, Segmentation, SegmentationKind, VirtioHeader},
-    *,
 };
+use crate::packet::{ethernet::HeaderBytes, tcp};
 
-const LINK: LinkHeader = [2, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 8, 0];
+const LINK: HeaderBytes = [2, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 8, 0];
 
 /// The fields of a packet, from which its bytes follow.
 #[derive(Clone, Debug)]
@@ -70,7 +70,7 @@ impl Packet {
             ports: [1000, 2000],
             sequence: u32::MAX - 2000,
             acknowledgement: 5,
-            flags: flag::ACK,
+            flags: tcp::Flags::ACK.bits(),
             window: 500,
             urgent: 0,
             tcp_options: vec![1; 12],
@@ -157,8 +157,8 @@ impl Packet {
             identification: self.identification.wrapping_add(number as u16),
             sequence: self.sequence.wrapping_add((number * size) as u32),
             flags: self.flags
-                & if number + 1 < count { !(flag::FIN | flag::PSH) } else { 0xff }
-                & if number > 0 { !flag::CWR } else { 0xff },
+                & if number + 1 < count { !(tcp::Flags::FIN.bits() | tcp::Flags::PSH.bits()) } else { 0xff }
+                & if number > 0 { !tcp::Flags::CWR.bits() } else { 0xff },
             payload: payload.to_vec(),
             ..self.clone()
         };
@@ -188,7 +188,11 @@ impl Packet {
             && (self.v6 || !self.fragment)
             && !self.payload.is_empty()
             && self.damage == 0
-            && if self.tcp { self.flags & !flag::PSH == flag::ACK } else { !self.unsummed }
+            && if self.tcp {
+                self.flags & !tcp::Flags::PSH.bits() == tcp::Flags::ACK.bits()
+            } else {
+                !self.unsummed
+            }
     }
 }
 
@@ -234,7 +238,7 @@ fn cut(header: VirtioHeader, link_len: usize, packet: &[u8]) -> Option<Vec<Vec<u
 }
 
 /// Joins packets and returns what is to be written to the interface.
-fn join(joinable: Joinable, packets: &[(Option<LinkHeader>, Vec<u8>)]) -> Vec<Vec<u8>> {
+fn join(joinable: Joinable, packets: &[(Option<HeaderBytes>, Vec<u8>)]) -> Vec<Vec<u8>> {
     let mut written = Vec::new();
     let mut sink = |_packets: u64, parts: &[IoSlice<'_>]| {
         written.push(parts.iter().flat_map(|part| part.iter().copied()).collect::<Vec<u8>>());
@@ -274,7 +278,7 @@ fn normalized(mut packet: Vec<u8>) -> Vec<u8> {
 /// A stretch of a flow: a large payload, and the size of its pieces.
 fn any_flow() -> impl Strategy<Value = (Packet, usize)> {
     (any_packet(vec(any::<u8>(), 1..9000)), 1..2000usize).prop_map(|(mut packet, size)| {
-        packet.flags = packet.flags & flag::PSH | flag::ACK;
+        packet.flags = packet.flags & tcp::Flags::PSH.bits() | tcp::Flags::ACK.bits();
         packet.network_options = 0;
         let least = packet.payload.len().div_ceil(150);
         (packet, size.max(least))
@@ -288,14 +292,14 @@ fn disturb(packets: &mut Vec<Packet>, at: usize, how: u8) {
     match how {
         0 => packet.damage = 1,
         1 => packet.fragment = true,
-        2 => packet.flags ^= flag::PSH,
-        3 => packet.flags |= flag::FIN,
+        2 => packet.flags ^= tcp::Flags::PSH.bits(),
+        3 => packet.flags |= tcp::Flags::FIN.bits(),
         4 => packet.flags |= 0x02, // SYN
         5 => packet.flags |= 0x04, // RST
         6 => packet.flags |= 0x20, // URG
         7 => packet.flags |= 0x40, // ECE
-        8 => packet.flags |= flag::CWR,
-        9 => packet.flags &= !flag::ACK,
+        8 => packet.flags |= tcp::Flags::CWR.bits(),
+        9 => packet.flags &= !tcp::Flags::ACK.bits(),
         10 => packet.tos ^= 3,
         11 => packet.ttl ^= 1,
         12 => packet.window ^= 1,

@@ -175,7 +175,7 @@ fn requests_follow_each_other() {
         done.extend(parser.line(line.as_bytes(), &scope).expect("well-formed"));
     }
     assert_eq!(done.len(), 3);
-    assert!(!parser.is_amid());
+    assert!(!parser.is_unfinished());
 }
 
 #[test]
@@ -329,7 +329,7 @@ proptest! {
         let mut parser = Parser::default();
         for line in std::iter::once("set=1".to_owned()).chain(lines) {
             let outcome = parser.line(line.as_bytes(), &scope);
-            prop_assert_eq!(parser.is_amid(), matches!(outcome, Ok(None)));
+            prop_assert_eq!(parser.is_unfinished(), matches!(outcome, Ok(None)));
         }
     }
 }

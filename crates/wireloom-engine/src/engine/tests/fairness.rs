@@ -33,9 +33,9 @@ fn a_flood_from_one_peer_does_not_hold_up_what_goes_to_another() {
     for _ in 0..FLOOD {
         x.stack.send(&packet(x.inner, hub.inner, &[0; 1000]));
     }
-    while x.turn(at(2)) == Rest::None {}
+    while x.turn(at(2)) == NextTurn::Now {}
     hub.stack.send(&packet(hub.inner, y.inner, b"to another"));
-    assert_eq!(hub.turn(at(2)), Rest::None, "the flood is not over");
+    assert_eq!(hub.turn(at(2)), NextTurn::Now, "the flood is not over");
     y.turn(at(2));
     assert!(y.stack.receive().is_some_and(|packet| packet.ends_with(b"to another")));
 }
@@ -48,7 +48,7 @@ fn a_flood_to_one_peer_does_not_hold_up_what_comes_from_another() {
     }
     y.stack.send(&packet(y.inner, hub.inner, b"from another"));
     y.turn(at(2));
-    assert_eq!(hub.turn(at(2)), Rest::None, "the flood is not over");
+    assert_eq!(hub.turn(at(2)), NextTurn::Now, "the flood is not over");
     assert!(hub.stack.receive().is_some_and(|packet| packet.ends_with(b"from another")));
 }
 
@@ -64,7 +64,7 @@ fn a_flood_for_a_peer_without_session_is_bounded_and_holds_up_nobody() {
     for _ in 0..FLOOD {
         hub.stack.send(&packet(hub.inner, x.inner, &[0; 1000]));
     }
-    while hub.turn(at(2)) == Rest::None {}
+    while hub.turn(at(2)) == NextTurn::Now {}
     hub.stack.send(&packet(hub.inner, y.inner, b"to another"));
     settle(at(2), &mut [&mut hub, &mut y]);
     assert!(y.stack.receive().is_some_and(|packet| packet.ends_with(b"to another")));
@@ -92,7 +92,7 @@ fn a_slow_machine_that_stays_behind_with_handshakes_demands_cookies() {
     for turn in 0..3 {
         let begin = at(2);
         let monotonic = begin.monotonic + Duration::from_millis(130 * turn);
-        assert_eq!(b.turn(Now { monotonic, ..begin }), Rest::None, "more waits than a turn takes");
+        assert_eq!(b.turn(Now { monotonic, ..begin }), NextTurn::Now, "more waits than a turn takes");
         assert_eq!(b.dropped("cookie-required") > 0, turn == 2, "turn {turn}");
     }
 }
@@ -106,9 +106,9 @@ fn a_flood_for_nobody_does_not_hold_up_what_comes_from_a_peer() {
     }
     y.stack.send(&packet(y.inner, hub.inner, b"from another"));
     y.turn(at(2));
-    assert_eq!(hub.turn(at(2)), Rest::None, "the flood is not over");
+    assert_eq!(hub.turn(at(2)), NextTurn::Now, "the flood is not over");
     assert!(hub.stack.receive().is_some_and(|packet| packet.ends_with(b"from another")));
-    while hub.turn(at(2)) == Rest::None {}
+    while hub.turn(at(2)) == NextTurn::Now {}
     assert_eq!(hub.dropped("no-peer-for-destination"), FLOOD as u64);
     assert_eq!(x.all_dropped() + y.all_dropped(), 0);
 }
@@ -128,7 +128,7 @@ fn a_queue_that_stands_loses_a_segment_now_and_then() {
             a.stack.send_super(stream.super_header(1000, 0), &stream.bytes(true));
         }
         let monotonic = begin.monotonic + Duration::from_millis(10 * turn);
-        assert_eq!(a.turn(Now { monotonic, ..begin }), Rest::None);
+        assert_eq!(a.turn(Now { monotonic, ..begin }), NextTurn::Now);
     }
     let dropped = a.dropped("queue-stood");
     assert!((1..=3).contains(&dropped), "{dropped}");
