@@ -1,4 +1,4 @@
-//! Counts the packets that are dropped. Nobody is told of most drops, so these counters are where they show.
+//! Counters of dropped packets. Most drops are silent on the network, so these counters are where they show.
 
 use std::{
     fmt,

@@ -6,7 +6,7 @@
 //!            │ Device:   handshakes, timers        │
 //!            └──────────────────▲──────────────────┘
 //!                      requests │ replies
-//!               control socket, one thread a client
+//!               control socket, one thread per client
 //! ```
 //!
 //! From the outside, this crate is a process ([`process::Interface`]), the parser of its control socket

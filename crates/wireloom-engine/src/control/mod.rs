@@ -1,5 +1,5 @@
-//! The control socket: WireGuard's cross-platform configuration protocol (<https://www.wireguard.com/xplatform/>), which
-//! `wg` uses with every userspace implementation.
+//! The control socket: WireGuard's cross-platform configuration protocol (<https://www.wireguard.com/xplatform/>),
+//! which `wg` uses with every userspace implementation.
 
 mod inbox;
 pub(crate) mod reply;

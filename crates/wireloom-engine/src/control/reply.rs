@@ -133,8 +133,8 @@ const LINE_MAX: usize = 128;
 const FIRST_CAPACITY: usize = 4096;
 
 impl Reply {
-    /// The text for the client. `wg` expects the error of a `get` as a positive number and that of a `set` as a negative
-    /// one, as wireguard-go writes it, whatever the specification says.
+    /// The text for the client. `wg` expects the error of a `get` as a positive number and that of a `set` as a
+    /// negative one, as wireguard-go writes it, whatever the specification says.
     pub(crate) fn into_text(self, to_a_set: bool) -> Zeroizing<String> {
         let sign = if to_a_set { -1 } else { 1 };
         match self {

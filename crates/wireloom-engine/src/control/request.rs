@@ -122,7 +122,8 @@ pub enum RequestErrorKind {
     NoEquals,
     /// Its key is unknown before the first `public_key`.
     #[error(
-        "unknown key {0:?}; before the first public_key there can be private_key, listen_port, fwmark, replace_peers, source_check"
+        "unknown key {0:?}; before the first public_key there can be private_key, listen_port, fwmark, \
+         replace_peers, source_check"
     )]
     UnknownDeviceKey(String),
     /// Its key is unknown after a `public_key`.

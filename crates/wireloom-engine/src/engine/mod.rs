@@ -1,6 +1,6 @@
 //! The engine: ties the interface, the UDP port and the protocol together.
 
-mod configuration;
+mod requests;
 mod worker;
 mod workers;
 
@@ -30,10 +30,10 @@ const REBIND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A WireGuard interface at work, on any kind of interface and network.
 ///
-/// No call blocks: [`Engine::turn`] does what there is to do and says when the next turn is due.
+/// No call blocks: [`Engine::turn`] does the pending work and says when the next turn is due.
 ///
-/// While the interface is down, the port is closed, there are no sessions, and no timer runs. Persistent keepalives, and
-/// the handshakes for them, begin when it comes up.
+/// While the interface is down, the port is closed, there are no sessions, and no timer runs. Persistent keepalives,
+/// and the handshakes for them, begin when it comes up.
 ///
 /// The engine carries the packets of the interface's first queue. Those of other queues are carried by workers on
 /// other threads, while the port is open.
@@ -120,7 +120,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
         self.udp.as_ref()
     }
 
-    /// Does what there is to do, for a bounded time.
+    /// Does the pending work, for a bounded time.
     ///
     /// # Errors
     /// When the interface can no longer be used.

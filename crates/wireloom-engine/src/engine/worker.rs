@@ -64,7 +64,7 @@ impl<T: TunQueue, U: Udp> Worker<T, U> {
         self.mtu = mtu;
     }
 
-    /// Does what there is to do, for a bounded time.
+    /// Does the pending work, for a bounded time.
     ///
     /// # Errors
     /// When the interface can no longer be used.

@@ -34,7 +34,7 @@ pub(super) struct Workers<T, U> {
 }
 
 impl<T: TunQueue, U: Udp> Workers<T, U> {
-    /// Makes a worker for each queue, with a data path that forwards as it is told. `link` is given in link mode.
+    /// Makes a worker for each queue, with a data path for each forwarder. `link` is given in link mode.
     pub(super) fn new(
         queues: Vec<T>,
         data_path: impl Fn(Forwarder) -> DataPath,

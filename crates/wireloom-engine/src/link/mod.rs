@@ -11,7 +11,7 @@
 //! tunnel, and the peer may run any WireGuard implementation.
 //!
 //! The module is pure: bytes and times in, bytes and decisions out, without I/O. Nothing is learnt from frames or
-//! peers: the keys and the allowed IPs say who is where. When they change, [`Link::announce`] corrects what the network
+//! peers: the keys and the allowed IPs say who is where. When they change, `Link::announce` corrects what the network
 //! stack was told before.
 
 mod cache;

@@ -1,4 +1,4 @@
-//! Frames in, frames out.
+//! The link, frame by frame.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -28,8 +28,7 @@ fn at(seconds: u64) -> Now {
     Now { monotonic: Instant::from_origin(elapsed), unix: UnixTime::from_epoch(elapsed) }
 }
 
-/// A device with peers 1 and 2, who have 10.0.0.N, fd00::N and 172.N.0.0/16, and peer 3 without an
-/// endpoint, who has 0.0.0.0/0; and their link.
+/// A device and its link. Peers 1 and 2 have 10.0.0.N, fd00::N and 172.N.0.0/16. Peer 3 has 0.0.0.0/0 and no endpoint.
 struct World {
     device: Device,
     link: Link,
@@ -43,7 +42,7 @@ fn address(number: u8) -> LinkAddress {
     LinkAddress::of(key(number))
 }
 
-/// What became of a frame.
+/// The decision about a frame.
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
     Peer(PublicKey),
@@ -74,7 +73,7 @@ impl World {
         Self { device, link }
     }
 
-    /// The fate of a frame, and what the stack is told.
+    /// The decision about a frame, and the answer to the network stack.
     fn route(&mut self, frame: &[u8]) -> (Fate, Vec<u8>) {
         let mut answer = Vec::new();
         let routes = self.device.transport().routes();
@@ -181,7 +180,7 @@ fn solicitations_are_answered_with_valid_checksums() {
 }
 
 #[test]
-fn nobody_contests_an_address() {
+fn probes_and_announcements_of_addresses_are_not_answered() {
     let mut world = World::new();
     for question in [
         arp(BROADCAST, [0; 4], [10, 0, 0, 1]),
@@ -196,7 +195,7 @@ fn nobody_contests_an_address() {
 }
 
 #[test]
-fn reachability_probes_of_one_peer_are_answered() {
+fn questions_to_a_single_peer_are_answered() {
     let mut world = World::new();
     let mut there = |question: &[u8]| {
         let (_, answer) = world.route(question);
@@ -205,13 +204,13 @@ fn reachability_probes_of_one_peer_are_answered() {
     assert_eq!(there(&arp(address(1), [10, 0, 0, 9], [10, 0, 0, 1])), address(1));
     // The address has moved to another peer.
     assert_eq!(there(&arp(address(1), [10, 0, 0, 9], [10, 0, 0, 2])), address(2));
-    // An address in nobody's allowed IPs, of which somebody told the stack where it is.
+    // An address in no peer's allowed IPs, which the stack takes for that of a peer.
     assert_eq!(there(&solicitation(address(2), "fd00::9", "fd77::1")), address(2));
     assert_eq!(there(&solicitation(address(8), "fd00::9", "fd77::1")), LinkAddress::NOBODY);
 }
 
 #[test]
-fn the_frame_s_destination_is_the_peer_whatever_the_packet_s() {
+fn the_frame_s_destination_decides_and_not_the_packet_s() {
     let mut world = World::new();
     for packet in [v4(address(2), [10, 0, 0, 1], 100, true), v6(address(2), "2001:db8::1", 100)] {
         assert_eq!(world.route(&packet), (Fate::Peer(key(2)), Vec::new()));
@@ -219,7 +218,7 @@ fn the_frame_s_destination_is_the_peer_whatever_the_packet_s() {
 }
 
 #[test]
-fn groups_are_everyone_and_only_neighbour_discovery_stays() {
+fn multicast_goes_to_all_peers_except_neighbour_discovery() {
     let mut world = World::new();
     let all_routers = LinkAddress::from_bytes([0x33, 0x33, 0, 0, 0, 2]);
     let ospf = LinkAddress::from_bytes([1, 0, 0x5e, 0, 0, 5]);
@@ -233,13 +232,14 @@ fn groups_are_everyone_and_only_neighbour_discovery_stays() {
 }
 
 #[test]
-fn frames_of_other_protocols_are_lost() {
+fn frames_of_other_protocols_are_dropped() {
     let mut world = World::new();
     assert_eq!(world.route(&frame(address(1), 0x88cc, &[0; 60])).0, Fate::Dropped(EngineDrop::NotIp));
     assert_eq!(world.route(&[0; 13]).0, Fate::Dropped(EngineDrop::NotIp));
 }
 
-/// The ICMP error in a frame: its type and code, where it claims to come from, and by whom.
+/// The ICMP error in a frame: its type, code, source address, source link address, and the last field, which may be an
+/// MTU.
 fn error_in(frame: &[u8]) -> (u8, u8, IpAddr, LinkAddress, u16) {
     let (header, packet) = Header::split(frame).unwrap();
     assert_eq!(header.destination, OWN);
@@ -258,7 +258,7 @@ fn error_in(frame: &[u8]) -> (u8, u8, IpAddr, LinkAddress, u16) {
 }
 
 #[test]
-fn what_goes_to_nobody_or_to_a_lost_peer_comes_back_as_unreachable() {
+fn packets_to_no_peer_and_to_unreachable_peers_come_back_as_unreachable() {
     let mut world = World::new();
     let v4_destination: IpAddr = Ipv4Addr::new(10, 7, 7, 7).into();
     let v6_destination: IpAddr = "fd00::77".parse().unwrap();
@@ -268,7 +268,7 @@ fn what_goes_to_nobody_or_to_a_lost_peer_comes_back_as_unreachable() {
         let (fate, answer) = world.route(&v4(to, [10, 7, 7, 7], 1400, true));
         assert_eq!(fate, expected);
         assert_eq!(error_in(&answer), (3, 1, v4_destination, to, 0));
-        assert_eq!(answer.len(), 14 + 576, "no longer than needed");
+        assert_eq!(answer.len(), 14 + 576, "as short as allowed");
         let (fate, answer) = world.route(&v6(to, "fd00::77", 1400));
         assert_eq!(fate, expected);
         assert_eq!(error_in(&answer), (1, 3, v6_destination, to, 0));
@@ -277,7 +277,7 @@ fn what_goes_to_nobody_or_to_a_lost_peer_comes_back_as_unreachable() {
 }
 
 #[test]
-fn no_errors_about_errors_or_later_fragments_or_from_nowhere() {
+fn there_are_no_errors_about_errors_later_fragments_or_packets_without_a_single_source() {
     let mut world = World::new();
     let to = LinkAddress::NOBODY;
     let mut silent = |frame: &[u8]| assert_eq!(world.route(frame).1, Vec::<u8>::new());
@@ -293,17 +293,17 @@ fn no_errors_about_errors_or_later_fragments_or_from_nowhere() {
     let mut fragment = v4(to, [10, 7, 7, 7], 64, false);
     fragment[14 + 7] = 1;
     silent(&fragment);
-    let mut nowhere = v4(to, [10, 7, 7, 7], 64, false);
-    nowhere[14 + 12..14 + 16].fill(0);
-    silent(&nowhere);
+    let mut without_source = v4(to, [10, 7, 7, 7], 64, false);
+    without_source[14 + 12..14 + 16].fill(0);
+    silent(&without_source);
     silent(&v4(to, [224, 0, 0, 1], 64, false));
 }
 
 #[test]
-fn a_packet_over_the_path_mtu_comes_back_as_too_big() {
+fn a_packet_that_exceeds_the_path_mtu_comes_back_as_too_big() {
     let mut world = World::new();
     world.link.set_path_mtu(world.id(1), Some(1400));
-    // 1400 less 20 (IPv4), 8 (UDP) and 32 (data message) is 1340: padded packets fit up to 1328.
+    // 1400 less 20 (IPv4), 8 (UDP) and 32 (data message) is 1340, which leaves 1328 for padded packets.
     assert_eq!(world.route(&v4(address(1), [8; 4], 1328, true)), (Fate::Peer(key(1)), Vec::new()));
     let (fate, answer) = world.route(&v4(address(1), [8; 4], 1329, true));
     assert_eq!(fate, Fate::Dropped(EngineDrop::TooBig));
@@ -311,10 +311,10 @@ fn a_packet_over_the_path_mtu_comes_back_as_too_big() {
     let (fate, answer) = world.route(&v6(address(1), "2001:db8::8", 1329));
     assert_eq!(fate, Fate::Dropped(EngineDrop::TooBig));
     assert_eq!(error_in(&answer), (2, 0, "2001:db8::8".parse().unwrap(), address(1), 1328));
-    // What may be fragmented is, on the underlay; and the other peer has no such limit.
+    // A packet that may be fragmented passes: the underlay will fragment it. The other peer has no such limit.
     assert_eq!(world.route(&v4(address(1), [8; 4], 1400, false)).0, Fate::Peer(key(1)));
     assert_eq!(world.route(&v4(address(2), [8; 4], 1400, true)).0, Fate::Peer(key(2)));
-    // IPv6 cannot be told less than 1280.
+    // With IPv6 the limit is never less than 1280.
     world.link.set_path_mtu(world.id(1), Some(600));
     assert_eq!(world.route(&v6(address(1), "2001:db8::8", 1280)).0, Fate::Peer(key(1)));
     let (_, answer) = world.route(&v6(address(1), "2001:db8::8", 1281));
@@ -324,14 +324,14 @@ fn a_packet_over_the_path_mtu_comes_back_as_too_big() {
 }
 
 #[test]
-fn a_path_that_takes_the_whole_mtu_takes_it_unpadded() {
+fn a_packet_as_long_as_the_mtu_is_not_padded() {
     let mut world = World::new();
     world.link.set_path_mtu(world.id(1), Some(1480));
     assert_eq!(world.route(&v4(address(1), [8; 4], 1420, true)).0, Fate::Peer(key(1)));
 }
 
 #[test]
-fn the_network_s_word_is_believed_for_ten_minutes_and_survives_changes_of_peers() {
+fn a_learnt_path_mtu_lasts_ten_minutes_and_survives_changes_of_peers() {
     let mut world = World::new();
     let id = world.id(1);
     let endpoint = IpAddr::from([192, 0, 2, 1]);
@@ -346,7 +346,7 @@ fn the_network_s_word_is_believed_for_ten_minutes_and_survives_changes_of_peers(
 }
 
 #[test]
-fn arrivals_bear_their_peer_s_address_and_bring_no_neighbour_discovery() {
+fn inbound_frames_come_from_their_peer_s_address_and_carry_no_neighbour_discovery() {
     let world = World::new();
     let id = world.id(1);
     let packet = &v4(OWN, [10, 0, 0, 9], 64, false)[HEADER_LEN..];
@@ -361,7 +361,7 @@ fn arrivals_bear_their_peer_s_address_and_bring_no_neighbour_discovery() {
     }
 }
 
-/// What the stack hears of changes: each frame's kind, which address it is about, and who has it.
+/// The announcements to the network stack: each address, and the link address where it is now.
 fn announced(world: &mut World) -> Vec<(IpAddr, LinkAddress)> {
     let mut told = Vec::new();
     let routes = world.device.transport().routes();
@@ -372,7 +372,7 @@ fn announced(world: &mut World) -> Vec<(IpAddr, LinkAddress)> {
             assert_eq!(header.destination, OWN);
             let target = Ipv4Addr::from(*packet[14..].first_chunk::<4>().unwrap());
             let half = [&there.to_bytes()[..], &target.octets()].concat();
-            // The kernel calls it gratuitous, and believes it, when both halves are alike.
+            // The kernel accepts it as gratuitous when both halves are alike.
             assert_eq!(packet, [&[0, 1, 8, 0, 6, 4, 0, 2], &half[..], &half[..]].concat());
             told.push((target.into(), there));
         } else {
@@ -380,7 +380,7 @@ fn announced(world: &mut World) -> Vec<(IpAddr, LinkAddress)> {
             let message = ipv6::icmpv6(packet).unwrap();
             assert_eq!((message[0], packet[7]), (136, 255));
             assert_eq!(packet[24..40], "ff02::1".parse::<Ipv6Addr>().unwrap().octets());
-            assert_eq!(message[4] & 0xe0, 0xa0, "unsolicited, to override, of a router");
+            assert_eq!(message[4] & 0xe0, 0xa0, "not solicited, overriding, from a router");
             assert_eq!(message[24..], [&[2, 1][..], &there.to_bytes()].concat());
             assert_eq!(ipv6::icmpv6_checksum(packet.first_chunk().unwrap(), message), 0);
             let target = Ipv6Addr::from(*message[8..].first_chunk::<16>().unwrap());
@@ -392,7 +392,7 @@ fn announced(world: &mut World) -> Vec<(IpAddr, LinkAddress)> {
 }
 
 #[test]
-fn the_stack_is_told_who_has_an_address_now_that_it_once_asked_for() {
+fn the_stack_is_told_of_new_locations_of_the_addresses_that_it_asked_for() {
     let mut world = World::new();
     let (new, v4): (_, IpAddr) = (key(4), [10, 0, 0, 1].into());
     let v6 = ["fd00::1", "fd00::77"].map(|text| text.parse::<IpAddr>().unwrap());
@@ -401,11 +401,11 @@ fn the_stack_is_told_who_has_an_address_now_that_it_once_asked_for() {
     for target in [v6[0], v6[1], link_local] {
         world.route(&solicitation(BROADCAST, "fd00::9", &target.to_string()));
     }
-    // An address of which somebody else told the stack.
+    // An address that the stack learnt elsewhere is not announced.
     world.route(&solicitation(address(2), "fd00::9", "fd77::1"));
     assert_eq!(announced(&mut world), []);
 
-    // A new peer takes an address, comes with a prefix that has one, and with its link-local one.
+    // A new peer takes an address, a prefix that covers another one, and its own link-local address.
     let mut configuration = world.device.configure(at(6));
     let mut peer = configuration.add_peer(new).unwrap();
     peer.add_allowed_ip("10.0.0.1/32".parse().unwrap()).add_allowed_ip("fd00::/64".parse().unwrap());
@@ -419,7 +419,7 @@ fn the_stack_is_told_who_has_an_address_now_that_it_once_asked_for() {
     });
     assert_eq!(announced(&mut world), [], "once");
 
-    // It goes, and one of its addresses is another's again: by the default route of the third.
+    // It is removed. The third peer's default route covers one of its addresses; the others have no peer.
     world.device.configure(at(7)).remove_peer(&new);
     world.link.remove(&new);
     let nobody = LinkAddress::NOBODY;
@@ -427,7 +427,7 @@ fn the_stack_is_told_who_has_an_address_now_that_it_once_asked_for() {
     expected.sort_by_key(|(target, _)| *target);
     assert_eq!(announced(&mut world), expected);
 
-    // With another address of ours the stack begins anew.
+    // With another link address of the interface, the stack has forgotten everything.
     world.link.set_own(address(8));
     world.device.configure(at(8)).remove_all_peers();
     world.link.clear();
@@ -435,8 +435,8 @@ fn the_stack_is_told_who_has_an_address_now_that_it_once_asked_for() {
 }
 
 #[test]
-fn a_peer_with_another_s_link_address_takes_its_place_whatever_the_order() {
-    // As in the engine's test: 08:53:19:43:ce follows from both.
+fn a_peer_replaces_one_with_the_same_link_address_in_either_order() {
+    // As in the engine's test: the link address ends with 08:53:19:43:ce for both keys.
     let [one, other] = [542_000_u32, 1_144_960].map(|number| {
         let mut key = [0; 32];
         key[..4].copy_from_slice(&number.to_le_bytes());
@@ -464,9 +464,9 @@ fn a_peer_with_another_s_link_address_takes_its_place_whatever_the_order() {
 }
 
 proptest! {
-    /// Whatever the stack sends, an answer is a frame to whoever sent it.
+    /// Whatever the stack sends, an answer goes to the interface itself.
     #[test]
-    fn arbitrary_frames_are_survived(
+    fn arbitrary_frames_do_not_panic(
         destination in prop_oneof![Just(address(1)), Just(address(3)), Just(BROADCAST), Just(LinkAddress::NOBODY)],
         kind in prop_oneof![Just(kind::ARP), Just(kind::IPV4), Just(kind::IPV6), any::<u16>()],
         payload in prop::collection::vec(any::<u8>(), 0..200),

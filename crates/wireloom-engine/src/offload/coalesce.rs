@@ -10,11 +10,11 @@ use std::{io::IoSlice, iter};
 use super::virtio::{PartialChecksum, Segmentation, SegmentationKind, VirtioHeader};
 use crate::packet::{
     MAX_PACKET,
-    checksum::{Sum, pseudo_header},
+    checksum::Sum,
     ethernet::HeaderBytes,
     ip_version, ipv4, ipv6,
     protocol::{TCP, UDP},
-    read_u16, read_u32, tcp, udp, write_u16,
+    pseudo_header_sum, read_u16, read_u32, tcp, udp, write_u16,
 };
 
 /// The most packets in one super-packet of TCP. With an MTU of 1420, 48 of them make 64 KB.
@@ -216,7 +216,7 @@ impl<'b> Group<'b> {
             let sum = Sum::of(&headers[..ipv4::HEADER_LEN]).complement();
             write_u16(headers, ipv4::CHECKSUM, sum);
         }
-        let pseudo = pseudo_header(headers, shape.protocol, transport_len).fold();
+        let pseudo = pseudo_header_sum(headers, shape.protocol, transport_len).fold();
         let transport = &mut headers[shape.transport..];
         let (kind, field) = if shape.protocol == UDP {
             write_u16(transport, udp::LENGTH, transport_len as u16);
@@ -255,7 +255,7 @@ impl Shape {
             UDP if joinable.udp => Self::of_udp(header, transport)?,
             _ => return None,
         };
-        let sum = pseudo_header(packet, protocol, header.len()).and(Sum::of(header));
+        let sum = pseudo_header_sum(packet, protocol, header.len()).and(Sum::of(header));
         sum.is_intact().then_some(shape)
     }
 

@@ -1,7 +1,5 @@
 //! The internet checksum (RFC 1071).
 
-use super::{ip_version, ipv4, ipv6};
-
 /// A one's-complement sum that is not folded yet.
 ///
 /// Words are added in the machine's byte order. The sum is the same with its bytes swapped (RFC 1071, section 2, B),
@@ -87,16 +85,6 @@ impl Sum {
 /// The checksum of several pieces that stand one after the other. All but the last must have an even length.
 pub(crate) fn checksum(pieces: &[&[u8]]) -> u16 {
     pieces.iter().fold(Sum::default(), |sum, piece| sum.and(Sum::of(piece))).complement()
-}
-
-/// The sum of the pseudo-header of TCP (RFC 9293, section 3.1) or UDP. `packet` has a whole IP header; `len` is the
-/// length of the transport header and its payload, in bytes.
-pub(crate) fn pseudo_header(packet: &[u8], protocol: u8, len: usize) -> Sum {
-    let addresses = match ip_version(packet) {
-        Some(4) => &packet[ipv4::ADDRESSES],
-        _ => &packet[ipv6::ADDRESSES],
-    };
-    Sum::of(addresses).and_u16(protocol.into()).and_u32(len as u32)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Packet headers, one protocol a file: how to read them, and how to write those that we make ourselves.
+//! Packet headers, one file per protocol: how to read them, and how to write the ones that we make ourselves.
 //!
 //! Whether a packet is IP at all, its addresses and its claimed length are read by [`wireloom_proto::inner`], which
 //! the protocol needs itself. Everything else that the engine wants to know about a packet is read here.
@@ -10,6 +10,8 @@ pub(crate) mod ipv4;
 pub(crate) mod ipv6;
 pub(crate) mod tcp;
 pub(crate) mod udp;
+
+use self::checksum::Sum;
 
 /// The longest IP packet, in bytes: the length fields of IPv4 and IPv6 have 16 bits.
 pub const MAX_PACKET: usize = 65_535;
@@ -27,6 +29,16 @@ pub(crate) mod protocol {
 /// The version of a packet's IP header: 4, 6, or anything else when it is no IP. `None` when the packet is empty.
 pub(crate) fn ip_version(packet: &[u8]) -> Option<u8> {
     packet.first().map(|first| first >> 4)
+}
+
+/// The sum of the pseudo-header of TCP (RFC 9293, section 3.1) or UDP. `packet` has a whole IP header; `len` is the
+/// length of the transport header and its payload, in bytes.
+pub(crate) fn pseudo_header_sum(packet: &[u8], protocol: u8, len: usize) -> Sum {
+    let addresses = match ip_version(packet) {
+        Some(4) => &packet[ipv4::ADDRESSES],
+        _ => &packet[ipv6::ADDRESSES],
+    };
+    Sum::of(addresses).and_u16(protocol.into()).and_u32(len as u32)
 }
 
 pub(crate) fn read_u16(bytes: &[u8], at: usize) -> u16 {

@@ -35,8 +35,8 @@ pub use crate::{control::OpenControlError, tun::OpenTunError};
 /// An interface that is open: it exists, and its control socket accepts clients.
 ///
 /// When [`Self::run`] returns or the value is dropped, the interface and the socket are removed. In link mode
-/// ([`PeerLookup::Gateway`]) the interface outlives a signal, or whatever else ends the process, so that the routes over
-/// it survive a restart. It is removed by deleting it or the socket.
+/// ([`PeerLookup::Gateway`]) the interface outlives a signal, or whatever else ends the process, so that the routes
+/// over it survive a restart. It is removed by deleting it or the socket.
 pub struct Interface {
     engine: Engine<LinuxTun, LinuxNetwork>,
     server: Server,

@@ -26,12 +26,12 @@ use crate::{
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
-/// The MTU of a new interface in bytes, as for every WireGuard: 1500 less 80, which is what IPv6 (40), UDP (8) and a data
-/// message (32) add.
+/// The MTU of a new interface in bytes, as for every WireGuard: 1500 less 80, which is what IPv6 (40), UDP (8) and a
+/// data message (32) add.
 const DEFAULT_MTU: usize = 1420;
 
-/// A TUN interface, which lives as long as this value. In link mode it is a TAP interface, which can outlive this value,
-/// with its addresses and routes, for the next one of the same name.
+/// A TUN interface, which lives as long as this value. In link mode it is a TAP interface, which can outlive this
+/// value, with its addresses and routes, for the next one of the same name.
 pub(crate) struct LinuxTun {
     first: LinuxQueue,
     monitor: InterfaceMonitor,
@@ -83,9 +83,9 @@ pub enum OpenTunError {
 }
 
 impl LinuxTun {
-    /// Creates the interface `name`, down, with an MTU of 1420 bytes. In link mode, takes over the TAP interface of that
-    /// name if an earlier process left one. Returns the interface and its queues except the first. There are `queues`
-    /// in all, or just one if the interface that was left cannot have more.
+    /// Creates the interface `name`, down, with an MTU of 1420 bytes. In link mode, takes over the TAP interface of
+    /// that name if an earlier process left one. Returns the interface and its queues except the first. There are
+    /// `queues` in all, or just one if the interface that was left cannot have more.
     ///
     /// # Errors
     /// [`OpenTunError`]; nothing is left behind then.

@@ -185,7 +185,10 @@ pub(super) fn was_left(name: &str) -> io::Result<bool> {
     match exchange(RouteNetlinkMessage::GetLink(message), 0) {
         Ok(Some(RouteNetlinkMessage::NewLink(message))) => {
             let has = |wanted: fn(&LinkAttribute) -> bool| message.attributes.iter().any(wanted);
-            let our_alias = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfAlias(alias) if alias == AGENT_ALIAS || alias == DEVICE_ALIAS);
+            let our_alias = |attribute: &LinkAttribute| match attribute {
+                LinkAttribute::IfAlias(alias) => alias == AGENT_ALIAS || alias == DEVICE_ALIAS,
+                _ => false,
+            };
             Ok(has(our_alias) && has(|attribute| *attribute == LinkAttribute::Carrier(0)))
         }
         Ok(_) => Ok(false),

@@ -140,8 +140,8 @@ impl LinuxNetwork {
                 Fragments::Forbidden.set(&socket, true)?;
                 setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
             } else {
-                // Like the kernel's WireGuard (`send4` in drivers/net/wireguard/socket.c): a tunnel whose MTU is too big
-                // for the path is slow, not dead.
+                // Like the kernel's WireGuard (`send4` in drivers/net/wireguard/socket.c): a tunnel whose MTU is too
+                // big for the path is slow, not dead.
                 Fragments::Allowed.set(&socket, true)?;
             }
         }

@@ -92,8 +92,8 @@ impl Receiver {
         if wanted == 0 {
             return;
         }
-        // SAFETY: the first `wanted` headers point to targets in `self.0` and to the batch's rooms. All of these live and
-        // stay in place until the call returns, and nobody else accesses them.
+        // SAFETY: the first `wanted` headers point to targets in `self.0` and to the batch's rooms. All of these live
+        // and stay in place until the call returns, and nobody else accesses them.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -126,8 +126,8 @@ impl Default for Sender {
 }
 
 impl Sender {
-    /// Sends these runs, at most as many as a batch has datagrams, until the kernel takes no more. Returns how many were
-    /// sent.
+    /// Sends these runs, at most as many as a batch has datagrams, until the kernel takes no more. Returns how many
+    /// were sent.
     ///
     /// # Errors
     /// Why the first run was not sent.
@@ -153,8 +153,8 @@ impl Sender {
             header.msg_controllen = control.used as _;
             count += 1;
         }
-        // SAFETY: the first `count` headers point to targets in `self.0` and to the caller's datagrams, all of which live
-        // and stay in place until the call returns.
+        // SAFETY: the first `count` headers point to targets in `self.0` and to the caller's datagrams, all of which
+        // live and stay in place until the call returns.
         let sent = unsafe {
             libc::sendmmsg(
                 socket.as_raw_fd(),
@@ -216,11 +216,12 @@ fn write_address(storage: &mut libc::sockaddr_storage, address: SocketAddr) -> l
     }
 }
 
-/// The control messages of a received datagram: its local address, and the size of the datagrams if it is a run of them.
+/// The control messages of a received datagram: its local address, and the size of the datagrams if it is a run of
+/// them.
 fn control_messages(header: &libc::msghdr) -> (Option<LocalAddress>, Option<usize>) {
     let (mut local, mut size) = (None, None);
-    // SAFETY: the kernel wrote `msg_controllen` bytes of control messages, and the macros stay within these. The data of a
-    // control message is read unaligned, as the type that its level and type stand for.
+    // SAFETY: the kernel wrote `msg_controllen` bytes of control messages, and the macros stay within these. The data
+    // of a control message is read unaligned, as the type that its level and type stand for.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(header);
         while !message.is_null() {

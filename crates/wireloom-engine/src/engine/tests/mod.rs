@@ -1,4 +1,4 @@
-//! Engines joined by a network in memory, under virtual time.
+//! Engines that are connected by an in-memory network, under virtual time.
 
 mod fairness;
 mod link;
@@ -19,7 +19,7 @@ use crate::{
     udp::MemoryNetwork,
 };
 
-/// A machine: an engine, its network stack, its place on the network.
+/// A machine: an engine, its network stack, and its attachment to the network.
 struct Machine {
     engine: Engine<MemoryTun, MemoryNetwork>,
     stack: MemoryTunHost,
@@ -32,12 +32,12 @@ const PORT: u16 = 51_820;
 const MTU: usize = 1420;
 
 impl Machine {
-    /// Machine `number` on a network, without configuration, its interface down.
+    /// Machine `number` on a network. It has no configuration, and its interface is down.
     fn on(network: &MemoryNetwork, number: u8) -> Self {
         Self::with(network, number, Mode::STANDARD, memory_tun())
     }
 
-    /// As [`Self::on`], in this mode and on this interface.
+    /// The same as [`Self::on`], in this mode and with this interface.
     fn with(network: &MemoryNetwork, number: u8, mode: Mode, tun: (MemoryTun, MemoryTunHost)) -> Self {
         let network = network.host(Ipv4Addr::new(192, 0, 2, number).into());
         let (tun, stack) = tun;
@@ -118,7 +118,7 @@ fn at(seconds: u64) -> Now {
     Now { monotonic: Instant::from_origin(elapsed), unix: UnixTime::from_epoch(elapsed) }
 }
 
-/// An IPv4 packet with this payload; its checksum is nobody's concern here.
+/// An IPv4 packet with this payload. Nothing here looks at its checksum.
 fn packet(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0; 20 + payload.len()];
     packet[0] = 0x45;
@@ -130,7 +130,7 @@ fn packet(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// Turns every machine until nobody has anything left to do.
+/// Gives turns to all machines until none has anything left to do.
 fn settle(now: Now, machines: &mut [&mut Machine]) {
     for _ in 0..20 {
         for machine in &mut *machines {
@@ -143,7 +143,7 @@ fn network() -> MemoryNetwork {
     MemoryNetwork::new(Ipv4Addr::UNSPECIFIED.into())
 }
 
-/// Two machines that are each other's peers, both up.
+/// Two machines that are peers of each other, both up.
 fn pair() -> (Machine, Machine) {
     let network = network();
     let (mut a, mut b) = (Machine::on(&network, 1), Machine::on(&network, 2));
@@ -155,7 +155,7 @@ fn pair() -> (Machine, Machine) {
     (a, b)
 }
 
-/// Inserts a datagram into the network as if it came from this address.
+/// Injects a datagram that appears to come from this address.
 fn inject(network: &MemoryNetwork, from: IpAddr, to: SocketAddr, datagram: &[u8]) {
     let mut udp = network.host(from).bind(0, 0).expect("a free port");
     let mut batch = OutboundBatch::default();
@@ -166,7 +166,7 @@ fn inject(network: &MemoryNetwork, from: IpAddr, to: SocketAddr, datagram: &[u8]
 }
 
 #[test]
-fn a_packet_crosses_and_its_answer_comes_back() {
+fn a_packet_crosses_the_tunnel_and_its_answer_comes_back() {
     let (mut a, mut b) = pair();
     let there = packet(a.inner, b.inner, b"secret words");
     let back = packet(b.inner, a.inner, b"more secret words");
@@ -193,10 +193,10 @@ fn nothing_is_sent_while_the_interface_is_down() {
     assert!(network.seen().is_empty());
     a.up();
     a.turn(at(60));
-    assert_eq!(network.seen().len(), 1, "the keepalive's handshake begins at once");
+    assert_eq!(network.seen().len(), 1, "the handshake for the keepalive begins at once");
     a.down();
     assert_eq!(a.turn(at(61)), NextTurn::Wait(None));
-    assert!(a.engine.udp().is_none(), "the port is free again");
+    assert!(a.engine.udp().is_none(), "the port is closed");
     assert!(a.turn(at(120)) == NextTurn::Wait(None) && network.seen().len() == 1);
 }
 
@@ -222,11 +222,11 @@ fn a_burst_larger_than_a_batch_keeps_its_order() {
 }
 
 #[test]
-fn a_super_packet_crosses_in_pieces_and_arrives_whole() {
+fn a_super_packet_crosses_as_segments_and_arrives_joined() {
     let (mut a, mut b) = pair();
     for size in [1368, 500] {
         let stream = Stream::between(a.inner, b.inner, 30 * size);
-        // The first one waits for the handshake, piece by piece; only the latest are kept.
+        // The segments of the first one wait for the handshake. Only the latest are kept.
         a.stack.send_super(stream.super_header(size, 0), &stream.bytes(true));
         settle(at(1), &mut [&mut a, &mut b]);
         while b.stack.receive().is_some() {}
@@ -240,13 +240,13 @@ fn a_super_packet_crosses_in_pieces_and_arrives_whole() {
         assert!(b.stack.receive().is_some_and(|packet| packet.ends_with(b"another")));
         let lengths: Vec<_> =
             a.network.seen()[before..].iter().map(|(_, _, datagram)| datagram.len()).collect();
-        // Padding goes to a multiple of 16, but not beyond the MTU.
+        // Messages are padded to a multiple of 16 bytes, but not beyond the MTU.
         assert_eq!(lengths[..30], [((52 + size).next_multiple_of(16)).min(MTU) + 32; 30]);
     }
 }
 
 #[test]
-fn a_super_packet_of_many_small_pieces_fills_more_than_a_batch() {
+fn a_super_packet_of_many_small_segments_fills_more_than_one_batch() {
     let (mut a, mut b) = pair();
     a.stack.send(&packet(a.inner, b.inner, b"first"));
     settle(at(1), &mut [&mut a, &mut b]);
@@ -254,7 +254,7 @@ fn a_super_packet_of_many_small_pieces_fills_more_than_a_batch() {
     let stream = Stream::between(a.inner, b.inner, 60_000);
     a.stack.send_super(stream.super_header(50, 0), &stream.bytes(true));
     settle(at(2), &mut [&mut a, &mut b]);
-    for piece in stream.cut(50) {
+    for piece in stream.segments(50) {
         assert!(b.stack.receive() == Some(piece.bytes(false)));
     }
     assert_eq!(b.stack.receive(), None);
@@ -262,7 +262,7 @@ fn a_super_packet_of_many_small_pieces_fills_more_than_a_batch() {
 }
 
 #[test]
-fn a_super_packet_that_is_not_as_described_is_dropped() {
+fn a_super_packet_that_contradicts_its_virtio_header_is_dropped() {
     let (mut a, b) = pair();
     let stream = Stream::between(a.inner, b.inner, 3000);
     let mut header = stream.super_header(1000, 0);
@@ -273,7 +273,7 @@ fn a_super_packet_that_is_not_as_described_is_dropped() {
 }
 
 #[test]
-fn packets_for_several_peers_mix_with_and_without_sessions() {
+fn interleaved_packets_reach_peers_with_and_without_sessions_in_order() {
     let network = network();
     let mut hub = Machine::on(&network, 1);
     let mut spokes = [Machine::on(&network, 2), Machine::on(&network, 3), Machine::on(&network, 4)];
@@ -286,13 +286,13 @@ fn packets_for_several_peers_mix_with_and_without_sessions() {
     hub.up();
     hub.turn(at(0));
     let [ref mut x, ref mut y, ref mut z] = spokes;
-    // The first peer has a session before the others.
+    // Only the first peer has a session.
     hub.stack.send(&packet(hub.inner, x.inner, b"hello"));
     settle(at(1), &mut [&mut hub, x, y, z]);
     assert!(x.stack.receive().is_some());
     let mut expected = [const { Vec::new() }; 3];
     for number in 0..60_usize {
-        // Runs of different lengths, changing peers in every combination.
+        // Runs of different lengths, with every combination of successive peers.
         let which = (number / 2 + number / 7) % 3;
         let spoke = [&*x, &*y, &*z][which];
         let packet = packet(hub.inner, spoke.inner, &vec![number as u8; number * 9]);
@@ -308,7 +308,7 @@ fn packets_for_several_peers_mix_with_and_without_sessions() {
 }
 
 #[test]
-fn the_largest_packets_cross() {
+fn packets_of_the_largest_mtu_cross_the_tunnel() {
     let (mut a, mut b) = pair();
     let jumbo = TunEvent::State(TunState { up: true, mtu: 65_475 });
     a.stack.tell(jumbo);
@@ -318,11 +318,11 @@ fn the_largest_packets_cross() {
     settle(at(1), &mut [&mut a, &mut b]);
     assert_eq!(b.stack.receive(), Some(large));
     let longest = a.network.seen().iter().map(|(_, _, datagram)| datagram.len()).max();
-    assert_eq!(longest, Some(65_507), "the padding stays within the MTU, so within one datagram");
+    assert_eq!(longest, Some(65_507), "padding does not exceed the MTU, so a message fits one datagram");
 }
 
 #[test]
-fn what_cannot_go_on_is_counted() {
+fn dropped_packets_are_counted_by_reason() {
     let (mut a, mut b) = pair();
     let stranger = Ipv4Addr::new(10, 9, 9, 9);
     a.stack.send(&packet(a.inner, stranger, b""));
@@ -339,7 +339,7 @@ fn what_cannot_go_on_is_counted() {
 }
 
 #[test]
-fn malformed_datagrams_of_every_type_and_length_change_nothing() {
+fn truncated_forged_and_replayed_datagrams_of_every_type_are_dropped() {
     let (mut a, mut b) = pair();
     a.stack.send(&packet(a.inner, b.inner, b"hello"));
     settle(at(1), &mut [&mut a, &mut b]);
@@ -357,7 +357,7 @@ fn malformed_datagrams_of_every_type_and_length_change_nothing() {
             inject(&b.network, a.engine_address(), *to, &flipped);
             injected += 1;
         }
-        // The genuine one once more is a replay, from another address at that.
+        // The same datagram again is a replay, here even from another address.
         inject(&b.network, Ipv4Addr::new(198, 51, 100, 1).into(), *to, datagram);
         injected += 1;
     }
@@ -371,7 +371,7 @@ fn malformed_datagrams_of_every_type_and_length_change_nothing() {
 }
 
 #[test]
-fn a_peer_that_moves_is_followed() {
+fn replies_follow_a_peer_to_its_new_port() {
     let (mut a, mut b) = pair();
     a.stack.send(&packet(a.inner, b.inner, b"hello"));
     settle(at(1), &mut [&mut a, &mut b]);
@@ -386,7 +386,7 @@ fn a_peer_that_moves_is_followed() {
 }
 
 #[test]
-fn a_taken_port_refuses_the_whole_set() {
+fn a_set_with_a_port_that_is_in_use_changes_nothing() {
     let (mut a, _b) = pair();
     let squatter = a.network.bind(999, 0).expect("free");
     let before = a.get(at(1));
@@ -401,43 +401,47 @@ fn a_taken_port_refuses_the_whole_set() {
 }
 
 #[test]
-fn a_taken_port_is_told_also_while_the_interface_is_down() {
+fn a_port_that_is_in_use_is_reported_even_while_the_interface_is_down() {
     let mut a = Machine::on(&network(), 1);
     let squatter = a.network.bind(999, 0).expect("free");
     assert_eq!(a.set(at(0), "listen_port=999"), Reply::Refused(Errno(libc::EADDRINUSE)));
     drop(squatter);
     assert_eq!(a.set(at(0), "listen_port=999"), Reply::Done);
-    assert!(a.network.bind(999, 0).is_ok(), "it is not held while the interface is down");
+    assert!(a.network.bind(999, 0).is_ok(), "the port stays closed while the interface is down");
 }
 
 #[test]
-fn a_port_that_is_taken_when_the_interface_comes_up_is_tried_again() {
+fn opening_the_port_is_retried_if_it_was_in_use_when_the_interface_came_up() {
     let mut a = Machine::on(&network(), 1);
     assert_eq!(a.set(at(0), "listen_port=999"), Reply::Done);
     let squatter = a.network.bind(999, 0).expect("free");
     a.up();
     assert_eq!(a.turn(at(0)), NextTurn::Wait(Some(at(1).monotonic)));
-    assert_eq!(a.set(at(0), "listen_port=999"), Reply::Refused(Errno(libc::EADDRINUSE)), "who asks is told");
+    assert_eq!(
+        a.set(at(0), "listen_port=999"),
+        Reply::Refused(Errno(libc::EADDRINUSE)),
+        "a client learns of it"
+    );
     drop(squatter);
     a.turn(at(1));
     assert_eq!(a.engine.udp().map(Udp::port), Some(999));
 }
 
 #[test]
-fn the_system_picks_a_port_and_tells_it() {
+fn the_port_that_the_system_chose_is_reported() {
     let mut a = Machine::on(&network(), 1);
-    assert_eq!(a.get(at(0)), "", "a device without configuration has nothing to tell");
+    assert_eq!(a.get(at(0)), "", "a device without configuration has nothing to report");
     a.up();
     a.turn(at(0));
     let port = a.engine.udp().expect("open").port();
     assert_ne!(port, 0);
     assert_eq!(a.get(at(0)), format!("listen_port={port}\n"));
     assert_eq!(a.set(at(0), "listen_port=0"), Reply::Done);
-    assert_eq!(a.engine.udp().map(Udp::port), Some(port), "the one that was picked will do");
+    assert_eq!(a.engine.udp().map(Udp::port), Some(port), "the port that was chosen is kept");
 }
 
 #[test]
-fn get_tells_everything_in_the_words_of_the_protocol() {
+fn get_reports_the_device_and_its_peers() {
     let (mut a, mut b) = pair();
     let psk = "188515093e952f5f22e865cef3012e72f8b5f0b598ac0309d5dacce3b70fcf52";
     let preshared =
@@ -452,7 +456,7 @@ fn get_tells_everything_in_the_words_of_the_protocol() {
     settle(at(1), &mut [&mut a, &mut b]);
     let key = a.key.expose_hex();
     let peer = b.public_key().to_hex();
-    // 148 bytes of initiation and 32 of keepalive, 92 of response.
+    // Sent: an initiation of 148 bytes and a keepalive of 32. Received: a response of 92.
     assert_eq!(
         a.get(at(1)),
         format!(
@@ -466,7 +470,7 @@ fn get_tells_everything_in_the_words_of_the_protocol() {
 }
 
 #[test]
-fn sets_change_peers() {
+fn a_set_adds_changes_and_removes_peers() {
     let network = network();
     let (mut a, b, c) = (Machine::on(&network, 1), Machine::on(&network, 2), Machine::on(&network, 3));
     a.configure(at(0), &[&b]);
@@ -478,15 +482,18 @@ fn sets_change_peers() {
         a.set(at(0), &format!("public_key={c}\nupdate_only=true\nallowed_ip=10.0.0.3/32")),
         Reply::Done
     );
-    assert!(!has(&mut a, &format!("public_key={c}")), "update_only adds nobody");
+    assert!(!has(&mut a, &format!("public_key={c}")), "update_only adds no peer");
 
     assert_eq!(a.set(at(0), &format!("public_key={own}\nallowed_ip=10.0.0.1/32")), Reply::Done);
-    assert!(!has(&mut a, &format!("public_key={own}")), "nobody is their own peer");
+    assert!(!has(&mut a, &format!("public_key={own}")), "our own key is skipped");
 
     assert_eq!(a.set(at(0), &format!("public_key={c}\nallowed_ip=10.0.0.2/32")), Reply::Done);
     let state = a.get(at(0));
-    let owner = state[..state.find("allowed_ip=").expect("still somebody's")].rfind("public_key=");
-    assert!(state[owner.expect("a peer")..].starts_with(&format!("public_key={c}")), "it moved: {state}");
+    let owner = state[..state.find("allowed_ip=").expect("a peer has it")].rfind("public_key=");
+    assert!(
+        state[owner.expect("a peer")..].starts_with(&format!("public_key={c}")),
+        "it moved to the other peer: {state}"
+    );
 
     assert_eq!(a.set(at(0), &format!("public_key={c}\nallowed_ip=-10.0.0.2/32")), Reply::Done);
     assert!(!has(&mut a, "allowed_ip=10.0.0.2/32"));
@@ -504,7 +511,7 @@ fn sets_change_peers() {
 }
 
 #[test]
-fn a_deleted_interface_ends_it() {
+fn the_engine_ends_when_its_interface_is_deleted() {
     let (mut a, _b) = pair();
     a.stack.tell(TunEvent::Gone);
     assert_eq!(a.turn(at(1)), NextTurn::Never);
@@ -519,12 +526,12 @@ fn sessions_are_renewed_under_traffic() {
         assert!(b.stack.receive().is_some(), "lost at {second} s");
     }
     let initiations = a.network.seen().iter().filter(|(_, _, datagram)| datagram[0] == 1).count();
-    assert_eq!(initiations, 4, "at 1 s and then every 120 s");
+    assert_eq!(initiations, 4, "the first after 1 s, then one every 120 s");
     assert_eq!((a.all_dropped(), b.all_dropped()), (0, 0));
 }
 
 #[test]
-fn without_a_source_check_a_bare_interface_takes_any_source() {
+fn without_a_source_check_a_tun_interface_accepts_any_source_address() {
     let network = network();
     let mode = Mode::new(PeerLookup::Destination, SourceCheck::Off).unwrap();
     let (mut a, mut b) = (Machine::on(&network, 1), Machine::with(&network, 2, mode, memory_tun()));

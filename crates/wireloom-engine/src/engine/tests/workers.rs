@@ -1,4 +1,5 @@
-//! Interfaces with several queues: turned by hand, in orders that nobody would choose, and by threads.
+//! Interfaces with several queues. The tests give the workers turns themselves, in unlikely orders, or run them on
+//! threads.
 
 mod link;
 
@@ -26,7 +27,7 @@ use crate::{
 
 type MemoryWorker = Worker<MemoryQueue, MemoryUdp>;
 
-/// Queues that the test turns.
+/// Workers that get their turns from the test.
 #[derive(Clone, Default)]
 struct ByHand(Rc<RefCell<Vec<MemoryWorker>>>);
 
@@ -47,7 +48,7 @@ impl ByHand {
     }
 }
 
-/// Queues that threads turn, without rest.
+/// Workers on threads that never wait.
 #[derive(Default)]
 struct Restless {
     threads: Vec<JoinHandle<MemoryWorker>>,
@@ -75,7 +76,7 @@ impl Runner<MemoryWorker> for Restless {
     }
 }
 
-/// A machine whose interface has so many queues, those but the first with this runner.
+/// A machine whose interface has this number of queues. The runner runs the workers.
 fn with_queues(
     network: &MemoryNetwork,
     number: u8,
@@ -86,7 +87,7 @@ fn with_queues(
     with_interface(network, number, Mode::STANDARD, interface, runner)
 }
 
-/// As [`with_queues`], in this mode and on this interface.
+/// The same as [`with_queues`], in this mode and with this interface.
 fn with_interface(
     network: &MemoryNetwork,
     number: u8,
@@ -101,7 +102,7 @@ fn with_interface(
     machine
 }
 
-/// Two machines that are each other's peers, both up, with so many queues.
+/// Two machines that are peers of each other, both up, with these numbers of queues.
 fn pair_with(queues: [usize; 2]) -> ([Machine; 2], [ByHand; 2]) {
     let network = network();
     let hands = [ByHand::default(), ByHand::default()];
@@ -116,7 +117,7 @@ fn pair_with(queues: [usize; 2]) -> ([Machine; 2], [ByHand; 2]) {
     ([a, b], hands)
 }
 
-/// Turns everything until nobody has anything left to do.
+/// Gives turns to all engines and workers until none has anything left to do.
 fn settle_all(now: Now, machines: &mut [Machine], hands: &[ByHand]) {
     for _ in 0..40 {
         for (machine, hand) in machines.iter_mut().zip(hands) {
@@ -129,7 +130,7 @@ fn settle_all(now: Now, machines: &mut [Machine], hands: &[ByHand]) {
     }
 }
 
-/// The packet of this number of a flow, which has ports of its own.
+/// Packet `number` of a flow. Each flow has ports of its own.
 fn flow_packet(from: Ipv4Addr, to: Ipv4Addr, flow: u8, number: u32) -> Vec<u8> {
     let mut payload = vec![0; 8];
     payload[1] = flow;
@@ -140,7 +141,7 @@ fn flow_packet(from: Ipv4Addr, to: Ipv4Addr, flow: u8, number: u32) -> Vec<u8> {
     packet
 }
 
-/// Takes what has arrived and notes the numbers of each flow.
+/// Takes the packets that have arrived and appends their numbers to their flows.
 fn collect(machine: &Machine, flows: &mut BTreeMap<u8, Vec<u32>>) {
     while let Some(packet) = machine.stack.receive() {
         let number = packet[28..32].try_into().expect("four bytes");
@@ -148,13 +149,13 @@ fn collect(machine: &Machine, flows: &mut BTreeMap<u8, Vec<u32>>) {
     }
 }
 
-/// As many flows as spread over all queues.
+/// Enough flows to use all queues.
 const FLOWS: u8 = 12;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Also when the first packets wait for a handshake, and handshakes come by any queue.
+    /// The first packets wait for a handshake, and handshake messages arrive at any queue.
     #[test]
     fn every_packet_of_every_flow_arrives_once_and_in_order(
         queues in prop::array::uniform2(1..6_usize),
@@ -168,7 +169,7 @@ proptest! {
         for (what, flow, count) in steps {
             let side = usize::from(flow % 2);
             match usize::from(what) {
-                // A device keeps no more than so many packets until there is a session.
+                // Only a few, because a device keeps a bounded number of packets until there is a session.
                 0..8 => for _ in 0..count.min(4) {
                     let number = &mut sent[side][usize::from(flow)];
                     machines[side].stack.send(&flow_packet(addresses[side], addresses[1 - side], flow, *number));
@@ -201,13 +202,13 @@ proptest! {
 }
 
 #[test]
-fn helpers_seal_a_backlog_without_changing_its_order() {
+fn the_crypto_pool_seals_a_backlog_in_order() {
     for queues in [2, 4] {
         let (mut machines, hands) = pair_with([queues, 1]);
         let [a, b] = [0, 1].map(|place: usize| machines[place].inner);
         machines[0].stack.send(&flow_packet(a, b, 0, 0));
         settle_all(at(1), &mut machines, &hands);
-        // Several batches of each queue, of packets of all sizes and of super-packets.
+        // Several batches for each queue, with packets of all sizes and super-packets.
         for number in 1..3000 {
             let flow = (number % u32::from(FLOWS)) as u8;
             let mut packet = flow_packet(a, b, flow, number);
@@ -245,12 +246,12 @@ fn helpers_seal_a_backlog_without_changing_its_order() {
         let counter = |datagram: &[u8]| (datagram[4..8].to_vec(), datagram[8..16].to_vec());
         let data: Vec<_> = seen.iter().filter(|(_, _, datagram)| datagram[0] == 4).collect();
         let counters: BTreeSet<_> = data.iter().map(|(_, _, datagram)| counter(datagram)).collect();
-        assert_eq!(counters.len(), data.len(), "no counter of a session is used twice");
+        assert_eq!(counters.len(), data.len(), "no session uses a counter twice");
     }
 }
 
 #[test]
-fn threads_carry_all_flows_in_their_order() {
+fn threads_carry_all_flows_in_order() {
     let network = network();
     let mut a = with_queues(&network, 1, 4, Restless::default());
     let mut b = with_queues(&network, 2, 3, Restless::default());
@@ -269,7 +270,7 @@ fn threads_carry_all_flows_in_their_order() {
         a.turn(at(1));
         b.turn(at(1));
         collect(&b, &mut arrived);
-        // The first packets of all wait until the session stands.
+        // Before anything else is sent, the first packets of all flows wait for the session.
         while number == 0 && arrived.values().map(Vec::len).sum::<usize>() < usize::from(FLOWS) {
             a.turn(at(1));
             b.turn(at(1));
@@ -288,17 +289,17 @@ fn threads_carry_all_flows_in_their_order() {
         assert!(arrived[&flow].iter().copied().eq(0..COUNT), "flow {flow}: {:?}", arrived[&flow]);
     }
     assert_eq!((a.all_dropped(), b.all_dropped()), (0, 0));
-    // The end of both engines takes the threads along.
+    // The threads end with the engines.
     for mut machine in [a, b] {
         machine.down();
         machine.turn(at(2));
         assert!(machine.engine.udp().is_none());
-        assert!(network.host(machine.engine_address()).bind(PORT, 0).is_ok(), "the port is free at once");
+        assert!(network.host(machine.engine_address()).bind(PORT, 0).is_ok(), "the port is closed at once");
     }
 }
 
 #[test]
-fn a_new_port_is_open_for_all_queues_and_the_old_one_for_none() {
+fn a_change_of_port_applies_to_all_queues() {
     let (mut machines, hands) = pair_with([3, 2]);
     let now = at(1);
     for flow in 0..FLOWS {
@@ -311,7 +312,7 @@ fn a_new_port_is_open_for_all_queues_and_the_old_one_for_none() {
     assert!(machines[0].get(now).contains(&format!("listen_port={PORT}\n")));
     drop(squatter);
     assert_eq!(machines[0].set(now, "listen_port=999\nfwmark=3"), Reply::Done);
-    assert!(machines[0].network.bind(PORT, 0).is_ok(), "nobody has it any more");
+    assert!(machines[0].network.bind(PORT, 0).is_ok(), "the old port is closed");
     assert_eq!(
         machines[0].network.bind(999, 0).map(drop).unwrap_err().raw_os_error(),
         Some(libc::EADDRINUSE)
@@ -323,11 +324,11 @@ fn a_new_port_is_open_for_all_queues_and_the_old_one_for_none() {
     let mut arrived = BTreeMap::new();
     collect(&machines[1], &mut arrived);
     assert!((0..FLOWS).all(|flow| arrived[&flow] == [0, 1]), "{arrived:?}");
-    assert!(machines[1].get(now).contains("endpoint=192.0.2.1:999\n"), "the peer is followed");
+    assert!(machines[1].get(now).contains("endpoint=192.0.2.1:999\n"), "the peer has noticed the new port");
 }
 
 #[test]
-fn packets_of_a_removed_peer_are_dropped_wherever_they_are() {
+fn packets_that_wait_for_a_removed_peer_are_dropped() {
     let (mut machines, hands) = pair_with([3, 1]);
     let now = at(1);
     let send_all = |machines: &[Machine; 2]| {
@@ -340,14 +341,13 @@ fn packets_of_a_removed_peer_are_dropped_wherever_they_are() {
     let mut arrived = BTreeMap::new();
     collect(&machines[1], &mut arrived);
     assert_eq!(arrived.len(), usize::from(FLOWS));
-    // Without sessions, the packets are handed over; then there is nobody to send them to.
+    // Without sessions, the packets are punted. Then the peer is removed.
     machines[0].down();
     machines[0].turn(now);
     machines[0].up();
     machines[0].turn(now);
     send_all(&machines);
-    let place_of_others = 0..2;
-    for place in place_of_others {
+    for place in 0..2 {
         let _ = hands[0].turn(now, place);
     }
     let key = machines[1].public_key().to_hex();
@@ -356,7 +356,7 @@ fn packets_of_a_removed_peer_are_dropped_wherever_they_are() {
     assert_eq!(machines[0].dropped("no-peer-for-destination"), u64::from(FLOWS));
     collect(&machines[1], &mut arrived);
     assert!(arrived.values().all(|numbers| numbers == &[0]), "{arrived:?}");
-    // Whoever comes next finds the queues at work.
+    // When the peer is back, the queues work as before.
     let later = at(10);
     let [a, b] = &mut machines;
     a.configure(later, &[b]);
@@ -367,10 +367,10 @@ fn packets_of_a_removed_peer_are_dropped_wherever_they_are() {
 }
 
 #[test]
-fn a_queue_learns_the_mtu_and_the_source_check() {
+fn workers_follow_changes_of_the_mtu_and_the_source_check() {
     let (mut machines, hands) = pair_with([2, 2]);
     let now = at(1);
-    // Flows of the second queue, whose packets are found in what was sent.
+    // Among the flows are some of the second queue.
     for mtu in [1420, 9000] {
         machines[0].stack.tell(TunEvent::State(TunState { up: true, mtu }));
         machines[0].turn(now);
@@ -405,12 +405,12 @@ fn a_queue_learns_the_mtu_and_the_source_check() {
 }
 
 #[test]
-fn a_flood_of_handshakes_by_one_queue_is_bounded() {
+fn a_flood_of_handshakes_at_a_worker_is_bounded() {
     let (mut machines, hands) = pair_with([2, 2]);
     let mut initiation = [0; 148];
     initiation[0] = 1;
     let to = machines[1].endpoint();
-    // From so many addresses that both queues get some.
+    // From enough addresses that both queues get some.
     for number in 0..3000_u16 {
         let from = Ipv4Addr::new(198, 51, 100, (number % 200) as u8);
         inject(&machines[1].network, from.into(), to, &initiation);
@@ -422,14 +422,14 @@ fn a_flood_of_handshakes_by_one_queue_is_bounded() {
     assert!(busy > 500, "{busy} of about 1,500");
     settle_all(at(1), &mut machines, &hands);
     let drops: Vec<_> = machines[1].engine.drops().iter().filter(|(_, count)| *count > 0).collect();
-    assert_eq!(machines[1].all_dropped(), 3000, "each is accounted for: {drops:?}");
+    assert_eq!(machines[1].all_dropped(), 3000, "each of them is counted: {drops:?}");
     machines[0].stack.send(&flow_packet(machines[0].inner, machines[1].inner, 0, 0));
     settle_all(at(2), &mut machines, &hands);
-    assert!(machines[1].stack.receive().is_some(), "and the device still answers");
+    assert!(machines[1].stack.receive().is_some(), "the device still answers");
 }
 
-/// Lets the second machine find a backlog of so many numbered packets of the first one's, and returns the
-/// datagrams that carried them.
+/// Sends `count` numbered packets from the first machine to the second, without giving the latter a turn. Returns the
+/// datagrams that carry them.
 fn backlog(machines: &mut [Machine; 2], hands: &[ByHand; 2], count: u32) -> Vec<Vec<u8>> {
     let [a, b] = [0, 1].map(|place: usize| machines[place].inner);
     machines[0].stack.send(&flow_packet(a, b, 0, 0));
@@ -444,13 +444,13 @@ fn backlog(machines: &mut [Machine; 2], hands: &[ByHand; 2], count: u32) -> Vec<
 }
 
 #[test]
-fn helpers_open_a_backlog_and_a_copy_of_it_is_refused() {
-    // With two helpers, none and one.
+fn the_crypto_pool_opens_a_backlog_and_copies_and_forgeries_are_dropped() {
+    // The pool has two helpers, none and one.
     for queues in [2, 3, 4] {
         let (mut machines, hands) = pair_with([1, queues]);
         let datagrams = backlog(&mut machines, &hands, 3000);
         assert_eq!(datagrams.len(), 3000);
-        // In the same turns come a copy of each, and a forgery of each that would move the window.
+        // In the same turns arrive a copy of each datagram, and a forgery of each that would move the replay window.
         let to = machines[1].endpoint();
         for datagram in &datagrams {
             let mut forged = datagram.clone();
@@ -463,7 +463,7 @@ fn helpers_open_a_backlog_and_a_copy_of_it_is_refused() {
         let mut flows = BTreeMap::new();
         collect(&machines[1], &mut flows);
         let mut numbers = flows.remove(&0).unwrap_or_default();
-        // The copies may come by another queue than the originals, and before some of them.
+        // The copies may arrive at another queue than the originals, and before some of them.
         numbers.sort_unstable();
         assert!(numbers.into_iter().eq(0..3000), "{queues} queues");
         assert_eq!(machines[1].dropped("replayed"), 3000);
@@ -472,7 +472,7 @@ fn helpers_open_a_backlog_and_a_copy_of_it_is_refused() {
 }
 
 #[test]
-fn helpers_open_a_backlog_without_changing_its_order() {
+fn the_crypto_pool_opens_a_backlog_in_order() {
     for queues in [2, 3, 4, 5] {
         let (mut machines, hands) = pair_with([1, queues]);
         backlog(&mut machines, &hands, 5000);
@@ -485,10 +485,10 @@ fn helpers_open_a_backlog_without_changing_its_order() {
 }
 
 #[test]
-fn a_backlog_of_a_removed_peer_is_dropped() {
+fn a_backlog_from_a_removed_peer_is_dropped() {
     let (mut machines, hands) = pair_with([1, 2]);
     backlog(&mut machines, &hands, 3000);
-    // Some turns of all queues, and then the peer goes.
+    // After one turn of each queue, the peer is removed.
     machines[1].turn(at(1));
     let _ = hands[1].turn(at(1), 0);
     let key = machines[0].public_key().to_hex();
@@ -498,7 +498,7 @@ fn a_backlog_of_a_removed_peer_is_dropped() {
     let before = flows.remove(&0).unwrap_or_default();
     settle_all(at(1), &mut machines, &hands);
     collect(&machines[1], &mut flows);
-    assert!(flows.is_empty(), "nothing is under way between turns");
+    assert!(flows.is_empty(), "no batch is away between turns");
     assert!(before.iter().copied().eq(0..before.len() as u32) && (1..3000).contains(&before.len()));
     assert_eq!(machines[1].dropped("unknown-index"), 3000 - before.len() as u64);
 }

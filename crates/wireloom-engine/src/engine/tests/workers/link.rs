@@ -1,15 +1,15 @@
-//! Links with several queues.
+//! Link mode with several queues.
 
 use super::*;
 use crate::tun::memory_tap_of;
 
 fn on_link(network: &MemoryNetwork, number: u8, queues: usize, hand: ByHand) -> Machine {
-    let mode = Mode::new(PeerLookup::Gateway, SourceCheck::Off).expect("a pair that makes sense");
+    let mode = Mode::new(PeerLookup::Gateway, SourceCheck::Off).expect("a valid combination");
     let interface = memory_tap_of(NonZero::new(queues).expect("at least one"));
     with_interface(network, number, mode, interface, hand)
 }
 
-/// So many machines that are each other's neighbours, all up.
+/// Machines that are neighbours of each other, all up, with these numbers of queues.
 fn neighbours<const N: usize>(queues: [usize; N]) -> ([Machine; N], [ByHand; N]) {
     let network = network();
     let hands: [ByHand; N] = std::array::from_fn(|_| ByHand::default());
@@ -34,7 +34,7 @@ fn frame(to: [u8; 6], from: &Machine, packet: &[u8]) -> Vec<u8> {
     [&to[..], &there(from), &[8, 0], packet].concat()
 }
 
-/// Takes what has arrived, and notes the numbers of each flow from each neighbour.
+/// Takes the packets that have arrived and appends their numbers to the flows of each neighbour.
 fn collect(machine: &Machine, flows: &mut BTreeMap<(u8, u8), Vec<u32>>) {
     while let Some(frame) = machine.stack.receive() {
         let packet = &frame[14..];
@@ -48,7 +48,7 @@ const GROUP: [u8; 6] = [1, 0, 0x5e, 0, 0, 5];
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// To one neighbour or to all, whatever else happens: turns in any order, changes of neighbours.
+    /// Frames go to one neighbour or to all, while turns happen in any order and neighbours change.
     #[test]
     fn every_frame_of_every_flow_arrives_once_and_in_order(
         queues in prop::array::uniform3(1..5_usize),
@@ -59,7 +59,7 @@ proptest! {
         let stranger = PrivateKey::from_bytes([77; 32]).public_key().to_hex();
         let mut sent = [0; FLOWS as usize];
         let mut arrived = [BTreeMap::new(), BTreeMap::new()];
-        // Sessions stand, so that no queue of packets that wait for one overflows.
+        // Sessions exist, so no queue of packets that wait for one can overflow.
         for place in [1, 2] {
             let first = packet(inner[0], inner[place], &[0; 12]);
             machines[0].stack.send(&frame(there(&machines[place]), &machines[0], &first));
@@ -69,7 +69,7 @@ proptest! {
         for (what, flow, count) in steps {
             match what {
                 0..8 => for _ in 0..count {
-                    // A third of the flows goes to each of the neighbours, and one to both.
+                    // A third of the flows goes to each neighbour, and a third to both.
                     let (link, to) = match flow % 3 {
                         0 => (GROUP, Ipv4Addr::new(224, 0, 0, 5)),
                         place => (there(&machines[usize::from(place)]), inner[usize::from(place)]),
@@ -110,7 +110,7 @@ proptest! {
 }
 
 #[test]
-fn questions_by_any_queue_are_answered_and_errors_come_back() {
+fn questions_and_unsendable_packets_of_any_queue_are_answered() {
     let (mut machines, hands) = neighbours([3, 1]);
     let [own, other] = [0, 1].map(|place: usize| there(&machines[place]));
     let key = machines[1].public_key().to_hex();
@@ -137,13 +137,13 @@ fn questions_by_any_queue_are_answered_and_errors_come_back() {
         assert_eq!(machines[0].stack.receive(), None);
     }
     assert_eq!((machines[0].dropped("too-big"), machines[0].dropped("no-neighbour")), (3, 3));
-    // What others ask for and nobody has any more, the stack is told as ever.
+    // The stack is told of a change, although other queues carried its questions.
     assert_eq!(machines[0].set(at(1), &format!("public_key={key}\nremove=true")), Reply::Done);
-    let told = machines[0].stack.receive().expect("news");
+    let told = machines[0].stack.receive().expect("an announcement");
     assert_eq!(told[6..12], LinkAddress::NOBODY.to_bytes());
 }
 
-/// A packet of 1,400 bytes from the first to the second.
+/// A packet of 1,400 bytes from the first machine to the second that must not be fragmented.
 fn unfragmentable(machines: &[Machine; 2]) -> Vec<u8> {
     let [from, to] = machines;
     let mut packet = packet(from.inner, to.inner, &[0; 1380]);
@@ -153,12 +153,13 @@ fn unfragmentable(machines: &[Machine; 2]) -> Vec<u8> {
 }
 
 #[test]
-fn what_the_network_tells_one_queue_of_a_path_all_know() {
+fn a_path_mtu_that_one_queue_learns_applies_to_all() {
     let (mut machines, hands) = neighbours([3, 1]);
     let remote = machines[1].engine_address();
     let stranger = Ipv4Addr::new(192, 0, 2, 99).into();
     let frame = unfragmentable(&machines);
-    // As much as a queue hands over in one go, about others: what comes behind it is told again.
+    // First the bound on punted path MTUs is exceeded by those of others, so the right one is dropped. Then it is
+    // reported again.
     for (strangers, refused) in [(500, false), (0, true)] {
         for told in std::iter::repeat_n(stranger, strangers).chain([remote]) {
             machines[0].network.tell_path_mtu(PORT, told, 1300);
@@ -175,7 +176,7 @@ fn what_the_network_tells_one_queue_of_a_path_all_know() {
 }
 
 #[test]
-fn a_flood_of_questions_stops_its_queue_until_they_are_answered() {
+fn a_flood_of_questions_stops_its_queue_until_some_are_answered() {
     let (mut machines, hands) = neighbours([2, 1]);
     let own = there(&machines[0]);
     let question = |number: u16| {
@@ -200,7 +201,7 @@ fn a_flood_of_questions_stops_its_queue_until_they_are_answered() {
 }
 
 #[test]
-fn a_flood_for_everyone_takes_turns_with_everything_else() {
+fn a_flood_of_multicasts_is_spread_over_several_turns() {
     const FLOOD: usize = 2000;
     for queue in [0, 1] {
         let (mut machines, hands) = neighbours([2, 1, 1]);
@@ -229,7 +230,7 @@ fn a_flood_for_everyone_takes_turns_with_everything_else() {
 }
 
 #[test]
-fn every_queue_knows_neighbours_that_come_and_go() {
+fn all_queues_follow_neighbours_that_come_and_go() {
     let (mut machines, hands) = neighbours([3, 3]);
     let key = machines[1].public_key().to_hex();
     let inner = [0, 1].map(|place: usize| machines[place].inner);

@@ -1,4 +1,4 @@
-//! What the control socket asks for: to read the engine's state, and to change its configuration.
+//! Answers the requests of the control socket: reads the engine's state, and changes its configuration.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
