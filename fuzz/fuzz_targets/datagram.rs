@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use wireloom_proto::{Device, Endpoint, Instant, MessageKind, Now, PrivateKey, UnixTime, inner, message};
+use wireloom_proto::{Device, Endpoint, Instant, MessageKind, Now, UnixTime, inner};
+use wireloom_types::PrivateKey;
 
 const MTU: usize = 1420;
 const PACKET_LEN: usize = 48;
@@ -25,12 +26,11 @@ fn node(number: u8, peer: u8) -> Node {
     let mut device = Device::new([number; 32]);
     let key = |number| PrivateKey::from_bytes([number; 32]);
     let address = |number| SocketAddr::from(([192, 0, 2, number], 51820));
-    {
-        let mut configuration = device.configure(now(0));
+    device.configure(now(0), |configuration| {
         configuration.set_private_key(Some(key(number)));
         let mut them = configuration.add_peer(key(peer).public_key()).expect("not our own key");
         them.set_endpoint(address(peer)).add_allowed_ip("10.0.0.0/8".parse().expect("a network"));
-    }
+    });
     device.handle_up();
     Node { device, address: address(number) }
 }

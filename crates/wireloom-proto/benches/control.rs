@@ -34,11 +34,11 @@ fn address(number: u8) -> SocketAddr {
 
 fn device(number: u8, peer: u8) -> Device {
     let mut device = Device::new([number; 32]);
-    let mut configuration = device.configure(at(0));
-    configuration.set_private_key(Some(PrivateKey::from_bytes([number; 32])));
-    let key = PrivateKey::from_bytes([peer; 32]).public_key();
-    configuration.add_peer(key).expect("not our own key").set_endpoint(address(peer));
-    drop(configuration);
+    device.configure(at(0), |configuration| {
+        configuration.set_private_key(Some(PrivateKey::from_bytes([number; 32])));
+        let key = PrivateKey::from_bytes([peer; 32]).public_key();
+        configuration.add_peer(key).expect("not our own key").set_endpoint(address(peer));
+    });
     device
 }
 
@@ -178,12 +178,13 @@ fn key(number: u32) -> PublicKey {
 }
 
 fn add_peers(device: &mut Device) {
-    let mut configuration = device.configure(at(0));
-    for number in 0..PEERS {
-        let network = IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 | number << 8));
-        let mut peer = configuration.add_peer(key(number)).expect("not our own key");
-        peer.set_endpoint(address(3)).add_allowed_ip(ipnet::IpNet::new_assert(network, 24));
-    }
+    device.configure(at(0), |configuration| {
+        for number in 0..PEERS {
+            let network = IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 | number << 8));
+            let mut peer = configuration.add_peer(key(number)).expect("not our own key");
+            peer.set_endpoint(address(3)).add_allowed_ip(ipnet::IpNet::new_assert(network, 24));
+        }
+    });
 }
 
 #[divan::bench(sample_count = 10)]
@@ -199,8 +200,9 @@ fn change_one_of_10_000_peers(bencher: Bencher<'_, '_>) {
     let mut number = 0;
     bencher.bench_local(|| {
         number = (number + 1) % PEERS;
-        let mut configuration = device.configure(at(0));
-        configuration.peer(&key(number)).expect("a peer").add_allowed_ip(network);
+        device.configure(at(0), |configuration| {
+            configuration.peer(&key(number)).expect("a peer").add_allowed_ip(network);
+        });
     });
 }
 

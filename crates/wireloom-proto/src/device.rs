@@ -160,12 +160,6 @@ impl Device {
         self.timed_out_packets
     }
 
-    /// Begins a transaction of configuration changes. Each takes effect at once, but the routes of
-    /// the data path are published when the returned value is dropped, all together.
-    pub fn configure(&mut self, now: Now) -> Configuration<'_> {
-        Configuration::new(self, now)
-    }
-
     /// Handles an initiation, a response or a cookie reply.
     ///
     /// # Errors

@@ -13,8 +13,8 @@
 //!
 //! # How to drive a device
 //!
-//! **Configure** with [`Device::configure`]: the [`Configuration`] it returns is a transaction,
-//! whose changes to the routes are published at once when it goes out of scope.
+//! **Configure** with [`Device::configure`], which lends a [`Configuration`] and publishes the routes
+//! when all changes are made.
 //!
 //! **Handle** what happens:
 //!
@@ -35,7 +35,7 @@
 //!
 //! ```
 //! # use std::time::Duration;
-//! use wireloom_proto::{Device, Instant, MessageKind, Now, UnixTime};
+//! use wireloom_proto::{ConfigureError, Device, Instant, MessageKind, Now, UnixTime};
 //! use wireloom_types::PrivateKey;
 //!
 //! let now = Now {
@@ -44,10 +44,11 @@
 //! };
 //! let mut device = Device::new([7; 32]); // of the system's random generator, in earnest
 //! let peer = PrivateKey::from_bytes([2; 32]).public_key();
-//! let mut configuration = device.configure(now);
-//! configuration.set_private_key(Some(PrivateKey::from_bytes([1; 32])));
-//! configuration.add_peer(peer)?.set_endpoint(([192, 0, 2, 1], 51820).into());
-//! drop(configuration);
+//! device.configure(now, |configuration| {
+//!     configuration.set_private_key(Some(PrivateKey::from_bytes([1; 32])));
+//!     configuration.add_peer(peer)?.set_endpoint(([192, 0, 2, 1], 51820).into());
+//!     Ok::<(), ConfigureError>(())
+//! })?;
 //!
 //! // There is no session yet: the device keeps the packet and begins a handshake.
 //! let peer = device.peer(&peer).expect("it was added").id;

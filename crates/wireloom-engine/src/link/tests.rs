@@ -48,19 +48,21 @@ enum Fate {
 impl World {
     fn new() -> Self {
         let mut device = Device::new([1; 32]);
-        let mut configuration = device.configure(at(1));
-        configuration.set_private_key(Some(PrivateKey::from_bytes([9; 32])));
-        for number in [1, 2] {
-            let mut peer = configuration.add_peer(key(number)).unwrap();
-            peer.set_endpoint(SocketAddr::from(([192, 0, 2, number], 51820)));
-            for network in
-                [format!("10.0.0.{number}/32"), format!("fd00::{number}/128"), format!("172.{number}.0.0/16")]
-            {
-                peer.add_allowed_ip(network.parse().unwrap());
+        device.configure(at(1), |configuration| {
+            configuration.set_private_key(Some(PrivateKey::from_bytes([9; 32])));
+            for number in [1, 2] {
+                let mut peer = configuration.add_peer(key(number)).unwrap();
+                peer.set_endpoint(SocketAddr::from(([192, 0, 2, number], 51820)));
+                for network in [
+                    format!("10.0.0.{number}/32"),
+                    format!("fd00::{number}/128"),
+                    format!("172.{number}.0.0/16"),
+                ] {
+                    peer.add_allowed_ip(network.parse().unwrap());
+                }
             }
-        }
-        configuration.add_peer(key(3)).unwrap().add_allowed_ip("0.0.0.0/0".parse().unwrap());
-        drop(configuration);
+            configuration.add_peer(key(3)).unwrap().add_allowed_ip("0.0.0.0/0".parse().unwrap());
+        });
         let mut link = Link::new(OWN);
         device.peers().for_each(|peer| link.insert(peer.path));
         Self { device, link }
@@ -400,10 +402,10 @@ fn the_stack_is_told_who_has_an_address_now_that_it_once_asked_for() {
     assert_eq!(announced(&mut world), []);
 
     // A new peer takes an address, comes with a prefix that has one, and with its link-local one.
-    let mut configuration = world.device.configure(at(6));
-    let mut peer = configuration.add_peer(new).unwrap();
-    peer.add_allowed_ip("10.0.0.1/32".parse().unwrap()).add_allowed_ip("fd00::/64".parse().unwrap());
-    drop(configuration);
+    world.device.configure(at(6), |configuration| {
+        let mut peer = configuration.add_peer(new).unwrap();
+        peer.add_allowed_ip("10.0.0.1/32".parse().unwrap()).add_allowed_ip("fd00::/64".parse().unwrap());
+    });
     world.link.insert(world.device.peer(&new).unwrap().path);
     let expected = [(v4, address(4)), (v6[1], address(4)), (link_local, address(4))];
     assert_eq!(announced(&mut world), {
@@ -414,7 +416,7 @@ fn the_stack_is_told_who_has_an_address_now_that_it_once_asked_for() {
     assert_eq!(announced(&mut world), [], "once");
 
     // It goes, and one of its addresses is another's again: by the default route of the third.
-    world.device.configure(at(7)).remove_peer(&new);
+    world.device.configure(at(7), |configuration| configuration.remove_peer(&new));
     world.link.remove(&new);
     let nobody = LinkAddress::NOBODY;
     let mut expected = [(v4, address(3)), (v6[1], nobody), (link_local, nobody)];
@@ -423,7 +425,7 @@ fn the_stack_is_told_who_has_an_address_now_that_it_once_asked_for() {
 
     // With another address of ours the stack begins anew.
     world.link.set_own(address(8));
-    world.device.configure(at(8)).remove_all_peers();
+    world.device.configure(at(8), |configuration| configuration.remove_all_peers());
     world.link.clear();
     assert_eq!(announced(&mut world), []);
 }
@@ -438,10 +440,10 @@ fn a_peer_with_another_s_link_address_takes_its_place_whatever_the_order() {
     });
     for removed_first in [true, false] {
         let mut world = World::new();
-        let mut configuration = world.device.configure(at(1));
-        configuration.add_peer(one).unwrap();
-        configuration.add_peer(other).unwrap();
-        drop(configuration);
+        world.device.configure(at(1), |configuration| {
+            configuration.add_peer(one).unwrap();
+            configuration.add_peer(other).unwrap();
+        });
         let path = |key| Arc::clone(world.device.peer(&key).unwrap().path);
         let (one_path, other_path) = (path(one), path(other));
         world.link.insert(&one_path);

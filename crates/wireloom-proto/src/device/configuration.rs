@@ -26,7 +26,7 @@ pub enum ConfigureError {
     TooManyPeers,
 }
 
-/// A transaction of configuration changes: see [`Device::configure`].
+/// A device whose keys, peers and allowed IPs may be changed: [`Device::configure`] lends it.
 #[derive(Debug)]
 pub struct Configuration<'a> {
     device: &'a mut Device,
@@ -35,7 +35,7 @@ pub struct Configuration<'a> {
     routes_changed: bool,
 }
 
-/// One peer in a transaction.
+/// One peer that may be changed.
 #[derive(Debug)]
 pub struct PeerConfiguration<'a> {
     device: &'a mut Device,
@@ -44,11 +44,25 @@ pub struct PeerConfiguration<'a> {
     id: PeerId,
 }
 
-impl<'a> Configuration<'a> {
-    pub(super) fn new(device: &'a mut Device, now: Now) -> Self {
-        Self { device, now: now.monotonic, routes_changed: false }
+impl Device {
+    /// Changes the keys, the peers and their allowed IPs, and returns what `change` returns.
+    ///
+    /// Each change takes effect at once, and none is undone when a later one is refused. The exception are the
+    /// [`Routes`] of the data path: packets find the peers by the old ones until `change` returns. The new ones
+    /// are then published as a whole, so no packet sees half of a change.
+    ///
+    /// `now` is the moment from which persistent keepalives count that are turned on here.
+    pub fn configure<R>(&mut self, now: Now, change: impl FnOnce(&mut Configuration<'_>) -> R) -> R {
+        let mut configuration = Configuration { device: self, now: now.monotonic, routes_changed: false };
+        let outcome = change(&mut configuration);
+        if configuration.routes_changed {
+            self.transport.publish(Routes::new(self.routes.clone()));
+        }
+        outcome
     }
+}
 
+impl Configuration<'_> {
     /// Sets or removes the device's identity. All sessions end, as they were made with the old one;
     /// a peer with the new key's public key is removed. Setting the same key again changes nothing.
     pub fn set_private_key(&mut self, private_key: Option<PrivateKey>) {
@@ -119,15 +133,6 @@ impl<'a> Configuration<'a> {
     }
 }
 
-impl Drop for Configuration<'_> {
-    fn drop(&mut self) {
-        if self.routes_changed {
-            let routes = Routes::new(self.device.routes.clone());
-            self.device.transport.publish(routes);
-        }
-    }
-}
-
 impl PeerConfiguration<'_> {
     /// Sets or removes the symmetric key that the next handshake mixes in.
     pub fn set_preshared_key(&mut self, preshared_key: Option<PresharedKey>) -> &mut Self {
@@ -195,6 +200,9 @@ impl PeerConfiguration<'_> {
     }
 
     fn peer(&mut self) -> &mut Peer {
-        self.device.peers.get_mut(&self.id).expect("the transaction holds the device, so its peer stays")
+        self.device
+            .peers
+            .get_mut(&self.id)
+            .expect("the device is borrowed for as long as its peer is configured")
     }
 }

@@ -208,8 +208,12 @@ fn preshared_keys_must_agree() {
     let mut world = World::pair();
     let (alice, bob) = (world.nodes[ALICE].public_key, world.nodes[BOB].public_key);
     let now = world.now();
-    world.nodes[ALICE].device.configure(now).peer(&bob).unwrap().set_preshared_key(psk(1));
-    world.nodes[BOB].device.configure(now).peer(&alice).unwrap().set_preshared_key(psk(2));
+    world.nodes[ALICE].device.configure(now, |configuration| {
+        configuration.peer(&bob).unwrap().set_preshared_key(psk(1));
+    });
+    world.nodes[BOB].device.configure(now, |configuration| {
+        configuration.peer(&alice).unwrap().set_preshared_key(psk(2));
+    });
     world.send(ALICE, BOB, b"secret");
     world.run(SECOND);
     assert_eq!(world.count(MessageKind::Response), 1, "the initiation does not depend on it");
@@ -217,7 +221,9 @@ fn preshared_keys_must_agree() {
     assert_eq!(world.nodes[ALICE].drops, [DropReason::BadCiphertext]);
 
     let now = world.now();
-    world.nodes[BOB].device.configure(now).peer(&alice).unwrap().set_preshared_key(psk(1));
+    world.nodes[BOB].device.configure(now, |configuration| {
+        configuration.peer(&alice).unwrap().set_preshared_key(psk(1));
+    });
     world.run(6 * SECOND);
     assert_eq!(world.take_received(BOB), [b"secret".to_vec()]);
     world.assert_connected();
@@ -238,7 +244,9 @@ fn strangers_get_no_answer() {
 fn who_does_not_know_our_key_gets_no_answer() {
     let mut world = World::pair();
     let now = world.now();
-    world.nodes[BOB].device.configure(now).set_private_key(Some(private_key(77)));
+    world.nodes[BOB]
+        .device
+        .configure(now, |configuration| configuration.set_private_key(Some(private_key(77))));
     world.send(ALICE, BOB, b"bob?");
     world.run(SECOND);
     assert_eq!(world.nodes[BOB].drops, [DropReason::BadMac1]);
@@ -249,7 +257,7 @@ fn who_does_not_know_our_key_gets_no_answer() {
 fn without_a_private_key_nothing_is_answered_or_begun() {
     let mut world = World::pair();
     let now = world.now();
-    world.nodes[BOB].device.configure(now).set_private_key(None);
+    world.nodes[BOB].device.configure(now, |configuration| configuration.set_private_key(None));
     world.send(ALICE, BOB, b"bob?");
     world.send(BOB, ALICE, b"alice?");
     world.run(SECOND);
@@ -263,7 +271,9 @@ fn a_public_key_of_low_order_is_never_used() {
     let zero = PublicKey::from_bytes([0; 32]);
     let now = world.now();
     let alice = &mut world.nodes[ALICE].device;
-    alice.configure(now).add_peer(zero).unwrap().set_endpoint(address(9));
+    alice.configure(now, |configuration| {
+        configuration.add_peer(zero).unwrap().set_endpoint(address(9));
+    });
     let id = alice.peer(&zero).unwrap().id;
     alice.handle_outgoing(now, id, &[], 1420).unwrap();
     world.poll(ALICE);
@@ -302,7 +312,9 @@ fn initiations_that_follow_each_other_too_closely_are_dropped() {
     let twin = world.add_node();
     world.nodes[twin].device = Device::new([42; 32]);
     let now = world.now();
-    world.nodes[twin].device.configure(now).set_private_key(Some(private_key(1)));
+    world.nodes[twin]
+        .device
+        .configure(now, |configuration| configuration.set_private_key(Some(private_key(1))));
     world.introduce(twin, BOB);
     world.send(ALICE, BOB, b"first");
     world.run(Duration::from_millis(18));

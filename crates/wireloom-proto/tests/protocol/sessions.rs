@@ -197,7 +197,9 @@ fn a_responder_learns_the_endpoint_of_a_peer_that_has_none() {
     let now = world.now();
     let (alice, network) = (world.nodes[ALICE].public_key, world.nodes[ALICE].inner);
     let bob = &mut world.nodes[BOB];
-    bob.device.configure(now).add_peer(alice).unwrap().add_allowed_ip(IpAddr::V4(network).into());
+    bob.device.configure(now, |configuration| {
+        configuration.add_peer(alice).unwrap().add_allowed_ip(IpAddr::V4(network).into());
+    });
     world.send(BOB, ALICE, b"where are you?");
     assert_eq!(world.nodes[BOB].drops, [DropReason::NoEndpoint]);
     assert!(world.seen.is_empty());
@@ -245,8 +247,9 @@ fn both_families_go_through_one_tunnel() {
     let inner = [Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2)];
     for (node, other) in [(ALICE, BOB), (BOB, ALICE)] {
         let key = world.nodes[other].public_key;
-        let mut configuration = world.nodes[node].device.configure(now);
-        configuration.peer(&key).unwrap().add_allowed_ip(IpAddr::V6(inner[other]).into());
+        world.nodes[node].device.configure(now, |configuration| {
+            configuration.peer(&key).unwrap().add_allowed_ip(IpAddr::V6(inner[other]).into());
+        });
     }
     let packet = ipv6(inner[ALICE], inner[BOB], b"hello");
     world.send_packet(ALICE, &packet);

@@ -76,7 +76,7 @@ fn connected() -> World {
 
 fn remove_alice(world: &mut World) {
     let (now, key) = (world.now(), world.nodes[ALICE].public_key);
-    world.nodes[BOB].device.configure(now).remove_peer(&key);
+    world.nodes[BOB].device.configure(now, |configuration| configuration.remove_peer(&key));
 }
 
 fn all_dropped(outcomes: &[Became], reason: DropReason) -> bool {

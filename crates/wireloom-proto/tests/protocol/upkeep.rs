@@ -17,8 +17,9 @@ fn keepalives(world: &World) -> Vec<&Seen> {
 fn set_keepalive(world: &mut World, node: usize, other: usize, seconds: u16) {
     let now = world.now();
     let key = world.nodes[other].public_key;
-    let mut configuration = world.nodes[node].device.configure(now);
-    configuration.peer(&key).unwrap().set_persistent_keepalive(NonZeroU16::new(seconds));
+    world.nodes[node].device.configure(now, |configuration| {
+        configuration.peer(&key).unwrap().set_persistent_keepalive(NonZeroU16::new(seconds));
+    });
 }
 
 #[test]
@@ -198,13 +199,15 @@ fn a_peer_without_endpoint_gets_no_keepalive() {
     world.add_node();
     let now = world.now();
     let key = world.nodes[BOB].public_key;
-    let mut configuration = world.nodes[ALICE].device.configure(now);
-    let mut peer = configuration.add_peer(key).unwrap();
-    peer.set_persistent_keepalive(NonZeroU16::new(5));
-    drop(configuration);
+    world.nodes[ALICE].device.configure(now, |configuration| {
+        let mut peer = configuration.add_peer(key).unwrap();
+        peer.set_persistent_keepalive(NonZeroU16::new(5));
+    });
     assert_eq!(world.nodes[ALICE].device.poll_timeout(), None);
     let now = world.now();
-    world.nodes[ALICE].device.configure(now).peer(&key).unwrap().set_endpoint(address(2));
+    world.nodes[ALICE].device.configure(now, |configuration| {
+        configuration.peer(&key).unwrap().set_endpoint(address(2));
+    });
     world.run(SECOND);
     assert_eq!(world.count(MessageKind::Initiation), 1, "as soon as there is one");
 }

@@ -127,7 +127,8 @@ impl World {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let mut device = Device::new(seed);
-        device.configure(self.now()).set_private_key(Some(private_key(number)));
+        device
+            .configure(self.now(), |configuration| configuration.set_private_key(Some(private_key(number))));
         self.nodes.push(Node {
             device,
             public_key: private_key(number).public_key(),
@@ -147,9 +148,10 @@ impl World {
             let other = &self.nodes[other];
             (other.public_key, other.address, other.inner)
         };
-        let mut configuration = self.nodes[node].device.configure(now);
-        let mut peer = configuration.add_peer(key).unwrap();
-        peer.set_endpoint(endpoint).add_allowed_ip(IpAddr::V4(inner).into());
+        self.nodes[node].device.configure(now, |configuration| {
+            let mut peer = configuration.add_peer(key).unwrap();
+            peer.set_endpoint(endpoint).add_allowed_ip(IpAddr::V4(inner).into());
+        });
     }
 
     pub(crate) fn now(&self) -> Now {
