@@ -75,9 +75,8 @@ fuzz_target!(|input: &[u8]| {
         for forward in [true, false] {
             let (sender, receiver) = if forward { (&mut alice, &mut bob) } else { (&mut bob, &mut alice) };
             sender.device.handle_timeout(now(tick));
-            let mut buffer = [0; MTU + message::DATA_OVERHEAD];
-            while let Some(transmit) = sender.device.poll_transmit(now(tick), &mut buffer) {
-                let mut datagram = buffer[..transmit.len].to_vec();
+            while let Some(transmit) = sender.device.poll_transmit(now(tick)) {
+                let mut datagram = transmit.datagram.to_vec();
                 // The first byte says what happens to it, the next ones where and how.
                 if let [kind, place, damage, ..] = *step {
                     let place = usize::from(place) % datagram.len();

@@ -168,7 +168,7 @@ impl SlowPath for Punting {
         self.punt(Punt::Seek(peer));
     }
 
-    fn poll_transmit(&mut self, _: Now, _: &mut [u8]) -> Option<Transmit> {
+    fn poll_transmit(&mut self, _: Now) -> Option<Transmit<'_>> {
         None
     }
 

@@ -21,11 +21,11 @@ pub(crate) trait SlowPath {
     /// [`Device::handle_signal`].
     fn handle_signal(&mut self, now: Now, signal: Signal);
 
-    /// [`Device::seek`].
+    /// [`Device::begin_handshake`].
     fn seek(&mut self, now: Now, peer: PeerId);
 
     /// [`Device::poll_transmit`], where the device's datagrams are sent.
-    fn poll_transmit(&mut self, now: Now, buffer: &mut [u8]) -> Option<Transmit>;
+    fn poll_transmit(&mut self, now: Now) -> Option<Transmit<'_>>;
 
     /// Whether packets given to [`Self::handle_outgoing`] may be on their way to the device still, so
     /// that others must follow them there: sealed at once, they would overtake.
@@ -55,11 +55,11 @@ impl SlowPath for Device {
     }
 
     fn seek(&mut self, now: Now, peer: PeerId) {
-        Self::seek(self, now, peer);
+        self.begin_handshake(now, peer);
     }
 
-    fn poll_transmit(&mut self, now: Now, buffer: &mut [u8]) -> Option<Transmit> {
-        Self::poll_transmit(self, now, buffer)
+    fn poll_transmit(&mut self, now: Now) -> Option<Transmit<'_>> {
+        Self::poll_transmit(self, now)
     }
 
     fn is_taking_packets(&self) -> bool {

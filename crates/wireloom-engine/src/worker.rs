@@ -337,8 +337,10 @@ impl Worker {
         loop {
             let more = loop {
                 let Some(room) = self.departure.outbound.room(Pending::default()) else { break true };
-                let Some(transmit) = device.poll_transmit(now, room) else { break false };
-                self.departure.outbound.push(transmit.endpoint, transmit.len);
+                let Some(transmit) = device.poll_transmit(now) else { break false };
+                let len = transmit.datagram.len();
+                room[..len].copy_from_slice(transmit.datagram);
+                self.departure.outbound.push(transmit.endpoint, len);
             };
             if !self.departure.outbound.is_empty() {
                 self.drops.count_loss(Loss::NotSent, udp.send(&mut self.departure.outbound));

@@ -49,6 +49,8 @@ pub struct Device {
     outbox: VecDeque<Outgoing>,
     /// Peers with staged packets and maybe a session to send them with.
     ready: VecDeque<PeerId>,
+    /// The datagram that [`Self::poll_transmit`] returned last.
+    transmitting: Vec<u8>,
     deadlines: BTreeSet<(Instant, PeerId)>,
     /// Staged packets that were lost when their handshake was given up.
     timed_out_packets: u64,
@@ -62,13 +64,14 @@ struct Outgoing {
     len: usize,
 }
 
-/// A datagram to be sent.
+/// A datagram to be sent: [`Device::poll_transmit`] lends it until the device is used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transmit {
-    /// Where to.
+pub struct Transmit<'a> {
+    /// Where to send it.
     pub endpoint: Endpoint,
-    /// How many bytes at the start of the caller's buffer.
-    pub len: usize,
+    /// Its bytes: a handshake message, a keepalive, or a packet that waited for a session. The longest one is
+    /// [`data_len`](crate::message::data_len) of the longest packet given to [`Device::handle_outgoing`].
+    pub datagram: &'a [u8],
 }
 
 /// What can be read back of a peer.
@@ -118,6 +121,7 @@ impl Device {
             limiter: RateLimiter::default(),
             outbox: VecDeque::new(),
             ready: VecDeque::new(),
+            transmitting: Vec::new(),
             deadlines: BTreeSet::new(),
             timed_out_packets: 0,
         }
@@ -204,9 +208,9 @@ impl Device {
         if fits { Ok(()) } else { Err(DropReason::QueueFull) }
     }
 
-    /// Begins a handshake with a peer, when none is under way, for a packet that is not kept: see
-    /// [`PeerPath::is_reachable`].
-    pub fn seek(&mut self, now: Now, peer: PeerId) {
+    /// Begins a handshake with a peer, unless one is under way. [`Self::handle_outgoing`] does so by itself; this
+    /// is for the caller who drops a packet because the peer is not [reachable](PeerPath::is_reachable).
+    pub fn begin_handshake(&mut self, now: Now, peer: PeerId) {
         self.begin_attempt(now, peer);
     }
 
@@ -257,20 +261,23 @@ impl Device {
         }
     }
 
-    /// Writes the next datagram that is to be sent to the start of `buffer`.
-    ///
-    /// # Panics
-    /// When the buffer is too small: it needs room for the longest packet given to
-    /// [`Self::handle_outgoing`] and [`DATA_OVERHEAD`](crate::message::DATA_OVERHEAD) more, and at least for [`INITIATION_LEN`].
-    pub fn poll_transmit(&mut self, now: Now, buffer: &mut [u8]) -> Option<Transmit> {
+    /// The next datagram to be sent; `None` when there is nothing to send.
+    pub fn poll_transmit(&mut self, now: Now) -> Option<Transmit<'_>> {
+        let endpoint = self.next_transmit(now)?;
+        Some(Transmit { endpoint, datagram: &self.transmitting })
+    }
+
+    /// Puts the next datagram into [`Self::transmitting`], and returns where to send it.
+    fn next_transmit(&mut self, now: Now) -> Option<Endpoint> {
         loop {
             if let Some(message) = self.outbox.pop_front() {
-                buffer[..message.len].copy_from_slice(&message.bytes[..message.len]);
-                return Some(Transmit { endpoint: message.endpoint, len: message.len });
+                self.transmitting.clear();
+                self.transmitting.extend_from_slice(&message.bytes[..message.len]);
+                return Some(message.endpoint);
             }
             let id = *self.ready.front()?;
-            if let Some(transmit) = self.seal_staged(now, id, buffer) {
-                return Some(transmit);
+            if let Some(endpoint) = self.seal_staged(now, id) {
+                return Some(endpoint);
             }
             self.ready.pop_front();
         }

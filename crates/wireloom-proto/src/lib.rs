@@ -53,9 +53,8 @@
 //! // There is no session yet: the device keeps the packet and begins a handshake.
 //! let peer = device.peer(&peer).expect("it was added").id;
 //! device.handle_outgoing(now, peer, &[0x45; 20], 1420)?;
-//! let mut datagram = [0; 1500];
-//! let transmit = device.poll_transmit(now, &mut datagram).expect("an initiation");
-//! assert_eq!(MessageKind::classify(&datagram[..transmit.len]), Ok(MessageKind::Initiation));
+//! let transmit = device.poll_transmit(now).expect("an initiation");
+//! assert_eq!(MessageKind::classify(transmit.datagram), Ok(MessageKind::Initiation));
 //! assert!(device.poll_timeout() > Some(now.monotonic), "to repeat it");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

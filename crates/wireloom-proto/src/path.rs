@@ -93,8 +93,7 @@ impl PeerPath {
 
     /// Whether it makes sense to keep a packet for the peer: it has an endpoint, and it is not the case
     /// that it left an initiation unanswered for [`REKEY_TIMEOUT`](wireloom_types::limits::REKEY_TIMEOUT) after a
-    /// silence. Hearing from it, or another endpoint, ends that; [`Device::seek`](crate::Device::seek)
-    /// tries to.
+    /// silence. Hearing from it, or another endpoint, ends that; [`Device::begin_handshake`](crate::Device::begin_handshake) tries to.
     #[must_use]
     pub fn is_reachable(&self) -> bool {
         !self.silent.load(Ordering::Relaxed) && self.endpoint.load().is_some()

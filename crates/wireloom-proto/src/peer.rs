@@ -255,12 +255,12 @@ impl StagedPackets {
         }
     }
 
-    pub(crate) fn front(&self) -> Option<&[u8]> {
-        self.0.front().map(Vec::as_slice)
+    pub(crate) fn front_mut(&mut self) -> Option<&mut [u8]> {
+        self.0.front_mut().map(Vec::as_mut_slice)
     }
 
-    pub(crate) fn pop(&mut self) {
-        self.0.pop_front();
+    pub(crate) fn pop(&mut self) -> Option<Vec<u8>> {
+        self.0.pop_front()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -124,7 +124,7 @@ impl<T: TunQueue, U: Udp> Queues<T, U> {
                         Ok(())
                     }
                     Punt::Seek(peer) => {
-                        device.seek(now, peer);
+                        device.begin_handshake(now, peer);
                         Ok(())
                     }
                     Punt::Ended => {

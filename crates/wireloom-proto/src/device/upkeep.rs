@@ -5,7 +5,8 @@ use std::time::Duration;
 use rand_chacha::rand_core::Rng;
 use wireloom_types::PublicKey;
 
-use super::{Device, Transmit};
+use super::Device;
+use crate::endpoint::Endpoint;
 use crate::peer::{Due, Peer};
 use crate::peer_id::PeerId;
 use crate::session::SealError;
@@ -85,20 +86,18 @@ impl Device {
         }
     }
 
-    /// Seals the first staged packet of a peer. `None` when there is none, or no session for it.
-    pub(super) fn seal_staged(&mut self, now: Now, id: PeerId, buffer: &mut [u8]) -> Option<Transmit> {
+    /// Seals the first staged packet of a peer, puts it into `transmitting` and returns where to send it. `None`
+    /// when nothing is staged or there is no session to seal it with.
+    pub(super) fn seal_staged(&mut self, now: Now, id: PeerId) -> Option<Endpoint> {
         let peer = self.peers.get_mut(&id)?;
-        let staged = peer.staged.front()?;
-        let message = &mut buffer[..staged.len()];
-        message.copy_from_slice(staged);
-        let len = message.len();
+        let message = peer.staged.front_mut()?;
         match peer.path.seal(now.monotonic, std::iter::once(message)) {
             Ok(sealed) => {
-                peer.staged.pop();
+                self.transmitting = peer.staged.pop().unwrap_or_default();
                 if let Some(signal) = sealed.signal {
                     self.handle_signal(now, signal);
                 }
-                Some(Transmit { endpoint: sealed.endpoint, len })
+                Some(sealed.endpoint)
             }
             Err(SealError::NoSession) => {
                 self.begin_attempt(now, id);

@@ -318,7 +318,7 @@ fn a_peer_that_leaves_an_initiation_unanswered_is_unreachable_until_it_is_heard(
     world.run(Duration::from_secs(200));
     world.unreachable.clear();
     let now = world.now();
-    world.nodes[ALICE].device.seek(now, path.id());
+    world.nodes[ALICE].device.begin_handshake(now, path.id());
     world.poll(ALICE);
     world.settle();
     assert!(path.is_reachable());

@@ -209,9 +209,9 @@ impl World {
     /// Sends all that a device has to send.
     pub(crate) fn poll(&mut self, node: usize) {
         let now = self.now();
-        let mut buffer = [0; 2048];
-        while let Some(transmit) = self.nodes[node].device.poll_transmit(now, &mut buffer) {
-            self.post(node, transmit.endpoint, buffer[..transmit.len].to_vec());
+        while let Some(transmit) = self.nodes[node].device.poll_transmit(now) {
+            let (endpoint, datagram) = (transmit.endpoint, transmit.datagram.to_vec());
+            self.post(node, endpoint, datagram);
         }
     }
 
