@@ -10,7 +10,6 @@ use std::time::Duration;
 use curve25519_dalek::MontgomeryPoint;
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher};
-use wireloom_proto::timers::LOAD_THRESHOLD;
 use wireloom_proto::{Device, DropReason, Endpoint, Instant, Now, Role, Session, SessionKeys, UnixTime};
 use wireloom_types::{PrivateKey, PublicKey};
 
@@ -18,6 +17,8 @@ use wireloom_types::{PrivateKey, PublicKey};
 static MEMORY: AllocProfiler = AllocProfiler::system();
 
 const PEERS: u32 = 10_000;
+/// Handshake messages within 250 ms that are not yet load.
+const LOAD_THRESHOLD: u32 = 256;
 
 fn main() {
     divan::main();

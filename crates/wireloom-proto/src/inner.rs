@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::verdict::DropReason;
+use crate::drop_reason::DropReason;
 
 /// The shortest IPv4 header (RFC 791, section 3.1).
 const IPV4_HEADER: usize = 20;

@@ -59,38 +59,26 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod activity;
-mod allowed_ips;
-mod cipher;
-mod cookie;
 mod device;
+mod drop_reason;
 mod endpoint;
 mod handshake;
-mod index;
 pub mod inner;
-mod load;
+mod limits;
 pub mod message;
-mod path;
-mod peer;
 mod peer_id;
-mod replay;
-mod session;
-mod signal;
-mod time;
-pub mod timers;
-mod transport;
 #[cfg(test)]
-mod vectors;
-mod verdict;
+mod test_vectors;
+mod time;
+mod transport;
 
-pub use allowed_ips::AllowedIps;
 pub use device::{Configuration, ConfigureError, Device, PeerConfiguration, PeerStatus, Transmit};
+pub use drop_reason::DropReason;
 pub use endpoint::{Endpoint, LocalAddress};
 pub use message::MessageKind;
-pub use path::{PeerPath, Reserved, Sealed};
 pub use peer_id::PeerId;
-pub use session::{Role, SealError, Session, SessionKeys};
-pub use signal::{News, Signal};
-pub use time::{Instant, Now, Tai64N, UnixTime};
-pub use transport::{Decrypted, Opened, Outcome, Routes, Transport};
-pub use verdict::DropReason;
+pub use time::{Instant, Now, UnixTime};
+pub use transport::{
+    Decrypted, Opened, Outcome, PeerPath, Reserved, Role, Routes, SealError, Sealed, Session, SessionKeys,
+    Signal, Transport,
+};

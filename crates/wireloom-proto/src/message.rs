@@ -2,8 +2,8 @@
 //!
 //! All numbers are little endian. Encoding and parsing never panic, whatever the bytes.
 
-use crate::time::Tai64N;
-use crate::verdict::DropReason;
+use crate::drop_reason::DropReason;
+use crate::handshake::timestamp::Tai64N;
 
 /// Length of an authentication tag of ChaCha20-Poly1305, in bytes.
 pub const TAG_LEN: usize = 16;

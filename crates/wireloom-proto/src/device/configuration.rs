@@ -8,9 +8,9 @@ use ipnet::IpNet;
 use wireloom_types::{PresharedKey, PrivateKey, PublicKey, limits::MAX_PEERS};
 
 use super::Device;
-use crate::cookie::MacKeys;
-use crate::handshake::Identity;
-use crate::peer::{Peer, PersistentKeepalive};
+use super::peer::{Peer, PersistentKeepalive};
+use crate::handshake::cookie::MacKeys;
+use crate::handshake::noise::Identity;
 use crate::peer_id::PeerId;
 use crate::time::{Instant, Now};
 use crate::transport::Routes;
@@ -204,5 +204,25 @@ impl PeerConfiguration<'_> {
             .peers
             .get_mut(&self.id)
             .expect("the device is borrowed for as long as its peer is configured")
+    }
+}
+
+impl Device {
+    fn insert_peer(&mut self, public_key: PublicKey) -> PeerId {
+        let id = PeerId(self.next_id);
+        self.next_id += 1;
+        let peer = Peer::new(id, public_key, self.jitter());
+        self.ids.insert(public_key, id);
+        self.peers.insert(id, peer);
+        id
+    }
+
+    /// Removes a peer whose allowed IPs are gone already.
+    fn remove_peer(&mut self, id: PeerId) {
+        self.forget_sessions(id);
+        self.unschedule(id);
+        if let Some(peer) = self.peers.remove(&id) {
+            self.ids.remove(peer.path.public_key());
+        }
     }
 }

@@ -4,19 +4,21 @@ use std::sync::Arc;
 
 use wireloom_types::limits::REKEY_TIMEOUT;
 
+use super::peer::{Attempt, PendingHandshake};
+use super::sessions::Ended;
 use super::{Device, Outgoing};
-use crate::cookie::Proof;
+use crate::drop_reason::DropReason;
 use crate::endpoint::Endpoint;
-use crate::handshake::{InitiatorHandshake, ResponderHandshake};
+use crate::handshake::cookie::Proof;
+use crate::handshake::noise::{InitiatorHandshake, ResponderHandshake};
+use crate::handshake::timestamp::Tai64N;
+use crate::limits::WIPE_AFTER_TIME;
 use crate::message::{CookieReply, INITIATION_LEN, Initiation, Macs, Response};
-use crate::peer::{Attempt, Ended, PendingHandshake};
 use crate::peer_id::PeerId;
-use crate::session::{Role, Session, SessionKeys};
-use crate::time::{Now, Tai64N};
-use crate::timers::WIPE_AFTER_TIME;
-use crate::verdict::DropReason;
+use crate::time::Now;
+use crate::transport::session::{Role, Session, SessionKeys};
 
-/// Codes that [`CookieJar::sign`](crate::cookie::CookieJar::sign) is to replace.
+/// Codes that [`CookieJar::sign`](crate::handshake::cookie::CookieJar::sign) is to replace.
 const UNSIGNED: Macs = Macs { mac1: [0; 16], mac2: [0; 16] };
 
 impl Device {

@@ -2,12 +2,18 @@
 
 use std::time::Duration;
 
-use wireloom_proto::{Device, DropReason, MessageKind, message, timers};
+use wireloom_proto::{Device, DropReason, MessageKind, message};
 use wireloom_types::{PresharedKey, PublicKey, limits};
 
 use crate::world::{ALICE, BOB, LATENCY, Seen, World, address, private_key, sign_mac1};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// The kernel's bound on the jitter of retransmissions: a third of a second (`REKEY_TIMEOUT_JITTER_MAX_JIFFIES`).
+const JITTER_MAX: Duration = Duration::from_nanos(333_333_333);
+/// Handshake messages within 250 ms that are not yet load.
+const LOAD_THRESHOLD: u32 = 256;
+/// How long load lasts after its last sign.
+const LOAD_LINGERS: Duration = SECOND;
 
 /// Sends from Alice so that an initiation crosses the link, and returns it undelivered.
 fn captured_initiation(world: &mut World) -> Vec<u8> {
@@ -20,7 +26,7 @@ fn captured_initiation(world: &mut World) -> Vec<u8> {
 
 /// Has Bob take more initiations than he bears: copies of one whose timestamp he knows.
 fn flood(world: &mut World, initiation: &[u8]) {
-    for _ in 0..=timers::LOAD_THRESHOLD {
+    for _ in 0..=LOAD_THRESHOLD {
         world.deliver(address(99), address(2), initiation.to_vec());
     }
 }
@@ -117,7 +123,7 @@ fn an_initiation_is_repeated_after_5_seconds_and_some_jitter_and_given_up_after_
     world.run(300 * SECOND);
     let at: Vec<_> = world.seen_of(MessageKind::Initiation).iter().map(|seen| seen.at).collect();
     let gaps: Vec<Duration> = at.windows(2).map(|pair| pair[1].since(pair[0])).collect();
-    let latest = limits::REKEY_TIMEOUT + timers::REKEY_TIMEOUT_JITTER_MAX;
+    let latest = limits::REKEY_TIMEOUT + JITTER_MAX;
     for gap in &gaps {
         assert!((limits::REKEY_TIMEOUT..=latest).contains(gap), "{gap:?}");
     }
@@ -415,7 +421,7 @@ fn who_stays_behind_demands_cookies_of_fewer() {
     // It has caught up: what comes a second later is no load.
     let now = world.now();
     world.nodes[BOB].device.note_backlog(now, false);
-    world.run(timers::LOAD_LINGERS);
+    world.run(LOAD_LINGERS);
     world.deliver(address(99), address(2), initiation);
     assert_eq!(world.nodes[BOB].drops.last(), Some(&DropReason::StaleTimestamp));
 }
@@ -438,7 +444,7 @@ fn load_passes() {
     flood(&mut world, &initiation);
     world.deliver(address(99), address(2), initiation.clone());
     assert_eq!(world.nodes[BOB].drops.last(), Some(&DropReason::CookieRequired));
-    world.run(timers::LOAD_LINGERS);
+    world.run(LOAD_LINGERS);
     world.deliver(address(99), address(2), initiation);
     assert_eq!(world.nodes[BOB].drops.last(), Some(&DropReason::StaleTimestamp));
 }

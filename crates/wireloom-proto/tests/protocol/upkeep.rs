@@ -3,7 +3,7 @@
 use std::num::NonZeroU16;
 use std::time::Duration;
 
-use wireloom_proto::{Endpoint, Instant, LocalAddress, MessageKind, timers};
+use wireloom_proto::{Endpoint, Instant, LocalAddress, MessageKind};
 use wireloom_types::limits;
 
 use crate::world::{ALICE, BOB, LATENCY, Seen, World, address};
@@ -94,9 +94,8 @@ fn who_hears_nothing_for_15_seconds_begins_a_handshake() {
     let initiations = world.seen_of(MessageKind::Initiation);
     assert_eq!(initiations.len(), 1, "counted from the first packet that nothing answered");
     let waited = initiations[0].at.since(sent);
-    let latest = timers::UNANSWERED_TIMEOUT + timers::REKEY_TIMEOUT_JITTER_MAX;
-    assert!((timers::UNANSWERED_TIMEOUT..=latest).contains(&waited), "{waited:?}");
-    assert_eq!(timers::UNANSWERED_TIMEOUT, 15 * SECOND);
+    let latest = 15 * SECOND + Duration::from_nanos(333_333_333);
+    assert!((15 * SECOND..=latest).contains(&waited), "{waited:?}");
 }
 
 #[test]
@@ -137,7 +136,6 @@ fn an_initiator_that_only_receives_renews_at_165_seconds_once() {
         world.settle();
     }
     assert_eq!(world.count(MessageKind::Initiation), 1);
-    assert_eq!(timers::LAST_MINUTE_AFTER_TIME, 165 * SECOND);
 }
 
 #[test]

@@ -2,32 +2,36 @@
 
 mod configuration;
 mod handshakes;
-mod upkeep;
+mod peer;
+mod sessions;
+mod staging;
+mod status;
+mod timers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
+use wireloom_types::{PrivateKey, PublicKey};
 
 pub use self::configuration::{Configuration, ConfigureError, PeerConfiguration};
-use crate::allowed_ips::AllowedIps;
-use crate::cookie::{CookieMaker, MacKeys};
+use self::peer::Peer;
+pub use self::status::PeerStatus;
+use crate::drop_reason::DropReason;
 use crate::endpoint::Endpoint;
-use crate::handshake::Identity;
-use crate::index::IndexTable;
-use crate::load::{LoadGauge, RateLimiter};
+use crate::handshake::cookie::{CookieMaker, MacKeys};
+use crate::handshake::index_table::IndexTable;
+use crate::handshake::load::LoadGauge;
+use crate::handshake::noise::Identity;
+use crate::handshake::rate_limiter::RateLimiter;
 use crate::message::{INITIATION_LEN, MessageKind};
-use crate::path::PeerPath;
-use crate::peer::Peer;
 use crate::peer_id::PeerId;
-use crate::signal::{News, Signal};
-use crate::time::{Instant, Now, UnixTime};
+use crate::time::{Instant, Now};
 use crate::transport::Transport;
-use crate::verdict::DropReason;
-use wireloom_types::{PresharedKey, PrivateKey, PublicKey};
+use crate::transport::allowed_ips::AllowedIps;
+use crate::transport::peer_path::PeerPath;
+use crate::transport::signal::{News, Signal};
 
 /// A WireGuard device without its sockets: the crate's documentation says how to drive it.
 #[derive(Debug)]
@@ -74,33 +78,6 @@ pub struct Transmit<'a> {
     pub datagram: &'a [u8],
 }
 
-/// What can be read back of a peer.
-#[derive(Debug)]
-pub struct PeerStatus<'a> {
-    /// The peer's name inside the device.
-    pub id: PeerId,
-    /// The way to it.
-    pub path: &'a Arc<PeerPath>,
-    /// Its identity.
-    pub public_key: &'a PublicKey,
-    /// The symmetric key mixed into handshakes: a secret.
-    pub preshared_key: Option<&'a PresharedKey>,
-    /// Where it was last heard from, or is configured to be.
-    pub endpoint: Option<Endpoint>,
-    /// Seconds between keepalives.
-    pub persistent_keepalive: Option<NonZeroU16>,
-    /// Its allowed IPs, in the order of addresses.
-    pub allowed_ips: &'a BTreeSet<IpNet>,
-    /// When the last handshake was done.
-    pub last_handshake: Option<UnixTime>,
-    /// Bytes of WireGuard messages received from it, of all types.
-    pub received_bytes: u64,
-    /// Bytes of WireGuard messages sent to it, of all types.
-    pub sent_bytes: u64,
-    /// The protocol's version: 1, the only one there is.
-    pub protocol_version: u32,
-}
-
 impl Device {
     /// A device without keys and peers. All its randomness comes from the seed, which must be drawn
     /// from the operating system's generator, once for each device.
@@ -141,7 +118,7 @@ impl Device {
 
     /// The peers, in the order in which they were added.
     pub fn peers(&self) -> impl Iterator<Item = PeerStatus<'_>> {
-        self.peers.values().map(status)
+        self.peers.values().map(Peer::status)
     }
 
     /// How many peers there are.
@@ -154,7 +131,7 @@ impl Device {
     #[must_use]
     pub fn peer(&self, public_key: &PublicKey) -> Option<PeerStatus<'_>> {
         let id = self.ids.get(public_key)?;
-        self.peers.get(id).map(status)
+        self.peers.get(id).map(Peer::status)
     }
 
     /// How many packets [`Self::handle_outgoing`] took and that were lost later, because nobody
@@ -177,9 +154,12 @@ impl Device {
         }
     }
 
-    /// Notes whether, after what was handled, something still waits that has arrived (`true`), or nothing does.
-    /// Who is told so after every look knows when it stays behind, and demands cookies of fewer handshakes
-    /// ([`timers::LOAD_THRESHOLD_BEHIND`](crate::timers::LOAD_THRESHOLD_BEHIND)).
+    /// Takes note whether datagrams still wait to be handled (`true`) or none do. Call it after each round of
+    /// handling datagrams.
+    ///
+    /// A device is under load, and demands cookies, when more than 256 handshake messages arrive within 250 ms. If
+    /// datagrams have been waiting after every round for that long, more than 16 are enough: a slow processor never
+    /// gets to 256.
     pub fn note_backlog(&mut self, now: Now, waits: bool) {
         self.load.note_backlog(now.monotonic, waits);
     }
@@ -287,21 +267,5 @@ impl Device {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.first().map(|(at, _)| *at)
-    }
-}
-
-fn status(peer: &Peer) -> PeerStatus<'_> {
-    PeerStatus {
-        id: peer.path.id(),
-        path: &peer.path,
-        public_key: peer.path.public_key(),
-        preshared_key: peer.preshared_key.as_ref(),
-        endpoint: peer.path.endpoint(),
-        persistent_keepalive: peer.persistent_keepalive.map(|keepalive| keepalive.interval),
-        allowed_ips: &peer.allowed_ips,
-        last_handshake: peer.last_handshake,
-        received_bytes: peer.path.received_bytes(),
-        sent_bytes: peer.path.sent_bytes(),
-        protocol_version: 1,
     }
 }

@@ -13,10 +13,10 @@ use snow::types::{Cipher, Dh, Hash, Random};
 use wireloom_types::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
+use crate::drop_reason::DropReason;
+use crate::handshake::timestamp::Tai64N;
 use crate::message::{Initiation, Response};
-use crate::session::SessionKeys;
-use crate::time::Tai64N;
-use crate::verdict::DropReason;
+use crate::transport::session::SessionKeys;
 
 static PARAMETERS: LazyLock<NoiseParams> =
     LazyLock::new(|| "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s".parse().expect("a pattern that snow knows"));

@@ -3,15 +3,54 @@
 use std::time::Duration;
 
 use rand_chacha::rand_core::Rng;
-use wireloom_types::PublicKey;
+use wireloom_types::limits::KEEPALIVE_TIMEOUT;
 
 use super::Device;
-use crate::endpoint::Endpoint;
-use crate::peer::{Due, Peer};
+use super::peer::Peer;
+use crate::limits::{REKEY_TIMEOUT_JITTER_MAX, UNANSWERED_TIMEOUT};
 use crate::peer_id::PeerId;
-use crate::session::SealError;
-use crate::time::{Now, nanos};
-use crate::timers::{REKEY_TIMEOUT_JITTER_MAX, UNANSWERED_TIMEOUT};
+use crate::time::{Instant, Now, nanos};
+
+/// What a timer asks of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// Wipe all key material.
+    Wipe,
+    /// Send the initiation again, or give up.
+    RetryHandshake,
+    /// Data was sent and nothing came back: begin a handshake.
+    Unanswered,
+    /// Data was received and nothing was sent: send a keepalive.
+    Keepalive,
+    /// The interval of persistent keepalives is over.
+    PersistentKeepalive,
+}
+
+impl Peer {
+    /// The timer that is due first, and when.
+    pub(crate) fn next_due(&self) -> Option<(Instant, Due)> {
+        let activity = &self.path.activity;
+        let unanswered = activity.unanswered_since.get();
+        let owing = activity.owing_since.get();
+        let timers = [
+            (self.wipe_at, Due::Wipe),
+            (self.attempt.map(|attempt| attempt.retry_at), Due::RetryHandshake),
+            (unanswered.map(|since| since + UNANSWERED_TIMEOUT + self.jitter), Due::Unanswered),
+            (owing.map(|since| since + KEEPALIVE_TIMEOUT), Due::Keepalive),
+            (self.persistent_keepalive_at(), Due::PersistentKeepalive),
+        ];
+        let armed = timers.into_iter().filter_map(|(at, due)| Some((at?, due)));
+        armed.min_by_key(|(at, _)| *at)
+    }
+
+    fn persistent_keepalive_at(&self) -> Option<Instant> {
+        let keepalive = self.persistent_keepalive?;
+        self.path.endpoint()?;
+        let interval = Duration::from_secs(keepalive.interval.get().into());
+        let last = self.path.activity.traversed.get();
+        Some(last.map_or(keepalive.since, |last| last + interval))
+    }
+}
 
 impl Device {
     /// Does what one timer asks for. Each arm removes its cause or moves it to the future.
@@ -61,52 +100,6 @@ impl Device {
         self.send_initiation(now, id);
     }
 
-    /// Sends a keepalive, unless packets wait, which do as well.
-    fn send_keepalive(&mut self, now: Now, id: PeerId) {
-        let Some(peer) = self.peers.get_mut(&id) else {
-            return;
-        };
-        peer.staged.ensure_one();
-        self.send_staged(now, id);
-    }
-
-    /// Sends what is staged at the next poll, or gets a session for it.
-    pub(super) fn send_staged(&mut self, now: Now, id: PeerId) {
-        let Some(peer) = self.peers.get(&id) else {
-            return;
-        };
-        if peer.staged.is_empty() {
-            return;
-        }
-        let current = peer.sessions.current();
-        if current.is_some_and(|session| !session.is_expired(now.monotonic)) {
-            self.ready.push_back(id);
-        } else {
-            self.begin_attempt(now, id);
-        }
-    }
-
-    /// Seals the first staged packet of a peer, puts it into `transmitting` and returns where to send it. `None`
-    /// when nothing is staged or there is no session to seal it with.
-    pub(super) fn seal_staged(&mut self, now: Now, id: PeerId) -> Option<Endpoint> {
-        let peer = self.peers.get_mut(&id)?;
-        let message = peer.staged.front_mut()?;
-        match peer.path.seal(now.monotonic, std::iter::once(message)) {
-            Ok(sealed) => {
-                self.transmitting = peer.staged.pop().unwrap_or_default();
-                if let Some(signal) = sealed.signal {
-                    self.handle_signal(now, signal);
-                }
-                Some(sealed.endpoint)
-            }
-            Err(SealError::NoSession) => {
-                self.begin_attempt(now, id);
-                None
-            }
-            Err(SealError::NoEndpoint) => None,
-        }
-    }
-
     /// Puts a peer's next timer into the order of deadlines.
     pub(super) fn reschedule(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else {
@@ -138,23 +131,5 @@ impl Device {
     /// A random part of a third of a second.
     pub(super) fn jitter(&mut self) -> Duration {
         Duration::from_nanos(self.rng.next_u64() % (nanos(REKEY_TIMEOUT_JITTER_MAX) + 1))
-    }
-
-    pub(super) fn insert_peer(&mut self, public_key: PublicKey) -> PeerId {
-        let id = PeerId(self.next_id);
-        self.next_id += 1;
-        let peer = Peer::new(id, public_key, self.jitter());
-        self.ids.insert(public_key, id);
-        self.peers.insert(id, peer);
-        id
-    }
-
-    /// Removes a peer whose allowed IPs are gone already.
-    pub(super) fn remove_peer(&mut self, id: PeerId) {
-        self.forget_sessions(id);
-        self.unschedule(id);
-        if let Some(peer) = self.peers.remove(&id) {
-            self.ids.remove(peer.path.public_key());
-        }
     }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use wireloom_types::limits::KEEPALIVE_TIMEOUT;
 
+use crate::limits::UNANSWERED_TIMEOUT;
 use crate::time::{Instant, nanos};
-use crate::timers::UNANSWERED_TIMEOUT;
 
 /// A moment, or never.
 #[derive(Debug)]

@@ -9,12 +9,13 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use wireloom_types::{PresharedKey, PrivateKey};
 
-use crate::cookie::{CookieJar, CookieMaker, MacKeys, Proof};
-use crate::handshake::{Identity, InitiatorHandshake, ResponderHandshake};
+use crate::drop_reason::DropReason;
+use crate::handshake::cookie::{CookieJar, CookieMaker, MacKeys, Proof};
+use crate::handshake::noise::{Identity, InitiatorHandshake, ResponderHandshake};
+use crate::handshake::timestamp::Tai64N;
 use crate::message::{CookieReply, DataHeader, Initiation, Macs, Response};
-use crate::session::{Role, Session};
-use crate::time::{Instant, Tai64N};
-use crate::verdict::DropReason;
+use crate::time::Instant;
+use crate::transport::session::{Role, Session};
 
 const INITIATOR_PUBLIC: &str = "\
      a4e09292b651c278b9772c569f5fa9bb13d906b46ab68c9df9dc2b4409f8a209";
@@ -110,7 +111,7 @@ fn responder() {
 
 #[test]
 fn data() {
-    let keys = |sending, receiving| crate::session::SessionKeys {
+    let keys = |sending, receiving| crate::transport::session::SessionKeys {
         sending: <[u8; 32]>::try_from(bytes(sending)).expect("32 bytes").into(),
         receiving: <[u8; 32]>::try_from(bytes(receiving)).expect("32 bytes").into(),
     };

@@ -18,9 +18,9 @@ use rand_chacha::rand_core::Rng;
 use wireloom_types::PublicKey;
 use zeroize::Zeroizing;
 
+use crate::drop_reason::DropReason;
 use crate::message::{COOKIE_NONCE_LEN, CookieReply, MAC_LEN, Macs, TAG_LEN};
 use crate::time::Instant;
-use crate::verdict::DropReason;
 
 /// The secret from which cookies are made is drawn anew after this.
 const SECRET_MAX_AGE: Duration = Duration::from_secs(120);

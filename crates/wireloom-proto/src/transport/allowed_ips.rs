@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 /// A map from networks to values, looked up by address: the longest prefix that covers it wins.
 #[derive(Clone, Debug)]
-pub struct AllowedIps<T> {
+pub(crate) struct AllowedIps<T> {
     v4: Trie<u32, T>,
     v6: Trie<u128, T>,
 }
@@ -20,7 +20,7 @@ impl<T> Default for AllowedIps<T> {
 impl<T> AllowedIps<T> {
     /// Gives a network to a value and returns the value that had it. Host bits of the network do
     /// not count.
-    pub fn insert(&mut self, network: IpNet, value: T) -> Option<T> {
+    pub(crate) fn insert(&mut self, network: IpNet, value: T) -> Option<T> {
         match network {
             IpNet::V4(net) => self.v4.insert(net.network().to_bits(), net.prefix_len(), value),
             IpNet::V6(net) => self.v6.insert(net.network().to_bits(), net.prefix_len(), value),
@@ -28,7 +28,7 @@ impl<T> AllowedIps<T> {
     }
 
     /// Takes a network out and returns the value that had it. Longer and shorter prefixes stay.
-    pub fn remove(&mut self, network: IpNet) -> Option<T> {
+    pub(crate) fn remove(&mut self, network: IpNet) -> Option<T> {
         match network {
             IpNet::V4(net) => self.v4.remove(net.network().to_bits(), net.prefix_len()),
             IpNet::V6(net) => self.v6.remove(net.network().to_bits(), net.prefix_len()),
@@ -37,7 +37,7 @@ impl<T> AllowedIps<T> {
 
     /// The value of the longest prefix that covers the address.
     #[must_use]
-    pub fn lookup(&self, address: IpAddr) -> Option<&T> {
+    pub(crate) fn lookup(&self, address: IpAddr) -> Option<&T> {
         match address {
             IpAddr::V4(address) => self.v4.lookup(address.to_bits()),
             IpAddr::V6(address) => self.v6.lookup(address.to_bits()),

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use arc_swap::ArcSwapOption;
 use wireloom_types::PublicKey;
 
-use crate::activity::Activity;
 use crate::endpoint::Endpoint;
 use crate::message::DATA_OVERHEAD;
 use crate::peer_id::PeerId;
-use crate::session::{Counters, SealError, Session};
-use crate::signal::{News, Signal};
 use crate::time::Instant;
+use crate::transport::activity::Activity;
+use crate::transport::session::{Counters, SealError, Session};
+use crate::transport::signal::{News, Signal};
 
 /// The way to a peer: its current session, its endpoint, its counters.
 ///

@@ -10,12 +10,12 @@ use wireloom_types::limits::{
 };
 use zeroize::Zeroizing;
 
-use crate::cipher::TransportKey;
+use crate::drop_reason::DropReason;
+use crate::limits::LAST_MINUTE_AFTER_TIME;
 use crate::message::{DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, TAG_LEN};
-use crate::replay::ReplayWindow;
 use crate::time::Instant;
-use crate::timers::LAST_MINUTE_AFTER_TIME;
-use crate::verdict::DropReason;
+use crate::transport::aead::TransportKey;
+use crate::transport::replay_window::ReplayWindow;
 
 /// Which side of the handshake we were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
