@@ -425,7 +425,9 @@ fn the_stack_is_told_who_has_an_address_now_that_it_once_asked_for() {
 
     // With another address of ours the stack begins anew.
     world.link.set_own(address(8));
-    world.device.configure(at(8), |configuration| configuration.remove_all_peers());
+    world.device.configure(at(8), |configuration| {
+        configuration.remove_all_peers();
+    });
     world.link.clear();
     assert_eq!(announced(&mut world), []);
 }
