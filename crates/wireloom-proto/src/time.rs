@@ -1,35 +1,35 @@
-//! Time as the caller tells it: a monotonic clock for the timers, a wall clock for what peers see.
+//! The caller's clocks: a monotonic one for the timers, the wall clock for what peers see.
 
 use std::ops::Add;
 use std::time::Duration;
 
 /// A reading of a monotonic clock: nanoseconds since an origin of the caller's choice.
 ///
-/// Use a clock that goes on during suspend (`CLOCK_BOOTTIME` on Linux), as the kernel does:
-/// sessions must age while the machine sleeps.
+/// Use a clock that runs on while the machine is suspended (`CLOCK_BOOTTIME` on Linux), as the kernel does: sessions
+/// must age meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(u64);
 
 impl Instant {
-    /// The moment this many nanoseconds after the origin.
+    /// The moment `nanos` nanoseconds after the origin.
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 
-    /// The moment this long after the origin; saturates after 584 years.
+    /// The moment `elapsed` after the origin. Saturates after 584 years.
     #[must_use]
     pub fn from_origin(elapsed: Duration) -> Self {
         Self(nanos(elapsed))
     }
 
-    /// Nanoseconds since the origin.
+    /// The number of nanoseconds since the origin.
     #[must_use]
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
-    /// The time since `earlier`; zero when `earlier` is later.
+    /// The time since `earlier`; zero when `earlier` is the later one.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -39,13 +39,13 @@ impl Instant {
 impl Add<Duration> for Instant {
     type Output = Self;
 
-    /// Saturates at the end of time.
+    /// Saturates 584 years after the origin.
     fn add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(nanos(duration)))
     }
 }
 
-/// A duration in nanoseconds, saturating at 584 years.
+/// A duration in nanoseconds. Saturates at 584 years.
 pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -55,7 +55,7 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
 pub struct UnixTime(Duration);
 
 impl UnixTime {
-    /// The moment this long after the epoch.
+    /// The moment `elapsed` after the epoch.
     #[must_use]
     pub const fn from_epoch(elapsed: Duration) -> Self {
         Self(elapsed)
@@ -71,9 +71,9 @@ impl UnixTime {
 /// One reading of both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Drives every timer.
+    /// Drives all timers.
     pub monotonic: Instant,
-    /// Goes into initiations as their timestamp and into the record of the last handshake.
+    /// Becomes the timestamp of initiations and the time of the last handshake.
     pub unix: UnixTime,
 }
 

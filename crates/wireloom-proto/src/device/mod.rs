@@ -1,4 +1,13 @@
-//! The control part: ties peers, handshakes, timers and the transport together.
+//! The control part of a device.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `configuration` | changing keys, peers and allowed IPs |
+//! | `peer`, `sessions` | what the device knows about a peer |
+//! | `handshakes` | beginning, answering and finishing handshakes |
+//! | `staging` | packets that wait for a session |
+//! | `timers` | what is due, and when |
+//! | `status` | reading the state back |
 
 mod configuration;
 mod handshakes;
@@ -31,14 +40,14 @@ use crate::time::{Instant, Now};
 use crate::transport::Transport;
 use crate::transport::allowed_ips::AllowedIps;
 use crate::transport::peer_path::PeerPath;
-use crate::transport::signal::{News, Signal};
+use crate::transport::signal::{Events, Signal};
 
-/// A WireGuard device without its sockets: the crate's documentation says how to drive it.
+/// A WireGuard device without sockets. The [crate's documentation](crate) says how to drive it.
 #[derive(Debug)]
 pub struct Device {
     rng: ChaCha20Rng,
     identity: Option<Arc<Identity>>,
-    /// For messages to us.
+    /// Of the messages that we receive.
     own_mac_keys: Option<MacKeys>,
     transport: Arc<Transport>,
     peers: BTreeMap<PeerId, Peer>,
@@ -49,26 +58,26 @@ pub struct Device {
     cookies: CookieMaker,
     load: LoadGauge,
     limiter: RateLimiter,
-    /// Handshake messages to be sent.
-    outbox: VecDeque<Outgoing>,
-    /// Peers with staged packets and maybe a session to send them with.
+    /// Handshake messages that wait to be sent.
+    outbox: VecDeque<HandshakeMessage>,
+    /// Peers with staged packets that a session may be there for.
     ready: VecDeque<PeerId>,
     /// The datagram that [`Self::poll_transmit`] returned last.
     transmitting: Vec<u8>,
+    /// When each peer's timers are checked next.
     deadlines: BTreeSet<(Instant, PeerId)>,
-    /// Staged packets that were lost when their handshake was given up.
     timed_out_packets: u64,
 }
 
-/// A handshake message to be sent: none is longer than an initiation.
+/// A handshake message that waits to be sent. An initiation is the longest one.
 #[derive(Debug)]
-struct Outgoing {
+struct HandshakeMessage {
     endpoint: Endpoint,
     bytes: [u8; INITIATION_LEN],
     len: usize,
 }
 
-/// A datagram to be sent: [`Device::poll_transmit`] lends it until the device is used again.
+/// A datagram to be sent, which [`Device::poll_transmit`] lends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transmit<'a> {
     /// Where to send it.
@@ -79,8 +88,8 @@ pub struct Transmit<'a> {
 }
 
 impl Device {
-    /// A device without keys and peers. All its randomness comes from the seed, which must be drawn
-    /// from the operating system's generator, once for each device.
+    /// A device without keys and peers. All its randomness comes from the seed. Draw the seed from the operating
+    /// system's random generator, a new one for each device.
     #[must_use]
     pub fn new(seed: [u8; 32]) -> Self {
         Self {
@@ -104,13 +113,13 @@ impl Device {
         }
     }
 
-    /// The data part.
+    /// The data path, to be shared with the threads that seal and open.
     #[must_use]
     pub fn transport(&self) -> &Arc<Transport> {
         &self.transport
     }
 
-    /// The device's identity: a secret.
+    /// The device's private key, if it has one.
     #[must_use]
     pub fn private_key(&self) -> Option<&PrivateKey> {
         self.identity.as_ref().map(|identity| &identity.private_key)
@@ -121,21 +130,21 @@ impl Device {
         self.peers.values().map(Peer::status)
     }
 
-    /// How many peers there are.
+    /// The number of peers.
     #[must_use]
     pub fn peer_count(&self) -> usize {
         self.peers.len()
     }
 
-    /// One peer.
+    /// The peer with this public key, if there is one.
     #[must_use]
     pub fn peer(&self, public_key: &PublicKey) -> Option<PeerStatus<'_>> {
         let id = self.ids.get(public_key)?;
         self.peers.get(id).map(Peer::status)
     }
 
-    /// How many packets [`Self::handle_outgoing`] took and that were lost later, because nobody
-    /// answered the handshake: [`DropReason::HandshakeTimedOut`].
+    /// The number of packets that [`Self::handle_outgoing`] kept and that were dropped when their handshake was given
+    /// up, since the device was created: [`DropReason::HandshakeTimedOut`].
     #[must_use]
     pub fn timed_out_packets(&self) -> u64 {
         self.timed_out_packets
@@ -144,7 +153,7 @@ impl Device {
     /// Handles an initiation, a response or a cookie reply.
     ///
     /// # Errors
-    /// The reason why the datagram is dropped.
+    /// The reason why the datagram is dropped; [`DropReason::BadType`] for a data message.
     pub fn handle_handshake(&mut self, now: Now, from: Endpoint, datagram: &[u8]) -> Result<(), DropReason> {
         match MessageKind::classify(datagram)? {
             MessageKind::Initiation => self.handle_initiation(now, from, datagram),
@@ -154,23 +163,23 @@ impl Device {
         }
     }
 
-    /// Takes note whether datagrams still wait to be handled (`true`) or none do. Call it after each round of
-    /// handling datagrams.
+    /// Takes note of whether more datagrams wait to be handled. Call it after each round of handling datagrams.
     ///
     /// A device is under load, and demands cookies, when more than 256 handshake messages arrive within 250 ms. If
-    /// datagrams have been waiting after every round for that long, more than 16 are enough: a slow processor never
-    /// gets to 256.
-    pub fn note_backlog(&mut self, now: Now, waits: bool) {
-        self.load.note_backlog(now.monotonic, waits);
+    /// datagrams have been waiting after every round for that long, more than 16 are enough, because a slow processor
+    /// never gets to 256.
+    pub fn note_backlog(&mut self, now: Now, more_wait: bool) {
+        self.load.note_backlog(now.monotonic, more_wait);
     }
 
-    /// Takes a packet that could not be sealed and keeps it until there is a session, for which it
-    /// begins a handshake when none is under way. `mtu` bounds its padding; an empty packet is a
-    /// keepalive.
+    /// Keeps a packet that could not be sealed until there is a session with the peer, and begins a handshake unless
+    /// one is under way. An empty packet becomes a keepalive. `mtu` is the interface's, in bytes; padding does not
+    /// exceed it (see [`padded_len`](crate::message::padded_len)).
     ///
     /// # Errors
-    /// A packet that is lost: this one, when the peer is gone or has no endpoint; the oldest that
-    /// waited ([`DropReason::QueueFull`]), when too many do.
+    /// * [`DropReason::NoPeerForDestination`] when there is no such peer any more: the packet is dropped.
+    /// * [`DropReason::NoEndpoint`] when the peer has no endpoint: the packet is dropped.
+    /// * [`DropReason::QueueFull`] when 128 packets wait already: the packet is kept, and the oldest one is dropped.
     pub fn handle_outgoing(
         &mut self,
         now: Now,
@@ -188,26 +197,19 @@ impl Device {
         if fits { Ok(()) } else { Err(DropReason::QueueFull) }
     }
 
-    /// Begins a handshake with a peer, unless one is under way. [`Self::handle_outgoing`] does so by itself; this
-    /// is for the caller who drops a packet because the peer is not [reachable](PeerPath::is_reachable).
-    pub fn begin_handshake(&mut self, now: Now, peer: PeerId) {
-        self.begin_attempt(now, peer);
-    }
-
-    /// Handles what the data path found out.
+    /// Handles what sealing or opening reported.
     pub fn handle_signal(&mut self, now: Now, signal: Signal) {
         let id = signal.peer;
-        if signal.news.contains(News::SESSION_CONFIRMED) {
+        if signal.events.contains(Events::SESSION_CONFIRMED) {
             self.promote_confirmed(now, id);
         }
-        if signal.news.contains(News::REKEY_DUE) || signal.news.contains(News::LAST_MINUTE) {
-            self.begin_attempt(now, id);
+        if signal.events.contains(Events::REKEY_DUE) || signal.events.contains(Events::LAST_MINUTE) {
+            self.begin_handshake(now, id);
         }
         self.reschedule(id);
     }
 
-    /// Does what is due; call it when the moment of [`Self::poll_timeout`] has come. Early and late
-    /// calls are harmless.
+    /// Does what is due. Call it at the moment that [`Self::poll_timeout`] returns. Early and late calls are harmless.
     pub fn handle_timeout(&mut self, now: Now) {
         while let Some((at, id)) = self.deadlines.first().copied() {
             if at > now.monotonic {
@@ -222,8 +224,8 @@ impl Device {
         }
     }
 
-    /// The interface went down: forgets all sessions and handshakes and what waited for them. Until
-    /// [`Self::handle_up`] the device may be configured, but is not to be driven.
+    /// Handles that the interface went down: drops all sessions, handshakes and waiting packets. Until
+    /// [`Self::handle_up`], the device may be configured but must not be driven.
     pub fn handle_down(&mut self) {
         self.outbox.clear();
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
@@ -233,7 +235,7 @@ impl Device {
         }
     }
 
-    /// The interface went up: persistent keepalives begin.
+    /// Handles that the interface went up: persistent keepalives begin.
     pub fn handle_up(&mut self) {
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
@@ -241,13 +243,13 @@ impl Device {
         }
     }
 
-    /// The next datagram to be sent; `None` when there is nothing to send.
+    /// The next datagram to be sent, or `None` when there is nothing to send.
     pub fn poll_transmit(&mut self, now: Now) -> Option<Transmit<'_>> {
         let endpoint = self.next_transmit(now)?;
         Some(Transmit { endpoint, datagram: &self.transmitting })
     }
 
-    /// Puts the next datagram into [`Self::transmitting`], and returns where to send it.
+    /// Moves the next datagram to `transmitting` and returns where to send it.
     fn next_transmit(&mut self, now: Now) -> Option<Endpoint> {
         loop {
             if let Some(message) = self.outbox.pop_front() {
@@ -263,7 +265,7 @@ impl Device {
         }
     }
 
-    /// When [`Self::handle_timeout`] is to be called next.
+    /// When to call [`Self::handle_timeout`] next, or `None` when nothing is scheduled.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.first().map(|(at, _)| *at)

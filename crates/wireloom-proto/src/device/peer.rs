@@ -1,4 +1,4 @@
-//! The control half of a peer: what only the device touches.
+//! A peer as the device knows it.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;
@@ -12,73 +12,74 @@ use super::sessions::Sessions;
 use super::staging::StagedPackets;
 use crate::handshake::cookie::{CookieJar, MacKeys};
 use crate::handshake::noise::InitiatorHandshake;
-use crate::handshake::timestamp::{InitiationGate, Tai64N};
+use crate::handshake::timestamp::{InitiationFilter, Tai64N};
 use crate::peer_id::PeerId;
 use crate::time::{Instant, UnixTime};
 use crate::transport::peer_path::PeerPath;
 
-/// A peer as the device knows it. The data path knows its [`PeerPath`].
+/// What only the device knows about a peer, beside the [`PeerPath`] that the data path shares.
 #[derive(Debug)]
-pub(crate) struct Peer {
-    pub(crate) path: Arc<PeerPath>,
-    pub(crate) preshared_key: Option<PresharedKey>,
-    pub(crate) persistent_keepalive: Option<PersistentKeepalive>,
-    pub(crate) allowed_ips: BTreeSet<IpNet>,
+pub(super) struct Peer {
+    pub(super) path: Arc<PeerPath>,
+    pub(super) preshared_key: Option<PresharedKey>,
+    pub(super) persistent_keepalive: Option<PersistentKeepalive>,
+    pub(super) allowed_ips: BTreeSet<IpNet>,
 
-    /// For messages to this peer.
-    pub(crate) mac_keys: MacKeys,
-    pub(crate) cookies: CookieJar,
-    pub(crate) sessions: Sessions,
-    pub(crate) pending: Option<PendingHandshake>,
-    pub(crate) attempt: Option<Attempt>,
+    /// Of the messages that we send to the peer.
+    pub(super) mac_keys: MacKeys,
+    pub(super) cookies: CookieJar,
+    pub(super) sessions: Sessions,
+    pub(super) pending: Option<PendingHandshake>,
+    pub(super) attempt: Option<Attempt>,
     /// When we last sent an initiation or a response.
-    pub(crate) handshake_sent: Option<Instant>,
-    pub(crate) last_handshake: Option<UnixTime>,
-    pub(crate) timestamp_sent: Option<Tai64N>,
-    pub(crate) initiations: InitiationGate,
-    pub(crate) staged: StagedPackets,
+    pub(super) handshake_sent: Option<Instant>,
+    pub(super) last_handshake: Option<UnixTime>,
+    pub(super) timestamp_sent: Option<Tai64N>,
+    pub(super) initiations: InitiationFilter,
+    pub(super) staged: StagedPackets,
 
     /// When all key material is wiped.
-    pub(crate) wipe_at: Option<Instant>,
-    /// Added to the timeouts after which a handshake begins; drawn anew for each.
-    pub(crate) jitter: Duration,
-    /// The peer's place in the device's order of deadlines.
-    pub(crate) scheduled: Option<Instant>,
+    pub(super) wipe_at: Option<Instant>,
+    /// Added to the timeout after which an unanswered packet begins a handshake. Drawn again after each.
+    pub(super) jitter: Duration,
+    /// When the device checks the peer's timers next.
+    pub(super) scheduled: Option<Instant>,
 }
 
-/// An initiation that was sent and may be answered.
+/// An initiation that was sent and may still be answered.
 #[derive(Debug)]
-pub(crate) struct PendingHandshake {
-    pub(crate) noise: InitiatorHandshake,
-    pub(crate) index: u32,
+pub(super) struct PendingHandshake {
+    pub(super) noise: InitiatorHandshake,
+    pub(super) index: u32,
 }
 
-/// The endeavour to get a session, over as many initiations as it takes.
+/// An attempt to get a session, with as many initiations as it takes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Attempt {
-    /// When it began, or when data last wanted it (paper, section 6.4).
-    pub(crate) since: Instant,
+pub(super) struct Attempt {
+    /// When it began, or when a packet last asked for a session (paper, section 6.4).
+    pub(super) since: Instant,
     /// When the next initiation is due.
-    pub(crate) retry_at: Instant,
+    pub(super) retry_at: Instant,
 }
 
 impl Attempt {
-    pub(crate) fn is_hopeless(&self, now: Instant) -> bool {
+    /// Whether it has taken so long that it is given up.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
         now.since(self.since) >= REKEY_ATTEMPT_TIME
     }
 }
 
-/// Keepalives whether or not anything was received.
+/// Keepalives that are sent even when nothing was received.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct PersistentKeepalive {
-    /// Seconds from whatever was last sent or received to the next keepalive.
-    pub(crate) interval: NonZeroU16,
-    /// When they were turned on: the first one is due.
-    pub(crate) since: Instant,
+pub(super) struct PersistentKeepalive {
+    /// The seconds between the last message, sent or received, and the next keepalive.
+    pub(super) interval: NonZeroU16,
+    /// When they were turned on, which is when the first one is due.
+    pub(super) since: Instant,
 }
 
 impl Peer {
-    pub(crate) fn new(id: PeerId, public_key: PublicKey, jitter: Duration) -> Self {
+    pub(super) fn new(id: PeerId, public_key: PublicKey, jitter: Duration) -> Self {
         Self {
             path: Arc::new(PeerPath::new(id, public_key)),
             preshared_key: None,
@@ -92,7 +93,7 @@ impl Peer {
             handshake_sent: None,
             last_handshake: None,
             timestamp_sent: None,
-            initiations: InitiationGate::default(),
+            initiations: InitiationFilter::default(),
             staged: StagedPackets::default(),
             wipe_at: None,
             jitter,

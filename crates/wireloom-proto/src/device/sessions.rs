@@ -4,44 +4,44 @@ use std::sync::Arc;
 
 use crate::transport::session::Session;
 
-/// The sessions of a peer. Only the current one sends; all of them receive, so that messages under
-/// way survive a renewal.
+/// The sessions of a peer. Only the current one sends. All of them receive, so that a renewal loses no message that is
+/// under way. The kernel calls them `noise_keypairs`.
 #[derive(Debug, Default)]
-pub(crate) struct Sessions {
+pub(super) struct Sessions {
     previous: Option<Arc<Session>>,
     current: Option<Arc<Session>>,
-    /// One that we answered for, until the peer proves that it has the keys.
+    /// A session of which we are the responder, until the peer proves that it has the keys.
     next: Option<Arc<Session>>,
 }
 
-/// Sessions that ended.
-pub(crate) type Ended = [Option<Arc<Session>>; 3];
+/// The sessions that a change has ended.
+pub(super) type Ended = [Option<Arc<Session>>; 3];
 
 impl Sessions {
-    pub(crate) fn current(&self) -> Option<&Arc<Session>> {
+    pub(super) fn current(&self) -> Option<&Arc<Session>> {
         self.current.as_ref()
     }
 
-    /// Puts a session that we initiated in use at once: its response proved the peer's keys.
+    /// Makes a session that we initiated the current one: the response has proved that the peer has the keys.
     ///
-    /// One that waits to be confirmed goes on waiting: both sides began at once, and until they
-    /// agree the peer may send with it.
-    pub(crate) fn begin_initiated(&mut self, session: Arc<Session>) -> Ended {
+    /// A `next` session stays. It means that both sides have begun a handshake at once, and the peer may send with it
+    /// until they agree.
+    pub(super) fn use_initiated(&mut self, session: Arc<Session>) -> Ended {
         let replaced = self.current.replace(session);
         [std::mem::replace(&mut self.previous, replaced), None, None]
     }
 
-    /// Puts aside a session that we answered for.
-    pub(crate) fn begin_answered(&mut self, session: Arc<Session>) -> Ended {
+    /// Keeps a session of which we are the responder until the peer confirms it.
+    pub(super) fn keep_answered(&mut self, session: Arc<Session>) -> Ended {
         [self.previous.take(), self.next.replace(session), None]
     }
 
-    /// Puts the answered session in use, when the peer has proved that it has the keys.
+    /// Makes the `next` session the current one, if the peer has proved that it has the keys.
     ///
-    /// When both sides began at once, there is one session of each. Both work; but if each side kept
-    /// to its own, both would renew at once forever, which costs packets. So the side that yields
-    /// goes over to the other's, and the other does not.
-    pub(crate) fn promote_confirmed(&mut self, we_yield: bool) -> Option<Ended> {
+    /// If both sides began a handshake at once, each side has initiated one session. Both sessions work. But if each
+    /// side stayed with its own, both would renew at the same time again and again, which loses packets. So the side
+    /// that yields changes to the other's session, and the other side stays with its own.
+    pub(super) fn promote_confirmed(&mut self, we_yield: bool) -> Option<Ended> {
         let current = self.current.as_ref();
         let next = self.next.take_if(|next| {
             let newer = current.is_none_or(|current| current.born() <= next.born());
@@ -51,8 +51,8 @@ impl Sessions {
         Some([std::mem::replace(&mut self.previous, replaced), None, None])
     }
 
-    /// Ends all of them.
-    pub(crate) fn end(&mut self) -> Ended {
+    /// Ends all sessions.
+    pub(super) fn end(&mut self) -> Ended {
         [self.previous.take(), self.current.take(), self.next.take()]
     }
 }

@@ -1,4 +1,4 @@
-//! What can be read back of a peer.
+//! Reading a peer's state back.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;
@@ -13,30 +13,30 @@ use crate::peer_id::PeerId;
 use crate::time::UnixTime;
 use crate::transport::peer_path::PeerPath;
 
-/// What can be read back of a peer.
+/// The state of a peer.
 #[derive(Debug)]
 pub struct PeerStatus<'a> {
-    /// The peer's name inside the device.
+    /// The peer's identifier.
     pub id: PeerId,
-    /// The way to it.
+    /// What the data path needs to send to the peer.
     pub path: &'a Arc<PeerPath>,
-    /// Its identity.
+    /// The peer's public key.
     pub public_key: &'a PublicKey,
-    /// The symmetric key mixed into handshakes: a secret.
+    /// The preshared key that handshakes mix in, if there is one.
     pub preshared_key: Option<&'a PresharedKey>,
-    /// Where it was last heard from, or is configured to be.
+    /// Where the peer last sent from, or is configured to be.
     pub endpoint: Option<Endpoint>,
-    /// Seconds between keepalives.
+    /// The interval of persistent keepalives in seconds, if they are on.
     pub persistent_keepalive: Option<NonZeroU16>,
-    /// Its allowed IPs, in the order of addresses.
+    /// The peer's allowed IPs, in order and without host bits.
     pub allowed_ips: &'a BTreeSet<IpNet>,
-    /// When the last handshake was done.
+    /// When the last handshake ended.
     pub last_handshake: Option<UnixTime>,
-    /// Bytes of WireGuard messages received from it, of all types.
+    /// The number of bytes received from the peer in authentic WireGuard messages of all types.
     pub received_bytes: u64,
-    /// Bytes of WireGuard messages sent to it, of all types.
+    /// The number of bytes sent to the peer in WireGuard messages of all types.
     pub sent_bytes: u64,
-    /// The protocol's version: 1, the only one there is.
+    /// The version of the protocol, which is always 1.
     pub protocol_version: u32,
 }
 

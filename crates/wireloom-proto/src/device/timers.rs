@@ -1,4 +1,4 @@
-//! Upkeep of peers: their timers, their staged packets, their coming and going.
+//! The timers of peers: what is due, and when the device checks next.
 
 use std::time::Duration;
 
@@ -11,32 +11,32 @@ use crate::limits::{REKEY_TIMEOUT_JITTER_MAX, UNANSWERED_TIMEOUT};
 use crate::peer_id::PeerId;
 use crate::time::{Instant, Now, nanos};
 
-/// What a timer asks of the device.
+/// What the device has to do when a timer fires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Due {
+pub(super) enum Due {
     /// Wipe all key material.
     Wipe,
     /// Send the initiation again, or give up.
     RetryHandshake,
-    /// Data was sent and nothing came back: begin a handshake.
+    /// Begin a handshake, because data was sent and nothing came back.
     Unanswered,
-    /// Data was received and nothing was sent: send a keepalive.
+    /// Send a keepalive, because data was received and nothing was sent.
     Keepalive,
-    /// The interval of persistent keepalives is over.
+    /// Send a keepalive, because the interval of persistent keepalives has passed.
     PersistentKeepalive,
 }
 
 impl Peer {
-    /// The timer that is due first, and when.
-    pub(crate) fn next_due(&self) -> Option<(Instant, Due)> {
+    /// The timer that fires first, and when.
+    pub(super) fn next_due(&self) -> Option<(Instant, Due)> {
         let activity = &self.path.activity;
         let unanswered = activity.unanswered_since.get();
-        let owing = activity.owing_since.get();
+        let owed = activity.keepalive_owed_since.get();
         let timers = [
             (self.wipe_at, Due::Wipe),
             (self.attempt.map(|attempt| attempt.retry_at), Due::RetryHandshake),
             (unanswered.map(|since| since + UNANSWERED_TIMEOUT + self.jitter), Due::Unanswered),
-            (owing.map(|since| since + KEEPALIVE_TIMEOUT), Due::Keepalive),
+            (owed.map(|since| since + KEEPALIVE_TIMEOUT), Due::Keepalive),
             (self.persistent_keepalive_at(), Due::PersistentKeepalive),
         ];
         let armed = timers.into_iter().filter_map(|(at, due)| Some((at?, due)));
@@ -47,13 +47,13 @@ impl Peer {
         let keepalive = self.persistent_keepalive?;
         self.path.endpoint()?;
         let interval = Duration::from_secs(keepalive.interval.get().into());
-        let last = self.path.activity.traversed.get();
+        let last = self.path.activity.last_traffic.get();
         Some(last.map_or(keepalive.since, |last| last + interval))
     }
 }
 
 impl Device {
-    /// Does what one timer asks for. Each arm removes its cause or moves it to the future.
+    /// Does what a timer demands. Each arm clears the timer or moves it into the future.
     pub(super) fn handle_due(&mut self, now: Now, id: PeerId, due: Due) {
         let jitter = self.jitter();
         let Some(peer) = self.peers.get_mut(&id) else {
@@ -69,14 +69,14 @@ impl Device {
                 peer.path.activity.unanswered_since.clear();
                 peer.jitter = jitter;
                 peer.path.forget_local_address();
-                self.begin_attempt(now, id);
+                self.begin_handshake(now, id);
             }
             Due::Keepalive => {
-                peer.path.activity.owing_since.clear();
+                peer.path.activity.keepalive_owed_since.clear();
                 self.send_keepalive(now, id);
             }
             Due::PersistentKeepalive => {
-                peer.path.activity.traversed.set(Some(now.monotonic));
+                peer.path.activity.last_traffic.set(Some(now.monotonic));
                 self.send_keepalive(now, id);
             }
         }
@@ -86,12 +86,12 @@ impl Device {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        // One lost initiation of a renewal proves nothing while the peer is heard.
-        let heard = peer.path.activity.heard.get();
+        // A lost initiation proves nothing while other messages arrive from the peer.
+        let heard = peer.path.activity.last_received.get();
         if heard.is_none_or(|heard| now.monotonic.since(heard) >= UNANSWERED_TIMEOUT) {
-            peer.path.set_silent(true);
+            peer.path.set_reachable(false);
         }
-        if peer.attempt.is_none_or(|attempt| attempt.is_hopeless(now.monotonic)) {
+        if peer.attempt.is_none_or(|attempt| attempt.is_over(now.monotonic)) {
             self.timed_out_packets += peer.staged.clear();
             self.end_attempt(id);
             return;
@@ -100,24 +100,24 @@ impl Device {
         self.send_initiation(now, id);
     }
 
-    /// Puts a peer's next timer into the order of deadlines.
+    /// Schedules the check of a peer for the moment when its first timer fires.
     pub(super) fn reschedule(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        let look = peer.path.activity.plan_look(|| peer.next_due().map(|(at, _)| at));
-        if look != peer.scheduled {
+        let check = peer.path.activity.schedule_check(|| peer.next_due().map(|(at, _)| at));
+        if check != peer.scheduled {
             if let Some(at) = peer.scheduled {
                 self.deadlines.remove(&(at, id));
             }
-            if let Some(at) = look {
+            if let Some(at) = check {
                 self.deadlines.insert((at, id));
             }
-            peer.scheduled = look;
+            peer.scheduled = check;
         }
     }
 
-    /// Takes a peer out of the order of deadlines until something is rescheduled.
+    /// Cancels the check of a peer.
     pub(super) fn unschedule(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
@@ -125,10 +125,10 @@ impl Device {
         if let Some(at) = peer.scheduled.take() {
             self.deadlines.remove(&(at, id));
         }
-        peer.path.activity.plan_look(|| None);
+        peer.path.activity.schedule_check(|| None);
     }
 
-    /// A random part of a third of a second.
+    /// A random time of up to [`REKEY_TIMEOUT_JITTER_MAX`].
     pub(super) fn jitter(&mut self) -> Duration {
         Duration::from_nanos(self.rng.next_u64() % (nanos(REKEY_TIMEOUT_JITTER_MAX) + 1))
     }

@@ -1,21 +1,20 @@
-//! When handshakes come too fast: whether the device is under load, and how much one source may then
-//! ask for.
+//! Load: whether so many handshakes arrive that the device must demand cookies.
 
-use crate::limits::{LOAD_INTERVAL, LOAD_LINGERS, LOAD_THRESHOLD, LOAD_THRESHOLD_BEHIND};
+use crate::limits::{LOAD_INTERVAL, LOAD_LINGERS, LOAD_THRESHOLD, LOAD_THRESHOLD_BACKLOG};
 use crate::time::Instant;
 
-/// Counts handshake messages and tells whether there are too many: for any processor, or for this one.
+/// Counts handshake messages, and tells whether the device is under load.
 #[derive(Debug, Default)]
 pub(crate) struct LoadGauge {
     interval_began: Option<Instant>,
     arrivals: u32,
-    /// Since when there has been more to handle at every look.
-    behind_since: Option<Instant>,
+    /// Since when datagrams have been waiting after every round of handling.
+    backlog_since: Option<Instant>,
     loaded_until: Option<Instant>,
 }
 
 impl LoadGauge {
-    /// Counts one message that is worth an answer.
+    /// Counts a handshake message with a valid MAC1.
     pub(crate) fn count(&mut self, now: Instant) {
         let fresh = self.interval_began.is_some_and(|began| now.since(began) < LOAD_INTERVAL);
         if !fresh {
@@ -23,15 +22,15 @@ impl LoadGauge {
             self.arrivals = 0;
         }
         self.arrivals += 1;
-        let behind = self.behind_since.is_some_and(|since| now.since(since) >= LOAD_INTERVAL);
-        if self.arrivals > if behind { LOAD_THRESHOLD_BEHIND } else { LOAD_THRESHOLD } {
+        let has_backlog = self.backlog_since.is_some_and(|since| now.since(since) >= LOAD_INTERVAL);
+        if self.arrivals > if has_backlog { LOAD_THRESHOLD_BACKLOG } else { LOAD_THRESHOLD } {
             self.loaded_until = Some(now + LOAD_LINGERS);
         }
     }
 
-    /// Whether something waits that arrived before now and is not handled yet.
-    pub(crate) fn note_backlog(&mut self, now: Instant, waits: bool) {
-        self.behind_since = waits.then(|| self.behind_since.unwrap_or(now));
+    /// Takes note of whether datagrams wait after a round of handling them.
+    pub(crate) fn note_backlog(&mut self, now: Instant, more_wait: bool) {
+        self.backlog_since = more_wait.then(|| self.backlog_since.unwrap_or(now));
     }
 
     pub(crate) fn is_under_load(&self, now: Instant) -> bool {
@@ -50,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn load_begins_above_the_threshold_and_lingers() {
+    fn load_begins_above_the_threshold_and_lasts_for_a_second() {
         let mut gauge = LoadGauge::default();
         (0..LOAD_THRESHOLD).for_each(|_| gauge.count(at(0)));
         assert!(!gauge.is_under_load(at(0)));
@@ -61,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_steady_trickle_is_no_load() {
+    fn a_thousand_handshakes_per_second_are_no_load() {
         let mut gauge = LoadGauge::default();
         for millis in 0..10_000 {
             gauge.count(at(millis));
@@ -69,7 +68,8 @@ mod tests {
         }
     }
 
-    /// A processor that takes 8 milliseconds for one message, and looks at the queue after each 8.
+    /// A processor that takes 8 ms per message, and handles 8 per round. `waits` tells whether more wait after a round.
+    /// Returns the number of messages after which it is under load.
     fn slow(messages: u64, waits: impl Fn(u64) -> bool) -> Option<u64> {
         let mut gauge = LoadGauge::default();
         (0..messages).find(|message| {
@@ -83,15 +83,16 @@ mod tests {
     }
 
     #[test]
-    fn who_stays_behind_is_under_load_by_fewer() {
-        // Behind since 0 ms; at 256 ms that is long enough, and at 320 ms the 17th of an interval comes.
+    fn a_lasting_backlog_lowers_the_threshold() {
+        // The backlog lasts since 0 ms, which is long enough at 256 ms. At 320 ms, the 17th message of an interval
+        // comes.
         assert_eq!(slow(1000, |_| true), Some(8 * 6));
-        assert_eq!(slow(1000, |turn| turn % 4 != 3), None, "caught up now and then");
+        assert_eq!(slow(1000, |round| round % 4 != 3), None, "no backlog after every fourth round");
         assert_eq!(slow(1000, |_| false), None);
     }
 
     #[test]
-    fn who_is_behind_with_data_bears_a_few_handshakes() {
+    fn a_few_handshakes_among_a_backlog_of_data_are_no_load() {
         let mut gauge = LoadGauge::default();
         for millis in 0..10_000 {
             gauge.note_backlog(at(millis), true);

@@ -1,4 +1,12 @@
-//! The handshake: its cryptography, and what protects a responder from too many of them.
+//! The handshake: its messages' cryptography, and what protects a responder from a flood of them.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `noise` | the Noise handshake IKpsk2 |
+//! | `timestamp` | the timestamps of initiations, which refuse replays |
+//! | `cookie` | MAC1, MAC2 and cookies |
+//! | `load`, `rate_limiter` | when cookies are demanded, and how much one source may ask for then |
+//! | `index_table` | the indices by which peers address sessions and handshakes |
 
 pub(crate) mod cookie;
 pub(crate) mod index_table;

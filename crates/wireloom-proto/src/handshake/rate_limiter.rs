@@ -1,4 +1,4 @@
-//! How many handshakes one source may ask for under load.
+//! The rate limiter: how many handshake messages of one source are answered under load.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::limits::{ANSWERS_BURST, ANSWERS_PER_SECOND};
 use crate::time::{Instant, nanos};
 
-/// A token bucket for each source: an IPv4 address or an IPv6 network of 64 bits.
+/// A token bucket per source. A source is an IPv4 address or an IPv6 /64.
 #[derive(Debug, Default)]
 pub(crate) struct RateLimiter {
     buckets: BTreeMap<Source, Bucket>,
@@ -20,7 +20,7 @@ enum Source {
     V6(u64),
 }
 
-/// Tokens are nanoseconds: they grow with time.
+/// A token bucket whose tokens are nanoseconds, so that it fills with time.
 #[derive(Debug)]
 struct Bucket {
     tokens: u64,
@@ -29,13 +29,14 @@ struct Bucket {
 
 const TOKENS_PER_MESSAGE: u64 = 1_000_000_000 / ANSWERS_PER_SECOND;
 const TOKENS_MAX: u64 = TOKENS_PER_MESSAGE * ANSWERS_BURST;
-/// A bucket that was left alone for this long is full, so it need not be kept.
+/// After this time without a message a bucket is full, so it need not be kept.
 const FULL_AFTER: Duration = Duration::from_secs(1);
-/// More sources than this at one time are refused: memory is bounded.
+/// The most sources with a bucket, which bounds the memory. The kernel bounds its table too (`max_entries` in
+/// `ratelimiter.c`).
 const SOURCES_MAX: usize = 1 << 16;
 
 impl RateLimiter {
-    /// Whether this source may have one more answer now.
+    /// Whether a message of this source may be answered now.
     pub(crate) fn allows(&mut self, now: Instant, from: IpAddr) -> bool {
         self.sweep(now);
         let source = Source::of(from);
@@ -54,7 +55,7 @@ impl RateLimiter {
         allowed
     }
 
-    /// Forgets full buckets, at most once in [`FULL_AFTER`].
+    /// Removes full buckets, at most once per [`FULL_AFTER`].
     fn sweep(&mut self, now: Instant) {
         if self.swept.is_some_and(|at| now.since(at) < FULL_AFTER) {
             return;
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn each_source_has_its_own_rate() {
+    fn each_source_has_its_own_bucket() {
         let mut limiter = RateLimiter::default();
         let mut allowed = |millis, source: &str| {
             let source = source.parse().unwrap();
@@ -99,12 +100,12 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_freed() {
+    fn the_number_of_buckets_is_bounded_and_full_ones_are_removed() {
         let mut limiter = RateLimiter::default();
         let source = |number: usize| IpAddr::from((number as u32).to_be_bytes());
         assert!((0..SOURCES_MAX).all(|number| limiter.allows(at(0), source(number))));
         assert!(!limiter.allows(at(0), source(SOURCES_MAX)));
-        assert!(limiter.allows(at(0), source(0)), "who is known goes on");
+        assert!(limiter.allows(at(0), source(0)), "it has a bucket already");
         assert!(limiter.allows(at(1000), source(SOURCES_MAX)));
         assert_eq!(limiter.buckets.len(), 1);
     }

@@ -1,13 +1,14 @@
-//! The timestamps of initiations.
+//! The timestamps of initiations, which refuse replays.
 
 use crate::drop_reason::DropReason;
 use crate::limits::INITIATION_INTERVAL_MIN;
+use crate::message::TIMESTAMP_LEN;
 use crate::time::{Instant, UnixTime};
 
-/// A TAI64N timestamp, as initiations carry it: 8 bytes of seconds and 4 of nanoseconds, big endian.
+/// The TAI64N timestamp of an initiation: 8 bytes of seconds and 4 bytes of nanoseconds, big endian.
 ///
-/// Responders accept an initiation only when its timestamp is greater than the last one they saw
-/// from that peer (paper, section 5.1), so the order of the bytes is the order of time.
+/// A responder accepts an initiation only if its timestamp is greater than the peer's last one (paper, section 5.1).
+/// The order of the bytes is the order of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Tai64N([u8; Self::LEN]);
 
@@ -16,13 +17,13 @@ const TAI64_EPOCH: u64 = (1 << 62) + 10;
 
 impl Tai64N {
     /// Length on the wire, in bytes.
-    pub(crate) const LEN: usize = 12;
+    pub(crate) const LEN: usize = TIMESTAMP_LEN;
 
-    /// Timestamps are cut to multiples of 2^24 ns (17 ms), so that they are no precise clock for
-    /// onlookers; the kernel's `tai64n_now` does the same.
+    /// Timestamps are rounded down to multiples of 2^24 ns (17 ms), so that they do not disclose a precise clock. The
+    /// kernel's `tai64n_now` does the same.
     const GRANULARITY: u32 = 1 << 24;
 
-    /// A timestamp as received.
+    /// The timestamp with these bytes.
     #[must_use]
     pub(crate) const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)
@@ -34,8 +35,8 @@ impl Tai64N {
         &self.0
     }
 
-    /// The timestamp for an initiation sent now. It is later than `last`, the one sent before,
-    /// also when the wall clock was set back: the peer would refuse it otherwise.
+    /// The timestamp of an initiation that is sent now. It is later than `last`, the previous one, even if the wall
+    /// clock was set back: otherwise the peer would refuse it.
     #[must_use]
     pub(crate) fn next(now: UnixTime, last: Option<Self>) -> Self {
         let elapsed = now.since_epoch();
@@ -68,16 +69,17 @@ impl Tai64N {
     }
 }
 
-/// Decides whether an initiation is new.
+/// Decides which of a peer's initiations are answered.
 #[derive(Debug, Default)]
-pub(crate) struct InitiationGate {
+pub(crate) struct InitiationFilter {
     greatest: Option<Tai64N>,
+    /// When the last one passed.
     last: Option<Instant>,
 }
 
-impl InitiationGate {
-    /// Lets an authentic initiation pass if its timestamp is greater than all before, and if it
-    /// does not follow the last one too closely.
+impl InitiationFilter {
+    /// Lets an authentic initiation pass if its timestamp is greater than all before, and if the last one passed at
+    /// least [`INITIATION_INTERVAL_MIN`] ago.
     pub(crate) fn pass(&mut self, now: Instant, timestamp: Tai64N) -> Result<(), DropReason> {
         if self.greatest.is_some_and(|greatest| timestamp <= greatest) {
             return Err(DropReason::StaleTimestamp);
@@ -102,17 +104,17 @@ mod tests {
     }
 
     #[test]
-    fn tai64n_layout() {
+    fn timestamps_have_the_tai64n_layout() {
         // 1970-01-01 00:00:00 UTC is 4000000000000000a in TAI64.
         let epoch = Tai64N::next(at(0, 0), None);
         assert_eq!(epoch.as_bytes(), b"\x40\0\0\0\0\0\0\x0a\0\0\0\0");
-        // Cut to 2^24 ns: 0x0200_0001 ns becomes 0x0200_0000.
+        // Rounded down to a multiple of 2^24 ns: 0x0200_0001 ns becomes 0x0200_0000.
         let later = Tai64N::next(at(1, 0x0200_0001), None);
         assert_eq!(later.as_bytes(), b"\x40\0\0\0\0\0\0\x0b\x02\0\0\0");
     }
 
     #[test]
-    fn timestamps_grow_when_the_wall_clock_stands_or_goes_back() {
+    fn timestamps_grow_even_if_the_wall_clock_is_set_back() {
         let mut last = Tai64N::next(at(1_700_000_000, 0), None);
         for _ in 0..200 {
             let next = Tai64N::next(at(1_600_000_000, 0), Some(last));

@@ -1,9 +1,9 @@
-//! What the data path notes about a peer, for the timers to be derived from.
+//! When a peer was active: what the data path records for the timers.
 //!
-//! Timers that every packet would re-arm are kept as the moments of their causes. The device looks
-//! at them when a peer's deadline comes: if the cause is gone it sleeps on, else it acts or sleeps
-//! until the later moment. So a packet costs a few relaxed stores, and news for the device arises
-//! only when a timer is armed that is due before its next look.
+//! Most packets would re-arm a timer. Instead, the data path records when each timer's cause arose, and the device
+//! derives the timers from that when it checks the peer. If a cause is gone by then, or newer, the device waits on.
+//! So a packet costs a few relaxed stores, and the data path signals the device only when it arms a timer that is due
+//! before the device's next check of the peer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,11 +13,11 @@ use wireloom_types::limits::KEEPALIVE_TIMEOUT;
 use crate::limits::UNANSWERED_TIMEOUT;
 use crate::time::{Instant, nanos};
 
-/// A moment, or never.
+/// A moment or never, shared between threads.
 #[derive(Debug)]
 pub(crate) struct AtomicInstant(AtomicU64);
 
-/// Stands for "never": 584 years after the clock's origin.
+/// Means never: 584 years after the clock's origin.
 const NEVER: u64 = u64::MAX;
 
 impl AtomicInstant {
@@ -35,50 +35,49 @@ impl AtomicInstant {
         self.0.store(nanos, Ordering::Relaxed);
     }
 
-    /// Sets the moment to never, visible to all before anything that follows is read.
+    /// Sets the moment to never, before anything that this thread reads afterwards.
     fn forget(&self) {
         self.0.store(NEVER, Ordering::SeqCst);
     }
 
-    /// Writes only when there is something to clear: the line stays shared between readers.
+    /// Sets the moment to never. Writes only when that is a change, so that the cache line stays shared.
     pub(crate) fn clear(&self) {
         if self.0.load(Ordering::Relaxed) != NEVER {
             self.0.store(NEVER, Ordering::Relaxed);
         }
     }
 
-    /// Sets the moment if there was none; true when this call did.
+    /// Sets the moment if it is never. Returns whether it did.
     fn arm(&self, now: Instant) -> bool {
         self.0.load(Ordering::Relaxed) == NEVER
             && self.0.compare_exchange(NEVER, now.as_nanos(), Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
 
-    /// Brings the moment forward to `at`; true when it was later.
+    /// Brings the moment forward to `at`, in nanoseconds. Returns whether it was later.
     fn bring_forward(&self, at: u64) -> bool {
         self.0.load(Ordering::SeqCst) > at && self.0.fetch_min(at, Ordering::SeqCst) > at
     }
 
-    /// Whether the moment has come; if so it is reset to never, and one caller alone is told.
+    /// Whether the moment has come. If so, sets it to never; only one of several callers gets `true`.
     pub(crate) fn take_if_due(&self, now: Instant) -> bool {
         self.0.load(Ordering::Relaxed) <= now.as_nanos() && self.0.swap(NEVER, Ordering::Relaxed) != NEVER
     }
 }
 
-/// The causes of a peer's timers.
+/// The causes of a peer's timers, and when the device checks them next.
 #[derive(Debug)]
 pub(crate) struct Activity {
-    /// First data sent since the last authenticated receipt.
+    /// When data was first sent that nothing authentic has followed from the peer.
     pub(crate) unanswered_since: AtomicInstant,
-    /// First data received since the last authenticated sending.
-    pub(crate) owing_since: AtomicInstant,
-
-    /// Last authenticated message received.
-    pub(crate) heard: AtomicInstant,
-    /// Last authenticated message sent or received.
-    pub(crate) traversed: AtomicInstant,
-    /// The device's next look at this peer.
-    next_look: AtomicInstant,
-    /// When receiving asks for a last-minute renewal of the current session.
+    /// When data was first received that nothing has been sent after.
+    pub(crate) keepalive_owed_since: AtomicInstant,
+    /// When an authentic message was last received.
+    pub(crate) last_received: AtomicInstant,
+    /// When an authentic message was last sent or received.
+    pub(crate) last_traffic: AtomicInstant,
+    /// When the device checks this peer next.
+    next_check: AtomicInstant,
+    /// When receiving asks for renewal of the current session, since it is about to expire.
     pub(crate) last_minute: AtomicInstant,
 }
 
@@ -86,55 +85,53 @@ impl Activity {
     pub(crate) const fn new() -> Self {
         Self {
             unanswered_since: AtomicInstant::never(),
-            owing_since: AtomicInstant::never(),
-
-            heard: AtomicInstant::never(),
-            traversed: AtomicInstant::never(),
-            next_look: AtomicInstant::never(),
+            keepalive_owed_since: AtomicInstant::never(),
+            last_received: AtomicInstant::never(),
+            last_traffic: AtomicInstant::never(),
+            next_check: AtomicInstant::never(),
             last_minute: AtomicInstant::never(),
         }
     }
 
-    /// An authenticated message was sent, handshake messages and keepalives included. True when a
-    /// timer is now due before the device's next look.
+    /// Records that a message was sent: of any type, with `data` when it was more than a keepalive or handshake
+    /// message. Returns whether a timer is now due before the device's next check.
     pub(crate) fn note_sent(&self, now: Instant, data: bool) -> bool {
-        self.owing_since.clear();
-        self.traversed.set(Some(now));
-        data && self.unanswered_since.arm(now) && self.due_before_look(now, UNANSWERED_TIMEOUT)
+        self.keepalive_owed_since.clear();
+        self.last_traffic.set(Some(now));
+        data && self.unanswered_since.arm(now) && self.due_before_check(now, UNANSWERED_TIMEOUT)
     }
 
-    /// An authenticated message was received, handshake messages and keepalives included. True when
-    /// a timer is now due before the device's next look.
+    /// Records that an authentic message was received, as [`Self::note_sent`] does.
     pub(crate) fn note_received(&self, now: Instant, data: bool) -> bool {
         self.unanswered_since.clear();
-        self.heard.set(Some(now));
-        self.traversed.set(Some(now));
-        data && self.owing_since.arm(now) && self.due_before_look(now, KEEPALIVE_TIMEOUT)
+        self.last_received.set(Some(now));
+        self.last_traffic.set(Some(now));
+        data && self.keepalive_owed_since.arm(now) && self.due_before_check(now, KEEPALIVE_TIMEOUT)
     }
 
-    /// Finds the moment of the device's next look with `deadline`, which derives it from the causes.
+    /// Sets the device's next check of the peer to what `deadline` derives from the causes, and returns it.
     ///
-    /// The data path first writes a cause and then reads the next look; here the next look is
-    /// forgotten first and then the causes are read. So in every interleaving of the two, either
-    /// `deadline` sees the cause or the data path sees no look ahead and signals.
-    pub(crate) fn plan_look(&self, deadline: impl FnOnce() -> Option<Instant>) -> Option<Instant> {
-        self.next_look.forget();
-        let look = deadline();
-        self.next_look.set(look);
-        look
+    /// The data path writes a cause and then reads the next check. This method sets the next check to never and then
+    /// reads the causes. So in every interleaving of the two, either `deadline` sees the cause, or the data path sees
+    /// that no check is scheduled, and signals.
+    pub(crate) fn schedule_check(&self, deadline: impl FnOnce() -> Option<Instant>) -> Option<Instant> {
+        self.next_check.forget();
+        let at = deadline();
+        self.next_check.set(at);
+        at
     }
 
-    /// Forgets every cause, as after a wipe of all keys.
+    /// Clears every cause.
     pub(crate) fn reset(&self) {
         self.unanswered_since.clear();
-        self.owing_since.clear();
-        self.heard.clear();
-        self.traversed.clear();
+        self.keepalive_owed_since.clear();
+        self.last_received.clear();
+        self.last_traffic.clear();
         self.last_minute.clear();
     }
 
-    fn due_before_look(&self, now: Instant, after: Duration) -> bool {
-        self.next_look.bring_forward(now.as_nanos().saturating_add(nanos(after)))
+    fn due_before_check(&self, now: Instant, after: Duration) -> bool {
+        self.next_check.bring_forward(now.as_nanos().saturating_add(nanos(after)))
     }
 }
 
@@ -153,22 +150,22 @@ mod tests {
     }
 
     #[test]
-    fn the_first_unanswered_packet_counts() {
+    fn the_timer_runs_from_the_first_unanswered_packet() {
         let activity = Activity::new();
-        assert!(activity.note_sent(at(1), true), "nobody would look otherwise");
+        assert!(activity.note_sent(at(1), true), "no check is scheduled yet");
         assert!(!activity.note_sent(at(2), true));
         assert_eq!(activity.unanswered_since.get(), Some(at(1)));
         assert!(!activity.note_received(at(3), false));
         assert_eq!(activity.unanswered_since.get(), None);
-        assert_eq!(activity.traversed.get(), Some(at(3)));
+        assert_eq!(activity.last_traffic.get(), Some(at(3)));
     }
 
     #[test]
-    fn the_device_hears_only_of_timers_before_its_next_look() {
+    fn only_a_timer_due_before_the_next_check_is_signalled() {
         let activity = Activity::new();
         assert!(activity.note_sent(at(1), true));
-        assert_eq!(activity.plan_look(|| deadline(&activity)), Some(at(16)));
-        // An answer is owed at 13 s, before that look; and then nothing is due before 13 s.
+        assert_eq!(activity.schedule_check(|| deadline(&activity)), Some(at(16)));
+        // A keepalive is owed at 13 s, before that check. Nothing else is due before 13 s.
         assert!(activity.note_received(at(3), true));
         for second in 4..13 {
             assert!(!activity.note_sent(at(second), true));
@@ -177,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn one_caller_is_told_that_a_moment_has_come() {
+    fn a_moment_that_has_come_is_taken_once() {
         let moment = AtomicInstant::never();
         assert!(!moment.take_if_due(at(9)));
         moment.set(Some(at(5)));
@@ -186,20 +183,20 @@ mod tests {
         assert!(!moment.take_if_due(at(6)));
     }
 
-    /// A packet is noted while the device plans its next look: one of the two must see the other.
+    /// One thread records a packet while another schedules the next check: one of the two must see the other.
     #[test]
     fn no_interleaving_loses_a_timer() {
         const ROUNDS: usize = 50_000;
-        // A look is ahead that comes before the packet's timer: the packet relies on it.
+        // A check is scheduled before the packet's timer, so the packet does not signal unless that check is gone.
         let activities: Vec<Activity> = std::iter::repeat_with(|| {
             let activity = Activity::new();
-            activity.plan_look(|| Some(at(10)));
+            activity.schedule_check(|| Some(at(10)));
             activity
         })
         .take(ROUNDS)
         .collect();
         let arrived = AtomicUsize::new(0);
-        // Both threads meet before each round, awake unless there is one CPU for both.
+        // Both threads meet before each round. They spin, and yield when there may be only one CPU.
         let meet = |round: usize| {
             arrived.fetch_add(1, Ordering::SeqCst);
             for spins in 0_u32.. {
@@ -219,16 +216,16 @@ mod tests {
                 });
                 rounds.collect::<Vec<bool>>()
             });
-            let looks: Vec<_> = activities
+            let checks: Vec<_> = activities
                 .iter()
                 .enumerate()
                 .map(|(round, activity)| {
                     meet(round);
-                    activity.plan_look(|| deadline(activity))
+                    activity.schedule_check(|| deadline(activity))
                 })
                 .collect();
-            for (signalled, look) in packets.join().unwrap().into_iter().zip(looks) {
-                assert!(signalled || look.is_some());
+            for (signalled, check) in packets.join().unwrap().into_iter().zip(checks) {
+                assert!(signalled || check.is_some());
             }
         });
     }

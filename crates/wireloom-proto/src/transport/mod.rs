@@ -1,4 +1,14 @@
-//! The data part: from a receiver index to a session, from an address to a peer.
+//! The data path: seals and opens data messages, and finds the peer of an address.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `session` | one pair of keys: counters, limits, sealing and opening |
+//! | `replay_window`, `aead` | what a session stands on |
+//! | `session_table`, `peer_session` | from a receiver index to the session and its peer |
+//! | `allowed_ips`, `routes` | from an inner address to the peer |
+//! | `peer_path` | what sending to a peer needs |
+//! | `activity`, `signal` | what the timers need to know, and when the device must be told |
+//! | `two_steps` | opening with the help of another thread |
 
 pub(crate) mod activity;
 mod aead;
@@ -29,26 +39,26 @@ use crate::endpoint::Endpoint;
 use crate::message::{DataHeader, MessageKind};
 use crate::time::Instant;
 
-/// What workers hold: opening of data messages and the lookup of peers, without a lock of
-/// the device and without allocation for each packet. The [`Device`](crate::Device) writes it.
+/// The data path of a device: opens data messages and looks up peers. Any number of threads share it. Nothing in it
+/// takes a lock of the [`Device`](crate::Device), which writes it, or allocates per packet.
 #[derive(Debug)]
 pub struct Transport {
     sessions: SessionTable,
     routes: ArcSwap<Routes>,
 }
 
-/// A message that was authenticated and decrypted.
+/// A data message that was authenticated and decrypted.
 pub struct Opened<'m> {
-    /// From whom.
+    /// The peer that sent it.
     pub path: Arc<PeerPath>,
     /// The inner packet with its padding; empty for a keepalive.
     pub payload: &'m mut [u8],
-    /// What the device must be told.
+    /// What the device must be told, if anything.
     pub signal: Option<Signal>,
 }
 
 impl fmt::Debug for Opened<'_> {
-    /// Without the payload, which is private.
+    /// Leaves the payload out, which is private.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Opened")
             .field("path", &self.path)
@@ -58,20 +68,20 @@ impl fmt::Debug for Opened<'_> {
     }
 }
 
-/// What became of a datagram of a batch, and what is to be done with it.
+/// What opening a batch reports: the fate of a datagram, or a signal.
 pub enum Outcome<'p, 'm> {
-    /// It was authenticated and decrypted.
+    /// The datagram was authenticated and decrypted.
     Opened {
-        /// From whom.
+        /// The peer that sent it.
         path: &'p Arc<PeerPath>,
         /// The inner packet with its padding; empty for a keepalive.
         payload: &'m mut [u8],
     },
-    /// It is of another type than data, for [`Device::handle_handshake`](crate::Device::handle_handshake).
+    /// The datagram is no data message. It is for [`Device::handle_handshake`](crate::Device::handle_handshake).
     Handshake(Endpoint, &'m mut [u8]),
-    /// It is dropped.
+    /// The datagram is dropped.
     Dropped(DropReason),
-    /// No datagram, but what those before it give the device to know.
+    /// No datagram: what the device must be told about those before.
     Signal(Signal),
 }
 
@@ -80,17 +90,17 @@ impl Transport {
         Self { sessions: SessionTable::new(), routes: ArcSwap::default() }
     }
 
-    /// The routes as they are now. Load them once for a batch of packets.
+    /// The current routes. Load them once per batch of packets.
     #[must_use]
     pub fn routes(&self) -> Guard<Arc<Routes>> {
         self.routes.load()
     }
 
-    /// Opens one data message in place. It only authenticates: whether the peer may send what is
-    /// inside is for the caller to ask ([`Routes::permits`]).
+    /// Opens one data message in place. This authenticates the peer. Whether the peer may send the inner packet is for
+    /// the caller to check, with [`Routes::permits`].
     ///
     /// # Errors
-    /// The reason why the datagram is dropped.
+    /// The reason why the datagram is dropped; [`DropReason::BadType`] when it is no data message.
     pub fn open<'m>(
         &self,
         now: Instant,
@@ -98,19 +108,19 @@ impl Transport {
         datagram: &'m mut [u8],
     ) -> Result<Opened<'m>, DropReason> {
         let mut opened = Err(DropReason::BadType);
-        let mut told = None;
+        let mut signal = None;
         self.open_batch(now, iter::once((from, datagram)), |outcome| match outcome {
             Outcome::Opened { path, payload } => opened = Ok((Arc::clone(path), payload)),
             Outcome::Handshake(..) => {}
             Outcome::Dropped(reason) => opened = Err(reason),
-            Outcome::Signal(signal) => told = Some(signal),
+            Outcome::Signal(reported) => signal = Some(reported),
         });
-        opened.map(|(path, payload)| Opened { path, payload, signal: told })
+        opened.map(|(path, payload)| Opened { path, payload, signal })
     }
 
-    /// Opens the data messages of a batch in place, and tells in order what became of each datagram.
-    /// What follows on each other from one place for one session is looked up, and accounted for, once;
-    /// otherwise as [`Self::open`].
+    /// Opens the data messages of a batch in place, and reports the outcome of each datagram in order, as
+    /// [`Self::open`] would. A run of datagrams, from one endpoint and for one session, is looked up once and
+    /// recorded once.
     pub fn open_batch<'m>(
         &self,
         now: Instant,
@@ -135,19 +145,19 @@ impl Transport {
                 outcome(Outcome::Dropped(DropReason::UnknownIndex));
                 continue;
             };
-            let others =
-                iter::from_fn(|| datagrams.next_if(belongs(from, index)).map(|(_, datagram)| datagram));
-            entry.open(now, from, iter::once(datagram).chain(others), &mut outcome);
+            let rest =
+                iter::from_fn(|| datagrams.next_if(continues_run(from, index)).map(|(_, datagram)| datagram));
+            entry.open(now, from, iter::once(datagram).chain(rest), &mut outcome);
         }
     }
 
-    /// The session of this index, when there is one.
-    fn entry(&self, index: u32) -> Option<Arc<PeerSession>> {
+    /// The session with this local index, and its peer.
+    fn peer_session(&self, index: u32) -> Option<Arc<PeerSession>> {
         let entry = self.sessions.load(index);
         entry.as_ref().filter(|entry| entry.session.local_index() == index).map(Arc::clone)
     }
 
-    /// Lets messages for the session's local index in.
+    /// Accepts messages for the session's local index from now on.
     pub(crate) fn insert(&self, session: Arc<Session>, path: Arc<PeerPath>) {
         let index = session.local_index();
         self.sessions.set(index, Some(PeerSession { session, path }));
@@ -162,8 +172,8 @@ impl Transport {
     }
 }
 
-/// Whether a datagram goes on with a train from this place for this index.
-fn belongs(from: Endpoint, index: u32) -> impl Fn(&(Endpoint, &mut [u8])) -> bool {
+/// Whether a datagram continues a run from this endpoint for this index.
+fn continues_run(from: Endpoint, index: u32) -> impl Fn(&(Endpoint, &mut [u8])) -> bool {
     move |(other, datagram)| {
         *other == from && DataHeader::parse(datagram).is_ok_and(|header| header.receiver == index)
     }

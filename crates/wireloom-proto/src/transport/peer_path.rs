@@ -1,4 +1,4 @@
-//! The shared half of a peer: all that the data path needs to send to it and to account for it.
+//! The path to a peer: what the data path needs to send to it and to count its traffic.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use crate::peer_id::PeerId;
 use crate::time::Instant;
 use crate::transport::activity::Activity;
 use crate::transport::session::{Counters, SealError, Session};
-use crate::transport::signal::{News, Signal};
+use crate::transport::signal::{Events, Signal};
 
-/// The way to a peer: its current session, its endpoint, its counters.
+/// The path to a peer: its current session, its endpoint and its byte counters.
 ///
-/// The device writes it and the data path reads it; a path outlives its peer's removal for as long as
-/// somebody holds it, but then has no session.
+/// The device writes it, and the data path reads it. Whoever holds a path may keep it after the peer is removed, but it
+/// has no session then.
 pub struct PeerPath {
     id: PeerId,
     public_key: PublicKey,
@@ -26,23 +26,23 @@ pub struct PeerPath {
     endpoint: ArcSwapOption<Endpoint>,
     sent_bytes: AtomicU64,
     received_bytes: AtomicU64,
-    /// Whether an initiation went unanswered and nothing was heard since.
-    silent: AtomicBool,
+    /// False since an initiation went unanswered, until the peer is heard from.
+    reachable: AtomicBool,
     pub(crate) activity: Activity,
 }
 
-/// A train of messages that is ready to be sent.
+/// The result of sealing a batch of messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Sealed {
-    /// Where to send it.
+    /// Where to send the messages.
     pub endpoint: Endpoint,
-    /// What the device must be told.
+    /// What the device must be told, if anything.
     pub signal: Option<Signal>,
 }
 
-/// A session and counters of it, which nobody else uses: a train can be sealed with them on any thread.
+/// A reservation to seal a batch of messages later, on any thread: a session, and counters that nobody else uses.
 ///
-/// Dropped unused, it leaves a gap that the peer does not mind.
+/// Dropping it is safe: the counters are skipped, and the peer's replay window allows for gaps.
 #[derive(Debug)]
 pub struct Reserved {
     session: Arc<Session>,
@@ -50,10 +50,10 @@ pub struct Reserved {
 }
 
 impl Reserved {
-    /// Seals the train, each message laid out as by [`message::frame`](crate::message::frame).
+    /// Seals the messages, each laid out as by [`message::frame`](crate::message::frame).
     ///
     /// # Panics
-    /// When there are more messages than were reserved for, or one is shorter than [`DATA_OVERHEAD`].
+    /// When there are more messages than were reserved, or one is shorter than [`DATA_OVERHEAD`].
     pub fn seal<'m>(self, messages: impl ExactSizeIterator<Item = &'m mut [u8]>) {
         self.session.seal_reserved(self.counters, messages);
     }
@@ -68,55 +68,61 @@ impl PeerPath {
             endpoint: ArcSwapOption::empty(),
             sent_bytes: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
-            silent: AtomicBool::new(false),
+            reachable: AtomicBool::new(true),
             activity: Activity::new(),
         }
     }
 
-    /// The peer's name inside its device.
+    /// The peer's identifier.
     #[must_use]
     pub fn id(&self) -> PeerId {
         self.id
     }
 
-    /// The peer's identity.
+    /// The peer's public key.
     #[must_use]
     pub fn public_key(&self) -> &PublicKey {
         &self.public_key
     }
 
-    /// Where the peer was last heard from, or is configured to be.
+    /// Where the peer last sent from, or is configured to be.
     #[must_use]
     pub fn endpoint(&self) -> Option<Endpoint> {
         self.endpoint.load().as_deref().copied()
     }
 
-    /// Whether it makes sense to keep a packet for the peer: it has an endpoint, and it is not the case
-    /// that it left an initiation unanswered for [`REKEY_TIMEOUT`](wireloom_types::limits::REKEY_TIMEOUT) after a
-    /// silence. Hearing from it, or another endpoint, ends that; [`Device::begin_handshake`](crate::Device::begin_handshake) tries to.
+    /// Whether packets for the peer are worth keeping until there is a session.
+    ///
+    /// False while the peer has no endpoint, and after it left an initiation unanswered for
+    /// [`REKEY_TIMEOUT`](wireloom_types::limits::REKEY_TIMEOUT) while nothing had arrived from it for 15 seconds.
+    /// True again when a message arrives from it or its endpoint is configured. To try it, call
+    /// [`Device::begin_handshake`](crate::Device::begin_handshake).
     #[must_use]
     pub fn is_reachable(&self) -> bool {
-        !self.silent.load(Ordering::Relaxed) && self.endpoint.load().is_some()
+        self.reachable.load(Ordering::Relaxed) && self.endpoint.load().is_some()
     }
 
-    /// Bytes of WireGuard messages sent to the peer, of all types.
+    /// The number of bytes sent to the peer in WireGuard messages of all types.
     #[must_use]
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes of authenticated WireGuard messages received from the peer, of all types.
+    /// The number of bytes received from the peer in authentic WireGuard messages of all types.
     #[must_use]
     pub fn received_bytes(&self) -> u64 {
         self.received_bytes.load(Ordering::Relaxed)
     }
 
-    /// Seals a train of messages for the peer, each laid out as by [`message::frame`](crate::message::frame)
-    /// and then sent in this order to the same endpoint. A message without payload is a keepalive.
+    /// Seals a batch of messages for the peer, each laid out as by [`message::frame`](crate::message::frame). Send
+    /// them in this order to the endpoint that is returned. A message without payload is a keepalive.
     ///
     /// # Errors
-    /// [`SealError`]: no message was touched; give the packets to
+    /// [`SealError`]. No message was changed then; give the packets to
     /// [`Device::handle_outgoing`](crate::Device::handle_outgoing).
+    ///
+    /// # Panics
+    /// When a message is shorter than [`DATA_OVERHEAD`].
     pub fn seal<'m>(
         &self,
         now: Instant,
@@ -134,19 +140,21 @@ impl PeerPath {
                 data |= message.len() > DATA_OVERHEAD;
             }),
         )?;
-        let mut news = self.note_sent(now, bytes, data);
+        let mut events = self.note_sent(now, bytes, data);
         if session.asks_for_rekey(now) {
-            news |= News::REKEY_DUE;
+            events |= Events::REKEY_DUE;
         }
-        Ok(Sealed { endpoint, signal: news.about(self.id) })
+        Ok(Sealed { endpoint, signal: events.of_peer(self.id) })
     }
 
-    /// Takes what it needs to seal a train of so many messages for the peer, `bytes` in all and none of
-    /// them a keepalive, later and on any thread ([`Reserved::seal`]). It counts as sent now; trains are to
-    /// be sent in the order in which they were reserved. Otherwise as [`Self::seal`].
+    /// Reserves what is needed to seal `messages` messages for the peer later, on any thread, with [`Reserved::seal`].
+    /// None of them may be a keepalive, and `bytes` is their length in all, with header and tag.
+    ///
+    /// They count as sent now. Send batches in the order in which they were reserved. Otherwise this is
+    /// [`Self::seal`].
     ///
     /// # Errors
-    /// [`SealError`], as with [`Self::seal`].
+    /// [`SealError`], as for [`Self::seal`].
     pub fn reserve(
         &self,
         now: Instant,
@@ -156,45 +164,45 @@ impl PeerPath {
         let session = self.session.load_full().ok_or(SealError::NoSession)?;
         let endpoint = self.endpoint().ok_or(SealError::NoEndpoint)?;
         let counters = session.reserve(now, messages)?;
-        let mut news = self.note_sent(now, bytes, true);
+        let mut events = self.note_sent(now, bytes, true);
         if session.asks_for_rekey(now) {
-            news |= News::REKEY_DUE;
+            events |= Events::REKEY_DUE;
         }
-        Ok((Reserved { session, counters }, Sealed { endpoint, signal: news.about(self.id) }))
+        Ok((Reserved { session, counters }, Sealed { endpoint, signal: events.of_peer(self.id) }))
     }
 
-    /// Accounts for authenticated messages that leave for the peer.
-    pub(crate) fn note_sent(&self, now: Instant, bytes: usize, data: bool) -> News {
+    /// Records messages that are sent to the peer, `bytes` long in all.
+    pub(crate) fn note_sent(&self, now: Instant, bytes: usize, data: bool) -> Events {
         self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        timer_news(self.activity.note_sent(now, data))
+        timer_event(self.activity.note_sent(now, data))
     }
 
-    /// Accounts for authenticated messages that came from the peer, and follows it to where it is.
-    pub(crate) fn note_received(&self, now: Instant, from: Endpoint, bytes: usize, data: bool) -> News {
+    /// Records authentic messages that came from the peer, `bytes` long in all, and makes their source its endpoint.
+    pub(crate) fn note_received(&self, now: Instant, from: Endpoint, bytes: usize, data: bool) -> Events {
         self.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         if self.endpoint.load().as_deref() != Some(&from) {
             self.set_endpoint(Some(from));
         }
-        self.set_silent(false);
-        timer_news(self.activity.note_received(now, data))
+        self.set_reachable(true);
+        timer_event(self.activity.note_received(now, data))
     }
 
     pub(crate) fn set_endpoint(&self, endpoint: Option<Endpoint>) {
         self.endpoint.store(endpoint.map(Arc::new));
     }
 
-    /// Leaves the choice of our own address to routing: when nothing comes back, the one that the
-    /// peer once talked to may be gone.
+    /// Leaves the choice of our own address to routing. When nothing comes back, the address that the peer sent to
+    /// may be gone.
     pub(crate) fn forget_local_address(&self) {
         if let Some(endpoint) = self.endpoint().filter(|endpoint| endpoint.local.is_some()) {
             self.set_endpoint(Some(endpoint.remote.into()));
         }
     }
 
-    /// Writes only what is news: the line stays shared between readers.
-    pub(crate) fn set_silent(&self, silent: bool) {
-        if self.silent.load(Ordering::Relaxed) != silent {
-            self.silent.store(silent, Ordering::Relaxed);
+    /// Writes only a change, so that the cache line stays shared between readers.
+    pub(crate) fn set_reachable(&self, reachable: bool) {
+        if self.reachable.load(Ordering::Relaxed) != reachable {
+            self.reachable.store(reachable, Ordering::Relaxed);
         }
     }
 
@@ -203,8 +211,8 @@ impl PeerPath {
     }
 }
 
-fn timer_news(armed: bool) -> News {
-    if armed { News::TIMER_ARMED } else { News::NONE }
+fn timer_event(armed: bool) -> Events {
+    if armed { Events::TIMER_ARMED } else { Events::NONE }
 }
 
 impl fmt::Debug for PeerPath {

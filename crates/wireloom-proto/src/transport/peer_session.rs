@@ -1,17 +1,17 @@
-//! A session with its peer: opening messages and accounting for them.
+//! A session and its peer: opens messages and records that the peer was active.
 
 use std::sync::Arc;
 
 use super::Outcome;
 use super::peer_path::PeerPath;
-use super::session::{Session, Verdict};
-use super::signal::News;
+use super::session::{Opening, Session};
+use super::signal::Events;
 use crate::drop_reason::DropReason;
 use crate::endpoint::Endpoint;
 use crate::message::DATA_OVERHEAD;
 use crate::time::Instant;
 
-/// A session and whose it is.
+/// A session and the peer that it belongs to.
 #[derive(Debug)]
 pub(super) struct PeerSession {
     pub(super) session: Arc<Session>,
@@ -19,69 +19,73 @@ pub(super) struct PeerSession {
 }
 
 impl PeerSession {
+    /// Opens a run of messages from one endpoint and reports the outcome of each, as [`Session::open`] does.
     pub(super) fn open<'m>(
         &self,
         now: Instant,
         from: Endpoint,
-        train: impl Iterator<Item = &'m mut [u8]>,
+        run: impl Iterator<Item = &'m mut [u8]>,
         outcome: &mut impl FnMut(Outcome<'_, 'm>),
     ) {
-        let mut account = Account::default();
-        self.session.open(now, train, |opened| outcome(account.note(&self.path, opened)));
-        self.close(now, from, &account, outcome);
+        let mut accepted = Accepted::default();
+        self.session.open(now, run, |opened| outcome(accepted.count(&self.path, opened)));
+        self.finish_run(now, from, &accepted, outcome);
     }
 
+    /// The second step of [`Self::open`]: see [`Session::accept`].
     pub(super) fn accept<'m>(
         &self,
         now: Instant,
         from: Endpoint,
-        verdicts: &mut [Verdict<()>],
-        train: impl Iterator<Item = &'m mut [u8]>,
+        openings: &mut [Opening<()>],
+        run: impl Iterator<Item = &'m mut [u8]>,
         outcome: &mut impl FnMut(Outcome<'_, 'm>),
     ) {
-        let mut account = Account::default();
-        self.session.accept(now, verdicts, train, |opened| outcome(account.note(&self.path, opened)));
-        self.close(now, from, &account, outcome);
+        let mut accepted = Accepted::default();
+        self.session.accept(now, openings, run, |opened| outcome(accepted.count(&self.path, opened)));
+        self.finish_run(now, from, &accepted, outcome);
     }
 
-    fn close<'m>(
+    /// Records a run once, unless every message of it was dropped.
+    fn finish_run<'m>(
         &self,
         now: Instant,
         from: Endpoint,
-        account: &Account,
+        accepted: &Accepted,
         outcome: &mut impl FnMut(Outcome<'_, 'm>),
     ) {
-        // None of a train of forgeries counts.
-        if account.bytes > 0
-            && let Some(signal) =
-                self.note_opened(now, from, account.bytes, account.data).about(self.path.id())
-        {
+        if accepted.bytes == 0 {
+            return;
+        }
+        let events = self.note_received(now, from, accepted);
+        if let Some(signal) = events.of_peer(self.path.id()) {
             outcome(Outcome::Signal(signal));
         }
     }
 
-    fn note_opened(&self, now: Instant, from: Endpoint, bytes: usize, data: bool) -> News {
-        let mut news = self.path.note_received(now, from, bytes, data);
+    fn note_received(&self, now: Instant, from: Endpoint, accepted: &Accepted) -> Events {
+        let mut events = self.path.note_received(now, from, accepted.bytes, accepted.data);
         if self.session.confirm() {
-            news |= News::SESSION_CONFIRMED;
+            events |= Events::SESSION_CONFIRMED;
         }
         if self.path.activity.last_minute.take_if_due(now) {
-            news |= News::LAST_MINUTE;
+            events |= Events::LAST_MINUTE;
         }
-        news
+        events
     }
 }
 
-/// What came through of a train.
+/// The messages of a run that were accepted.
 #[derive(Default)]
-struct Account {
+struct Accepted {
+    /// Their length on the wire.
     bytes: usize,
-    /// Whether any of it was more than a keepalive.
+    /// Whether one of them was more than a keepalive.
     data: bool,
 }
 
-impl Account {
-    fn note<'p, 'm>(
+impl Accepted {
+    fn count<'p, 'm>(
         &mut self,
         path: &'p Arc<PeerPath>,
         opened: Result<&'m mut [u8], DropReason>,

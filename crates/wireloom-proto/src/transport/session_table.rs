@@ -1,4 +1,4 @@
-//! From a receiver index to a session.
+//! The session table: sessions by receiver index.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -7,8 +7,8 @@ use arc_swap::{ArcSwapOption, Guard};
 
 use super::peer_session::PeerSession;
 
-/// Sessions by local index. The low bits of an index are its slot, so a lookup is two loads; slots
-/// come in blocks that are allocated when the first index in them is used and then stay.
+/// Sessions by local index. The low bits of an index are its slot, so a lookup is two loads. Slots come in blocks; a
+/// block is allocated when the first index in it is used, and then stays.
 pub(super) struct SessionTable {
     blocks: Box<[OnceLock<Box<Block>>]>,
 }
@@ -17,8 +17,8 @@ type Block = [ArcSwapOption<PeerSession>; SLOTS_IN_BLOCK];
 
 const SLOTS_IN_BLOCK: usize = 1 << 10;
 const BLOCKS: usize = 1 << 12;
-/// How many slots there can be: enough for the three sessions and the pending handshake of each of
-/// the 2^20 peers that the kernel allows (`MAX_PEERS_PER_DEVICE`).
+/// The number of slots: enough for three sessions and a pending handshake of each of
+/// [`MAX_PEERS`](wireloom_types::limits::MAX_PEERS) peers.
 pub(crate) const SLOTS: u32 = (SLOTS_IN_BLOCK * BLOCKS) as u32;
 
 impl SessionTable {
@@ -26,7 +26,7 @@ impl SessionTable {
         Self { blocks: (0..BLOCKS).map(|_| OnceLock::new()).collect() }
     }
 
-    /// What stands in the slot of an index: maybe a session of another index.
+    /// The content of an index's slot, which may be a session with another index.
     pub(super) fn load(&self, index: u32) -> Guard<Option<Arc<PeerSession>>> {
         let slot = (index % SLOTS) as usize;
         match self.blocks[slot / SLOTS_IN_BLOCK].get() {
@@ -35,11 +35,11 @@ impl SessionTable {
         }
     }
 
-    pub(super) fn set(&self, index: u32, entry: Option<PeerSession>) {
+    pub(super) fn set(&self, index: u32, session: Option<PeerSession>) {
         let slot = (index % SLOTS) as usize;
         let block = self.blocks[slot / SLOTS_IN_BLOCK]
             .get_or_init(|| Box::new(std::array::from_fn(|_| ArcSwapOption::empty())));
-        block[slot % SLOTS_IN_BLOCK].store(entry.map(Arc::new));
+        block[slot % SLOTS_IN_BLOCK].store(session.map(Arc::new));
     }
 }
 

@@ -1,50 +1,56 @@
-//! Opening in two steps.
+//! Opening a batch in two steps, so that a helper thread can decrypt it.
+//!
+//! The first step, on any thread, decrypts. The second, in the order of arrival, does everything that depends on the
+//! order: the replay window, the counters, the timers.
 
 use std::sync::Arc;
 use std::{fmt, iter, mem};
 
 use super::peer_session::PeerSession;
-use super::session::Verdict;
-use super::{Outcome, Transport, belongs};
+use super::session::Opening;
+use super::{Outcome, Transport, continues_run};
 use crate::drop_reason::DropReason;
 use crate::endpoint::Endpoint;
 use crate::message::DataHeader;
 use crate::time::Instant;
 
-/// What [`Transport::decrypt_batch`] found out about a batch, for [`Transport::accept_batch`] of the same one.
+/// A batch as [`Transport::decrypt_batch`] leaves it, for [`Transport::accept_batch`]. Empty by default; reuse it, so
+/// that it need not be allocated again.
 #[derive(Default)]
 pub struct Decrypted {
-    /// In order; together they are the whole batch.
-    trains: Vec<DecryptedTrain>,
-    /// Of each message of those trains that have a session.
-    verdicts: Vec<Verdict<()>>,
+    /// The runs that the batch consists of, in order.
+    runs: Vec<Run>,
+    /// The outcome for each message of the runs that have a session, in order.
+    openings: Vec<Opening<()>>,
 }
 
-struct DecryptedTrain {
-    /// With whose keys; `None` when it was left untouched.
+/// Consecutive datagrams that were decrypted with the same session, or left untouched.
+struct Run {
+    /// `None` when the datagrams were left untouched.
     entry: Option<Arc<PeerSession>>,
+    /// The number of datagrams.
     len: usize,
 }
 
 impl Decrypted {
     fn push_untouched(&mut self) {
-        match self.trains.last_mut() {
-            Some(train) if train.entry.is_none() => train.len += 1,
-            _ => self.trains.push(DecryptedTrain { entry: None, len: 1 }),
+        match self.runs.last_mut() {
+            Some(run) if run.entry.is_none() => run.len += 1,
+            _ => self.runs.push(Run { entry: None, len: 1 }),
         }
     }
 }
 
 impl fmt::Debug for Decrypted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Decrypted").field("trains", &self.trains.len()).finish_non_exhaustive()
+        f.debug_struct("Decrypted").field("runs", &self.runs.len()).finish_non_exhaustive()
     }
 }
 
 impl Transport {
-    /// The first step of opening a batch, on any thread: decrypts its data messages in place, and notes in
-    /// `decrypted`, which is empty, which of them are authentic. Nothing else changes: no message counts as
-    /// seen, and none may be used, before [`Self::accept_batch`] says so.
+    /// The first step of opening a batch, on any thread: decrypts its data messages in place and records in
+    /// `decrypted`, which must be empty, which of them are authentic. Nothing else changes. A message counts as
+    /// received, and its payload may be used, only when [`Self::accept_batch`] has accepted it.
     pub fn decrypt_batch<'m>(
         &self,
         datagrams: impl Iterator<Item = (Endpoint, &'m mut [u8])>,
@@ -53,7 +59,7 @@ impl Transport {
         let mut datagrams = datagrams.peekable();
         while let Some((from, datagram)) = datagrams.next() {
             let entry = match DataHeader::parse(datagram) {
-                Ok(header) => self.entry(header.receiver),
+                Ok(header) => self.peer_session(header.receiver),
                 Err(_) => None,
             };
             let Some(entry) = entry else {
@@ -61,18 +67,20 @@ impl Transport {
                 continue;
             };
             let index = entry.session.local_index();
-            let others =
-                iter::from_fn(|| datagrams.next_if(belongs(from, index)).map(|(_, datagram)| datagram));
-            let first = decrypted.verdicts.len();
-            entry.session.decrypt(iter::once(datagram).chain(others), &mut decrypted.verdicts);
-            let len = decrypted.verdicts.len() - first;
-            decrypted.trains.push(DecryptedTrain { entry: Some(entry), len });
+            let rest =
+                iter::from_fn(|| datagrams.next_if(continues_run(from, index)).map(|(_, datagram)| datagram));
+            let before = decrypted.openings.len();
+            entry.session.decrypt(iter::once(datagram).chain(rest), &mut decrypted.openings);
+            let len = decrypted.openings.len() - before;
+            decrypted.runs.push(Run { entry: Some(entry), len });
         }
     }
 
-    /// The second step, for the same datagrams, in the order of the batches: tells what
-    /// [`Self::open_batch`] would now, and empties `decrypted`. What was decrypted with a session that is gone
-    /// is dropped; what was not decrypted, or not even seen by the first step, is opened as there.
+    /// The second step, for the same datagrams, in the order in which the batches arrived. Reports what
+    /// [`Self::open_batch`] would report now, and empties `decrypted`.
+    ///
+    /// Datagrams that were decrypted with a session that has ended since are dropped. Datagrams that the first step
+    /// left untouched or was not given are opened here.
     pub fn accept_batch<'m>(
         &self,
         now: Instant,
@@ -81,23 +89,24 @@ impl Transport {
         mut outcome: impl FnMut(Outcome<'_, 'm>),
     ) {
         let mut datagrams = datagrams.peekable();
-        let mut verdicts = &mut decrypted.verdicts[..];
-        for DecryptedTrain { entry, len } in decrypted.trains.drain(..) {
+        let mut openings = &mut decrypted.openings[..];
+        for Run { entry, len } in decrypted.runs.drain(..) {
             let Some(entry) = entry else {
                 self.open_batch(now, datagrams.by_ref().take(len), &mut outcome);
                 continue;
             };
-            let (own, rest) = mem::take(&mut verdicts).split_at_mut(len);
-            verdicts = rest;
+            let (own, rest) = mem::take(&mut openings).split_at_mut(len);
+            openings = rest;
             let from = datagrams.peek().map(|(from, _)| *from);
-            let train = datagrams.by_ref().take(len).map(|(_, datagram)| datagram);
-            let stands = self.entry(entry.session.local_index()).is_some_and(|now| Arc::ptr_eq(&now, &entry));
+            let run = datagrams.by_ref().take(len).map(|(_, datagram)| datagram);
+            let current = self.peer_session(entry.session.local_index());
+            let still_there = current.is_some_and(|current| Arc::ptr_eq(&current, &entry));
             match from {
-                Some(from) if stands => entry.accept(now, from, own, train, &mut outcome),
-                _ => train.for_each(|_| outcome(Outcome::Dropped(DropReason::UnknownIndex))),
+                Some(from) if still_there => entry.accept(now, from, own, run, &mut outcome),
+                _ => run.for_each(|_| outcome(Outcome::Dropped(DropReason::UnknownIndex))),
             }
         }
-        decrypted.verdicts.clear();
+        decrypted.openings.clear();
         self.open_batch(now, datagrams, outcome);
     }
 }
@@ -123,10 +132,10 @@ mod tests {
         Arc::new(Session::new(&keys(2, 1), Role::Responder, 20, 10, NOW))
     }
 
-    /// An index is free again when its session is gone; what was decrypted for that one is not the
-    /// other's, not even if it has the same keys.
+    /// An index may be used again when its session has ended. The new session must not accept what was decrypted for
+    /// the old one, even if both have the same keys.
     #[test]
-    fn what_was_decrypted_for_a_session_is_not_for_another_one_of_its_index() {
+    fn a_message_decrypted_for_an_ended_session_is_not_accepted_by_its_successor() {
         let transport = Transport::new();
         let path = Arc::new(PeerPath::new(PeerId(1), PublicKey::from_bytes([7; 32])));
         transport.insert(own_session(), Arc::clone(&path));
@@ -149,6 +158,6 @@ mod tests {
         });
         assert_eq!(dropped, [Some(DropReason::UnknownIndex)]);
         assert_eq!(path.received_bytes(), 0);
-        assert!(transport.open(NOW, from, &mut message).is_ok(), "and it has seen nothing of that");
+        assert!(transport.open(NOW, from, &mut message).is_ok(), "its replay window is empty");
     }
 }
