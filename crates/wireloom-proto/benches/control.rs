@@ -1,5 +1,5 @@
-//! What the control part costs: a handshake, with and without a cookie and beside the arithmetic that
-//! it cannot do without; and a device with 10,000 peers, in time and in memory.
+//! The cost of the control part: of handshakes, with and without a cookie, compared with their arithmetic; and of a
+//! device with 10,000 peers, in time and in memory.
 //!
 //! `cargo bench -p wireloom-proto --bench control`
 
@@ -43,7 +43,7 @@ fn device(number: u8, peer: u8) -> Device {
     device
 }
 
-/// Has the device begin a handshake with its only peer.
+/// Has a device begin a handshake with its only peer, and returns the initiation.
 fn initiation(device: &mut Device, now: Now) -> Vec<u8> {
     let peer = device.peers().next().expect("a peer").id;
     device.handle_outgoing(now, peer, &[], 1420).expect("it has an endpoint");
@@ -57,13 +57,12 @@ fn begin_handshake(bencher: Bencher<'_, '_>) {
         .bench_local_refs(|device| divan::black_box(initiation(device, at(1000))));
 }
 
-/// Answers initiations of one peer, far enough apart for each to be a new one.
+/// A device, Bob, that answers initiations of its only peer, Alice. Each initiation comes 10 seconds after the last.
 struct Responder {
     alice: Device,
     bob: Device,
     time: u64,
-    /// An initiation that was answered long ago. Its first code is right: enough for
-    /// [`Responder::overload`].
+    /// An initiation that was answered before. Its MAC1 is valid, which is enough for [`Responder::overload`].
     old: Vec<u8>,
 }
 
@@ -90,17 +89,17 @@ impl Responder {
         self.bob.handle_handshake(at(self.time), Self::from(), datagram)
     }
 
-    /// Makes so many handshakes come to Bob that he demands cookies.
+    /// Puts Bob under load, so that he demands cookies.
     fn overload(&mut self) {
         let old = std::mem::take(&mut self.old);
         for _ in 0..=LOAD_THRESHOLD {
-            self.handle(&old).expect_err("it is old, or has no cookie");
+            self.handle(&old).expect_err("it was answered before, or has no cookie");
         }
         self.old = old;
         self.drain();
     }
 
-    /// Gives Alice the cookie for this initiation; she signs the next one with it.
+    /// Gives Alice Bob's cookie reply to this initiation. She signs the next one with the cookie.
     fn give_cookie(&mut self, initiation: &[u8]) {
         assert_eq!(self.handle(initiation), Err(DropReason::CookieRequired));
         let reply = self.bob.poll_transmit(at(self.time)).expect("a cookie reply");
@@ -108,7 +107,7 @@ impl Responder {
         self.alice.handle_handshake(at(self.time), from, reply.datagram).expect("it is authentic");
     }
 
-    /// Sends what Bob has to send, to nowhere.
+    /// Discards what Bob has to send.
     fn drain(&mut self) {
         while self.bob.poll_transmit(at(self.time)).is_some() {}
     }
@@ -140,7 +139,10 @@ fn answer_handshake_with_cookie(bencher: Bencher<'_, '_>) {
             signed
         })
         .bench_local_refs(|initiation| {
-            responder.borrow_mut().handle(initiation).expect("cookie and rate are right");
+            responder
+                .borrow_mut()
+                .handle(initiation)
+                .expect("its cookie is valid and its source within its rate");
         });
 }
 
@@ -156,8 +158,8 @@ fn demand_cookie(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// What answering cannot do without: es, ss, ee and se of the Noise pattern IK, in the same arithmetic
-/// (the paper, section 5.4; the responder's new key pair is a fifth, of a fixed point).
+/// The arithmetic that answering a handshake needs at least: es, ss, ee and se of the Noise pattern IK (paper, section
+/// 5.4). The responder's ephemeral key is a fifth multiplication, of the base point.
 #[divan::bench]
 fn multiply_four_points(bencher: Bencher<'_, '_>) {
     let point = MontgomeryPoint::mul_base_clamped([7; 32]);
@@ -227,8 +229,7 @@ fn poll_10_000_idle_peers(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// The allocator's columns tell what the sessions of so many peers take that fell silent: keys and replay
-/// windows.
+/// The allocator's columns show the memory of 10,000 idle sessions: their keys and replay windows.
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn hold_10_000_sessions(bencher: Bencher<'_, '_>) {
     let keys = || SessionKeys { sending: [1; 32].into(), receiving: [2; 32].into() };

@@ -1,4 +1,4 @@
-//! Keys and peers that come, change and go; many of them.
+//! Keys and peers that are added, changed and removed.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,7 +24,7 @@ fn owner(device: &Device, address: &str) -> Option<PublicKey> {
 }
 
 #[test]
-fn what_is_set_can_be_read_back() {
+fn settings_can_be_read_back() {
     let mut world = World::new(1);
     let node = world.add_node();
     let (now, key) = (world.now(), private_key(9).public_key());
@@ -53,7 +53,7 @@ fn what_is_set_can_be_read_back() {
 }
 
 #[test]
-fn bytes_and_handshakes_are_counted_as_the_kernel_does() {
+fn bytes_and_handshakes_are_recorded_as_in_the_kernel() {
     let mut world = World::pair();
     world.assert_connected();
     let handshake = world.now().unix;
@@ -71,7 +71,7 @@ fn bytes_and_handshakes_are_counted_as_the_kernel_does() {
 }
 
 #[test]
-fn an_allowed_ip_moves_to_who_gets_it_last() {
+fn an_allowed_ip_belongs_to_the_peer_that_got_it_last() {
     let mut world = World::pair();
     let third = world.add_node();
     let (now, key) = (world.now(), world.nodes[third].public_key);
@@ -83,7 +83,7 @@ fn an_allowed_ip_moves_to_who_gets_it_last() {
     assert_eq!(owner(device, "10.0.0.2"), Some(key));
     assert!(device.peer(&bob).unwrap().allowed_ips.is_empty());
 
-    // Taking it from the former owner does nothing.
+    // Removing it from its former owner changes nothing.
     device.configure(now, |configuration| {
         configuration.peer(&bob).unwrap().remove_allowed_ip(net("10.0.0.2/32"));
     });
@@ -94,7 +94,7 @@ fn an_allowed_ip_moves_to_who_gets_it_last() {
     device.configure(now, |configuration| {
         configuration.peer(&key).unwrap().remove_allowed_ip(net("10.0.0.2/32"));
     });
-    assert_eq!(owner(device, "10.0.0.2"), Some(bob), "the shorter prefix takes over");
+    assert_eq!(owner(device, "10.0.0.2"), Some(bob), "the longest prefix that is left");
     device.configure(now, |configuration| {
         configuration.peer(&bob).unwrap().clear_allowed_ips();
     });
@@ -117,7 +117,7 @@ fn routes_are_published_when_the_configuration_is_complete() {
 }
 
 #[test]
-fn a_removed_peer_is_gone_at_once() {
+fn a_removed_peer_neither_sends_nor_receives() {
     let mut world = World::pair();
     world.assert_connected();
     let path = world.path(BOB, ALICE);
@@ -128,7 +128,7 @@ fn a_removed_peer_is_gone_at_once() {
     assert!(bob.peer(&alice).is_none());
     assert_eq!(owner(bob, "10.0.0.1"), None);
     assert_eq!(bob.poll_timeout(), None);
-    // Whoever still holds the path cannot send with it, nor wait for a session.
+    // Its path cannot seal any more, and no packet is kept for it.
     let mut message = [0; 64];
     assert!(path.seal(now.monotonic, std::iter::once(&mut message[..])).is_err());
     let waiting = bob.handle_outgoing(now, path.id(), &[0; 20], 1420);
@@ -137,7 +137,7 @@ fn a_removed_peer_is_gone_at_once() {
     world.send(ALICE, BOB, b"hello");
     world.settle();
     assert_eq!(world.nodes[BOB].drops, [DropReason::UnknownIndex]);
-    // Added again it starts anew.
+    // It can be added again.
     world.introduce(BOB, ALICE);
     world.send(BOB, ALICE, b"hello");
     world.settle();
@@ -185,21 +185,21 @@ fn a_removed_private_key_ends_all_sessions() {
 }
 
 #[test]
-fn a_device_is_not_its_own_peer() {
+fn a_device_cannot_be_its_own_peer() {
     let mut world = World::pair();
     let now = world.now();
     let (alice, bob) = (world.nodes[ALICE].public_key, world.nodes[BOB].public_key);
     let device = &mut world.nodes[ALICE].device;
     let refused = device.configure(now, |configuration| configuration.add_peer(alice).map(|_| ()));
     assert_eq!(refused, Err(ConfigureError::OwnPublicKey));
-    // A peer whose key becomes ours goes.
+    // A peer whose public key becomes our own is removed.
     device.configure(now, |configuration| configuration.set_private_key(Some(private_key(2))));
     assert!(device.peer(&bob).is_none());
     assert_eq!(owner(device, "10.0.0.2"), None);
 }
 
 #[test]
-fn secrets_are_not_shown() {
+fn debug_output_shows_no_secrets() {
     let mut world = World::pair();
     world.assert_connected();
     let (now, bob) = (world.now(), world.nodes[BOB].public_key);
@@ -218,12 +218,12 @@ fn secrets_are_not_shown() {
     assert!(!shown.contains(&secret(private_key(1).expose_bytes())));
     assert!(!shown.contains(&secret(&[0xab; 32])));
     assert!(!shown.contains("abab"));
-    assert!(!shown.contains(&secret(&[0xcd; 32])), "packets are private too");
+    assert!(!shown.contains(&secret(&[0xcd; 32])), "staged packets are secret too");
     assert!(shown.contains("PrivateKey(secret)"));
 }
 
 #[test]
-fn ten_thousand_peers() {
+fn ten_thousand_peers_can_be_configured_used_and_removed() {
     let mut world = World::pair();
     let now = world.now();
     let key = |number: u32| {
@@ -245,11 +245,13 @@ fn ten_thousand_peers() {
     assert_eq!(device.peers().count(), 10_001);
     assert_eq!(owner(device, "172.16.39.15"), Some(key(9_999)));
     world.assert_connected();
-    // A hundred keepalives are due; the others cost nothing.
+    // A hundred peers have persistent keepalives. The others get nothing.
     world.run(4 * SECOND);
     assert_eq!(world.seen.iter().filter(|seen| seen.to == address(9)).count(), 100);
     let now = world.now();
-    world.nodes[ALICE].device.configure(now, |configuration| configuration.remove_all_peers());
+    world.nodes[ALICE].device.configure(now, |configuration| {
+        configuration.remove_all_peers();
+    });
     assert_eq!(world.nodes[ALICE].device.peers().count(), 0);
     assert_eq!(world.nodes[ALICE].device.poll_timeout(), None);
 }

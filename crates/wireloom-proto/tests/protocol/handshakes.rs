@@ -1,4 +1,4 @@
-//! Handshakes: both ways, at once, with keys right and wrong, replayed, forged, under load.
+//! Handshakes: in both directions, simultaneous, with right and wrong keys, replayed, forged, under load.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const LOAD_THRESHOLD: u32 = 256;
 /// How long load lasts after its last sign.
 const LOAD_LINGERS: Duration = SECOND;
 
-/// Sends from Alice so that an initiation crosses the link, and returns it undelivered.
+/// Has Alice send an initiation, and returns it undelivered.
 fn captured_initiation(world: &mut World) -> Vec<u8> {
     let reachable = std::mem::replace(&mut world.unreachable, vec![address(2)]);
     world.send(ALICE, BOB, b"wants a session");
@@ -24,7 +24,7 @@ fn captured_initiation(world: &mut World) -> Vec<u8> {
     world.seen.last().expect("an initiation").bytes.clone()
 }
 
-/// Has Bob take more initiations than he bears: copies of one whose timestamp he knows.
+/// Puts Bob under load with copies of an initiation.
 fn flood(world: &mut World, initiation: &[u8]) {
     for _ in 0..=LOAD_THRESHOLD {
         world.deliver(address(99), address(2), initiation.to_vec());
@@ -39,12 +39,12 @@ fn a_packet_begins_a_handshake_and_arrives_after_it() {
     assert_eq!(world.take_received(BOB), [b"hello".to_vec()]);
     let kinds: Vec<MessageKind> = world.seen.iter().map(Seen::kind).collect();
     let expected = [MessageKind::Initiation, MessageKind::Response, MessageKind::Data];
-    assert_eq!(kinds, expected, "no message more than needed");
+    assert_eq!(kinds, expected, "and no other message");
     world.assert_connected();
 }
 
 #[test]
-fn works_in_either_direction() {
+fn either_side_may_begin_the_handshake() {
     let mut world = World::pair();
     world.send(BOB, ALICE, b"hello");
     world.settle();
@@ -60,7 +60,7 @@ fn the_responder_sends_nothing_before_the_session_is_confirmed() {
     world.run(LATENCY);
     assert_eq!(world.count(MessageKind::Response), 1);
     world.send(BOB, ALICE, b"from bob");
-    assert_eq!(world.count(MessageKind::Data), 0, "the keys are not proved yet");
+    assert_eq!(world.count(MessageKind::Data), 0, "alice has not proved that she has the keys");
     world.settle();
     let data = world.seen_of(MessageKind::Data);
     assert_eq!(data[0].from, address(1));
@@ -86,7 +86,7 @@ fn an_initiator_without_data_confirms_with_a_keepalive() {
 }
 
 #[test]
-fn both_may_begin_at_once() {
+fn simultaneous_handshakes_are_not_followed_by_more() {
     let mut world = World::pair();
     world.send(ALICE, BOB, b"one");
     world.send(BOB, ALICE, b"two");
@@ -98,11 +98,11 @@ fn both_may_begin_at_once() {
         world.assert_connected();
         world.run(SECOND);
     }
-    assert_eq!(world.count(MessageKind::Initiation), 2, "no quarrel over which session is right");
+    assert_eq!(world.count(MessageKind::Initiation), 2, "both sides settle on one session");
 }
 
 #[test]
-fn both_may_begin_at_once_over_a_bad_link() {
+fn simultaneous_handshakes_over_a_bad_link_connect() {
     for seed in 0..40 {
         let mut world = World::pair_seeded(seed);
         world.link.loss = 300;
@@ -116,7 +116,7 @@ fn both_may_begin_at_once_over_a_bad_link() {
 }
 
 #[test]
-fn an_initiation_is_repeated_after_5_seconds_and_some_jitter_and_given_up_after_90() {
+fn an_initiation_is_repeated_every_5_seconds_plus_jitter_for_90_seconds() {
     let mut world = World::pair();
     world.unreachable = vec![address(2)];
     world.send(ALICE, BOB, b"is anybody there?");
@@ -128,19 +128,19 @@ fn an_initiation_is_repeated_after_5_seconds_and_some_jitter_and_given_up_after_
         assert!((limits::REKEY_TIMEOUT..=latest).contains(gap), "{gap:?}");
     }
     let first = gaps[0];
-    assert!(gaps.iter().any(|gap| *gap != first), "jitter");
+    assert!(gaps.iter().any(|gap| *gap != first), "there is jitter");
     let whole = at[at.len() - 1].since(at[0]);
     assert!(whole < limits::REKEY_ATTEMPT_TIME);
     assert!(whole > limits::REKEY_ATTEMPT_TIME - latest);
     assert_eq!(world.nodes[ALICE].device.timed_out_packets(), 1);
 
-    // A new packet is a new attempt.
+    // A new packet begins a new attempt.
     world.unreachable.clear();
     world.assert_connected();
 }
 
 #[test]
-fn data_prolongs_the_attempt() {
+fn new_packets_prolong_the_attempt() {
     let mut world = World::pair();
     world.unreachable = vec![address(2)];
     for _ in 0..20 {
@@ -152,13 +152,13 @@ fn data_prolongs_the_attempt() {
 }
 
 #[test]
-fn of_several_initiations_only_the_last_can_be_answered() {
+fn only_the_last_of_several_initiations_can_be_answered() {
     let mut world = World::pair();
     let first = captured_initiation(&mut world);
     world.unreachable = vec![address(1), address(2)];
     world.run(6 * SECOND);
     assert_eq!(world.count(MessageKind::Initiation), 2);
-    // Nothing is kept for the first: a cookie for it finds nobody.
+    // The index of the first initiation is free again, so a cookie reply to it is dropped.
     let mut cookie = [vec![3, 0, 0, 0], first[4..8].to_vec()].concat();
     cookie.resize(message::COOKIE_REPLY_LEN, 0);
     world.unreachable.clear();
@@ -181,7 +181,7 @@ fn of_several_initiations_only_the_last_can_be_answered() {
 }
 
 #[test]
-fn an_answer_after_the_attempt_was_given_up_is_dropped() {
+fn a_response_after_the_attempt_was_given_up_is_dropped() {
     let mut world = World::pair();
     world.unreachable = vec![address(2)];
     world.send(ALICE, BOB, b"is anybody there?");
@@ -196,7 +196,7 @@ fn an_answer_after_the_attempt_was_given_up_is_dropped() {
 }
 
 #[test]
-fn many_packets_do_not_make_many_initiations() {
+fn many_packets_do_not_cause_many_initiations() {
     let mut world = World::pair();
     world.unreachable = vec![address(2)];
     for _ in 0..200 {
@@ -204,7 +204,7 @@ fn many_packets_do_not_make_many_initiations() {
         world.run(SECOND / 10);
     }
     let at: Vec<_> = world.seen_of(MessageKind::Initiation).iter().map(|seen| seen.at).collect();
-    assert!((3..=4).contains(&at.len()), "20 seconds: {}", at.len());
+    assert!((3..=4).contains(&at.len()), "{} initiations in 20 seconds", at.len());
     assert!(at.windows(2).all(|pair| pair[1].since(pair[0]) >= limits::REKEY_TIMEOUT));
 }
 
@@ -222,7 +222,7 @@ fn preshared_keys_must_agree() {
     });
     world.send(ALICE, BOB, b"secret");
     world.run(SECOND);
-    assert_eq!(world.count(MessageKind::Response), 1, "the initiation does not depend on it");
+    assert_eq!(world.count(MessageKind::Response), 1, "the preshared key is mixed into the response");
     assert_eq!(world.count(MessageKind::Data), 0);
     assert_eq!(world.nodes[ALICE].drops, [DropReason::BadCiphertext]);
 
@@ -236,7 +236,7 @@ fn preshared_keys_must_agree() {
 }
 
 #[test]
-fn strangers_get_no_answer() {
+fn an_initiation_from_an_unknown_public_key_gets_no_answer() {
     let mut world = World::pair();
     let stranger = world.add_node();
     world.introduce(stranger, BOB);
@@ -247,7 +247,7 @@ fn strangers_get_no_answer() {
 }
 
 #[test]
-fn who_does_not_know_our_key_gets_no_answer() {
+fn an_initiation_for_another_public_key_gets_no_answer() {
     let mut world = World::pair();
     let now = world.now();
     world.nodes[BOB]
@@ -260,7 +260,7 @@ fn who_does_not_know_our_key_gets_no_answer() {
 }
 
 #[test]
-fn without_a_private_key_nothing_is_answered_or_begun() {
+fn a_device_without_a_private_key_sends_nothing() {
     let mut world = World::pair();
     let now = world.now();
     world.nodes[BOB].device.configure(now, |configuration| configuration.set_private_key(None));
@@ -272,7 +272,7 @@ fn without_a_private_key_nothing_is_answered_or_begun() {
 }
 
 #[test]
-fn a_public_key_of_low_order_is_never_used() {
+fn nothing_is_sent_to_a_public_key_of_low_order() {
     let mut world = World::pair();
     let zero = PublicKey::from_bytes([0; 32]);
     let now = world.now();
@@ -312,9 +312,9 @@ fn an_initiation_overtaken_by_a_later_one_is_dropped() {
 }
 
 #[test]
-fn initiations_that_follow_each_other_too_closely_are_dropped() {
+fn an_initiation_less_than_20_ms_after_the_last_one_is_dropped() {
     let mut world = World::pair();
-    // Two machines with Alice's key, the second with a later clock.
+    // Two machines have Alice's key. The second one sends its initiation 18 ms later.
     let twin = world.add_node();
     world.nodes[twin].device = Device::new([42; 32]);
     let now = world.now();
@@ -343,7 +343,7 @@ fn a_forged_response_does_not_disturb_the_handshake() {
     assert_eq!(world.nodes[ALICE].drops, [DropReason::BadMac1]);
     sign_mac1(&mut broken, &world.nodes[ALICE].public_key);
     world.deliver(address(2), address(1), broken);
-    // Another ephemeral key, and an index that nobody gave out.
+    // A response with another ephemeral key, and one for an index that is not allocated.
     let mut other = response.clone();
     other[12] ^= 1;
     sign_mac1(&mut other, &world.nodes[ALICE].public_key);
@@ -373,7 +373,7 @@ fn a_replayed_response_is_dropped() {
 }
 
 #[test]
-fn under_load_a_cookie_is_asked_for_and_works() {
+fn under_load_a_cookie_is_demanded_and_then_accepted() {
     let mut world = World::pair();
     world.assert_connected();
     let old = world.seen_of(MessageKind::Initiation)[0].bytes.clone();
@@ -390,7 +390,7 @@ fn under_load_a_cookie_is_asked_for_and_works() {
     assert_eq!(world.count(MessageKind::CookieReply), 1);
     assert_eq!(world.count(MessageKind::Response), 0);
 
-    // The load goes on; the next initiation carries the cookie.
+    // The load goes on. The next initiation carries the cookie.
     while world.count(MessageKind::Initiation) < 2 {
         flood(&mut world, &old);
         world.run(SECOND / 10);
@@ -401,24 +401,24 @@ fn under_load_a_cookie_is_asked_for_and_works() {
     assert_eq!(world.take_received(BOB), [b"hello".to_vec()]);
 }
 
-/// A device on a slow processor, which 16 handshakes keep busy for longer than it takes for 16 to come.
+/// Sixteen handshake messages arrive every 125 ms: no load, unless the device is too slow for them.
 #[test]
-fn who_stays_behind_demands_cookies_of_fewer() {
+fn a_device_with_a_lasting_backlog_demands_cookies_sooner() {
     let mut world = World::pair();
     let initiation = captured_initiation(&mut world);
-    for (stays_behind, demanded) in [(false, false), (true, true)] {
+    for (backlog, demanded) in [(false, false), (true, true)] {
         for _ in 0..10 {
             for _ in 0..16 {
                 world.deliver(address(99), address(2), initiation.clone());
             }
             let now = world.now();
-            world.nodes[BOB].device.note_backlog(now, stays_behind);
+            world.nodes[BOB].device.note_backlog(now, backlog);
             world.run(SECOND / 8);
         }
         let cookies = world.nodes[BOB].drops.contains(&DropReason::CookieRequired);
         assert_eq!(cookies, demanded);
     }
-    // It has caught up: what comes a second later is no load.
+    // Without a backlog, the load ends after a second.
     let now = world.now();
     world.nodes[BOB].device.note_backlog(now, false);
     world.run(LOAD_LINGERS);
@@ -427,7 +427,7 @@ fn who_stays_behind_demands_cookies_of_fewer() {
 }
 
 #[test]
-fn under_load_strangers_are_told_the_same_as_peers() {
+fn under_load_strangers_get_cookie_replies_too() {
     let mut world = World::pair();
     let initiation = captured_initiation(&mut world);
     flood(&mut world, &initiation);
@@ -438,7 +438,7 @@ fn under_load_strangers_are_told_the_same_as_peers() {
 }
 
 #[test]
-fn load_passes() {
+fn load_ends_after_a_second() {
     let mut world = World::pair();
     let initiation = captured_initiation(&mut world);
     flood(&mut world, &initiation);
@@ -449,8 +449,7 @@ fn load_passes() {
     assert_eq!(world.nodes[BOB].drops.last(), Some(&DropReason::StaleTimestamp));
 }
 
-/// An initiation of Alice's with a MAC2 that Bob accepts, while he is under load. He has not
-/// answered it.
+/// Puts Bob under load and returns an initiation from Alice with a valid MAC2, which Bob has not seen yet.
 fn initiation_with_cookie(world: &mut World) -> Vec<u8> {
     let first = captured_initiation(world);
     flood(world, &first);
@@ -469,7 +468,7 @@ fn initiation_with_cookie(world: &mut World) -> Vec<u8> {
 }
 
 #[test]
-fn a_cookie_is_good_for_its_address_and_port_only() {
+fn a_cookie_is_valid_for_its_address_and_port_only() {
     let mut world = World::pair();
     let initiation = initiation_with_cookie(&mut world);
     let mut other_port = address(1);
@@ -483,7 +482,7 @@ fn a_cookie_is_good_for_its_address_and_port_only() {
 }
 
 #[test]
-fn a_cookie_dies_with_its_secret_after_120_seconds() {
+fn a_cookie_is_valid_until_its_secret_is_120_seconds_old() {
     let mut world = World::pair();
     let initiation = initiation_with_cookie(&mut world);
     world.unreachable = vec![address(1)];
@@ -498,7 +497,7 @@ fn a_cookie_dies_with_its_secret_after_120_seconds() {
 }
 
 #[test]
-fn under_load_one_source_gets_5_answers_at_once_and_20_a_second() {
+fn under_load_one_source_gets_5_answers_at_once_and_20_per_second() {
     let mut world = World::pair();
     let initiation = initiation_with_cookie(&mut world);
     let answered = |world: &mut World| {
