@@ -1,5 +1,5 @@
-//! The UDP port: Alice and Bob talk while the input damages, cuts, doubles and forges their datagrams.
-//! Whatever arrives, a device may drop it but not panic, and nothing but what was sent comes out.
+//! The UDP port: Alice and Bob exchange packets while the input damages, truncates, duplicates and forges their
+//! datagrams. A device may drop whatever arrives, but it must not panic, and only packets that were sent come out.
 #![no_main]
 
 use std::net::SocketAddr;
@@ -35,7 +35,7 @@ fn node(number: u8, peer: u8) -> Node {
     Node { device, address: address(number) }
 }
 
-/// An IPv4 packet whose payload is all of one byte.
+/// An IPv4 packet whose payload repeats one byte.
 fn packet(fill: u8) -> [u8; PACKET_LEN] {
     let mut packet = [fill; PACKET_LEN];
     packet[..20].copy_from_slice(&[
@@ -52,7 +52,7 @@ fn receive(node: &mut Node, tick: u32, from: SocketAddr, mut datagram: Vec<u8>) 
             if let Ok(opened) = transport.open(now(tick).monotonic, from, &mut datagram) {
                 if let Ok(inside) = inner::Packet::parse(opened.payload) {
                     let bytes = &opened.payload[..inside.len];
-                    assert_eq!(bytes, packet(bytes[PACKET_LEN - 1]), "out came what was never sent");
+                    assert_eq!(bytes, packet(bytes[PACKET_LEN - 1]), "a packet came out that nobody sent");
                 }
                 if let Some(signal) = opened.signal {
                     node.device.handle_signal(now(tick), signal);
@@ -77,7 +77,7 @@ fuzz_target!(|input: &[u8]| {
             sender.device.handle_timeout(now(tick));
             while let Some(transmit) = sender.device.poll_transmit(now(tick)) {
                 let mut datagram = transmit.datagram.to_vec();
-                // The first byte says what happens to it, the next ones where and how.
+                // The first byte of the step says what happens to the datagram, and the next two where and how.
                 if let [kind, place, damage, ..] = *step {
                     let place = usize::from(place) % datagram.len();
                     match kind % 8 {
