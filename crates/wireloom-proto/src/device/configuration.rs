@@ -48,8 +48,8 @@ impl Device {
     /// Changes the keys, the peers and their allowed IPs, and returns what `change` returns.
     ///
     /// This is no transaction: each change takes effect at once, and stays when a later one is refused. Only the
-    /// [`Routes`] wait: packets find their peers by the old ones until `change` returns. Then the new ones are
-    /// published as a whole, so that no packet meets half of a change.
+    /// [`Routes`] wait: the data path uses the old ones until `change` returns. Then the new ones are published as a
+    /// whole, so that no packet sees half of a change.
     pub fn configure<R>(&mut self, now: Now, change: impl FnOnce(&mut Configuration<'_>) -> R) -> R {
         let mut configuration = Configuration { device: self, now: now.monotonic, routes_changed: false };
         let outcome = change(&mut configuration);

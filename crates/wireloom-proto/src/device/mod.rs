@@ -47,7 +47,7 @@ use crate::transport::signal::{Events, Signal};
 pub struct Device {
     rng: ChaCha20Rng,
     identity: Option<Arc<Identity>>,
-    /// Of the messages that we receive.
+    /// The keys for the codes of messages that we receive.
     own_mac_keys: Option<MacKeys>,
     transport: Arc<Transport>,
     peers: BTreeMap<PeerId, Peer>,
@@ -60,7 +60,7 @@ pub struct Device {
     limiter: RateLimiter,
     /// Handshake messages that wait to be sent.
     outbox: VecDeque<HandshakeMessage>,
-    /// Peers with staged packets that a session may be there for.
+    /// Peers whose staged packets can be sent now, unless their session is gone.
     ready: VecDeque<PeerId>,
     /// The datagram that [`Self::poll_transmit`] returned last.
     transmitting: Vec<u8>,

@@ -25,7 +25,7 @@ pub(super) struct Peer {
     pub(super) persistent_keepalive: Option<PersistentKeepalive>,
     pub(super) allowed_ips: BTreeSet<IpNet>,
 
-    /// Of the messages that we send to the peer.
+    /// The keys for the codes of messages that we send to the peer.
     pub(super) mac_keys: MacKeys,
     pub(super) cookies: CookieJar,
     pub(super) sessions: Sessions,

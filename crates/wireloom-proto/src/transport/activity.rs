@@ -67,9 +67,9 @@ impl AtomicInstant {
 /// The causes of a peer's timers, and when the device checks them next.
 #[derive(Debug)]
 pub(crate) struct Activity {
-    /// When data was first sent that nothing authentic has followed from the peer.
+    /// When the first data was sent since a message last arrived. Never, if there was none.
     pub(crate) unanswered_since: AtomicInstant,
-    /// When data was first received that nothing has been sent after.
+    /// When the first data arrived since a message was last sent. Never, if there was none.
     pub(crate) keepalive_owed_since: AtomicInstant,
     /// When an authentic message was last received.
     pub(crate) last_received: AtomicInstant,

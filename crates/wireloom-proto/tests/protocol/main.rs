@@ -2,7 +2,8 @@
 //!
 //! | module | what it tests |
 //! |---|---|
-//! | `handshakes` | in both directions, simultaneous, with right and wrong keys, replayed, forged, under load |
+//! | `handshakes` | in both directions, simultaneous, with right and wrong keys, replayed, forged |
+//! | `load` | cookies and rates, when too many handshakes arrive |
 //! | `sessions` | renewal, loss, reordering, roaming, padding, expiry |
 //! | `two_steps` | batches that are decrypted first and accepted later |
 //! | `timers` | every timer, with its value from the paper |
@@ -12,6 +13,7 @@
 mod configuration;
 mod datagrams;
 mod handshakes;
+mod load;
 mod sessions;
 mod timers;
 mod two_steps;

@@ -325,6 +325,15 @@ impl World {
         received.map(|packet| packet[20..].to_vec()).collect()
     }
 
+    /// Has Alice send an initiation, and returns it undelivered.
+    pub(crate) fn capture_initiation(&mut self) -> Vec<u8> {
+        let reachable = std::mem::replace(&mut self.unreachable, vec![address(2)]);
+        self.send(ALICE, BOB, b"wants a session");
+        self.settle();
+        self.unreachable = reachable;
+        self.seen.last().expect("an initiation").bytes.clone()
+    }
+
     /// Asserts that the tunnel works: that a packet from each node to the other arrives.
     pub(crate) fn assert_connected(&mut self) {
         for (from, to) in [(ALICE, BOB), (BOB, ALICE)] {
