@@ -35,14 +35,14 @@ fn key(number: u32) -> PublicKey {
 /// A device whose peer `number` has 10.x.y.0/24.
 fn device() -> Device {
     let mut device = Device::new([1; 32]);
-    let mut configuration = device.configure(now());
-    configuration.set_private_key(Some(PrivateKey::from_bytes([1; 32])));
-    for number in 0..PEERS {
-        let network = ipnet::Ipv4Net::new_assert((0x0a00_0000 | number << 8).into(), 24);
-        let mut peer = configuration.add_peer(key(number)).expect("not our own key");
-        peer.set_endpoint(([192, 0, 2, 1], 51820).into()).add_allowed_ip(network.into());
-    }
-    drop(configuration);
+    device.configure(now(), |configuration| {
+        configuration.set_private_key(Some(PrivateKey::from_bytes([1; 32])));
+        for number in 0..PEERS {
+            let network = ipnet::Ipv4Net::new_assert((0x0a00_0000 | number << 8).into(), 24);
+            let mut peer = configuration.add_peer(key(number)).expect("not our own key");
+            peer.set_endpoint(([192, 0, 2, 1], 51820).into()).add_allowed_ip(network.into());
+        }
+    });
     device
 }
 

@@ -110,9 +110,11 @@ impl OutboundBatch {
         self.push(sealed.endpoint, len);
     }
 
-    /// Adds the datagram at the start of the free room, which the device has made.
-    pub(crate) fn push_transmit(&mut self, transmit: &Transmit) {
-        self.push(transmit.endpoint, transmit.len);
+    /// Adds a copy of a datagram of the device's. There must be [`room`](Self::room) for it.
+    pub(crate) fn push_transmit(&mut self, transmit: &Transmit<'_>) {
+        let len = transmit.datagram.len();
+        self.pending(len).copy_from_slice(transmit.datagram);
+        self.push(transmit.endpoint, len);
     }
 
     fn push(&mut self, to: Endpoint, len: usize) {

@@ -77,17 +77,17 @@ impl<T: Tun, N: Network> Engine<T, N> {
         // A peer that has our new key is removed.
         let mut touched: Vec<_> = own.map(|own| (own, None)).into_iter().collect();
         touched.extend(set.peers.iter().map(|peer| (peer.public_key, peer.path_mtu)));
-        let mut configuration = self.device.configure(now);
-        if let Some(private_key) = set.private_key {
-            configuration.set_private_key(private_key);
-        }
-        if set.replace_peers {
-            configuration.remove_all_peers();
-        }
-        for peer in set.peers {
-            apply(&mut configuration, peer);
-        }
-        drop(configuration);
+        self.device.configure(now, |configuration| {
+            if let Some(private_key) = set.private_key {
+                configuration.set_private_key(private_key);
+            }
+            if set.replace_peers {
+                configuration.remove_all_peers();
+            }
+            for peer in set.peers {
+                apply(configuration, peer);
+            }
+        });
         self.update_link(all_are_replaced, touched);
         Ok(())
     }

@@ -143,8 +143,8 @@ impl<T: TunQueue, U: Udp> Workers<T, U> {
                         turn.slow_path.handle_signal(turn.now, signal);
                         Ok(())
                     }
-                    Punt::Seek(peer) => {
-                        turn.slow_path.seek(turn.now, peer);
+                    Punt::BeginHandshake(peer) => {
+                        turn.slow_path.begin_handshake(turn.now, peer);
                         Ok(())
                     }
                     Punt::Ended => {

@@ -55,19 +55,21 @@ enum Fate {
 impl World {
     fn new() -> Self {
         let mut device = Device::new([1; 32]);
-        let mut configuration = device.configure(at(1));
-        configuration.set_private_key(Some(PrivateKey::from_bytes([9; 32])));
-        for number in [1, 2] {
-            let mut peer = configuration.add_peer(key(number)).unwrap();
-            peer.set_endpoint(SocketAddr::from(([192, 0, 2, number], 51820)));
-            for network in
-                [format!("10.0.0.{number}/32"), format!("fd00::{number}/128"), format!("172.{number}.0.0/16")]
-            {
-                peer.add_allowed_ip(network.parse().unwrap());
+        device.configure(at(1), |configuration| {
+            configuration.set_private_key(Some(PrivateKey::from_bytes([9; 32])));
+            for number in [1, 2] {
+                let mut peer = configuration.add_peer(key(number)).unwrap();
+                peer.set_endpoint(SocketAddr::from(([192, 0, 2, number], 51820)));
+                for network in [
+                    format!("10.0.0.{number}/32"),
+                    format!("fd00::{number}/128"),
+                    format!("172.{number}.0.0/16"),
+                ] {
+                    peer.add_allowed_ip(network.parse().unwrap());
+                }
             }
-        }
-        configuration.add_peer(key(3)).unwrap().add_allowed_ip("0.0.0.0/0".parse().unwrap());
-        drop(configuration);
+            configuration.add_peer(key(3)).unwrap().add_allowed_ip("0.0.0.0/0".parse().unwrap());
+        });
         let mut link = Link::new(OWN);
         device.peers().for_each(|peer| link.insert(peer.path));
         Self { device, link }
@@ -406,10 +408,10 @@ fn the_stack_is_told_of_new_locations_of_the_addresses_that_it_asked_for() {
     assert_eq!(announced(&mut world), []);
 
     // A new peer takes an address, a prefix that covers another one, and its own link-local address.
-    let mut configuration = world.device.configure(at(6));
-    let mut peer = configuration.add_peer(new).unwrap();
-    peer.add_allowed_ip("10.0.0.1/32".parse().unwrap()).add_allowed_ip("fd00::/64".parse().unwrap());
-    drop(configuration);
+    world.device.configure(at(6), |configuration| {
+        let mut peer = configuration.add_peer(new).unwrap();
+        peer.add_allowed_ip("10.0.0.1/32".parse().unwrap()).add_allowed_ip("fd00::/64".parse().unwrap());
+    });
     world.link.insert(world.device.peer(&new).unwrap().path);
     let expected = [(v4, address(4)), (v6[1], address(4)), (link_local, address(4))];
     assert_eq!(announced(&mut world), {
@@ -420,7 +422,7 @@ fn the_stack_is_told_of_new_locations_of_the_addresses_that_it_asked_for() {
     assert_eq!(announced(&mut world), [], "once");
 
     // It is removed. The third peer's default route covers one of its addresses; the others have no peer.
-    world.device.configure(at(7)).remove_peer(&new);
+    world.device.configure(at(7), |configuration| configuration.remove_peer(&new));
     world.link.remove(&new);
     let nobody = LinkAddress::NOBODY;
     let mut expected = [(v4, address(3)), (v6[1], nobody), (link_local, nobody)];
@@ -429,7 +431,9 @@ fn the_stack_is_told_of_new_locations_of_the_addresses_that_it_asked_for() {
 
     // With another link address of the interface, the stack has forgotten everything.
     world.link.set_own(address(8));
-    world.device.configure(at(8)).remove_all_peers();
+    world.device.configure(at(8), |configuration| {
+        configuration.remove_all_peers();
+    });
     world.link.clear();
     assert_eq!(announced(&mut world), []);
 }
@@ -444,10 +448,10 @@ fn a_peer_replaces_one_with_the_same_link_address_in_either_order() {
     });
     for removed_first in [true, false] {
         let mut world = World::new();
-        let mut configuration = world.device.configure(at(1));
-        configuration.add_peer(one).unwrap();
-        configuration.add_peer(other).unwrap();
-        drop(configuration);
+        world.device.configure(at(1), |configuration| {
+            configuration.add_peer(one).unwrap();
+            configuration.add_peer(other).unwrap();
+        });
         let path = |key| Arc::clone(world.device.peer(&key).unwrap().path);
         let (one_path, other_path) = (path(one), path(other));
         world.link.insert(&one_path);

@@ -56,7 +56,7 @@ pub(crate) enum Punt {
     },
     Link(LinkPunt),
     Signal(Signal),
-    Seek(PeerId),
+    BeginHandshake(PeerId),
     /// The worker's thread has ended without being told to.
     Ended,
 }
@@ -165,11 +165,11 @@ impl SlowPath for Punter {
         self.punt(Punt::Signal(signal));
     }
 
-    fn seek(&mut self, _: Now, peer: PeerId) {
-        self.punt(Punt::Seek(peer));
+    fn begin_handshake(&mut self, _: Now, peer: PeerId) {
+        self.punt(Punt::BeginHandshake(peer));
     }
 
-    fn poll_transmit(&mut self, _: Now, _: &mut [u8]) -> Option<Transmit> {
+    fn poll_transmit(&mut self, _: Now) -> Option<Transmit<'_>> {
         None
     }
 
@@ -197,7 +197,7 @@ impl Punted {
             Punt::Link(LinkPunt::PathMtu { .. }) => {
                 self.waiting.path_mtus.fetch_sub(1, Ordering::Relaxed);
             }
-            Punt::Signal(_) | Punt::Seek(_) | Punt::Ended => {}
+            Punt::Signal(_) | Punt::BeginHandshake(_) | Punt::Ended => {}
         }
         Some(punt)
     }

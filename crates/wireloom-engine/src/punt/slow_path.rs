@@ -21,11 +21,11 @@ pub(crate) trait SlowPath {
     /// See [`Device::handle_signal`].
     fn handle_signal(&mut self, now: Now, signal: Signal);
 
-    /// See [`Device::seek`].
-    fn seek(&mut self, now: Now, peer: PeerId);
+    /// See [`Device::begin_handshake`].
+    fn begin_handshake(&mut self, now: Now, peer: PeerId);
 
     /// See [`Device::poll_transmit`]. `None` where the device is on another thread, which sends its datagrams.
-    fn poll_transmit(&mut self, now: Now, buffer: &mut [u8]) -> Option<Transmit>;
+    fn poll_transmit(&mut self, now: Now) -> Option<Transmit<'_>>;
 
     /// Whether packets given to [`Self::handle_outgoing`] may still be on their way to the device. Later packets
     /// must follow them there: if they were sealed at once, they would overtake them.
@@ -54,12 +54,12 @@ impl SlowPath for Device {
         Self::handle_signal(self, now, signal);
     }
 
-    fn seek(&mut self, now: Now, peer: PeerId) {
-        Self::seek(self, now, peer);
+    fn begin_handshake(&mut self, now: Now, peer: PeerId) {
+        Self::begin_handshake(self, now, peer);
     }
 
-    fn poll_transmit(&mut self, now: Now, buffer: &mut [u8]) -> Option<Transmit> {
-        Self::poll_transmit(self, now, buffer)
+    fn poll_transmit(&mut self, now: Now) -> Option<Transmit<'_>> {
+        Self::poll_transmit(self, now)
     }
 
     fn is_taking_packets(&self) -> bool {

@@ -166,7 +166,7 @@ impl Batcher {
                     }
                 }
                 // A peer that becomes reachable again has no use for the multicasts that it has missed.
-                Err(_) if !path.is_reachable() => turn.slow_path.seek(turn.now, path.id()),
+                Err(_) if !path.is_reachable() => turn.slow_path.begin_handshake(turn.now, path.id()),
                 Err(_) => {
                     let taken = turn.slow_path.handle_outgoing(turn.now, path.id(), packet, turn.mtu);
                     if let Err(reason) = taken {
@@ -201,8 +201,10 @@ impl Batcher {
     pub(super) fn transmit(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) {
         loop {
             let more = loop {
-                let Some(room) = self.batch.room(Pending::default()) else { break true };
-                let Some(transmit) = turn.slow_path.poll_transmit(turn.now, room) else { break false };
+                if self.batch.room(Pending::default()).is_none() {
+                    break true;
+                }
+                let Some(transmit) = turn.slow_path.poll_transmit(turn.now) else { break false };
                 self.batch.push_transmit(&transmit);
             };
             if !self.batch.is_empty() {

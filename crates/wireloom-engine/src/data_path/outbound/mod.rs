@@ -206,7 +206,7 @@ impl Outbound {
             (Decision::Drop(reason), _) => self.drops.count(reason),
             (Decision::Unreachable(peer), _) => {
                 self.drops.count(EngineDrop::PeerUnreachable);
-                turn.slow_path.seek(turn.now, peer);
+                turn.slow_path.begin_handshake(turn.now, peer);
             }
         }
         1

@@ -12,7 +12,7 @@ use wireloom_types::{LinkAddress, PrivateKey, PublicKey};
 
 use super::*;
 use crate::{
-    batch::{OutboundBatch, Pending},
+    batch::OutboundBatch,
     control::{Errno, Parser, Reply},
     offload::tests::Packet as Stream,
     tun::{MemoryTun, MemoryTunHost, memory_tap, memory_tun},
@@ -159,9 +159,7 @@ fn pair() -> (Machine, Machine) {
 fn inject(network: &MemoryNetwork, from: IpAddr, to: SocketAddr, datagram: &[u8]) {
     let mut udp = network.host(from).bind(0, 0).expect("a free port");
     let mut batch = OutboundBatch::default();
-    let room = batch.room(Pending::default()).expect("an empty batch has room");
-    room[..datagram.len()].copy_from_slice(datagram);
-    batch.push_transmit(&Transmit { endpoint: to.into(), len: datagram.len() });
+    batch.push_transmit(&Transmit { endpoint: to.into(), datagram });
     udp.send(batch.seal());
 }
 

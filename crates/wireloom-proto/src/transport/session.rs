@@ -1,4 +1,6 @@
-//! A transport session: one pair of keys, and what it takes to use each nonce once.
+//! A session: the keys of both directions, with the limits on their use.
+//!
+//! Each nonce is used once, and each message is accepted once.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,26 +12,26 @@ use wireloom_types::limits::{
 };
 use zeroize::Zeroizing;
 
-use crate::cipher::TransportKey;
+use crate::drop_reason::DropReason;
+use crate::limits::LAST_MINUTE_AFTER_TIME;
 use crate::message::{DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, TAG_LEN};
-use crate::replay::ReplayWindow;
 use crate::time::Instant;
-use crate::timers::LAST_MINUTE_AFTER_TIME;
-use crate::verdict::DropReason;
+use crate::transport::aead::TransportKey;
+use crate::transport::replay_window::ReplayWindow;
 
 /// Which side of the handshake we were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// We sent the initiation: we renew the session.
+    /// We sent the initiation. We renew the session when it gets old.
     Initiator,
-    /// We sent the response: we use the session after the first message that comes through it.
+    /// We sent the response. We send in the session once a message has arrived in it.
     Responder,
 }
 
-/// Messages whose counters are marked as seen under one lock.
+/// The number of messages whose counters are marked as received under one lock.
 const MARKED_AT_ONCE: usize = 16;
 
-/// The keys that a handshake yields. Wiped on drop.
+/// The keys that a handshake yields. They are wiped on drop.
 pub struct SessionKeys {
     /// Encrypts what we send.
     pub sending: Zeroizing<[u8; 32]>,
@@ -37,32 +39,31 @@ pub struct SessionKeys {
     pub receiving: Zeroizing<[u8; 32]>,
 }
 
-/// A message's counter, and its payload, or why it has none.
-pub(crate) type Verdict<P> = (u64, Result<P, DropReason>);
+/// What decrypting a message gave: its counter, and its payload or the reason why it is dropped.
+pub(crate) type Opening<P> = (u64, Result<P, DropReason>);
 
-/// Consecutive counters of a session, taken once and used once, or never.
+/// Consecutive counters of a session. Nobody else gets them, and they are used once or never.
 #[derive(Debug)]
 pub(crate) struct Counters(Range<u64>);
 
-/// Why nothing can be sealed.
+/// Why no message can be sealed for a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
-    /// There is no session, or it is too old or has sent too many messages, or waits for its first
-    /// message from the peer. A handshake mends it:
-    /// [`Device::handle_outgoing`](crate::Device::handle_outgoing) takes the packet.
-    #[error("there is no session to send with")]
+    /// There is no session that may send: none at all, one that is too old or has sent too many messages, or one that
+    /// waits for its first message from the peer. Give the packet to
+    /// [`Device::handle_outgoing`](crate::Device::handle_outgoing), which keeps it and begins a handshake.
+    #[error("there is no session with the peer")]
     NoSession,
-    /// The peer's endpoint is unknown, until it is configured or the peer writes to us.
-    #[error("the peer's endpoint is unknown")]
+    /// The peer's endpoint is unknown. It becomes known when it is configured or when the peer sends to us.
+    #[error("the peer's endpoint is unknown; configure it, or let the peer send first")]
     NoEndpoint,
 }
 
-/// The keys of both directions between two indices, shared by everyone who seals and opens.
+/// A session between two indices, with the keys of both directions. Any number of threads seal and open with it.
 ///
-/// Sealing takes counters from an atomic. The replay window is behind a lock of its own, held only to
-/// mark counters, after decryption: a few nanoseconds each, against the hundreds that each message spends
-/// in the cipher, so receivers of one session hardly ever meet there. A window of atomic words would
-/// have to clear words that others are marking when it moves on.
+/// Sealing takes counters from an atomic. The replay window has a lock, which is held only to mark counters after
+/// decryption. That takes a few nanoseconds per message, and the cipher takes hundreds, so threads hardly ever wait for
+/// each other there. A lock-free window of atomic words would have to clear words while other threads mark them.
 pub struct Session {
     local_index: u32,
     remote_index: u32,
@@ -72,14 +73,16 @@ pub struct Session {
     receiving: TransportKey,
     next_counter: AtomicU64,
     window: Mutex<ReplayWindow>,
-    /// For a responder: whether a message came through, which proves that the peer has the keys.
+    /// Whether the peer has proved that it has the keys: always for an initiator, since the first message for a
+    /// responder.
     confirmed: AtomicBool,
-    /// Sending does not ask for renewal before this, in nanoseconds of the monotonic clock.
+    /// When sending may ask for renewal again, in nanoseconds of the monotonic clock.
     rekey_quiet_until: AtomicU64,
 }
 
 impl Session {
-    /// A session that begins now.
+    /// A session whose handshake ended at `born`. The peer addresses us by `local_index`, and we address it by
+    /// `remote_index`.
     #[must_use]
     pub fn new(keys: &SessionKeys, role: Role, local_index: u32, remote_index: u32, born: Instant) -> Self {
         Self {
@@ -96,41 +99,26 @@ impl Session {
         }
     }
 
-    /// The index that the peer addresses us with.
-    #[must_use]
-    pub fn local_index(&self) -> u32 {
+    /// The receiver index of the peer's messages.
+    pub(crate) fn local_index(&self) -> u32 {
         self.local_index
     }
 
-    /// The index that we address the peer with.
-    #[must_use]
-    pub fn remote_index(&self) -> u32 {
-        self.remote_index
-    }
-
-    /// Which side of the handshake we were.
-    #[must_use]
-    pub fn role(&self) -> Role {
-        self.role
-    }
-
-    /// When the handshake was done.
-    #[must_use]
-    pub fn born(&self) -> Instant {
+    /// When the handshake ended.
+    pub(crate) fn born(&self) -> Instant {
         self.born
     }
 
-    /// Whether the session is past [`REJECT_AFTER_TIME`].
-    #[must_use]
-    pub fn is_expired(&self, now: Instant) -> bool {
+    /// Whether the session has reached [`REJECT_AFTER_TIME`], after which it neither sends nor receives.
+    pub(crate) fn is_expired(&self, now: Instant) -> bool {
         now.since(self.born) >= REJECT_AFTER_TIME
     }
 
-    /// Seals a train of messages, each laid out as header, padded payload and room for the tag,
-    /// under consecutive counters. Either all of them are sealed or none.
+    /// Seals a batch of messages, each laid out as by [`message::frame`](crate::message::frame), with consecutive
+    /// counters. Either all of them are sealed or none.
     ///
     /// # Errors
-    /// [`SealError::NoSession`] when the session is too old or its counters do not suffice.
+    /// [`SealError::NoSession`] when the session is too old or has too few counters left.
     ///
     /// # Panics
     /// When a message is shorter than [`DATA_OVERHEAD`].
@@ -144,7 +132,7 @@ impl Session {
         Ok(())
     }
 
-    /// Takes counters for so many messages, which [`Self::seal_reserved`] may seal later.
+    /// Takes counters for that many messages, which [`Self::seal_reserved`] may use later.
     pub(crate) fn reserve(&self, now: Instant, messages: usize) -> Result<Counters, SealError> {
         if self.is_expired(now) {
             return Err(SealError::NoSession);
@@ -153,26 +141,27 @@ impl Session {
         Ok(Counters(first..first + messages as u64))
     }
 
-    /// Seals messages, no more than there are counters, as [`Self::seal`] does.
+    /// Seals messages as [`Self::seal`] does. Panics when there are more of them than counters.
     pub(crate) fn seal_reserved<'m>(
         &self,
         counters: Counters,
         messages: impl ExactSizeIterator<Item = &'m mut [u8]>,
     ) {
         assert!(counters.0.end - counters.0.start >= messages.len() as u64, "more messages than counters");
-        let train = counters.0.zip(messages).map(|(counter, message)| {
+        let batch = counters.0.zip(messages).map(|(counter, message)| {
             assert!(message.len() >= DATA_OVERHEAD, "no room for header and tag");
             DataHeader { receiver: self.remote_index, counter }.write(message);
             (counter, message)
         });
-        self.sending.seal(train);
+        self.sending.seal(batch);
     }
 
-    /// Opens a train of messages that carry this session's local index, each in place, and tells the
-    /// outcome of each, in order: the padded payload, empty for a keepalive, or the reason.
+    /// Opens a batch of data messages for this session's local index, each in place. Reports each in order: the padded
+    /// payload, empty for a keepalive, or the reason why it is dropped.
     ///
     /// # Panics
-    /// When a message is shorter than [`DATA_OVERHEAD`]: classify datagrams first.
+    /// When a message is shorter than [`DATA_OVERHEAD`]. [`MessageKind::classify`](crate::MessageKind::classify)
+    /// refuses such datagrams.
     pub fn open<'m>(
         &self,
         now: Instant,
@@ -183,41 +172,41 @@ impl Session {
             messages.for_each(|_| outcome(Err(DropReason::SessionExpired)));
             return;
         }
-        let mut train = messages.map(|message| (counter_of(message), message));
-        // Opened some at a time, and then marked with the lock taken once.
+        let mut batch = messages.map(|message| (counter_of(message), message));
+        // Some are decrypted at a time, and then marked with the lock taken once.
         loop {
             let mut opened = [const { (0, Err(DropReason::BadCiphertext)) }; MARKED_AT_ONCE];
             let mut count = 0;
-            self.receiving.open(train.by_ref().take(MARKED_AT_ONCE), |counter, payload| {
+            self.receiving.open(batch.by_ref().take(MARKED_AT_ONCE), |counter, payload| {
                 opened[count] = (counter, payload.ok_or(DropReason::BadCiphertext));
                 count += 1;
             });
             if count == 0 {
                 return;
             }
-            self.mark_seen(&mut opened[..count]);
+            self.mark_received(&mut opened[..count]);
             opened.into_iter().take(count).for_each(|(_, payload)| outcome(payload));
         }
     }
 
-    /// The first step of [`Self::open`], on any thread: decrypts each message in place and notes which are
-    /// authentic. Nothing of the session changes, so none is accepted yet.
+    /// The first step of [`Self::open`], on any thread: decrypts each message in place and appends its outcome. The
+    /// session does not change, so no message is accepted yet.
     pub(crate) fn decrypt<'m>(
         &self,
         messages: impl Iterator<Item = &'m mut [u8]>,
-        verdicts: &mut Vec<Verdict<()>>,
+        openings: &mut Vec<Opening<()>>,
     ) {
-        let train = messages.map(|message| (counter_of(message), message));
-        self.receiving.open(train, |counter, payload| {
-            verdicts.push((counter, payload.map(drop).ok_or(DropReason::BadCiphertext)));
+        let batch = messages.map(|message| (counter_of(message), message));
+        self.receiving.open(batch, |counter, payload| {
+            openings.push((counter, payload.map(drop).ok_or(DropReason::BadCiphertext)));
         });
     }
 
-    /// The second step of [`Self::open`]: accepts those of a decrypted train that are authentic and new.
+    /// The second step of [`Self::open`]: accepts the decrypted messages that are authentic and new.
     pub(crate) fn accept<'m>(
         &self,
         now: Instant,
-        verdicts: &mut [Verdict<()>],
+        openings: &mut [Opening<()>],
         messages: impl Iterator<Item = &'m mut [u8]>,
         mut outcome: impl FnMut(Result<&'m mut [u8], DropReason>),
     ) {
@@ -225,13 +214,13 @@ impl Session {
             messages.for_each(|_| outcome(Err(DropReason::SessionExpired)));
             return;
         }
-        self.mark_seen(verdicts);
-        for ((_, verdict), message) in verdicts.iter().zip(messages) {
-            outcome(verdict.map(|()| payload_of(message)));
+        self.mark_received(openings);
+        for ((_, opening), message) in openings.iter().zip(messages) {
+            outcome(opening.map(|()| payload_of(message)));
         }
     }
 
-    /// Whether sending should ask for renewal now: at most once each [`REKEY_TIMEOUT`].
+    /// Whether sending should ask for renewal now, which it does at most once per [`REKEY_TIMEOUT`].
     pub(crate) fn asks_for_rekey(&self, now: Instant) -> bool {
         let old = self.role == Role::Initiator && now.since(self.born) >= REKEY_AFTER_TIME;
         if !old && self.next_counter.load(Ordering::Relaxed) <= REKEY_AFTER_MESSAGES {
@@ -246,23 +235,23 @@ impl Session {
                 .is_ok()
     }
 
-    /// When the session should be renewed even if it only receives: the initiator's task.
+    /// When receiving should ask for renewal, even if nothing is sent: the initiator's task.
     pub(crate) fn last_minute(&self) -> Option<Instant> {
         (self.role == Role::Initiator).then(|| self.born + LAST_MINUTE_AFTER_TIME)
     }
 
-    /// Notes that an authentic message came through; true for the first one of a responder's session.
+    /// Records that an authentic message arrived. Returns whether it was the first one of a responder's session.
     pub(crate) fn confirm(&self) -> bool {
         !self.confirmed.load(Ordering::Relaxed) && !self.confirmed.swap(true, Ordering::Relaxed)
     }
 
-    /// Whether the peer is known to have the keys, so that it can be sent to.
+    /// Whether the peer has proved that it has the keys, so that we may send to it.
     pub(crate) fn is_confirmed(&self) -> bool {
         self.confirmed.load(Ordering::Relaxed)
     }
 
-    /// Takes `n` consecutive counters and returns the first. A compare-and-swap, not an addition:
-    /// attempts beyond the limit must not bring the counter round to zero.
+    /// Takes `n` consecutive counters and returns the first. This is a compare-and-swap, not an addition, so that
+    /// attempts beyond the limit never wrap the counter around to zero.
     fn take_counters(&self, n: u64) -> Result<u64, SealError> {
         self.next_counter
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
@@ -271,9 +260,10 @@ impl Session {
             .map_err(|_| SealError::NoSession)
     }
 
-    /// Marks the counters of authentic messages as seen, and refuses those that were seen before.
-    fn mark_seen<P>(&self, opened: &mut [Verdict<P>]) {
-        // A window whose holder panicked is still a window: every state of it is a valid one.
+    /// Marks the counters of authentic messages as received, and drops the messages whose counters were received
+    /// before.
+    fn mark_received<P>(&self, opened: &mut [Opening<P>]) {
+        // If a thread panicked while it held the lock, the window is still valid: every state of it is.
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         for (counter, payload) in opened.iter_mut().filter(|(_, payload)| payload.is_ok()) {
             if *counter >= REJECT_AFTER_MESSAGES {

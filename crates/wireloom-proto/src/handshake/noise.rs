@@ -1,5 +1,8 @@
-//! The Noise handshake IKpsk2 (paper, section 5.4): `snow` does the cryptography, from our keys and
-//! our randomness.
+//! The Noise handshake IKpsk2 (paper, section 5.4). `snow` runs it, with our keys, our randomness and our X25519.
+//!
+//! Known limitation: `snow` does not wipe its memory. When a handshake ends, its chaining key, from which the session's
+//! keys are derived, and a copy of the preshared key stay in freed memory until that is overwritten. Our own
+//! copies of private, ephemeral, preshared and session keys are wiped on drop.
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -13,20 +16,20 @@ use snow::types::{Cipher, Dh, Hash, Random};
 use wireloom_types::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
+use crate::drop_reason::DropReason;
+use crate::handshake::timestamp::Tai64N;
 use crate::message::{Initiation, Response};
-use crate::session::SessionKeys;
-use crate::time::Tai64N;
-use crate::verdict::DropReason;
+use crate::transport::session::SessionKeys;
 
 static PARAMETERS: LazyLock<NoiseParams> =
-    LazyLock::new(|| "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s".parse().expect("a pattern that snow knows"));
+    LazyLock::new(|| "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s".parse().expect("snow knows this pattern"));
 const PROLOGUE: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
-/// Where IKpsk2 mixes in the preshared key: at the end of the second message.
+/// The position of the preshared key in IKpsk2: the end of the second message.
 const PSK_POSITION: usize = 2;
-/// Stands for an absent preshared key (paper, section 5.2).
+/// Replaces an absent preshared key (paper, section 5.2).
 const NO_PSK: [u8; KEY_LEN] = [0; KEY_LEN];
 
-/// The device's static key pair; the public half is computed once.
+/// The device's static key pair. The public key is computed once.
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) private_key: PrivateKey,
@@ -40,13 +43,13 @@ impl Identity {
     }
 }
 
-/// A handshake that we began and that waits for its response.
+/// A handshake that we have begun, until its response arrives.
 pub(crate) struct InitiatorHandshake(snow::HandshakeState);
 
 impl InitiatorHandshake {
     /// Begins a handshake and writes its first message.
     ///
-    /// Fails when the peer's public key is a point of low order, with which there is no secrecy.
+    /// Fails when the peer's public key is a point of low order, because anyone can compute the shared secret then.
     pub(crate) fn begin(
         identity: &Arc<Identity>,
         peer: &PublicKey,
@@ -59,7 +62,7 @@ impl InitiatorHandshake {
         Ok((Self(noise), message))
     }
 
-    /// Reads the response. A response that is not authentic leaves the handshake as it was.
+    /// Reads the response and returns the keys of the session. A forged response does not change the handshake.
     pub(crate) fn finish(
         &mut self,
         preshared_key: Option<&PresharedKey>,
@@ -78,7 +81,7 @@ impl fmt::Debug for InitiatorHandshake {
     }
 }
 
-/// An authentic initiation of a peer, which may be answered.
+/// An authentic initiation of a peer, until it is answered.
 pub(crate) struct ResponderHandshake {
     noise: snow::HandshakeState,
     pub(crate) peer: PublicKey,
@@ -86,8 +89,8 @@ pub(crate) struct ResponderHandshake {
 }
 
 impl ResponderHandshake {
-    /// Reads an initiation: who sent it, and when. Whether the peer is known and the timestamp new is
-    /// for the caller to judge.
+    /// Reads an initiation: who sent it, and when. Whether the peer is configured and the timestamp new is for the
+    /// caller to check.
     pub(crate) fn read(
         identity: &Arc<Identity>,
         message: &[u8; Initiation::NOISE_LEN],
@@ -104,7 +107,7 @@ impl ResponderHandshake {
         read().map_err(|_| DropReason::BadCiphertext)
     }
 
-    /// Writes the response and yields the keys of the session.
+    /// Writes the response and returns it with the keys of the session.
     pub(crate) fn respond(
         mut self,
         preshared_key: Option<&PresharedKey>,
@@ -137,13 +140,13 @@ fn set_psk(
     noise.set_psk(PSK_POSITION, key)
 }
 
-/// The keys of a finished handshake: initiator to responder, responder to initiator.
+/// The keys of a finished handshake: from initiator to responder, and from responder to initiator.
 fn split(noise: &mut snow::HandshakeState) -> (Zeroizing<[u8; 32]>, Zeroizing<[u8; 32]>) {
     let (to_responder, to_initiator) = noise.dangerously_get_raw_split();
     (Zeroizing::new(to_responder), Zeroizing::new(to_initiator))
 }
 
-/// Gives one handshake its randomness and its Diffie-Hellman; hash and cipher are snow's own.
+/// Gives one handshake its ephemeral key and our X25519. The hash and the cipher are those of `snow`.
 struct Resolver {
     identity: Arc<Identity>,
     ephemeral: Zeroizing<[u8; KEY_LEN]>,
@@ -174,8 +177,8 @@ impl CryptoResolver for Resolver {
     }
 }
 
-/// The randomness of one handshake: 32 bytes, for its only ephemeral key. It can be taken once, so
-/// no mistake can use an ephemeral key twice.
+/// The randomness of one handshake: 32 bytes, for its only ephemeral key. They can be taken once only, so that no
+/// mistake can use an ephemeral key twice.
 struct OneEphemeral(Option<Zeroizing<[u8; KEY_LEN]>>);
 
 impl Random for OneEphemeral {
@@ -189,8 +192,8 @@ impl Random for OneEphemeral {
     }
 }
 
-/// X25519 that knows the device's public key, so that no handshake computes it anew, and refuses
-/// points of low order (RFC 7748, section 6.1), as the kernel does.
+/// X25519 that knows the device's public key, so that a handshake need not compute it again. It refuses points of low
+/// order (RFC 7748, section 6.1), as the kernel does.
 struct X25519 {
     identity: Arc<Identity>,
     private_key: Zeroizing<[u8; KEY_LEN]>,

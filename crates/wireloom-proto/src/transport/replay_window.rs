@@ -1,17 +1,17 @@
-//! The replay window: which counters of a session were seen (RFC 6479).
+//! The replay window: which counters of a session were received (RFC 6479).
 
-/// A counter this far behind the greatest one seen is still accepted, if it is new. The kernel's
-/// bitmap has the same 8,192 bits (`COUNTER_BITS_TOTAL`).
+/// The size of the window, in counters: one that is less than this behind the greatest one is accepted if it is new.
+/// The kernel's bitmap has 8,192 bits too (`COUNTER_BITS_TOTAL`).
 pub(crate) const WINDOW: u64 = 8192;
 
 const WORD_BITS: u64 = u64::BITS as u64;
-/// One word more than the window, because the word of the greatest counter is partly in the future.
+/// One word more than the window, because the word of the greatest counter is not full yet.
 const WORDS: u64 = WINDOW / WORD_BITS + 1;
 
-/// A ring of bits, one for each counter of the window. A word is cleared when the window moves into
-/// it, so no bit is ever shifted.
+/// A ring of bits, one per counter of the window. A word is cleared when the window moves into it, so no bit is ever
+/// shifted.
 pub(crate) struct ReplayWindow {
-    /// One more than the greatest counter seen.
+    /// One more than the greatest counter received; 0 before the first.
     next: u64,
     seen: [u64; WORDS as usize],
 }
@@ -23,8 +23,8 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// Marks a counter as seen, if it is new and not behind the window. Call it only for messages
-    /// that proved authentic: forgeries must not move the window.
+    /// Marks a counter as received. Returns whether it was new and not behind the window. Call this for authentic
+    /// messages only: forgeries must not move the window.
     #[must_use]
     pub(crate) fn accept(&mut self, counter: u64) -> bool {
         if counter == u64::MAX || counter.saturating_add(WINDOW) < self.next {
@@ -40,10 +40,10 @@ impl ReplayWindow {
         new
     }
 
-    /// Makes `counter` the greatest one seen and clears the words that the window moves into.
+    /// Makes `counter` the greatest one, and clears the words that the window moves into.
     fn advance_to(&mut self, counter: u64) {
         let target = counter / WORD_BITS;
-        // Before anything was seen there is nothing to clear, and no word that is in use.
+        // Before the first counter, all words are clear.
         if let Some(greatest) = self.next.checked_sub(1) {
             let current = greatest / WORD_BITS;
             for word in current + 1..=target.min(current + WORDS) {
@@ -66,7 +66,7 @@ mod tests {
 
     use super::*;
 
-    /// All that was ever accepted.
+    /// All counters that were ever accepted.
     #[derive(Default)]
     struct Model(BTreeSet<u64>);
 
@@ -77,7 +77,7 @@ mod tests {
         }
     }
 
-    /// Walks with small and large steps, forward and back, around edges of words and of the window.
+    /// Random walks, forward and back, with steps around the sizes of a word and of the window.
     fn counters() -> impl Strategy<Value = Vec<u64>> {
         let step = prop_oneof![
             4 => -70..70_i64,
@@ -99,7 +99,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn agrees_with_the_model(counters in counters()) {
+        fn window_and_model_accept_the_same_counters(counters in counters()) {
             let (mut window, mut model) = (ReplayWindow::default(), Model::default());
             for counter in counters {
                 prop_assert_eq!(window.accept(counter), model.accept(counter), "{}", counter);
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn in_order() {
+    fn counters_in_order_are_accepted_once() {
         let mut window = ReplayWindow::default();
         for counter in 0..3 * WINDOW {
             assert!(window.accept(counter));
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_window_in_reverse() {
+    fn counters_in_reverse_are_accepted_back_to_the_end_of_the_window() {
         let mut window = ReplayWindow::default();
         let last = 5 * WINDOW + 17;
         for counter in (last - WINDOW + 1..=last).rev() {
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leap_forgets_everything_behind() {
+    fn a_jump_ahead_moves_the_whole_window() {
         let mut window = ReplayWindow::default();
         assert!((0..WINDOW).all(|counter| window.accept(counter)));
         let far = u64::MAX - WINDOW;

@@ -1,12 +1,12 @@
-//! Allowed IPs: a longest-prefix table for both families.
+//! Allowed IPs: a longest-prefix-match table for IPv4 and IPv6.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// A map from networks to values, looked up by address: the longest prefix that covers it wins.
+/// A map from networks to values. A lookup returns the value of the longest prefix that contains the address.
 #[derive(Clone, Debug)]
-pub struct AllowedIps<T> {
+pub(crate) struct AllowedIps<T> {
     v4: Trie<u32, T>,
     v6: Trie<u128, T>,
 }
@@ -18,26 +18,25 @@ impl<T> Default for AllowedIps<T> {
 }
 
 impl<T> AllowedIps<T> {
-    /// Gives a network to a value and returns the value that had it. Host bits of the network do
-    /// not count.
-    pub fn insert(&mut self, network: IpNet, value: T) -> Option<T> {
+    /// Maps a network to a value and returns the value that it had. Host bits of the network are ignored.
+    pub(crate) fn insert(&mut self, network: IpNet, value: T) -> Option<T> {
         match network {
             IpNet::V4(net) => self.v4.insert(net.network().to_bits(), net.prefix_len(), value),
             IpNet::V6(net) => self.v6.insert(net.network().to_bits(), net.prefix_len(), value),
         }
     }
 
-    /// Takes a network out and returns the value that had it. Longer and shorter prefixes stay.
-    pub fn remove(&mut self, network: IpNet) -> Option<T> {
+    /// Removes a network and returns its value. Longer and shorter prefixes stay. Host bits are ignored.
+    pub(crate) fn remove(&mut self, network: IpNet) -> Option<T> {
         match network {
             IpNet::V4(net) => self.v4.remove(net.network().to_bits(), net.prefix_len()),
             IpNet::V6(net) => self.v6.remove(net.network().to_bits(), net.prefix_len()),
         }
     }
 
-    /// The value of the longest prefix that covers the address.
+    /// The value of the longest prefix that contains the address.
     #[must_use]
-    pub fn lookup(&self, address: IpAddr) -> Option<&T> {
+    pub(crate) fn lookup(&self, address: IpAddr) -> Option<&T> {
         match address {
             IpAddr::V4(address) => self.v4.lookup(address.to_bits()),
             IpAddr::V6(address) => self.v6.lookup(address.to_bits()),
@@ -49,10 +48,10 @@ impl<T> AllowedIps<T> {
 trait Bits: Copy {
     const LEN: u8;
 
-    /// The bit at `position`, counted from the most significant one; `position < LEN`.
+    /// The bit at `position`, counted from the most significant one, which is 0. `position` is less than `LEN`.
     fn bit(self, position: u8) -> usize;
 
-    /// How many leading bits two addresses share.
+    /// The number of leading bits that two addresses share.
     fn shared(self, other: Self) -> u8;
 }
 
@@ -80,12 +79,12 @@ impl Bits for u128 {
     }
 }
 
-/// A binary trie with compressed paths. Its nodes stand in one vector, so that a copy, which each
-/// publication of a new snapshot makes, is one pass over memory.
+/// A binary trie with compressed paths. The nodes are in one vector, so that a copy, as every change of the routes
+/// makes, is one pass over memory.
 #[derive(Clone, Debug)]
 struct Trie<K, T> {
     nodes: Vec<Node<K, T>>,
-    /// Places in `nodes` that are not in use.
+    /// Indices in `nodes` that are not in use.
     free: Vec<u32>,
     root: u32,
 }
@@ -94,7 +93,7 @@ struct Trie<K, T> {
 struct Node<K, T> {
     key: K,
     len: u8,
-    /// `None` for a branching point that is no network itself; such a node has two children.
+    /// `None` when the node only branches and is no network itself. Such a node has two children.
     value: Option<T>,
     children: [u32; 2],
 }
@@ -102,7 +101,7 @@ struct Node<K, T> {
 /// No node.
 const NIL: u32 = u32::MAX;
 
-/// Where a node hangs.
+/// The place in the trie that refers to a node.
 #[derive(Clone, Copy)]
 enum Link {
     Root,
@@ -177,7 +176,7 @@ impl<K: Bits, T> Trie<K, T> {
             if node.len == len {
                 let value = node.value.take()?;
                 self.splice(link);
-                // A branching point that lost a child has nothing to tell apart any more.
+                // A parent that only branched has one child now, and is not needed any more.
                 if let Link::Child(parent, _) = link
                     && self.nodes[parent as usize].value.is_none()
                 {
@@ -190,7 +189,7 @@ impl<K: Bits, T> Trie<K, T> {
         }
     }
 
-    /// Replaces a node without value by its only child, or by nothing; leaves one with two children.
+    /// Replaces a node without a value by its only child, or by nothing. A node with two children stays.
     fn splice(&mut self, link: Link) {
         let at = self.follow(link);
         let ([NIL, heir] | [heir, NIL]) = self.nodes[at as usize].children else {

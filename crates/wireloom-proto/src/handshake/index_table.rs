@@ -1,4 +1,4 @@
-//! The indices under which peers address our sessions and handshakes.
+//! The index table: who owns the receiver indices that address our sessions and handshakes.
 
 use std::collections::VecDeque;
 
@@ -8,17 +8,17 @@ use rand_chacha::rand_core::Rng;
 use crate::peer_id::PeerId;
 use crate::transport::SLOTS;
 
-/// Gives out indices: the low bits are a slot in the transport's table, the others are random, so
-/// that a late message for a slot's former owner does not meet its new one.
+/// Allocates indices. The low bits of an index are its slot in the transport's session table. The other bits are
+/// random, so that a late message for a slot's former owner does not reach the new one.
 #[derive(Debug, Default)]
 pub(crate) struct IndexTable {
     slots: Vec<Option<(u32, PeerId)>>,
-    /// Slots to be used again, the longest free first.
+    /// The free slots, in the order in which they became free.
     free: VecDeque<u32>,
 }
 
 impl IndexTable {
-    /// Takes an index for this peer. There are slots enough for the four that each peer can have.
+    /// Allocates an index for a peer. A peer has at most four, and there are enough slots for that.
     pub(crate) fn allocate(&mut self, owner: PeerId, rng: &mut ChaCha20Rng) -> u32 {
         let slot = self.free.pop_front().unwrap_or_else(|| {
             self.slots.push(None);
@@ -29,7 +29,7 @@ impl IndexTable {
         index
     }
 
-    /// Gives an index back.
+    /// Frees an index. Does nothing when it is free already.
     pub(crate) fn release(&mut self, index: u32) {
         let slot = index % SLOTS;
         if self.owner(index).is_some() {
@@ -38,7 +38,7 @@ impl IndexTable {
         }
     }
 
-    /// Whose index this is.
+    /// The owner of an index, if it is allocated.
     pub(crate) fn owner(&self, index: u32) -> Option<PeerId> {
         let (taken, owner) = (*self.slots.get((index % SLOTS) as usize)?)?;
         (taken == index).then_some(owner)
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn indices_are_unique_and_slots_are_used_again() {
+    fn indices_are_unique_and_freed_slots_are_reused() {
         let mut rng = ChaCha20Rng::from_seed([1; 32]);
         let mut table = IndexTable::default();
         let mut taken: Vec<u32> = (0..1000).map(|number| table.allocate(PeerId(number), &mut rng)).collect();
@@ -71,7 +71,7 @@ mod tests {
         }
         assert_eq!(table.slots.len(), 1000);
         assert!(taken.iter().all(|index| table.owner(*index).is_some()));
-        // A late release of an index that was given back already frees nobody else's.
+        // Freeing an index again does not free the slot's new owner.
         gone.iter().filter(|index| !taken.contains(index)).for_each(|index| table.release(*index));
         assert!(taken.iter().all(|index| table.owner(*index).is_some()));
     }

@@ -1,14 +1,14 @@
-//! ChaCha20-Poly1305 over trains of messages: the one place that knows which library encrypts.
+//! ChaCha20-Poly1305 for data messages: the only file that knows which library encrypts them.
 //!
-//! Callers hand over whole trains, so that a cipher which works on several buffers at once can take
-//! this one's place without a change elsewhere.
+//! Its interface takes whole batches, so that a cipher that works on several messages at once can replace this one
+//! without a change elsewhere.
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
 use crate::message::{DATA_HEADER_LEN, TAG_LEN};
 
-/// The key of one direction of a session. The library wipes its memory when it is dropped.
+/// The key of one direction of a session. The library wipes it when it is dropped.
 pub(crate) struct TransportKey(LessSafeKey);
 
 impl TransportKey {
@@ -18,9 +18,9 @@ impl TransportKey {
         Self(LessSafeKey::new(unbound))
     }
 
-    /// Encrypts, in place, what stands between header and tag of each message, and writes the tags.
-    pub(crate) fn seal<'m>(&self, train: impl Iterator<Item = (u64, &'m mut [u8])>) {
-        for (counter, message) in train {
+    /// Encrypts each message in place, between header and tag, and writes its tag.
+    pub(crate) fn seal<'m>(&self, batch: impl Iterator<Item = (u64, &'m mut [u8])>) {
+        for (counter, message) in batch {
             let (_, body) = message.split_at_mut(DATA_HEADER_LEN);
             let (payload, tag) = body.split_at_mut(body.len() - TAG_LEN);
             let sealed = self
@@ -31,14 +31,14 @@ impl TransportKey {
         }
     }
 
-    /// Authenticates and decrypts each message in place and tells the outcome of each, in order:
-    /// the payload, or `None` for a forgery.
+    /// Authenticates and decrypts each message in place, and reports each in order: its counter and its payload, or
+    /// `None` when it is not authentic.
     pub(crate) fn open<'m>(
         &self,
-        train: impl Iterator<Item = (u64, &'m mut [u8])>,
+        batch: impl Iterator<Item = (u64, &'m mut [u8])>,
         mut outcome: impl FnMut(u64, Option<&'m mut [u8]>),
     ) {
-        for (counter, message) in train {
+        for (counter, message) in batch {
             let (_, body) = message.split_at_mut(DATA_HEADER_LEN);
             let (payload, tag) = body.split_at_mut(body.len() - TAG_LEN);
             let opened = self.0.open_in_place_separate_tag(nonce(counter), Aad::empty(), tag, payload);
@@ -47,7 +47,7 @@ impl TransportKey {
     }
 }
 
-/// Four zero bytes, then the counter in little endian (paper, section 5.4.6).
+/// The nonce of a message: four zero bytes, then the counter in little endian (paper, section 5.4.6).
 fn nonce(counter: u64) -> Nonce {
     let mut nonce = [0; NONCE_LEN];
     nonce[4..].copy_from_slice(&counter.to_le_bytes());

@@ -1,5 +1,5 @@
-//! Known answers: one handshake, one data message and one cookie reply, written by
-//! `tests/vectors/generate.py`, an implementation of the paper that shares nothing with this crate.
+//! Test vectors: a handshake, a data message and a cookie reply. `tests/vectors/generate.py` wrote them, an
+//! implementation of the paper that shares nothing with this crate.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,12 +9,13 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use wireloom_types::{PresharedKey, PrivateKey};
 
-use crate::cookie::{CookieJar, CookieMaker, MacKeys, Proof};
-use crate::handshake::{Identity, InitiatorHandshake, ResponderHandshake};
+use crate::drop_reason::DropReason;
+use crate::handshake::cookie::{CookieJar, CookieMaker, MacKeys, Proof};
+use crate::handshake::noise::{Identity, InitiatorHandshake, ResponderHandshake};
+use crate::handshake::timestamp::Tai64N;
 use crate::message::{CookieReply, DataHeader, Initiation, Macs, Response};
-use crate::session::{Role, Session};
-use crate::time::{Instant, Tai64N};
-use crate::verdict::DropReason;
+use crate::time::Instant;
+use crate::transport::session::{Role, Session};
 
 const INITIATOR_PUBLIC: &str = "\
      a4e09292b651c278b9772c569f5fa9bb13d906b46ab68c9df9dc2b4409f8a209";
@@ -66,13 +67,13 @@ fn timestamp() -> Tai64N {
 }
 
 #[test]
-fn public_keys() {
+fn public_keys_match_the_vectors() {
     assert_eq!(identity(1).public_key.to_hex(), INITIATOR_PUBLIC);
     assert_eq!(identity(2).public_key.to_hex(), RESPONDER_PUBLIC);
 }
 
 #[test]
-fn initiator() {
+fn the_initiator_matches_the_vectors() {
     let (own, peer) = (identity(1), identity(2).public_key);
     let mut rng = ChaCha20Rng::from_seed([3; 32]);
     let (mut handshake, noise) =
@@ -90,7 +91,7 @@ fn initiator() {
 }
 
 #[test]
-fn responder() {
+fn the_responder_matches_the_vectors() {
     let own = identity(2);
     let initiation = Initiation::parse(&bytes(INITIATION)).expect("an initiation");
     let mut rng = ChaCha20Rng::from_seed([4; 32]);
@@ -109,8 +110,8 @@ fn responder() {
 }
 
 #[test]
-fn data() {
-    let keys = |sending, receiving| crate::session::SessionKeys {
+fn a_sealed_message_matches_the_vectors_and_opens() {
+    let keys = |sending, receiving| crate::transport::session::SessionKeys {
         sending: <[u8; 32]>::try_from(bytes(sending)).expect("32 bytes").into(),
         receiving: <[u8; 32]>::try_from(bytes(receiving)).expect("32 bytes").into(),
     };
@@ -142,7 +143,7 @@ fn data() {
 }
 
 #[test]
-fn cookies() {
+fn cookies_match_the_vectors() {
     let responder = MacKeys::of_receiver(&identity(2).public_key);
     let reply = CookieReply::parse(&bytes(COOKIE_REPLY)).expect("a cookie reply");
     assert_eq!(reply.receiver, INITIATOR_INDEX);
@@ -154,9 +155,9 @@ fn cookies() {
     jar.sign(&responder, NOW, &mut message);
     assert_eq!(message[132..], bytes(MAC2));
 
-    // The same reply again answers nothing that we have sent since the last cookie.
+    // Signing the message again allows one more reply, and no other.
     let again = jar.accept(&responder, NOW, &reply);
-    assert_eq!(again, Ok(()), "the signed message is the same");
+    assert_eq!(again, Ok(()), "MAC1 of the message is the same");
     assert_eq!(jar.accept(&responder, NOW, &reply), Err(DropReason::UnexpectedCookie));
 
     let maker = CookieMaker::with_secret([6; 32], NOW);

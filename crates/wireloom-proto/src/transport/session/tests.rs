@@ -1,4 +1,4 @@
-//! The limits of a session, alone and from many threads.
+//! The limits of a session, with one thread and with many.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -35,27 +35,27 @@ fn open(session: &Session, mut message: Vec<u8>) -> Result<Vec<u8>, DropReason> 
 }
 
 #[test]
-fn counters_stop_before_2_to_the_64_less_2_to_the_13() {
+fn the_last_counter_is_2_to_the_64_minus_2_to_the_13_minus_2() {
     let (alice, bob) = pair();
     assert_eq!(REJECT_AFTER_MESSAGES, u64::MAX - 8192);
     alice.next_counter.store(REJECT_AFTER_MESSAGES - 2, Ordering::Relaxed);
-    // A train that does not fit is refused whole.
-    let mut train = [[0; 48]; 3];
-    let refused = alice.seal(BORN, train.iter_mut().map(|message| &mut message[..]));
+    // A batch with one message too many is refused whole.
+    let mut batch = [[0; 48]; 3];
+    let refused = alice.seal(BORN, batch.iter_mut().map(|message| &mut message[..]));
     assert_eq!(refused, Err(SealError::NoSession));
-    assert_eq!(train, [[0; 48]; 3], "untouched");
+    assert_eq!(batch, [[0; 48]; 3], "untouched");
     for counter in [REJECT_AFTER_MESSAGES - 2, REJECT_AFTER_MESSAGES - 1] {
         let message = seal(&alice, b"0123456789abcdef").unwrap();
         assert_eq!(DataHeader::parse(&message).unwrap().counter, counter);
         assert_eq!(open(&bob, message).unwrap(), b"0123456789abcdef");
     }
     for _ in 0..20_000 {
-        assert_eq!(seal(&alice, b""), Err(SealError::NoSession), "and never come round to zero");
+        assert_eq!(seal(&alice, b""), Err(SealError::NoSession), "the counter does not wrap around");
     }
 }
 
 #[test]
-fn counters_stop_also_when_many_seal_at_once() {
+fn many_threads_never_share_a_counter_or_exceed_the_limit() {
     let (alice, _) = pair();
     alice.next_counter.store(REJECT_AFTER_MESSAGES - 1000, Ordering::Relaxed);
     let counters: Vec<u64> = std::thread::scope(|scope| {
@@ -79,7 +79,7 @@ fn counters_stop_also_when_many_seal_at_once() {
 }
 
 #[test]
-fn many_may_open_at_once_and_each_message_comes_out_once() {
+fn many_threads_open_each_message_once() {
     let (alice, bob) = pair();
     let messages: Vec<Vec<u8>> = (0..2000).map(|_| seal(&alice, &[7; 32]).unwrap()).collect();
     let opened: usize = std::thread::scope(|scope| {
@@ -97,12 +97,12 @@ fn many_may_open_at_once_and_each_message_comes_out_once() {
 }
 
 #[test]
-fn a_counter_beyond_the_limit_is_refused_on_receipt() {
+fn a_message_with_a_counter_beyond_the_limit_is_dropped() {
     let (alice, bob) = pair();
     alice.next_counter.store(REJECT_AFTER_MESSAGES - 1, Ordering::Relaxed);
     let message = seal(&alice, b"").unwrap();
     assert_eq!(open(&bob, message), Ok(Vec::new()));
-    // Only a peer that breaks the rules sends this one; its key is right.
+    // Only a peer that breaks the rules sends this message. It is authentic.
     let mut message = [0; DATA_OVERHEAD];
     DataHeader { receiver: 20, counter: REJECT_AFTER_MESSAGES }.write(&mut message);
     alice.sending.seal(std::iter::once((REJECT_AFTER_MESSAGES, &mut message[..])));
@@ -110,7 +110,7 @@ fn a_counter_beyond_the_limit_is_refused_on_receipt() {
 }
 
 #[test]
-fn renewal_is_asked_for_after_2_to_the_60_messages_by_either_side() {
+fn both_sides_ask_for_renewal_after_2_to_the_60_messages() {
     for session in [pair().0, pair().1] {
         session.next_counter.store(REKEY_AFTER_MESSAGES, Ordering::Relaxed);
         assert!(!session.asks_for_rekey(BORN));
@@ -118,12 +118,12 @@ fn renewal_is_asked_for_after_2_to_the_60_messages_by_either_side() {
         assert!(session.asks_for_rekey(BORN));
         assert!(!session.asks_for_rekey(BORN), "once");
         assert!(!session.asks_for_rekey(BORN + (REKEY_TIMEOUT - Duration::from_nanos(1))));
-        assert!(session.asks_for_rekey(BORN + REKEY_TIMEOUT), "and again, if nothing came of it");
+        assert!(session.asks_for_rekey(BORN + REKEY_TIMEOUT), "again, when there was no renewal");
     }
 }
 
 #[test]
-fn renewal_is_asked_for_at_120_seconds_by_the_initiator() {
+fn only_the_initiator_asks_for_renewal_after_120_seconds() {
     let (alice, bob) = pair();
     let old = BORN + Duration::from_secs(120);
     assert!(!alice.asks_for_rekey(BORN + Duration::from_nanos(119_999_999_999)));
@@ -132,7 +132,7 @@ fn renewal_is_asked_for_at_120_seconds_by_the_initiator() {
 }
 
 #[test]
-fn the_first_message_confirms_a_responders_session() {
+fn a_responders_session_is_confirmed_once() {
     let (alice, bob) = pair();
     assert!(alice.is_confirmed());
     assert!(!alice.confirm());
@@ -143,7 +143,7 @@ fn the_first_message_confirms_a_responders_session() {
 }
 
 #[test]
-fn an_old_session_neither_seals_nor_opens() {
+fn a_session_of_180_seconds_neither_seals_nor_opens() {
     let (alice, bob) = pair();
     let mut message = seal(&alice, b"").unwrap();
     let end = BORN + Duration::from_secs(180);

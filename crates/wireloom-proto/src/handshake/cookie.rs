@@ -1,7 +1,7 @@
 //! Message authentication codes and cookies (paper, sections 5.4.4 and 5.4.7).
 //!
-//! MAC1 proves that a sender knows the receiver's public key. Under load a receiver answers with a
-//! cookie, and then wants MAC2, which proves that the sender received the cookie at its address.
+//! MAC1 proves that the sender knows the receiver's public key. Under load, the receiver answers with a cookie and
+//! demands MAC2, which proves that the sender received the cookie at its address.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -18,17 +18,17 @@ use rand_chacha::rand_core::Rng;
 use wireloom_types::PublicKey;
 use zeroize::Zeroizing;
 
+use crate::drop_reason::DropReason;
 use crate::message::{COOKIE_NONCE_LEN, CookieReply, MAC_LEN, Macs, TAG_LEN};
 use crate::time::Instant;
-use crate::verdict::DropReason;
 
-/// The secret from which cookies are made is drawn anew after this.
+/// The age at which the secret that cookies are made from is replaced.
 const SECRET_MAX_AGE: Duration = Duration::from_secs(120);
-/// A cookie is not used when its maker's secret may change before the message arrives; the kernel's
-/// `COOKIE_SECRET_LATENCY`.
+/// How long before that age a cookie is no longer used, because its maker may replace the secret before the message
+/// arrives; the kernel's `COOKIE_SECRET_LATENCY`.
 const SECRET_LATENCY: Duration = Duration::from_secs(5);
 
-/// What everyone who knows a public key can derive from it, to write to its owner.
+/// The keys for the codes and cookies of messages to one receiver. Everyone who knows its public key can derive them.
 #[derive(Debug)]
 pub(crate) struct MacKeys {
     mac1: [u8; 32],
@@ -36,7 +36,7 @@ pub(crate) struct MacKeys {
 }
 
 impl MacKeys {
-    /// The keys for messages to the owner of this public key.
+    /// The keys for messages to the owner of the public key.
     pub(crate) fn of_receiver(public_key: &PublicKey) -> Self {
         let labelled = |label: &[u8; 8]| {
             let hash = Blake2s256::new();
@@ -46,19 +46,19 @@ impl MacKeys {
     }
 }
 
-/// What a receiver learns from the codes of a message.
+/// What the codes of a message prove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Proof {
-    /// The sender knows our public key.
+    /// MAC1 is valid: the sender knows our public key.
     Mac1,
-    /// It also receives what is sent to its address.
+    /// MAC2 is valid too: the sender receives at its source address.
     Cookie,
 }
 
-/// The receiver's half: checks codes and makes cookies.
+/// The receiver's side: checks codes and makes cookies.
 pub(crate) struct CookieMaker {
     secret: Zeroizing<[u8; 32]>,
-    /// `None` before the first use.
+    /// When the secret was drawn; `None` before its first use.
     drawn: Option<Instant>,
 }
 
@@ -72,8 +72,7 @@ impl CookieMaker {
         Self { secret: Zeroizing::new(secret), drawn: Some(drawn) }
     }
 
-    /// Checks the codes at the end of an initiation or response. MAC2 is looked at only when it can
-    /// matter, that is, under load.
+    /// Checks the codes at the end of an initiation or a response. MAC2 is checked under load only.
     pub(crate) fn check(
         &self,
         keys: &MacKeys,
@@ -97,7 +96,7 @@ impl CookieMaker {
         }
     }
 
-    /// Answers a message, whose sender index this is, with a cookie for its source.
+    /// Makes the reply to a message with this sender index: a cookie for the message's source.
     pub(crate) fn reply(
         &mut self,
         keys: &MacKeys,
@@ -114,17 +113,18 @@ impl CookieMaker {
         rng.fill_bytes(&mut nonce);
         let sealed = XChaCha20Poly1305::new(&keys.cookie.into())
             .encrypt_in_place_detached(XNonce::from_slice(&nonce), mac1_of(message), cookie)
-            .expect("a cookie is shorter than the limit of the cipher");
+            .expect("XChaCha20 encrypts more than 16 bytes");
         tag.copy_from_slice(&sealed);
         CookieReply { receiver: sender, nonce, encrypted_cookie: encrypted }
     }
 
-    /// The cookie of a source while the secret lives.
+    /// The cookie for a source, unless the secret is too old.
     fn current_cookie(&self, now: Instant, from: SocketAddr) -> Option<[u8; MAC_LEN]> {
         let alive = self.drawn.is_some_and(|at| now.since(at) < SECRET_MAX_AGE);
         alive.then(|| mac(&*self.secret, &source(from)))
     }
 
+    /// The cookie for a source, from a new secret if the secret is too old.
     fn fresh_cookie(&mut self, now: Instant, from: SocketAddr, rng: &mut ChaCha20Rng) -> [u8; MAC_LEN] {
         if let Some(cookie) = self.current_cookie(now, from) {
             return cookie;
@@ -141,16 +141,17 @@ impl fmt::Debug for CookieMaker {
     }
 }
 
-/// The sender's half: the cookie that one receiver gave us.
+/// The sender's side: signs messages to one receiver, and keeps the cookie that it gave us.
 #[derive(Default)]
 pub(crate) struct CookieJar {
+    /// The cookie and when it arrived.
     cookie: Option<([u8; MAC_LEN], Instant)>,
-    /// MAC1 of the last message sent, which a cookie reply must answer; taken by the reply.
+    /// MAC1 of the last message sent, which a cookie reply must answer. One reply is accepted per message.
     last_mac1: Option<[u8; MAC_LEN]>,
 }
 
 impl CookieJar {
-    /// Writes the codes at the end of an initiation or response.
+    /// Writes the codes at the end of an initiation or a response.
     pub(crate) fn sign(&mut self, keys: &MacKeys, now: Instant, message: &mut [u8]) {
         let mac1_at = message.len() - Macs::LEN;
         let mac2_at = message.len() - MAC_LEN;
@@ -165,7 +166,7 @@ impl CookieJar {
         }
     }
 
-    /// Takes the cookie out of a reply, to be used in the messages that follow.
+    /// Reads the cookie in a reply, to sign the next messages with it.
     pub(crate) fn accept(
         &mut self,
         keys: &MacKeys,
@@ -195,14 +196,14 @@ fn mac1_of(message: &[u8]) -> &[u8] {
     &message[message.len() - Macs::LEN..message.len() - MAC_LEN]
 }
 
-/// Keyed BLAKE2s with 16 bytes of output.
+/// BLAKE2s with a key and 16 bytes of output.
 fn mac(key: &[u8], data: &[u8]) -> [u8; MAC_LEN] {
-    let mut mac = Blake2sMac::<U16>::new_from_slice(key).expect("BLAKE2s keys have up to 32 bytes");
+    let mut mac = Blake2sMac::<U16>::new_from_slice(key).expect("the key has at most 32 bytes");
     mac.update(data);
     mac.finalize_fixed().into()
 }
 
-/// What a cookie is bound to: the bytes of the source's address and port.
+/// What a cookie authenticates: the source's address and port.
 fn source(from: SocketAddr) -> [u8; 18] {
     let mut bytes = [0; 18];
     match from.ip() {
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_goes_round_and_is_bound_to_its_source() {
+    fn a_cookie_is_valid_for_its_own_address_and_port_only() {
         let now = Instant::from_nanos(0);
         let mut rng = ChaCha20Rng::from_seed([1; 32]);
         let keys = MacKeys::of_receiver(&PublicKey::from_bytes([1; 32]));
@@ -255,7 +256,7 @@ mod tests {
                 let expected = if source == own { Proof::Cookie } else { Proof::Mac1 };
                 assert_eq!(maker.check(&keys, now, source, &message, true), Ok(expected), "{source}");
             }
-            // Without load nobody asks.
+            // Without load, cookies are not checked.
             assert_eq!(maker.check(&keys, now, own, &message, false), Ok(Proof::Mac1));
         }
     }

@@ -1,4 +1,4 @@
-//! The table against a naive model: a list of networks.
+//! The table, compared with a simple model: a list of networks.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ enum Change {
     Remove(IpNet),
 }
 
-/// Few distinct bits, so that networks often nest, meet and repeat.
+/// Addresses that differ in few bits, so that networks often nest, touch and repeat.
 fn address_v4() -> impl Strategy<Value = u32> {
     prop_oneof![
         any::<u32>(),
@@ -64,7 +64,7 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
     proptest::collection::vec(change, 0..120)
 }
 
-/// Every node is a network or tells two others apart, so the trie is no larger than it must be.
+/// Asserts that every node is a network or branches, so that the trie is as small as possible.
 fn assert_compressed<K: Bits, T>(trie: &Trie<K, T>, networks: usize) {
     let used = trie.nodes.len() - trie.free.len();
     assert!(used <= (2 * networks).saturating_sub(1), "{used} nodes for {networks} networks");
@@ -73,7 +73,7 @@ fn assert_compressed<K: Bits, T>(trie: &Trie<K, T>, networks: usize) {
 
 proptest! {
     #[test]
-    fn agrees_with_the_model(
+    fn table_and_model_agree_after_any_changes(
         changes in changes(),
         probes in proptest::collection::vec(address(), 40),
     ) {
@@ -97,7 +97,7 @@ proptest! {
         assert_compressed(&table.v4, v4);
         assert_compressed(&table.v6, model.0.len() - v4);
 
-        // A copy is independent, and taking everything out leaves nothing.
+        // A copy is independent of the original, and an emptied table has no nodes.
         let copy = table.clone();
         for network in model.0.keys() {
             prop_assert!(table.remove(*network).is_some());
@@ -131,11 +131,11 @@ fn the_longest_prefix_wins() {
     }
     table.remove("0.0.0.0/0".parse().unwrap());
     assert_eq!(table.lookup("192.0.2.1".parse().unwrap()), None);
-    assert_eq!(table.lookup("2001:db8::1".parse().unwrap()), Some(&"::/0"), "the other family stays");
+    assert_eq!(table.lookup("2001:db8::1".parse().unwrap()), Some(&"::/0"), "the IPv6 default route stays");
 }
 
 #[test]
-fn host_bits_do_not_count() {
+fn host_bits_are_ignored() {
     let mut table = AllowedIps::default();
     assert_eq!(table.insert("10.1.2.3/8".parse().unwrap(), 1), None);
     assert_eq!(table.insert("10.0.0.0/8".parse().unwrap(), 2), Some(1));
