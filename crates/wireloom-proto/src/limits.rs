@@ -35,7 +35,7 @@ pub(crate) const LOAD_THRESHOLD_BACKLOG: u32 = 16;
 pub(crate) const LOAD_INTERVAL: Duration = Duration::from_millis(250);
 /// How long the device stays under load after the threshold was last exceeded; one second in the kernel too
 /// (`wg_receive_handshake_packet`).
-pub(crate) const LOAD_LINGERS: Duration = Duration::from_secs(1);
+pub(crate) const LOAD_DURATION: Duration = Duration::from_secs(1);
 /// Handshake messages with a valid cookie that are answered under load, per source and second; the kernel's
 /// `PACKETS_PER_SECOND`.
 pub(crate) const ANSWERS_PER_SECOND: u64 = 20;

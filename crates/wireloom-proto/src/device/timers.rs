@@ -87,8 +87,8 @@ impl Device {
             return;
         };
         // A lost initiation proves nothing while other messages arrive from the peer.
-        let heard = peer.path.activity.last_received.get();
-        if heard.is_none_or(|heard| now.monotonic.since(heard) >= UNANSWERED_TIMEOUT) {
+        let last = peer.path.activity.last_received.get();
+        if last.is_none_or(|last| now.monotonic.since(last) >= UNANSWERED_TIMEOUT) {
             peer.path.set_reachable(false);
         }
         if peer.attempt.is_none_or(|attempt| attempt.is_over(now.monotonic)) {

@@ -1,6 +1,6 @@
 //! Load: whether so many handshakes arrive that the device must demand cookies.
 
-use crate::limits::{LOAD_INTERVAL, LOAD_LINGERS, LOAD_THRESHOLD, LOAD_THRESHOLD_BACKLOG};
+use crate::limits::{LOAD_DURATION, LOAD_INTERVAL, LOAD_THRESHOLD, LOAD_THRESHOLD_BACKLOG};
 use crate::time::Instant;
 
 /// Counts handshake messages, and tells whether the device is under load.
@@ -24,7 +24,7 @@ impl LoadGauge {
         self.arrivals += 1;
         let has_backlog = self.backlog_since.is_some_and(|since| now.since(since) >= LOAD_INTERVAL);
         if self.arrivals > if has_backlog { LOAD_THRESHOLD_BACKLOG } else { LOAD_THRESHOLD } {
-            self.loaded_until = Some(now + LOAD_LINGERS);
+            self.loaded_until = Some(now + LOAD_DURATION);
         }
     }
 

@@ -3,7 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `session` | one pair of keys: counters, limits, sealing and opening |
-//! | `replay_window`, `aead` | what a session stands on |
+//! | `replay_window`, `aead` | the cipher and the replay protection of a session |
 //! | `session_table`, `peer_session` | from a receiver index to the session and its peer |
 //! | `allowed_ips`, `routes` | from an inner address to the peer |
 //! | `peer_path` | what sending to a peer needs |

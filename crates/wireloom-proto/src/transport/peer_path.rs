@@ -26,12 +26,12 @@ pub struct PeerPath {
     endpoint: ArcSwapOption<Endpoint>,
     sent_bytes: AtomicU64,
     received_bytes: AtomicU64,
-    /// False since an initiation went unanswered, until the peer is heard from.
+    /// False after an initiation went unanswered, until a message arrives from the peer.
     reachable: AtomicBool,
     pub(crate) activity: Activity,
 }
 
-/// The result of sealing a batch of messages.
+/// Where to send a batch that was sealed or reserved, and what the device must be told about it.
 #[derive(Clone, Copy, Debug)]
 pub struct Sealed {
     /// Where to send the messages.

@@ -10,7 +10,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Handshake messages within 250 ms that are not yet load.
 const LOAD_THRESHOLD: u32 = 256;
 /// How long load lasts after its last sign.
-const LOAD_LINGERS: Duration = SECOND;
+const LOAD_DURATION: Duration = SECOND;
 
 /// Puts Bob under load with copies of an initiation.
 fn flood(world: &mut World, initiation: &[u8]) {
@@ -68,7 +68,7 @@ fn a_device_with_a_lasting_backlog_demands_cookies_sooner() {
     // Without a backlog, the load ends after a second.
     let now = world.now();
     world.nodes[BOB].device.note_backlog(now, false);
-    world.run(LOAD_LINGERS);
+    world.run(LOAD_DURATION);
     world.deliver(address(99), address(2), initiation);
     assert_eq!(world.nodes[BOB].drops.last(), Some(&DropReason::StaleTimestamp));
 }
@@ -91,7 +91,7 @@ fn load_ends_after_a_second() {
     flood(&mut world, &initiation);
     world.deliver(address(99), address(2), initiation.clone());
     assert_eq!(world.nodes[BOB].drops.last(), Some(&DropReason::CookieRequired));
-    world.run(LOAD_LINGERS);
+    world.run(LOAD_DURATION);
     world.deliver(address(99), address(2), initiation);
     assert_eq!(world.nodes[BOB].drops.last(), Some(&DropReason::StaleTimestamp));
 }
