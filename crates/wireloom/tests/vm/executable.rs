@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-/// Builds it, with the tests that need a kernel with WireGuard, as cargo does for a test run.
+/// Builds the executable as cargo does for a test run, with the tests that need a kernel with WireGuard.
 pub(crate) fn functional_tests() -> anyhow::Result<PathBuf> {
     let features = if cfg!(feature = "slow") {
         "functional,slow,kernel-wireguard"
@@ -17,7 +17,7 @@ pub(crate) fn functional_tests() -> anyhow::Result<PathBuf> {
     let output = Command::new(env!("CARGO"))
         .args(["test", "--no-run", "--locked", "--package", "wireloom", "--test", "functional"])
         .args(["--features", features, "--message-format", "json-render-diagnostics"])
-        // An emulated processor is slow enough; the dependencies are optimised already.
+        // An emulated processor is slow enough. Dependencies are optimised anyway.
         .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stdin(Stdio::null())
@@ -36,7 +36,7 @@ pub(crate) fn functional_tests() -> anyhow::Result<PathBuf> {
     bail!("cargo names no executable")
 }
 
-/// `module::test`, in the order of the executable.
+/// The names of its tests, such as `agent::matrix::TEST`, in its own order.
 pub(crate) fn names(tests: &Path) -> anyhow::Result<Vec<String>> {
     let output = Command::new(tests).args(["--list", "--format", "terse"]).output()?;
     ensure!(output.status.success(), "it ended ({})", output.status);
