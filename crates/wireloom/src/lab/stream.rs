@@ -1,7 +1,7 @@
 //! A TCP stream that runs while something changes.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
@@ -108,7 +108,11 @@ impl Stream {
             let mut buffer = vec![0; 1 << 16];
             let mut last = Instant::now();
             loop {
-                let length = server.read(&mut buffer).map_err(Error::io("read from the stream"))?;
+                let length = match server.read(&mut buffer) {
+                    // Stopped and continued, or frozen and thawed (signal(7)).
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    length => length.map_err(Error::io("read from the stream"))?,
+                };
                 if length == 0 {
                     return Ok(so_far);
                 }

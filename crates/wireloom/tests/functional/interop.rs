@@ -12,6 +12,7 @@ use wireloom_plan::kernel::Family;
 
 use crate::fixtures::{
     background::while_repeating,
+    transfer::uninterrupted,
     tunnel::{PORT, Program, Tunnel, all_answered, inner, ping},
 };
 
@@ -186,7 +187,7 @@ fn initiation_for_the_first_node(tunnel: &Tunnel) -> Vec<u8> {
     let there = trap.local_addr().unwrap();
     tunnel.set_peer(2, 0, &format!("endpoint {there} persistent-keepalive 1"));
     let mut datagram = [0; 2048];
-    let (len, _) = trap.recv_from(&mut datagram).unwrap();
+    let (len, _) = uninterrupted(|| trap.recv_from(&mut datagram)).unwrap();
     assert_eq!((datagram[0], len), (1, 148));
     tunnel.set_peer(2, 0, "remove");
     datagram[..len].to_vec()

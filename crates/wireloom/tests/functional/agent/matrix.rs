@@ -13,7 +13,7 @@ use wireloom::lab::{
 };
 use wireloom_plan::kernel::Family;
 
-use crate::fixtures::fleet::Fleet;
+use crate::fixtures::{fleet::Fleet, transfer::uninterrupted};
 
 const SCOPED: &str = "encrypt_host_traffic = false";
 const HOST: &str = "encrypt_host_traffic = true";
@@ -157,10 +157,10 @@ pub(crate) fn node_port_traffic_is_direct_in_scoped_mode() {
         let capture = Capture::open(fleet.lab.underlay()).unwrap();
         client.send_to(b"request", (a.host.addresses.of(family), 30080)).unwrap();
         let mut buffer = [0; 64];
-        let (length, from) = server.recv_from(&mut buffer).unwrap();
+        let (length, from) = uninterrupted(|| server.recv_from(&mut buffer)).unwrap();
         assert_eq!((&buffer[..length], from.port()), (&b"request"[..], 40000));
         server.send_to(b"reply", from).unwrap();
-        let (length, from) = client.recv_from(&mut buffer).unwrap();
+        let (length, from) = uninterrupted(|| client.recv_from(&mut buffer)).unwrap();
         assert_eq!((&buffer[..length], from.port()), (&b"reply"[..], 30080));
         let packets = capture.drain().unwrap();
         for content in [
