@@ -12,9 +12,9 @@ use std::{
 
 use wireloom_plan::kernel::Family;
 
-use super::{Place, Result, at_this_pace, probe::Ping};
+use super::{PATIENCE, Place, Result, at_this_pace, probe::Ping};
 
-/// For the last replies, after the last request.
+/// For the last replies, once a later request was answered.
 const STRAGGLERS: Duration = Duration::from_secs(1);
 /// Bytes after the ICMP header.
 const PAYLOAD: usize = 56;
@@ -68,12 +68,7 @@ impl Pinger {
                     answers.store(answered.len(), Ordering::Relaxed);
                 }
             }
-            let deadline = Instant::now() + at_this_pace(STRAGGLERS);
-            while answered.len() < usize::from(sent)
-                && let Some(seq) = ping.reply(deadline)?
-            {
-                answered.insert(seq);
-            }
+            wait_for_stragglers(&ping, sent, interval, &mut answered)?;
             let lost: Vec<bool> = (0..sent).map(|seq| !answered.contains(&seq)).collect();
             let longest = lost.split(|lost| !lost).map(<[bool]>::len).max().unwrap_or(0);
             Ok(PingReport {
@@ -104,4 +99,36 @@ impl Pinger {
         self.end();
         self.thread.join().expect("the pinger does not panic")
     }
+}
+
+/// Waits for the replies to the first `sent` requests that are still on the way.
+///
+/// A reply may be late without being lost: a process on its way may not have had a processor for seconds. So more
+/// requests follow, which do not count, until one is answered: packets stay in order, so what was sent before has
+/// arrived by then, or soon does, or is lost.
+fn wait_for_stragglers(
+    ping: &Ping,
+    sent: u16,
+    interval: Duration,
+    answered: &mut BTreeSet<u16>,
+) -> Result<()> {
+    let mut deadline = Instant::now() + at_this_pace(PATIENCE);
+    let mut next = sent;
+    let mut later_one_was_answered = false;
+    while answered.len() < usize::from(sent) && Instant::now() < deadline {
+        if !later_one_was_answered {
+            ping.send(next, PAYLOAD)?;
+            next = next.wrapping_add(1).max(sent);
+        }
+        let look = (Instant::now() + interval).min(deadline);
+        while let Some(seq) = ping.reply(look)? {
+            if seq < sent {
+                answered.insert(seq);
+            } else if !later_one_was_answered {
+                later_one_was_answered = true;
+                deadline = Instant::now() + at_this_pace(STRAGGLERS);
+            }
+        }
+    }
+    Ok(())
 }

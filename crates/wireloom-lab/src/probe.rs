@@ -109,6 +109,8 @@ pub(crate) fn attempt(
                 space.open("bind a UDP socket", || {
                     let socket = UdpSocket::bind((address, port))?;
                     socket.set_read_timeout(Some(at_this_pace(REPLY_TIME)))?;
+                    // An interface whose device has stopped holds on to what it was given, until no more fits.
+                    socket.set_write_timeout(Some(at_this_pace(REPLY_TIME)))?;
                     Ok::<_, std::io::Error>(socket)
                 })
             };
@@ -219,6 +221,8 @@ impl Ping {
             IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
         };
         let socket = from.open("open an ICMP socket", || Socket::new(domain, Type::RAW, Some(protocol)))?;
+        // An interface whose device has stopped holds on to what it was given, until no more fits.
+        socket.set_write_timeout(Some(at_this_pace(REPLY_TIME))).map_err(Error::io("set a timeout"))?;
         Ok(Self { socket, target, id })
     }
 
