@@ -5,17 +5,17 @@
 
 use std::time::Duration;
 
-use divan::Bencher;
-use divan::counter::ItemsCount;
-use wireloom_engine::forwarding::Decision;
-use wireloom_engine::link::{Link, NeighbourTable};
+use divan::{Bencher, counter::ItemsCount};
+use wireloom_engine::{
+    forwarding::Decision,
+    link::{Link, NeighbourTable},
+    packet::ethernet::HEADER_LEN,
+};
 use wireloom_proto::{Device, Instant, Now, UnixTime};
 use wireloom_types::{LinkAddress, PrivateKey, PublicKey};
 
 const PEERS: u32 = 10_000;
 const MTU: usize = 1420;
-/// The length of an Ethernet header.
-const HEADER: usize = 14;
 
 fn main() {
     divan::main();
@@ -69,7 +69,7 @@ fn by_allowed_ips(bencher: Bencher<'_, '_>) {
     let frames = frames();
     bencher.counter(ItemsCount::new(frames.len())).bench_local(|| {
         for frame in divan::black_box(&frames) {
-            let decision = Decision::by_allowed_ips(&frame[HEADER..], &routes);
+            let decision = Decision::by_allowed_ips(&frame[HEADER_LEN..], &routes);
             assert!(matches!(divan::black_box(decision), Decision::Peer(_)));
         }
     });
@@ -85,7 +85,7 @@ fn by_next_hop(bencher: Bencher<'_, '_>) {
     let mut answer = Vec::new();
     bencher.counter(ItemsCount::new(frames.len())).bench_local(|| {
         for frame in divan::black_box(&frames) {
-            let longest = frame.len() - HEADER;
+            let longest = frame.len() - HEADER_LEN;
             let decision = link.decide(now().monotonic, frame, longest, &routes, MTU, &mut answer);
             assert!(matches!(divan::black_box(decision), Decision::Peer(_)));
         }

@@ -2,14 +2,15 @@
 //!
 //! `cargo bench -p wireloom-engine`
 
-use divan::Bencher;
-use divan::counter::BytesCount;
-use wireloom_engine::offload::{
-    coalesce::{Coalescer, Joinable},
-    segment::Segments,
-    virtio::{PartialChecksum, Segmentation, SegmentationKind, VirtioHeader},
+use divan::{Bencher, counter::BytesCount};
+use wireloom_engine::{
+    offload::{
+        coalesce::{Coalescer, Joinable},
+        segment::Segments,
+        virtio::{PartialChecksum, Segmentation, SegmentationKind, VirtioHeader},
+    },
+    packet::checksum::Sum,
 };
-use wireloom_engine::packet::checksum::Sum;
 
 /// As many datagrams of 1,452 bytes as fit one send of 65,507.
 const SEGMENTS: usize = 45;

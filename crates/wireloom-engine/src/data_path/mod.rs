@@ -5,9 +5,9 @@
 //!   inbound:   Tun ◀── coalesce ◀── admit ◀── accept ◀── decrypt ◀── Udp
 //! ```
 //!
-//! It holds whatever every packet needs: the shared [`Transport`], the memory of one batch in each direction, the
-//! counters. Whatever few packets need (handshakes, packets without a session, timers) goes to the device by its
-//! [`SlowPath`].
+//! It holds what every packet needs: the shared [`Transport`], the memory of one batch in each direction, the counters.
+//! What only few packets need (handshakes, packets without a session, timers) goes through the [`SlowPath`] to the
+//! device.
 
 mod forwarder;
 mod inbound;
@@ -153,7 +153,8 @@ impl DataPath {
     }
 }
 
-/// Sends a frame of our own to the network stack. While the interface is down the stack refuses it, and needs it not.
+/// Sends a frame of our own to the network stack. While the interface is down, the stack refuses it and does not
+/// need it.
 fn tell_stack(tun: &mut impl TunQueue, frame: &[u8]) {
     let header = VirtioHeader::default().to_bytes();
     let _ = tun.send(&[IoSlice::new(&header), IoSlice::new(frame)]);

@@ -44,7 +44,7 @@ fn address(number: u8) -> LinkAddress {
 
 /// The decision about a frame.
 #[derive(Debug, PartialEq, Eq)]
-enum Fate {
+enum Decided {
     Peer(PublicKey),
     AllPeers,
     Local,
@@ -76,10 +76,10 @@ impl World {
     }
 
     /// The decision about a frame, and the answer to the network stack.
-    fn route(&mut self, frame: &[u8]) -> (Fate, Vec<u8>) {
+    fn route(&mut self, frame: &[u8]) -> (Decided, Vec<u8>) {
         let mut answer = Vec::new();
         let routes = self.device.transport().routes();
-        let fate = match self.link.decide(
+        let decided = match self.link.decide(
             at(5).monotonic,
             frame,
             frame.len().saturating_sub(HEADER_LEN),
@@ -87,14 +87,14 @@ impl World {
             MTU,
             &mut answer,
         ) {
-            Decision::Peer(path) => Fate::Peer(*path.public_key()),
-            Decision::AllPeers => Fate::AllPeers,
-            Decision::Local => Fate::Local,
-            Decision::Drop(Reason::Engine(reason)) => Fate::Dropped(reason),
-            Decision::Unreachable(_) => Fate::Unreachable,
+            Decision::Peer(path) => Decided::Peer(*path.public_key()),
+            Decision::AllPeers => Decided::AllPeers,
+            Decision::Local => Decided::Local,
+            Decision::Drop(Reason::Engine(reason)) => Decided::Dropped(reason),
+            Decision::Unreachable(_) => Decided::Unreachable,
             Decision::Drop(Reason::Protocol(reason)) => panic!("{reason}"),
         };
-        (fate, answer)
+        (decided, answer)
     }
 
     fn id(&self, number: u8) -> PeerId {
@@ -148,8 +148,8 @@ fn arp_is_answered_by_the_longest_prefix_in_the_allowed_ips() {
     for (target, there) in
         [([10, 0, 0, 1], address(1)), ([172, 2, 3, 4], address(2)), ([8, 8, 8, 8], address(3))]
     {
-        let (fate, answer) = world.route(&arp(BROADCAST, [10, 0, 0, 9], target));
-        assert_eq!(fate, Fate::Local);
+        let (decided, answer) = world.route(&arp(BROADCAST, [10, 0, 0, 9], target));
+        assert_eq!(decided, Decided::Local);
         let (header, reply) = Header::split(&answer).unwrap();
         assert_eq!(header, Header { destination: OWN, source: there, kind: kind::ARP });
         let expected =
@@ -164,13 +164,13 @@ fn solicitations_are_answered_with_valid_checksums() {
     let mut world = World::new();
     for (target, there) in [
         ("fd00::1".to_owned(), address(1)),
-        // Without configuration: no allowed IPs name these.
+        // Link-local addresses are derived from keys, so they are answered without being in allowed IPs.
         (address(2).link_local().to_string(), address(2)),
         (address(3).link_local().to_string(), address(3)),
         ("fd00::77".to_owned(), LinkAddress::NOBODY),
     ] {
-        let (fate, answer) = world.route(&solicitation(BROADCAST, "fd00::9", &target));
-        assert_eq!(fate, Fate::Local);
+        let (decided, answer) = world.route(&solicitation(BROADCAST, "fd00::9", &target));
+        assert_eq!(decided, Decided::Local);
         let (header, packet) = Header::split(&answer).unwrap();
         assert_eq!(header, Header { destination: OWN, source: there, kind: kind::IPV6 });
         let message = ipv6::icmpv6(packet).unwrap();
@@ -192,7 +192,7 @@ fn probes_and_announcements_of_addresses_are_not_answered() {
         frame(BROADCAST, kind::ARP, &[0, 1, 8, 0, 6, 4, 0, 2]),
         icmpv6(BROADCAST, "fd00::9", "ff02::1", &[136, 0, 0, 0, 0x20, 0, 0, 0]),
     ] {
-        assert_eq!(world.route(&question), (Fate::Local, Vec::new()));
+        assert_eq!(world.route(&question), (Decided::Local, Vec::new()));
     }
 }
 
@@ -215,20 +215,20 @@ fn questions_to_a_single_peer_are_answered() {
 fn the_frame_s_destination_decides_and_not_the_packet_s() {
     let mut world = World::new();
     for packet in [v4(address(2), [10, 0, 0, 1], 100, true), v6(address(2), "2001:db8::1", 100)] {
-        assert_eq!(world.route(&packet), (Fate::Peer(key(2)), Vec::new()));
+        assert_eq!(world.route(&packet), (Decided::Peer(key(2)), Vec::new()));
     }
 }
 
 #[test]
-fn multicast_goes_to_all_peers_except_neighbour_discovery() {
+fn multicast_goes_to_all_peers_but_neighbour_discovery_stays_here() {
     let mut world = World::new();
     let all_routers = LinkAddress::from_bytes([0x33, 0x33, 0, 0, 0, 2]);
     let ospf = LinkAddress::from_bytes([1, 0, 0x5e, 0, 0, 5]);
-    assert_eq!(world.route(&v4(ospf, [224, 0, 0, 5], 64, false)).0, Fate::AllPeers);
-    assert_eq!(world.route(&v4(BROADCAST, [255; 4], 64, false)).0, Fate::AllPeers);
+    assert_eq!(world.route(&v4(ospf, [224, 0, 0, 5], 64, false)).0, Decided::AllPeers);
+    assert_eq!(world.route(&v4(BROADCAST, [255; 4], 64, false)).0, Decided::AllPeers);
     for kind in 130..140_u8 {
         let message = icmpv6(all_routers, "fe80::1", "ff02::2", &[kind, 0, 0, 0, 0, 0, 0, 0]);
-        let expected = if (135..=137).contains(&kind) { Fate::Local } else { Fate::AllPeers };
+        let expected = if (135..=137).contains(&kind) { Decided::Local } else { Decided::AllPeers };
         assert_eq!(world.route(&message), (expected, Vec::new()), "{kind}");
     }
 }
@@ -236,8 +236,8 @@ fn multicast_goes_to_all_peers_except_neighbour_discovery() {
 #[test]
 fn frames_of_other_protocols_are_dropped() {
     let mut world = World::new();
-    assert_eq!(world.route(&frame(address(1), 0x88cc, &[0; 60])).0, Fate::Dropped(EngineDrop::NotIp));
-    assert_eq!(world.route(&[0; 13]).0, Fate::Dropped(EngineDrop::NotIp));
+    assert_eq!(world.route(&frame(address(1), 0x88cc, &[0; 60])).0, Decided::Dropped(EngineDrop::NotIp));
+    assert_eq!(world.route(&[0; 13]).0, Decided::Dropped(EngineDrop::NotIp));
 }
 
 /// The ICMP error in a frame: its type, code, source address, source link address, and the last field, which may be an
@@ -265,14 +265,14 @@ fn packets_to_no_peer_and_to_unreachable_peers_come_back_as_unreachable() {
     let v4_destination: IpAddr = Ipv4Addr::new(10, 7, 7, 7).into();
     let v6_destination: IpAddr = "fd00::77".parse().unwrap();
     for (to, expected) in
-        [(LinkAddress::NOBODY, Fate::Dropped(EngineDrop::NoNeighbour)), (address(3), Fate::Unreachable)]
+        [(LinkAddress::NOBODY, Decided::Dropped(EngineDrop::NoNeighbour)), (address(3), Decided::Unreachable)]
     {
-        let (fate, answer) = world.route(&v4(to, [10, 7, 7, 7], 1400, true));
-        assert_eq!(fate, expected);
+        let (decided, answer) = world.route(&v4(to, [10, 7, 7, 7], 1400, true));
+        assert_eq!(decided, expected);
         assert_eq!(error_in(&answer), (3, 1, v4_destination, to, 0));
         assert_eq!(answer.len(), 14 + 576, "as short as allowed");
-        let (fate, answer) = world.route(&v6(to, "fd00::77", 1400));
-        assert_eq!(fate, expected);
+        let (decided, answer) = world.route(&v6(to, "fd00::77", 1400));
+        assert_eq!(decided, expected);
         assert_eq!(error_in(&answer), (1, 3, v6_destination, to, 0));
         assert_eq!(answer.len(), 14 + 1280);
     }
@@ -306,30 +306,30 @@ fn a_packet_that_exceeds_the_path_mtu_comes_back_as_too_big() {
     let mut world = World::new();
     world.link.set_path_mtu(world.id(1), Some(1400));
     // 1400 less 20 (IPv4), 8 (UDP) and 32 (data message) is 1340, which leaves 1328 for padded packets.
-    assert_eq!(world.route(&v4(address(1), [8; 4], 1328, true)), (Fate::Peer(key(1)), Vec::new()));
-    let (fate, answer) = world.route(&v4(address(1), [8; 4], 1329, true));
-    assert_eq!(fate, Fate::Dropped(EngineDrop::TooBig));
+    assert_eq!(world.route(&v4(address(1), [8; 4], 1328, true)), (Decided::Peer(key(1)), Vec::new()));
+    let (decided, answer) = world.route(&v4(address(1), [8; 4], 1329, true));
+    assert_eq!(decided, Decided::Dropped(EngineDrop::TooBig));
     assert_eq!(error_in(&answer), (3, 4, Ipv4Addr::new(8, 8, 8, 8).into(), address(1), 1328));
-    let (fate, answer) = world.route(&v6(address(1), "2001:db8::8", 1329));
-    assert_eq!(fate, Fate::Dropped(EngineDrop::TooBig));
+    let (decided, answer) = world.route(&v6(address(1), "2001:db8::8", 1329));
+    assert_eq!(decided, Decided::Dropped(EngineDrop::TooBig));
     assert_eq!(error_in(&answer), (2, 0, "2001:db8::8".parse().unwrap(), address(1), 1328));
     // A packet that may be fragmented passes: the underlay will fragment it. The other peer has no such limit.
-    assert_eq!(world.route(&v4(address(1), [8; 4], 1400, false)).0, Fate::Peer(key(1)));
-    assert_eq!(world.route(&v4(address(2), [8; 4], 1400, true)).0, Fate::Peer(key(2)));
+    assert_eq!(world.route(&v4(address(1), [8; 4], 1400, false)).0, Decided::Peer(key(1)));
+    assert_eq!(world.route(&v4(address(2), [8; 4], 1400, true)).0, Decided::Peer(key(2)));
     // With IPv6 the limit is never less than 1280.
     world.link.set_path_mtu(world.id(1), Some(600));
-    assert_eq!(world.route(&v6(address(1), "2001:db8::8", 1280)).0, Fate::Peer(key(1)));
+    assert_eq!(world.route(&v6(address(1), "2001:db8::8", 1280)).0, Decided::Peer(key(1)));
     let (_, answer) = world.route(&v6(address(1), "2001:db8::8", 1281));
     assert_eq!(error_in(&answer).4, 1280);
     world.link.set_path_mtu(world.id(1), None);
-    assert_eq!(world.route(&v4(address(1), [8; 4], 1420, true)).0, Fate::Peer(key(1)));
+    assert_eq!(world.route(&v4(address(1), [8; 4], 1420, true)).0, Decided::Peer(key(1)));
 }
 
 #[test]
 fn a_packet_as_long_as_the_mtu_is_not_padded() {
     let mut world = World::new();
     world.link.set_path_mtu(world.id(1), Some(1480));
-    assert_eq!(world.route(&v4(address(1), [8; 4], 1420, true)).0, Fate::Peer(key(1)));
+    assert_eq!(world.route(&v4(address(1), [8; 4], 1420, true)).0, Decided::Peer(key(1)));
 }
 
 #[test]

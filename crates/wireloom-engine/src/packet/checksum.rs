@@ -123,7 +123,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn agrees_with_the_naive_sum(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
+        fn the_sum_agrees_with_a_naive_one(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
             prop_assert_eq!(Sum::of(&bytes).fold(), naive(&bytes));
         }
 

@@ -73,7 +73,7 @@ pub(crate) fn icmpv6(packet: &[u8]) -> Option<&[u8]> {
     const AUTHENTICATION: u8 = 51;
     const DESTINATION: u8 = 60;
 
-    let mut kind = *packet.get(6)?;
+    let mut kind = Header::read(packet)?.next_header();
     let mut rest = packet.get(HEADER_LEN..)?;
     while kind != ICMPV6 {
         let (next, len) = (*rest.first()?, usize::from(*rest.get(1)?));

@@ -14,7 +14,7 @@ pub(crate) mod udp;
 use self::checksum::Sum;
 
 /// The longest IP packet, in bytes: the length fields of IPv4 and IPv6 have 16 bits.
-pub const MAX_PACKET: usize = 65_535;
+pub(crate) const MAX_PACKET: usize = 65_535;
 
 /// IP protocol numbers (IANA, "Assigned Internet Protocol Numbers").
 pub(crate) mod protocol {

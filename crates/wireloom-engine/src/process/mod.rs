@@ -1,23 +1,25 @@
 //! A userspace WireGuard interface as a process: `wireloom device`.
 
 mod clock;
+mod poll;
 mod privileges;
 mod threads;
 
 use std::{io, num::NonZero, os::fd::AsFd, time::Duration};
 
 use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, ppoll},
+    poll::PollFd,
     sys::{
         signal::{SigSet, Signal},
         signalfd::{SfdFlags, SignalFd},
-        time::TimeSpec,
     },
 };
 use wireloom_types::{Mode, PeerLookup, interface::control_socket};
 
-use self::threads::Threads;
+use self::{
+    poll::{nothing, readable},
+    threads::Threads,
+};
 use crate::{
     control::{Inbox, Server},
     engine::Engine,
@@ -27,7 +29,7 @@ use crate::{
         turn::{NextTurn, Ready},
     },
     tun::LinuxTun,
-    udp::{LinuxNetwork, LinuxUdp},
+    udp::LinuxNetwork,
 };
 
 pub use crate::{control::OpenControlError, tun::OpenTunError};
@@ -139,7 +141,7 @@ impl Interface {
                 self.engine.tun().set_persistent(false)?;
                 return Ok(End::SocketRemoved);
             }
-            if woken.signalled && self.was_told_to_end()? {
+            if woken.signalled && self.handle_signals()? {
                 return Ok(End::Signalled);
             }
             ready = woken.ready;
@@ -161,36 +163,24 @@ impl Interface {
         // Without a port to send them from, packets stay in the kernel.
         let port = self.engine.udp();
         let packets = port.map(|_| self.engine.tun().packets());
-        let mut sockets = port.into_iter().flat_map(LinuxUdp::sockets);
-        [packets, sockets.next(), sockets.next()]
-            .map(|fd| fd.map_or_else(|| self.nothing(), |fd| PollFd::new(fd, PollFlags::POLLIN)))
-    }
-
-    /// An entry for poll(2) with nothing to wait for.
-    fn nothing(&self) -> PollFd<'_> {
-        PollFd::new(self.signals.as_fd(), PollFlags::empty())
+        poll::traffic(packets, port, self.signals.as_fd())
     }
 
     /// Waits until there is something to do, but no longer than `timeout`; `None` means for ever.
     fn wait(&self, timeout: Option<Duration>) -> io::Result<Woken> {
-        let wanted = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let [packets, v4, v6] = self.traffic();
-        let mut fds = [
+        let wake_up = self.engine.wake_up().map(|wake_up| readable(wake_up.as_fd()));
+        let fds = [
             packets,
-            wanted(self.engine.tun().events()),
             v4,
             v6,
-            wanted(self.inbox.as_fd()),
-            wanted(self.server.watch()),
-            wanted(self.signals.as_fd()),
-            self.engine.wake_up().map_or_else(|| self.nothing(), |wake_up| wanted(wake_up.as_fd())),
+            readable(self.engine.tun().events()),
+            readable(self.inbox.as_fd()),
+            readable(self.server.watch()),
+            readable(self.signals.as_fd()),
+            wake_up.unwrap_or(nothing(self.signals.as_fd())),
         ];
-        match ppoll(&mut fds, timeout.map(TimeSpec::from), None) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let [packets, events, v4, v6, _calls, socket, signals, _punts] =
-            fds.map(|fd| fd.any().unwrap_or_default());
+        let [packets, v4, v6, events, _calls, socket, signals, _punts] = poll::wait(fds, timeout)?;
         Ok(Woken {
             ready: Ready { packets, events, datagrams: v4 || v6 },
             socket_touched: socket,
@@ -199,7 +189,7 @@ impl Interface {
     }
 
     /// Handles the signals that have arrived. Returns true when one of them asks for the end.
-    fn was_told_to_end(&self) -> io::Result<bool> {
+    fn handle_signals(&self) -> io::Result<bool> {
         while let Some(signal) = self.signals.read_signal()? {
             if signal.ssi_signo != Signal::SIGUSR1 as u32 {
                 return Ok(true);

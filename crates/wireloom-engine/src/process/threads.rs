@@ -13,13 +13,9 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, ppoll},
-    sys::time::TimeSpec,
-};
+use nix::poll::PollFd;
 
-use super::clock;
+use super::{clock, poll};
 use crate::{
     engine::{Runner, Worker},
     runtime::{
@@ -137,22 +133,15 @@ fn run(worker: &mut LinuxWorker, halt: &AtomicBool) -> io::Result<()> {
 /// The sources of packets and datagrams, to be polled: the interface, unless its packets have to wait, and the port's
 /// sockets.
 fn traffic(worker: &LinuxWorker) -> [PollFd<'_>; 3] {
-    let nothing = || PollFd::new(worker.wake_up().as_fd(), PollFlags::empty());
     let packets = worker.takes_packets().then(|| worker.tun().packets());
-    let mut sockets = worker.udp().into_iter().flat_map(LinuxUdp::sockets);
-    [packets, sockets.next(), sockets.next()]
-        .map(|fd| fd.map_or_else(nothing, |fd| PollFd::new(fd, PollFlags::POLLIN)))
+    poll::traffic(packets, worker.udp(), worker.wake_up().as_fd())
 }
 
 /// Waits until there is something to do, but no longer than `timeout`; `None` means for ever.
 fn wait(worker: &LinuxWorker, timeout: Option<Duration>) -> io::Result<Ready> {
     let [packets, v4, v6] = traffic(worker);
-    let mut fds = [packets, v4, v6, PollFd::new(worker.wake_up().as_fd(), PollFlags::POLLIN)];
-    match ppoll(&mut fds, timeout.map(TimeSpec::from), None) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let [packets, v4, v6, wake_up] = fds.map(|fd| fd.any().unwrap_or_default());
+    let fds = [packets, v4, v6, poll::readable(worker.wake_up().as_fd())];
+    let [packets, v4, v6, wake_up] = poll::wait(fds, timeout)?;
     // The wake-up may mean that packets have to wait no longer.
     Ok(Ready { packets: packets || wake_up, events: false, datagrams: v4 || v6 })
 }

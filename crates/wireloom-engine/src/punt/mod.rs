@@ -6,10 +6,10 @@
 //!            ◀── wake-up: the device has taken your packets, and has sent or kept them
 //! ```
 //!
-//! Neither end ever waits for the other. Whatever a stranger can send without end (handshakes, ICMP errors) is
-//! bounded, and dropped beyond the bound. Packets are bounded because a worker reads no more of them until the device
-//! has taken the last ones ([`SlowPath::is_taking_packets`]). Frames are bounded because a worker reads nothing more
-//! while too many wait. Signals are rare by nature and never dropped.
+//! Neither end ever waits for the other. Anything that a stranger can send without limit (handshakes, ICMP errors) is
+//! bounded here, and dropped beyond the bound. Packets are bounded because a worker reads no more of them until the
+//! device has taken the last ones ([`SlowPath::is_taking_packets`]). Frames are bounded because a worker reads nothing
+//! more while too many wait. Signals are rare by nature and never dropped.
 
 mod slow_path;
 

@@ -204,7 +204,7 @@ fn removal_and_replacement_of_the_socket_are_noticed() {
 }
 
 #[test]
-fn a_client_that_sends_a_little_at_a_time_meets_the_deadline() {
+fn a_client_that_sends_a_little_at_a_time_is_cut_off_at_the_deadline() {
     let mut reader = WipedReader::new(io::repeat(b'x'));
     reader.deadline = Instant::now() + Duration::from_millis(50);
     let endless = io::copy(&mut reader, &mut io::sink()).expect_err("there is no end");
