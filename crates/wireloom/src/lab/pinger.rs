@@ -17,7 +17,7 @@ use super::{PATIENCE, Place, Result, at_this_pace, probe::Ping};
 /// Requests without an answer after which a pinger slows down, and how many times longer it then waits. While a
 /// process on the way has no processor, what several pingers have sent then still fits into the shortest queue, a TUN
 /// interface's 500 packets; what did not fit would be lost to the machine's load.
-const ON_THE_WAY: u16 = 50;
+const ON_THE_WAY: u16 = 25;
 const SLOWER: u32 = 20;
 
 /// For the last replies, once a later request was answered.
