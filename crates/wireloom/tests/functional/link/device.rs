@@ -253,8 +253,8 @@ fn options_that_do_not_fit_together_are_refused_with_what_to_choose() {
     let lab = Lab::new(&Layout { nodes: 1, pods: 0, ..Layout::default() }).unwrap();
     let node = &lab.nodes[0];
     for (words, fix) in [
-        ("--peer-lookup gateway", "choose \"firewall\" or \"off\""),
-        ("--source-check firewall", "choose \"allowed-ips\" or \"off\""),
+        ("--peer-lookup gateway", "choose source check \"firewall\" or \"off\""),
+        ("--source-check firewall", "choose source check \"allowed-ips\" or \"off\""),
         ("--peer-lookup next-hop", "expected destination or gateway"),
     ] {
         let error = node.run(&format!("{} device wg0 {words}", wireloom().display())).unwrap_err();
