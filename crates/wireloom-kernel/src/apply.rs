@@ -1,12 +1,10 @@
 //! Carries out the planner's operations.
 
-use std::mem::discriminant;
-
 use ipnet::IpNet;
 use nix::errno::Errno;
 use wireloom_plan::{
     kernel::{ALL, Route, RouteKind, UnderlaySysctl},
-    op::Op,
+    op::{self, DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, Step, SysctlOp},
 };
 use wireloom_types::{PeerLookup, PrivateKey, SourceCheck};
 
@@ -21,20 +19,15 @@ use super::{
 use crate::wording;
 
 impl Linux {
-    /// A route that the kernel refuses for good (on a machine without IPv6, say) must not keep the
-    /// others' traffic from encryption; whatever else fails ends it, for the next pass to try again.
+    /// Stops at the first step that fails, for the next pass to try again; except for a route that the
+    /// kernel refuses for good (an IPv6 route on a machine without IPv6, say), which must not keep the
+    /// other peers' traffic from being encrypted.
     pub(super) fn apply_all(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {
         let mut refused = Vec::new();
-        let one_group = |one: &Op, next: &Op| {
-            is_of_the_device(one, next)
-                || [one, next].into_iter().all(is_of_the_firewall)
-                || discriminant(one) == discriminant(next)
-        };
-        for group in ops.chunk_by(one_group) {
-            if let Err(errors) = self.apply_group(group) {
+        for step in op::steps(ops) {
+            if let Err(errors) = self.apply_step(&step) {
                 refused.extend(errors);
-                let routes = matches!(group[0], Op::SetRoute(_));
-                if !routes || refused.iter().any(Error::retry_can_help) {
+                if !sets_routes(&step) || refused.iter().any(Error::retry_can_help) {
                     return Err(refused);
                 }
             }
@@ -45,120 +38,105 @@ impl Linux {
         if refused.is_empty() { Ok(()) } else { Err(refused) }
     }
 
-    fn apply_group(&mut self, group: &[Op]) -> Result<(), Vec<Error>> {
-        match &group[0] {
-            Op::ConfigureDevice { .. } | Op::SetPeer(_) | Op::RemovePeer { .. } => {
-                self.change_device(group).map_err(|error| vec![error])
-            }
-            // The kernel's WireGuard turns redirects off everywhere (`wg_open` in
-            // drivers/net/wireguard/device.c); other interfaces are none of our business.
-            Op::SetUp => sysctl::preserve(ALL, UnderlaySysctl::SendRedirects, || self.change_tables(group))
-                .unwrap_or_else(|error| Err(vec![error])),
-            Op::SetMtu { .. }
-            | Op::AddAddress { .. }
-            | Op::RemoveAddress { .. }
-            | Op::SetNeighbour { .. }
-            | Op::RemoveNeighbour { .. }
-            | Op::AddLinkRoute { .. }
-            | Op::RemoveLinkRoute { .. }
-            | Op::SetRoute(_)
-            | Op::RemoveRoute(_)
-            | Op::AddRule(_)
-            | Op::RemoveRule(_) => self.change_tables(group),
-            Op::SetFirewall { .. }
-            | Op::JudgePeer { .. }
-            | Op::ForgetPeer { .. }
-            | Op::AdmitSource(_)
-            | Op::RefuseSource(_)
-            | Op::ReplaceSources { .. }
-            | Op::RemoveFirewall => self.change_firewall(group).map_err(|error| vec![error]),
-            Op::CreateLink { .. }
-            | Op::StartDevice { .. }
-            | Op::RemoveLink
-            | Op::SetUnderlaySysctl { .. }
-            | Op::RestoreUnderlaySysctl { .. } => {
-                group.iter().try_for_each(|op| self.apply_one(op)).map_err(|error| vec![error])
-            }
+    fn apply_step(&mut self, step: &Step<'_>) -> Result<(), Vec<Error>> {
+        let one = |error| vec![error];
+        match step {
+            Step::Interface(op) => self.change_interface(op).map_err(one),
+            Step::Device(ops) => self.change_device(ops).map_err(one),
+            Step::Rtnetlink(ops) => self.change_rtnetlink(ops),
+            Step::Firewall(ops) => self.change_firewall(ops).map_err(one),
+            Step::Sysctl(op) => self.change_sysctl(op).map_err(one),
         }
     }
 
-    fn apply_one(&mut self, op: &Op) -> Result<(), Error> {
-        let ours = self.interface.clone();
-        let operation = || wording::op(op, &ours);
-        match op {
-            Op::CreateLink { mtu, peer_lookup, source_check } => {
-                self.create_link(*mtu, *peer_lookup, *source_check).attempt(operation)
+    fn change_interface(&mut self, op: &InterfaceOp) -> Result<(), Error> {
+        let outcome = match op {
+            InterfaceOp::Create { mtu, peer_lookup, source_check } => {
+                self.create_link(*mtu, *peer_lookup, *source_check)
             }
-            Op::StartDevice { source_check } => {
+            InterfaceOp::StartDevice { source_check } => {
                 self.lose_sessions();
                 let engine = self.backend(Implementation::Userspace);
-                engine.create(PeerLookup::Gateway, *source_check).attempt(operation)
+                engine.create(PeerLookup::Gateway, *source_check)
             }
-            Op::RemoveLink => self.remove_link().attempt(operation),
-            Op::SetUnderlaySysctl { interface, sysctl, value } => {
-                sysctl::set(&self.state, interface, *sysctl, *value)
-            }
-            Op::RestoreUnderlaySysctl { interface, sysctl } => {
-                sysctl::restore(&self.state, interface, *sysctl)
-            }
-            _ => self.apply_group(std::slice::from_ref(op)).map_err(|mut errors| errors.swap_remove(0)),
-        }
+            InterfaceOp::Remove => self.remove_link(),
+        };
+        outcome.attempt(|| wording::interface(op, &self.interface))
     }
 
-    /// Consecutive changes of the device make one transaction, so that an allowed-IP that moves
-    /// from one peer to another is nobody's at no time.
-    fn change_device(&mut self, ops: &[Op]) -> Result<(), Error> {
+    /// One transaction, so that an allowed-IP that moves from one peer to another always has an owner.
+    fn change_device(&mut self, ops: &[&DeviceOp]) -> Result<(), Error> {
         let ours = self.interface.clone();
-        let operation = || together(ops, &ours);
+        let operation = || together(ops, |op| wording::device(op, &ours));
         let key = self.private_key.clone();
         let changes: Result<Vec<_>, Cause> = ops.iter().map(|op| device_change(op, key.as_ref())).collect();
         let changes = changes.attempt(operation)?;
         let there = self.implementation()?;
         let port = ops.iter().find_map(|op| match op {
-            Op::ConfigureDevice { listen_port, .. } => Some(*listen_port),
+            DeviceOp::Configure { listen_port, .. } => Some(*listen_port),
             _ => None,
         });
         let outcome = self.backend(there).change(&changes);
         outcome.map_err(|cause| explain_port(cause, port)).attempt(operation)?;
         for op in ops {
             match op {
-                Op::SetPeer(peer) => {
+                DeviceOp::SetPeer(peer) => {
                     self.configured_endpoints
                         .extend(peer.endpoint.map(|endpoint| (peer.public_key, endpoint)));
                 }
-                Op::RemovePeer { public_key } => {
+                DeviceOp::RemovePeer { public_key } => {
                     self.configured_endpoints.remove(public_key);
                 }
-                _ => {}
+                DeviceOp::Configure { .. } => {}
             }
         }
         Ok(())
     }
 
-    fn change_firewall(&mut self, ops: &[Op]) -> Result<(), Error> {
-        self.nftables.change(ops).attempt(|| together(ops, &self.interface))
+    fn change_firewall(&mut self, ops: &[&FirewallOp]) -> Result<(), Error> {
+        self.nftables.change(ops).attempt(|| together(ops, wording::firewall))
     }
 
-    /// Many changes in few sends; the kernel tries all of them.
-    fn change_tables(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {
+    fn change_sysctl(&mut self, op: &SysctlOp) -> Result<(), Error> {
+        match op {
+            SysctlOp::Set { interface, sysctl, value } => {
+                sysctl::set(&self.state, interface, *sysctl, *value)
+            }
+            SysctlOp::Restore { interface, sysctl } => sysctl::restore(&self.state, interface, *sysctl),
+        }
+    }
+
+    /// The kernel's WireGuard turns redirects off on all interfaces when one of its own comes up (`wg_open`
+    /// in drivers/net/wireguard/device.c); the other interfaces are not ours to change.
+    fn change_rtnetlink(&mut self, ops: &[&RtnetlinkOp]) -> Result<(), Vec<Error>> {
+        if let RtnetlinkOp::SetUp = ops[0] {
+            sysctl::preserve(ALL, UnderlaySysctl::SendRedirects, || self.request_all(ops))
+                .unwrap_or_else(|error| Err(vec![error]))
+        } else {
+            self.request_all(ops)
+        }
+    }
+
+    /// Many requests in few sends; the kernel tries all of them.
+    fn request_all(&mut self, ops: &[&RtnetlinkOp]) -> Result<(), Vec<Error>> {
         let ours = self.interface.clone();
-        let operation = |position: usize| wording::op(&ops[position], &ours);
+        let operation = |position: usize| wording::rtnetlink(ops[position], &ours);
         let one = |error| vec![error];
         let index = self.link().map_err(one)?.map(|found| found.index);
         let mut requests = Vec::with_capacity(ops.len());
         for (position, op) in ops.iter().enumerate() {
             requests.push(self.request(op, index).attempt(|| operation(position)).map_err(one)?);
         }
-        if ops.iter().any(leads_ipv6_to_our_interface) {
+        if ops.iter().any(|op| leads_ipv6_to_our_interface(op)) {
             sysctl::enable_ipv6(&ours).map_err(one)?;
         }
         let refusals = self.netlink.change(&requests).attempt(|| operation(0)).map_err(one)?;
         let errors: Vec<Error> = refusals
             .into_iter()
-            .filter(|(position, cause)| !is_done_already(&ops[*position], cause))
+            .filter(|(position, cause)| !is_done_already(ops[*position], cause))
             .map(|(position, cause)| {
                 // The kernel's WireGuard opens its port only now.
-                let port = matches!(ops[position], Op::SetUp).then(|| self.listen_port()).flatten();
+                let port = matches!(ops[position], RtnetlinkOp::SetUp).then(|| self.listen_port()).flatten();
                 Error::new(operation(position), explain_port(cause, port))
             })
             .collect();
@@ -170,25 +148,24 @@ impl Linux {
         Some(self.read_device(there).ok()??.listen_port)
     }
 
-    fn request(&self, op: &Op, index: Option<u32>) -> Result<Request, Cause> {
+    fn request(&self, op: &RtnetlinkOp, index: Option<u32>) -> Result<Request, Cause> {
         let interface = || index.ok_or_else(|| Cause::Passing("our interface is gone".into()));
-        match op {
-            Op::SetMtu { mtu } => Ok(link::set_mtu(interface()?, *mtu)),
-            Op::SetUp => Ok(link::set_up(interface()?)),
-            Op::AddAddress { address } => Ok(address::add(interface()?, *address)),
-            Op::RemoveAddress { address } => Ok(address::remove(interface()?, *address)),
-            Op::SetNeighbour { address, link_address } => {
-                Ok(neighbour::set(interface()?, *address, *link_address))
+        Ok(match op {
+            RtnetlinkOp::SetMtu { mtu } => link::set_mtu(interface()?, *mtu),
+            RtnetlinkOp::SetUp => link::set_up(interface()?),
+            RtnetlinkOp::AddAddress { address } => address::add(interface()?, *address),
+            RtnetlinkOp::RemoveAddress { address } => address::remove(interface()?, *address),
+            RtnetlinkOp::SetNeighbour { address, link_address } => {
+                neighbour::set(interface()?, *address, *link_address)
             }
-            Op::RemoveNeighbour { address } => Ok(neighbour::remove(interface()?, *address)),
-            Op::AddLinkRoute { address } => route::add_link_route(*address, interface()?),
-            Op::RemoveLinkRoute { address } => route::remove_link_route(*address, interface()?),
-            Op::SetRoute(route) => route::set(route, self.table, index),
-            Op::RemoveRoute(route) => route::remove(route, self.table, index),
-            Op::AddRule(rule) => Ok(rule::add(rule)),
-            Op::RemoveRule(rule) => Ok(rule::remove(rule)),
-            _ => Err(Cause::Told("it is no change of a table".into())),
-        }
+            RtnetlinkOp::RemoveNeighbour { address } => neighbour::remove(interface()?, *address),
+            RtnetlinkOp::AddLinkRoute { address } => route::add_link_route(*address, interface()?)?,
+            RtnetlinkOp::RemoveLinkRoute { address } => route::remove_link_route(*address, interface()?)?,
+            RtnetlinkOp::SetRoute(route) => route::set(route, self.table, index)?,
+            RtnetlinkOp::RemoveRoute(route) => route::remove(route, self.table, index)?,
+            RtnetlinkOp::AddRule(rule) => rule::add(rule),
+            RtnetlinkOp::RemoveRule(rule) => rule::remove(rule),
+        })
     }
 
     fn create_link(
@@ -246,9 +223,8 @@ impl Linux {
         let there = found.as_ref().map_or(Implementation::Userspace, |found| found.implementation);
         if let Some(found) = found {
             let refusals = self.netlink.change(&[link::remove(found.index)])?;
-            if let Some((_, cause)) =
-                refusals.into_iter().find(|(_, cause)| !is_done_already(&Op::RemoveLink, cause))
-            {
+            let gone = |cause: &Cause| matches!(cause, Cause::Refused { errno: Errno::ENODEV, .. });
+            if let Some((_, cause)) = refusals.into_iter().find(|(_, cause)| !gone(cause)) {
                 return Err(cause);
             }
         }
@@ -257,25 +233,26 @@ impl Linux {
     }
 }
 
-fn device_change<'a>(op: &'a Op, key: Option<&'a PrivateKey>) -> Result<Change<'a>, Cause> {
-    match op {
-        Op::ConfigureDevice { listen_port, fwmark, source_check, .. } => match key {
-            Some(key) => Ok(Change::Configure {
-                key,
-                listen_port: *listen_port,
-                fwmark: *fwmark,
-                source_check: *source_check,
-            }),
-            None => Err(Cause::Told("no private key is at hand".into())),
+fn device_change<'a>(op: &'a DeviceOp, key: Option<&'a PrivateKey>) -> Result<Change<'a>, Cause> {
+    Ok(match op {
+        DeviceOp::Configure { listen_port, fwmark, source_check, .. } => Change::Configure {
+            key: key.ok_or_else(|| Cause::Told("no private key is at hand".into()))?,
+            listen_port: *listen_port,
+            fwmark: *fwmark,
+            source_check: *source_check,
         },
-        Op::SetPeer(peer) => Ok(Change::SetPeer(peer)),
-        Op::RemovePeer { public_key } => Ok(Change::RemovePeer(*public_key)),
-        _ => Err(Cause::Told("it is no change of the device".into())),
-    }
+        DeviceOp::SetPeer(peer) => Change::SetPeer(peer),
+        DeviceOp::RemovePeer { public_key } => Change::RemovePeer(*public_key),
+    })
 }
 
-fn leads_ipv6_to_our_interface(op: &Op) -> bool {
-    matches!(op, Op::SetRoute(Route { destination: IpNet::V6(_), kind: RouteKind::Device { .. }, .. }))
+fn sets_routes(step: &Step<'_>) -> bool {
+    matches!(step, Step::Rtnetlink(ops) if matches!(ops[0], RtnetlinkOp::SetRoute(_)))
+}
+
+fn leads_ipv6_to_our_interface(op: &RtnetlinkOp) -> bool {
+    let RtnetlinkOp::SetRoute(Route { destination, kind, .. }) = op else { return false };
+    matches!((destination, kind), (IpNet::V6(_), RouteKind::Device { .. }))
 }
 
 /// "Address already in use" says little.
@@ -290,44 +267,22 @@ fn explain_port(cause: Cause, port: Option<u16>) -> Cause {
 }
 
 /// One transaction, in words.
-fn together(ops: &[Op], interface: &str) -> String {
+fn together<T>(ops: &[&T], wording: impl Fn(&T) -> String) -> String {
     match ops {
-        [one] => wording::op(one, interface),
-        [first, ..] => format!("make {} changes ({}, …)", ops.len(), wording::op(first, interface)),
+        [one] => wording(one),
+        [first, ..] => format!("make {} changes ({}, …)", ops.len(), wording(first)),
         [] => String::new(),
     }
 }
 
-/// Such ones that follow each other are one transaction.
-fn is_of_the_firewall(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::SetFirewall { .. }
-            | Op::JudgePeer { .. }
-            | Op::ForgetPeer { .. }
-            | Op::AdmitSource(_)
-            | Op::RefuseSource(_)
-            | Op::ReplaceSources { .. }
-            | Op::RemoveFirewall
-    )
-}
-
-fn is_of_the_device(one: &Op, next: &Op) -> bool {
-    [one, next]
-        .iter()
-        .all(|op| matches!(op, Op::ConfigureDevice { .. } | Op::SetPeer(_) | Op::RemovePeer { .. }))
-}
-
 /// True when the kernel refuses because somebody did the same meanwhile.
-fn is_done_already(op: &Op, cause: &Cause) -> bool {
+fn is_done_already(op: &RtnetlinkOp, cause: &Cause) -> bool {
     let Cause::Refused { errno, .. } = cause else { return false };
     match op {
-        Op::RemoveLink => *errno == Errno::ENODEV,
-        Op::AddAddress { .. } => *errno == Errno::EEXIST,
-        Op::RemoveAddress { .. } => *errno == Errno::EADDRNOTAVAIL,
-        Op::RemoveNeighbour { .. } => *errno == Errno::ENOENT,
-        Op::RemoveRoute(_) | Op::RemoveLinkRoute { .. } => *errno == Errno::ESRCH,
-        Op::RemoveRule(_) => *errno == Errno::ENOENT,
+        RtnetlinkOp::AddAddress { .. } => *errno == Errno::EEXIST,
+        RtnetlinkOp::RemoveAddress { .. } => *errno == Errno::EADDRNOTAVAIL,
+        RtnetlinkOp::RemoveRoute(_) | RtnetlinkOp::RemoveLinkRoute { .. } => *errno == Errno::ESRCH,
+        RtnetlinkOp::RemoveNeighbour { .. } | RtnetlinkOp::RemoveRule(_) => *errno == Errno::ENOENT,
         _ => false,
     }
 }

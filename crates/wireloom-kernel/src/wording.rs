@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use wireloom_plan::{
     kernel::{Family, Route, RouteKind, Rule, UnderlaySysctl},
-    op::Op,
+    op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
 };
 use wireloom_types::{PeerLookup, SourceCheck};
 
@@ -12,19 +12,32 @@ use wireloom_types::{PeerLookup, SourceCheck};
 #[must_use]
 pub fn op(op: &Op, interface: &str) -> String {
     match op {
-        Op::CreateLink { mtu, peer_lookup: PeerLookup::Destination, .. } => {
+        Op::Interface(op) => self::interface(op, interface),
+        Op::Device(op) => device(op, interface),
+        Op::Rtnetlink(op) => rtnetlink(op, interface),
+        Op::Firewall(op) => firewall(op),
+        Op::Sysctl(op) => sysctl(op),
+    }
+}
+
+pub(crate) fn interface(op: &InterfaceOp, interface: &str) -> String {
+    match op {
+        InterfaceOp::Create { mtu, peer_lookup: PeerLookup::Destination, .. } => {
             format!("create {interface}, MTU {mtu}")
         }
-        Op::CreateLink { mtu, peer_lookup: PeerLookup::Gateway, .. } => {
+        InterfaceOp::Create { mtu, peer_lookup: PeerLookup::Gateway, .. } => {
             format!("create {interface}, MTU {mtu}, a link with peers as neighbours")
         }
-        Op::StartDevice { .. } => format!("start a device behind {interface}, which stayed"),
-        Op::RemoveLink => {
+        InterfaceOp::StartDevice { .. } => format!("start a device behind {interface}, which stayed"),
+        InterfaceOp::Remove => {
             format!("remove {interface}, with its device's sessions, its addresses and its routes")
         }
-        Op::SetMtu { mtu } => format!("set the MTU of {interface} to {mtu}"),
-        Op::SetUp => format!("bring {interface} up"),
-        Op::ConfigureDevice { public_key, listen_port, fwmark, source_check } => {
+    }
+}
+
+pub(crate) fn device(op: &DeviceOp, interface: &str) -> String {
+    match op {
+        DeviceOp::Configure { public_key, listen_port, fwmark, source_check } => {
             let check = match source_check {
                 SourceCheck::AllowedIps => "",
                 SourceCheck::Firewall => ", sources judged by the firewall",
@@ -32,36 +45,52 @@ pub fn op(op: &Op, interface: &str) -> String {
             };
             format!("configure {interface}: key {public_key}, port {listen_port}, fwmark {fwmark:#x}{check}")
         }
-        Op::SetPeer(peer) => {
+        DeviceOp::SetPeer(peer) => {
             let endpoint = peer.endpoint.map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
             let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
             let cidrs = if cidrs.is_empty() { "nothing".into() } else { cidrs.join(" ") };
             format!("set the peer {}{endpoint} for {cidrs}", peer.public_key)
         }
-        Op::RemovePeer { public_key } => format!("remove the peer {public_key}"),
-        Op::AddAddress { address } => format!("add the address {address} to {interface}"),
-        Op::RemoveAddress { address } => format!("remove the address {address} from {interface}"),
-        Op::SetNeighbour { address, link_address } => {
+        DeviceOp::RemovePeer { public_key } => format!("remove the peer {public_key}"),
+    }
+}
+
+pub(crate) fn rtnetlink(op: &RtnetlinkOp, interface: &str) -> String {
+    match op {
+        RtnetlinkOp::SetMtu { mtu } => format!("set the MTU of {interface} to {mtu}"),
+        RtnetlinkOp::SetUp => format!("bring {interface} up"),
+        RtnetlinkOp::AddAddress { address } => format!("add the address {address} to {interface}"),
+        RtnetlinkOp::RemoveAddress { address } => format!("remove the address {address} from {interface}"),
+        RtnetlinkOp::SetNeighbour { address, link_address } => {
             format!("set the neighbour `{address} dev {interface} lladdr {link_address} nud permanent`")
         }
-        Op::RemoveNeighbour { address } => format!("remove the neighbour {address} from {interface}"),
-        Op::AddLinkRoute { address } => {
+        RtnetlinkOp::RemoveNeighbour { address } => {
+            format!("remove the neighbour {address} from {interface}")
+        }
+        RtnetlinkOp::AddLinkRoute { address } => {
             format!("add the route `{address} dev {interface}` to the table main")
         }
-        Op::RemoveLinkRoute { address } => {
+        RtnetlinkOp::RemoveLinkRoute { address } => {
             format!("remove the route `{address} dev {interface}` from the table main")
         }
-        Op::SetRoute(to) => format!("set the route `{}`", route(to, interface)),
-        Op::RemoveRoute(to) => format!("remove the route `{}`", route(to, interface)),
-        Op::AddRule(the) => format!("add the rule `{}`", rule(the)),
-        Op::RemoveRule(the) => format!("remove the rule `{}`", rule(the)),
-        Op::SetFirewall { anew: true, .. } => "make the nftables table `inet wireloom` anew".into(),
-        Op::SetFirewall { anew: false, .. } => "set the chains of the nftables table `inet wireloom`".into(),
-        Op::JudgePeer { peer } => format!("count what the firewall refuses to {peer}"),
-        Op::ForgetPeer { peer } => format!("count no longer what the firewall refuses to {peer}"),
-        Op::AdmitSource(source) => format!("let {} send from {}", source.peer, source.addresses),
-        Op::RefuseSource(source) => format!("let {} no longer send from {}", source.peer, source.addresses),
-        Op::ReplaceSources { sources } => {
+        RtnetlinkOp::SetRoute(to) => format!("set the route `{}`", route(to, interface)),
+        RtnetlinkOp::RemoveRoute(to) => format!("remove the route `{}`", route(to, interface)),
+        RtnetlinkOp::AddRule(the) => format!("add the rule `{}`", rule(the)),
+        RtnetlinkOp::RemoveRule(the) => format!("remove the rule `{}`", rule(the)),
+    }
+}
+
+pub(crate) fn firewall(op: &FirewallOp) -> String {
+    match op {
+        FirewallOp::Set { anew: true, .. } => "make the nftables table `inet wireloom` anew".into(),
+        FirewallOp::Set { anew: false, .. } => "set the chains of the nftables table `inet wireloom`".into(),
+        FirewallOp::JudgePeer { peer } => format!("count what the firewall refuses to {peer}"),
+        FirewallOp::ForgetPeer { peer } => format!("count no longer what the firewall refuses to {peer}"),
+        FirewallOp::AdmitSource(source) => format!("let {} send from {}", source.peer, source.addresses),
+        FirewallOp::RefuseSource(source) => {
+            format!("let {} no longer send from {}", source.peer, source.addresses)
+        }
+        FirewallOp::ReplaceSources { sources } => {
             let peers: BTreeSet<_> = sources.iter().map(|source| source.peer).collect();
             format!(
                 "let {} peers send from {} ranges of addresses, and no others",
@@ -69,12 +98,17 @@ pub fn op(op: &Op, interface: &str) -> String {
                 sources.len()
             )
         }
-        Op::RemoveFirewall => "remove the nftables table `inet wireloom`".into(),
-        Op::SetUnderlaySysctl { interface: underlay, sysctl, value } => {
-            format!("set net.ipv4.conf.{underlay}.{} to {value}", sysctl_name(*sysctl))
+        FirewallOp::Remove => "remove the nftables table `inet wireloom`".into(),
+    }
+}
+
+fn sysctl(op: &SysctlOp) -> String {
+    match op {
+        SysctlOp::Set { interface, sysctl, value } => {
+            format!("set net.ipv4.conf.{interface}.{} to {value}", sysctl_name(*sysctl))
         }
-        Op::RestoreUnderlaySysctl { interface: underlay, sysctl } => {
-            format!("put net.ipv4.conf.{underlay}.{} back to what it was", sysctl_name(*sysctl))
+        SysctlOp::Restore { interface, sysctl } => {
+            format!("put net.ipv4.conf.{interface}.{} back to what it was", sysctl_name(*sysctl))
         }
     }
 }

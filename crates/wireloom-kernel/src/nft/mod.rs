@@ -20,7 +20,7 @@ use std::{
 pub use listing::Refusals;
 use wireloom_plan::{
     kernel::{Firewall, Source},
-    op::Op,
+    op::FirewallOp,
 };
 use wireloom_types::LinkAddress;
 
@@ -77,7 +77,7 @@ impl Nftables {
     }
 
     /// Operations on the table, in one transaction.
-    pub(super) fn change<'a>(&self, ops: impl IntoIterator<Item = &'a Op>) -> Result<(), Cause> {
+    pub(super) fn change(&self, ops: &[&FirewallOp]) -> Result<(), Cause> {
         let output = self.nft(&["-f", "-"], &script::of(ops, &self.interface))?;
         if output.status.success() { Ok(()) } else { Err(told(&output)) }
     }

@@ -9,7 +9,7 @@ use wireloom_types::LinkAddress;
 use crate::{
     desired::Desired,
     kernel::{Firewall, Observed, Source},
-    op::Op,
+    op::FirewallOp,
 };
 
 /// From so many removals on, all sources are replaced at once: for each one the kernel moves the bits of all
@@ -19,15 +19,15 @@ const MANY: usize = 500;
 /// Two steps, with everything else in between.
 #[derive(Default)]
 pub(super) struct FirewallChanges {
-    pub(super) early: Vec<Op>,
-    pub(super) late: Vec<Op>,
+    pub(super) early: Vec<FirewallOp>,
+    pub(super) late: Vec<FirewallOp>,
 }
 
 /// The whole of it.
 pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
     let mut changes = FirewallChanges::default();
     let Some(wanted) = &desired.firewall else {
-        changes.late.extend(observed.firewall.as_ref().map(|_| Op::RemoveFirewall));
+        changes.late.extend(observed.firewall.as_ref().map(|_| FirewallOp::Remove));
         return changes;
     };
     let anew = observed.firewall.as_ref().is_some_and(|present| present.altered);
@@ -38,7 +38,7 @@ pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
         altered: false,
     };
     if present != Some(&meanwhile) {
-        changes.early.push(Op::SetFirewall { firewall: meanwhile.clone(), anew });
+        changes.early.push(FirewallOp::Set { firewall: meanwhile.clone(), anew });
     }
     if wanted.judge_sources {
         let none = (BTreeSet::new(), BTreeSet::new());
@@ -53,7 +53,7 @@ pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
         );
     }
     if *wanted != meanwhile {
-        changes.late.push(Op::SetFirewall { firewall: wanted.clone(), anew: false });
+        changes.late.push(FirewallOp::Set { firewall: wanted.clone(), anew: false });
     }
     changes
 }
@@ -88,22 +88,22 @@ impl FirewallChanges {
         [new_peers, old_peers]: [Vec<LinkAddress>; 2],
         [new, old]: [Vec<Source>; 2],
     ) {
-        self.early.extend(new_peers.into_iter().map(|peer| Op::JudgePeer { peer }));
+        self.early.extend(new_peers.into_iter().map(|peer| FirewallOp::JudgePeer { peer }));
         let (in_the_way, old): (Vec<_>, Vec<_>) = old.into_iter().partition(|old| overlaps_any(*old, &new));
         if in_the_way.len() > MANY || new.len() == desired.sources.len() && !new.is_empty() {
             let mut sources = desired.sources.clone();
             sources.extend(&old);
-            self.early.push(Op::ReplaceSources { sources });
+            self.early.push(FirewallOp::ReplaceSources { sources });
         } else {
-            self.early.extend(in_the_way.into_iter().map(Op::RefuseSource));
-            self.early.extend(new.into_iter().map(Op::AdmitSource));
+            self.early.extend(in_the_way.into_iter().map(FirewallOp::RefuseSource));
+            self.early.extend(new.into_iter().map(FirewallOp::AdmitSource));
         }
         if old.len() > MANY {
-            self.late.push(Op::ReplaceSources { sources: desired.sources.clone() });
+            self.late.push(FirewallOp::ReplaceSources { sources: desired.sources.clone() });
         } else {
-            self.late.extend(old.into_iter().map(Op::RefuseSource));
+            self.late.extend(old.into_iter().map(FirewallOp::RefuseSource));
         }
-        self.late.extend(old_peers.into_iter().map(|peer| Op::ForgetPeer { peer }));
+        self.late.extend(old_peers.into_iter().map(|peer| FirewallOp::ForgetPeer { peer }));
     }
 }
 

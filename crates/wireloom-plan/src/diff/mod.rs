@@ -33,7 +33,7 @@ pub use teardown::teardown;
 use crate::{
     desired::Desired,
     kernel::{Observed, Route, RouteKind},
-    op::Op,
+    op::{DeviceOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
     refusal::Refusal,
     touched::Touched,
     warning::Warning,
@@ -51,31 +51,31 @@ pub fn diff(observed: &Observed, desired: &Desired) -> Result<Vec<Op>, Refusal> 
     refuse_foreign_link(observed, desired)?;
     let mut ops = Vec::new();
     let firewall = firewall::all(observed, desired);
-    ops.extend(set_sysctls(observed, desired));
-    ops.extend(firewall.early);
+    ops.extend(set_sysctls(observed, desired).map(Op::Sysctl));
+    ops.extend(firewall.early.into_iter().map(Op::Firewall));
     let observed = raise_link(observed, desired, &mut ops);
 
     let peers = peers::changes(&observed, desired, peers::all(&observed, desired));
-    ops.extend(peers.grow);
+    ops.extend(peers.grow.into_iter().map(Op::Device));
 
-    ops.extend(desired.addresses.difference(&observed.addresses).map(|new| Op::AddAddress { address: *new }));
+    let new = desired.addresses.difference(&observed.addresses);
+    ops.extend(new.map(|new| RtnetlinkOp::AddAddress { address: *new }.into()));
     if observed.link.as_ref().is_none_or(|link| !link.up) {
-        ops.push(Op::SetUp);
+        ops.push(RtnetlinkOp::SetUp.into());
     }
     let neighbours = neighbours::changes(&observed, desired, neighbours::all(&observed, desired));
-    ops.extend(neighbours.early);
+    ops.extend(neighbours.early.into_iter().map(Op::Rtnetlink));
 
     let routes = routes::changes(&observed, desired, routes::all(&observed, desired));
-    ops.extend(routes.early);
-    ops.extend(rules::changes(&observed.rules, &desired.rules));
-    ops.extend(routes.late);
-    ops.extend(neighbours.late);
-    ops.extend(peers.shrink);
+    let rules = rules::changes(&observed.rules, &desired.rules);
+    let tables = [routes.early, rules, routes.late, neighbours.late];
+    ops.extend(tables.into_iter().flatten().map(Op::Rtnetlink));
+    ops.extend(peers.shrink.into_iter().map(Op::Device));
 
     let old = observed.addresses.difference(&desired.addresses);
-    ops.extend(old.map(|old| Op::RemoveAddress { address: *old }));
-    ops.extend(firewall.late);
-    ops.extend(restore_sysctls(&observed, desired));
+    ops.extend(old.map(|old| RtnetlinkOp::RemoveAddress { address: *old }.into()));
+    ops.extend(firewall.late.into_iter().map(Op::Firewall));
+    ops.extend(restore_sysctls(&observed, desired).map(Op::Sysctl));
     Ok(ops)
 }
 
@@ -93,9 +93,14 @@ pub(crate) fn diff_touched(
     let peers = peers::changes(observed, desired, touched.peers.iter().copied());
     let neighbours = neighbours::changes(observed, desired, touched.neighbours.iter().copied());
     let routes = routes::changes(observed, desired, touched.destinations.iter().copied());
-    let early = [firewall.early, peers.grow, neighbours.early, routes.early];
-    let late = [routes.late, neighbours.late, peers.shrink, firewall.late];
-    Ok(early.into_iter().chain(late).flatten().collect())
+    let mut ops = Vec::new();
+    ops.extend(firewall.early.into_iter().map(Op::Firewall));
+    ops.extend(peers.grow.into_iter().map(Op::Device));
+    let tables = [neighbours.early, routes.early, routes.late, neighbours.late];
+    ops.extend(tables.into_iter().flatten().map(Op::Rtnetlink));
+    ops.extend(peers.shrink.into_iter().map(Op::Device));
+    ops.extend(firewall.late.into_iter().map(Op::Firewall));
+    Ok(ops)
 }
 
 /// The routes in our table that somebody else made.
@@ -119,11 +124,11 @@ fn refuse_foreign_link(observed: &Observed, desired: &Desired) -> Result<(), Ref
     }
 }
 
-fn set_sysctls<'a>(observed: &'a Observed, desired: &'a Desired) -> impl Iterator<Item = Op> + use<'a> {
+fn set_sysctls<'a>(observed: &'a Observed, desired: &'a Desired) -> impl Iterator<Item = SysctlOp> + use<'a> {
     desired.sysctls.iter().flat_map(|(interface, sysctls)| {
         let current = |sysctl| observed.sysctl(interface, sysctl);
         let stale = sysctls.iter().filter(move |(sysctl, value)| current(**sysctl) != Some(**value));
-        stale.map(|(sysctl, value)| Op::SetUnderlaySysctl {
+        stale.map(|(sysctl, value)| SysctlOp::Set {
             interface: interface.clone(),
             sysctl: *sysctl,
             value: *value,
@@ -131,12 +136,15 @@ fn set_sysctls<'a>(observed: &'a Observed, desired: &'a Desired) -> impl Iterato
     })
 }
 
-fn restore_sysctls<'a>(observed: &'a Observed, desired: &'a Desired) -> impl Iterator<Item = Op> + use<'a> {
+fn restore_sysctls<'a>(
+    observed: &'a Observed,
+    desired: &'a Desired,
+) -> impl Iterator<Item = SysctlOp> + use<'a> {
     observed.saved_sysctls.iter().flat_map(|(interface, saved)| {
         let wanted = desired.sysctls.get(interface);
         let unwanted =
             saved.keys().filter(move |sysctl| wanted.is_none_or(|wanted| !wanted.contains_key(sysctl)));
-        unwanted.map(|sysctl| Op::RestoreUnderlaySysctl { interface: interface.clone(), sysctl: *sysctl })
+        unwanted.map(|sysctl| SysctlOp::Restore { interface: interface.clone(), sysctl: *sysctl })
     })
 }
 
@@ -150,20 +158,20 @@ fn raise_link<'a>(observed: &'a Observed, desired: &Desired, ops: &mut Vec<Op>) 
     let stays = observed.device.is_some() || wanted.peer_lookup == PeerLookup::Gateway;
     if !fits || !stays {
         if observed.link.is_some() {
-            ops.extend(refuse_meanwhile(observed.to_mut(), desired));
-            ops.push(Op::RemoveLink);
+            let routes = refuse_meanwhile(observed.to_mut(), desired);
+            ops.extend(routes.into_iter().map(|route| RtnetlinkOp::SetRoute(route).into()));
+            ops.push(InterfaceOp::Remove.into());
         }
         observed.to_mut().forget_link();
     } else if observed.device.is_none() {
-        ops.push(Op::StartDevice { source_check: wanted.source_check });
+        ops.push(InterfaceOp::StartDevice { source_check: wanted.source_check }.into());
     }
     match &observed.link {
-        None => ops.push(Op::CreateLink {
-            mtu: desired.mtu,
-            peer_lookup: wanted.peer_lookup,
-            source_check: wanted.source_check,
-        }),
-        Some(link) if link.mtu != desired.mtu => ops.push(Op::SetMtu { mtu: desired.mtu }),
+        None => {
+            let (peer_lookup, source_check) = (wanted.peer_lookup, wanted.source_check);
+            ops.push(InterfaceOp::Create { mtu: desired.mtu, peer_lookup, source_check }.into());
+        }
+        Some(link) if link.mtu != desired.mtu => ops.push(RtnetlinkOp::SetMtu { mtu: desired.mtu }.into()),
         Some(_) => {}
     }
     let device = observed.device.as_ref();
@@ -173,12 +181,13 @@ fn raise_link<'a>(observed: &'a Observed, desired: &Desired, ops: &mut Vec<Op>) 
             == (wanted.listen_port, wanted.fwmark, wanted.source_check)
     });
     if !(key_stays && configured) {
-        ops.push(Op::ConfigureDevice {
+        let configure = DeviceOp::Configure {
             public_key: wanted.public_key,
             listen_port: wanted.listen_port,
             fwmark: wanted.fwmark,
             source_check: wanted.source_check,
-        });
+        };
+        ops.push(configure.into());
     }
     if !key_stays && !observed.neighbours.is_empty() {
         observed.to_mut().neighbours.clear();
@@ -188,7 +197,7 @@ fn raise_link<'a>(observed: &'a Observed, desired: &Desired, ops: &mut Vec<Op>) 
 
 /// Our routes out of the interface that goes and comes again, so that they do not go with it.
 /// One that shall go for good goes.
-fn refuse_meanwhile(observed: &mut Observed, desired: &Desired) -> Vec<Op> {
+fn refuse_meanwhile(observed: &mut Observed, desired: &Desired) -> Vec<Route> {
     let through = |route: &&Route| route.is_ours() && matches!(route.kind, RouteKind::Device { .. });
     let stay = |route: &&Route| {
         desired.routes.contains_key(&route.destination) && !routes::is_blocked(observed, route)
@@ -202,5 +211,5 @@ fn refuse_meanwhile(observed: &mut Observed, desired: &Desired) -> Vec<Op> {
     for route in &refused {
         observed.routes.insert(route.clone());
     }
-    refused.into_iter().map(Op::SetRoute).collect()
+    refused
 }

@@ -5,16 +5,16 @@ use std::{collections::BTreeSet, net::IpAddr};
 use crate::{
     desired::{Desired, is_link_local},
     kernel::Observed,
-    op::Op,
+    op::RtnetlinkOp,
 };
 
 /// Two steps, with routes and rules in between.
 #[derive(Default)]
 pub(super) struct NeighbourChanges {
     /// Set: a route by way of a neighbour must find it.
-    pub(super) early: Vec<Op>,
+    pub(super) early: Vec<RtnetlinkOp>,
     /// Removed.
-    pub(super) late: Vec<Op>,
+    pub(super) late: Vec<RtnetlinkOp>,
 }
 
 /// Every address that has or shall have a neighbour or a route to it.
@@ -35,15 +35,15 @@ pub(super) fn changes(
         let present = observed.neighbours.get(&address);
         match (present, wanted) {
             (_, Some(link_address)) if present != wanted => {
-                changes.early.push(Op::SetNeighbour { address, link_address: *link_address });
+                changes.early.push(RtnetlinkOp::SetNeighbour { address, link_address: *link_address });
             }
-            (Some(_), None) => old_neighbours.push(Op::RemoveNeighbour { address }),
+            (Some(_), None) => old_neighbours.push(RtnetlinkOp::RemoveNeighbour { address }),
             _ => {}
         }
         let routed = observed.link_routes.contains(&address);
         match wanted.is_some() && !is_link_local(address) {
-            true if !routed => routes.push(Op::AddLinkRoute { address }),
-            false if routed => changes.late.push(Op::RemoveLinkRoute { address }),
+            true if !routed => routes.push(RtnetlinkOp::AddLinkRoute { address }),
+            false if routed => changes.late.push(RtnetlinkOp::RemoveLinkRoute { address }),
             _ => {}
         }
     }

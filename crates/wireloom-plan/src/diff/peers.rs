@@ -11,16 +11,16 @@ use wireloom_types::{PublicKey, limits::REJECT_AFTER_TIME};
 use crate::{
     desired::{Desired, DesiredPeer},
     kernel::{Observed, Peer},
-    op::{Op, SetPeer},
+    op::{DeviceOp, SetPeer},
 };
 
 /// Two steps, so that nothing that a route or rule still leads to is taken away too early.
 #[derive(Default)]
 pub(super) struct PeerChanges {
     /// New peers, and everything that peers get; one transaction.
-    pub(super) grow: Vec<Op>,
+    pub(super) grow: Vec<DeviceOp>,
     /// What peers lose and nobody else gets, and peers that go.
-    pub(super) shrink: Vec<Op>,
+    pub(super) shrink: Vec<DeviceOp>,
 }
 
 /// Every peer that is or shall be.
@@ -53,7 +53,7 @@ pub(super) fn changes(
                 changes.grow.push(set(key, new, new.endpoint, new.allowed_ips.clone()));
             }
             (Some(old), Some(new)) => changes.adjust(key, old, new, &moving),
-            (Some(_), None) => going.push(Op::RemovePeer { public_key: key }),
+            (Some(_), None) => going.push(DeviceOp::RemovePeer { public_key: key }),
             (None, None) => {}
         }
     }
@@ -92,8 +92,13 @@ fn set(
     new: &DesiredPeer,
     endpoint: Option<SocketAddr>,
     allowed_ips: BTreeSet<IpNet>,
-) -> Op {
-    Op::SetPeer(SetPeer { public_key, endpoint, allowed_ips, persistent_keepalive: new.persistent_keepalive })
+) -> DeviceOp {
+    DeviceOp::SetPeer(SetPeer {
+        public_key,
+        endpoint,
+        allowed_ips,
+        persistent_keepalive: new.persistent_keepalive,
+    })
 }
 
 /// A declaration that is new is obeyed. Otherwise the device knows better, because peers roam;

@@ -1,5 +1,5 @@
 //! Routes of our table. A route that must become another is replaced in place (see
-//! [`Op::SetRoute`]), so that no packet ever misses it.
+//! [`RtnetlinkOp::SetRoute`]), so that no packet ever misses it.
 
 use std::{cmp::Reverse, collections::BTreeSet};
 
@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::{
     desired::Desired,
     kernel::{Observed, Route, RouteKind},
-    op::Op,
+    op::RtnetlinkOp,
 };
 
 /// Two steps, with the rules in between.
@@ -16,9 +16,9 @@ use crate::{
 pub(super) struct RouteChanges {
     /// Set, the longest prefixes first: a new wide route (the backstop above all) must not catch
     /// what a narrower one that is still to come is for.
-    pub(super) early: Vec<Op>,
+    pub(super) early: Vec<RtnetlinkOp>,
     /// Removed, the shortest prefixes first, for the same reason.
-    pub(super) late: Vec<Op>,
+    pub(super) late: Vec<RtnetlinkOp>,
 }
 
 /// Every destination that has or shall have a route.
@@ -61,11 +61,11 @@ impl RouteChanges {
             .filter(|route| route.is_ours() && wanted.as_ref() != Some(*route))
             .collect();
         let Some(wanted) = wanted else {
-            return self.late.extend(stale.into_iter().cloned().map(Op::RemoveRoute));
+            return self.late.extend(stale.into_iter().cloned().map(RtnetlinkOp::RemoveRoute));
         };
         if !observed.routes.contains(&wanted) {
             if is_blocked(observed, &wanted) {
-                return self.late.extend(stale.into_iter().cloned().map(Op::RemoveRoute));
+                return self.late.extend(stale.into_iter().cloned().map(RtnetlinkOp::RemoveRoute));
             }
             // Takes the place of the first of its metric.
             let place = stale.iter().position(|route| route.metric == wanted.metric);
@@ -74,10 +74,10 @@ impl RouteChanges {
                 Some(old) if only_loses_its_source(old, &wanted) => &mut self.late,
                 _ => &mut self.early,
             };
-            step.push(Op::SetRoute(wanted));
+            step.push(RtnetlinkOp::SetRoute(wanted));
         }
         // One of another metric could hide ours, so it goes as soon as ours is there.
-        self.early.extend(stale.into_iter().cloned().map(Op::RemoveRoute));
+        self.early.extend(stale.into_iter().cloned().map(RtnetlinkOp::RemoveRoute));
     }
 }
 

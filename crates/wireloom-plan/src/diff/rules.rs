@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     kernel::{Rule, find_rule, insert_rule},
-    op::Op,
+    op::RtnetlinkOp,
 };
 
 /// Add what is missing, then remove what is too much.
@@ -14,12 +14,12 @@ use crate::{
 /// the others of its priority, so that it is never missing; then the request is repeated until it
 /// hits what it was meant for. Each request removes a rule no later than its target and every
 /// addition lands behind it, so this ends.
-pub(super) fn changes(observed: &[Rule], desired: &BTreeSet<Rule>) -> Vec<Op> {
+pub(super) fn changes(observed: &[Rule], desired: &BTreeSet<Rule>) -> Vec<RtnetlinkOp> {
     let mut rules = observed.to_vec();
     let mut ops = Vec::new();
-    let add = |rules: &mut Vec<Rule>, ops: &mut Vec<Op>, rule: &Rule| {
+    let add = |rules: &mut Vec<Rule>, ops: &mut Vec<RtnetlinkOp>, rule: &Rule| {
         insert_rule(rules, rule.clone());
-        ops.push(Op::AddRule(rule.clone()));
+        ops.push(RtnetlinkOp::AddRule(rule.clone()));
     };
     for rule in desired.iter().filter(|rule| !observed.contains(rule)) {
         add(&mut rules, &mut ops, rule);
@@ -33,7 +33,7 @@ pub(super) fn changes(observed: &[Rule], desired: &BTreeSet<Rule>) -> Vec<Op> {
             add(&mut rules, &mut ops, &kept);
         }
         rules.remove(hit);
-        ops.push(Op::RemoveRule(request));
+        ops.push(RtnetlinkOp::RemoveRule(request));
     }
     ops
 }

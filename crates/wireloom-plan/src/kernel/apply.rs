@@ -13,7 +13,7 @@ use wireloom_types::{LinkAddress, PublicKey, interface::AGENT_ALIAS};
 use super::{
     ALL, Device, Link, Observed, Peer, Route, RouteKind, Source, UnderlaySysctl, find_rule, insert_rule,
 };
-use crate::op::{Op, SetPeer};
+use crate::op::{self, DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SetPeer, Step, SysctlOp};
 
 /// What the kernel refuses. A plan made from what was really observed never meets one; the
 /// mend is to observe again and plan anew.
@@ -78,29 +78,27 @@ impl Observed {
         self.apply_all(std::slice::from_ref(op))
     }
 
-    /// [`apply`](Self::apply) for a list. A run of consecutive [`Op::SetPeer`] is one transaction
-    /// and costs one pass over the device's peers.
+    /// [`apply`](Self::apply) for a list. Consecutive [`DeviceOp::SetPeer`] are one transaction and cost one
+    /// pass over the device's peers.
     ///
     /// # Errors
-    /// At the first operation that the kernel would refuse; those before it are done.
+    /// The first operation that the kernel would refuse; those before it are done.
     pub fn apply_all(&mut self, ops: &[Op]) -> Result<(), ApplyError> {
-        for run in ops.chunk_by(|a, b| matches!((a, b), (Op::SetPeer(_), Op::SetPeer(_)))) {
-            if let Op::SetPeer(_) = run[0] {
-                let device = self.device.as_mut().ok_or(ApplyError::NoDevice)?;
-                device.set_peers(run.iter().filter_map(|op| match op {
-                    Op::SetPeer(peer) => Some(peer),
-                    _ => None,
-                }));
-            } else {
-                run.iter().try_for_each(|op| self.apply_one(op))?;
+        for step in op::steps(ops) {
+            match step {
+                Step::Interface(op) => self.change_interface(op)?,
+                Step::Device(ops) => self.change_device(&ops)?,
+                Step::Rtnetlink(ops) => ops.into_iter().try_for_each(|op| self.change_rtnetlink(op))?,
+                Step::Firewall(ops) => ops.into_iter().try_for_each(|op| self.change_firewall(op))?,
+                Step::Sysctl(op) => self.change_sysctl(op)?,
             }
         }
         Ok(())
     }
 
-    fn apply_one(&mut self, op: &Op) -> Result<(), ApplyError> {
+    fn change_interface(&mut self, op: &InterfaceOp) -> Result<(), ApplyError> {
         match op {
-            Op::CreateLink { mtu, peer_lookup, source_check } => {
+            InterfaceOp::Create { mtu, peer_lookup, source_check } => {
                 if self.link.is_some() {
                     return Err(ApplyError::LinkExists);
                 }
@@ -108,114 +106,143 @@ impl Observed {
                 self.link = Some(Link { alias, mtu: *mtu, up: false, peer_lookup: *peer_lookup });
                 self.device = Some(Device { source_check: *source_check, ..Device::default() });
             }
-            Op::StartDevice { source_check } => {
+            InterfaceOp::StartDevice { source_check } => {
                 self.link.as_ref().ok_or(ApplyError::NoLink)?;
                 self.device = Some(Device { source_check: *source_check, ..Device::default() });
             }
-            Op::RemoveLink => {
+            InterfaceOp::Remove => {
                 self.link.as_ref().ok_or(ApplyError::NoLink)?;
                 self.forget_link();
             }
-            Op::SetMtu { mtu } => self.link.as_mut().ok_or(ApplyError::NoLink)?.mtu = *mtu,
-            Op::SetUp => self.link.as_mut().ok_or(ApplyError::NoLink)?.up = true,
-            Op::ConfigureDevice { public_key, listen_port, fwmark, source_check } => {
-                let device = self.device.as_mut().ok_or(ApplyError::NoDevice)?;
-                if device.public_key != Some(*public_key) {
-                    // Another hardware address (neigh_changeaddr, net/core/neighbour.c).
-                    self.neighbours.clear();
+        }
+        Ok(())
+    }
+
+    fn change_device(&mut self, ops: &[&DeviceOp]) -> Result<(), ApplyError> {
+        let device = self.device.as_mut().ok_or(ApplyError::NoDevice)?;
+        for run in
+            ops.chunk_by(|one, next| matches!((one, next), (DeviceOp::SetPeer(_), DeviceOp::SetPeer(_))))
+        {
+            match run[0] {
+                DeviceOp::Configure { public_key, listen_port, fwmark, source_check } => {
+                    if device.public_key != Some(*public_key) {
+                        // The hardware address changes with the key (neigh_changeaddr, net/core/neighbour.c).
+                        self.neighbours.clear();
+                    }
+                    device.source_check = *source_check;
+                    device.public_key = Some(*public_key);
+                    device.listen_port = *listen_port;
+                    device.fwmark = *fwmark;
+                    // A device is never its own peer (wg_set_device, drivers/net/wireguard/netlink.c).
+                    device.peers.remove(public_key);
                 }
-                device.source_check = *source_check;
-                device.public_key = Some(*public_key);
-                device.listen_port = *listen_port;
-                device.fwmark = *fwmark;
-                // A device is never its own peer (wg_set_device, drivers/net/wireguard/netlink.c).
-                device.peers.remove(public_key);
+                DeviceOp::SetPeer(_) => device.set_peers(run.iter().filter_map(|op| match op {
+                    DeviceOp::SetPeer(peer) => Some(peer),
+                    _ => None,
+                })),
+                DeviceOp::RemovePeer { public_key } => {
+                    device.peers.remove(public_key);
+                }
             }
-            Op::SetPeer(peer) => {
-                self.device.as_mut().ok_or(ApplyError::NoDevice)?.set_peers(std::iter::once(peer));
-            }
-            Op::RemovePeer { public_key } => {
-                self.device.as_mut().ok_or(ApplyError::NoDevice)?.peers.remove(public_key);
-            }
-            Op::AddAddress { address } => {
+        }
+        Ok(())
+    }
+
+    fn change_rtnetlink(&mut self, op: &RtnetlinkOp) -> Result<(), ApplyError> {
+        match op {
+            RtnetlinkOp::SetMtu { mtu } => self.link.as_mut().ok_or(ApplyError::NoLink)?.mtu = *mtu,
+            RtnetlinkOp::SetUp => self.link.as_mut().ok_or(ApplyError::NoLink)?.up = true,
+            RtnetlinkOp::AddAddress { address } => {
                 self.link.as_ref().ok_or(ApplyError::NoLink)?;
                 if !self.addresses.insert(*address) {
                     return Err(ApplyError::AddressExists(*address));
                 }
             }
-            Op::RemoveAddress { address } => {
+            RtnetlinkOp::RemoveAddress { address } => {
                 if !self.addresses.remove(address) {
                     return Err(ApplyError::NoSuchAddress(*address));
                 }
             }
-            Op::SetNeighbour { address, link_address } => {
+            RtnetlinkOp::SetNeighbour { address, link_address } => {
                 self.link_that_is_up(IpNet::from(*address))?;
                 self.neighbours.insert(*address, *link_address);
             }
-            Op::RemoveNeighbour { address } => {
+            RtnetlinkOp::RemoveNeighbour { address } => {
                 self.neighbours.remove(address).ok_or(ApplyError::NoSuchNeighbour(*address))?;
             }
-            Op::AddLinkRoute { address } => {
+            RtnetlinkOp::AddLinkRoute { address } => {
                 self.link_that_is_up(IpNet::from(*address))?;
                 self.link_routes.insert(*address);
             }
-            Op::RemoveLinkRoute { address } => {
+            RtnetlinkOp::RemoveLinkRoute { address } => {
                 if !self.link_routes.remove(address) {
                     return Err(ApplyError::NoSuchRoute(IpNet::from(*address)));
                 }
             }
-            Op::SetRoute(route) => self.set_route(route)?,
-            Op::RemoveRoute(route) => {
+            RtnetlinkOp::SetRoute(route) => self.set_route(route)?,
+            RtnetlinkOp::RemoveRoute(route) => {
                 if !self.routes.remove(route) {
                     return Err(ApplyError::NoSuchRoute(route.destination));
                 }
             }
-            Op::AddRule(rule) => insert_rule(&mut self.rules, rule.clone()),
-            Op::RemoveRule(rule) => {
+            RtnetlinkOp::AddRule(rule) => insert_rule(&mut self.rules, rule.clone()),
+            RtnetlinkOp::RemoveRule(rule) => {
                 let place = find_rule(&self.rules, rule).ok_or(ApplyError::NoSuchRule(rule.priority))?;
                 self.rules.remove(place);
             }
-            Op::SetFirewall { firewall, anew } => {
+        }
+        Ok(())
+    }
+
+    fn change_firewall(&mut self, op: &FirewallOp) -> Result<(), ApplyError> {
+        match op {
+            FirewallOp::Set { firewall, anew } => {
                 if *anew || !firewall.judge_sources {
                     self.forget_firewall();
                 }
                 self.firewall = Some(firewall.clone());
             }
-            Op::JudgePeer { peer } => {
+            FirewallOp::JudgePeer { peer } => {
                 self.firewall_that_judges()?;
                 self.judged_peers.insert(*peer);
             }
-            Op::ForgetPeer { peer } => {
+            FirewallOp::ForgetPeer { peer } => {
                 if !self.judged_peers.remove(peer) {
                     return Err(ApplyError::NoSuchPeer(*peer));
                 }
             }
-            Op::AdmitSource(source) => {
+            FirewallOp::AdmitSource(source) => {
                 self.firewall_that_judges()?;
                 admit(&mut self.sources, *source)?;
             }
-            Op::RefuseSource(source) => {
+            FirewallOp::RefuseSource(source) => {
                 if !self.sources.remove(source) {
                     return Err(ApplyError::NoSuchSourceOfPeer(*source));
                 }
             }
-            Op::ReplaceSources { sources } => {
+            FirewallOp::ReplaceSources { sources } => {
                 self.firewall_that_judges()?;
                 let mut admitted = BTreeSet::new();
                 sources.iter().try_for_each(|source| admit(&mut admitted, *source))?;
                 self.sources = admitted;
             }
-            Op::RemoveFirewall => {
+            FirewallOp::Remove => {
                 self.firewall.take().ok_or(ApplyError::NoFirewall)?;
                 self.forget_firewall();
             }
-            Op::SetUnderlaySysctl { interface, sysctl, value } => {
-                let before = self.write_sysctl(interface, *sysctl, *value)?;
-                self.saved_sysctls.entry(interface.clone()).or_default().entry(*sysctl).or_insert(before);
-            }
-            Op::RestoreUnderlaySysctl { interface, sysctl } => self.restore_sysctl(interface, *sysctl)?,
         }
         Ok(())
+    }
+
+    fn change_sysctl(&mut self, op: &SysctlOp) -> Result<(), ApplyError> {
+        match op {
+            SysctlOp::Set { interface, sysctl, value } => {
+                let before = self.write_sysctl(interface, *sysctl, *value)?;
+                self.saved_sysctls.entry(interface.clone()).or_default().entry(*sysctl).or_insert(before);
+                Ok(())
+            }
+            SysctlOp::Restore { interface, sysctl } => self.restore_sysctl(interface, *sysctl),
+        }
     }
 
     /// With an interface go its addresses and the routes through it, and the device behind it.

@@ -4,7 +4,7 @@ use wireloom_plan::{
     desired::HEADROOM,
     diff::teardown,
     kernel::{Device, Firewall, IncomingMark, Link, Observed, Underlay, UnderlaySysctl},
-    op::Op,
+    op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
     planner::Planner,
     refusal::Refusal,
     settings::Settings,
@@ -32,16 +32,22 @@ fn host_mode_lets_wireguard_through_strict_source_validation() {
     let eth0 = &machine.kernel.underlays["eth0"];
     assert_eq!((eth0.rp_filter, eth0.src_valid_mark), (2, true));
 
-    let last_prepared =
-        ops.iter().rposition(|op| matches!(op, Op::SetUnderlaySysctl { .. } | Op::SetFirewall { .. }));
-    assert!(last_prepared.unwrap() < place(&ops, |op| matches!(op, Op::CreateLink { .. })));
+    let last_prepared = ops.iter().rposition(|op| {
+        matches!(op, Op::Sysctl(SysctlOp::Set { .. }) | Op::Firewall(FirewallOp::Set { .. }))
+    });
+    assert!(
+        last_prepared.unwrap() < place(&ops, |op| matches!(op, Op::Interface(InterfaceOp::Create { .. })))
+    );
 }
 
 #[test]
 fn scoped_mode_touches_neither_sysctls_nor_firewall() {
     let mut machine = machine();
     let ops = machine.reconcile(&three_nodes()).ops;
-    assert!(!ops.iter().any(|op| matches!(op, Op::SetUnderlaySysctl { .. } | Op::SetFirewall { .. })));
+    assert!(
+        !ops.iter()
+            .any(|op| matches!(op, Op::Sysctl(SysctlOp::Set { .. }) | Op::Firewall(FirewallOp::Set { .. })))
+    );
 }
 
 #[test]
@@ -54,8 +60,10 @@ fn leaving_host_mode_puts_the_sysctls_back_after_the_rules_went() {
     assert_eq!((eth0.rp_filter, eth0.src_valid_mark), (1, false));
     assert_eq!(machine.kernel.firewall, None);
     assert!(machine.kernel.saved_sysctls.is_empty());
-    let last_rule = ops.iter().rposition(|op| matches!(op, Op::RemoveRule(_))).unwrap();
-    let first_restored = ops.iter().position(|op| matches!(op, Op::RestoreUnderlaySysctl { .. })).unwrap();
+    let last_rule =
+        ops.iter().rposition(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)))).unwrap();
+    let first_restored =
+        ops.iter().position(|op| matches!(op, Op::Sysctl(SysctlOp::Restore { .. }))).unwrap();
     assert!(last_rule < first_restored);
 }
 
@@ -76,7 +84,7 @@ fn a_sysctl_of_an_interface_that_is_an_underlay_no_longer_is_put_back() {
     let eth1 = Underlay { rp_filter: 0, src_valid_mark: false, ..eth0 };
     machine.kernel.underlays.insert("eth1".to_owned(), eth1);
     let ops = machine.reconcile(&three_nodes()).ops;
-    let restored = |sysctl| Op::RestoreUnderlaySysctl { interface: "eth0".to_owned(), sysctl };
+    let restored = |sysctl| Op::Sysctl(SysctlOp::Restore { interface: "eth0".to_owned(), sysctl });
     assert!(ops.contains(&restored(UnderlaySysctl::RpFilter)));
     assert!(ops.contains(&restored(UnderlaySysctl::SrcValidMark)));
     assert!(machine.kernel.saved_sysctls.keys().eq(["eth1"]));
@@ -90,7 +98,7 @@ fn the_mtu_is_the_underlays_less_the_headroom_unless_it_is_set() {
 
     machine.kernel.underlays.get_mut("eth0").unwrap().mtu = 9000;
     let ops = machine.reconcile(&three_nodes()).ops;
-    assert_eq!(ops, [Op::SetMtu { mtu: 9000 - HEADROOM }]);
+    assert_eq!(ops, [Op::Rtnetlink(RtnetlinkOp::SetMtu { mtu: 9000 - HEADROOM })]);
 
     machine.settings.mtu = Some(1280);
     machine.reconcile(&three_nodes());
@@ -120,7 +128,7 @@ fn a_foreign_interface_of_our_name_is_refused_and_left() {
     assert_eq!(refusal, Refusal::ForeignLink { interface: "wg0".to_owned() });
     assert!(refusal.to_string().contains("ip link delete wg0"));
     assert_eq!(planner.changes(&machine.kernel), Err(refusal));
-    assert!(!teardown(&machine.kernel).contains(&Op::RemoveLink));
+    assert!(!teardown(&machine.kernel).contains(&Op::Interface(InterfaceOp::Remove)));
 }
 
 #[test]
@@ -130,15 +138,23 @@ fn an_interface_without_a_device_behind_it_is_made_anew() {
     let good = machine.kernel.clone();
     machine.kernel.device = None;
     let ops = machine.reconcile(&three_nodes()).ops;
-    let refused = ops.iter().take_while(|op| matches!(op, Op::SetRoute(_))).count();
+    let refused = ops.iter().take_while(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::SetRoute(_)))).count();
     assert_eq!(refused, 4, "what it had routes for is unreachable meanwhile");
     assert!(matches!(
         ops[refused..],
-        [Op::RemoveLink, Op::CreateLink { .. }, Op::ConfigureDevice { .. }, ..]
+        [
+            Op::Interface(InterfaceOp::Remove),
+            Op::Interface(InterfaceOp::Create { .. }),
+            Op::Device(DeviceOp::Configure { .. }),
+            ..
+        ]
     ));
     assert_eq!(machine.kernel, good);
     // The rules stay meanwhile, so that nothing leaves in plaintext.
-    assert!(!ops.iter().any(|op| matches!(op, Op::AddRule(_) | Op::RemoveRule(_))));
+    assert!(
+        !ops.iter()
+            .any(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::AddRule(_) | RtnetlinkOp::RemoveRule(_))))
+    );
 }
 
 #[test]
@@ -146,7 +162,7 @@ fn a_device_process_that_died_is_made_anew_with_everything() {
     let mut machine = machine();
     machine.reconcile(&three_nodes());
     let good = machine.kernel.clone();
-    machine.kernel.apply(&Op::RemoveLink).unwrap();
+    machine.kernel.apply(&Op::Interface(InterfaceOp::Remove)).unwrap();
     machine.reconcile(&three_nodes());
     assert_eq!(machine.kernel, good);
 }
@@ -162,7 +178,13 @@ fn an_interface_that_was_set_down_comes_up_again_with_its_routes() {
         .routes
         .retain(|route| !matches!(route.kind, wireloom_plan::kernel::RouteKind::Device { .. }));
     let ops = machine.reconcile(&three_nodes()).ops;
-    assert!(matches!(ops.as_slice(), [Op::SetUp, Op::SetRoute(_), ..]), "{ops:?}");
+    assert!(
+        matches!(
+            ops.as_slice(),
+            [Op::Rtnetlink(RtnetlinkOp::SetUp), Op::Rtnetlink(RtnetlinkOp::SetRoute(_)), ..]
+        ),
+        "{ops:?}"
+    );
     assert_eq!(machine.kernel, good);
 }
 
@@ -178,7 +200,9 @@ fn a_device_that_somebody_else_configured_is_adopted() {
     machine.kernel.device = Some(Device { listen_port: 1234, ..Device::default() });
     machine.kernel.addresses.insert("10.9.0.1/24".parse().unwrap());
     let ops = machine.reconcile(&three_nodes()).ops;
-    assert!(!ops.iter().any(|op| matches!(op, Op::CreateLink { .. } | Op::RemoveLink)));
+    assert!(
+        !ops.iter().any(|op| matches!(op, Op::Interface(InterfaceOp::Create { .. } | InterfaceOp::Remove)))
+    );
     assert!(machine.kernel.addresses.is_empty(), "addresses on our interface are ours");
 }
 

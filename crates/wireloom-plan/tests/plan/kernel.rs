@@ -2,7 +2,7 @@
 
 use wireloom_plan::{
     kernel::{ApplyError, Device, Link, Observed, Route, RouteKind, Rule},
-    op::{Op, SetPeer},
+    op::{DeviceOp, InterfaceOp, Op, RtnetlinkOp, SetPeer},
 };
 use wireloom_types::{PeerLookup, SourceCheck, interface::AGENT_ALIAS};
 
@@ -33,7 +33,7 @@ fn a_delete_request_hits_the_first_rule_that_matches_loosely() {
         let mut kernel =
             Observed { rules: rules.iter().map(|text| rule(text)).collect(), ..Observed::default() };
         let other = kernel.rules[1 - hit].clone();
-        kernel.apply(&Op::RemoveRule(rule(&request))).unwrap();
+        kernel.apply(&Op::Rtnetlink(RtnetlinkOp::RemoveRule(rule(&request)))).unwrap();
         assert_eq!(kernel.rules, [other], "{rules:?} less {request}");
     }
 }
@@ -47,10 +47,13 @@ fn selectors_that_a_request_lacks_are_wildcards_too() {
         [([&from_eth0, &plain], &plain, &plain), ([&plain, &from_eth0], &from_eth0, &plain)]
     {
         let mut kernel = Observed { rules: rules.map(Rule::clone).into(), ..Observed::default() };
-        kernel.apply(&Op::RemoveRule(request.clone())).unwrap();
+        kernel.apply(&Op::Rtnetlink(RtnetlinkOp::RemoveRule(request.clone()))).unwrap();
         assert_eq!(kernel.rules, std::slice::from_ref(left));
     }
-    assert_eq!(Observed::default().apply(&Op::RemoveRule(plain)), Err(ApplyError::NoSuchRule(99)));
+    assert_eq!(
+        Observed::default().apply(&Op::Rtnetlink(RtnetlinkOp::RemoveRule(plain))),
+        Err(ApplyError::NoSuchRule(99))
+    );
 }
 
 #[test]
@@ -59,7 +62,7 @@ fn a_rule_comes_after_those_of_its_priority() {
     for text in
         ["from 10.2.0.0/16 priority 99", "from 10.3.0.0/16 priority 100", "from 10.1.0.0/16 priority 99"]
     {
-        kernel.apply(&Op::AddRule(rule(text))).unwrap();
+        kernel.apply(&Op::Rtnetlink(RtnetlinkOp::AddRule(rule(text)))).unwrap();
     }
     let sources: Vec<_> = kernel.rules.iter().map(|rule| rule.from.unwrap().to_string()).collect();
     assert_eq!(sources, ["10.2.0.0/16", "10.1.0.0/16", "10.3.0.0/16"]);
@@ -83,7 +86,7 @@ fn a_route_replaces_one_of_another_kind_in_place_but_not_one_of_another_metric()
         let device = Route::ours(destination, RouteKind::Device { gateway: None, source: None });
         let beside = Route { metric: 7, ..throw.clone() };
         for route in [&throw, &beside, &device] {
-            kernel.apply(&Op::SetRoute(route.clone())).unwrap();
+            kernel.apply(&Op::Rtnetlink(RtnetlinkOp::SetRoute(route.clone()))).unwrap();
         }
         assert_eq!(kernel.routes, [beside, device].into());
     }
@@ -92,12 +95,15 @@ fn a_route_replaces_one_of_another_kind_in_place_but_not_one_of_another_metric()
 #[test]
 fn a_route_through_an_interface_that_is_down_is_refused() {
     let destination = net("10.2.0.0/16");
-    let device = Op::SetRoute(Route::ours(destination, RouteKind::Device { gateway: None, source: None }));
+    let device = Op::Rtnetlink(RtnetlinkOp::SetRoute(Route::ours(
+        destination,
+        RouteKind::Device { gateway: None, source: None },
+    )));
     assert_eq!(kernel_with_link(false).apply(&device), Err(ApplyError::LinkDown(destination)));
     assert_eq!(Observed::default().apply(&device), Err(ApplyError::NoLink));
     let source = Some("192.0.2.1".parse().unwrap());
     let foreign_source = Route::ours(destination, RouteKind::Device { gateway: None, source });
-    let refused = kernel_with_link(true).apply(&Op::SetRoute(foreign_source));
+    let refused = kernel_with_link(true).apply(&Op::Rtnetlink(RtnetlinkOp::SetRoute(foreign_source)));
     assert_eq!(refused, Err(ApplyError::NoSuchSource(destination)));
 }
 
@@ -106,19 +112,25 @@ fn removing_the_interface_takes_its_routes_along_and_leaves_the_others() {
     let mut kernel = kernel_with_link(true);
     let throw = Route::ours(net("10.1.0.0/16"), RouteKind::Throw);
     let device = Route::ours(net("10.2.0.0/16"), RouteKind::Device { gateway: None, source: None });
-    kernel.apply_all(&[Op::SetRoute(throw.clone()), Op::SetRoute(device), Op::RemoveLink]).unwrap();
+    kernel
+        .apply_all(&[
+            Op::Rtnetlink(RtnetlinkOp::SetRoute(throw.clone())),
+            Op::Rtnetlink(RtnetlinkOp::SetRoute(device)),
+            Op::Interface(InterfaceOp::Remove),
+        ])
+        .unwrap();
     assert_eq!(kernel, Observed { routes: [throw].into(), ..Observed::default() });
 }
 
 #[test]
 fn allowed_ips_are_taken_from_whoever_had_them() {
     let peer = |number, prefixes: &[&str]| {
-        Op::SetPeer(SetPeer {
+        Op::Device(DeviceOp::SetPeer(SetPeer {
             public_key: key(number),
             endpoint: None,
             allowed_ips: prefixes.iter().copied().map(net).collect(),
             persistent_keepalive: 0,
-        })
+        }))
     };
     let (x, y, z) = ("10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16");
     let first = [peer(1, &[x, z]), peer(2, &[y])];
@@ -147,13 +159,14 @@ fn allowed_ips_are_taken_from_whoever_had_them() {
 fn a_device_is_never_its_own_peer() {
     let mut kernel = kernel_with_link(true);
     let source_check = SourceCheck::AllowedIps;
-    let own = Op::ConfigureDevice { public_key: key(1), listen_port: 51820, fwmark: 0xa, source_check };
-    let peer = Op::SetPeer(SetPeer {
+    let own =
+        Op::Device(DeviceOp::Configure { public_key: key(1), listen_port: 51820, fwmark: 0xa, source_check });
+    let peer = Op::Device(DeviceOp::SetPeer(SetPeer {
         public_key: key(1),
         endpoint: None,
         allowed_ips: [net("10.1.0.0/16")].into(),
         persistent_keepalive: 0,
-    });
+    }));
     for order in [[own.clone(), peer.clone()], [peer, own]] {
         kernel.apply_all(&order).unwrap();
         assert!(kernel.device.as_ref().unwrap().peers.is_empty());

@@ -3,7 +3,7 @@
 use wireloom_plan::{
     cluster::Cluster,
     kernel::{ALL, RouteKind, UnderlaySysctl},
-    op::Op,
+    op::{DeviceOp, InterfaceOp, Op, RtnetlinkOp},
     settings::{KeylessPeers, Settings},
     warning::Warning,
 };
@@ -130,8 +130,8 @@ fn a_lost_neighbour_is_put_back_and_a_foreign_one_goes() {
     assert_eq!(
         plan.ops,
         [
-            Op::SetNeighbour { address: ip("100.64.0.2"), link_address },
-            Op::RemoveNeighbour { address: ip("100.64.0.77") },
+            Op::Rtnetlink(RtnetlinkOp::SetNeighbour { address: ip("100.64.0.2"), link_address }),
+            Op::Rtnetlink(RtnetlinkOp::RemoveNeighbour { address: ip("100.64.0.77") }),
         ]
     );
 }
@@ -220,8 +220,12 @@ fn a_device_that_ended_is_started_again_behind_the_interface_that_stayed() {
     let a = world.machine("a");
     a.kernel.device = None;
     let ops = a.reconcile(&cluster).ops;
-    assert_eq!(place(&ops, |op| matches!(op, Op::StartDevice { .. })), 0);
-    assert!(!ops.iter().any(|op| matches!(op, Op::RemoveLink | Op::SetRoute(_) | Op::AddAddress { .. })));
+    assert_eq!(place(&ops, |op| matches!(op, Op::Interface(InterfaceOp::StartDevice { .. }))), 0);
+    assert!(!ops.iter().any(|op| matches!(
+        op,
+        Op::Interface(InterfaceOp::Remove)
+            | Op::Rtnetlink(RtnetlinkOp::SetRoute(_) | RtnetlinkOp::AddAddress { .. })
+    )));
     assert_eq!(world.matrix(), SCOPED);
 }
 
@@ -233,7 +237,7 @@ fn who_judges_sources_is_switched_on_the_live_device() {
     let cluster = world.cluster.clone();
     let ops = world.machine("a").reconcile(&cluster).ops;
     assert!(
-        matches!(ops.as_slice(), [Op::ConfigureDevice { source_check: SourceCheck::Off, .. }]),
+        matches!(ops.as_slice(), [Op::Device(DeviceOp::Configure { source_check: SourceCheck::Off, .. })]),
         "{ops:?}"
     );
 }

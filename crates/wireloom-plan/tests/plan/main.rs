@@ -17,6 +17,7 @@
 
 mod host;
 mod incremental;
+mod json;
 mod kernel;
 mod link;
 mod modes;

@@ -2,7 +2,7 @@
 
 use wireloom_plan::{
     kernel::{Observed, RouteKind},
-    op::Op,
+    op::{DeviceOp, Op},
     settings::Scope,
 };
 
@@ -126,7 +126,7 @@ fn joining_host_mode_loses_nothing() {
     let mut peers_set = false;
     let mut moments = 0;
     world.step("a", |world, op| {
-        peers_set |= matches!(op, Op::SetPeer(_));
+        peers_set |= matches!(op, Op::Device(DeviceOp::SetPeer(_)));
         if peers_set {
             moments += 1;
             assert_arrives(world, op);
@@ -144,7 +144,7 @@ fn leaving_host_mode_loses_nothing_on_the_way() {
     let mut peers_set = false;
     let mut moments = 0;
     world.step("a", |world, op| {
-        peers_set |= matches!(op, Op::SetPeer(_));
+        peers_set |= matches!(op, Op::Device(DeviceOp::SetPeer(_)));
         if !peers_set {
             moments += 1;
             assert_arrives(world, op);

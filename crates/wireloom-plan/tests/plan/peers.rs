@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use wireloom_plan::{
     kernel::Peer,
-    op::{Op, SetPeer},
+    op::{DeviceOp, Op, RtnetlinkOp, SetPeer},
 };
 
 use crate::world::{Machine, key, net, three_nodes};
@@ -49,7 +49,11 @@ fn a_changed_key_is_a_new_peer_before_the_old_one_goes() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("b").unwrap().public_key = Some(key(22));
     let ops = machine.reconcile(&cluster).ops;
-    let [Op::SetPeer(new), Op::RemovePeer { public_key: old }] = ops.as_slice() else { panic!("{ops:?}") };
+    let [Op::Device(DeviceOp::SetPeer(new)), Op::Device(DeviceOp::RemovePeer { public_key: old })] =
+        ops.as_slice()
+    else {
+        panic!("{ops:?}")
+    };
     assert_eq!((new.public_key, *old), (key(22), key(2)));
     assert_eq!(new.endpoint, Some(address(DECLARED)));
     assert_eq!(machine.allowed_ips(22), ["10.161.2.0/24", "fd61:0:0:2::/64"]);
@@ -63,7 +67,7 @@ fn a_changed_endpoint_is_set_even_on_a_peer_that_is_alive_elsewhere() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("b").unwrap().endpoint = Some(address("192.168.1.99:51820"));
     let ops = machine.reconcile(&cluster).ops;
-    let [Op::SetPeer(SetPeer { endpoint, .. })] = ops.as_slice() else { panic!("{ops:?}") };
+    let [Op::Device(DeviceOp::SetPeer(SetPeer { endpoint, .. }))] = ops.as_slice() else { panic!("{ops:?}") };
     assert_eq!(*endpoint, Some(address("192.168.1.99:51820")));
 }
 
@@ -107,7 +111,7 @@ fn a_prefix_moves_between_peers_in_one_transaction_without_a_gap() {
         machine.reconcile(first);
         let ops = machine.reconcile(second).ops;
         // Who gets it takes it; the route stands. One operation is certainly one transaction.
-        assert!(matches!(ops.as_slice(), [Op::SetPeer(_)]), "{ops:?}");
+        assert!(matches!(ops.as_slice(), [Op::Device(DeviceOp::SetPeer(_))]), "{ops:?}");
     }
 }
 
@@ -118,7 +122,13 @@ fn what_a_peer_loses_goes_after_the_route_that_leads_to_it() {
     let mut machine = machine();
     machine.reconcile(&cluster);
     let ops = machine.reconcile(&three_nodes()).ops;
-    assert!(matches!(ops.as_slice(), [Op::RemoveRoute(_), Op::SetPeer(_)]), "{ops:?}");
+    assert!(
+        matches!(
+            ops.as_slice(),
+            [Op::Rtnetlink(RtnetlinkOp::RemoveRoute(_)), Op::Device(DeviceOp::SetPeer(_))]
+        ),
+        "{ops:?}"
+    );
 }
 
 #[test]
@@ -126,7 +136,10 @@ fn keepalive_follows_the_settings() {
     let mut machine = machine();
     machine.settings.persistent_keepalive = 25;
     let ops = machine.reconcile(&three_nodes()).ops;
-    assert!(ops.iter().all(|op| matches!(op, Op::SetPeer(peer) if peer.persistent_keepalive == 25)));
+    assert!(
+        ops.iter()
+            .all(|op| matches!(op, Op::Device(DeviceOp::SetPeer(peer)) if peer.persistent_keepalive == 25))
+    );
     assert_eq!(ops.len(), 2);
 }
 
@@ -138,7 +151,7 @@ fn a_new_private_key_keeps_the_peers() {
     cluster.nodes.get_mut("a").unwrap().public_key = Some(key(11));
     let ops = machine.reconcile(&cluster).ops;
     assert!(
-        matches!(ops.as_slice(), [Op::ConfigureDevice { public_key, .. }] if *public_key == key(11)),
+        matches!(ops.as_slice(), [Op::Device(DeviceOp::Configure { public_key, .. })] if *public_key == key(11)),
         "{ops:?}"
     );
 }

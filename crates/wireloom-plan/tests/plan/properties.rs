@@ -11,7 +11,7 @@ use wireloom_plan::{
     desired::{Desired, Host, desired},
     diff::{diff, teardown},
     kernel::{Observed, Route, RouteKind, Rule},
-    op::Op,
+    op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
 };
 
 use crate::{
@@ -51,8 +51,8 @@ proptest! {
         let ops = teardown(&before);
         let mut after = before.clone();
         after.apply_all(&ops).unwrap();
-        let first_not_rule = ops.iter().position(|op| !matches!(op, Op::RemoveRule(_))).unwrap_or(ops.len());
-        prop_assert!(!ops[first_not_rule..].iter().any(|op| matches!(op, Op::RemoveRule(_))), "rules go first");
+        let first_not_rule = ops.iter().position(|op| !matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)))).unwrap_or(ops.len());
+        prop_assert!(!ops[first_not_rule..].iter().any(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)))), "rules go first");
         prop_assert_eq!(&after.link, &None);
         prop_assert_eq!(&after.rules, &vec![]);
         prop_assert_eq!(&after.firewall, &None);
@@ -120,12 +120,15 @@ fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
 fn assert_safe_to_do(op: &Op, before: &Observed, now: &Observed, wanted: &Desired) {
     match op {
         // A route by way of a neighbour finds it, and finds it at once.
-        Op::SetRoute(Route { kind: RouteKind::Device { gateway: Some(_), .. }, .. }) => {
+        Op::Rtnetlink(RtnetlinkOp::SetRoute(Route {
+            kind: RouteKind::Device { gateway: Some(_), .. },
+            ..
+        })) => {
             assert!(
                 wanted.neighbours.iter().all(|(address, link)| now.neighbours.get(address) == Some(link))
             );
         }
-        Op::AddRule(rule) if !before.rules.contains(rule) => {
+        Op::Rtnetlink(RtnetlinkOp::AddRule(rule)) if !before.rules.contains(rule) => {
             assert!(now.link.as_ref().unwrap().up);
             for route in wanted_routes(wanted) {
                 assert!(is_there(now, &route) || is_blocked(now, &route), "{rule:?} before {route:?}");
@@ -151,16 +154,19 @@ fn assert_safe_to_do(op: &Op, before: &Observed, now: &Observed, wanted: &Desire
             assert!(mark.is_none() || marks == mark);
         }
         // Nobody is heard before the firewall is there.
-        Op::CreateLink { .. } | Op::StartDevice { .. } | Op::ConfigureDevice { .. } | Op::SetPeer(_) => {
+        Op::Interface(InterfaceOp::Create { .. } | InterfaceOp::StartDevice { .. })
+        | Op::Device(DeviceOp::Configure { .. } | DeviceOp::SetPeer(_)) => {
             assert_judging(now, wanted);
         }
-        Op::RemoveRule(_) => {
+        Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)) => {
             assert!(wanted.rules.iter().all(|rule| now.rules.contains(rule)), "new rules before old ones go");
         }
-        Op::RemoveRoute(route) if !wanted.routes.contains_key(&route.destination) => {
+        Op::Rtnetlink(RtnetlinkOp::RemoveRoute(route)) if !wanted.routes.contains_key(&route.destination) => {
             assert!(now.rules.iter().all(|rule| wanted.rules.contains(rule)), "rules before {route:?}");
         }
-        Op::RemovePeer { .. } | Op::RemoveFirewall | Op::RestoreUnderlaySysctl { .. } => {
+        Op::Device(DeviceOp::RemovePeer { .. })
+        | Op::Firewall(FirewallOp::Remove)
+        | Op::Sysctl(SysctlOp::Restore { .. }) => {
             assert!(now.rules.iter().all(|rule| wanted.rules.contains(rule)), "rules go before {op:?}");
         }
         _ => {}

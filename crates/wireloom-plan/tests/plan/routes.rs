@@ -2,7 +2,7 @@
 
 use wireloom_plan::{
     kernel::{Family, PROTOCOL, Route, RouteKind},
-    op::Op,
+    op::{DeviceOp, Op, RtnetlinkOp},
     settings::KeylessPeers,
     warning::Warning,
 };
@@ -58,7 +58,17 @@ fn a_node_that_gains_a_key_is_encrypted_from_then_on() {
     let ops = machine.reconcile(&three_nodes()).ops;
     assert_eq!(machine.route("10.161.2.0/24"), Some(&DEVICE));
     // The peer is there before the routes lead to it, and these are replaced, not removed.
-    assert!(matches!(ops.as_slice(), [Op::SetPeer(_), Op::SetRoute(_), Op::SetRoute(_)]), "{ops:?}");
+    assert!(
+        matches!(
+            ops.as_slice(),
+            [
+                Op::Device(DeviceOp::SetPeer(_)),
+                Op::Rtnetlink(RtnetlinkOp::SetRoute(_)),
+                Op::Rtnetlink(RtnetlinkOp::SetRoute(_))
+            ]
+        ),
+        "{ops:?}"
+    );
 }
 
 #[test]
@@ -92,7 +102,10 @@ fn the_backstop_comes_after_what_it_must_not_catch() {
     machine.settings.keyless_peers = KeylessPeers::Reject;
     let ops = machine.plan(&cluster).ops;
     let set = |prefix: &str| {
-        place(&ops, |op| matches!(op, Op::SetRoute(route) if route.destination == net(prefix)))
+        place(
+            &ops,
+            |op| matches!(op, Op::Rtnetlink(RtnetlinkOp::SetRoute(route)) if route.destination == net(prefix)),
+        )
     };
     assert!(set("10.161.1.9/32") < set("10.161.1.0/24"));
     assert!(set("10.161.1.0/24") < set("10.161.0.0/16"));
@@ -105,7 +118,10 @@ fn the_backstop_comes_after_what_it_must_not_catch() {
     smaller.nodes.retain(|name, _| name == "a");
     let ops = machine.plan(&smaller).ops;
     let removed = |prefix: &str| {
-        place(&ops, |op| matches!(op, Op::RemoveRoute(route) if route.destination == net(prefix)))
+        place(
+            &ops,
+            |op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRoute(route)) if route.destination == net(prefix)),
+        )
     };
     assert!(removed("10.161.0.0/16") < removed("10.161.2.0/24"));
 }
@@ -199,7 +215,7 @@ fn a_removed_node_takes_its_routes_along() {
     let ops = machine.reconcile(&cluster).ops;
     // Routes first: none leads to a peer that is gone.
     assert!(
-        matches!(ops.as_slice(), [Op::RemoveRoute(_), Op::RemoveRoute(_), Op::RemovePeer { public_key }] if *public_key == key(2)),
+        matches!(ops.as_slice(), [Op::Rtnetlink(RtnetlinkOp::RemoveRoute(_)), Op::Rtnetlink(RtnetlinkOp::RemoveRoute(_)), Op::Device(DeviceOp::RemovePeer { public_key })] if *public_key == key(2)),
         "{ops:?}"
     );
 }

@@ -2,7 +2,7 @@
 
 use wireloom_plan::{
     kernel::{Family, OtherSelectors, PROTOCOL},
-    op::Op,
+    op::{Op, RtnetlinkOp},
     settings::Scope,
 };
 
@@ -59,8 +59,9 @@ fn scope_node_makes_rules_of_the_nodes_own_workloads() {
         machine.rules(),
         ["99: from 10.161.1.0/24 fwmark 0/0xa lookup 1", "99: from fd61:0:0:1::/64 fwmark 0/0xa lookup 1"]
     );
-    let last_added = ops.iter().rposition(|op| matches!(op, Op::AddRule(_))).unwrap();
-    let first_removed = ops.iter().position(|op| matches!(op, Op::RemoveRule(_))).unwrap();
+    let last_added = ops.iter().rposition(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::AddRule(_)))).unwrap();
+    let first_removed =
+        ops.iter().position(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)))).unwrap();
     assert!(last_added < first_removed);
 }
 
@@ -142,11 +143,16 @@ fn an_unscoped_rule_found_at_start_is_replaced_scoped_first_in_the_first_pass() 
         let mut machine = machine();
         machine.kernel.rules = vec![rule(found)];
         let ops = machine.reconcile(&three_nodes()).ops;
-        let first_removed = ops.iter().position(|op| matches!(op, Op::RemoveRule(_))).unwrap();
-        let last_added =
-            ops.iter().rposition(|op| matches!(op, Op::AddRule(rule) if rule.from.is_some())).unwrap();
-        let last_route = ops.iter().rposition(|op| matches!(op, Op::SetRoute(_))).unwrap();
-        let first_added = ops.iter().position(|op| matches!(op, Op::AddRule(_))).unwrap();
+        let first_removed =
+            ops.iter().position(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)))).unwrap();
+        let last_added = ops
+            .iter()
+            .rposition(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::AddRule(rule)) if rule.from.is_some()))
+            .unwrap();
+        let last_route =
+            ops.iter().rposition(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::SetRoute(_)))).unwrap();
+        let first_added =
+            ops.iter().position(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::AddRule(_)))).unwrap();
         assert!(last_route < first_added, "{found}");
         // Where a request is too loose (the last case) it hits scoped rules that were added again.
         let scoped =
@@ -196,7 +202,10 @@ fn a_rule_with_other_selectors_goes_and_takes_no_other_along() {
     for other in [iif, to] {
         machine.kernel.rules.push(wireloom_plan::kernel::Rule { other, ..good[0].clone() });
         let ops = machine.reconcile(&cluster).ops;
-        assert!(matches!(ops.as_slice(), [Op::RemoveRule(_)]), "exactly that one: {ops:?}");
+        assert!(
+            matches!(ops.as_slice(), [Op::Rtnetlink(RtnetlinkOp::RemoveRule(_))]),
+            "exactly that one: {ops:?}"
+        );
         assert_eq!(machine.kernel.rules, good);
     }
 }
@@ -206,15 +215,37 @@ fn rules_are_the_last_thing_added_and_the_first_thing_removed() {
     let cluster = three_nodes();
     let mut machine = machine();
     let ops = machine.reconcile(&cluster).ops;
-    assert!(matches!(ops.as_slice(), [.., Op::SetRoute(_), Op::AddRule(_), Op::AddRule(_)]), "{ops:?}");
     assert!(
-        place(&ops, |op| matches!(op, Op::SetUp))
-            < place(&ops, |op| matches!(op, Op::AddRule(rule) if rule.family == Family::V4))
+        matches!(
+            ops.as_slice(),
+            [
+                ..,
+                Op::Rtnetlink(RtnetlinkOp::SetRoute(_)),
+                Op::Rtnetlink(RtnetlinkOp::AddRule(_)),
+                Op::Rtnetlink(RtnetlinkOp::AddRule(_))
+            ]
+        ),
+        "{ops:?}"
+    );
+    assert!(
+        place(&ops, |op| matches!(op, Op::Rtnetlink(RtnetlinkOp::SetUp)))
+            < place(
+                &ops,
+                |op| matches!(op, Op::Rtnetlink(RtnetlinkOp::AddRule(rule)) if rule.family == Family::V4)
+            )
     );
 
     let ops = wireloom_plan::diff::teardown(&machine.kernel);
     assert!(
-        matches!(ops.as_slice(), [Op::RemoveRule(_), Op::RemoveRule(_), Op::RemoveRoute(_), ..]),
+        matches!(
+            ops.as_slice(),
+            [
+                Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)),
+                Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)),
+                Op::Rtnetlink(RtnetlinkOp::RemoveRoute(_)),
+                ..
+            ]
+        ),
         "{ops:?}"
     );
 }

@@ -1,6 +1,11 @@
 //! Who may send from where: `source_check = "firewall"`.
 
-use wireloom_plan::{cluster::Cluster, kernel::Firewall, op::Op, settings::Settings};
+use wireloom_plan::{
+    cluster::Cluster,
+    kernel::Firewall,
+    op::{DeviceOp, FirewallOp, Op, SysctlOp},
+    settings::Settings,
+};
 use wireloom_types::{LinkAddress, PeerLookup, SourceCheck};
 
 use crate::world::{Fate, World, ip, key, net, place, three_nodes};
@@ -43,8 +48,12 @@ fn a_peer_sends_from_its_workloads_and_its_addresses_on_the_link() {
     let a = world.machine("a");
     let ops = a.reconcile(&cluster).ops;
     assert_eq!(a.sources(3), ["10.161.3.0/24", "192.168.1.3", "fd00::3", "fd61:0:0:3::/64", &link_local(3)]);
-    let kept = |op: &Op| matches!(op, Op::SetFirewall { anew: false, .. });
-    assert!(ops.iter().any(kept) && !ops.iter().any(|op| matches!(op, Op::JudgePeer { .. })), "counts stay");
+    let kept = |op: &Op| matches!(op, Op::Firewall(FirewallOp::Set { anew: false, .. }));
+    assert!(
+        ops.iter().any(kept)
+            && !ops.iter().any(|op| matches!(op, Op::Firewall(FirewallOp::JudgePeer { .. }))),
+        "counts stay"
+    );
 }
 
 #[test]
@@ -75,13 +84,22 @@ fn a_borrowed_address_is_its_borrowers_alone() {
     world.cluster.nodes.get_mut("c").unwrap().workloads.remove(&net("10.161.2.7/32"));
     let cluster = world.cluster.clone();
     let ops = world.machine("a").reconcile(&cluster).ops;
-    let whole =
-        |op: &Op| matches!(op, Op::AdmitSource(source) if source.addresses == net("10.161.2.0/24").into());
-    let refused: Vec<_> = ops.iter().filter(|op| matches!(op, Op::RefuseSource(_))).collect();
+    let whole = |op: &Op| matches!(op, Op::Firewall(FirewallOp::AdmitSource(source)) if source.addresses == net("10.161.2.0/24").into());
+    let refused: Vec<_> =
+        ops.iter().filter(|op| matches!(op, Op::Firewall(FirewallOp::RefuseSource(_)))).collect();
     assert_eq!(refused.len(), 3, "{ops:?}");
     let place = place(&ops, whole);
-    assert!(matches!(ops[..place], [Op::RefuseSource(_), Op::RefuseSource(_)]), "{ops:?}");
-    assert!(matches!(ops.last(), Some(Op::RefuseSource(_))), "what only goes goes last: {ops:?}");
+    assert!(
+        matches!(
+            ops[..place],
+            [Op::Firewall(FirewallOp::RefuseSource(_)), Op::Firewall(FirewallOp::RefuseSource(_))]
+        ),
+        "{ops:?}"
+    );
+    assert!(
+        matches!(ops.last(), Some(Op::Firewall(FirewallOp::RefuseSource(_)))),
+        "what only goes goes last: {ops:?}"
+    );
     assert_eq!(world.machine("a").sources(2)[0], "10.161.2.0/24");
 }
 
@@ -104,13 +122,19 @@ fn the_firewall_comes_first_and_goes_last() {
     world.settings(judged);
     let ops = world.machines["a"].plan(&world.cluster).ops;
     let first_other = ops.iter().position(|op| !of_the_firewall(op) && !is_sysctl(op)).unwrap();
-    assert!(ops[..first_other].iter().any(|op| matches!(op, Op::ReplaceSources { .. })), "{ops:?}");
+    assert!(
+        ops[..first_other].iter().any(|op| matches!(op, Op::Firewall(FirewallOp::ReplaceSources { .. }))),
+        "{ops:?}"
+    );
     assert!(!ops[first_other..].iter().any(of_the_firewall), "{ops:?}");
     world.reconcile();
 
     world.settings(|settings| settings.source_check = SourceCheck::Off);
     let ops = world.machines["a"].plan(&world.cluster).ops;
-    assert!(matches!(ops[..], [Op::ConfigureDevice { .. }, Op::RemoveFirewall]), "{ops:?}");
+    assert!(
+        matches!(ops[..], [Op::Device(DeviceOp::Configure { .. }), Op::Firewall(FirewallOp::Remove)]),
+        "{ops:?}"
+    );
 }
 
 #[test]
@@ -126,7 +150,10 @@ fn a_table_that_somebody_changed_is_made_anew_in_one_transaction() {
         let a = world.machine("a");
         let ops = a.reconcile(&cluster).ops;
         assert!(ops.iter().all(of_the_firewall), "{ops:?}");
-        assert!(matches!(ops[0], Op::SetFirewall { anew: found, .. } if found == anew), "{ops:?}");
+        assert!(
+            matches!(ops[0], Op::Firewall(FirewallOp::Set { anew: found, .. }) if found == anew),
+            "{ops:?}"
+        );
         assert_eq!(a.kernel, good);
     }
 }
@@ -141,16 +168,16 @@ fn many_sources_that_go_are_replaced_at_once() {
     let b = cluster.nodes.get_mut("b").unwrap();
     b.workloads.retain(|workload| workload.prefix_len() != 32);
     let ops = world.machine("a").reconcile(&cluster).ops;
-    assert!(!ops.iter().any(|op| matches!(op, Op::RefuseSource(_))));
-    let replaced = place(&ops, |op| matches!(op, Op::ReplaceSources { .. }));
-    let shrunk = ops.iter().rposition(|op| matches!(op, Op::SetPeer(_))).unwrap();
+    assert!(!ops.iter().any(|op| matches!(op, Op::Firewall(FirewallOp::RefuseSource(_)))));
+    let replaced = place(&ops, |op| matches!(op, Op::Firewall(FirewallOp::ReplaceSources { .. })));
+    let shrunk = ops.iter().rposition(|op| matches!(op, Op::Device(DeviceOp::SetPeer(_)))).unwrap();
     assert!(shrunk < replaced, "not before the peer has lost them");
 }
 
 fn of_the_firewall(op: &Op) -> bool {
-    crate::world::are_one(op, &Op::RemoveFirewall)
+    crate::world::are_one(op, &Op::Firewall(FirewallOp::Remove))
 }
 
 fn is_sysctl(op: &Op) -> bool {
-    matches!(op, Op::SetUnderlaySysctl { .. } | Op::RestoreUnderlaySysctl { .. })
+    matches!(op, Op::Sysctl(SysctlOp::Set { .. } | SysctlOp::Restore { .. }))
 }

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use wireloom_plan::{
     cluster::{Cluster, Node},
     kernel::{Family, Observed, RouteKind, Rule, Underlay},
-    op::Op,
+    op::{DeviceOp, Op},
     planner::{Plan, Planner},
     settings::Settings,
 };
@@ -337,19 +337,11 @@ impl World {
 
 /// Operations that are done in one transaction when they follow each other.
 pub(crate) fn are_one(op: &Op, next: &Op) -> bool {
-    let of_the_firewall = |op: &Op| {
-        matches!(
-            op,
-            Op::SetFirewall { .. }
-                | Op::JudgePeer { .. }
-                | Op::ForgetPeer { .. }
-                | Op::AdmitSource(_)
-                | Op::RefuseSource(_)
-                | Op::ReplaceSources { .. }
-                | Op::RemoveFirewall
-        )
-    };
-    matches!((op, next), (Op::SetPeer(_), Op::SetPeer(_))) || of_the_firewall(op) && of_the_firewall(next)
+    matches!(
+        (op, next),
+        (Op::Device(DeviceOp::SetPeer(_)), Op::Device(DeviceOp::SetPeer(_)))
+            | (Op::Firewall(_), Op::Firewall(_))
+    )
 }
 
 /// The places at which operations of these kinds are, for tests of their order.

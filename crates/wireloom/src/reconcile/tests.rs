@@ -6,6 +6,7 @@ use wireloom_kernel::Cause;
 use wireloom_plan::{
     cluster::Node,
     kernel::{Link, RouteKind, Underlay},
+    op::RtnetlinkOp,
 };
 use wireloom_types::{PeerLookup, interface::AGENT_ALIAS};
 
@@ -106,7 +107,10 @@ fn a_pass_settles_and_the_next_one_does_nothing() {
     let routes = &reconciler.kernel.observed.routes;
     let peers = routes.iter().filter(|route| matches!(route.kind, RouteKind::Device { .. })).count();
     assert_eq!(peers, 2);
-    assert!(matches!(reconciler.kernel.applied.last(), Some(Op::AddRule(_))), "rules come last");
+    assert!(
+        matches!(reconciler.kernel.applied.last(), Some(Op::Rtnetlink(RtnetlinkOp::AddRule(_)))),
+        "rules come last"
+    );
 
     reconciler.distrust_kernel();
     assert_eq!(reconciler.pass().unwrap(), 0);
@@ -161,7 +165,7 @@ fn another_key_is_given_to_the_device() {
 #[test]
 fn after_a_failure_the_kernel_is_looked_at_and_the_rest_is_done() {
     let mut reconciler = settled(2);
-    reconciler.kernel.refuses = Some(|op| matches!(op, Op::SetRoute(_)));
+    reconciler.kernel.refuses = Some(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::SetRoute(_))));
     reconciler.set_cluster(cluster(3));
     let trouble = reconciler.pass().unwrap_err();
     assert_eq!(trouble.to_string(), "cannot set the route `10.161.2.0/24 dev wg0`: the test says so");
