@@ -1,14 +1,15 @@
-//! Operations and kernel objects in the words of iproute2, for people.
+//! Operations and kernel objects in words for people, with the syntax of iproute2.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use wireloom_plan::{
-    kernel::{Family, Route, RouteKind, Rule, UnderlaySysctl},
     op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
+    routing::{Route, RouteKind, Rule},
 };
 use wireloom_types::{PeerLookup, SourceCheck};
 
-/// What an operation does to our interface or our table, to follow "cannot" or to stand in a list.
+/// What an operation does, worded to follow "cannot" or to be an entry of a list. `interface` is the name of
+/// ours.
 #[must_use]
 pub fn op(op: &Op, interface: &str) -> String {
     match op {
@@ -26,9 +27,9 @@ pub(crate) fn interface(op: &InterfaceOp, interface: &str) -> String {
             format!("create {interface}, MTU {mtu}")
         }
         InterfaceOp::Create { mtu, peer_lookup: PeerLookup::Gateway, .. } => {
-            format!("create {interface}, MTU {mtu}, a link with peers as neighbours")
+            format!("create {interface}, MTU {mtu}, in link mode with peers as neighbours")
         }
-        InterfaceOp::StartDevice { .. } => format!("start a device behind {interface}, which stayed"),
+        InterfaceOp::StartDevice { .. } => format!("start a new device behind {interface}"),
         InterfaceOp::Remove => {
             format!("remove {interface}, with its device's sessions, its addresses and its routes")
         }
@@ -40,8 +41,8 @@ pub(crate) fn device(op: &DeviceOp, interface: &str) -> String {
         DeviceOp::Configure { public_key, listen_port, fwmark, source_check } => {
             let check = match source_check {
                 SourceCheck::AllowedIps => "",
-                SourceCheck::Firewall => ", sources judged by the firewall",
-                SourceCheck::Off => ", sources not judged",
+                SourceCheck::Firewall => ", sources checked by the firewall",
+                SourceCheck::Off => ", sources not checked",
             };
             format!("configure {interface}: key {public_key}, port {listen_port}, fwmark {fwmark:#x}{check}")
         }
@@ -82,18 +83,20 @@ pub(crate) fn rtnetlink(op: &RtnetlinkOp, interface: &str) -> String {
 
 pub(crate) fn firewall(op: &FirewallOp) -> String {
     match op {
-        FirewallOp::Set { anew: true, .. } => "make the nftables table `inet wireloom` anew".into(),
+        FirewallOp::Set { anew: true, .. } => "recreate the nftables table `inet wireloom`".into(),
         FirewallOp::Set { anew: false, .. } => "set the chains of the nftables table `inet wireloom`".into(),
-        FirewallOp::JudgePeer { peer } => format!("count what the firewall refuses to {peer}"),
-        FirewallOp::ForgetPeer { peer } => format!("count no longer what the firewall refuses to {peer}"),
+        FirewallOp::JudgePeer { peer } => format!("count the packets of {peer} that the firewall refuses"),
+        FirewallOp::ForgetPeer { peer } => {
+            format!("stop counting the packets of {peer} that the firewall refuses")
+        }
         FirewallOp::AdmitSource(source) => format!("let {} send from {}", source.peer, source.addresses),
         FirewallOp::RefuseSource(source) => {
-            format!("let {} no longer send from {}", source.peer, source.addresses)
+            format!("stop letting {} send from {}", source.peer, source.addresses)
         }
         FirewallOp::ReplaceSources { sources } => {
             let peers: BTreeSet<_> = sources.iter().map(|source| source.peer).collect();
             format!(
-                "let {} peers send from {} ranges of addresses, and no others",
+                "let {} peers send from {} address ranges, and from no others",
                 peers.len(),
                 sources.len()
             )
@@ -105,18 +108,18 @@ pub(crate) fn firewall(op: &FirewallOp) -> String {
 fn sysctl(op: &SysctlOp) -> String {
     match op {
         SysctlOp::Set { interface, sysctl, value } => {
-            format!("set net.ipv4.conf.{interface}.{} to {value}", sysctl_name(*sysctl))
+            format!("set net.ipv4.conf.{interface}.{} to {value}", sysctl.name())
         }
         SysctlOp::Restore { interface, sysctl } => {
-            format!("put net.ipv4.conf.{interface}.{} back to what it was", sysctl_name(*sysctl))
+            format!("restore net.ipv4.conf.{interface}.{}", sysctl.name())
         }
     }
 }
 
-/// A rule as `ip rule show` prints it, priority and family before.
+/// A rule as `ip rule show` prints it, after its family and priority.
 #[must_use]
 pub fn rule(rule: &Rule) -> String {
-    let mut text = format!("{} {}:", family(rule.family), rule.priority);
+    let mut text = format!("{} {}:", rule.family, rule.priority);
     if rule.invert {
         text += " not";
     }
@@ -136,7 +139,7 @@ pub fn rule(rule: &Rule) -> String {
     text + &format!(" lookup {}", rule.table)
 }
 
-/// A route as `ip route show` prints it.
+/// A route as `ip route show` prints it. `interface` is the name of ours.
 #[must_use]
 pub fn route(route: &Route, interface: &str) -> String {
     match &route.kind {
@@ -154,29 +157,14 @@ pub fn route(route: &Route, interface: &str) -> String {
     }
 }
 
-fn family(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    }
-}
-
-fn sysctl_name(sysctl: UnderlaySysctl) -> &'static str {
-    match sysctl {
-        UnderlaySysctl::RpFilter => "rp_filter",
-        UnderlaySysctl::SrcValidMark => "src_valid_mark",
-        UnderlaySysctl::SendRedirects => "send_redirects",
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use wireloom_plan::kernel::OtherSelectors;
+    use wireloom_plan::routing::{Family, OtherSelectors};
 
     use super::*;
 
     #[test]
-    fn rules_read_as_iproute2_prints_them() {
+    fn rules_are_written_as_iproute2_prints_them() {
         let scoped = Rule {
             family: Family::V4,
             priority: 99,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use base64ct::{Base64, Encoding as _};
-use wireloom_plan::kernel::PROTOCOL;
+use wireloom_plan::routing::PROTOCOL;
 use wireloom_types::{interface::AGENT_ALIAS, interface::control_socket};
 
 use super::{

@@ -9,7 +9,11 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck};
 
-use crate::kernel::{Firewall, Route, Rule, Source, UnderlaySysctl};
+use crate::{
+    firewall::{Firewall, Source},
+    routing::{Route, Rule},
+    sysctl::UnderlaySysctl,
+};
 
 /// One change of the kernel. The order of a list of operations is part of its meaning.
 ///

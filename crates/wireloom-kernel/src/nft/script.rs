@@ -1,9 +1,9 @@
-//! Operations in the words of `nft -f` (nft(8)).
+//! Operations in the syntax of `nft -f` (nft(8)).
 
 use std::{collections::BTreeSet, fmt::Write as _, mem::discriminant};
 
 use wireloom_plan::{
-    kernel::{Firewall, Source},
+    firewall::{Firewall, Source},
     op::FirewallOp,
 };
 
@@ -15,7 +15,7 @@ use super::{
     },
 };
 
-/// One transaction.
+/// The script of one transaction.
 pub(super) fn of(ops: &[&FirewallOp], interface: &str) -> String {
     let mut script = Script { text: String::new(), interface };
     for run in ops.chunk_by(|one, next| is_element(one) && discriminant(*one) == discriminant(*next)) {
@@ -40,7 +40,7 @@ pub(super) fn of(ops: &[&FirewallOp], interface: &str) -> String {
     script.text
 }
 
-/// Elements of a set; many share a line.
+/// Whether an operation adds or removes an element of a set. Consecutive ones of a kind share a line.
 fn is_element(op: &FirewallOp) -> bool {
     use FirewallOp::{AdmitSource, ForgetPeer, JudgePeer, RefuseSource};
     matches!(op, JudgePeer { .. } | ForgetPeer { .. } | AdmitSource(_) | RefuseSource(_))
@@ -57,14 +57,14 @@ impl Script<'_> {
         self.text.push('\n');
     }
 
-    /// Adding it first makes the removal of an absent table no error.
+    /// Adds the table first, so that its removal never fails.
     fn remove_table(&mut self) {
         self.line(format!("add table inet {TABLE}"));
         self.line(format!("delete table inet {TABLE}"));
     }
 
     fn set_firewall(&mut self, firewall: &Firewall, anew: bool) {
-        // Without sets nothing in the table is worth keeping.
+        // A table without sets holds nothing that is worth keeping.
         if anew || !firewall.judge_sources {
             self.remove_table();
         }
@@ -93,7 +93,7 @@ impl Script<'_> {
         }
     }
 
-    /// The sets as wholes: to remove one is fast whatever is in it. No rule may name it meanwhile.
+    /// Recreates the sets: removing a whole set is fast, whatever it holds. No rule may refer to it meanwhile.
     fn replace_sources(&mut self, sources: &BTreeSet<Source>) {
         self.line(format!("flush chain inet {TABLE} {}", JUDGE_SOURCES.name));
         for set in [SOURCES_V4, SOURCES_V6] {
@@ -132,7 +132,7 @@ impl Script<'_> {
 
 #[cfg(test)]
 mod tests {
-    use wireloom_plan::kernel::IncomingMark;
+    use wireloom_plan::firewall::IncomingMark;
     use wireloom_types::LinkAddress;
 
     use super::*;
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_without_sets_is_made_anew() {
+    fn a_table_without_sets_is_recreated() {
         let mark_incoming = Some(IncomingMark { port: 51820, mark: 0xa });
         let firewall = Firewall { mark_incoming, ..Firewall::default() };
         assert_eq!(
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_are_kept_unless_the_table_is_made_anew() {
+    fn sets_are_kept_unless_the_table_is_recreated() {
         let firewall = Firewall { judge_sources: true, ..Firewall::default() };
         let kept = of(&[&FirewallOp::Set { firewall: firewall.clone(), anew: false }], "wg0");
         assert!(!kept.contains("delete table") && !kept.contains("delete set"), "{kept}");
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn elements_of_a_kind_share_a_line_and_keep_their_place() {
+    fn consecutive_elements_share_a_line_in_order() {
         let ops = [
             FirewallOp::RefuseSource(source(1, "10.1.0.0/16")),
             FirewallOp::AdmitSource(source(1, "10.1.0.0/24")),

@@ -1,6 +1,6 @@
-//! The firewall. What it is to let in is let in before anything else is done, and refused again after
-//! all else is undone; each step is one transaction, in which a peer's ranges change without a moment
-//! of neither.
+//! The firewall. It admits new sources before anything else is set up, and stops admitting old ones after
+//! everything else is removed. Each of the two is one transaction, in which a peer's ranges change without a
+//! gap.
 
 use std::collections::BTreeSet;
 
@@ -8,22 +8,23 @@ use wireloom_types::LinkAddress;
 
 use crate::{
     desired::Desired,
-    kernel::{Firewall, Observed, Source},
+    firewall::{Firewall, Source},
+    observed::Observed,
     op::FirewallOp,
 };
 
-/// From so many removals on, all sources are replaced at once: for each one the kernel moves the bits of all
-/// that are left (`pipapo_drop`, net/netfilter/nft_set_pipapo.c).
+/// With more removals than this, all sources are replaced at once: for each removal, the kernel moves the
+/// bits of all remaining elements (`pipapo_drop`, net/netfilter/nft_set_pipapo.c).
 const MANY: usize = 500;
 
-/// Two steps, with everything else in between.
+/// Two transactions, with everything else in between.
 #[derive(Default)]
 pub(super) struct FirewallChanges {
     pub(super) early: Vec<FirewallOp>,
     pub(super) late: Vec<FirewallOp>,
 }
 
-/// The whole of it.
+/// All changes of the firewall.
 pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
     let mut changes = FirewallChanges::default();
     let Some(wanted) = &desired.firewall else {
@@ -46,7 +47,7 @@ pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
             Some(_) => (&observed.judged_peers, &observed.sources),
             None => (&none.0, &none.1),
         };
-        changes.settle(
+        changes.set_elements(
             desired,
             [difference(&desired.judged_peers, peers), difference(peers, &desired.judged_peers)],
             [difference(&desired.sources, sources), difference(sources, &desired.sources)],
@@ -58,7 +59,7 @@ pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
     changes
 }
 
-/// For no more than some peers and sources.
+/// The changes for some peers and sources only.
 pub(super) fn touched(
     observed: &Observed,
     desired: &Desired,
@@ -66,7 +67,7 @@ pub(super) fn touched(
     sources: &BTreeSet<Source>,
 ) -> FirewallChanges {
     let mut changes = FirewallChanges::default();
-    changes.settle(
+    changes.set_elements(
         desired,
         [
             only(peers, &desired.judged_peers, &observed.judged_peers),
@@ -81,8 +82,8 @@ pub(super) fn touched(
 }
 
 impl FirewallChanges {
-    /// Peers and sources, those to come and those to go.
-    fn settle(
+    /// Adds the peers and sources that are new, and removes the old ones.
+    fn set_elements(
         &mut self,
         desired: &Desired,
         [new_peers, old_peers]: [Vec<LinkAddress>; 2],
@@ -107,18 +108,18 @@ impl FirewallChanges {
     }
 }
 
-/// Some new source has an address of the old one; the new ones are in order and disjoint.
+/// Whether a new source has an address in common with the old one. The new ones are sorted and disjoint.
 fn overlaps_any(old: Source, new: &[Source]) -> bool {
     let end = (old.peer, old.addresses.last());
-    let behind = new.partition_point(|new| (new.peer, new.addresses.first()) <= end);
-    behind.checked_sub(1).is_some_and(|last| new[last].overlaps(&old))
+    let after = new.partition_point(|new| (new.peer, new.addresses.first()) <= end);
+    after.checked_sub(1).is_some_and(|last| new[last].overlaps(&old))
 }
 
 fn difference<T: Ord + Copy>(these: &BTreeSet<T>, those: &BTreeSet<T>) -> Vec<T> {
     these.difference(those).copied().collect()
 }
 
-/// Of the touched ones, those that only the first set has.
+/// The touched ones that only the first set has.
 fn only<T: Ord + Copy>(touched: &BTreeSet<T>, these: &BTreeSet<T>, those: &BTreeSet<T>) -> Vec<T> {
     touched.iter().filter(|one| these.contains(one) && !those.contains(one)).copied().collect()
 }

@@ -1,23 +1,23 @@
-//! Neighbours on a link, and the routes to them in the table `main`.
+//! Neighbours in link mode, and the routes to them in the table `main`.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::{
     desired::{Desired, is_link_local},
-    kernel::Observed,
+    observed::Observed,
     op::RtnetlinkOp,
 };
 
 /// Two steps, with routes and rules in between.
 #[derive(Default)]
 pub(super) struct NeighbourChanges {
-    /// Set: a route by way of a neighbour must find it.
+    /// Additions: a route with a neighbour as its next hop must find it.
     pub(super) early: Vec<RtnetlinkOp>,
-    /// Removed.
+    /// Removals.
     pub(super) late: Vec<RtnetlinkOp>,
 }
 
-/// Every address that has or shall have a neighbour or a route to it.
+/// Every address that has, or should have, a neighbour or a route to it.
 pub(super) fn all(observed: &Observed, desired: &Desired) -> BTreeSet<IpAddr> {
     let present = observed.neighbours.keys().chain(&observed.link_routes);
     present.chain(desired.neighbours.keys()).copied().collect()
@@ -47,7 +47,7 @@ pub(super) fn changes(
             _ => {}
         }
     }
-    // Alike by alike, which the shell does in few sends.
+    // Requests of one kind in a row, which the shell sends together.
     changes.early.extend(routes);
     changes.late.extend(old_neighbours);
     changes

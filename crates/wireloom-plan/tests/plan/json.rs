@@ -1,10 +1,10 @@
 //! The JSON form of operations, which `wireloom plan --json` and `wireloom status --json` print for programs.
 
 use wireloom_plan::{
-    kernel::{
-        Family, Firewall, IncomingMark, OtherSelectors, Route, RouteKind, Rule, Source, UnderlaySysctl,
-    },
+    firewall::{Firewall, IncomingMark, Source},
     op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SetPeer, SysctlOp},
+    routing::{Family, OtherSelectors, Route, RouteKind, Rule},
+    sysctl::UnderlaySysctl,
 };
 use wireloom_types::{LinkAddress, PeerLookup, SourceCheck};
 

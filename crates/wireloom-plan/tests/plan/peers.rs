@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use wireloom_plan::{
-    kernel::Peer,
+    observed::Peer,
     op::{DeviceOp, Op, RtnetlinkOp, SetPeer},
 };
 
@@ -27,7 +27,7 @@ const DECLARED: &str = "192.168.1.2:51820";
 const ROAMED: &str = "203.0.113.7:4500";
 
 #[test]
-fn every_other_node_is_a_peer_with_its_workloads_alone() {
+fn every_other_node_is_a_peer_with_its_workloads_only() {
     let mut machine = machine();
     assert_eq!(machine.peers(), [key(2), key(3)]);
     assert_eq!(machine.allowed_ips(2), ["10.161.2.0/24", "fd61:0:0:2::/64"], "not widened to its addresses");
@@ -44,7 +44,7 @@ fn host_mode_adds_the_nodes_addresses() {
 }
 
 #[test]
-fn a_changed_key_is_a_new_peer_before_the_old_one_goes() {
+fn a_changed_key_adds_a_peer_before_removing_the_old_one() {
     let mut machine = machine();
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("b").unwrap().public_key = Some(key(22));
@@ -60,7 +60,7 @@ fn a_changed_key_is_a_new_peer_before_the_old_one_goes() {
 }
 
 #[test]
-fn a_changed_endpoint_is_set_even_on_a_peer_that_is_alive_elsewhere() {
+fn a_changed_endpoint_is_set_even_on_a_live_peer_that_roamed() {
     let mut machine = machine();
     peer(&mut machine).endpoint = Some(address(ROAMED));
     peer(&mut machine).handshake_age = Some(Duration::from_secs(5));
@@ -77,10 +77,10 @@ fn a_peer_that_roamed_stays_where_it_is() {
     peer(&mut machine).endpoint = Some(address(ROAMED));
     for age in [None, Some(5), Some(100_000)] {
         peer(&mut machine).handshake_age = age.map(Duration::from_secs);
-        assert_eq!(machine.plan(&three_nodes()).ops, vec![], "we know what we declared: {age:?}");
+        assert_eq!(machine.plan(&three_nodes()).ops, vec![], "we remember what was declared: {age:?}");
     }
 
-    // A restarted agent remembers nothing and goes by the handshake.
+    // A restarted agent remembers nothing and trusts a recent handshake.
     peer(&mut machine).configured_endpoint = None;
     for (age, stays) in [(Some(5), true), (Some(180), true), (Some(181), false), (None, false)] {
         peer(&mut machine).handshake_age = age.map(Duration::from_secs);
@@ -110,13 +110,13 @@ fn a_prefix_moves_between_peers_in_one_transaction_without_a_gap() {
         let mut machine = machine();
         machine.reconcile(first);
         let ops = machine.reconcile(second).ops;
-        // Who gets it takes it; the route stands. One operation is certainly one transaction.
+        // The new owner takes it and the route stays. One operation is certainly one transaction.
         assert!(matches!(ops.as_slice(), [Op::Device(DeviceOp::SetPeer(_))]), "{ops:?}");
     }
 }
 
 #[test]
-fn what_a_peer_loses_goes_after_the_route_that_leads_to_it() {
+fn allowed_ips_shrink_after_the_route_is_removed() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("b").unwrap().workloads.insert(net("10.161.22.0/24"));
     let mut machine = machine();

@@ -5,8 +5,9 @@ use std::{io, net::SocketAddr};
 use wireloom_kernel::Cause;
 use wireloom_plan::{
     cluster::Node,
-    kernel::{Link, RouteKind, Underlay},
+    observed::{Interface, Underlay},
     op::RtnetlinkOp,
+    routing::RouteKind,
 };
 use wireloom_types::{PeerLookup, interface::AGENT_ALIAS};
 
@@ -88,7 +89,7 @@ fn settled(nodes: u8) -> Reconciler<Memory> {
 #[test]
 fn nothing_happens_before_the_first_snapshot() {
     let mut reconciler = reconciler();
-    reconciler.kernel.observed.link = Some(Link {
+    reconciler.kernel.observed.interface = Some(Interface {
         alias: Some(AGENT_ALIAS.into()),
         mtu: 1420,
         up: true,
@@ -180,15 +181,15 @@ fn after_a_failure_the_kernel_is_looked_at_and_the_rest_is_done() {
 #[test]
 fn a_foreign_interface_is_refused_until_it_goes() {
     let mut reconciler = reconciler();
-    reconciler.kernel.observed.link =
-        Some(Link { alias: None, mtu: 1500, up: true, peer_lookup: PeerLookup::Destination });
+    reconciler.kernel.observed.interface =
+        Some(Interface { alias: None, mtu: 1500, up: true, peer_lookup: PeerLookup::Destination });
     reconciler.set_cluster(cluster(2));
     let trouble = reconciler.pass().unwrap_err();
-    assert!(matches!(trouble, Trouble::Refused(Refusal::ForeignLink { .. })));
+    assert!(matches!(trouble, Trouble::Refused(Refusal::ForeignInterface { .. })));
     assert!(!trouble.retry_can_help());
     assert!(reconciler.kernel.applied.is_empty());
 
-    reconciler.kernel.observed.link = None;
+    reconciler.kernel.observed.interface = None;
     assert!(reconciler.pass().unwrap() > 0);
 }
 

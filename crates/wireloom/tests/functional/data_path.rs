@@ -11,7 +11,7 @@ use std::{
 
 use Program::{WireguardGo, Wireloom, WireloomThreads};
 use wireloom_lab::{Lab, Layout, Link, Node, PATIENCE, Topology, mesh::KeyPair, until};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     frames::{LinkType, Listener, faults},

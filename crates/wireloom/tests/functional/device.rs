@@ -10,7 +10,7 @@ use std::{
 };
 
 use wireloom_lab::{Capture, Content, Lab, Layout, Node, PATIENCE, at_this_pace, until};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     tunnel::{PORT, Program, Tunnel, all_answered, inner, ping, word},

@@ -10,7 +10,7 @@ use std::{
 
 use Program::Wireloom;
 use wireloom_lab::{Capture, Content, PATIENCE, until};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::tunnel::{PORT, Program, Tunnel, all_answered, inner, ping};
 

@@ -17,11 +17,11 @@ use wireloom_lab::{Holder, Space, become_root};
 use wireloom_plan::{
     address_range::AddressRange,
     diff::teardown,
-    kernel::{
-        Family, Firewall, IncomingMark, Observed, OtherSelectors, PROTOCOL, Route, RouteKind, Rule, Source,
-        UnderlaySysctl,
-    },
+    firewall::{Firewall, IncomingMark, Source},
+    observed::Observed,
     op::{FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
+    routing::{Family, OtherSelectors, PROTOCOL, Route, RouteKind, Rule},
+    sysctl::UnderlaySysctl,
 };
 use wireloom_types::LinkAddress;
 

@@ -9,7 +9,7 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 use wireloom_lab::{Layout, Node, PATIENCE, until};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     neighbours::{BEHIND, LINK, Link, pings, reach, reached_at_once, request, start, transfer},

@@ -8,7 +8,7 @@ use std::{
 };
 
 use wireloom_lab::{Lab, Layout, Node, PATIENCE, mesh::KeyPair, until};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     tunnel::{PORT, inner, ping},

@@ -12,7 +12,7 @@ use nix::{
     unistd::Pid,
 };
 use wireloom_lab::{Lab, Layout, Node, PATIENCE, mesh::KeyPair, until};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::wireloom;
 

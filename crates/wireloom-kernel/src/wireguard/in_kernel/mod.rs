@@ -1,7 +1,7 @@
 //! The kernel's own WireGuard, over generic netlink (include/uapi/linux/wireguard.h).
 //!
-//! The kernel is told differences alone ([`transaction`]), in as few messages as hold them
-//! ([`message`]), by way of its family ([`family`]), all of which [`programmer`] sees to.
+//! [`programmer`] turns changes into differences ([`transaction`]), packs these into as few messages as
+//! possible ([`message`]), and sends them to the kernel's netlink family ([`family`]).
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
@@ -11,16 +11,17 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 use wireloom_types::{PeerLookup, SourceCheck};
 
+use wireloom_netlink::{Client, Protocol};
+
 use self::{
-    family::{Device, Family},
+    family::{Commands, Family},
     programmer::Programmer,
 };
-use super::{Backend, Change, DeviceState};
-use crate::random_key;
+use super::{Change, DeviceState, WireguardDevice};
 use crate::{
     error::Cause,
-    link,
-    netlink::{Netlink, Request},
+    random_key,
+    rtnetlink::{Request, Rtnetlink, interface},
 };
 
 mod family;
@@ -31,34 +32,35 @@ mod transaction;
 mod twin;
 
 /// The device of one interface.
-pub(crate) struct InKernel {
+pub(crate) struct KernelDevice {
     interface: String,
     programmer: Programmer,
 }
 
-impl InKernel {
+impl KernelDevice {
     pub(crate) fn new(interface: &str) -> Self {
         Self { interface: interface.to_owned(), programmer: Programmer::default() }
     }
 
-    /// Makes a device of another name and takes it away again: what a kernel has, and what this
-    /// process may do with it, nothing else tells for sure.
+    /// Creates a device with another name and removes it again. Nothing else tells for sure whether the kernel
+    /// has WireGuard and whether this process may use it.
     ///
-    /// Both requests are in one send, which the kernel carries out before it heeds a signal
-    /// (`netlink_rcv_skb` in net/netlink/af_netlink.c): whatever becomes of this process, nothing is left.
-    pub(crate) fn try_out() -> Result<(), Cause> {
-        // A name that nobody else has: should nothing be made, the removal is tried all the same.
+    /// Both requests are in one send, which the kernel completes before it handles a signal
+    /// (`netlink_rcv_skb` in net/netlink/af_netlink.c): nothing is left behind even if this process is killed.
+    pub(crate) fn probe() -> Result<(), Cause> {
+        // A random name: the removal is tried even if the creation failed, and must not hit another interface.
         let [a, b, c, d, ..] = *random_key()?.public_key().as_bytes();
         let name = format!("wlprobe{:08x}", u32::from_be_bytes([a, b, c, d]));
-        let refusals = Netlink::open()?.change(&[addition(&name), link::remove_by_name(&name)])?;
+        let requests = [addition(&name), interface::remove_by_name(&name)];
+        let refusals = rtnetlink()?.change_all(&requests)?;
         match refusals.into_iter().next() {
             None => Ok(()),
-            Some((_, cause)) => Err(name_what_is_missing(cause)),
+            Some((_, refusal)) => Err(explain(refusal.into())),
         }
     }
 }
 
-impl Backend for InKernel {
+impl WireguardDevice for KernelDevice {
     fn read(&mut self) -> Result<Option<DeviceState>, Cause> {
         let device = match Family::open(&self.interface)? {
             Some(mut family) => family.get()?,
@@ -70,15 +72,12 @@ impl Backend for InKernel {
 
     fn create(&mut self, _: PeerLookup, _: SourceCheck) -> Result<(), Cause> {
         self.programmer.observe(None);
-        match Netlink::open()?.change(&[addition(&self.interface)])?.pop() {
-            None => Ok(()),
-            Some((_, cause)) => Err(name_what_is_missing(cause)),
-        }
+        rtnetlink()?.change(&addition(&self.interface)).map_err(|error| explain(error.into()))
     }
 
     fn change(&mut self, changes: &[Change<'_>]) -> Result<(), Cause> {
         let mut family = Family::open(&self.interface)?.ok_or_else(|| {
-            Cause::Passing("the kernel's WireGuard is gone (was its module unloaded?)".into())
+            Cause::Transient("the kernel's WireGuard is gone (was the module `wireguard` unloaded?)".into())
         })?;
         self.programmer.change(&mut family, changes)
     }
@@ -97,12 +96,17 @@ fn addition(name: &str) -> Request {
     Request { message: RouteNetlinkMessage::NewLink(message), flags: NLM_F_CREATE | NLM_F_EXCL }
 }
 
-fn name_what_is_missing(refusal: Cause) -> Cause {
-    match refusal {
+fn rtnetlink() -> Result<Rtnetlink, Cause> {
+    Ok(Client::open(Protocol::Route)?)
+}
+
+/// Says what is missing.
+fn explain(cause: Cause) -> Cause {
+    match cause.errno() {
         // "Unknown device type" of rtnl_newlink in net/core/rtnetlink.c.
-        Cause::Refused { errno: Errno::EOPNOTSUPP, .. } => {
-            Cause::Told("this kernel has no WireGuard (the module `wireguard`)".into())
+        Some(Errno::EOPNOTSUPP) => {
+            Cause::Permanent("this kernel has no WireGuard (the module `wireguard`)".into())
         }
-        other => other,
+        _ => cause,
     }
 }

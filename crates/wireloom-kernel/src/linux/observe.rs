@@ -1,4 +1,4 @@
-//! Reads the kernel into the planner's words.
+//! Reads the kernel for the planner.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,42 +6,46 @@ use std::{
     time::SystemTime,
 };
 
-use wireloom_plan::kernel::{ALL, Device, Observed, Peer, Underlay, UnderlaySysctl};
+use wireloom_plan::{
+    observed::{Device, Observed, Peer, Underlay},
+    sysctl::{ALL, UnderlaySysctl},
+};
 
-use super::{
-    Linux, address,
+use super::Linux;
+use crate::{
     error::{Attempt, Error},
-    link, neighbour, route, rule, sysctl,
+    rtnetlink::{address, interface, neighbour, route, rule},
+    sysctl,
 };
 
 impl Linux {
     pub(super) fn observe_all(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
-        let mut observed = self.observe_but_device(own)?;
-        if observed.link.is_some() {
+        let mut observed = self.observe_without_device(own)?;
+        if observed.interface.is_some() {
             observed.device = self.observe_device()?;
         }
         Ok(observed)
     }
 
-    /// What is there to be removed: all but the device, which need not be in a state to answer.
+    /// Reads what is there to be removed: everything except the device, which may be unable to answer.
     ///
     /// # Errors
     /// The first thing that cannot be read.
     pub fn observe_for_removal(&mut self) -> Result<Observed, Error> {
-        self.observe_but_device(&BTreeSet::new())
+        self.observe_without_device(&BTreeSet::new())
     }
 
-    fn observe_but_device(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
-        let found = self.link()?;
+    fn observe_without_device(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
+        let found = self.find_interface()?;
         let index = found.as_ref().map(|found| found.index);
-        let assigned = address::observe(&mut self.netlink).attempt(|| "list the addresses".into())?;
+        let assigned = address::observe(&mut self.rtnetlink).attempt(|| "list the addresses".into())?;
         let table = self.nftables.observe().attempt(|| "read the nftables table `inet wireloom`".into())?;
         let on_ours = assigned.iter().filter(|each| Some(each.interface) == index);
         let (mut neighbours, mut link_routes) = (BTreeMap::new(), BTreeSet::new());
-        if let Some(found) = found.as_ref().filter(|found| found.link.is_ours()) {
-            neighbours = neighbour::observe(&mut self.netlink, found.index)
+        if let Some(found) = found.as_ref().filter(|found| found.interface.is_ours()) {
+            neighbours = neighbour::observe(&mut self.rtnetlink, found.index)
                 .attempt(|| "list the neighbours".into())?;
-            link_routes = route::observe_link_routes(&mut self.netlink, found.index)
+            link_routes = route::observe_link_routes(&mut self.rtnetlink, found.index)
                 .attempt(|| "list the routes to neighbours".into())?;
         }
         Ok(Observed {
@@ -50,9 +54,9 @@ impl Linux {
             send_redirects: sysctl::read(ALL, UnderlaySysctl::SendRedirects)? != Some(0),
             addresses: on_ours.map(|each| each.address).collect(),
             device: None,
-            link: found.map(|found| found.link),
-            rules: rule::observe(&mut self.netlink, self.table).attempt(|| "list the rules".into())?,
-            routes: route::observe(&mut self.netlink, self.table, index)
+            interface: found.map(|found| found.interface),
+            rules: rule::observe(&mut self.rtnetlink, self.table).attempt(|| "list the rules".into())?,
+            routes: route::observe(&mut self.rtnetlink, self.table, index)
                 .attempt(|| format!("list the routes of table {}", self.table))?,
             underlays: self.observe_underlays(&assigned, own)?,
             saved_sysctls: self
@@ -66,12 +70,12 @@ impl Linux {
     }
 
     fn observe_device(&mut self) -> Result<Option<Device>, Error> {
-        let Some(found) = self.link()? else { return Ok(None) };
-        let Some(state) = self.read_device(found.implementation)? else { return Ok(None) };
+        let Some(found) = self.find_interface()? else { return Ok(None) };
+        let Some(state) = self.read_device(found.backend)? else { return Ok(None) };
         let now = SystemTime::now();
         self.remember_sessions(&state, now);
-        // Another back end's must be made anew.
-        if self.wanted.is_some_and(|wanted| wanted != found.implementation) {
+        // A device of another back end must be recreated.
+        if self.wanted.is_some_and(|wanted| wanted != found.backend) {
             return Ok(None);
         }
         self.configured_endpoints.retain(|key, _| state.peers.contains_key(key));
@@ -106,14 +110,16 @@ impl Linux {
         }
         let mut underlays = BTreeMap::new();
         for (index, addresses) in by_index {
-            let found =
-                link::by_index(&mut self.netlink, index).attempt(|| format!("look up interface {index}"))?;
+            let found = interface::by_index(&mut self.rtnetlink, index)
+                .attempt(|| format!("look up interface {index}"))?;
             let Some(found) = found.filter(|found| found.name != self.interface) else { continue };
-            // Absent when the interface went away this moment.
+            // Absent when the interface was removed this moment.
             let rp_filter = sysctl::read(&found.name, UnderlaySysctl::RpFilter)?.unwrap_or(0);
             let src_valid_mark = sysctl::read(&found.name, UnderlaySysctl::SrcValidMark)?.unwrap_or(0) != 0;
-            underlays
-                .insert(found.name, Underlay { mtu: found.link.mtu, addresses, rp_filter, src_valid_mark });
+            underlays.insert(
+                found.name,
+                Underlay { mtu: found.interface.mtu, addresses, rp_filter, src_valid_mark },
+            );
         }
         Ok(underlays)
     }

@@ -1,28 +1,29 @@
 //! The in-memory kernel does what Linux 6.18 was measured to do.
 
 use wireloom_plan::{
-    kernel::{ApplyError, Device, Link, Observed, Route, RouteKind, Rule},
+    observed::{ApplyError, Device, Interface, Observed},
     op::{DeviceOp, InterfaceOp, Op, RtnetlinkOp, SetPeer},
+    routing::{Route, RouteKind, Rule},
 };
 use wireloom_types::{PeerLookup, SourceCheck, interface::AGENT_ALIAS};
 
 use crate::world::{key, net, rule};
 
-/// Rules at one priority, a request to delete, and the place of the rule that it deleted.
+/// Rules at one priority, a delete request, and the position of the rule that it deletes.
 #[test]
 fn a_delete_request_hits_the_first_rule_that_matches_loosely() {
     let p = "from 10.1.0.0/16";
     for (rules, request, hit) in [
         // No source, no mark, no mask: wildcards.
         ([format!("{p} fwmark 0/0xa"), "from all".to_owned()], "from all".to_owned(), 0),
-        // The invert flag is not looked at.
+        // The invert flag is ignored.
         ([format!("not {p} fwmark 0/0xa"), format!("{p} fwmark 0/0xa")], format!("{p} fwmark 0/0xa"), 0),
         (
             ["from all fwmark 0xa/0xa".to_owned(), "not from all fwmark 0xa/0xa proto 157".to_owned()],
             "not from all fwmark 0xa/0xa proto 0".to_owned(),
             0,
         ),
-        // Mark 0 is a wildcard, the mask beside it is not.
+        // Mark 0 is a wildcard, its mask is not.
         ([format!("{p} fwmark 0x2/0xa"), format!("{p} fwmark 0/0xa")], format!("{p} fwmark 0/0xa"), 0),
         ([format!("{p} fwmark 0/0x8"), format!("{p} fwmark 0/0xa")], format!("{p} fwmark 0/0xa"), 1),
         // A protocol, a source and its length are compared when they are given.
@@ -39,7 +40,7 @@ fn a_delete_request_hits_the_first_rule_that_matches_loosely() {
 }
 
 #[test]
-fn selectors_that_a_request_lacks_are_wildcards_too() {
+fn selectors_absent_from_a_request_are_wildcards_too() {
     let plain = rule("from 10.1.0.0/16");
     let mut from_eth0 = plain.clone();
     from_eth0.other.attributes.insert(3, b"eth0\0".to_vec());
@@ -57,7 +58,7 @@ fn selectors_that_a_request_lacks_are_wildcards_too() {
 }
 
 #[test]
-fn a_rule_comes_after_those_of_its_priority() {
+fn a_rule_is_added_after_others_of_its_priority() {
     let mut kernel = Observed::default();
     for text in
         ["from 10.2.0.0/16 priority 99", "from 10.3.0.0/16 priority 100", "from 10.1.0.0/16 priority 99"]
@@ -68,20 +69,20 @@ fn a_rule_comes_after_those_of_its_priority() {
     assert_eq!(sources, ["10.2.0.0/16", "10.1.0.0/16", "10.3.0.0/16"]);
 }
 
-fn kernel_with_link(up: bool) -> Observed {
-    let link = Some(Link {
+fn kernel_with_interface(up: bool) -> Observed {
+    let interface = Some(Interface {
         alias: Some(AGENT_ALIAS.to_owned()),
         mtu: 1420,
         up,
         peer_lookup: PeerLookup::Destination,
     });
-    Observed { link, device: Some(Device::default()), ..Observed::default() }
+    Observed { interface, device: Some(Device::default()), ..Observed::default() }
 }
 
 #[test]
-fn a_route_replaces_one_of_another_kind_in_place_but_not_one_of_another_metric() {
+fn a_route_replaces_one_of_another_kind_but_not_one_of_another_metric() {
     for destination in ["10.2.0.0/16", "2001:db8::/64"].map(net) {
-        let mut kernel = kernel_with_link(true);
+        let mut kernel = kernel_with_interface(true);
         let throw = Route::ours(destination, RouteKind::Throw);
         let device = Route::ours(destination, RouteKind::Device { gateway: None, source: None });
         let beside = Route { metric: 7, ..throw.clone() };
@@ -99,17 +100,17 @@ fn a_route_through_an_interface_that_is_down_is_refused() {
         destination,
         RouteKind::Device { gateway: None, source: None },
     )));
-    assert_eq!(kernel_with_link(false).apply(&device), Err(ApplyError::LinkDown(destination)));
-    assert_eq!(Observed::default().apply(&device), Err(ApplyError::NoLink));
+    assert_eq!(kernel_with_interface(false).apply(&device), Err(ApplyError::InterfaceDown(destination)));
+    assert_eq!(Observed::default().apply(&device), Err(ApplyError::NoInterface));
     let source = Some("192.0.2.1".parse().unwrap());
     let foreign_source = Route::ours(destination, RouteKind::Device { gateway: None, source });
-    let refused = kernel_with_link(true).apply(&Op::Rtnetlink(RtnetlinkOp::SetRoute(foreign_source)));
+    let refused = kernel_with_interface(true).apply(&Op::Rtnetlink(RtnetlinkOp::SetRoute(foreign_source)));
     assert_eq!(refused, Err(ApplyError::NoSuchSource(destination)));
 }
 
 #[test]
-fn removing_the_interface_takes_its_routes_along_and_leaves_the_others() {
-    let mut kernel = kernel_with_link(true);
+fn removing_the_interface_removes_its_routes_and_no_others() {
+    let mut kernel = kernel_with_interface(true);
     let throw = Route::ours(net("10.1.0.0/16"), RouteKind::Throw);
     let device = Route::ours(net("10.2.0.0/16"), RouteKind::Device { gateway: None, source: None });
     kernel
@@ -123,7 +124,7 @@ fn removing_the_interface_takes_its_routes_along_and_leaves_the_others() {
 }
 
 #[test]
-fn allowed_ips_are_taken_from_whoever_had_them() {
+fn allowed_ips_are_taken_from_their_previous_owner() {
     let peer = |number, prefixes: &[&str]| {
         Op::Device(DeviceOp::SetPeer(SetPeer {
             public_key: key(number),
@@ -144,7 +145,7 @@ fn allowed_ips_are_taken_from_whoever_had_them() {
     ] {
         // In one transaction and in several.
         for transactions in [vec![second.clone()], second.iter().map(|op| vec![op.clone()]).collect()] {
-            let mut kernel = kernel_with_link(true);
+            let mut kernel = kernel_with_interface(true);
             kernel.apply_all(&first).unwrap();
             transactions.iter().for_each(|ops| kernel.apply_all(ops).unwrap());
             let peers = kernel.device.unwrap().peers;
@@ -157,7 +158,7 @@ fn allowed_ips_are_taken_from_whoever_had_them() {
 
 #[test]
 fn a_device_is_never_its_own_peer() {
-    let mut kernel = kernel_with_link(true);
+    let mut kernel = kernel_with_interface(true);
     let source_check = SourceCheck::AllowedIps;
     let own =
         Op::Device(DeviceOp::Configure { public_key: key(1), listen_port: 51820, fwmark: 0xa, source_check });

@@ -1,4 +1,4 @@
-//! Routes of our table (`ip route`), to and from netlink.
+//! Routes of our table, and routes to neighbours in the table `main` (`ip route`).
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -11,18 +11,18 @@ use netlink_packet_route::{
     },
 };
 use nix::errno::Errno;
-use wireloom_plan::kernel::{Family, PROTOCOL, Route, RouteKind};
+use wireloom_plan::routing::{Family, PROTOCOL, Route, RouteKind};
 
-use super::{
-    error::Cause,
-    family,
-    netlink::{Netlink, Request},
-};
+use super::{Request, Rtnetlink, address_family, is_absent_family, unspecified};
+use crate::error::Cause;
 
-/// Every route in the table. Those out of our interface (by its index, when it is there) are
-/// [`RouteKind::Device`]; a shape that we never write is [`RouteKind::Other`].
-pub(super) fn observe(
-    netlink: &mut Netlink,
+/// `RT_TABLE_MAIN` of include/uapi/linux/rtnetlink.h.
+const MAIN: u32 = 254;
+
+/// Every route in the table. Those out of our interface (given by its index, if it exists) are
+/// [`RouteKind::Device`]; shapes that Wireloom never writes are [`RouteKind::Other`].
+pub(crate) fn observe(
+    netlink: &mut Rtnetlink,
     table: u32,
     interface: Option<u32>,
 ) -> Result<BTreeSet<Route>, Cause> {
@@ -30,15 +30,9 @@ pub(super) fn observe(
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
-        // With strict checking the kernel filters by it.
+        // With strict checking, the kernel filters by it.
         request.attributes.push(RouteAttribute::Table(table));
-        let dumped = match netlink.dump(&RouteNetlinkMessage::GetRoute(request)) {
-            // inet_dump_fib: a table without routes need not exist.
-            Err(Cause::Refused { errno: Errno::ENOENT, .. }) => continue,
-            Err(cause) if cause.is_absent_family() => continue,
-            dumped => dumped?,
-        };
-        routes.extend(dumped.into_iter().filter_map(|message| match message {
+        routes.extend(dump(netlink, request)?.into_iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewRoute(message) if table_of(&message) == table => {
                 decode(&message, interface)
             }
@@ -48,25 +42,20 @@ pub(super) fn observe(
     Ok(routes)
 }
 
-/// `RT_TABLE_MAIN` of include/uapi/linux/rtnetlink.h.
-const MAIN: u32 = 254;
-
-/// Our routes out of our interface in the table `main`, each to one address.
-pub(super) fn observe_link_routes(netlink: &mut Netlink, interface: u32) -> Result<BTreeSet<IpAddr>, Cause> {
+/// The destinations of our host routes out of our interface in the table `main`.
+pub(crate) fn observe_link_routes(
+    netlink: &mut Rtnetlink,
+    interface: u32,
+) -> Result<BTreeSet<IpAddr>, Cause> {
     let mut addresses = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
-        // With strict checking the kernel filters by all three.
+        // With strict checking, the kernel filters by all three.
         request.header.protocol = PROTOCOL.into();
         request.attributes.push(RouteAttribute::Table(MAIN));
         request.attributes.push(RouteAttribute::Oif(interface));
-        let dumped = match netlink.dump(&RouteNetlinkMessage::GetRoute(request)) {
-            Err(Cause::Refused { errno: Errno::ENOENT, .. }) => continue,
-            Err(cause) if cause.is_absent_family() => continue,
-            dumped => dumped?,
-        };
-        addresses.extend(dumped.iter().filter_map(|message| match message {
+        addresses.extend(dump(netlink, request)?.iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewRoute(message) if table_of(message) == MAIN => {
                 let route = decode(message, Some(interface))?;
                 let single = route.destination.prefix_len() == route.destination.max_prefix_len();
@@ -79,11 +68,20 @@ pub(super) fn observe_link_routes(netlink: &mut Netlink, interface: u32) -> Resu
     Ok(addresses)
 }
 
-pub(super) fn add_link_route(address: IpAddr, interface: u32) -> Result<Request, Cause> {
+/// Empty when the kernel has no such table or does not support the family.
+fn dump(netlink: &mut Rtnetlink, request: RouteMessage) -> Result<Vec<RouteNetlinkMessage>, Cause> {
+    match netlink.dump(&RouteNetlinkMessage::GetRoute(request)) {
+        // inet_dump_fib: a table without routes need not exist.
+        Err(error) if error.errno() == Some(Errno::ENOENT) || is_absent_family(&error) => Ok(Vec::new()),
+        dumped => Ok(dumped?),
+    }
+}
+
+pub(crate) fn add_link_route(address: IpAddr, interface: u32) -> Result<Request, Cause> {
     set(&link_route(address), MAIN, Some(interface))
 }
 
-pub(super) fn remove_link_route(address: IpAddr, interface: u32) -> Result<Request, Cause> {
+pub(crate) fn remove_link_route(address: IpAddr, interface: u32) -> Result<Request, Cause> {
     remove(&link_route(address), MAIN, Some(interface))
 }
 
@@ -91,25 +89,25 @@ fn link_route(address: IpAddr) -> Route {
     Route::ours(address.into(), RouteKind::Device { gateway: None, source: None })
 }
 
-/// True when a notification is about such a route.
-pub(super) fn concerns_link_routes(message: &RouteMessage, interface: u32) -> bool {
+/// Whether a notification is about one of our routes to neighbours.
+pub(crate) fn concerns_link_routes(message: &RouteMessage, interface: u32) -> bool {
     message.header.protocol == PROTOCOL.into()
         && table_of(message) == MAIN
         && message.attributes.contains(&RouteAttribute::Oif(interface))
 }
 
-/// `NLM_F_REPLACE` finds the route of the same destination and metric, whatever its kind.
-pub(super) fn set(route: &Route, table: u32, interface: Option<u32>) -> Result<Request, Cause> {
+/// `NLM_F_REPLACE` finds the route with the same destination and metric, whatever its kind.
+pub(crate) fn set(route: &Route, table: u32, interface: Option<u32>) -> Result<Request, Cause> {
     let message = RouteNetlinkMessage::NewRoute(encode(route, table, interface)?);
     Ok(Request { message, flags: NLM_F_CREATE | NLM_F_REPLACE })
 }
 
-pub(super) fn remove(route: &Route, table: u32, interface: Option<u32>) -> Result<Request, Cause> {
+pub(crate) fn remove(route: &Route, table: u32, interface: Option<u32>) -> Result<Request, Cause> {
     Ok(Request { message: RouteNetlinkMessage::DelRoute(encode(route, table, interface)?), flags: 0 })
 }
 
-/// True when a notification is about a route of the table.
-pub(super) fn concerns(message: &RouteMessage, table: u32) -> bool {
+/// Whether a notification is about a route of the table.
+pub(crate) fn concerns(message: &RouteMessage, table: u32) -> bool {
     table_of(message) == table
 }
 
@@ -133,13 +131,13 @@ fn encode(route: &Route, table: u32, interface: Option<u32>) -> Result<RouteMess
     }
     let kind = match &route.kind {
         RouteKind::Device { gateway, source } => {
-            let interface = interface.ok_or_else(|| Cause::Passing("our interface is gone".into()))?;
+            let interface = interface.ok_or_else(|| Cause::Transient("our interface is gone".into()))?;
             attributes.push(RouteAttribute::Oif(interface));
             attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
             match gateway {
                 Some(gateway) => {
                     attributes.push(next_hop(*gateway, route.destination));
-                    // A peer is a neighbour, whatever routes there are to its address.
+                    // A peer is always a neighbour, whichever route leads to its address.
                     flags = RouteFlags::Onlink;
                 }
                 // ip-route(8): "for direct unicast routes, link"; IPv6 has no scopes.
@@ -150,12 +148,14 @@ fn encode(route: &Route, table: u32, interface: Option<u32>) -> Result<RouteMess
         }
         RouteKind::Throw => RouteType::Throw,
         RouteKind::Unreachable => RouteType::Unreachable,
-        RouteKind::Other => return Err(Cause::Told("it is not of a kind that Wireloom writes".into())),
+        RouteKind::Other => {
+            return Err(Cause::Permanent("it is of a kind that Wireloom does not write".into()));
+        }
     };
     message.header = RouteHeader {
-        address_family: family::of(route.destination.addr()),
+        address_family: address_family(Family::of(route.destination.addr())),
         destination_prefix_length: route.destination.prefix_len(),
-        // RT_TABLE_UNSPEC: RTA_TABLE, which has room for every table, decides.
+        // RT_TABLE_UNSPEC: RTA_TABLE decides, which has room for every table number.
         table: 0,
         protocol: route.protocol.into(),
         scope,
@@ -166,7 +166,7 @@ fn encode(route: &Route, table: u32, interface: Option<u32>) -> Result<RouteMess
     Ok(message)
 }
 
-/// A next hop of the other family goes into `RTA_VIA` (RFC 5549; `ip route add … via inet6 …`).
+/// A next hop of the other family needs `RTA_VIA` (RFC 5549; `ip route add … via inet6 …`).
 fn next_hop(gateway: IpAddr, destination: IpNet) -> RouteAttribute {
     match (gateway, destination) {
         (IpAddr::V6(gateway), IpNet::V4(_)) => RouteAttribute::Via(RouteVia::Inet6(gateway)),
@@ -175,14 +175,9 @@ fn next_hop(gateway: IpAddr, destination: IpNet) -> RouteAttribute {
     }
 }
 
-/// `None` for what is no route to a prefix of ours (another family, a cached exception).
+/// `None` for a route of another family, and for one that does not parse.
 fn decode(message: &RouteMessage, interface: Option<u32>) -> Option<Route> {
-    let family = family::from_netlink(message.header.address_family)?;
-    let unspecified = match family {
-        Family::V4 => IpAddr::from([0; 4]),
-        Family::V6 => IpAddr::from([0; 16]),
-    };
-    let mut destination = unspecified;
+    let mut destination = unspecified(super::family(message.header.address_family)?);
     let mut metric = 0;
     let (mut gateway, mut source, mut out) = (None, None, None);
     let mut plain = message.header.tos == 0 && message.header.source_prefix_length == 0;
@@ -195,7 +190,7 @@ fn decode(message: &RouteMessage, interface: Option<u32>) -> Option<Route> {
             RouteAttribute::Via(RouteVia::Inet(address)) => gateway = Some((*address).into()),
             RouteAttribute::Via(RouteVia::Inet6(address)) => gateway = Some((*address).into()),
             RouteAttribute::PrefSource(address) => source = ip(address),
-            // The table is known; the others are the kernel's own account of the route.
+            // The table is known; the others are the kernel's own bookkeeping.
             RouteAttribute::Table(_) | RouteAttribute::CacheInfo(_) | RouteAttribute::Preference(_) => {}
             _ => plain = false,
         }
@@ -250,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn every_route_survives_the_round_trip() {
+    fn every_route_is_read_back_as_written() {
         let routes = [
             route("10.161.2.0/24", device(None, None)),
             route("10.161.2.0/24", device(None, Some("192.0.2.1"))),
@@ -277,14 +272,14 @@ mod tests {
     }
 
     #[test]
-    fn a_selector_that_we_never_write_makes_it_other() {
+    fn a_route_with_a_selector_that_wireloom_never_writes_is_other() {
         let mut message = encode(&route("10.161.2.0/24", RouteKind::Throw), 1, None).unwrap();
         message.header.tos = 4;
         assert_eq!(decode(&message, None).unwrap().kind, RouteKind::Other);
     }
 
     #[test]
-    fn without_the_interface_there_is_no_route_through_it() {
+    fn a_route_through_an_absent_interface_is_an_error() {
         assert!(encode(&route("10.161.2.0/24", device(None, None)), 1, None).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! Notifications of the kernel, as `ip monitor` shows them: says when something of ours, or something
-//! that ours depends on, may have been changed by somebody else.
+//! The kernel's notifications, as `ip monitor` shows them: tells when somebody else may have changed something
+//! of ours, or something that ours depends on.
 
 use std::{
     collections::BTreeSet,
@@ -9,31 +9,24 @@ use std::{
     thread,
 };
 
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{RouteNetlinkMessage, address::AddressMessage, link::LinkMessage};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::{
-    errno::Errno,
-    net::if_::if_nametoindex,
-    sys::socket::{setsockopt, sockopt},
-};
+use nix::net::if_::if_nametoindex;
+use wireloom_netlink::{Messages, Protocol, Received, Subscription};
 
-use super::{address, link, neighbour, netlink::for_each_message, route, rule};
+use super::{address, interface, neighbour, route, rule};
 
 /// `RTNLGRP_…` of include/uapi/linux/rtnetlink.h: LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE,
 /// IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE.
 const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
 
-/// Bytes; a full buffer is no loss: it means that something changed.
+/// Bytes. A full buffer does no harm: it means that something changed.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// Bytes of one read; a notification is one message of a few hundred bytes.
-const READ: usize = 32 << 10;
-
-/// What is worth a look at the kernel.
+/// The changes that are worth a look at the kernel.
 #[derive(Debug, Clone, Default)]
 pub struct Interest {
-    /// Our interface.
+    /// The name of our interface.
     pub interface: String,
     /// Our table.
     pub table: u32,
@@ -41,7 +34,7 @@ pub struct Interest {
     pub underlays: BTreeSet<String>,
     /// This node's own addresses.
     pub own: BTreeSet<IpAddr>,
-    /// The netlink port of our own doings, which are no news.
+    /// The netlink port of our own changes, which are no news.
     pub own_port: u32,
 }
 
@@ -52,43 +45,38 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Starts to listen; `changed` is called for each notification of interest.
+    /// Starts to listen. The thread calls `changed` after notifications of interest.
     ///
     /// # Errors
-    /// The socket or the thread cannot be had.
+    /// The socket cannot be opened, or the thread not be started.
     pub fn start(interest: Interest, changed: impl Fn() + Send + 'static) -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-            setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
-        }
-        socket.bind(&SocketAddr::new(0, 0))?;
-        for group in GROUPS {
-            socket.add_membership(group)?;
-        }
+        let subscription = Subscription::open(Protocol::Route, &GROUPS, RECEIVE_BUFFER)?;
         let monitor = Self { interest: Arc::new(Mutex::new(interest)) };
         let listener = monitor.clone();
-        thread::Builder::new().name("monitor".into()).spawn(move || listener.listen(&socket, changed))?;
+        thread::Builder::new()
+            .name("monitor".into())
+            .spawn(move || listener.listen(subscription, changed))?;
         Ok(monitor)
     }
 
-    /// Says anew what is of interest.
+    /// Replaces what is of interest.
     pub fn set_interest(&self, interest: Interest) {
         *self.interest.lock().unwrap_or_else(PoisonError::into_inner) = interest;
     }
 
-    fn listen(&self, socket: &Socket, changed: impl Fn()) {
-        let mut datagram = Vec::with_capacity(READ);
+    fn listen(&self, mut subscription: Subscription, changed: impl Fn()) {
         loop {
-            datagram.clear();
-            match socket.recv(&mut datagram, 0) {
-                Ok(_) if self.concerns(&datagram) => changed(),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Notifications were lost: they may have been of interest.
-                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => changed(),
+            match subscription.receive() {
+                Ok(Received::Messages(messages)) => {
+                    if self.concerns(messages) {
+                        changed();
+                    }
+                }
+                // The lost notifications may have been of interest.
+                Ok(Received::Overrun) => changed(),
                 Err(error) => {
                     tracing::error!(
-                        "netlink notifications end here, only the periodic pass remains: {error}"
+                        "cannot receive netlink notifications any more, only the periodic pass remains: {error}"
                     );
                     return;
                 }
@@ -96,21 +84,17 @@ impl Monitor {
         }
     }
 
-    fn concerns(&self, datagram: &[u8]) -> bool {
+    fn concerns(&self, mut messages: Messages<'_>) -> bool {
         let interest = self.interest.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut any = false;
-        let whole = for_each_message(datagram, |header, bytes| {
-            if header.port_number != interest.own_port {
-                any |= match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
-                    Ok(message) => match message.payload {
-                        NetlinkPayload::InnerMessage(message) => interest.holds(&message),
-                        _ => false,
-                    },
-                    Err(_) => true,
-                };
-            }
-        });
-        any || whole.is_err()
+        messages.any(|message| match message {
+            Ok(message) if message.header.port_number == interest.own_port => false,
+            Ok(message) => match message.parse::<RouteNetlinkMessage>() {
+                Ok(NetlinkPayload::InnerMessage(message)) => interest.holds(&message),
+                Ok(_) => false,
+                Err(_) => true,
+            },
+            Err(_) => true,
+        })
     }
 }
 
@@ -128,7 +112,7 @@ impl Interest {
                 self.index().is_some_and(|index| neighbour::concerns(message, index))
             }
             RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message) => {
-                self.holds_link(message)
+                self.holds_interface(message)
             }
             RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => {
                 self.holds_address(message)
@@ -137,8 +121,8 @@ impl Interest {
         }
     }
 
-    fn holds_link(&self, message: &LinkMessage) -> bool {
-        link::decode(message)
+    fn holds_interface(&self, message: &LinkMessage) -> bool {
+        interface::decode(message)
             .is_some_and(|found| found.name == self.interface || self.underlays.contains(&found.name))
     }
 
@@ -148,7 +132,7 @@ impl Interest {
         })
     }
 
-    /// Of our interface.
+    /// The index of our interface.
     fn index(&self) -> Option<u32> {
         if_nametoindex(self.interface.as_str()).ok()
     }

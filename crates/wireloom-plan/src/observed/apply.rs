@@ -1,6 +1,6 @@
 //! The in-memory twin of the kernel: what each operation does, and what the kernel refuses.
 //!
-//! Tests run plans against it; the shell keeps its mirror of the kernel with it.
+//! Tests run plans against it, and the reconcile loop keeps its mirror of the kernel up to date with it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,70 +10,73 @@ use std::{
 use ipnet::IpNet;
 use wireloom_types::{LinkAddress, PublicKey, interface::AGENT_ALIAS};
 
-use super::{
-    ALL, Device, Link, Observed, Peer, Route, RouteKind, Source, UnderlaySysctl, find_rule, insert_rule,
+use super::{Device, Interface, Observed, Peer};
+use crate::{
+    firewall::Source,
+    op::{self, DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SetPeer, Step, SysctlOp},
+    routing::{Route, RouteKind, find_rule, insert_rule},
+    sysctl::{ALL, UnderlaySysctl},
 };
-use crate::op::{self, DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SetPeer, Step, SysctlOp};
 
-/// What the kernel refuses. A plan made from what was really observed never meets one; the
-/// mend is to observe again and plan anew.
+/// A refusal of the kernel. A plan for the kernel as it is never meets one; the fix is to observe again and
+/// make a new plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
-    /// EEXIST
-    #[error("the interface exists")]
-    LinkExists,
-    /// ENODEV
-    #[error("there is no interface of our name")]
-    NoLink,
-    /// ENETDOWN
+    /// `EEXIST`
+    #[error("the interface exists already")]
+    InterfaceExists,
+    /// `ENODEV`
+    #[error("there is no interface with our name")]
+    NoInterface,
+    /// `ENETDOWN`
     #[error("route {0}: the interface is down")]
-    LinkDown(IpNet),
+    InterfaceDown(IpNet),
     /// Nothing answers for the device.
     #[error("there is no WireGuard device")]
     NoDevice,
-    /// EINVAL: a preferred source must be an address of this machine.
-    #[error("route {0}: its source is not an address of this machine")]
+    /// `EINVAL`: a preferred source must be an address of this machine.
+    #[error("route {0}: its preferred source is not an address of this machine")]
     NoSuchSource(IpNet),
-    /// EEXIST
-    #[error("address {0} exists")]
+    /// `EEXIST`
+    #[error("address {0} exists already")]
     AddressExists(IpNet),
-    /// ENOENT
+    /// `ENOENT`
     #[error("there is no neighbour {0}")]
     NoSuchNeighbour(IpAddr),
-    /// EADDRNOTAVAIL
+    /// `EADDRNOTAVAIL`
     #[error("address {0} does not exist")]
     NoSuchAddress(IpNet),
-    /// ESRCH
+    /// `ESRCH`
     #[error("route {0} does not exist")]
     NoSuchRoute(IpNet),
-    /// ENOENT
+    /// `ENOENT`
     #[error("no rule at priority {0} matches")]
     NoSuchRule(u32),
-    /// ENOENT
-    #[error("table `inet wireloom`, or what is needed of it, does not exist")]
+    /// `ENOENT`
+    #[error("table `inet wireloom`, or the chain or set that is needed of it, does not exist")]
     NoFirewall,
-    /// ENOENT
-    #[error("the refused packets of {0} are not counted")]
+    /// `ENOENT`
+    #[error("no counter exists for the refused packets of {0}")]
     NoSuchPeer(LinkAddress),
-    /// ENOENT
-    #[error("the source `{0}` is not admitted")]
+    /// `ENOENT`
+    #[error("source `{0}` is not admitted")]
     NoSuchSourceOfPeer(Source),
-    /// EEXIST, ENOTEMPTY
-    #[error("the source `{0}` overlaps another one of its peer")]
+    /// `EEXIST` or `ENOTEMPTY`
+    #[error("source `{0}` overlaps another source of its peer")]
     OverlappingSource(Source),
-    /// ENOENT
+    /// `ENOENT`
     #[error("{0} is not an underlay interface")]
     NoSuchUnderlay(String),
-    /// Nothing to put back.
-    #[error("no earlier value of a sysctl of {0} is recorded")]
+    /// There is nothing to restore.
+    #[error("no earlier value of this sysctl of {0} is recorded")]
     NotRecorded(String),
 }
 
 impl Observed {
-    /// Do to this picture of the kernel what the operation does to the kernel.
+    /// Does to this picture of the kernel what the operation does to the kernel.
     ///
     /// # Errors
-    /// When the kernel would refuse; the picture is then unchanged.
+    /// The kernel would refuse the operation; the picture is then unchanged.
     pub fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
         self.apply_all(std::slice::from_ref(op))
     }
@@ -99,20 +102,20 @@ impl Observed {
     fn change_interface(&mut self, op: &InterfaceOp) -> Result<(), ApplyError> {
         match op {
             InterfaceOp::Create { mtu, peer_lookup, source_check } => {
-                if self.link.is_some() {
-                    return Err(ApplyError::LinkExists);
+                if self.interface.is_some() {
+                    return Err(ApplyError::InterfaceExists);
                 }
                 let alias = Some(AGENT_ALIAS.to_owned());
-                self.link = Some(Link { alias, mtu: *mtu, up: false, peer_lookup: *peer_lookup });
+                self.interface = Some(Interface { alias, mtu: *mtu, up: false, peer_lookup: *peer_lookup });
                 self.device = Some(Device { source_check: *source_check, ..Device::default() });
             }
             InterfaceOp::StartDevice { source_check } => {
-                self.link.as_ref().ok_or(ApplyError::NoLink)?;
+                self.interface.as_ref().ok_or(ApplyError::NoInterface)?;
                 self.device = Some(Device { source_check: *source_check, ..Device::default() });
             }
             InterfaceOp::Remove => {
-                self.link.as_ref().ok_or(ApplyError::NoLink)?;
-                self.forget_link();
+                self.interface.as_ref().ok_or(ApplyError::NoInterface)?;
+                self.forget_interface();
             }
         }
         Ok(())
@@ -150,10 +153,10 @@ impl Observed {
 
     fn change_rtnetlink(&mut self, op: &RtnetlinkOp) -> Result<(), ApplyError> {
         match op {
-            RtnetlinkOp::SetMtu { mtu } => self.link.as_mut().ok_or(ApplyError::NoLink)?.mtu = *mtu,
-            RtnetlinkOp::SetUp => self.link.as_mut().ok_or(ApplyError::NoLink)?.up = true,
+            RtnetlinkOp::SetMtu { mtu } => self.interface.as_mut().ok_or(ApplyError::NoInterface)?.mtu = *mtu,
+            RtnetlinkOp::SetUp => self.interface.as_mut().ok_or(ApplyError::NoInterface)?.up = true,
             RtnetlinkOp::AddAddress { address } => {
-                self.link.as_ref().ok_or(ApplyError::NoLink)?;
+                self.interface.as_ref().ok_or(ApplyError::NoInterface)?;
                 if !self.addresses.insert(*address) {
                     return Err(ApplyError::AddressExists(*address));
                 }
@@ -164,14 +167,14 @@ impl Observed {
                 }
             }
             RtnetlinkOp::SetNeighbour { address, link_address } => {
-                self.link_that_is_up(IpNet::from(*address))?;
+                self.interface_that_is_up(IpNet::from(*address))?;
                 self.neighbours.insert(*address, *link_address);
             }
             RtnetlinkOp::RemoveNeighbour { address } => {
                 self.neighbours.remove(address).ok_or(ApplyError::NoSuchNeighbour(*address))?;
             }
             RtnetlinkOp::AddLinkRoute { address } => {
-                self.link_that_is_up(IpNet::from(*address))?;
+                self.interface_that_is_up(IpNet::from(*address))?;
                 self.link_routes.insert(*address);
             }
             RtnetlinkOp::RemoveLinkRoute { address } => {
@@ -245,9 +248,9 @@ impl Observed {
         }
     }
 
-    /// With an interface go its addresses and the routes through it, and the device behind it.
-    pub(crate) fn forget_link(&mut self) {
-        self.link = None;
+    /// An interface takes its addresses, its neighbours, the routes through it and the device behind it along.
+    pub(crate) fn forget_interface(&mut self) {
+        self.interface = None;
         self.device = None;
         self.addresses.clear();
         self.neighbours.clear();
@@ -266,18 +269,18 @@ impl Observed {
         if judges { Ok(()) } else { Err(ApplyError::NoFirewall) }
     }
 
-    fn link_that_is_up(&self, destination: IpNet) -> Result<(), ApplyError> {
-        let link = self.link.as_ref().ok_or(ApplyError::NoLink)?;
-        if link.up { Ok(()) } else { Err(ApplyError::LinkDown(destination)) }
+    fn interface_that_is_up(&self, destination: IpNet) -> Result<(), ApplyError> {
+        let interface = self.interface.as_ref().ok_or(ApplyError::NoInterface)?;
+        if interface.up { Ok(()) } else { Err(ApplyError::InterfaceDown(destination)) }
     }
 
-    /// `NLM_F_REPLACE` takes the place of the first route with the same destination and metric,
-    /// of whatever kind and protocol: `fib_table_insert` (net/ipv4/fib_trie.c), and
-    /// `fib6_add_rt2node` (net/ipv6/ip6_fib.c), which prefers one that has a gateway as the new
-    /// one has or has not, but falls back on the first of that metric.
+    /// `NLM_F_REPLACE` replaces the first route with the same destination and metric, whatever its kind and
+    /// protocol: `fib_table_insert` (net/ipv4/fib_trie.c) and `fib6_add_rt2node` (net/ipv6/ip6_fib.c). The
+    /// latter prefers a route that has a gateway if the new one has one, or has none if the new one has
+    /// none, but falls back to the first with that metric.
     fn set_route(&mut self, route: &Route) -> Result<(), ApplyError> {
         if let RouteKind::Device { source, .. } = &route.kind {
-            self.link_that_is_up(route.destination)?;
+            self.interface_that_is_up(route.destination)?;
             if let Some(source) = source {
                 let local = self.underlays.values().any(|underlay| underlay.addresses.contains(source))
                     || self.addresses.iter().any(|address| address.addr() == *source);
@@ -318,13 +321,13 @@ impl Observed {
         if saved.is_empty() {
             self.saved_sysctls.remove(interface);
         }
-        // The interface may be an underlay no longer, or gone.
+        // The interface may be gone, or no longer an underlay.
         let _ = self.write_sysctl(interface, sysctl, value);
         Ok(())
     }
 }
 
-/// The sources of a peer are disjoint, so those beside the new one's place are all that could overlap it.
+/// The sources of a peer do not overlap, so only the new one's neighbours in the set can overlap it.
 fn admit(sources: &mut BTreeSet<Source>, source: Source) -> Result<(), ApplyError> {
     let before = sources.range(..=source).next_back();
     let after = sources.range(source..).next();
@@ -336,9 +339,9 @@ fn admit(sources: &mut BTreeSet<Source>, source: Source) -> Result<(), ApplyErro
 }
 
 impl Device {
-    /// One transaction: each peer gets its allowed-IPs, which whoever had them loses.
+    /// One transaction: each peer gets its allowed-IPs, and a previous owner loses them.
     fn set_peers<'a>(&mut self, changes: impl Iterator<Item = &'a SetPeer>) {
-        // By whom last; the others still seem to have it until the end.
+        // The last peer to take each prefix. Previous owners keep theirs until the end of the pass.
         let mut taken: BTreeMap<IpNet, PublicKey> = BTreeMap::new();
         for change in changes {
             let SetPeer { public_key, endpoint, allowed_ips, persistent_keepalive } = change;

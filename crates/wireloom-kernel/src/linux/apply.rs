@@ -3,20 +3,20 @@
 use ipnet::IpNet;
 use nix::errno::Errno;
 use wireloom_plan::{
-    kernel::{ALL, Route, RouteKind, UnderlaySysctl},
     op::{self, DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, Step, SysctlOp},
+    routing::{Route, RouteKind},
+    sysctl::{ALL, UnderlaySysctl},
 };
 use wireloom_types::{PeerLookup, PrivateKey, SourceCheck};
 
-use super::{
-    Linux, address,
+use super::Linux;
+use crate::{
     error::{Attempt, Cause, Error},
-    link, neighbour,
-    netlink::Request,
-    route, rule, sysctl,
-    wireguard::{Change, Implementation},
+    rtnetlink::{Request, address, interface, neighbour, route, rule},
+    sysctl,
+    wireguard::{Backend, Change},
+    wording,
 };
-use crate::wording;
 
 impl Linux {
     /// Stops at the first step that fails, for the next pass to try again; except for a route that the
@@ -32,7 +32,7 @@ impl Linux {
                 }
             }
             if let Err(error) = self.greet() {
-                tracing::warn!("{error}; they will notice by themselves");
+                tracing::warn!("{error}; their own timers will restart the sessions");
             }
         }
         if refused.is_empty() { Ok(()) } else { Err(refused) }
@@ -52,14 +52,13 @@ impl Linux {
     fn change_interface(&mut self, op: &InterfaceOp) -> Result<(), Error> {
         let outcome = match op {
             InterfaceOp::Create { mtu, peer_lookup, source_check } => {
-                self.create_link(*mtu, *peer_lookup, *source_check)
+                self.create_interface(*mtu, *peer_lookup, *source_check)
             }
             InterfaceOp::StartDevice { source_check } => {
                 self.lose_sessions();
-                let engine = self.backend(Implementation::Userspace);
-                engine.create(PeerLookup::Gateway, *source_check)
+                self.wireguard(Backend::Userspace).create(PeerLookup::Gateway, *source_check)
             }
-            InterfaceOp::Remove => self.remove_link(),
+            InterfaceOp::Remove => self.remove_interface(),
         };
         outcome.attempt(|| wording::interface(op, &self.interface))
     }
@@ -71,12 +70,12 @@ impl Linux {
         let key = self.private_key.clone();
         let changes: Result<Vec<_>, Cause> = ops.iter().map(|op| device_change(op, key.as_ref())).collect();
         let changes = changes.attempt(operation)?;
-        let there = self.implementation()?;
+        let backend = self.current_backend()?;
         let port = ops.iter().find_map(|op| match op {
             DeviceOp::Configure { listen_port, .. } => Some(*listen_port),
             _ => None,
         });
-        let outcome = self.backend(there).change(&changes);
+        let outcome = self.wireguard(backend).change(&changes);
         outcome.map_err(|cause| explain_port(cause, port)).attempt(operation)?;
         for op in ops {
             match op {
@@ -122,7 +121,7 @@ impl Linux {
         let ours = self.interface.clone();
         let operation = |position: usize| wording::rtnetlink(ops[position], &ours);
         let one = |error| vec![error];
-        let index = self.link().map_err(one)?.map(|found| found.index);
+        let index = self.find_interface().map_err(one)?.map(|found| found.index);
         let mut requests = Vec::with_capacity(ops.len());
         for (position, op) in ops.iter().enumerate() {
             requests.push(self.request(op, index).attempt(|| operation(position)).map_err(one)?);
@@ -130,37 +129,37 @@ impl Linux {
         if ops.iter().any(|op| leads_ipv6_to_our_interface(op)) {
             sysctl::enable_ipv6(&ours).map_err(one)?;
         }
-        let refusals = self.netlink.change(&requests).attempt(|| operation(0)).map_err(one)?;
+        let refusals = self.rtnetlink.change_all(&requests).attempt(|| operation(0)).map_err(one)?;
         let errors: Vec<Error> = refusals
             .into_iter()
-            .filter(|(position, cause)| !is_done_already(ops[*position], cause))
-            .map(|(position, cause)| {
-                // The kernel's WireGuard opens its port only now.
+            .filter(|(position, refusal)| !is_done_already(ops[*position], refusal.errno))
+            .map(|(position, refusal)| {
+                // The kernel's WireGuard opens its port only when the interface comes up.
                 let port = matches!(ops[position], RtnetlinkOp::SetUp).then(|| self.listen_port()).flatten();
-                Error::new(operation(position), explain_port(cause, port))
+                Error::new(operation(position), explain_port(refusal.into(), port))
             })
             .collect();
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
     fn listen_port(&mut self) -> Option<u16> {
-        let there = self.implementation().ok()?;
-        Some(self.read_device(there).ok()??.listen_port)
+        let backend = self.current_backend().ok()?;
+        Some(self.read_device(backend).ok()??.listen_port)
     }
 
     fn request(&self, op: &RtnetlinkOp, index: Option<u32>) -> Result<Request, Cause> {
-        let interface = || index.ok_or_else(|| Cause::Passing("our interface is gone".into()));
+        let index_of_ours = || index.ok_or_else(|| Cause::Transient("our interface is gone".into()));
         Ok(match op {
-            RtnetlinkOp::SetMtu { mtu } => link::set_mtu(interface()?, *mtu),
-            RtnetlinkOp::SetUp => link::set_up(interface()?),
-            RtnetlinkOp::AddAddress { address } => address::add(interface()?, *address),
-            RtnetlinkOp::RemoveAddress { address } => address::remove(interface()?, *address),
+            RtnetlinkOp::SetMtu { mtu } => interface::set_mtu(index_of_ours()?, *mtu),
+            RtnetlinkOp::SetUp => interface::set_up(index_of_ours()?),
+            RtnetlinkOp::AddAddress { address } => address::add(index_of_ours()?, *address),
+            RtnetlinkOp::RemoveAddress { address } => address::remove(index_of_ours()?, *address),
             RtnetlinkOp::SetNeighbour { address, link_address } => {
-                neighbour::set(interface()?, *address, *link_address)
+                neighbour::set(index_of_ours()?, *address, *link_address)
             }
-            RtnetlinkOp::RemoveNeighbour { address } => neighbour::remove(interface()?, *address),
-            RtnetlinkOp::AddLinkRoute { address } => route::add_link_route(*address, interface()?)?,
-            RtnetlinkOp::RemoveLinkRoute { address } => route::remove_link_route(*address, interface()?)?,
+            RtnetlinkOp::RemoveNeighbour { address } => neighbour::remove(index_of_ours()?, *address),
+            RtnetlinkOp::AddLinkRoute { address } => route::add_link_route(*address, index_of_ours()?)?,
+            RtnetlinkOp::RemoveLinkRoute { address } => route::remove_link_route(*address, index_of_ours()?)?,
             RtnetlinkOp::SetRoute(route) => route::set(route, self.table, index)?,
             RtnetlinkOp::RemoveRoute(route) => route::remove(route, self.table, index)?,
             RtnetlinkOp::AddRule(rule) => rule::add(rule),
@@ -168,75 +167,77 @@ impl Linux {
         })
     }
 
-    fn create_link(
+    fn create_interface(
         &mut self,
         mtu: u32,
         peer_lookup: PeerLookup,
         source_check: SourceCheck,
     ) -> Result<(), Cause> {
         self.state.begin_creating(&self.interface)?;
-        let wanted = self.wanted.unwrap_or(Implementation::Userspace);
-        self.backend(wanted).create(peer_lookup, source_check)?;
+        let wanted = self.wanted.unwrap_or(Backend::Userspace);
+        self.wireguard(wanted).create(peer_lookup, source_check)?;
         self.lose_sessions();
-        let found = link::by_name(&mut self.netlink, &self.interface)?;
-        let found = found.ok_or_else(|| Cause::Passing("it vanished at once".into()))?;
+        let found = interface::by_name(&mut self.rtnetlink, &self.interface)?;
+        let found = found
+            .ok_or_else(|| Cause::Transient("the interface vanished right after its creation".into()))?;
         self.adopt(&found, mtu)?;
         Ok(self.state.end_creating()?)
     }
 
-    /// If an agent was killed between making the interface and marking it, or lost patience with a
-    /// device that made it after all, marks it.
+    /// Marks the interface as ours if an agent was killed after creating it and before marking it, or timed
+    /// out while a device was still creating it.
     ///
     /// # Errors
-    /// The record cannot be read, or the interface not be marked.
+    /// The record of the creation cannot be read, or the interface cannot be marked.
     pub fn finish_creation(&mut self) -> Result<(), Error> {
         let directory = self.state.path().display().to_string();
         let record = self.state.creating().attempt(|| format!("read {directory}/creating"))?;
         if record.as_deref() != Some(self.interface.as_str()) {
             return Ok(());
         }
-        // It may still come.
-        let Some(found) = self.link()? else { return Ok(()) };
-        if !found.link.is_ours() {
+        // It may still appear.
+        let Some(found) = self.find_interface()? else { return Ok(()) };
+        if !found.interface.is_ours() {
             let interface = self.interface.clone();
-            self.adopt(&found, found.link.mtu).attempt(|| format!("mark interface {interface} as ours"))?;
+            self.adopt(&found, found.interface.mtu)
+                .attempt(|| format!("mark interface {interface} as ours"))?;
         }
         self.state.end_creating().attempt(|| format!("remove {directory}/creating"))
     }
 
-    fn adopt(&mut self, found: &link::Indexed, mtu: u32) -> Result<(), Cause> {
-        let mut requests = vec![link::adopt(found.index, mtu)];
-        // A link wants its link-local address.
-        if found.link.peer_lookup == PeerLookup::Destination {
-            requests.push(link::no_link_local_addresses(found.index));
+    fn adopt(&mut self, found: &interface::Found, mtu: u32) -> Result<(), Cause> {
+        let mut requests = vec![interface::adopt(found.index, mtu)];
+        // Link mode needs the link-local address.
+        if found.interface.peer_lookup == PeerLookup::Destination {
+            requests.push(interface::no_link_local_addresses(found.index));
         }
-        let refusals = self.netlink.change(&requests)?;
-        // On a machine without IPv6 the kernel makes no link-local addresses anyway.
+        let refusals = self.rtnetlink.change_all(&requests)?;
+        // A machine without IPv6 refuses the second request, and generates no link-local addresses anyway.
         match refusals.into_iter().find(|(position, _)| *position == 0) {
-            Some((_, cause)) => Err(cause),
+            Some((_, refusal)) => Err(refusal.into()),
             None => Ok(()),
         }
     }
 
-    fn remove_link(&mut self) -> Result<(), Cause> {
-        let found = link::by_name(&mut self.netlink, &self.interface)?;
-        let there = found.as_ref().map_or(Implementation::Userspace, |found| found.implementation);
+    fn remove_interface(&mut self) -> Result<(), Cause> {
+        let found = interface::by_name(&mut self.rtnetlink, &self.interface)?;
+        let backend = found.as_ref().map_or(Backend::Userspace, |found| found.backend);
         if let Some(found) = found {
-            let refusals = self.netlink.change(&[link::remove(found.index)])?;
-            let gone = |cause: &Cause| matches!(cause, Cause::Refused { errno: Errno::ENODEV, .. });
-            if let Some((_, cause)) = refusals.into_iter().find(|(_, cause)| !gone(cause)) {
-                return Err(cause);
+            match self.rtnetlink.change(&interface::remove(found.index)) {
+                // Somebody else removed it meanwhile.
+                Err(error) if error.errno() == Some(Errno::ENODEV) => {}
+                removed => removed?,
             }
         }
         self.configured_endpoints.clear();
-        self.backend(there).end()
+        self.wireguard(backend).end()
     }
 }
 
 fn device_change<'a>(op: &'a DeviceOp, key: Option<&'a PrivateKey>) -> Result<Change<'a>, Cause> {
     Ok(match op {
         DeviceOp::Configure { listen_port, fwmark, source_check, .. } => Change::Configure {
-            key: key.ok_or_else(|| Cause::Told("no private key is at hand".into()))?,
+            key: key.ok_or_else(|| Cause::Permanent("no private key was set".into()))?,
             listen_port: *listen_port,
             fwmark: *fwmark,
             source_check: *source_check,
@@ -255,10 +256,10 @@ fn leads_ipv6_to_our_interface(op: &RtnetlinkOp) -> bool {
     matches!((destination, kind), (IpNet::V6(_), RouteKind::Device { .. }))
 }
 
-/// "Address already in use" says little.
+/// Says which port is in use, and what to do about it.
 fn explain_port(cause: Cause, port: Option<u16>) -> Cause {
-    match (&cause, port) {
-        (Cause::Refused { errno: Errno::EADDRINUSE, .. }, Some(port)) => Cause::Passing(format!(
+    match port {
+        Some(port) if cause.errno() == Some(Errno::EADDRINUSE) => Cause::Transient(format!(
             "UDP port {port} is in use by another program (`ss -lunp` names it); end that program, or set another \
              listen_port in agent.toml"
         )),
@@ -266,7 +267,7 @@ fn explain_port(cause: Cause, port: Option<u16>) -> Cause {
     }
 }
 
-/// One transaction, in words.
+/// A transaction in words.
 fn together<T>(ops: &[&T], wording: impl Fn(&T) -> String) -> String {
     match ops {
         [one] => wording(one),
@@ -275,14 +276,13 @@ fn together<T>(ops: &[&T], wording: impl Fn(&T) -> String) -> String {
     }
 }
 
-/// True when the kernel refuses because somebody did the same meanwhile.
-fn is_done_already(op: &RtnetlinkOp, cause: &Cause) -> bool {
-    let Cause::Refused { errno, .. } = cause else { return false };
+/// Whether the kernel refuses because somebody else did the same meanwhile.
+fn is_done_already(op: &RtnetlinkOp, errno: Errno) -> bool {
     match op {
-        RtnetlinkOp::AddAddress { .. } => *errno == Errno::EEXIST,
-        RtnetlinkOp::RemoveAddress { .. } => *errno == Errno::EADDRNOTAVAIL,
-        RtnetlinkOp::RemoveRoute(_) | RtnetlinkOp::RemoveLinkRoute { .. } => *errno == Errno::ESRCH,
-        RtnetlinkOp::RemoveNeighbour { .. } | RtnetlinkOp::RemoveRule(_) => *errno == Errno::ENOENT,
+        RtnetlinkOp::AddAddress { .. } => errno == Errno::EEXIST,
+        RtnetlinkOp::RemoveAddress { .. } => errno == Errno::EADDRNOTAVAIL,
+        RtnetlinkOp::RemoveRoute(_) | RtnetlinkOp::RemoveLinkRoute { .. } => errno == Errno::ESRCH,
+        RtnetlinkOp::RemoveNeighbour { .. } | RtnetlinkOp::RemoveRule(_) => errno == Errno::ENOENT,
         _ => false,
     }
 }

@@ -1,4 +1,4 @@
-//! Permanent neighbours on our interface (`ip neighbour`), to and from netlink.
+//! Permanent neighbours on our interface (`ip neighbour`).
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -7,19 +7,19 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
 };
-use wireloom_plan::kernel::PROTOCOL;
+use wireloom_plan::routing::{Family, PROTOCOL};
 use wireloom_types::LinkAddress;
 
-use super::{
-    error::Cause,
-    family,
-    netlink::{Netlink, Request},
-};
+use super::{Request, Rtnetlink, address_family};
+use crate::error::Cause;
 
-/// Ours on the interface: they carry our protocol, so that what an operator adds stays.
-pub(super) fn observe(netlink: &mut Netlink, interface: u32) -> Result<BTreeMap<IpAddr, LinkAddress>, Cause> {
+/// Our neighbours on the interface. They have our protocol, so that those of an operator stay.
+pub(crate) fn observe(
+    netlink: &mut Rtnetlink,
+    interface: u32,
+) -> Result<BTreeMap<IpAddr, LinkAddress>, Cause> {
     let mut request = NeighbourMessage::default();
-    // With strict checking the kernel filters by it.
+    // With strict checking, the kernel filters by it.
     request.attributes.push(NeighbourAttribute::IfIndex(interface));
     let dumped = netlink.dump(&RouteNetlinkMessage::GetNeighbour(request))?;
     let ours = dumped.iter().filter_map(|message| match message {
@@ -33,8 +33,8 @@ pub(super) fn observe(netlink: &mut Netlink, interface: u32) -> Result<BTreeMap<
     Ok(ours.collect())
 }
 
-/// In place of whatever is known of the address.
-pub(super) fn set(interface: u32, address: IpAddr, link_address: LinkAddress) -> Request {
+/// Replaces any entry for the address.
+pub(crate) fn set(interface: u32, address: IpAddr, link_address: LinkAddress) -> Request {
     let mut message = encode(interface, address);
     message.header.state = NeighbourState::Permanent;
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(link_address.to_bytes().to_vec()));
@@ -42,13 +42,12 @@ pub(super) fn set(interface: u32, address: IpAddr, link_address: LinkAddress) ->
     Request { message: RouteNetlinkMessage::NewNeighbour(message), flags: NLM_F_CREATE | NLM_F_REPLACE }
 }
 
-pub(super) fn remove(interface: u32, address: IpAddr) -> Request {
+pub(crate) fn remove(interface: u32, address: IpAddr) -> Request {
     Request { message: RouteNetlinkMessage::DelNeighbour(encode(interface, address)), flags: 0 }
 }
 
-/// True when a notification is about a neighbour of ours. Those that the kernel learns by itself come and
-/// go all the time.
-pub(super) fn concerns(message: &NeighbourMessage, interface: u32) -> bool {
+/// Whether a notification is about a neighbour of ours. Those that the kernel learns change all the time.
+pub(crate) fn concerns(message: &NeighbourMessage, interface: u32) -> bool {
     message.header.ifindex == interface && is_ours(message)
 }
 
@@ -58,7 +57,7 @@ fn is_ours(message: &NeighbourMessage) -> bool {
 
 fn encode(interface: u32, address: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = family::of(address);
+    message.header.family = address_family(Family::of(address));
     message.header.ifindex = interface;
     message.attributes.push(NeighbourAttribute::Destination(match address {
         IpAddr::V4(address) => NeighbourAddress::Inet(address),
@@ -89,12 +88,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_neighbour_survives_the_round_trip() {
+    fn every_neighbour_is_read_back_as_written() {
         let link_address = LinkAddress::from_bytes([2, 0xb5, 0xca, 0xdc, 0x5d, 0xab]);
         for address in ["100.64.0.2", "fd64::2", "fe80::b5:caff:fedc:5dab"] {
             let address: IpAddr = address.parse().unwrap();
             let RouteNetlinkMessage::NewNeighbour(message) = set(7, address, link_address).message else {
-                panic!("it adds one")
+                panic!("set() must add a neighbour")
             };
             let mut bytes = vec![0; message.buffer_len()];
             message.emit(&mut bytes);
@@ -105,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_added_is_not_ours() {
+    fn a_neighbour_that_somebody_else_added_is_not_ours() {
         let mut message = encode(7, "100.64.0.2".parse().unwrap());
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 1]));
         assert_eq!(decode(&message), None);

@@ -1,4 +1,6 @@
-//! The userspace engine: `wireloom device` in a process of its own, found again by its control socket.
+//! The userspace engine: `wireloom device` in a process of its own, which its control socket identifies.
+
+mod uapi;
 
 use std::{
     env,
@@ -21,27 +23,25 @@ use nix::{
 use wireloom_types::{PeerLookup, SourceCheck, interface::control_socket};
 use zeroize::Zeroizing;
 
-use super::{
-    Backend, Change, DeviceState,
-    uapi::{self, ReplyError},
-};
+use self::uapi::ReplyError;
+use super::{Change, DeviceState, WireguardDevice};
 use crate::{error::Cause, state};
 
-/// The device answers within milliseconds; one that is silent for so long hangs.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The device answers within milliseconds; one that stays silent this long hangs.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The device is ready within milliseconds of its start; a machine that is booting takes its time.
-const START_PATIENCE: Duration = Duration::from_secs(20);
+/// The device is ready within milliseconds of its start, but a booting machine may take longer.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How often a state that is waited for is looked at.
-const GLANCE: Duration = Duration::from_millis(5);
+/// How often an awaited state is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The device of one interface.
-pub(crate) struct Userspace {
+pub(crate) struct UserspaceDevice {
     interface: String,
 }
 
-impl Userspace {
+impl UserspaceDevice {
     pub(crate) fn new(interface: &str) -> Self {
         Self { interface: interface.to_owned() }
     }
@@ -54,8 +54,8 @@ impl Userspace {
     fn connect(&self) -> io::Result<Option<UnixStream>> {
         match UnixStream::connect(self.socket()) {
             Ok(stream) => {
-                stream.set_read_timeout(Some(PATIENCE))?;
-                stream.set_write_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(TIMEOUT))?;
+                stream.set_write_timeout(Some(TIMEOUT))?;
                 Ok(Some(stream))
             }
             Err(error)
@@ -67,18 +67,21 @@ impl Userspace {
         }
     }
 
-    /// Ends a device process that hangs, and removes what it leaves.
+    /// Ends a device process that hangs, and removes its socket.
     fn kill(&self, stream: &UnixStream) -> Result<(), Cause> {
         let pid = getsockopt(stream, PeerCredentials)?.pid();
-        // 0: in a pid namespace that we do not see into.
+        // 0: the process is in a PID namespace that we cannot see.
         if pid <= 0 {
-            return Err(Cause::Told("the device process outlives its interface, out of our reach".into()));
+            return Err(Cause::Permanent(
+                "the device process outlives its interface and is in another PID namespace; end it there"
+                    .into(),
+            ));
         }
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
         Ok(state::remove_if_there(&self.socket())?)
     }
 
-    /// One request and its reply, which may hold the private key.
+    /// Sends one request and returns the reply, which may hold the private key. `None` when nobody listens.
     fn ask(&self, request: &str) -> Result<Option<Zeroizing<String>>, Cause> {
         let Some(mut stream) = self.connect()? else { return Ok(None) };
         let reply = exchange(&mut stream, request);
@@ -86,18 +89,18 @@ impl Userspace {
             |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
         match reply {
             Err(error) if silent(&error) => {
-                Err(Cause::Passing(format!("the device gave no answer within {} s", PATIENCE.as_secs())))
+                Err(Cause::Transient(format!("the device gave no answer within {} s", TIMEOUT.as_secs())))
             }
             reply => Ok(Some(reply?)),
         }
     }
 }
 
-impl Backend for Userspace {
+impl WireguardDevice for UserspaceDevice {
     fn read(&mut self) -> Result<Option<DeviceState>, Cause> {
         match self.ask(uapi::GET)? {
             Some(reply) => {
-                let unreadable = |error: ReplyError| Cause::Passing(error.to_string());
+                let unreadable = |error: ReplyError| Cause::Transient(error.to_string());
                 let mut device = uapi::parse_get_reply(&reply).map_err(unreadable)?;
                 device.source_check = match self.ask(uapi::GET_LINK)? {
                     Some(reply) => uapi::parse_link_reply(&reply).map_err(unreadable)?,
@@ -110,7 +113,7 @@ impl Backend for Userspace {
     }
 
     fn create(&mut self, peer_lookup: PeerLookup, source_check: SourceCheck) -> Result<(), Cause> {
-        // Its errors go to a file: a pipe would stay open in the process that remains.
+        // Its errors go to a file: the process that stays in the background would keep a pipe open.
         let mut errors = tempfile::tempfile()?;
         let mut child = Command::new(this_program()?)
             .args(["device", &self.interface])
@@ -124,13 +127,13 @@ impl Backend for Userspace {
         if status.success() {
             return Ok(());
         }
-        let mut words = String::new();
+        let mut message = String::new();
         errors.rewind()?;
-        errors.read_to_string(&mut words)?;
-        Err(Cause::Passing(format!(
-            "`wireloom device {}` ended ({status}): {}",
+        errors.read_to_string(&mut message)?;
+        Err(Cause::Transient(format!(
+            "`wireloom device {}` failed ({status}): {}",
             self.interface,
-            words.trim()
+            message.trim()
         )))
     }
 
@@ -138,25 +141,25 @@ impl Backend for Userspace {
         match self.ask(&uapi::set(changes))? {
             Some(reply) => uapi::parse_set_reply(&reply).map_err(|error| match error {
                 ReplyError::Refused(errno) => Cause::from(Errno::from_raw(errno)),
-                other => Cause::Passing(other.to_string()),
+                other => Cause::Transient(other.to_string()),
             }),
-            None => Err(Cause::Passing("the device process is gone".into())),
+            None => Err(Cause::Transient("the device process is gone".into())),
         }
     }
 
     fn end(&mut self) -> Result<(), Cause> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while let Some(stream) = self.connect()? {
             if Instant::now() > deadline {
                 return self.kill(&stream);
             }
-            thread::sleep(GLANCE);
+            thread::sleep(POLL_INTERVAL);
         }
         Ok(())
     }
 }
 
-/// A reply ends with an empty line; the device keeps the connection open for further requests.
+/// Sends one request. The reply ends with an empty line; the device keeps the connection open.
 fn exchange(stream: &mut UnixStream, request: &str) -> io::Result<Zeroizing<String>> {
     stream.write_all(request.as_bytes())?;
     let mut reply = Zeroizing::new(Vec::with_capacity(64 << 10));
@@ -171,15 +174,15 @@ fn exchange(stream: &mut UnixStream, request: &str) -> io::Result<Zeroizing<Stri
     Ok(Zeroizing::new(text.to_owned()))
 }
 
-/// Ourselves; after an upgrade of the file, the version that runs.
+/// Our own program; after an upgrade of the file, the version that runs.
 fn this_program() -> io::Result<PathBuf> {
     let path = env::current_exe()?;
     Ok(if path.exists() { path } else { "/proc/self/exe".into() })
 }
 
-/// The command goes to the background by itself: what is waited for is its being ready.
+/// Waits until the device is ready: the command then goes to the background by itself.
 fn wait(child: &mut std::process::Child) -> Result<ExitStatus, Cause> {
-    let deadline = Instant::now() + START_PATIENCE;
+    let deadline = Instant::now() + START_TIMEOUT;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
@@ -187,11 +190,11 @@ fn wait(child: &mut std::process::Child) -> Result<ExitStatus, Cause> {
         if Instant::now() > deadline {
             child.kill()?;
             child.wait()?;
-            return Err(Cause::Passing(format!(
+            return Err(Cause::Transient(format!(
                 "`wireloom device` was not ready within {} s",
-                START_PATIENCE.as_secs()
+                START_TIMEOUT.as_secs()
             )));
         }
-        thread::sleep(GLANCE);
+        thread::sleep(POLL_INTERVAL);
     }
 }

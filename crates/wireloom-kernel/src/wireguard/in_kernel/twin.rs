@@ -1,6 +1,6 @@
-//! The kernel's device in memory, and what is promised of it whatever changes are asked for.
+//! The kernel's device in memory, and the properties that hold for any changes.
 //!
-//! It does as `wg_set_device`, `set_peer` and `set_allowedip` of drivers/net/wireguard/netlink.c do.
+//! It does what `wg_set_device`, `set_peer` and `set_allowedip` in drivers/net/wireguard/netlink.c do.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use wireloom_plan::op::SetPeer;
 use wireloom_types::{PrivateKey, PublicKey, SourceCheck};
 
-use super::{family::Device, programmer::Programmer};
+use super::{family::Commands, programmer::Programmer};
 use crate::{
     error::Cause,
     wireguard::{Change, DeviceState, PeerState},
@@ -28,13 +28,13 @@ use crate::{
 #[derive(Debug, Default)]
 struct Twin {
     state: DeviceState,
-    /// Who has what: the other side of the peers' allowed-IPs.
+    /// The owner of each allowed-IP.
     owners: BTreeMap<IpNet, PublicKey>,
     /// Knows `WGALLOWEDIP_F_REMOVE_ME`.
-    takes_single_ips_away: bool,
-    /// Who had what after each change of an allowed-IP, if that shall be recorded.
+    removes_single_ips: bool,
+    /// The owners after each change of an allowed-IP, if they are to be recorded.
     past: Option<Vec<BTreeMap<IpNet, PublicKey>>>,
-    /// Bytes of each message's attributes.
+    /// The length of each message's attributes in bytes.
     messages: Vec<usize>,
 }
 
@@ -112,7 +112,7 @@ impl Twin {
             match attribute {
                 WireguardAllowedIpAttr::IpAddr(given) => address = Some(*given),
                 WireguardAllowedIpAttr::Cidr(given) => length = Some(*given),
-                WireguardAllowedIpAttr::Flags(_) if !self.takes_single_ips_away => {
+                WireguardAllowedIpAttr::Flags(_) if !self.removes_single_ips => {
                     return Err(Errno::EINVAL.into());
                 }
                 WireguardAllowedIpAttr::Flags(flags) => {
@@ -136,7 +136,7 @@ impl Twin {
     }
 }
 
-impl Device for Twin {
+impl Commands for Twin {
     fn get(&mut self) -> Result<Option<DeviceState>, Cause> {
         Ok(Some(self.state.clone()))
     }
@@ -161,8 +161,8 @@ impl Device for Twin {
     }
 }
 
-/// What the changes ask for, one after the other.
-fn asked(before: &DeviceState, changes: &[SetPeer], removed: &[PublicKey]) -> DeviceState {
+/// The state after all changes, one after the other.
+fn expected(before: &DeviceState, changes: &[SetPeer], removed: &[PublicKey]) -> DeviceState {
     let mut state = before.clone();
     for change in changes {
         for peer in state.peers.values_mut() {
@@ -209,24 +209,23 @@ fn sets() -> impl Strategy<Value = Vec<SetPeer>> {
 }
 
 fn device() -> impl Strategy<Value = DeviceState> {
-    sets().prop_map(|peers| asked(&DeviceState::default(), &peers, &[]))
+    sets().prop_map(|peers| expected(&DeviceState::default(), &peers, &[]))
 }
 
 proptest! {
-    /// Whatever was there and whatever is asked for, on old kernels and new: it is reached, and what
-    /// somebody has before and after was somebody's all the time.
+    /// On old kernels and new ones. An allowed-IP that has an owner before and after has one all the time.
     #[test]
-    fn changes_reach_what_is_asked_for_without_a_gap(
+    fn any_changes_take_full_effect_without_a_gap(
         before in device(),
         rounds in proptest::collection::vec((sets(), proptest::collection::vec(0..4u8, 0..3)), 1..4),
-        takes_single_ips_away: bool,
+        removes_single_ips: bool,
     ) {
-        let mut twin = Twin { takes_single_ips_away, ..Twin::of(before.clone()) };
+        let mut twin = Twin { removes_single_ips, ..Twin::of(before.clone()) };
         let mut programmer = Programmer::default();
         programmer.observe(Some(&before));
         for (sets, removed) in rounds {
             let removed: Vec<_> = removed.into_iter().map(key).collect();
-            let (before, after) = (twin.owners.clone(), asked(&twin.state, &sets, &removed));
+            let (before, after) = (twin.owners.clone(), expected(&twin.state, &sets, &removed));
             twin.past = Some(Vec::new());
             change(&mut twin, &mut programmer, &sets, &removed).unwrap();
             prop_assert_eq!(&twin.state, &after);
@@ -238,9 +237,9 @@ proptest! {
     }
 }
 
-/// 50,000 allowed-IPs: nothing is longer than 16 bits of length tell.
+/// With 50,000 allowed-IPs, every message is shorter than 64 KiB.
 #[test]
-fn thousands_are_told_in_messages_that_fit() {
+fn thousands_of_peers_fit_into_messages() {
     let prefix = |peer: u16, number: u16| format!("fd00:{peer:x}:{number:x}::/64").parse().unwrap();
     let peer = |number: u16, count: u16| SetPeer {
         public_key: PublicKey::from_bytes(std::array::from_fn(|place| number.to_be_bytes()[place % 2])),
@@ -257,12 +256,11 @@ fn thousands_are_told_in_messages_that_fit() {
     assert!(twin.messages.iter().all(|length| *length < 1 << 16), "{:?}", twin.messages);
     assert!((50..200).contains(&twin.messages.len()), "{:?}", twin.messages);
 
-    // Of a prefix less the kernel is told just that: in vain first, if it is an old one.
-    for (takes_single_ips_away, count, messages) in [(true, 29_999, 2), (true, 29_998, 2), (false, 29_997, 3)]
-    {
+    // Removing one prefix takes one short message, after a failed attempt with a new flag on an old kernel.
+    for (removes_single_ips, count, messages) in [(true, 29_999, 2), (true, 29_998, 2), (false, 29_997, 3)] {
         let mut programmer = Programmer::default();
         programmer.observe(Some(&twin.state));
-        (twin.takes_single_ips_away, twin.messages) = (takes_single_ips_away, Vec::new());
+        (twin.removes_single_ips, twin.messages) = (removes_single_ips, Vec::new());
         change(&mut twin, &mut programmer, &[peer(5_001, count)], &[]).unwrap();
         assert_eq!(twin.state.peers[&peer(5_001, 0).public_key].allowed_ips.len(), usize::from(count));
         assert_eq!(twin.messages.len(), messages);
@@ -270,9 +268,8 @@ fn thousands_are_told_in_messages_that_fit() {
     }
 }
 
-/// The key goes to the device and into no text.
 #[test]
-fn the_private_key_is_told_to_the_kernel_alone() {
+fn the_private_key_reaches_the_kernel() {
     let private = PrivateKey::from_bytes([7; 32]);
     let mut twin = Twin::default();
     let configure = Change::Configure {

@@ -1,4 +1,4 @@
-//! The family's messages: what is told in how many of them, and what a dump says.
+//! The family's messages: packs changes into them, and reads dumps.
 
 use std::{
     fmt,
@@ -21,13 +21,13 @@ use zeroize::Zeroize;
 use super::transaction::{SetPeer, Step, Transaction};
 use crate::wireguard::DeviceState;
 
-/// Bytes of peers in one message: an attribute's length has 16 bits, and all peers are in one.
+/// Bytes of peers in one message: all of them are in one attribute, whose length has 16 bits.
 const PEERS: usize = 32 << 10;
 
-/// Allowed-IPs of a peer in one message, 48 bytes each at most; the rest go into the next ones.
+/// Allowed-IPs of a peer in one message, of at most 48 bytes each; the others go into the next messages.
 const ALLOWED_IPS: usize = 400;
 
-/// One message. It may hold the private key: wiped on drop, and its `Debug` shows nothing.
+/// One message. It may hold the private key: it is wiped on drop, and its `Debug` shows nothing.
 #[derive(Clone)]
 pub(super) struct Message(pub(super) GenlMessage<WireguardMessage>);
 
@@ -77,18 +77,18 @@ impl NetlinkDeserializable for Message {
     }
 }
 
-/// How a single allowed-IP is taken from its peer.
+/// How a single allowed-IP is removed from its peer.
 pub(super) enum Removal {
     /// `WGALLOWEDIP_F_REMOVE_ME`, since Linux 6.16.
     Flag,
-    /// A peer that does not exist gets it, which takes it from whoever has it, and goes with it.
+    /// A temporary peer gets it, which takes it from its owner, and is removed with it.
     Handover {
-        /// A key that nobody has.
-        nobody: PublicKey,
+        /// A key that no peer has.
+        temporary: PublicKey,
     },
 }
 
-/// All of a transaction but what peers lose.
+/// The messages for a transaction, except for the allowed-IPs that nobody gets.
 pub(super) fn changes(transaction: &Transaction<'_>) -> Vec<Vec<WireguardAttribute>> {
     let head = transaction.configure.as_ref().map_or_else(Vec::new, |configure| {
         vec![
@@ -100,7 +100,7 @@ pub(super) fn changes(transaction: &Transaction<'_>) -> Vec<Vec<WireguardAttribu
     pack(head, transaction.steps.iter().flat_map(pieces))
 }
 
-/// Takes allowed-IPs away.
+/// The messages that remove allowed-IPs.
 pub(super) fn removal(lost: &[(PublicKey, IpNet)], how: &Removal) -> Vec<Vec<WireguardAttribute>> {
     match how {
         Removal::Flag => {
@@ -120,15 +120,15 @@ pub(super) fn removal(lost: &[(PublicKey, IpNet)], how: &Removal) -> Vec<Vec<Wir
                 }),
             )
         }
-        Removal::Handover { nobody } => {
+        Removal::Handover { temporary } => {
             let gained = lost.iter().map(|(_, ip)| *ip).collect();
-            let set = Step::Set(SetPeer { gained, ..SetPeer::new(*nobody, 0) });
-            pack(Vec::new(), [set, Step::Remove(*nobody)].iter().flat_map(pieces))
+            let set = Step::Set(SetPeer { gained, ..SetPeer::new(*temporary, 0) });
+            pack(Vec::new(), [set, Step::Remove(*temporary)].iter().flat_map(pieces))
         }
     }
 }
 
-/// As few messages as will hold it.
+/// Packs a head and peers into as few messages as possible.
 fn pack(
     head: Vec<WireguardAttribute>,
     pieces: impl Iterator<Item = WireguardPeer>,
@@ -156,7 +156,7 @@ fn pack(
     messages
 }
 
-/// A peer as often as it takes to tell all of its allowed-IPs.
+/// A change of a peer, in as many pieces as its allowed-IPs need.
 fn pieces(step: &Step) -> Vec<WireguardPeer> {
     match step {
         Step::Remove(key) => vec![peer(*key, WireguardPeerFlags::RemoveMe)],
@@ -198,13 +198,13 @@ fn allowed_ip(ip: IpNet) -> WireguardAllowedIp {
     ])
 }
 
-/// What a dump says. A peer with many allowed-IPs is continued in the next message
+/// Reads a dump. A peer with many allowed-IPs continues in the next message
 /// (`wg_get_device_dump` in drivers/net/wireguard/netlink.c).
 pub(super) fn device<'a>(told: impl IntoIterator<Item = &'a WireguardAttribute>) -> DeviceState {
     let mut device = DeviceState::default();
     for attribute in told {
         match attribute {
-            // Absent without a private key, which itself is not looked at.
+            // Absent when there is no private key. The private key itself is ignored.
             WireguardAttribute::PublicKey(key) => device.public_key = Some(PublicKey::from_bytes(*key)),
             WireguardAttribute::ListenPort(port) => device.listen_port = *port,
             WireguardAttribute::Fwmark(mark) => device.fwmark = *mark,
@@ -251,7 +251,7 @@ fn prefix(told: &WireguardAllowedIp) -> Option<IpNet> {
     IpNet::new(address, length).ok()
 }
 
-/// Zero is "never".
+/// Zero means never.
 fn since_epoch(time: WireguardTimeSpec) -> Option<SystemTime> {
     let seconds = u64::try_from(time.seconds).ok()?;
     let since = Duration::new(seconds, u32::try_from(time.nano_seconds).ok()?);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_goes_on_in_the_next_message() {
+    fn a_peer_may_continue_in_the_next_message() {
         let first = WireguardPeer(vec![
             WireguardPeerAttribute::PublicKey(*KEY.as_bytes()),
             WireguardPeerAttribute::Endpoint("[2001:db8::1]:51820".parse().unwrap()),
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_survives_the_wire_and_shows_no_key() {
+    fn a_message_is_read_back_as_written_and_shows_no_key() {
         let attributes = vec![
             WireguardAttribute::IfName("wg0".into()),
             WireguardAttribute::PrivateKey([7; 32]),
@@ -341,7 +341,7 @@ mod tests {
         let (NetlinkPayload::InnerMessage(read), NetlinkPayload::InnerMessage(sent)) =
             (&read.payload, &message.payload)
         else {
-            panic!("no message of the family")
+            panic!("not a message of the family")
         };
         assert_eq!(read.0.payload.attributes, sent.0.payload.attributes);
     }

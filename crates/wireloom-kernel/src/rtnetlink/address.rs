@@ -1,4 +1,4 @@
-//! Addresses of interfaces (`ip address`), to and from netlink.
+//! Addresses of interfaces (`ip address`).
 
 use std::net::IpAddr;
 
@@ -9,24 +9,24 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
 };
 
-use super::{
-    error::Cause,
-    family,
-    netlink::{Netlink, Request},
-};
+use wireloom_plan::routing::Family;
+
+use super::{Request, Rtnetlink, address_family};
+use crate::error::Cause;
 
 /// An address on an interface, with its prefix length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Assigned {
+pub(crate) struct Assigned {
     /// The interface's index.
-    pub(super) interface: u32,
-    pub(super) address: IpNet,
-    /// Traffic may use it: duplicate address detection is over, or need not be waited for, and did not fail.
-    pub(super) usable: bool,
+    pub(crate) interface: u32,
+    pub(crate) address: IpNet,
+    /// Whether packets may have it as their source: duplicate address detection succeeded, or need not be
+    /// awaited.
+    pub(crate) usable: bool,
 }
 
-/// Every address of the machine, link-local ones left out.
-pub(super) fn observe(netlink: &mut Netlink) -> Result<Vec<Assigned>, Cause> {
+/// Every address of the machine, except link-local ones.
+pub(crate) fn observe(netlink: &mut Rtnetlink) -> Result<Vec<Assigned>, Cause> {
     let dumped = netlink.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
     let assigned = dumped.into_iter().filter_map(|message| match message {
         RouteNetlinkMessage::NewAddress(message) => decode(&message),
@@ -35,20 +35,21 @@ pub(super) fn observe(netlink: &mut Netlink) -> Result<Vec<Assigned>, Cause> {
     Ok(assigned.filter(|assigned| !is_link_local(assigned.address.addr())).collect())
 }
 
-pub(super) fn add(interface: u32, address: IpNet) -> Request {
+pub(crate) fn add(interface: u32, address: IpNet) -> Request {
     let mut message = encode(interface, address);
-    // Nobody else is on a WireGuard interface, so an IPv6 address need not be probed for (RFC 4862 section 5.4).
+    // A WireGuard interface has no neighbours that could have the same address, so duplicate address
+    // detection (RFC 4862, section 5.4) is pointless.
     message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
     Request { message: RouteNetlinkMessage::NewAddress(message), flags: NLM_F_CREATE | NLM_F_EXCL }
 }
 
-pub(super) fn remove(interface: u32, address: IpNet) -> Request {
+pub(crate) fn remove(interface: u32, address: IpNet) -> Request {
     Request { message: RouteNetlinkMessage::DelAddress(encode(interface, address)), flags: 0 }
 }
 
 fn encode(interface: u32, address: IpNet) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.family = family::of(address.addr());
+    message.header.family = address_family(Family::of(address.addr()));
     message.header.prefix_len = address.prefix_len();
     message.header.index = interface;
     message.attributes.push(AddressAttribute::Local(address.addr()));
@@ -56,8 +57,9 @@ fn encode(interface: u32, address: IpNet) -> AddressMessage {
     message
 }
 
-/// `IFA_LOCAL` is the interface's own address where it differs from `IFA_ADDRESS` (a far end).
-pub(super) fn decode(message: &AddressMessage) -> Option<Assigned> {
+/// `IFA_LOCAL` is the interface's own address where it differs from `IFA_ADDRESS` (the other end of a
+/// point-to-point interface).
+pub(crate) fn decode(message: &AddressMessage) -> Option<Assigned> {
     let mut address = None;
     let mut local = None;
     for attribute in &message.attributes {
@@ -68,8 +70,8 @@ pub(super) fn decode(message: &AddressMessage) -> Option<Assigned> {
         }
     }
     let address = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
-    // These flags are among the eight of the header (include/uapi/linux/if_addr.h). An optimistic address is
-    // used while it is tentative (RFC 4429).
+    // These flags are among the eight in the header (include/uapi/linux/if_addr.h). An optimistic address is
+    // usable while it is tentative (RFC 4429).
     let flags = message.header.flags;
     let detecting =
         flags.contains(AddressHeaderFlags::Tentative) && !flags.contains(AddressHeaderFlags::Optimistic);
@@ -91,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_address_survives_the_round_trip() {
+    fn every_address_is_read_back_as_written() {
         for address in ["100.64.0.1/24", "100.64.0.1/32", "fd00::1/64"] {
             let assigned = Assigned { interface: 7, address: address.parse().unwrap(), usable: true };
             let message = encode(assigned.interface, assigned.address);
@@ -102,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_may_be_another_s_is_not_usable() {
+    fn an_address_that_may_be_a_duplicate_is_not_usable() {
         use AddressHeaderFlags as Flags;
         for (flags, usable) in [
             (Flags::Permanent, true),

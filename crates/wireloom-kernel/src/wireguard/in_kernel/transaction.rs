@@ -1,5 +1,5 @@
-//! What a list of changes asks of the kernel, as differences to what its peers are known to have,
-//! in the order in which no packet misses what it may have. Pure.
+//! Changes as differences to the known allowed-IPs, in an order in which no allowed-IP that stays or moves is
+//! ever missing. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -11,19 +11,19 @@ use wireloom_types::{PrivateKey, PublicKey};
 
 use crate::wireguard::{Change, DeviceState};
 
-/// Who has which allowed-IPs. A peer that is not in here may have any.
+/// The owners of all allowed-IPs. A peer that is not in here may have any.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct AllowedIps {
     peers: BTreeMap<PublicKey, BTreeSet<IpNet>>,
     owners: HashMap<IpNet, PublicKey>,
 }
 
-/// What the kernel is told in one go.
+/// The differences.
 #[derive(Default)]
 pub(super) struct Transaction<'a> {
     pub(super) configure: Option<Configure<'a>>,
     pub(super) steps: Vec<Step>,
-    /// What peers lose and nobody gets: after all else.
+    /// Allowed-IPs that peers lose and nobody gets; removed after everything else.
     pub(super) lost: Vec<(PublicKey, IpNet)>,
 }
 
@@ -41,22 +41,22 @@ pub(super) enum Step {
     Remove(PublicKey),
 }
 
-/// What is set of a peer.
+/// What to set of a peer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SetPeer {
     pub(super) public_key: PublicKey,
     pub(super) endpoint: Option<SocketAddr>,
     pub(super) persistent_keepalive: u16,
-    /// Not made when it is not there.
+    /// Do not create the peer.
     pub(super) update_only: bool,
-    /// Nothing is known of the allowed-IPs that it has: it loses them.
+    /// Remove all allowed-IPs that the peer has, because they are not known.
     pub(super) replace: bool,
-    /// Allowed-IPs added to what it has, and taken from whoever has them.
+    /// Allowed-IPs to add to those that it has, and to take from their owners.
     pub(super) gained: Vec<IpNet>,
 }
 
 impl SetPeer {
-    /// A peer that gets nothing yet.
+    /// A peer that gains nothing yet.
     pub(super) fn new(public_key: PublicKey, persistent_keepalive: u16) -> Self {
         Self {
             public_key,
@@ -82,7 +82,7 @@ impl AllowedIps {
         }
     }
 
-    /// Gives what the peer gains and loses.
+    /// Returns the allowed-IPs that the peer gains and those that it loses.
     fn set(&mut self, key: PublicKey, new: &BTreeSet<IpNet>) -> (Vec<IpNet>, Vec<IpNet>) {
         let old = self.peers.insert(key, new.clone()).unwrap_or_default();
         let lost: Vec<_> = old.difference(new).copied().collect();
@@ -102,13 +102,13 @@ impl AllowedIps {
 }
 
 impl<'a> Transaction<'a> {
-    /// Afterwards the changes are part of what is known.
+    /// Also updates what is known.
     pub(super) fn new(changes: &[Change<'a>], known: &mut AllowedIps) -> Self {
         let mut transaction = Self::default();
         for change in changes {
             transaction.append(change, known);
         }
-        // Another peer got it: it is lost already.
+        // Those that another peer gained meanwhile are lost already.
         transaction.lost.retain(|(_, ip)| !known.owners.contains_key(ip));
         transaction
     }

@@ -1,8 +1,7 @@
-//! Policy rules (`ip rule`), to and from netlink.
+//! Policy rules (`ip rule`).
 //!
-//! The trap: "from P and unmarked" is mark 0 under the mask. `FRA_FWMARK` = 0 must be *sent*
-//! beside `FRA_FWMASK`, and the kernel's dump leaves it out when it is 0
-//! (`fib_nl_fill_rule` in net/core/fib_rules.c).
+//! Beware: "from P and unmarked" is mark 0 under the mask. A request must *send* `FRA_FWMARK` = 0 together
+//! with `FRA_FWMASK`, but a dump leaves it out when it is 0 (`fib_nl_fill_rule` in net/core/fib_rules.c).
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -12,25 +11,22 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleHeader, RuleMessage},
 };
-use wireloom_plan::kernel::{Family, OtherSelectors, Rule};
+use wireloom_plan::routing::{Family, OtherSelectors, Rule};
 
-use super::{
-    error::Cause,
-    family,
-    netlink::{Netlink, Request},
-};
+use super::{Request, Rtnetlink, address_family, is_absent_family, unspecified};
+use crate::error::Cause;
 
 /// `FRA_SUPPRESS_PREFIXLEN` and `FRA_SUPPRESS_IFGROUP` when nothing is suppressed (-1).
 const NOT_SET: u32 = u32::MAX;
 
 /// Every rule that looks up the table, in the kernel's order.
-pub(super) fn observe(netlink: &mut Netlink, table: u32) -> Result<Vec<Rule>, Cause> {
+pub(crate) fn observe(netlink: &mut Rtnetlink, table: u32) -> Result<Vec<Rule>, Cause> {
     let mut rules = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RuleMessage::default();
         request.header.family = family;
         let dumped = match netlink.dump(&RouteNetlinkMessage::GetRule(request)) {
-            Err(cause) if cause.is_absent_family() => continue,
+            Err(error) if is_absent_family(&error) => continue,
             dumped => dumped?,
         };
         rules.extend(dumped.into_iter().filter_map(|message| match message {
@@ -41,28 +37,28 @@ pub(super) fn observe(netlink: &mut Netlink, table: u32) -> Result<Vec<Rule>, Ca
     Ok(rules)
 }
 
-/// No `NLM_F_EXCL`: `rule_exists` of net/core/fib_rules.c would find rules that are not this one.
-pub(super) fn add(rule: &Rule) -> Request {
+/// Without `NLM_F_EXCL`: `rule_exists` in net/core/fib_rules.c would find rules other than this one.
+pub(crate) fn add(rule: &Rule) -> Request {
     Request { message: RouteNetlinkMessage::NewRule(encode(rule)), flags: NLM_F_CREATE }
 }
 
-pub(super) fn remove(rule: &Rule) -> Request {
+pub(crate) fn remove(rule: &Rule) -> Request {
     Request { message: RouteNetlinkMessage::DelRule(encode(rule)), flags: 0 }
 }
 
-/// True when a notification is about a rule that looks up the table.
-pub(super) fn concerns(message: &RuleMessage, table: u32) -> bool {
+/// Whether a notification is about a rule that looks up the table.
+pub(crate) fn concerns(message: &RuleMessage, table: u32) -> bool {
     decode(message).is_some_and(|rule| rule.table == table)
 }
 
 fn encode(rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header = RuleHeader {
-        family: family::to_netlink(rule.family),
+        family: address_family(rule.family),
         dst_len: rule.other.to.map_or(0, |to| to.prefix_len()),
         src_len: rule.from.map_or(0, |from| from.prefix_len()),
         tos: rule.other.tos,
-        // RT_TABLE_UNSPEC: FRA_TABLE, which has room for every table, decides.
+        // RT_TABLE_UNSPEC: FRA_TABLE decides, which has room for every table number.
         table: 0,
         action: RuleAction::ToTable,
         flags: if rule.invert { RuleFlags::Invert } else { RuleFlags::empty() },
@@ -91,7 +87,7 @@ fn decode(message: &RuleMessage) -> Option<Rule> {
     if message.header.action != RuleAction::ToTable {
         return None;
     }
-    let family = family::from_netlink(message.header.family)?;
+    let family = super::family(message.header.family)?;
     let mut rule = Rule {
         family,
         priority: 0,
@@ -131,16 +127,12 @@ fn decode(message: &RuleMessage) -> Option<Rule> {
     Some(rule)
 }
 
-/// The kernel leaves the address out when all of its prefix is zero bytes.
+/// The kernel leaves the address out when the whole prefix is zero.
 fn prefix(family: Family, address: Option<IpAddr>, length: u8) -> Option<IpNet> {
     if length == 0 {
         return None;
     }
-    let unspecified = match family {
-        Family::V4 => IpAddr::from([0; 4]),
-        Family::V6 => IpAddr::from([0; 16]),
-    };
-    IpNet::new(address.unwrap_or(unspecified), length).ok()
+    IpNet::new(address.unwrap_or(unspecified(family)), length).ok()
 }
 
 #[cfg(test)]
@@ -163,7 +155,7 @@ mod tests {
         }
     }
 
-    /// As the kernel does it: through bytes.
+    /// Through bytes, as to the kernel and back.
     fn round_trip(rule: &Rule) -> Rule {
         let message = encode(rule);
         let mut bytes = vec![0; message.buffer_len()];
@@ -172,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zero_mark_is_sent_beside_its_mask() {
+    fn a_zero_mark_is_sent_with_its_mask() {
         let attributes = encode(&rule()).attributes;
         assert!(attributes.contains(&RuleAttribute::FwMark(0)));
         assert!(attributes.contains(&RuleAttribute::FwMask(0xa)));
@@ -182,13 +174,13 @@ mod tests {
     fn a_mask_without_a_mark_reads_back_as_mark_zero() {
         let mut message = encode(&rule());
         message.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::FwMark(_)));
-        // What the kernel adds to every rule of its dump.
+        // The kernel adds this to every rule in a dump.
         message.attributes.push(RuleAttribute::SuppressPrefixLen(NOT_SET));
         assert_eq!(decode(&message), Some(rule()));
     }
 
     #[test]
-    fn every_rule_survives_the_round_trip() {
+    fn every_rule_is_read_back_as_written() {
         let inverted = Rule { invert: true, from: None, mark: 0xa, ..rule() };
         let v6 = Rule { family: Family::V6, from: Some("fd61::/48".parse().unwrap()), ..rule() };
         let far_table = Rule { table: 51820, ..rule() };
@@ -213,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_looks_up_no_table_is_none_of_ours() {
+    fn a_rule_that_looks_up_no_table_is_not_ours() {
         let mut message = encode(&rule());
         message.header.action = RuleAction::Unreachable;
         assert_eq!(decode(&message), None);

@@ -1,4 +1,4 @@
-//! The text of the control socket (<https://www.wireguard.com/xplatform/>): requests written, replies read.
+//! The protocol of the control socket (<https://www.wireguard.com/xplatform/>): writes requests, reads replies.
 
 use std::{
     fmt::Write,
@@ -8,15 +8,15 @@ use std::{
 use wireloom_types::{PeerLookup, PrivateKey, PublicKey, SourceCheck};
 use zeroize::Zeroizing;
 
-use super::{Change, DeviceState, PeerState};
+use crate::wireguard::{Change, DeviceState, PeerState};
 
-/// Asks for the whole device.
+/// Requests the whole device.
 pub(super) const GET: &str = "get=1\n\n";
 
-/// Asks who judges sources, an extension of our own device's.
+/// Requests the source check, an extension of our own device.
 pub(super) const GET_LINK: &str = "get_link=1\n\n";
 
-/// In the words of the device's command line.
+/// The spelling on the device's command line.
 pub(super) fn peer_lookup(peer_lookup: PeerLookup) -> &'static str {
     match peer_lookup {
         PeerLookup::Destination => "destination",
@@ -24,7 +24,7 @@ pub(super) fn peer_lookup(peer_lookup: PeerLookup) -> &'static str {
     }
 }
 
-/// In the words of the device's command line and of its control socket.
+/// The spelling on the device's command line and on its control socket.
 pub(super) fn source_check(source_check: SourceCheck) -> &'static str {
     match source_check {
         SourceCheck::AllowedIps => "allowed-ips",
@@ -33,7 +33,7 @@ pub(super) fn source_check(source_check: SourceCheck) -> &'static str {
     }
 }
 
-/// One transaction. It may hold the private key.
+/// The request of one transaction. It may hold the private key.
 pub(super) fn set(changes: &[Change<'_>]) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::from("set=1\n"));
     for change in changes {
@@ -74,26 +74,26 @@ fn append(text: &mut String, change: &Change<'_>) {
     debug_assert!(written.is_ok(), "writing to a string cannot fail");
 }
 
-/// A reply that cannot be understood, or a refusal.
+/// An unreadable reply, or a refusal.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ReplyError {
-    /// `errno=` with another number than 0.
-    #[error("the device refused it: {}", nix::errno::Errno::from_raw(*.0).desc())]
+    /// `errno=` with a number other than 0.
+    #[error("the device refused the change: {}", nix::errno::Errno::from_raw(*.0).desc())]
     Refused(i32),
     /// It ends before `errno=`.
     #[error("the device's reply is cut off")]
     CutOff,
-    /// A line that is no `key=value`, or whose value does not fit its key; secrets are not shown.
-    #[error("the device's reply has an unreadable value of `{0}`")]
+    /// A line that is not `key=value`, or has a malformed value. Values are not shown: they may be secret.
+    #[error("the device's reply has an unreadable value for `{0}`")]
     Unreadable(String),
 }
 
-/// The reply to a [`set`].
+/// Reads the reply to a [`set`].
 pub(super) fn parse_set_reply(text: &str) -> Result<(), ReplyError> {
     lines(text)?.try_for_each(|line| line.map(|_| ()))
 }
 
-/// The reply to [`GET`]. Keys that we have no use for are passed over.
+/// Reads the reply to [`GET`]. Keys that we do not need are skipped.
 pub(super) fn parse_get_reply(text: &str) -> Result<DeviceState, ReplyError> {
     let mut device = DeviceState::default();
     let mut current: Option<(PublicKey, PeerState)> = None;
@@ -104,7 +104,7 @@ pub(super) fn parse_get_reply(text: &str) -> Result<DeviceState, ReplyError> {
         match (name, &mut current) {
             ("private_key", None) => {
                 let key = PrivateKey::from_hex(value).map_err(|_| unreadable())?;
-                // wireguard-go writes a key of zeros where there is none.
+                // wireguard-go writes zeros when there is no key.
                 let none = value.bytes().all(|digit| digit == b'0');
                 device.public_key = (!none).then(|| key.public_key());
             }
@@ -140,8 +140,8 @@ pub(super) fn parse_get_reply(text: &str) -> Result<DeviceState, ReplyError> {
     Ok(device)
 }
 
-/// The reply to [`GET_LINK`]. A device of before link mode does not know the question: it does as
-/// WireGuard always did.
+/// Reads the reply to [`GET_LINK`]. A device from before link mode refuses the request: it checks
+/// allowed-IPs.
 pub(super) fn parse_link_reply(text: &str) -> Result<SourceCheck, ReplyError> {
     let mut lines = match lines(text) {
         Err(ReplyError::Refused(_)) => return Ok(SourceCheck::AllowedIps),
@@ -155,7 +155,7 @@ pub(super) fn parse_link_reply(text: &str) -> Result<SourceCheck, ReplyError> {
     named(value).ok_or_else(missing)
 }
 
-/// Zero is "never".
+/// Zero means never.
 fn since_epoch(time: Duration) -> Option<SystemTime> {
     if time.is_zero() { None } else { SystemTime::UNIX_EPOCH.checked_add(time) }
 }
@@ -190,7 +190,7 @@ mod tests {
     const A_HEX: &str = "1c8828f7137324c58b2804928624ea2326f1674537c062e251e2753ca7fcca4c";
 
     #[test]
-    fn one_transaction_holds_many_changes() {
+    fn one_request_holds_many_changes() {
         let key = PrivateKey::from_bytes([7; 32]);
         let peer = SetPeer {
             public_key: A.parse().unwrap(),
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_read_whole() {
+    fn a_whole_device_is_read() {
         let private = PrivateKey::from_bytes([7; 32]);
         let text = format!(
             "private_key={}\nlisten_port=51820\nfwmark=10\n\
@@ -258,22 +258,26 @@ mod tests {
     }
 
     #[test]
-    fn who_judges_sources_is_read() {
+    fn the_source_check_is_read() {
         let reply =
             |check| format!("peer_lookup=gateway\nsource_check={check}\nlink_address=02:0\nerrno=0\n\n");
         assert_eq!(parse_link_reply(&reply("off")), Ok(SourceCheck::Off));
         assert_eq!(parse_link_reply(&reply("firewall")), Ok(SourceCheck::Firewall));
         assert!(parse_link_reply(&reply("nobody")).is_err());
         assert!(parse_link_reply("errno=0\n\n").is_err());
-        assert_eq!(parse_link_reply("errno=22\n\n"), Ok(SourceCheck::AllowedIps), "it is of before");
+        assert_eq!(
+            parse_link_reply("errno=22\n\n"),
+            Ok(SourceCheck::AllowedIps),
+            "a device from before link mode"
+        );
     }
 
     #[test]
-    fn refusals_and_rubbish_are_told_apart() {
+    fn refusals_differ_from_unreadable_replies() {
         assert_eq!(parse_set_reply("errno=0\n\n"), Ok(()));
         assert_eq!(
             parse_set_reply("errno=-98\n\n").unwrap_err().to_string(),
-            "the device refused it: Address already in use"
+            "the device refused the change: Address already in use"
         );
         assert_eq!(parse_set_reply("errno=98\n\n"), Err(ReplyError::Refused(98)));
         assert_eq!(parse_set_reply(""), Err(ReplyError::CutOff));

@@ -1,4 +1,4 @@
-//! Interfaces (`ip link`), to and from netlink.
+//! Interfaces (`ip link`).
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -7,82 +7,82 @@ use netlink_packet_route::{
         LinkLayerType, LinkMessage,
     },
 };
-use wireloom_plan::kernel::Link;
+use nix::errno::Errno;
+use wireloom_plan::observed::Interface;
 use wireloom_types::{PeerLookup, interface::AGENT_ALIAS};
 
-use super::{
-    error::Cause,
-    netlink::{Netlink, Request},
-    wireguard::Implementation,
-};
+use super::{Request, Rtnetlink};
+use crate::{error::Cause, wireguard::Backend};
 
-/// An interface and the index by which netlink knows it.
+/// An interface with its name and its index.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Indexed {
-    pub(super) index: u32,
-    pub(super) name: String,
-    pub(super) link: Link,
-    /// Who carries its packets, if it is ours.
-    pub(super) implementation: Implementation,
+pub(crate) struct Found {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) interface: Interface,
+    /// The back end that carries its packets, if it is ours.
+    pub(crate) backend: Backend,
 }
 
-/// The interface of a name.
-pub(super) fn by_name(netlink: &mut Netlink, name: &str) -> Result<Option<Indexed>, Cause> {
+/// The interface with this name.
+pub(crate) fn by_name(netlink: &mut Rtnetlink, name: &str) -> Result<Option<Found>, Cause> {
     let mut request = LinkMessage::default();
     request.attributes.push(LinkAttribute::IfName(name.to_owned()));
     get(netlink, request)
 }
 
-/// The interface of an index.
-pub(super) fn by_index(netlink: &mut Netlink, index: u32) -> Result<Option<Indexed>, Cause> {
+/// The interface with this index.
+pub(crate) fn by_index(netlink: &mut Rtnetlink, index: u32) -> Result<Option<Found>, Cause> {
     let mut request = LinkMessage::default();
     request.header.index = index;
     get(netlink, request)
 }
 
-fn get(netlink: &mut Netlink, request: LinkMessage) -> Result<Option<Indexed>, Cause> {
-    Ok(match netlink.get(&RouteNetlinkMessage::GetLink(request))? {
-        Some(RouteNetlinkMessage::NewLink(message)) => decode(&message),
-        _ => None,
-    })
+fn get(netlink: &mut Rtnetlink, request: LinkMessage) -> Result<Option<Found>, Cause> {
+    match netlink.get(&RouteNetlinkMessage::GetLink(request)) {
+        Ok(RouteNetlinkMessage::NewLink(message)) => Ok(decode(&message)),
+        Ok(_) => Ok(None),
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
-/// Marks an interface as ours; from then on a restarted agent knows it.
-pub(super) fn adopt(index: u32, mtu: u32) -> Request {
+/// Marks an interface as ours, so that a restarted agent recognizes it.
+pub(crate) fn adopt(index: u32, mtu: u32) -> Request {
     change(index, |message| {
         message.attributes.push(LinkAttribute::IfAlias(AGENT_ALIAS.to_owned()));
         message.attributes.push(LinkAttribute::Mtu(mtu));
     })
 }
 
-/// The kernel shall make no link-local address of its own, as for its own WireGuard
-/// interfaces: router solicitations and MLD reports would start handshakes.
-pub(super) fn no_link_local_addresses(index: u32) -> Request {
+/// Keeps the kernel from generating a link-local address, as for its own WireGuard interfaces: router
+/// solicitations and MLD reports would start handshakes.
+pub(crate) fn no_link_local_addresses(index: u32) -> Request {
     change(index, |message| {
         let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
         message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]));
     })
 }
 
-pub(super) fn set_mtu(index: u32, mtu: u32) -> Request {
+pub(crate) fn set_mtu(index: u32, mtu: u32) -> Request {
     change(index, |message| message.attributes.push(LinkAttribute::Mtu(mtu)))
 }
 
-pub(super) fn set_up(index: u32) -> Request {
+pub(crate) fn set_up(index: u32) -> Request {
     change(index, |message| {
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
     })
 }
 
-pub(super) fn remove(index: u32) -> Request {
+pub(crate) fn remove(index: u32) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
     Request { message: RouteNetlinkMessage::DelLink(message), flags: 0 }
 }
 
-/// For one that has no index yet.
-pub(super) fn remove_by_name(name: &str) -> Request {
+/// For an interface whose index is not known.
+pub(crate) fn remove_by_name(name: &str) -> Request {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     Request { message: RouteNetlinkMessage::DelLink(message), flags: 0 }
@@ -96,26 +96,26 @@ fn change(index: u32, with: impl FnOnce(&mut LinkMessage)) -> Request {
 }
 
 /// `None` for a message without a name.
-pub(super) fn decode(message: &LinkMessage) -> Option<Indexed> {
+pub(crate) fn decode(message: &LinkMessage) -> Option<Found> {
     let mut name = None;
-    // A TAP is an Ethernet interface, a TUN and the kernel's WireGuard are not.
+    // A TAP is an Ethernet interface; a TUN and the kernel's WireGuard are not.
     let peer_lookup = match message.header.link_layer_type {
         LinkLayerType::Ether => PeerLookup::Gateway,
         _ => PeerLookup::Destination,
     };
-    let mut implementation = Implementation::Userspace;
+    let mut backend = Backend::Userspace;
     let up = message.header.flags.contains(LinkFlags::Up);
-    let mut link = Link { alias: None, mtu: 0, up, peer_lookup };
+    let mut interface = Interface { alias: None, mtu: 0, up, peer_lookup };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value.clone()),
-            LinkAttribute::IfAlias(value) => link.alias = Some(value.clone()),
-            LinkAttribute::Mtu(value) => link.mtu = *value,
+            LinkAttribute::IfAlias(value) => interface.alias = Some(value.clone()),
+            LinkAttribute::Mtu(value) => interface.mtu = *value,
             LinkAttribute::LinkInfo(info) if info.contains(&LinkInfo::Kind(InfoKind::Wireguard)) => {
-                implementation = Implementation::Kernel;
+                backend = Backend::Kernel;
             }
             _ => {}
         }
     }
-    Some(Indexed { index: message.header.index, name: name?, link, implementation })
+    Some(Found { index: message.header.index, name: name?, interface, backend })
 }

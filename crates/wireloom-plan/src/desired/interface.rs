@@ -1,4 +1,4 @@
-//! The interface and the WireGuard device behind it.
+//! Our interface and the WireGuard device behind it.
 
 use std::collections::BTreeSet;
 
@@ -6,27 +6,26 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wireloom_types::{PeerLookup, PublicKey, SourceCheck};
 
-use super::View;
-use super::neighbours;
+use super::{View, neighbours};
 
-/// What WireGuard over IPv6 adds to a packet, bytes: 40 (IPv6) + 8 (UDP) + 16 (header) + 16 (tag).
+/// Bytes that WireGuard over IPv6 adds to a packet: 40 (IPv6) + 8 (UDP) + 16 (header) + 16 (tag).
 pub const HEADROOM: u32 = 80;
 
-/// An Ethernet underlay's, bytes, for when none is seen.
+/// The MTU of an Ethernet underlay in bytes, assumed when no underlay is known.
 const ETHERNET_MTU: u32 = 1500;
 
-/// The WireGuard device as it shall be.
+/// The desired WireGuard device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DesiredDevice {
-    /// What the private key's public half must be.
+    /// The public half of the device's private key.
     pub public_key: PublicKey,
     /// UDP port.
     pub listen_port: u16,
-    /// The mark on the packets that it sends.
+    /// The mark on the packets that the device sends.
     pub fwmark: u32,
-    /// Decides on the interface's kind.
+    /// Decides the kind of interface.
     pub peer_lookup: PeerLookup,
-    /// Who judges the sources of what it receives.
+    /// Who checks the sources of received packets.
     pub source_check: SourceCheck,
 }
 
@@ -46,9 +45,9 @@ impl View<'_> {
         }
     }
 
-    /// This node's own addresses on the link, each with a prefix that holds nothing else: a wider one
-    /// would bring a route to addresses that no peer has, and in a partial mesh to peers that are
-    /// not there. None without a link: packets keep the addresses of workloads and hosts.
+    /// This node's own addresses on the link, each with a full-length prefix: a wider one would create a
+    /// route to addresses that no peer has, and in a partial mesh to peers that are not there. Empty except
+    /// in link mode: packets have the addresses of workloads and hosts.
     pub(super) fn addresses(&self) -> BTreeSet<IpNet> {
         neighbours::declared(self.own, self.settings).map(IpNet::from).collect()
     }
