@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use super::{
     Capture, Cell, Lab, Node, Place, Result, Wire, at_this_pace,

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use base64ct::{Base64, Encoding as _};
-use wireloom_plan::kernel::PROTOCOL;
+use wireloom_plan::routing::PROTOCOL;
 use wireloom_types::interface::AGENT_ALIAS;
 
 use super::{

@@ -18,7 +18,7 @@ use wireloom_kernel::{
     state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir},
 };
 use wireloom_membership::watch::watch;
-use wireloom_plan::kernel::Observed;
+use wireloom_plan::observed::Observed;
 
 use crate::{
     config::{Config, DEFAULT_PATH},
@@ -82,7 +82,7 @@ pub fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
     kernel.set_private_key(key);
     kernel.finish_creation()?;
-    kernel.refuse_foreign_link()?;
+    kernel.refuse_foreign_interface()?;
     let backend = choose_backend(&mut kernel, &config)?;
     if let Some(before) = RunFile::read(&config.settings.interface) {
         kernel.remember_endpoints(&before.configured_endpoints);

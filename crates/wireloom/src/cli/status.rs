@@ -12,8 +12,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use ipnet::IpNet;
 use owo_colors::OwoColorize;
 use serde::Serialize;
-use wireloom_kernel::{Implementation, PeerState, Refusals, state::StateDir, wording};
-use wireloom_plan::{cluster::Cluster, kernel::Rule, op::Op, settings::Settings, warning::Warning};
+use wireloom_kernel::{Backend, PeerState, Refusals, state::StateDir, wording};
+use wireloom_plan::{cluster::Cluster, op::Op, routing::Rule, settings::Settings, warning::Warning};
 use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
 
 use super::{plan::Told, situation::Situation};
@@ -52,7 +52,7 @@ struct Report<'a> {
 struct Interface<'a> {
     name: &'a str,
     state: &'static str,
-    backend: Option<Implementation>,
+    backend: Option<Backend>,
     mtu: Option<u32>,
     public_key: Option<PublicKey>,
     listen_port: Option<u16>,
@@ -113,7 +113,7 @@ fn report<'a>(
         errors.retain(|error| !told.clone().any(|told| told.starts_with(error)));
         errors.extend(told.cloned());
     }
-    let link = situation.observed.link.as_ref();
+    let link = situation.observed.interface.as_ref();
     let cluster = situation.cluster.as_ref().ok();
     let names = cluster.map(names_by_key).unwrap_or_default();
     let device = situation.device.as_ref();
