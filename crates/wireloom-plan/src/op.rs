@@ -3,7 +3,11 @@
 //! They are nested by target, so that code that serves one target takes that target's operations and no
 //! others. [`steps`] groups a list of them into what is carried out together.
 
-use std::{collections::BTreeSet, mem::discriminant, net::IpAddr, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    mem::discriminant,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -17,7 +21,7 @@ use crate::{
 
 /// One change of the kernel. The order of a list of operations is part of its meaning.
 ///
-/// Serialized flat: the target does not show, `op` names the operation.
+/// The JSON form is flat: `op` names the operation, and the target does not appear.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Op {
@@ -33,7 +37,7 @@ pub enum Op {
     Sysctl(SysctlOp),
 }
 
-/// A change that takes the back end that carries the interface's packets.
+/// A change that the interface's back end carries out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
 pub enum InterfaceOp {
@@ -98,7 +102,8 @@ pub struct SetPeer {
     pub persistent_keepalive: u16,
 }
 
-/// A change that is one rtnetlink request. Consecutive ones of a kind are independent of each other.
+/// A change that is one rtnetlink request. Consecutive ones of a kind are sent together; the kernel tries all of
+/// them, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
 pub enum RtnetlinkOp {

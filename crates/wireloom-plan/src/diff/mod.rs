@@ -103,7 +103,7 @@ pub(crate) fn diff_touched(
 }
 
 /// A warning for each route in our table that somebody else made.
-pub fn foreign_routes<'a>(
+pub(crate) fn foreign_routes<'a>(
     observed: &'a Observed,
     desired: &'a Desired,
 ) -> impl Iterator<Item = Warning> + use<'a> {
