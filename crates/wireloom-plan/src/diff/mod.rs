@@ -42,7 +42,7 @@ use wireloom_types::PeerLookup;
 /// give the same list.
 ///
 /// Foreign objects stay: an interface with our name but without our alias is a refusal, and a route in our
-/// table with a protocol other than ours is left alone (see [`foreign_routes`]).
+/// table with a protocol other than ours is left alone.
 ///
 /// # Errors
 /// [`Refusal::ForeignInterface`]
