@@ -20,6 +20,7 @@
 
 pub mod agent;
 mod capture;
+pub mod control;
 mod error;
 pub mod guide;
 mod layout;
@@ -52,5 +53,5 @@ pub use self::{
     space::{Holder, Space},
     stream::{Stream, StreamReport},
     tools::require,
-    wait::{PATIENCE, at_this_pace, until},
+    wait::{PATIENCE, at_this_pace, finish, until},
 };

@@ -12,9 +12,15 @@ use std::{
 
 use wireloom_plan::routing::Family;
 
-use super::{Place, Result, at_this_pace, probe::Ping};
+use super::{PATIENCE, Place, Result, at_this_pace, probe::Ping};
 
-/// For the last replies, after the last request.
+/// Requests without an answer after which a pinger slows down, and how many times longer it then waits. While a
+/// process on the way has no processor, what several pingers have sent then still fits into the shortest queue, a TUN
+/// interface's 500 packets; what did not fit would be lost to the machine's load.
+const ON_THE_WAY: u16 = 25;
+const SLOWER: u32 = 20;
+
+/// For the last replies, once a later request was answered.
 const STRAGGLERS: Duration = Duration::from_secs(1);
 /// Bytes after the ICMP header.
 const PAYLOAD: usize = 56;
@@ -37,12 +43,12 @@ pub struct PingReport {
     pub sent: usize,
     /// Requests without a reply.
     pub lost: usize,
-    /// The longest time in which no request was answered, to the precision of the interval.
+    /// The longest time in which no request was answered.
     pub outage: Duration,
 }
 
 impl Pinger {
-    /// Starts to ping, one request each `interval`, [at this pace](at_this_pace).
+    /// Starts to ping, one request each `interval`, [at this pace](at_this_pace), or fewer while none is answered.
     ///
     /// # Errors
     /// When the kernel refuses the socket.
@@ -57,30 +63,38 @@ impl Pinger {
         let answers = Arc::clone(&count);
         let thread = thread::spawn(move || {
             let mut answered = BTreeSet::new();
-            let mut sent = 0;
+            let mut sent_at = Vec::new();
+            // One more than the last request that was answered.
+            let mut heard = 0;
             let mut next = Instant::now();
             while !stop.load(Ordering::Relaxed) {
+                let sent = sequence_number(sent_at.len());
+                sent_at.push(Instant::now());
                 ping.send(sent, PAYLOAD)?;
-                sent += 1;
-                next += interval;
+                let is_slow = sent - heard >= ON_THE_WAY;
+                next = Instant::now().max(next + if is_slow { SLOWER * interval } else { interval });
                 while let Some(seq) = ping.reply(next)? {
                     answered.insert(seq);
                     answers.store(answered.len(), Ordering::Relaxed);
+                    heard = heard.max(seq + 1);
+                    if is_slow {
+                        next = Instant::now();
+                    }
                 }
             }
-            let deadline = Instant::now() + at_this_pace(STRAGGLERS);
-            while answered.len() < usize::from(sent)
-                && let Some(seq) = ping.reply(deadline)?
-            {
-                answered.insert(seq);
+            let ended = Instant::now();
+            wait_for_stragglers(&ping, sequence_number(sent_at.len()), interval, &mut answered)?;
+            let mut outage = Duration::ZERO;
+            let mut lost_since = None;
+            for (seq, at) in sent_at.iter().enumerate() {
+                if !answered.contains(&sequence_number(seq)) {
+                    lost_since.get_or_insert(*at);
+                } else if let Some(since) = lost_since.take() {
+                    outage = outage.max(*at - since);
+                }
             }
-            let lost: Vec<bool> = (0..sent).map(|seq| !answered.contains(&seq)).collect();
-            let longest = lost.split(|lost| !lost).map(<[bool]>::len).max().unwrap_or(0);
-            Ok(PingReport {
-                sent: sent.into(),
-                lost: usize::from(sent) - answered.len(),
-                outage: interval * u32::try_from(longest).expect("sequence numbers have 16 bits"),
-            })
+            outage = outage.max(lost_since.map_or(Duration::ZERO, |since| ended - since));
+            Ok(PingReport { sent: sent_at.len(), lost: sent_at.len() - answered.len(), outage })
         });
         Ok(Self { over, answered: count, thread })
     }
@@ -104,4 +118,43 @@ impl Pinger {
         self.end();
         self.thread.join().expect("the pinger does not panic")
     }
+}
+
+/// Waits for the replies to the first `sent` requests that are still on the way.
+///
+/// A reply may be late without being lost: a process on its way may not have had a processor for seconds. So more
+/// requests follow, which do not count, until one is answered: packets stay in order, so what was sent before has
+/// arrived by then, or soon does, or is lost.
+fn wait_for_stragglers(
+    ping: &Ping,
+    sent: u16,
+    interval: Duration,
+    answered: &mut BTreeSet<u16>,
+) -> Result<()> {
+    let mut deadline = Instant::now() + at_this_pace(PATIENCE);
+    let mut later = sent;
+    let mut later_one_was_answered = false;
+    while answered.len() < usize::from(sent) && Instant::now() < deadline {
+        if !later_one_was_answered {
+            ping.send(later, PAYLOAD)?;
+            later = later.saturating_add(1);
+        }
+        let look = (Instant::now() + SLOWER * interval).min(deadline);
+        while let Some(seq) = ping.reply(look)? {
+            if seq < sent {
+                answered.insert(seq);
+            } else if !later_one_was_answered {
+                later_one_was_answered = true;
+                deadline = Instant::now() + at_this_pace(STRAGGLERS);
+            }
+            if answered.len() == usize::from(sent) {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn sequence_number(requests: usize) -> u16 {
+    u16::try_from(requests).expect("a pinger runs for less than 65,536 requests")
 }

@@ -15,6 +15,7 @@ use etherparse::{
     IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Slice, Icmpv6Type, LaxSlicedPacket,
     TransportSlice,
 };
+use nix::sys::socket::{setsockopt, sockopt};
 use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_plan::routing::Family;
@@ -73,6 +74,8 @@ impl fmt::Display for Cell {
 
 /// Requests until a place counts as unreachable.
 const ATTEMPTS: u32 = 3;
+/// Bytes; root of the machine gets them, others what `net.core.rmem_max` allows.
+const BUFFER: usize = 8 << 20;
 /// For the reply to one request.
 const REPLY_TIME: Duration = Duration::from_millis(300);
 
@@ -109,6 +112,8 @@ pub(crate) fn attempt(
                 space.open("bind a UDP socket", || {
                     let socket = UdpSocket::bind((address, port))?;
                     socket.set_read_timeout(Some(at_this_pace(REPLY_TIME)))?;
+                    // An interface whose device has stopped holds on to what it was given, until no more fits.
+                    socket.set_write_timeout(Some(at_this_pace(REPLY_TIME)))?;
                     Ok::<_, std::io::Error>(socket)
                 })
             };
@@ -219,6 +224,13 @@ impl Ping {
             IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
         };
         let socket = from.open("open an ICMP socket", || Socket::new(domain, Type::RAW, Some(protocol)))?;
+        // An interface whose device has stopped holds on to what it was given, until no more fits.
+        socket.set_write_timeout(Some(at_this_pace(REPLY_TIME))).map_err(Error::io("set a timeout"))?;
+        // A raw socket gets the answers to everybody's requests in its network, and after a stall all of them at
+        // once: what does not fit would be lost, and counted nowhere but at the socket.
+        setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)
+            .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER))
+            .map_err(Error::io("enlarge a buffer"))?;
         Ok(Self { socket, target, id })
     }
 

@@ -3,17 +3,18 @@
 use std::{
     fmt::Write as _,
     fs::File,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read, Write as _},
     os::{fd::OwnedFd, unix::process::CommandExt as _},
     panic,
     process::{Child, ChildStdin, Command, Output, Stdio},
-    sync::Arc,
+    sync::{Arc, mpsc::channel},
     thread,
+    time::Duration,
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use super::{Error, Result, tools};
+use super::{Error, PATIENCE, Result, at_this_pace, finish, tools, wait::PROGRAM};
 
 /// The first process of a pid namespace of its own: when it ends, the kernel ends all others in there,
 /// daemons included, and with them go the namespaces that they held. It ends when its standard input
@@ -70,17 +71,12 @@ impl Holder {
             .spawn()
             .map_err(Error::io("run unshare"))?;
         let lifeline = process.stdin.take();
-        let mut first_line = String::new();
-        if let Some(stdout) = process.stdout.take() {
-            BufReader::new(stdout).read_line(&mut first_line).map_err(Error::io("hear from a holder"))?;
-        }
-        let Ok(pid) = first_line.trim().parse() else {
+        let said = process.stdout.take().and_then(|stdout| first_line(stdout, at_this_pace(PATIENCE)));
+        let Some(pid) = said.and_then(|line| line.trim().parse().ok()) else {
             drop(lifeline);
-            let mut stderr = String::new();
-            if let Some(mut stream) = process.stderr.take() {
-                stream.read_to_string(&mut stderr).map_err(Error::io("hear from a holder"))?;
-            }
-            let status = process.wait().map_err(Error::io("wait for a holder"))?;
+            let Output { status, stderr, .. } =
+                finish(process, &format!("the holder of {place}'s namespaces"), PATIENCE)?;
+            let stderr = String::from_utf8_lossy(&stderr).into_owned();
             return Err(Error::Command { command: "unshare".into(), place: place.into(), status, stderr });
         };
         let holder = Self { process, lifeline, pid };
@@ -199,19 +195,29 @@ impl Space {
         self.open(&what, || command.spawn())
     }
 
-    /// Runs a program to its end, whatever the end.
+    /// Runs a program until it ends, with or without success.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// When it cannot be started, or has not ended after a minute.
     pub fn output(&self, command: &mut Command) -> Result<Output> {
+        self.output_within(command, PROGRAM)
+    }
+
+    /// As [`Space::output`], for a program that may take longer, or must not take as long.
+    ///
+    /// # Errors
+    /// When it cannot be started, or has not ended after `patience`.
+    pub fn output_within(&self, command: &mut Command, patience: Duration) -> Result<Output> {
         let child = self.spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
-        child.wait_with_output().map_err(Error::io("wait for a program"))
+        let words = [command.get_program()].into_iter().chain(command.get_args());
+        let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        finish(child, &format!("`{line}` in {}", self.place), patience)
     }
 
     /// Runs a command line, its words parted by spaces, and returns what it printed.
     ///
     /// # Errors
-    /// When it fails, with what it said.
+    /// When it fails, with what it said, or has not ended after a minute.
     pub fn run(&self, line: &str) -> Result<String> {
         self.feed(line, "")
     }
@@ -219,7 +225,7 @@ impl Space {
     /// As [`Space::run`], with this text as standard input.
     ///
     /// # Errors
-    /// When it fails, with what it said.
+    /// When it fails, with what it said, or has not ended after a minute.
     pub fn feed(&self, line: &str, input: &str) -> Result<String> {
         let mut words = line.split_whitespace();
         let program = words.next().unwrap_or_default();
@@ -227,11 +233,14 @@ impl Space {
         command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         tools::require(&[program])?;
         let mut child = self.spawn(&mut command)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A program that ends without reading says why itself, below.
-            let _ = stdin.write_all(input.as_bytes());
+        if let Some(mut stdin) = child.stdin.take()
+            && !input.is_empty()
+        {
+            let input = input.as_bytes().to_vec();
+            // A program that ends without reading says why itself, below; one that does neither is killed.
+            thread::spawn(move || stdin.write_all(&input));
         }
-        let output = child.wait_with_output().map_err(Error::io(format!("wait for `{line}`")))?;
+        let output = finish(child, &format!("`{line}` in {}", self.place), PROGRAM)?;
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() {
             return Ok(text);
@@ -291,6 +300,17 @@ impl Space {
             })
         })?
     }
+}
+
+/// `None` when nothing comes for that long.
+fn first_line(from: impl Read + Send + 'static, patience: Duration) -> Option<String> {
+    let (sender, line) = channel();
+    thread::spawn(move || {
+        let mut line = String::new();
+        let _ = BufReader::new(from).read_line(&mut line);
+        let _ = sender.send(line);
+    });
+    line.recv_timeout(patience).ok()
 }
 
 fn open(path: &str) -> Result<OwnedFd> {

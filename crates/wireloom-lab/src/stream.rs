@@ -1,7 +1,7 @@
 //! A TCP stream that runs while something changes.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use wireloom_plan::routing::Family;
 
 use super::{Error, PATIENCE, Place, Result, Space, at_this_pace, until};
@@ -74,8 +74,13 @@ impl Stream {
         let listener = to.space.open("listen", || TcpListener::bind((target, 0)))?;
         let target = listener.local_addr().map_err(Error::io("see the port that is listened on"))?;
         let mut client = connect(&from.space, target)?;
-        let (mut server, peer) = listener.accept().map_err(Error::io("accept"))?;
-        server.set_read_timeout(Some(at_this_pace(PATIENCE))).map_err(Error::io("set a timeout"))?;
+        let patience = Some(at_this_pace(PATIENCE));
+        // The client is connected when the server's answer arrives; that its own next segment arrives is
+        // not said. The timeout of a listener is that of `accept` (socket(7), SO_RCVTIMEO).
+        SockRef::from(&listener).set_read_timeout(patience).map_err(Error::io("set a timeout"))?;
+        let (mut server, peer) = listener.accept().map_err(Error::io(format!("accept at {target}")))?;
+        server.set_read_timeout(patience).map_err(Error::io("set a timeout"))?;
+        client.set_write_timeout(patience).map_err(Error::io("set a timeout"))?;
 
         let over = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&over);
@@ -103,7 +108,11 @@ impl Stream {
             let mut buffer = vec![0; 1 << 16];
             let mut last = Instant::now();
             loop {
-                let length = server.read(&mut buffer).map_err(Error::io("read from the stream"))?;
+                let length = match server.read(&mut buffer) {
+                    // Stopped and continued, or frozen and thawed (signal(7)).
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    length => length.map_err(Error::io("read from the stream"))?,
+                };
                 if length == 0 {
                     return Ok(so_far);
                 }

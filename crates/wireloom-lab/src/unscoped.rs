@@ -1,19 +1,14 @@
 //! The broken state of issue #9751 of Calico, made by hand on the nodes of a mesh: one policy rule for
 //! all sources, while the peers' allowed-IPs hold pods alone.
 
-use std::{
-    fmt::Write as _,
-    io::{Read as _, Write as _},
-    net::Shutdown,
-    os::unix::net::UnixStream,
-};
+use std::fmt::Write as _;
 
 use base64ct::{Base64, Encoding as _};
 use wireloom_plan::routing::PROTOCOL;
-use wireloom_types::{interface::AGENT_ALIAS, interface::control_socket};
+use wireloom_types::interface::AGENT_ALIAS;
 
 use super::{
-    Error, Lab, Node, Result, Space,
+    Error, Lab, Node, Result, Space, control,
     mesh::{KeyPair, Mesh, PORT},
 };
 
@@ -65,13 +60,7 @@ fn configuration(node: &Node, mesh: &Mesh, key: &KeyPair) -> Result<String> {
 /// # Errors
 /// When nobody answers, or the answer is an error number.
 pub fn configure(space: &Space, interface: &str, request: &str) -> Result<()> {
-    let answer = space.open(&format!("configure {interface}"), || {
-        let mut socket = UnixStream::connect(control_socket(interface))?;
-        write!(socket, "set=1\n{request}\n")?;
-        socket.shutdown(Shutdown::Write)?;
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).map(|_| answer)
-    })?;
+    let answer = control::request(space, interface, format!("set=1\n{request}\n").as_bytes())?;
     match answer.trim() {
         "errno=0" => Ok(()),
         _ => Err(Error::Output { what: format!("the control socket of {interface}"), output: answer }),
