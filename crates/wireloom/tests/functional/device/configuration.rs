@@ -79,7 +79,8 @@ fn wg_sets_and_shows_every_setting() {
 
     // `syncconf` sends the differences only; back and forth it ends where it began.
     let fewer = format!(
-        "[Interface]\nListenPort = 7001\nPrivateKey = {private}\n[Peer]\nPublicKey = {other}\nAllowedIPs = 10.1.0.0/16\n"
+        "[Interface]\nListenPort = 7001\nPrivateKey = {private}\n\
+         [Peer]\nPublicKey = {other}\nAllowedIPs = 10.1.0.0/16\n"
     );
     write(&fewer);
     node.run("wg syncconf wg0 /run/wg0.conf").unwrap();
@@ -161,7 +162,8 @@ fn five_thousand_peers_are_configured_by_one_request() {
     for peer in 1..=5000_u32 {
         let [_, _, high, low] = peer.to_be_bytes();
         all += &format!(
-            "public_key={peer:064x}\nendpoint=192.168.1.2:9\nallowed_ip=10.{high}.{low}.0/24\nallowed_ip=fd00:{peer:x}::/32\n"
+            "public_key={peer:064x}\nendpoint=192.168.1.2:9\n\
+             allowed_ip=10.{high}.{low}.0/24\nallowed_ip=fd00:{peer:x}::/32\n"
         );
     }
     all += "\n";
