@@ -16,7 +16,9 @@ fn a_change_that_asks_for_a_port_in_use_is_refused_as_a_whole() {
     let node = &lab.nodes[0];
     assert!(run(node, "device wg0").status.success());
     for address in ["0.0.0.0:7000", "[::]:7000"] {
-        let squatter = node.host.space.inside(|| UdpSocket::bind(address).unwrap()).unwrap();
+        // A program that another test has just started may still hold the descriptor of the squatter before.
+        let bind = || node.host.space.inside(|| UdpSocket::bind(address)).unwrap();
+        let squatter = until(PATIENCE, "the port to be free", || bind().ok()).unwrap();
         for state in ["down", "up"] {
             node.run(&format!("ip link set wg0 {state}")).unwrap();
             node.run("wg set wg0 listen-port 6000 fwmark 1").unwrap();
@@ -28,7 +30,7 @@ fn a_change_that_asks_for_a_port_in_use_is_refused_as_a_whole() {
         drop(squatter);
         node.run("ip link set wg0 down").unwrap();
     }
-    node.run("wg set wg0 listen-port 7000").unwrap();
+    until(PATIENCE, "the port to be free", || node.run("wg set wg0 listen-port 7000").ok()).unwrap();
 }
 
 #[test]
