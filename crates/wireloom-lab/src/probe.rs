@@ -72,8 +72,8 @@ impl fmt::Display for Cell {
     }
 }
 
-/// Requests until a place counts as unreachable.
-const ATTEMPTS: u32 = 3;
+/// Requests until a place counts as unreachable: a busy machine may take seconds for a reply.
+const ATTEMPTS: u32 = 6;
 /// Bytes; root of the machine gets them, others what `net.core.rmem_max` allows.
 const BUFFER: usize = 8 << 20;
 /// For the reply to one request.
