@@ -75,7 +75,13 @@ fn the_pinger_counts_what_is_lost() {
     until(PATIENCE, "answers to the pinger", || (pinger.answered() > 5).then_some(())).unwrap();
     b.run("ip link set eth0 down").unwrap();
     assert!(!ping().reachable);
+    let answered = pinger.answered();
+    // The address went with the cable.
+    b.run("ip link set eth0 up").unwrap();
+    b.run(&format!("ip address replace {}/64 dev eth0 nodad", b.host.addresses.v6)).unwrap();
+    until(PATIENCE, "answers after the outage", || (pinger.answered() > answered + 5).then_some(())).unwrap();
     let report = pinger.stop().unwrap();
+    assert!(report.outage > Duration::from_secs(1) && report.outage < PATIENCE, "{report:?}");
     // The probe took six attempts of 300 ms each while nothing came back: time for more than ten pings on a busy
     // machine as well.
     assert!(report.lost > 10 && report.lost < report.sent, "{report:?}");
