@@ -1,4 +1,4 @@
-//! Being root, of the machine or of a user namespace.
+//! Becoming root: of the machine, or of a user namespace.
 
 use std::{
     env, fs, io,
@@ -6,14 +6,14 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::{Error, Result, tools};
+use crate::{Error, Result, tools};
 
 /// Bits of `CapEff` in `/proc/self/status` (`include/uapi/linux/capability.h`): `CAP_NET_ADMIN`,
 /// `CAP_NET_RAW` and `CAP_SYS_ADMIN`.
 const NEEDED: u64 = 1 << 12 | 1 << 13 | 1 << 21;
 
-/// Returns when this process may make namespaces. Else it starts this program again, with the same
-/// arguments and process id, as root of a user namespace of its own.
+/// Makes sure that this process may make namespaces. If it may not, the program is executed again as root of a new
+/// user namespace, with the same arguments and process id, so call this first: what ran before runs twice.
 ///
 /// # Errors
 /// [`Error::NotPermitted`] where user namespaces are forbidden.
@@ -27,7 +27,7 @@ pub fn become_root() -> Result<()> {
         command.args(["--user", "--map-root-user", "--"]);
         command
     };
-    // Tried first on a program that does nothing: once replaced, this process could not explain a refusal.
+    // Try it on a program that does nothing first: once replaced, this process could not explain a refusal.
     let trial = unshare().arg("true").stdin(Stdio::null()).output().map_err(Error::io("run unshare"))?;
     if !trial.status.success() {
         let reason = String::from_utf8_lossy(&trial.stderr).trim().to_owned();

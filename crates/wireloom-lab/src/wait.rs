@@ -7,16 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Error, Result};
+use crate::{Error, Result};
 
-/// How long tests wait for something that should come true soon: generous, for a busy machine.
+/// How long to wait for something that should happen soon: 20 s, generous enough for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Between two looks at a condition.
+/// Time between two checks of a condition.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// A time to wait, on this machine: where the environment's `WIRELOOM_LAB_PACE` is a whole number,
-/// everything takes so many times longer than usual (tests/vm says so of an emulated machine).
+/// Scales a time to this machine: multiplies it by `WIRELOOM_LAB_PACE` from the environment, a whole number
+/// (default 1). `tests/vm` sets it for an emulated machine, which is slower than a real one.
 #[must_use]
 pub fn at_this_pace(time: Duration) -> Duration {
     static PACE: OnceLock<u32> = OnceLock::new();
@@ -24,16 +24,16 @@ pub fn at_this_pace(time: Duration) -> Duration {
     time * *PACE.get_or_init(pace)
 }
 
-/// Polls until `condition` gives something.
+/// Polls until `condition` returns `Some`, and returns what is in it.
 ///
 /// # Errors
-/// [`Error::Timeout`], naming `what`, when `patience` ([at this pace](at_this_pace)) is over and the
-/// condition still gives nothing.
+/// [`Error::Timeout`], naming `what`, when `condition` still returns `None` after `patience`
+/// ([scaled](at_this_pace) to this machine).
 pub fn until<T>(patience: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> Result<T> {
     let patience = at_this_pace(patience);
     let deadline = Instant::now() + patience;
     loop {
-        // Read the clock first: a condition is looked at once more after the deadline.
+        // The clock is read before the condition, so the condition is checked once more after the deadline.
         let begun = Instant::now();
         let over = begun >= deadline;
         if let Some(found) = condition() {
@@ -42,7 +42,7 @@ pub fn until<T>(patience: Duration, what: &str, mut condition: impl FnMut() -> O
         if over {
             return Err(Error::Timeout { what: what.to_owned(), patience });
         }
-        // A look may start processes: half of the time, at least, is left to what is waited for.
+        // A check may start processes. Sleeping as long as it took leaves half of the time to what is awaited.
         sleep(at_this_pace(INTERVAL).max(begun.elapsed()));
     }
 }

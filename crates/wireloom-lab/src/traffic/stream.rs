@@ -14,21 +14,21 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_plan::kernel::Family;
 
-use super::{Error, PATIENCE, Place, Result, Space, at_this_pace, until};
+use crate::{Error, PATIENCE, Place, Result, Space, at_this_pace, until};
 
-/// Bytes, one write each [`INTERVAL`], [at this pace](at_this_pace): 1 MB/s, so that tests beside it are
-/// not disturbed.
+/// Bytes in one write, once every [`INTERVAL`] ([scaled](at_this_pace) to this machine): 1 MB/s, which leaves
+/// other tests undisturbed.
 const CHUNK: usize = 10_000;
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Bytes that may be on the way: on a machine that does not carry the pace the stream slows down, before
-/// its backlog overflows some queue and is lost to that.
-const ON_THE_WAY: u64 = 50_000;
+/// Bytes that may be in flight. A machine too slow for the rate above slows the stream down, instead of losing its
+/// packets to a queue that overflows.
+const IN_FLIGHT: u64 = 50_000;
 
-/// For the receiver to say that what was sent again had arrived already.
-const LATE_NEWS: Duration = Duration::from_millis(500);
+/// How long to wait for the receiver to report duplicates, which means that a retransmission was unnecessary.
+const LATE_REPORTS: Duration = Duration::from_millis(500);
 
-/// A TCP stream at a steady pace, or as fast as it is carried, until [`Stream::stop`].
+/// A TCP stream of 1 MB/s, or as fast as the path carries it, that runs until [`Stream::stop`].
 #[derive(Debug)]
 pub struct Stream {
     over: Arc<AtomicBool>,
@@ -46,19 +46,19 @@ struct Received {
     intact: bool,
 }
 
-/// What became of a [`Stream`].
+/// The outcome of a [`Stream`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamReport {
     /// Bytes written.
     pub sent: u64,
-    /// Bytes read, all of them as written when `intact`.
+    /// Bytes read.
     pub received: u64,
-    /// No byte differed.
+    /// Whether every byte arrived as it was sent.
     pub intact: bool,
-    /// Segments that TCP had to send again, less those that had arrived already, as the receiver then
-    /// says (RFC 2883): what is left was lost on the way.
+    /// Segments lost on the way: those that TCP retransmitted, less those that the receiver reported as duplicates
+    /// (RFC 2883).
     pub lost: u64,
-    /// Between two reads.
+    /// The longest time between two reads.
     pub longest_silence: Duration,
 }
 
@@ -66,60 +66,32 @@ impl Stream {
     /// Connects and starts to send.
     ///
     /// # Errors
-    /// When no connection comes about.
+    /// [`Error::Io`] when no connection can be made within [`PATIENCE`].
     pub fn start(from: &Place, to: &Place, family: Family) -> Result<Self> {
-        // A tail loss probe sends again what is merely late to be acknowledged: that is no loss.
+        // No tail loss probes: they retransmit segments whose acknowledgement is merely late.
         from.space.set_sysctls(&[("net/ipv4/tcp_early_retrans", "0")])?;
         let target = to.addresses.of(family);
         let listener = to.space.open("listen", || TcpListener::bind((target, 0)))?;
-        let target = listener.local_addr().map_err(Error::io("see the port that is listened on"))?;
-        let mut client = connect(&from.space, target)?;
-        let (mut server, peer) = listener.accept().map_err(Error::io("accept"))?;
+        let target = listener.local_addr().map_err(Error::io("read the listening port"))?;
+        let client = connect(&from.space, target)?;
+        let (server, peer) = listener.accept().map_err(Error::io("accept"))?;
         server.set_read_timeout(Some(at_this_pace(PATIENCE))).map_err(Error::io("set a timeout"))?;
 
         let over = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&over);
         let received = Arc::new(AtomicU64::new(0));
-        let arrived = Arc::clone(&received);
-        let sender = thread::spawn(move || {
-            let mut sent = 0;
-            let mut next = Instant::now();
-            while !stop.load(Ordering::Relaxed) {
-                if sent - arrived.load(Ordering::Relaxed) >= ON_THE_WAY {
-                    thread::sleep(INTERVAL);
-                    continue;
-                }
-                let chunk: Vec<u8> = (sent..sent + CHUNK as u64).map(byte_at).collect();
-                client.write_all(&chunk).map_err(Error::io("write to the stream"))?;
-                sent += CHUNK as u64;
-                next = Instant::now().max(next + at_this_pace(INTERVAL));
-                thread::sleep(next.saturating_duration_since(Instant::now()));
-            }
-            Ok((client, sent))
+        let sender = thread::spawn({
+            let (over, received) = (Arc::clone(&over), Arc::clone(&received));
+            move || send(client, &over, &received)
         });
-        let count = Arc::clone(&received);
-        let receiver = thread::spawn(move || {
-            let mut so_far = Received { bytes: 0, longest_silence: Duration::ZERO, intact: true };
-            let mut buffer = vec![0; 1 << 16];
-            let mut last = Instant::now();
-            loop {
-                let length = server.read(&mut buffer).map_err(Error::io("read from the stream"))?;
-                if length == 0 {
-                    return Ok(so_far);
-                }
-                so_far.longest_silence = so_far.longest_silence.max(last.elapsed());
-                last = Instant::now();
-                so_far.intact &=
-                    buffer[..length].iter().zip(so_far.bytes..).all(|(byte, at)| *byte == byte_at(at));
-                so_far.bytes += length as u64;
-                count.store(so_far.bytes, Ordering::Relaxed);
-            }
+        let receiver = thread::spawn({
+            let received = Arc::clone(&received);
+            move || receive(server, &received)
         });
         let ports = (peer.port(), target.port());
         Ok(Self { over, received, sender, receiver, from: from.space.clone(), ports })
     }
 
-    /// Bytes that have arrived so far.
+    /// How many bytes have arrived so far.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
@@ -128,14 +100,14 @@ impl Stream {
     /// Ends the stream, waits until all of it has arrived, and reports.
     ///
     /// # Errors
-    /// When the connection broke on the way, or does not deliver.
+    /// [`Error::Io`] when the connection broke; [`Error::Timeout`] when not everything arrives within [`PATIENCE`].
     pub fn stop(self) -> Result<StreamReport> {
         self.over.store(true, Ordering::Relaxed);
         let (client, sent) = self.sender.join().expect("the sender does not panic")?;
         let arrived = || (self.received.load(Ordering::Relaxed) == sent).then_some(());
         until(PATIENCE, "all of the stream to arrive", arrived)?;
         let mut lost = lost_segments(&self.from, self.ports)?;
-        let deadline = Instant::now() + at_this_pace(LATE_NEWS);
+        let deadline = Instant::now() + at_this_pace(LATE_REPORTS);
         while lost > 0 && Instant::now() < deadline {
             thread::sleep(INTERVAL);
             lost = lost_segments(&self.from, self.ports)?;
@@ -147,7 +119,44 @@ impl Stream {
     }
 }
 
-/// `ss` shows `retrans:NOW/TOTAL` and `dsack_dups:SEGMENTS`, each when it is not 0.
+/// Writes at the stream's rate until it is `over`, never more than [`IN_FLIGHT`] bytes ahead of `received`. Returns
+/// the open socket, because `ss` must still see it, and the number of bytes written.
+fn send(mut client: TcpStream, over: &AtomicBool, received: &AtomicU64) -> Result<(TcpStream, u64)> {
+    let mut sent = 0;
+    let mut next = Instant::now();
+    while !over.load(Ordering::Relaxed) {
+        if sent - received.load(Ordering::Relaxed) >= IN_FLIGHT {
+            thread::sleep(INTERVAL);
+            continue;
+        }
+        let chunk: Vec<u8> = (sent..sent + CHUNK as u64).map(byte_at).collect();
+        client.write_all(&chunk).map_err(Error::io("write to the stream"))?;
+        sent += CHUNK as u64;
+        next = Instant::now().max(next + at_this_pace(INTERVAL));
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    Ok((client, sent))
+}
+
+/// Reads until the stream is closed, and keeps count in `received`.
+fn receive(mut server: TcpStream, received: &AtomicU64) -> Result<Received> {
+    let mut so_far = Received { bytes: 0, longest_silence: Duration::ZERO, intact: true };
+    let mut buffer = vec![0; 1 << 16];
+    let mut last = Instant::now();
+    loop {
+        let length = server.read(&mut buffer).map_err(Error::io("read from the stream"))?;
+        if length == 0 {
+            return Ok(so_far);
+        }
+        so_far.longest_silence = so_far.longest_silence.max(last.elapsed());
+        last = Instant::now();
+        so_far.intact &= buffer[..length].iter().zip(so_far.bytes..).all(|(byte, at)| *byte == byte_at(at));
+        so_far.bytes += length as u64;
+        received.store(so_far.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Reads [`StreamReport::lost`] from `ss`, which shows `retrans:NOW/TOTAL` and `dsack_dups:SEGMENTS` unless they are 0.
 fn lost_segments(from: &Space, (source, target): (u16, u16)) -> Result<u64> {
     let line = format!("ss -Htino sport = :{source} and dport = :{target}");
     let shown = from.run(&line)?;
@@ -171,7 +180,7 @@ fn connect(from: &Space, target: SocketAddr) -> Result<TcpStream> {
     Ok(socket.into())
 }
 
-/// Byte `at` of every stream: a sequence whose period is prime, so that whatever is missing shows.
+/// Byte `at` of every stream. The sequence has a prime period, so a missing piece of any usual length shows.
 fn byte_at(at: u64) -> u8 {
     (at % 251) as u8
 }
