@@ -1,10 +1,10 @@
-//! `mesh.toml`: any text at all is a mesh or a mistake with its mend, never a panic.
+//! `mesh.toml`: any text at all is a mesh, or a mistake that says how to fix it; never a panic.
 #![no_main]
 
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use wireloom_membership::{file, mistake::TomlFile};
+use wireloom_membership::{config_file::TomlFile, file};
 
 fuzz_target!(|text: &str| {
     let toml = TomlFile::from_text(Path::new("mesh.toml"), text);

@@ -1,4 +1,4 @@
-//! A network laboratory on one machine: nodes, pods and the network between them, each in namespaces of its own.
+//! A network laboratory on one machine: nodes, pods and the network between them, in namespaces.
 //!
 //! ```text
 //!  ┌ node-a ────────────────────┐               ┌ node-b ────────────────────┐
@@ -7,8 +7,8 @@
 //!  └────────────────────────────┘               └────────────────────────────┘
 //! ```
 //!
-//! Functional tests, the tunnel bench and `wireloom-demo` are built on it. It needs no privileges: an ordinary user
-//! becomes root of a user namespace first ([`become_root`]).
+//! Functional tests, the tunnel bench and `wireloom-demo` are built on it. It needs no privileges: an ordinary
+//! user becomes root of a user namespace first ([`become_root`]).
 //!
 //! ```no_run
 //! use wireloom_lab::{Lab, Layout, Matrix, Promise};
@@ -20,12 +20,14 @@
 //! # Ok::<(), wireloom_lab::Error>(())
 //! ```
 //!
-//! | folder | holds |
-//! |---|---|
-//! | `network` | the machines: [`Lab`] builds them and takes them down, [`Node`] is one of them, [`Place`] is where traffic starts or ends |
-//! | `programs` | what runs on the nodes: [`agent`] and its files ([`mesh`]), [`routing`] daemons, the configurations that the [`guide`] shows |
-//! | `scenarios` | laboratories with programs already running: routers on one [`Link`], the [`unscoped`] rule of Calico issue #9751 |
-//! | `traffic` | measuring: [`Capture`] sees what crosses the underlay, [`probe()`] makes one exchange, [`Matrix`] probes every pair, [`Pinger`] and [`Stream`] run while things change |
+//! - `network`: the machines. [`Lab`] builds them and takes them down, [`Node`] is one of them, [`Place`] is where
+//!   traffic starts or ends (a node's own network or a pod's), [`Space`] runs work inside.
+//! - `programs`: what runs on the nodes. [`agent`] and the files that it reads ([`mesh`]), [`routing`] daemons, and
+//!   the configurations that the [`guide`] to link mode shows.
+//! - `scenarios`: laboratories with programs already running. Routers on one [`Link`]; the [`unscoped`] rule of
+//!   Calico issue #9751.
+//! - `traffic`: measuring. [`Capture`] sees what crosses the underlay, [`probe()`] makes one exchange, [`Matrix`]
+//!   probes every pair of nodes, [`Pinger`] and [`Stream`] run while something changes.
 
 mod error;
 mod network;

@@ -17,7 +17,7 @@ use wireloom_kernel::{
     Interest, Linux, Monitor,
     state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir},
 };
-use wireloom_membership::watch::watch;
+use wireloom_membership::config_file::watch;
 use wireloom_plan::kernel::Observed;
 
 use crate::{

@@ -15,8 +15,8 @@ use crate::{
 /// The rule, in the words of `ip rule add`.
 const RULE: &str = "not from all fwmark 0xa/0xa lookup 1 pref 99";
 
-/// Sets the fault up on every node: the interface `wg0` with its peers, the routes, then the rule. `device` is a command
-/// that takes the interface's name as one more argument, makes a userspace interface and returns.
+/// Sets the fault up on every node: the interface `wg0` with its peers, the routes, then the rule. `device` is a
+/// command that takes the interface's name as one more argument, makes a userspace interface and returns.
 ///
 /// # Errors
 /// When a program fails, or the device refuses its configuration.

@@ -10,7 +10,7 @@ use toml::Spanned;
 use wireloom_kernel::BackendSetting;
 use wireloom_membership::{
     Source,
-    mistake::{Mistake, TomlFile},
+    config_file::{Mistake, TomlFile},
 };
 use wireloom_plan::settings::{KeylessPeers, Scope, Settings};
 use wireloom_types::{PeerLookup, SourceCheck};

@@ -90,12 +90,12 @@ fn every_other_value_is_taken() {
 }
 
 #[test]
-fn each_mistake_names_its_line_and_the_mend() {
+fn each_mistake_names_its_line_and_the_fix() {
     let cases = [
         (
             "\n[wireguard]\nport = 1",
             "agent.toml:3: unknown field `port`, expected one of `interface`, `listen_port`, `private_key_file`, \
-             `backend`, `mtu`, `persistent_keepalive`; remove it or mend its spelling",
+             `backend`, `mtu`, `persistent_keepalive`; remove it or fix its spelling",
         ),
         ("node = \"\"", "agent.toml:1: the node's name is empty; remove the line to take the host name"),
         (
