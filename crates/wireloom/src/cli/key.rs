@@ -10,7 +10,7 @@ use wireloom_kernel::random_key;
 use wireloom_types::{LinkAddress, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
-/// Make a private key; derive a public key or a link address
+/// Make a private key, or derive a public key or a link address
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]

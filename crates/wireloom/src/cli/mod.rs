@@ -22,7 +22,7 @@ mod status;
 
 /// WireGuard with routing, encryption and filtering separated: a node agent, link mode, a userspace device
 #[derive(Debug, Parser)]
-#[command(name = "wireloom", version, arg_required_else_help = true)]
+#[command(name = "wireloom", version, arg_required_else_help = true, max_term_width = 100)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -33,9 +33,9 @@ const AFTERMATH: Duration = Duration::from_millis(300);
 /// (pod to pod is encrypted, the rest is direct), and the hosts' own traffic encrypted too. Needs no root, changes
 /// nothing outside its namespaces, and exits with status 1 if a result is not as promised.
 #[derive(Debug, clap::Parser)]
-#[command(name = "wireloom-demo", version)]
+#[command(name = "wireloom-demo", version, max_term_width = 100)]
 struct Arguments {
-    /// Leave the mesh up, and print how to look around in it and how to take it down
+    /// Leave everything up, and print how to look around and how to take it down
     #[arg(long, global = true)]
     keep: bool,
 

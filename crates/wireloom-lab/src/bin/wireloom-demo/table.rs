@@ -14,8 +14,8 @@ const WIDTH: usize = 28;
 pub(super) fn introduction(nodes: usize) {
     let pairs = nodes * (nodes - 1);
     anstream::println!(
-        "\n{} {nodes} nodes with a pod each, in network namespaces. Every cell is measured: pings between\n\
-         all {pairs} pairs of nodes, over IPv4 and IPv6, and a capture on the network between them.\n",
+        "\n{} {nodes} nodes with one pod each, in network namespaces. Every cell is measured with pings\n\
+         between all {pairs} pairs of nodes, and a capture of the network between them.\n",
         "Wireloom demo.".bold()
     );
 }
