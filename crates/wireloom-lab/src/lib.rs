@@ -41,7 +41,7 @@ mod wait;
 pub use self::{
     error::{Error, Result},
     network::{Addresses, FAMILIES, Holder, Lab, Layout, Node, Place, Space},
-    programs::{agent, guide, mesh, routing},
+    programs::{agent, control, guide, mesh, routing},
     root::become_root,
     scenarios::{Link, Topology, unscoped},
     tools::require,
@@ -50,5 +50,5 @@ pub use self::{
         StreamReport, Wire,
         probe::{self, probe},
     },
-    wait::{PATIENCE, at_this_pace, until},
+    wait::{PATIENCE, at_this_pace, finish, until},
 };

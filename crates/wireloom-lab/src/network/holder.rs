@@ -1,13 +1,16 @@
 //! The process that holds a machine's namespaces open.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read, Write as _},
     os::unix::process::CommandExt as _,
-    process::{Child, ChildStdin, Command, Stdio},
+    process::{Child, ChildStdin, Command, Output, Stdio},
+    sync::mpsc::channel,
+    thread,
+    time::Duration,
 };
 
 use super::Space;
-use crate::{Error, Result, tools};
+use crate::{Error, PATIENCE, Result, at_this_pace, finish, tools};
 
 /// The first process of a new pid namespace. When it ends, the kernel kills every other process in that
 /// namespace, daemons included, and the namespaces that they held go with them. It ends when its standard
@@ -65,17 +68,12 @@ impl Holder {
             .spawn()
             .map_err(Error::io("run unshare"))?;
         let lifeline = process.stdin.take();
-        let mut first_line = String::new();
-        if let Some(stdout) = process.stdout.take() {
-            BufReader::new(stdout).read_line(&mut first_line).map_err(Error::io("read from a holder"))?;
-        }
-        let Ok(pid) = first_line.trim().parse() else {
+        let line = process.stdout.take().and_then(|stdout| first_line(stdout, at_this_pace(PATIENCE)));
+        let Some(pid) = line.and_then(|line| line.trim().parse().ok()) else {
             drop(lifeline);
-            let mut stderr = String::new();
-            if let Some(mut stream) = process.stderr.take() {
-                stream.read_to_string(&mut stderr).map_err(Error::io("read from a holder"))?;
-            }
-            let status = process.wait().map_err(Error::io("wait for a holder"))?;
+            let what = format!("the holder of {place}'s namespaces");
+            let Output { status, stderr, .. } = finish(process, &what, PATIENCE)?;
+            let stderr = String::from_utf8_lossy(&stderr).into_owned();
             return Err(Error::Command { command: "unshare".into(), place: place.into(), status, stderr });
         };
         let holder = Self { process, lifeline, pid };
@@ -111,4 +109,15 @@ impl Drop for Holder {
             let _ = self.process.wait();
         }
     }
+}
+
+/// The first line that arrives; `None` when nothing arrives within `patience`.
+fn first_line(from: impl Read + Send + 'static, patience: Duration) -> Option<String> {
+    let (sender, line) = channel();
+    thread::spawn(move || {
+        let mut line = String::new();
+        let _ = BufReader::new(from).read_line(&mut line);
+        let _ = sender.send(line);
+    });
+    line.recv_timeout(patience).ok()
 }

@@ -9,11 +9,12 @@ use std::{
     process::{Child, Command, Output, Stdio},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::{Error, Result, tools};
+use crate::{Error, Result, finish, tools, wait::PROGRAM};
 
 /// Namespaces that threads and programs can enter. A clone refers to the same namespaces.
 #[derive(Debug, Clone)]
@@ -106,16 +107,27 @@ impl Space {
     /// Runs a program to its end and returns its exit status and output; a failure is not an error here.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be started.
+    /// [`Error::Io`] when it cannot be started; [`Error::Timeout`] when it has not ended after a minute.
     pub fn output(&self, command: &mut Command) -> Result<Output> {
+        self.output_within(command, PROGRAM)
+    }
+
+    /// Like [`Space::output`], with another limit than a minute.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be started; [`Error::Timeout`] when it has not ended after `patience`.
+    pub fn output_within(&self, command: &mut Command, patience: Duration) -> Result<Output> {
         let child = self.spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
-        child.wait_with_output().map_err(Error::io("wait for a program"))
+        let words = [command.get_program()].into_iter().chain(command.get_args());
+        let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        finish(child, &format!("`{line}` in {}", self.place), patience)
     }
 
     /// Runs a command line, split at white space, and returns its standard output.
     ///
     /// # Errors
-    /// [`Error::MissingTool`]; [`Error::Command`] with its output when it fails.
+    /// [`Error::MissingTool`]; [`Error::Command`] with its output when it fails; [`Error::Timeout`] when it has not
+    /// ended after a minute.
     pub fn run(&self, line: &str) -> Result<String> {
         self.feed(line, "")
     }
@@ -123,7 +135,7 @@ impl Space {
     /// Like [`Space::run`], with `input` as standard input.
     ///
     /// # Errors
-    /// [`Error::MissingTool`]; [`Error::Command`] with its output when it fails.
+    /// As [`Space::run`].
     pub fn feed(&self, line: &str, input: &str) -> Result<String> {
         let mut words = line.split_whitespace();
         let program = words.next().unwrap_or_default();
@@ -131,11 +143,15 @@ impl Space {
         command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         tools::require(&[program])?;
         let mut child = self.spawn(&mut command)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A program that ends without reading its input says why on standard error.
-            let _ = stdin.write_all(input.as_bytes());
+        if let Some(mut stdin) = child.stdin.take()
+            && !input.is_empty()
+        {
+            let input = input.as_bytes().to_vec();
+            // A program that ends without reading its input says why on standard error. One that neither reads nor
+            // ends is killed.
+            thread::spawn(move || stdin.write_all(&input));
         }
-        let output = child.wait_with_output().map_err(Error::io(format!("wait for `{line}`")))?;
+        let output = finish(child, &format!("`{line}` in {}", self.place), PROGRAM)?;
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() {
             return Ok(text);

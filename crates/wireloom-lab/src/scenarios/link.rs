@@ -19,9 +19,9 @@ use base64ct::{Base64, Encoding as _};
 
 use crate::{
     Addresses, Lab, Layout, Node, Place, Result,
+    control::{configure, hex},
     mesh::{KeyPair, PORT},
     network::layout::{SERVICE, link_address},
-    programs::device::{configure, hex},
 };
 
 /// Which routers are peers.

@@ -8,8 +8,8 @@ use wireloom_types::interface::AGENT_ALIAS;
 
 use crate::{
     Lab, Node, Result,
+    control::{configure, hex},
     mesh::{KeyPair, Mesh, PORT},
-    programs::device::{configure, hex},
 };
 
 /// The rule, in the words of `ip rule add`.

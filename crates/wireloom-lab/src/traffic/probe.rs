@@ -15,6 +15,7 @@ use etherparse::{
     IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Slice, Icmpv6Type, LaxSlicedPacket,
     TransportSlice,
 };
+use nix::sys::socket::{setsockopt, sockopt};
 use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_plan::kernel::Family;
@@ -73,6 +74,9 @@ impl fmt::Display for Cell {
 
 /// How many requests without a reply make a place unreachable.
 const ATTEMPTS: u16 = 3;
+/// Bytes of a raw socket's receive buffer. Root of the machine gets all of them, other users what
+/// `net.core.rmem_max` allows.
+const BUFFER: usize = 8 << 20;
 /// How long to wait for the reply to one request.
 const REPLY_TIME: Duration = Duration::from_millis(300);
 
@@ -109,6 +113,8 @@ pub(crate) fn attempt(
                 space.open("bind a UDP socket", || {
                     let socket = UdpSocket::bind((address, port))?;
                     socket.set_read_timeout(Some(at_this_pace(REPLY_TIME)))?;
+                    // Sending blocks when an interface whose device has stopped holds as many packets as it can.
+                    socket.set_write_timeout(Some(at_this_pace(REPLY_TIME)))?;
                     Ok::<_, std::io::Error>(socket)
                 })
             };
@@ -222,6 +228,13 @@ impl Ping {
             IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
         };
         let socket = from.open("open an ICMP socket", || Socket::new(domain, Type::RAW, Some(protocol)))?;
+        // Sending blocks when an interface whose device has stopped holds as many packets as it can.
+        socket.set_write_timeout(Some(at_this_pace(REPLY_TIME))).map_err(Error::io("set a timeout"))?;
+        // A raw socket receives the replies to all requests in its network, and after a stall all of them at once.
+        // What does not fit into its buffer would count as lost.
+        setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)
+            .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER))
+            .map_err(Error::io("enlarge a receive buffer"))?;
         Ok(Self { socket, target, id })
     }
 

@@ -1,7 +1,7 @@
 //! A TCP stream that runs while something changes.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use wireloom_plan::kernel::Family;
 
 use crate::{Error, PATIENCE, Place, Result, Space, at_this_pace, until};
@@ -74,8 +74,13 @@ impl Stream {
         let listener = to.space.open("listen", || TcpListener::bind((target, 0)))?;
         let target = listener.local_addr().map_err(Error::io("read the listening port"))?;
         let client = connect(&from.space, target)?;
-        let (server, peer) = listener.accept().map_err(Error::io("accept"))?;
-        server.set_read_timeout(Some(at_this_pace(PATIENCE))).map_err(Error::io("set a timeout"))?;
+        let patience = Some(at_this_pace(PATIENCE));
+        // A listener's timeout is that of `accept` (socket(7), SO_RCVTIMEO). It may have to wait: the client counts as
+        // connected when the server's SYN-ACK arrives, the server only when the client's ACK does.
+        SockRef::from(&listener).set_read_timeout(patience).map_err(Error::io("set a timeout"))?;
+        let (server, peer) = listener.accept().map_err(Error::io(format!("accept at {target}")))?;
+        server.set_read_timeout(patience).map_err(Error::io("set a timeout"))?;
+        client.set_write_timeout(patience).map_err(Error::io("set a timeout"))?;
 
         let over = Arc::new(AtomicBool::new(false));
         let received = Arc::new(AtomicU64::new(0));
@@ -144,7 +149,11 @@ fn receive(mut server: TcpStream, received: &AtomicU64) -> Result<Received> {
     let mut buffer = vec![0; 1 << 16];
     let mut last = Instant::now();
     loop {
-        let length = server.read(&mut buffer).map_err(Error::io("read from the stream"))?;
+        let length = match server.read(&mut buffer) {
+            // The process was stopped and continued, or frozen and thawed (signal(7)).
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            length => length.map_err(Error::io("read from the stream"))?,
+        };
         if length == 0 {
             return Ok(so_far);
         }

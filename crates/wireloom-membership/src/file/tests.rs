@@ -120,26 +120,31 @@ fn each_mistake_names_its_line_and_the_fix() {
             "mesh.toml:6: the pool 10.0.0.0/8 is already declared at line 4; remove one of the two",
         ),
         (
-            "[[nodes]]\nname = \"a\"\naddresses = [\"192.0.2.1\"]\n[[nodes]]\nname = \"b\"\naddresses = [\"192.0.2.1\"]",
+            "[[nodes]]\nname = \"a\"\naddresses = [\"192.0.2.1\"]\n\
+             [[nodes]]\nname = \"b\"\naddresses = [\"192.0.2.1\"]",
             "mesh.toml:6: \"b\" claims the address 192.0.2.1, as \"a\" does at line 3; remove one of the two",
         ),
         (
-            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.0/24\"]\n[[nodes]]\nname = \"b\"\nworkloads = [\"10.1.0.0/24\"]",
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.0/24\"]\n\
+             [[nodes]]\nname = \"b\"\nworkloads = [\"10.1.0.0/24\"]",
             "mesh.toml:6: \"b\" claims 10.1.0.0/24, which \"a\" claims at line 3; give each block to one node (only \
              a single address may lie inside another's block)",
         ),
         (
-            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.0/16\"]\n[[nodes]]\nname = \"b\"\nworkloads = [\"10.1.3.0/24\"]",
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.0/16\"]\n\
+             [[nodes]]\nname = \"b\"\nworkloads = [\"10.1.3.0/24\"]",
             "mesh.toml:6: \"b\" claims 10.1.3.0/24, which lies inside 10.1.0.0/16 that \"a\" claims at line 3; give \
              each block to one node (only a single address may lie inside another's block)",
         ),
         (
-            "[[nodes]]\nname = \"a\"\nworkloads = [\"fd61::/64\"]\n[[nodes]]\nname = \"b\"\nworkloads = [\"fd61::/48\"]",
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"fd61::/64\"]\n\
+             [[nodes]]\nname = \"b\"\nworkloads = [\"fd61::/48\"]",
             "mesh.toml:6: \"b\" claims fd61::/48, which holds fd61::/64 that \"a\" claims at line 3; give each block \
              to one node (only a single address may lie inside another's block)",
         ),
         (
-            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.9/32\"]\n[[nodes]]\nname = \"b\"\nworkloads = [\"10.1.0.9/32\"]",
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.9/32\"]\n\
+             [[nodes]]\nname = \"b\"\nworkloads = [\"10.1.0.9/32\"]",
             "mesh.toml:6: \"b\" claims 10.1.0.9/32, which \"a\" claims at line 3; give each block to one node (only \
              a single address may lie inside another's block)",
         ),

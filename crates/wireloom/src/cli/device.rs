@@ -28,16 +28,16 @@ pub(super) struct Arguments {
 
     /// What selects the peer that a packet goes to
     ///
-    /// `destination` is standard WireGuard: the peer whose allowed IPs hold the packet's destination. `gateway` is link
-    /// mode: the peer that routing chose as the next hop; the interface is an Ethernet link, and peers are neighbours
-    /// on it.
+    /// `destination` is standard WireGuard: the peer whose allowed IPs hold the packet's destination. `gateway` is
+    /// link mode: the peer that routing chose as the next hop; the interface is an Ethernet link, and peers are
+    /// neighbours on it.
     #[arg(long, value_name = "destination|gateway", default_value_t = PeerLookup::Destination)]
     peer_lookup: PeerLookup,
 
     /// What decides whether a packet from a peer may have its source address
     ///
-    /// `allowed-ips` is standard WireGuard: the peer's allowed IPs. `firewall` leaves it to nftables rules, which know a
-    /// peer by its link address. `off` accepts every source.
+    /// `allowed-ips` is standard WireGuard: the peer's allowed IPs. `firewall` leaves it to nftables rules, which know
+    /// a peer by its link address. `off` accepts every source.
     #[arg(long, value_name = "allowed-ips|firewall|off", default_value_t = SourceCheck::AllowedIps)]
     source_check: SourceCheck,
 
@@ -45,7 +45,8 @@ pub(super) struct Arguments {
     ///
     /// The default is half of the processor's cores, at least 1 and at most 8: each thread carries packets in both
     /// directions, and on one or two cores a second one would only compete with the programs that send and receive.
-    #[arg(long, value_name = "N", env = "WIRELOOM_THREADS", default_value_t = default_threads(), value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX))]
+    #[arg(long, value_name = "N", env = "WIRELOOM_THREADS", default_value_t = default_threads())]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX))]
     threads: u16,
 
     /// Stay in the foreground and log to standard error

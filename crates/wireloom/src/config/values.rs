@@ -33,7 +33,8 @@ checked!(InterfaceName, String => String, |name| {
         Ok(name)
     } else {
         Err(format!(
-            "{name:?} is not an interface name; use 1 to 15 bytes without spaces, \"/\", \":\" or \"%\", such as \"wg0\""
+            "{name:?} is not an interface name; use 1 to 15 bytes without spaces, \"/\", \":\" or \"%\", such as \
+             \"wg0\""
         ))
     }
 });

@@ -157,8 +157,8 @@ impl<K: Kernel> Reconciler<K> {
         outcome
     }
 
-    /// The pass when only the membership changed: it plans only what the change touches and does not observe the kernel,
-    /// so that the cost of one changed node does not depend on how many nodes there are.
+    /// The pass when only the membership changed: it plans only what the change touches and does not observe the
+    /// kernel, so that the cost of one changed node does not depend on how many nodes there are.
     fn follow_changes(&mut self, planner: &mut Planner, mut mirror: Observed) -> Result<usize, Trouble> {
         let ops = planner.changes(&mirror)?;
         self.apply(&ops)?;
