@@ -1,7 +1,7 @@
 //! `mesh.toml`: the mesh in one file.
 //!
-//! Reading takes three steps: the file as written ([`MeshText`]), every value parsed by itself but still with its
-//! place in the file ([`Mesh`]), and the claims of the nodes checked against each other ([`claims`]).
+//! Reading takes three steps: the file as written (`MeshText`), every value parsed by itself but still with its
+//! place in the file (`Mesh`), and the claims of the nodes checked against each other (`claims`).
 
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,4 @@
-//! What the agent's thread is told, and who tells it.
+//! The events that the agent's thread receives, and the threads that send them.
 
 use std::{io, path::PathBuf, sync::mpsc::Sender, thread};
 
@@ -19,7 +19,7 @@ pub(super) enum Event {
     Stop,
 }
 
-/// Events of signals, from a thread of their own.
+/// Sends an event for every signal.
 pub(super) fn signals(events: Sender<Event>) -> io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
@@ -33,22 +33,22 @@ pub(super) fn signals(events: Sender<Event>) -> io::Result<()> {
     Ok(())
 }
 
-/// Events of the membership source: the mesh as it is now, and every change.
+/// Sends what the membership source delivers.
 pub(super) fn membership(source: &Source, events: Sender<Event>) -> io::Result<()> {
     source.follow(move |event| {
         let _ = events.send(Event::Membership(event));
     })
 }
 
-/// An event for every change of `agent.toml`.
+/// Sends an event for every change of `agent.toml`.
 pub(super) fn settings(path: PathBuf, events: Sender<Event>) -> io::Result<()> {
     watch(path, move || {
         let _ = events.send(Event::Settings);
     })
 }
 
-/// Events of the kernel's notifications, both rtnetlink's and nftables'. The monitor is told later what else is of
-/// interest.
+/// Sends an event for every notification of rtnetlink and nftables that matters. What matters to rtnetlink's monitor
+/// can be changed later ([`Monitor::set_interest`]).
 pub(super) fn kernel(kernel: &Linux, interest: Interest, events: Sender<Event>) -> anyhow::Result<Monitor> {
     let of_nftables = events.clone();
     kernel.watch_nftables(move || {

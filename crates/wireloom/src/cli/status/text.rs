@@ -17,8 +17,8 @@ fn about(report: &Report<'_>) -> String {
     let mut about = table();
     about.add_row(["node", report.node]);
     let agent = match &report.agent {
-        Some(RunFile { pid, .. }) => format!("runs (process {pid})"),
-        None => "does not run".into(),
+        Some(RunFile { pid, .. }) => format!("running (process {pid})"),
+        None => "not running".into(),
     };
     about.add_row(["agent", &agent]);
     let mode = match report.mode {
