@@ -1,4 +1,4 @@
-//! The control socket: any lines at all are a request or a mistake with its place, never a panic.
+//! The control socket: whatever the lines, they are a request or an error with a line number, and nothing panics.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

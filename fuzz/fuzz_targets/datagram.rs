@@ -1,12 +1,13 @@
-//! The UDP port: Alice and Bob talk while the input damages, cuts, doubles and forges their datagrams.
-//! Whatever arrives, a device may drop it but not panic, and nothing but what was sent comes out.
+//! The UDP port: Alice and Bob exchange packets while the input damages, truncates, duplicates and forges their
+//! datagrams. A device may drop whatever arrives, but it must not panic, and only packets that were sent come out.
 #![no_main]
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use wireloom_proto::{Device, Endpoint, Instant, MessageKind, Now, PrivateKey, UnixTime, inner, message};
+use wireloom_proto::{Device, Endpoint, Instant, MessageKind, Now, UnixTime, inner};
+use wireloom_types::PrivateKey;
 
 const MTU: usize = 1420;
 const PACKET_LEN: usize = 48;
@@ -25,17 +26,16 @@ fn node(number: u8, peer: u8) -> Node {
     let mut device = Device::new([number; 32]);
     let key = |number| PrivateKey::from_bytes([number; 32]);
     let address = |number| SocketAddr::from(([192, 0, 2, number], 51820));
-    {
-        let mut configuration = device.configure(now(0));
+    device.configure(now(0), |configuration| {
         configuration.set_private_key(Some(key(number)));
         let mut them = configuration.add_peer(key(peer).public_key()).expect("not our own key");
         them.set_endpoint(address(peer)).add_allowed_ip("10.0.0.0/8".parse().expect("a network"));
-    }
+    });
     device.handle_up();
     Node { device, address: address(number) }
 }
 
-/// An IPv4 packet whose payload is all of one byte.
+/// An IPv4 packet whose payload repeats one byte.
 fn packet(fill: u8) -> [u8; PACKET_LEN] {
     let mut packet = [fill; PACKET_LEN];
     packet[..20].copy_from_slice(&[
@@ -52,7 +52,7 @@ fn receive(node: &mut Node, tick: u32, from: SocketAddr, mut datagram: Vec<u8>) 
             if let Ok(opened) = transport.open(now(tick).monotonic, from, &mut datagram) {
                 if let Ok(inside) = inner::Packet::parse(opened.payload) {
                     let bytes = &opened.payload[..inside.len];
-                    assert_eq!(bytes, packet(bytes[PACKET_LEN - 1]), "out came what was never sent");
+                    assert_eq!(bytes, packet(bytes[PACKET_LEN - 1]), "a packet came out that nobody sent");
                 }
                 if let Some(signal) = opened.signal {
                     node.device.handle_signal(now(tick), signal);
@@ -75,10 +75,9 @@ fuzz_target!(|input: &[u8]| {
         for forward in [true, false] {
             let (sender, receiver) = if forward { (&mut alice, &mut bob) } else { (&mut bob, &mut alice) };
             sender.device.handle_timeout(now(tick));
-            let mut buffer = [0; MTU + message::DATA_OVERHEAD];
-            while let Some(transmit) = sender.device.poll_transmit(now(tick), &mut buffer) {
-                let mut datagram = buffer[..transmit.len].to_vec();
-                // The first byte says what happens to it, the next ones where and how.
+            while let Some(transmit) = sender.device.poll_transmit(now(tick)) {
+                let mut datagram = transmit.datagram.to_vec();
+                // The first byte of the step says what happens to the datagram, and the next two where and how.
                 if let [kind, place, damage, ..] = *step {
                     let place = usize::from(place) % datagram.len();
                     match kind % 8 {

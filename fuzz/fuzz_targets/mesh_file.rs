@@ -1,4 +1,4 @@
-//! `mesh.toml`: any text at all is a mesh, or a mistake that says how to fix it; never a panic.
+//! `mesh.toml`: whatever the text, it is a mesh or an error that says what is wrong, and nothing panics.
 #![no_main]
 
 use std::path::Path;

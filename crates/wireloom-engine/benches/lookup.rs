@@ -1,20 +1,21 @@
-//! Which of 10,000 peers gets a packet: by its destination in allowed IPs, and by the next hop's link
+//! The lookup of one of 10,000 peers for a packet: by its destination in the allowed IPs, and by the next hop's link
 //! address.
 //!
 //! `cargo bench -p wireloom-engine`
 
 use std::time::Duration;
 
-use divan::Bencher;
-use divan::counter::ItemsCount;
-use wireloom_engine::link::{Link, NeighbourTable, Way};
+use divan::{Bencher, counter::ItemsCount};
+use wireloom_engine::{
+    forwarding::Decision,
+    link::{Link, NeighbourTable},
+    packet::ethernet::HEADER_LEN,
+};
 use wireloom_proto::{Device, Instant, Now, UnixTime};
 use wireloom_types::{LinkAddress, PrivateKey, PublicKey};
 
 const PEERS: u32 = 10_000;
 const MTU: usize = 1420;
-/// Of an Ethernet header.
-const HEADER: usize = 14;
 
 fn main() {
     divan::main();
@@ -31,27 +32,27 @@ fn key(number: u32) -> PublicKey {
     PublicKey::from_bytes(bytes)
 }
 
-/// Peer `number` has 10.x.y.0/24.
+/// A device whose peer `number` has 10.x.y.0/24.
 fn device() -> Device {
     let mut device = Device::new([1; 32]);
-    let mut configuration = device.configure(now());
-    configuration.set_private_key(Some(PrivateKey::from_bytes([1; 32])));
-    for number in 0..PEERS {
-        let network = ipnet::Ipv4Net::new_assert((0x0a00_0000 | number << 8).into(), 24);
-        let mut peer = configuration.add_peer(key(number)).expect("not our own key");
-        peer.set_endpoint(([192, 0, 2, 1], 51820).into()).add_allowed_ip(network.into());
-    }
-    drop(configuration);
+    device.configure(now(), |configuration| {
+        configuration.set_private_key(Some(PrivateKey::from_bytes([1; 32])));
+        for number in 0..PEERS {
+            let network = ipnet::Ipv4Net::new_assert((0x0a00_0000 | number << 8).into(), 24);
+            let mut peer = configuration.add_peer(key(number)).expect("not our own key");
+            peer.set_endpoint(([192, 0, 2, 1], 51820).into()).add_allowed_ip(network.into());
+        }
+    });
     device
 }
 
-/// Frames to each of the peers, in an order that caches cannot foresee.
+/// A frame to each peer, in an order that caches cannot predict.
 fn frames() -> Vec<Vec<u8>> {
-    // The step has no divisor in common with the number of peers, so that it meets each once.
+    // The step and the number of peers have no common divisor, so each peer occurs once.
     (0..PEERS).map(|step| step * 7_919 % PEERS).map(frame).collect()
 }
 
-/// A datagram without content from 10.255.0.1 to a host behind this peer.
+/// An empty datagram from 10.255.0.1 to a host behind this peer.
 fn frame(number: u32) -> Vec<u8> {
     let mut frame = LinkAddress::of(key(number)).to_bytes().to_vec();
     frame.extend([2, 0, 0, 0, 0, 1, 0x08, 0x00]);
@@ -68,8 +69,8 @@ fn by_allowed_ips(bencher: Bencher<'_, '_>) {
     let frames = frames();
     bencher.counter(ItemsCount::new(frames.len())).bench_local(|| {
         for frame in divan::black_box(&frames) {
-            let way = Way::of_packet(&frame[HEADER..], &routes);
-            assert!(matches!(divan::black_box(way), Way::Peer(_)));
+            let decision = Decision::by_allowed_ips(&frame[HEADER_LEN..], &routes);
+            assert!(matches!(divan::black_box(decision), Decision::Peer(_)));
         }
     });
 }
@@ -84,14 +85,14 @@ fn by_next_hop(bencher: Bencher<'_, '_>) {
     let mut answer = Vec::new();
     bencher.counter(ItemsCount::new(frames.len())).bench_local(|| {
         for frame in divan::black_box(&frames) {
-            let longest = frame.len() - HEADER;
-            let way = link.route(now().monotonic, frame, longest, &routes, MTU, &mut answer);
-            assert!(matches!(divan::black_box(way), Way::Peer(_)));
+            let longest = frame.len() - HEADER_LEN;
+            let decision = link.decide(now().monotonic, frame, longest, &routes, MTU, &mut answer);
+            assert!(matches!(divan::black_box(decision), Decision::Peer(_)));
         }
     });
 }
 
-/// What a change of peers costs where several threads carry packets.
+/// The cost of a change of peers when several threads carry packets.
 #[divan::bench]
 fn copy_of_the_neighbour_table(bencher: Bencher<'_, '_>) {
     let device = device();

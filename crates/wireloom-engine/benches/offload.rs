@@ -1,38 +1,39 @@
-//! What it costs to cut a super-packet into packets, and to join them again.
+//! The cost of splitting a super-packet into segments, and of joining them again.
 //!
 //! `cargo bench -p wireloom-engine`
 
-use divan::Bencher;
-use divan::counter::BytesCount;
-use wireloom_engine::offload::{
-    checksum::Sum,
-    coalesce::{Coalescer, Joinable},
-    segment::Segments,
-    virtio::{PartialChecksum, Segmentation, SegmentationKind, VirtioHeader},
+use divan::{Bencher, counter::BytesCount};
+use wireloom_engine::{
+    offload::{
+        coalesce::{Coalescer, Joinable},
+        segment::Segments,
+        virtio::{PartialChecksum, Segmentation, SegmentationKind, VirtioHeader},
+    },
+    packet::checksum::Sum,
 };
 
-/// What fits into one send of 65,507 bytes when each packet becomes a datagram of 1,452.
+/// As many datagrams of 1,452 bytes as fit one send of 65,507.
 const SEGMENTS: usize = 45;
-/// IPv4, and TCP with timestamps, as Linux sends it.
+/// The length of the headers: IPv4, and TCP with timestamps, as Linux sends it.
 const HEADERS: usize = 20 + 32;
-/// Of each segment, in a tunnel of the usual MTU, in bytes.
+/// The payload of each segment in bytes, with the usual MTU of a tunnel.
 const PAYLOAD: usize = 1420 - HEADERS;
 
 fn main() {
     divan::main();
 }
 
-/// A super-packet of TCP over IPv4 as the kernel hands it over, of the flow of this number.
+/// A super-packet of TCP over IPv4, as the kernel hands it over. The flow is part of the source port.
 fn super_packet(flow: u8) -> (VirtioHeader, Vec<u8>) {
     let len = HEADERS + SEGMENTS * PAYLOAD;
     let mut packet = vec![0x45, 0];
     packet.extend((len as u16).to_be_bytes());
-    // Identification, do not fragment, time to live, TCP, no checksum: it is computed for each segment.
+    // Identification, don't fragment, time to live, TCP; no checksum, which is computed for each segment.
     packet.extend([0, 7, 0x40, 0, 64, 6, 0, 0]);
     packet.extend([10, 0, 0, 1, 10, 0, 0, 2]);
     packet.extend([200, flow, 0x14, 0x51]);
     packet.extend([0, 0, 0, 9, 0, 0, 0, 5]);
-    // 8 words of header, ACK, window; checksum and urgent pointer; padding and timestamps.
+    // A header of 8 words, ACK, window; checksum and urgent pointer; padding and timestamps.
     packet.extend([0x80, 0x10, 1, 0xf6, 0, 0, 0, 0, 1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
     packet.extend((0..SEGMENTS * PAYLOAD).map(|at| at as u8));
     let pseudo_header = Sum::of(&packet[12..20]).and_u16(6).and_u16((len - 20) as u16);
@@ -48,7 +49,7 @@ fn super_packet(flow: u8) -> (VirtioHeader, Vec<u8>) {
     (header, packet)
 }
 
-fn cut(flow: u8) -> Vec<Vec<u8>> {
+fn split(flow: u8) -> Vec<Vec<u8>> {
     let (header, packet) = super_packet(flow);
     let mut segments = Segments::new(header, 0, &packet).expect("a super-packet");
     let mut room = vec![0; segments.longest()];
@@ -59,7 +60,7 @@ fn cut(flow: u8) -> Vec<Vec<u8>> {
 }
 
 #[divan::bench]
-fn cut_a_super_packet(bencher: Bencher<'_, '_>) {
+fn split_a_super_packet(bencher: Bencher<'_, '_>) {
     let (header, packet) = super_packet(1);
     let mut room = vec![0; HEADERS + PAYLOAD];
     bencher.counter(BytesCount::new(packet.len())).bench_local(|| {
@@ -70,7 +71,7 @@ fn cut_a_super_packet(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// Joins these packets; returns what came of them.
+/// Joins these packets, and returns how many packets and super-packets came out.
 fn join<'p>(packets: impl Iterator<Item = &'p Vec<u8>>) -> usize {
     let mut count = 0;
     let mut coalescer = Coalescer::new(Joinable { tcp: true, udp: true });
@@ -89,15 +90,15 @@ fn join<'p>(packets: impl Iterator<Item = &'p Vec<u8>>) -> usize {
 
 #[divan::bench]
 fn join_a_super_packet(bencher: Bencher<'_, '_>) {
-    let packets = cut(1);
+    let packets = split(1);
     let len: usize = packets.iter().map(Vec::len).sum();
     bencher.counter(BytesCount::new(len)).bench_local(|| assert_eq!(join(packets.iter()), 1));
 }
 
-/// Two flows, packet by packet in turn: looked at, and nothing joined.
+/// Two flows whose packets alternate, so nothing can be joined.
 #[divan::bench]
 fn join_nothing(bencher: Bencher<'_, '_>) {
-    let (one, other) = (cut(1), cut(2));
+    let (one, other) = (split(1), split(2));
     let packets = || one.iter().zip(&other).flat_map(|(one, other)| [one, other]);
     let len: usize = packets().map(Vec::len).sum();
     bencher.counter(BytesCount::new(len)).bench_local(|| assert_eq!(join(packets()), 2 * SEGMENTS));

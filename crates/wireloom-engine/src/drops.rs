@@ -1,4 +1,4 @@
-//! Counts what goes no further. Nothing is sent back for any of it: the counters are where it shows.
+//! Counters of dropped packets. Most drops are silent on the network, so these counters are where they show.
 
 use std::{
     fmt,
@@ -7,30 +7,31 @@ use std::{
 
 use wireloom_proto::DropReason;
 
-/// Losses that are the engine's, not the protocol's.
+/// Why the engine dropped a packet, where the protocol has no [`DropReason`] for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
+pub enum EngineDrop {
     /// The network did not take a datagram: no route, no permission, or a send buffer that stays full.
     NotSent,
-    /// A packet to tell its sender that the interface's queue does not empty any more.
+    /// The kernel's queue for the interface did not empty, so its senders have to slow down.
     QueueStood,
     /// The network stack did not take a packet that came out of the tunnel.
     NotDelivered,
-    /// A frame on the link that carries neither IPv4 nor IPv6.
+    /// A frame carries neither IPv4 nor IPv6.
     NotIp,
-    /// A packet to or from a link address that is no peer's.
+    /// A link address belongs to no peer.
     NoNeighbour,
-    /// A packet for a peer that is not heard any more, or whose endpoint is unknown.
-    PeerLost,
-    /// A packet that is too long for the way to its peer.
+    /// The peer is unreachable: it has stopped answering, or its endpoint is unknown.
+    PeerUnreachable,
+    /// A packet is longer than the path to its peer takes.
     TooBig,
-    /// Neighbour discovery from a peer: it may not tell where others are.
+    /// A peer sent neighbour discovery: it may not say where others are.
     NotForTheLink,
-    /// A handshake message that came while too many others waited for the engine's thread.
+    /// A handshake message arrived while too many others waited for the engine's thread.
     DeviceBusy,
 }
 
-const LOSSES: [&str; 9] = [
+/// The counters' names, in the order of the reasons. Users read them, so they do not change.
+const ENGINE_DROPS: [&str; 9] = [
     "not-sent",
     "queue-stood",
     "not-delivered",
@@ -42,48 +43,75 @@ const LOSSES: [&str; 9] = [
     "device-busy",
 ];
 
-/// Counters by reason. They only grow, from the start of the process.
+/// Why a packet was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The protocol's reason.
+    Protocol(DropReason),
+    /// The engine's own reason.
+    Engine(EngineDrop),
+}
+
+impl From<DropReason> for Reason {
+    fn from(reason: DropReason) -> Self {
+        Self::Protocol(reason)
+    }
+}
+
+impl From<EngineDrop> for Reason {
+    fn from(reason: EngineDrop) -> Self {
+        Self::Engine(reason)
+    }
+}
+
+/// Counters of dropped packets by reason. They only grow, from the start of the process.
 #[derive(Debug)]
-pub struct Drops {
+pub(crate) struct Drops {
     protocol: [AtomicU64; DropReason::COUNT],
-    engine: [AtomicU64; LOSSES.len()],
+    engine: [AtomicU64; ENGINE_DROPS.len()],
 }
 
 impl Default for Drops {
     fn default() -> Self {
         Self {
             protocol: [const { AtomicU64::new(0) }; DropReason::COUNT],
-            engine: [const { AtomicU64::new(0) }; LOSSES.len()],
+            engine: [const { AtomicU64::new(0) }; ENGINE_DROPS.len()],
         }
     }
 }
 
 impl Drops {
-    pub(crate) fn count(&self, reason: DropReason) {
-        self.protocol[reason.index()].fetch_add(1, Ordering::Relaxed);
+    /// Counts one packet.
+    pub(crate) fn count(&self, reason: impl Into<Reason>) {
+        self.count_many(reason, 1);
     }
 
-    /// Takes over a count that is kept elsewhere.
+    /// Counts `packets` packets.
+    pub(crate) fn count_many(&self, reason: impl Into<Reason>, packets: u64) {
+        if packets > 0 {
+            let counter = match reason.into() {
+                Reason::Protocol(reason) => &self.protocol[reason.index()],
+                Reason::Engine(reason) => &self.engine[reason as usize],
+            };
+            counter.fetch_add(packets, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets a counter that is kept elsewhere.
     pub(crate) fn set(&self, reason: DropReason, total: u64) {
         self.protocol[reason.index()].store(total, Ordering::Relaxed);
     }
 
-    pub(crate) fn count_loss(&self, loss: Loss, packets: u64) {
-        if packets > 0 {
-            self.engine[loss as usize].fetch_add(packets, Ordering::Relaxed);
-        }
-    }
-
-    /// Every reason with its count, zeroes included, in a fixed order.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    /// The name and the count of every reason, zeroes included, in a fixed order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let protocol = DropReason::ALL.iter().map(|reason| reason.name()).zip(&self.protocol);
-        let engine = LOSSES.into_iter().zip(&self.engine);
+        let engine = ENGINE_DROPS.into_iter().zip(&self.engine);
         protocol.chain(engine).map(|(name, count)| (name, count.load(Ordering::Relaxed)))
     }
 }
 
 impl fmt::Display for Drops {
-    /// The reasons that occurred, on one line.
+    /// Writes the reasons that occurred, on one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut any = false;
         for (name, count) in self.iter().filter(|(_, count)| *count > 0) {

@@ -1,47 +1,44 @@
 //! Moves packets between a machine's network stack and its WireGuard peers.
 //!
 //! ```text
-//!           ┌───────────── Engine ──────────────┐
-//!   Tun ────┤ Worker: batches, sealing, opening ├──── Udp
-//!           │ Device: handshakes, timers        │
-//!           └────────────────▲──────────────────┘
-//!                   requests │ replies
-//!            control socket, one thread a client
+//!            ┌────────────── Engine ───────────────┐
+//!   Tun ─────┤ DataPath: batches, sealing, opening ├───── Udp
+//!            │ Device:   handshakes, timers        │
+//!            └──────────────────▲──────────────────┘
+//!                      requests │ replies
+//!               control socket, one thread per client
 //! ```
 //!
-//! * [`tun`] and [`udp`] are what packets come from and go to: a trait each, with Linux behind it and
-//!   a twin in memory.
-//! * [`offload`] cuts the super-packets that come from the network stack, and joins those that go to it.
-//! * [`engine`] ties them to the protocol. Its thread carries data both ways, and is the only one on a
-//!   machine with few cores; more of them carry one queue each and `punt` what is not for every packet.
-//! * [`link`] makes the peers neighbours on a link, when routing is to choose among them; [`mode`] is
-//!   what else there is to choose.
-//! * [`control`] is the socket that `wg` speaks to.
-//! * [`interface`] makes a process of it all: the userspace interface.
+//! From the outside, this crate is a process ([`process::Interface`]) and the parser of its control socket
+//! ([`control::Parser`]). The pure parts that are benchmarked are public, too: [`forwarding`], [`link`], [`offload`],
+//! [`packet`].
 //!
-//! This crate is the only home of unsafe code and of data file descriptors.
+//! Inside, from the top down:
+//!
+//! * `process`: the main loop, the workers' threads, privileges, clocks;
+//! * `engine`: ties the protocol's device to the data path, and answers the control socket. Its thread carries both
+//!   directions of the first queue. On a machine with more cores, workers carry one further queue each;
+//! * `data_path`: both directions of one queue, outbound and inbound;
+//! * `punt`: the way from the workers to the engine, for whatever needs the device or the link;
+//! * `tun` and `udp`: the interface and the port, a trait each, with Linux behind it and an in-memory twin for tests;
+//! * `batch`: datagrams that are handled together, sealed or not yet;
+//! * [`forwarding`] and [`link`]: which peer gets a packet, by allowed IPs or, in link mode, by the next hop;
+//! * [`offload`] and [`packet`]: super-packets, and the headers of all protocols;
+//! * `runtime`: turns, wake-ups, busy polling, the crypto pool.
+//!
+//! This crate is the only home of unsafe code and of the descriptors that packets pass through.
 
-mod admission;
-mod bell;
-mod cipher;
-mod clock;
+mod batch;
 pub mod control;
-mod crew;
-mod departure;
-mod doze;
+mod data_path;
 pub mod drops;
-pub mod engine;
-pub mod interface;
+mod engine;
+pub mod forwarding;
 pub mod link;
 pub mod offload;
-mod privilege;
+pub mod packet;
+pub mod process;
 mod punt;
-mod queue;
-mod reception;
-mod slow_path;
-mod standing_queue;
-mod threads;
-pub mod tun;
-pub mod turn;
-pub mod udp;
-mod worker;
+mod runtime;
+mod tun;
+mod udp;

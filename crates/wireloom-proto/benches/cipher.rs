@@ -1,16 +1,16 @@
-//! What one data message costs in a session, on one core: header, counter, cipher and replay window.
+//! The cost of a data message in a session, on one core: header, counter, cipher and replay window.
 //!
-//! `cargo bench -p wireloom-proto`
+//! `cargo bench -p wireloom-proto --bench cipher`
 
 use divan::Bencher;
 use divan::counter::BytesCount;
 use wireloom_proto::message::DATA_OVERHEAD;
 use wireloom_proto::{Instant, Role, Session, SessionKeys};
 
-/// A small packet, and the longest in a tunnel of the usual MTU.
+/// A small packet, and the longest one with the usual MTU, in bytes.
 const PAYLOADS: [usize; 2] = [64, 1420];
-/// Messages sealed or opened with one call, as a batch of packets is.
-const TRAIN: usize = 32;
+/// The number of messages that one call seals.
+const BATCH: usize = 32;
 
 const NOW: Instant = Instant::from_nanos(0);
 
@@ -33,11 +33,11 @@ fn seal(bencher: Bencher<'_, '_>, payload: usize) {
 }
 
 #[divan::bench(args = PAYLOADS)]
-fn seal_train(bencher: Bencher<'_, '_>, payload: usize) {
+fn seal_batch(bencher: Bencher<'_, '_>, payload: usize) {
     let session = session(1, 2, Role::Initiator);
-    let mut train = vec![0; TRAIN * (payload + DATA_OVERHEAD)];
-    bencher.counter(BytesCount::new(TRAIN * payload)).bench_local(|| {
-        session.seal(NOW, divan::black_box(&mut train).chunks_exact_mut(payload + DATA_OVERHEAD))
+    let mut batch = vec![0; BATCH * (payload + DATA_OVERHEAD)];
+    bencher.counter(BytesCount::new(BATCH * payload)).bench_local(|| {
+        session.seal(NOW, divan::black_box(&mut batch).chunks_exact_mut(payload + DATA_OVERHEAD))
     });
 }
 

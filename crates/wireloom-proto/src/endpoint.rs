@@ -1,28 +1,29 @@
-//! Where a peer is: its UDP address, and our address that it talks to.
+//! Endpoints: the outer addresses of a peer's datagrams.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// The outer addresses of a peer's datagrams. It follows the peer: each authenticated datagram
-/// sets it anew (paper, section 2.1, "roaming").
+/// The outer addresses of a peer's datagrams. The endpoint follows the peer: each authenticated datagram sets it anew
+/// (paper, section 2.1, "roaming").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// The peer's address and port.
     pub remote: SocketAddr,
-    /// Our address that the peer's datagrams came to, from which answers should leave. `None`
-    /// leaves the choice to routing.
+    /// Our address that the peer sent its datagrams to. Answers should leave from it. `None` leaves the choice to
+    /// routing.
     pub local: Option<LocalAddress>,
 }
 
-/// One of our own addresses, with the interface that a datagram for it came in on.
+/// One of our own addresses, and the interface on which a datagram for it arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LocalAddress {
-    /// Of the same family as the endpoint's remote address.
+    /// The address, of the same family as the endpoint's remote address.
     pub address: IpAddr,
-    /// Interface index; 0 when unknown.
+    /// The interface index; 0 when unknown.
     pub interface: u32,
 }
 
 impl From<SocketAddr> for Endpoint {
+    /// Leaves the choice of our own address to routing.
     fn from(remote: SocketAddr) -> Self {
         Self { remote, local: None }
     }

@@ -1,22 +1,25 @@
-//! What is inside the tunnel: just enough of IPv4 and IPv6 to route a packet and cut its padding.
+//! Inner packets: the IPv4 and IPv6 packets that a tunnel carries.
+//!
+//! The protocol reads three fields of their headers: the addresses, which pick or verify the peer, and the length,
+//! which tells where the padding of a data message begins.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::verdict::DropReason;
+use crate::drop_reason::DropReason;
 
 /// The shortest IPv4 header (RFC 791, section 3.1).
 const IPV4_HEADER: usize = 20;
 /// The IPv6 header (RFC 8200, section 3).
 const IPV6_HEADER: usize = 40;
 
-/// The addresses and the length that an IP header claims.
+/// The addresses and the length in a packet's IP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// The source address, against which the peer's allowed IPs are checked on receipt.
+    /// The source address. A received packet's must be among its peer's allowed IPs.
     pub source: IpAddr,
-    /// The destination address, which picks the peer on sending.
+    /// The destination address. A sent packet's picks the peer.
     pub destination: IpAddr,
-    /// The packet's length in bytes, header included: what follows it is padding.
+    /// The packet's length in bytes, header included. Whatever follows is padding.
     pub len: usize,
 }
 
@@ -24,8 +27,8 @@ impl Packet {
     /// Reads the header at the start of `bytes`.
     ///
     /// # Errors
-    /// [`DropReason::BadInnerPacket`] when it is neither IPv4 nor IPv6, or claims a length that is
-    /// less than its header or more than there is.
+    /// [`DropReason::BadInnerPacket`] when the version is neither 4 nor 6, or the header's length field is less than
+    /// the header or more than `bytes`.
     pub fn parse(bytes: &[u8]) -> Result<Self, DropReason> {
         let packet = match bytes.first().map(|first| first >> 4) {
             Some(4) => Self::parse_v4(bytes),
@@ -65,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ipv4() {
+    fn ipv4_packets_are_read_and_wrong_lengths_refused() {
         let mut bytes = [0; 32];
         bytes[0] = 0x45;
         bytes[3] = 25;
@@ -83,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6() {
+    fn ipv6_packets_are_read_and_wrong_lengths_refused() {
         let mut bytes = [0; 64];
         bytes[0] = 0x60;
         bytes[5] = 10;
@@ -99,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn other_versions() {
+    fn versions_other_than_4_and_6_are_refused() {
         for first in (0..=255).filter(|first| ![4, 6].contains(&(first >> 4))) {
             assert_eq!(Packet::parse(&[first; 64]), Err(DropReason::BadInnerPacket));
         }

@@ -1,13 +1,14 @@
-//! The four messages on the wire (paper, section 5.4), their lengths and layouts.
+//! The four messages on the wire (paper, section 5.4): their lengths and their layouts.
 //!
-//! All numbers are little endian. Encoding and parsing never panic, whatever the bytes.
+//! Integers are little endian. Parsing never panics, whatever the bytes.
 
-use crate::time::Tai64N;
-use crate::verdict::DropReason;
+use wireloom_types::KEY_LEN;
 
-/// Length of an authentication tag of ChaCha20-Poly1305, in bytes.
+use crate::drop_reason::DropReason;
+
+/// Length of a ChaCha20-Poly1305 authentication tag, in bytes.
 pub const TAG_LEN: usize = 16;
-/// Length of MAC1, of MAC2 and of a cookie, in bytes.
+/// Length of MAC1, MAC2 and a cookie, in bytes.
 pub const MAC_LEN: usize = 16;
 /// Length of an initiation, in bytes.
 pub const INITIATION_LEN: usize = 148;
@@ -17,33 +18,35 @@ pub const RESPONSE_LEN: usize = 92;
 pub const COOKIE_REPLY_LEN: usize = 64;
 /// Length of a data message's header, in bytes: type, receiver index, counter.
 pub const DATA_HEADER_LEN: usize = 16;
-/// What a data message adds to its padded payload, in bytes.
+/// Length of a data message without its payload, in bytes: a keepalive has this length.
 pub const DATA_OVERHEAD: usize = DATA_HEADER_LEN + TAG_LEN;
-/// Payloads are padded to a multiple of this, in bytes.
+/// Payloads are padded to a multiple of this many bytes.
 pub const PADDING: usize = 16;
 
-/// Length of the nonce of a cookie reply, in bytes (XChaCha20).
-pub(crate) const COOKIE_NONCE_LEN: usize = 24;
-const KEY_LEN: usize = 32;
+/// Length of the nonce of a cookie reply, in bytes (XChaCha20-Poly1305).
+pub const COOKIE_NONCE_LEN: usize = 24;
+/// Length of the timestamp of an initiation before encryption, in bytes (TAI64N).
+pub const TIMESTAMP_LEN: usize = 12;
 
-/// The type of a message: its first byte; the three that follow are reserved and zero.
+/// The type of a message, which its first byte tells. The next three bytes are reserved and zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MessageKind {
-    /// First message of a handshake.
+    /// The first message of a handshake.
     Initiation = 1,
-    /// Second message of a handshake.
+    /// The second message of a handshake.
     Response = 2,
-    /// The answer of a responder under load.
+    /// The answer of a receiver under load.
     CookieReply = 3,
     /// An encrypted packet, or a keepalive.
     Data = 4,
 }
 
 impl MessageKind {
-    /// Tells a datagram's type, and whether its length fits that.
+    /// Reads a datagram's type and checks its length.
     ///
     /// # Errors
-    /// [`DropReason::BadType`] or [`DropReason::BadLength`].
+    /// [`DropReason::BadType`] when the first four bytes name no type; [`DropReason::BadLength`] when there are fewer
+    /// than four bytes, or too few or too many for the type.
     pub fn classify(datagram: &[u8]) -> Result<Self, DropReason> {
         let Some(header) = datagram.first_chunk::<4>() else {
             return Err(DropReason::BadLength);
@@ -63,10 +66,11 @@ impl MessageKind {
     }
 }
 
-/// The length of a payload after padding: the next multiple of 16, but never over the MTU, so that
-/// padding alone never makes a datagram too big. As the kernel's `calculate_skb_padding`, a payload
-/// longer than the MTU (a segmentation super-packet) is padded in its last MTU only. An `mtu` of 0
-/// means no limit.
+/// The length of a payload after padding, in bytes: the next multiple of [`PADDING`], but not more than the MTU, so
+/// that padding never makes a datagram too big.
+///
+/// Of a payload longer than the MTU, only the part behind the last whole MTU is padded, as in the kernel's
+/// `calculate_skb_padding`. An `mtu` of 0 means no limit.
 #[must_use]
 pub const fn padded_len(payload: usize, mtu: usize) -> usize {
     if mtu == 0 {
@@ -78,14 +82,15 @@ pub const fn padded_len(payload: usize, mtu: usize) -> usize {
     payload - last + padded
 }
 
-/// The length of the data message for a payload of this length, in bytes.
+/// The length of the data message for a payload of `payload` bytes, in bytes.
 #[must_use]
 pub const fn data_len(payload: usize, mtu: usize) -> usize {
     DATA_OVERHEAD + padded_len(payload, mtu)
 }
 
-/// Cuts from `buffer` the room of one data message whose payload of `payload` bytes stands at
-/// [`DATA_HEADER_LEN`], and zeroes its padding: what [`PeerPath::seal`](crate::PeerPath::seal) takes.
+/// Lays out a data message at the start of `buffer`, for [`PeerPath::seal`](crate::PeerPath::seal): the payload, of
+/// `payload` bytes, is already at offset [`DATA_HEADER_LEN`], and this zeroes its padding. Returns the message, of
+/// [`data_len`] bytes.
 ///
 /// # Panics
 /// When the buffer is shorter than [`data_len`].
@@ -99,9 +104,9 @@ pub fn frame(buffer: &mut [u8], payload: usize, mtu: usize) -> &mut [u8] {
 /// The header of a data message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataHeader {
-    /// The index that the receiver chose for the session.
+    /// The receiver's index of the session.
     pub receiver: u32,
-    /// The nonce, also what the replay window checks.
+    /// The nonce, which the replay window checks as well.
     pub counter: u64,
 }
 
@@ -109,7 +114,7 @@ impl DataHeader {
     /// Reads the header of a data message.
     ///
     /// # Errors
-    /// What [`MessageKind::classify`] finds, or [`DropReason::BadType`] for another type.
+    /// [`DropReason::BadType`] when it is no data message, [`DropReason::BadLength`] when it is too short.
     pub fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
         if MessageKind::classify(datagram)? != MessageKind::Data {
             return Err(DropReason::BadType);
@@ -118,7 +123,7 @@ impl DataHeader {
         Ok(Self { receiver: u32::from_le_bytes(reader.take()?), counter: u64::from_le_bytes(reader.take()?) })
     }
 
-    /// Writes the header at the start of a message.
+    /// Writes the header to the start of a message.
     pub(crate) fn write(self, message: &mut [u8]) {
         message[..4].copy_from_slice(&MessageKind::Data.header());
         message[4..8].copy_from_slice(&self.receiver.to_le_bytes());
@@ -126,38 +131,39 @@ impl DataHeader {
     }
 }
 
-/// The two authentication codes at the end of initiations and responses.
+/// The two message authentication codes at the end of an initiation or a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Macs {
-    /// Proves knowledge of the receiver's public key.
+    /// Proves that the sender knows the receiver's public key.
     pub mac1: [u8; MAC_LEN],
-    /// Proves a fresh cookie, that is: ownership of the source address. Zero without one.
+    /// Proves that the sender has a fresh cookie, and so receives at its source address. Zero without a cookie.
     pub mac2: [u8; MAC_LEN],
 }
 
 impl Macs {
-    /// What they take at the end of a message, in bytes.
+    /// Length of both, in bytes.
     pub const LEN: usize = 2 * MAC_LEN;
 }
 
-/// First message of a handshake.
+/// An initiation: the first message of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Initiation {
-    /// The index that the sender chose.
+    /// The sender's index of the handshake, and then of the session.
     pub sender: u32,
-    /// The Noise message: ephemeral key, encrypted static key, encrypted timestamp.
+    /// The Noise message: ephemeral key, encrypted static key and encrypted timestamp.
     pub noise: [u8; Self::NOISE_LEN],
-    /// Authentication codes.
+    /// The message authentication codes.
     pub macs: Macs,
 }
 
 impl Initiation {
-    pub(crate) const NOISE_LEN: usize = KEY_LEN + KEY_LEN + TAG_LEN + Tai64N::LEN + TAG_LEN;
+    /// Length of the Noise message, in bytes.
+    pub const NOISE_LEN: usize = KEY_LEN + KEY_LEN + TAG_LEN + TIMESTAMP_LEN + TAG_LEN;
 
     /// Reads an initiation.
     ///
     /// # Errors
-    /// [`DropReason::BadLength`] or [`DropReason::BadType`].
+    /// [`DropReason::BadType`] when it is no initiation, [`DropReason::BadLength`] when its length is wrong.
     pub fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
         let mut reader = Reader::new(datagram, MessageKind::Initiation)?;
         Ok(Self { sender: u32::from_le_bytes(reader.take()?), noise: reader.take()?, macs: reader.macs()? })
@@ -176,26 +182,27 @@ impl Initiation {
     }
 }
 
-/// Second message of a handshake.
+/// A response: the second message of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Response {
-    /// The index that the sender chose.
+    /// The sender's index of the handshake, and then of the session.
     pub sender: u32,
-    /// The index that the initiator chose.
+    /// The sender index of the initiation.
     pub receiver: u32,
-    /// The Noise message: ephemeral key, encrypted nothing.
+    /// The Noise message: ephemeral key and the tag of an empty payload.
     pub noise: [u8; Self::NOISE_LEN],
-    /// Authentication codes.
+    /// The message authentication codes.
     pub macs: Macs,
 }
 
 impl Response {
-    pub(crate) const NOISE_LEN: usize = KEY_LEN + TAG_LEN;
+    /// Length of the Noise message, in bytes.
+    pub const NOISE_LEN: usize = KEY_LEN + TAG_LEN;
 
     /// Reads a response.
     ///
     /// # Errors
-    /// [`DropReason::BadLength`] or [`DropReason::BadType`].
+    /// [`DropReason::BadType`] when it is no response, [`DropReason::BadLength`] when its length is wrong.
     pub fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
         let mut reader = Reader::new(datagram, MessageKind::Response)?;
         Ok(Self {
@@ -220,14 +227,14 @@ impl Response {
     }
 }
 
-/// The answer of a responder under load: a cookie, encrypted for whoever sent that message.
+/// A cookie reply: the answer of a receiver under load, with a cookie that only the sender of the message can decrypt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CookieReply {
-    /// The sender index of the message that is answered.
+    /// The sender index of the message that this one answers.
     pub receiver: u32,
-    /// The nonce of XChaCha20-Poly1305.
+    /// The nonce for XChaCha20-Poly1305.
     pub nonce: [u8; COOKIE_NONCE_LEN],
-    /// The cookie and its tag.
+    /// The encrypted cookie and its tag.
     pub encrypted_cookie: [u8; MAC_LEN + TAG_LEN],
 }
 
@@ -235,7 +242,7 @@ impl CookieReply {
     /// Reads a cookie reply.
     ///
     /// # Errors
-    /// [`DropReason::BadLength`] or [`DropReason::BadType`].
+    /// [`DropReason::BadType`] when it is no cookie reply, [`DropReason::BadLength`] when its length is wrong.
     pub fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
         let mut reader = Reader::new(datagram, MessageKind::CookieReply)?;
         Ok(Self {
@@ -257,7 +264,7 @@ impl CookieReply {
     }
 }
 
-/// Takes fields from the front of a datagram whose type and length were checked.
+/// Reads the fields of a datagram, one after the other, once its type and length are checked.
 struct Reader<'a> {
     rest: &'a [u8],
 }
@@ -286,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn padding_follows_the_kernel() {
+    fn payloads_are_padded_as_in_the_kernel() {
         for (payload, mtu, padded) in [
             (0, 1420, 0),
             (1, 1420, 16),
@@ -296,7 +303,7 @@ mod tests {
             (1409, 1420, 1420),
             (1420, 1420, 1420),
             (1409, 0, 1424),
-            // Longer than the MTU: only the part beyond its last multiple is padded.
+            // Longer than the MTU: only the part behind the last whole MTU is padded.
             (1421, 1420, 1436),
             (2840, 1420, 2840),
         ] {
@@ -305,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_have_zero_padding() {
+    fn frame_zeroes_the_padding_and_nothing_else() {
         let mut buffer = [0xff; 100];
         let message = frame(&mut buffer, 20, 1420);
         assert_eq!(message.len(), 16 + 32 + 16);
@@ -315,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn reserved_bytes_are_zero() {
+    fn a_datagram_whose_reserved_bytes_are_not_zero_is_refused() {
         for place in 1..4 {
             let mut bytes = [0; INITIATION_LEN];
             bytes[0] = 1;

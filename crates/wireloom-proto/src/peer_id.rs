@@ -1,5 +1,5 @@
-//! What peers are called inside a device.
+//! Identifiers of peers.
 
-/// A peer's name inside a device: cheap to copy and compare, never used again for another peer.
+/// Identifies a peer within its device. Cheap to copy and compare; a removed peer's identifier is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub(crate) u64);

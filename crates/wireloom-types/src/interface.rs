@@ -2,17 +2,30 @@
 
 use std::path::{Path, PathBuf};
 
-/// The alias (`IFLA_IFALIAS`) of an interface that the agent made: any other interface is somebody else's.
+/// The alias (`IFLA_IFALIAS`) of an interface that the agent made. The agent leaves every other interface alone.
 pub const AGENT_ALIAS: &str = "wireloom";
 
-/// The alias of an interface that a device made, until the agent gives it [`AGENT_ALIAS`].
+/// The alias of an interface that `wireloom device` made, until the agent gives it [`AGENT_ALIAS`].
 pub const DEVICE_ALIAS: &str = "wireloom device";
 
-/// Where `wg` looks for the control sockets of userspace interfaces (`RUNSTATEDIR` in `src/ipc-uapi.h` of wireguard-tools).
-pub const CONTROL_SOCKET_DIRECTORY: &str = "/var/run/wireguard";
+/// Where `wg` looks for the control sockets of userspace interfaces: `RUNSTATEDIR "/wireguard/"` in `src/ipc-uapi.h` of
+/// wireguard-tools.
+const CONTROL_SOCKETS: &str = "/var/run/wireguard";
 
-/// The control socket of an interface, in [`CONTROL_SOCKET_DIRECTORY`].
+/// The path of an interface's control socket, `/var/run/wireguard/NAME.sock`, where `wg` looks for it.
+///
+/// `interface` is the interface's name. It is not checked: the kernel refuses names with a slash.
 #[must_use]
 pub fn control_socket(interface: &str) -> PathBuf {
-    Path::new(CONTROL_SOCKET_DIRECTORY).join(format!("{interface}.sock"))
+    Path::new(CONTROL_SOCKETS).join(format!("{interface}.sock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_sockets_are_where_wg_looks_for_them() {
+        assert_eq!(control_socket("wg0"), Path::new("/var/run/wireguard/wg0.sock"));
+    }
 }

@@ -1,4 +1,4 @@
-//! Keys: Curve25519 pairs and preshared secrets, in the base64 of `wg` and the hex of the control socket.
+//! Keys: Curve25519 key pairs and preshared keys. `wg` writes them in base64, the control socket in hex.
 
 use std::{fmt, str::FromStr};
 
@@ -8,47 +8,47 @@ use serde::{Serialize, Serializer};
 use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-/// Length of every key, in bytes.
+/// Length of a key, in bytes.
 pub const KEY_LEN: usize = 32;
 
 /// Why a text is not a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Not base64 of exactly 32 bytes.
+    /// The text is not base64 of 32 bytes.
     #[error("not a WireGuard key: expected 44 characters of base64, as `wg` prints them")]
     Base64,
-    /// Not hex of exactly 32 bytes.
+    /// The text is not hex of 32 bytes.
     #[error("not a WireGuard key: expected 64 hexadecimal digits")]
     Hex,
 }
 
-/// A Curve25519 public key: a peer's identity.
+/// A Curve25519 public key, which identifies a peer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublicKey([u8; KEY_LEN]);
 
-/// A Curve25519 private key, clamped. Wiped on drop; its `Debug` shows nothing.
+/// A Curve25519 private key, clamped. It is wiped on drop, and `Debug` does not show it.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct PrivateKey([u8; KEY_LEN]);
 
-/// A symmetric key shared by two peers, mixed into their handshakes. Wiped on drop; its `Debug`
-/// shows nothing.
+/// A symmetric key that two peers share and mix into their handshakes. It is wiped on drop, and `Debug` does not show
+/// it.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct PresharedKey([u8; KEY_LEN]);
 
 impl PublicKey {
-    /// The key with these bytes. Every 32 bytes are a public key.
+    /// The key with these bytes. Any 32 bytes are a public key.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
         Self(bytes)
     }
 
-    /// The key's bytes.
+    /// The bytes of the key.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
 
-    /// Reads base64, as `wg` writes it.
+    /// Reads a key in base64, as `wg` writes it.
     ///
     /// # Errors
     /// [`KeyError::Base64`] when the text is not base64 of 32 bytes.
@@ -56,7 +56,7 @@ impl PublicKey {
         decode_base64(text).map(|bytes| Self(*bytes))
     }
 
-    /// Reads hex in either case, as the control socket carries it.
+    /// Reads a key in hex, upper or lower case, as the control socket carries it.
     ///
     /// # Errors
     /// [`KeyError::Hex`] when the text is not 64 hexadecimal digits.
@@ -100,26 +100,26 @@ impl Serialize for PublicKey {
 }
 
 impl PrivateKey {
-    /// The key made of these bytes, clamped as X25519 demands (RFC 7748, section 5). Uniformly
-    /// random bytes make a new key.
+    /// The key with these bytes, clamped as X25519 requires (RFC 7748, section 5). To make a new key, draw the bytes
+    /// from the system's random generator.
     #[must_use]
     pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
         Self(curve25519_dalek::scalar::clamp_integer(bytes))
     }
 
-    /// The key's bytes: a secret.
+    /// The bytes of the key, which are secret.
     #[must_use]
     pub const fn expose_bytes(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
 
-    /// The public key that belongs to this one.
+    /// The public key of this private key. Every call computes it again, with X25519.
     #[must_use]
     pub fn public_key(&self) -> PublicKey {
         PublicKey(MontgomeryPoint::mul_base_clamped(self.0).to_bytes())
     }
 
-    /// Reads base64, as `wg genkey` writes it.
+    /// Reads a key in base64, as `wg genkey` writes it.
     ///
     /// # Errors
     /// [`KeyError::Base64`] when the text is not base64 of 32 bytes.
@@ -127,7 +127,7 @@ impl PrivateKey {
         decode_base64(text).map(|bytes| Self::from_bytes(*bytes))
     }
 
-    /// Reads hex in either case, as the control socket carries it.
+    /// Reads a key in hex, upper or lower case, as the control socket carries it.
     ///
     /// # Errors
     /// [`KeyError::Hex`] when the text is not 64 hexadecimal digits.
@@ -135,13 +135,13 @@ impl PrivateKey {
         decode_hex(text).map(|bytes| Self::from_bytes(*bytes))
     }
 
-    /// The key in base64: a secret.
+    /// The key in base64, which is secret and wiped on drop.
     #[must_use]
     pub fn expose_base64(&self) -> Zeroizing<String> {
         Zeroizing::new(Base64::encode_string(&self.0))
     }
 
-    /// The key in lower-case hex: a secret.
+    /// The key in lower-case hex, which is secret and wiped on drop.
     #[must_use]
     pub fn expose_hex(&self) -> Zeroizing<String> {
         Zeroizing::new(base16ct::lower::encode_string(&self.0))
@@ -149,7 +149,7 @@ impl PrivateKey {
 }
 
 impl PartialEq for PrivateKey {
-    /// In constant time.
+    /// Compares in constant time.
     fn eq(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
@@ -170,13 +170,13 @@ impl PresharedKey {
         Self(bytes)
     }
 
-    /// The key's bytes: a secret.
+    /// The bytes of the key, which are secret.
     #[must_use]
     pub const fn expose_bytes(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
 
-    /// Reads base64, as `wg genpsk` writes it.
+    /// Reads a key in base64, as `wg genpsk` writes it.
     ///
     /// # Errors
     /// [`KeyError::Base64`] when the text is not base64 of 32 bytes.
@@ -184,7 +184,7 @@ impl PresharedKey {
         decode_base64(text).map(|bytes| Self(*bytes))
     }
 
-    /// Reads hex in either case, as the control socket carries it.
+    /// Reads a key in hex, upper or lower case, as the control socket carries it.
     ///
     /// # Errors
     /// [`KeyError::Hex`] when the text is not 64 hexadecimal digits.
@@ -192,13 +192,13 @@ impl PresharedKey {
         decode_hex(text).map(|bytes| Self(*bytes))
     }
 
-    /// The key in lower-case hex: a secret.
+    /// The key in lower-case hex, which is secret and wiped on drop.
     #[must_use]
     pub fn expose_hex(&self) -> Zeroizing<String> {
         Zeroizing::new(base16ct::lower::encode_string(&self.0))
     }
 
-    /// Whether every byte is zero, which configuration tools use for "none".
+    /// Whether every byte is zero, which `wg` and the control socket use for "no preshared key".
     #[must_use]
     pub fn is_zero(&self) -> bool {
         self.0.ct_eq(&[0; KEY_LEN]).into()
@@ -206,7 +206,7 @@ impl PresharedKey {
 }
 
 impl PartialEq for PresharedKey {
-    /// In constant time.
+    /// Compares in constant time.
     fn eq(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
@@ -243,7 +243,7 @@ mod tests {
     const BASE64: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 
     #[test]
-    fn texts_read_back() {
+    fn keys_read_back_from_base64_and_hex() {
         let public = PublicKey::from_bytes([1; KEY_LEN]);
         assert_eq!(public.to_string(), BASE64);
         assert_eq!(BASE64.parse(), Ok(public));
@@ -256,6 +256,14 @@ mod tests {
         assert_eq!(PresharedKey::from_hex(&psk.expose_hex()), Ok(psk));
     }
 
+    /// RFC 7748, section 6.1: Bob's key pair.
+    #[test]
+    fn the_public_key_of_a_private_key_is_that_of_the_rfc() {
+        let private = "5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb";
+        let public = "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f";
+        assert_eq!(PrivateKey::from_hex(private).unwrap().public_key().to_hex(), public);
+    }
+
     #[test]
     fn private_keys_are_clamped() {
         let low = PrivateKey::from_bytes([0; KEY_LEN]);
@@ -266,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_refused() {
+    fn texts_of_another_length_or_alphabet_are_refused() {
         let short = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQ==";
         let long = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB";
         for text in ["", "AQ==", short, long, &BASE64[..43], &BASE64.replace('B', "!"), "é"] {
@@ -280,13 +288,13 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_no_preshared_key() {
+    fn a_preshared_key_of_zeros_is_recognised() {
         assert!(PresharedKey::from_bytes([0; KEY_LEN]).is_zero());
         assert!(!PresharedKey::from_bytes([1; KEY_LEN]).is_zero());
     }
 
     #[test]
-    fn debug_shows_public_keys_only() {
+    fn debug_output_shows_no_secrets() {
         let private = PrivateKey::from_bytes([1; KEY_LEN]);
         assert_eq!(format!("{private:?}"), "PrivateKey(secret)");
         let psk = PresharedKey::from_bytes([1; KEY_LEN]);

@@ -1,7 +1,15 @@
-//! What every part of Wireloom says the same way: keys, link addresses, the two decisions that WireGuard ties
-//! together, the protocol's limits, and the names by which programs find an interface.
+//! The types that Wireloom's crates share.
 //!
-//! This crate is at the bottom: it depends on no other crate of ours, and has no I/O, clock or randomness.
+//! | module | holds |
+//! |---|---|
+//! | `key` | public, private and preshared keys, in base64 and in hex |
+//! | `link_address` | the Ethernet address that stands for a peer in link mode |
+//! | `mode` | which peer gets a packet, and who checks its source: the two decisions that WireGuard ties together |
+//! | [`limits`] | the protocol's limits |
+//! | [`interface`] | the names by which programs recognise an interface |
+//!
+//! This crate is at the bottom: it depends on no other crate of ours, does no I/O, reads no clock and draws no
+//! randomness.
 
 pub mod interface;
 mod key;

@@ -1,24 +1,25 @@
-//! The protocol's limits: the constants of the WireGuard paper (Donenfeld, NDSS 2017, section 6.1), and the
-//! most peers that an interface has.
+//! The protocol's limits: the constants of the WireGuard paper (Donenfeld, NDSS 2017, section 6.1), all in one place,
+//! and the kernel's limit on peers.
 
 use std::time::Duration;
 
-/// After this age, the initiator of a session renews it when it sends.
+/// The age at which the initiator of a session renews it when it sends.
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
-/// After this many messages, either side renews a session.
+/// The number of sent messages after which either side renews a session.
 pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
-/// A session of this age neither sends nor receives.
+/// The age at which a session neither sends nor receives any more.
 pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
-/// The counter of a session never reaches this: 2^64 - 2^13 - 1.
+/// The number of messages after which a session neither sends nor receives: 2^64 - 2^13 - 1. No counter reaches it.
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
-/// An initiator gives up a handshake that stays without an answer for this long.
+/// How long an initiator repeats a handshake that is not answered before it gives up.
 pub const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
-/// An initiator repeats an initiation after this time, plus jitter; never sooner.
+/// How long an initiator waits for an answer, plus jitter, before it repeats the initiation.
 pub const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
-/// A peer that received data and sent nothing for this long sends a keepalive.
+/// How long after receiving data a peer sends a keepalive, if it has sent nothing since.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most peers that an interface has: `MAX_PEERS_PER_DEVICE` of the kernel's `drivers/net/wireguard/messages.h`.
+/// The most peers that an interface may have: `MAX_PEERS_PER_DEVICE` in the kernel's
+/// `drivers/net/wireguard/messages.h`.
 pub const MAX_PEERS: usize = 1 << 20;
 
 #[cfg(test)]

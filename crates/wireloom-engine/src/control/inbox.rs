@@ -1,4 +1,4 @@
-//! The way from the clients' threads to the engine's.
+//! The way of requests from the clients' threads to the engine's, and of replies back.
 
 use std::{
     io,
@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Errno, Reply, Request};
-use crate::bell::Bell;
+use crate::runtime::wake_up::WakeUp;
 
 /// A request that waits for its reply.
 pub(crate) struct Call {
@@ -20,7 +20,7 @@ pub(crate) struct ReplyTo(SyncSender<Reply>);
 
 impl ReplyTo {
     pub(crate) fn send(self, reply: Reply) {
-        // A client that went away meanwhile needs none.
+        // It fails when the client has gone away.
         let _ = self.0.send(reply);
     }
 }
@@ -28,46 +28,46 @@ impl ReplyTo {
 /// The engine's end.
 pub(crate) struct Inbox {
     calls: Receiver<Call>,
-    bell: Bell,
+    wake_up: WakeUp,
 }
 
 /// A client's end.
 #[derive(Clone)]
-pub(crate) struct Outbox {
+pub(super) struct Outbox {
     calls: Sender<Call>,
-    bell: Bell,
+    wake_up: WakeUp,
 }
 
 /// Makes both ends.
-pub(crate) fn inbox() -> io::Result<(Inbox, Outbox)> {
-    let bell = Bell::new()?;
+pub(super) fn inbox() -> io::Result<(Inbox, Outbox)> {
+    let wake_up = WakeUp::new()?;
     let (sender, receiver) = channel();
-    Ok((Inbox { calls: receiver, bell: bell.clone() }, Outbox { calls: sender, bell }))
+    Ok((Inbox { calls: receiver, wake_up: wake_up.clone() }, Outbox { calls: sender, wake_up }))
 }
 
 impl Inbox {
     /// The next call, if one waits.
     pub(crate) fn poll(&self) -> Option<Call> {
-        self.bell.silence();
+        self.wake_up.clear();
         self.calls.try_recv().ok()
     }
 }
 
 impl AsFd for Inbox {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+        self.wake_up.as_fd()
     }
 }
 
 impl Outbox {
-    /// Asks the engine and waits for its reply.
-    pub(crate) fn call(&self, request: Request) -> Reply {
+    /// Passes a request to the engine and waits for its reply.
+    pub(super) fn call(&self, request: Request) -> Reply {
         let ended = Reply::Refused(Errno::ENODEV);
         let (reply, answer) = sync_channel(1);
         if self.calls.send(Call { request, reply: ReplyTo(reply) }).is_err() {
             return ended;
         }
-        self.bell.ring();
+        self.wake_up.signal();
         answer.recv().unwrap_or(ended)
     }
 }

@@ -1,4 +1,4 @@
-//! What a client is told.
+//! Replies to clients.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::{drops::Drops, link::Link};
 
-/// An error number as in errno.h, which is all that the protocol has for errors.
+/// An error number as in errno.h. The protocol has nothing else for errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Errno(pub(crate) i32);
 
@@ -20,26 +20,27 @@ impl Errno {
     pub(crate) const ENODEV: Self = Self(libc::ENODEV);
 }
 
-/// The answer to a request.
+/// The reply to a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
-    /// Lines that were asked for. They may hold keys.
+    /// The lines that were asked for. They may contain keys.
     Lines(Zeroizing<String>),
     /// The changes are in force.
     Done,
-    /// Nothing has changed.
+    /// The request is refused, and nothing has changed.
     Refused(Errno),
 }
 
-/// The state of a device, apart from its peers.
+/// The state of a device without its peers.
 pub(crate) struct DeviceLines {
     pub(crate) private_key: Option<Zeroizing<String>>,
-    /// 0 when there is none yet.
+    /// The UDP port; 0 when none is chosen yet.
     pub(crate) listen_port: u16,
+    /// The firewall mark; 0 is none.
     pub(crate) fwmark: u32,
 }
 
-/// The answer to `get=1`.
+/// The reply to `get=1`.
 pub(crate) fn device<'a>(device: &DeviceLines, peers: impl Iterator<Item = PeerStatus<'a>>) -> Reply {
     let mut text = Lines::default();
     if let Some(key) = &device.private_key {
@@ -57,7 +58,7 @@ pub(crate) fn device<'a>(device: &DeviceLines, peers: impl Iterator<Item = PeerS
     Reply::Lines(text.0)
 }
 
-/// The answer to `get_drops=1`.
+/// The reply to `get_drops=1`.
 pub(crate) fn drops(drops: &Drops) -> Reply {
     let mut text = Lines::default();
     for (reason, count) in drops.iter() {
@@ -66,7 +67,7 @@ pub(crate) fn drops(drops: &Drops) -> Reply {
     Reply::Lines(text.0)
 }
 
-/// The answer to `get_link=1`.
+/// The reply to `get_link=1`.
 pub(crate) fn link<'a>(
     now: Instant,
     mode: Mode,
@@ -94,13 +95,13 @@ struct Lines(Zeroizing<String>);
 
 impl Lines {
     fn line(&mut self, key: &str, value: impl std::fmt::Display) {
-        // A growing string leaves its former memory behind: keys must not stay there.
+        // A string that grows leaves its old memory behind. It may contain keys, so it has to be wiped.
         if self.0.capacity() - self.0.len() < LINE_MAX {
             let mut larger = Zeroizing::new(String::with_capacity(2 * self.0.capacity() + FIRST_CAPACITY));
             larger.push_str(&self.0);
             self.0 = larger;
         }
-        writeln!(self.0, "{key}={value}").expect("a string takes all that is written to it");
+        writeln!(self.0, "{key}={value}").expect("writing to a string cannot fail");
     }
 
     fn peer(&mut self, peer: &PeerStatus<'_>) {
@@ -127,18 +128,18 @@ impl Lines {
     }
 }
 
-/// Longer than any line written here, in bytes.
+/// More bytes than any line written here has.
 const LINE_MAX: usize = 128;
 const FIRST_CAPACITY: usize = 4096;
 
 impl Reply {
-    /// The text that goes to the client. `wg` reads the error of a `get` as a positive number and that
-    /// of a `set` as a negative one (as wireguard-go writes it), whatever the specification says.
+    /// The text for the client. `wg` expects the error of a `get` as a positive number and that of a `set` as a
+    /// negative one, as wireguard-go writes it, whatever the specification says.
     pub(crate) fn into_text(self, to_a_set: bool) -> Zeroizing<String> {
         let sign = if to_a_set { -1 } else { 1 };
         match self {
             Self::Lines(mut text) => {
-                // No key is in what a reallocation would leave behind: `Lines` keeps room.
+                // `Lines` has kept room for this, so no memory with keys is left behind by a reallocation.
                 text.push_str("errno=0\n\n");
                 text
             }

@@ -1,4 +1,4 @@
-//! What a client asks for: lines of `key=value`, ended by an empty one. Parsing does nothing else.
+//! Requests of clients: lines of `key=value`, ended by an empty line. Parsing has no side effects.
 
 use std::{
     net::{IpAddr, SocketAddr, SocketAddrV6},
@@ -10,7 +10,7 @@ use wireloom_types::{PresharedKey, PrivateKey, PublicKey, SourceCheck};
 
 use crate::link::PATH_MTU_MIN;
 
-/// Longest line in bytes, its end not counted. Keys make the longest ones that mean something.
+/// The longest line in bytes, without its end. The longest meaningful lines have a key as their value.
 pub const MAX_LINE: usize = 256;
 
 /// A complete request.
@@ -18,61 +18,61 @@ pub const MAX_LINE: usize = 256;
 pub enum Request {
     /// `get=1`: the device and its peers.
     Get,
-    /// `get_drops=1`: counters of what was dropped, by reason. An extension of ours.
+    /// `get_drops=1`: the counters of dropped packets by reason. An extension of ours.
     GetDrops,
-    /// `get_link=1`: the device's mode and its peers as neighbours. An extension of ours.
+    /// `get_link=1`: the device's mode, and its peers as neighbours. An extension of ours.
     GetLink,
-    /// `set=1`: changes, to be applied all or none.
+    /// `set=1`: changes, of which either all or none are applied.
     Set(Set),
 }
 
-/// Changes to the device. `None` leaves a thing as it is.
+/// Changes to the device. `None` means no change.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Set {
-    /// The device's identity; the inner `None` removes it.
+    /// The device's private key; the inner `None` removes it.
     pub private_key: Option<Option<PrivateKey>>,
-    /// The UDP port; 0 lets the system pick one.
+    /// The UDP port; 0 lets the system choose one.
     pub listen_port: Option<u16>,
     /// The firewall mark of the datagrams sent; 0 is none.
     pub fwmark: Option<u32>,
-    /// Who judges source addresses. An extension of ours.
+    /// What decides which source addresses a peer may use. An extension of ours.
     pub source_check: Option<SourceCheck>,
-    /// Whether all peers that there are go first, with their sessions.
+    /// Whether all present peers are removed first, with their sessions.
     pub replace_peers: bool,
-    /// In the order given; one peer may come more than once.
+    /// Changes to peers, in the order given. A peer may occur more than once.
     pub peers: Vec<PeerChange>,
 }
 
 /// Changes to one peer.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PeerChange {
-    /// Whom it is about.
+    /// The peer's key.
     pub public_key: PublicKey,
-    /// Removes the peer, whatever else is said.
+    /// Whether to remove the peer, whatever the other fields are.
     pub remove: bool,
-    /// Changes the peer only if it exists.
+    /// Whether to change the peer only if it exists.
     pub update_only: bool,
-    /// The symmetric key; the inner `None` removes it.
+    /// The preshared key; the inner `None` removes it.
     pub preshared_key: Option<Option<PresharedKey>>,
-    /// Where the peer is.
+    /// The peer's UDP address.
     pub endpoint: Option<SocketAddr>,
     /// Seconds between keepalives; the inner `None` turns them off.
     pub persistent_keepalive: Option<Option<NonZeroU16>>,
-    /// The largest IP packet that the underlay takes to the peer, in bytes; the inner `None` forgets it.
-    /// An extension of ours.
-    pub path_mtu: Option<Option<u16>>,
-    /// Whether the allowed IPs that it has are taken from it first.
+    /// The largest IP packet that the underlay carries to the peer, in bytes; the inner `None` removes the setting. An
+    /// extension of ours.
+    pub path_mtu: Option<Option<usize>>,
+    /// Whether the peer's present allowed IPs are removed first.
     pub replace_allowed_ips: bool,
-    /// In the order given.
+    /// Changes to the allowed IPs, in the order given.
     pub allowed_ips: Vec<AllowedIpChange>,
 }
 
 /// A change to a peer's allowed IPs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllowedIpChange {
-    /// The network becomes the peer's; whoever had it loses it.
+    /// The network becomes the peer's, and is taken from any other peer that has it.
     Add(IpNet),
-    /// The network is no longer the peer's, if it was (`-` before the address).
+    /// The network is removed from the peer, if it has it (written with `-` before the address).
     Remove(IpNet),
 }
 
@@ -92,54 +92,55 @@ impl PeerChange {
     }
 }
 
-/// Why a request is refused; nothing of it is applied.
+/// Why a request is refused. None of it is applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {kind}")]
 pub struct RequestError {
-    /// Counted from 1 at the request's first line.
+    /// The number of the line, counted from 1 at the start of the request.
     pub line: u64,
-    /// What is wrong there.
+    /// What is wrong with the line.
     pub kind: RequestErrorKind,
 }
 
-/// What can be wrong with a line. The texts never show a value, which may be a secret.
+/// What can be wrong with a line. The messages never show a value, which may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestErrorKind {
-    /// Not a request's first line.
+    /// It is the first line, but begins no request.
     #[error("a request begins with get=1 or set=1")]
     UnknownOperation,
-    /// `get` takes nothing.
+    /// It is not empty, but follows a `get`, which has no arguments.
     #[error("an empty line must follow a get request")]
     TrailingLine,
-    /// Too long to be anything.
+    /// It is longer than [`MAX_LINE`].
     #[error("a line has at most {MAX_LINE} bytes")]
     LineTooLong,
-    /// Not text.
+    /// It is not UTF-8.
     #[error("the line is not UTF-8")]
     NotText,
-    /// No `=`.
+    /// It has no `=`.
     #[error("a line is key=value")]
     NoEquals,
-    /// Unknown before the first peer.
+    /// Its key is unknown before the first `public_key`.
     #[error(
-        "unknown key {0:?}; before the first public_key there can be private_key, listen_port, fwmark, replace_peers, source_check"
+        "unknown key {0:?}; before the first public_key there can be private_key, listen_port, fwmark, \
+         replace_peers, source_check"
     )]
     UnknownDeviceKey(String),
-    /// Unknown after a `public_key`.
+    /// Its key is unknown after a `public_key`.
     #[error(
         "unknown key {0:?}; after a public_key there can be remove, update_only, preshared_key, endpoint, \
          persistent_keepalive_interval, replace_allowed_ips, allowed_ip, path_mtu, protocol_version"
     )]
     UnknownPeerKey(String),
-    /// A value that does not fit its key.
+    /// Its value is not valid for its key.
     #[error("{key} takes {expected}")]
     BadValue {
         /// The key.
         key: &'static str,
-        /// What its value should be.
+        /// The values that are valid for it.
         expected: &'static str,
     },
-    /// The request ends in the middle.
+    /// The connection ended before the request did.
     #[error("the request ends without an empty line")]
     Unfinished,
 }
@@ -157,13 +158,13 @@ pub struct Parser {
 }
 
 impl Parser {
-    /// Takes one line, without its end. Returns the request when the line completes it, and is then
-    /// ready for the next one.
+    /// Takes one line, without its end. Returns the request if the line completes it; the parser is then ready for the
+    /// next one.
     ///
-    /// `scope` tells the index of a network interface by its name, for the zone of link-local endpoints.
+    /// `scope` returns the index of the network interface with a name, for the zone of link-local endpoints.
     ///
     /// # Errors
-    /// [`RequestError`]; the request is void, and what follows up to an empty line means nothing.
+    /// [`RequestError`]; the request is refused, and the lines up to the next empty one have to be discarded.
     pub fn line(
         &mut self,
         line: &[u8],
@@ -177,13 +178,13 @@ impl Parser {
         taken
     }
 
-    /// Whether a request was begun and not completed.
+    /// Whether a request has begun and is not complete.
     #[must_use]
-    pub fn is_amid(&self) -> bool {
+    pub fn is_unfinished(&self) -> bool {
         self.line > 0
     }
 
-    /// The error that a request which ends here has.
+    /// The error for a request that ends after the last line.
     #[must_use]
     pub fn unfinished(&self) -> RequestError {
         RequestError { line: self.line, kind: RequestErrorKind::Unfinished }
@@ -292,14 +293,14 @@ impl PeerChange {
                 let path_mtu: u16 = value
                     .parse()
                     .ok()
-                    .filter(|mtu| *mtu == 0 || *mtu >= PATH_MTU_MIN)
+                    .filter(|mtu| *mtu == 0 || usize::from(*mtu) >= PATH_MTU_MIN)
                     .ok_or(BadValue { key: "path_mtu", expected: PATH_MTU })?;
-                self.path_mtu = Some((path_mtu > 0).then_some(path_mtu));
+                self.path_mtu = Some((path_mtu > 0).then_some(path_mtu.into()));
             }
             "replace_allowed_ips" => {
                 expect_true("replace_allowed_ips", value)?;
                 self.replace_allowed_ips = true;
-                // What came before it in this request is replaced, too.
+                // It also replaces those that precede it in this request.
                 self.allowed_ips.clear();
             }
             "allowed_ip" => {
@@ -323,7 +324,7 @@ const SOURCE_CHECK: &str = "allowed-ips, firewall or off";
 const PATH_MTU: &str = "a number of bytes: 552 to 65535, or 0 to forget it";
 const ALLOWED_IP: &str = "ADDRESS/PREFIX-LENGTH, with '-' before it to remove it";
 
-/// A key of a line as an error may show it: keys are words, anything longer is something else.
+/// The key of a line, as an error shows it. Keys are short; anything longer may be something else, such as a secret.
 fn shown(key: &str) -> String {
     key.chars().take(32).collect()
 }
@@ -336,7 +337,7 @@ fn public_key(value: &str) -> Result<PublicKey, RequestErrorKind> {
     PublicKey::from_hex(value).map_err(|_| BadValue { key: "public_key", expected: KEY })
 }
 
-/// All zeroes stand for "no key". (A `PrivateKey` cannot tell: it is clamped.)
+/// Whether a key is all zeroes, which means "no key". A `PrivateKey` cannot tell, because it is clamped.
 fn is_zero(hex: &str) -> bool {
     hex.bytes().fold(true, |zero, digit| zero & (digit == b'0'))
 }
@@ -344,7 +345,7 @@ fn is_zero(hex: &str) -> bool {
 fn endpoint(value: &str, scope: &dyn Fn(&str) -> Option<u32>) -> Option<SocketAddr> {
     let endpoint: SocketAddr = match value.split_once('%') {
         None => value.parse().ok()?,
-        // `[fe80::1%eth0]:51820`: a zone by name or number.
+        // `[fe80::1%eth0]:51820` has a zone, by name or number.
         Some((address, rest)) => {
             let address = address.strip_prefix('[')?.parse().ok()?;
             let (zone, port) = rest.split_once("]:")?;

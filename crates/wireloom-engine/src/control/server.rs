@@ -1,5 +1,5 @@
-//! The socket and its clients. Each client has a thread of its own, so that a slow one keeps nobody
-//! else waiting, least of all the data path: only complete, parsed requests get there.
+//! The socket and its clients. Each client has a thread of its own, so a slow one does not hold up others, least of all
+//! the data path: only complete, parsed requests reach the engine.
 
 use std::{
     fs::{self, DirBuilder},
@@ -36,25 +36,25 @@ use super::{
     inbox::{Inbox, Outbox, inbox},
 };
 
-/// Clients at a time.
+/// The most clients at a time.
 const MAX_CLIENTS: usize = 32;
-/// How long a client may take for one request, and be silent between two.
+/// How long a client may take for a request, and wait before the next one.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Longest request in bytes: some 100,000 peers.
+/// The longest request, in bytes: about 100,000 peers.
 const MAX_REQUEST: u64 = 64 << 20;
 
-/// Why there is no control socket.
+/// Why the control socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenControlError {
-    /// Another process answers there.
+    /// Another process serves it.
     #[error("another process already serves {0}: end it, or choose another interface name")]
     InUse(PathBuf),
     /// The system refused.
     #[error("cannot make the control socket {path}: {source}")]
     Failed {
-        /// The socket.
+        /// The socket's path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -62,14 +62,14 @@ pub enum OpenControlError {
 /// The listening socket. Its file is removed on drop.
 pub(crate) struct Server {
     path: PathBuf,
-    /// Device and inode of the socket's file: a file of the same name may be somebody else's.
+    /// The device and inode of the socket's file. Another process may put a file of the same name in its place.
     identity: (u64, u64),
     listener: Arc<UnixListener>,
     watch: Inotify,
 }
 
 impl Server {
-    /// Makes the socket; clients may connect, and wait for [`Self::start`].
+    /// Opens the socket. Clients may connect, and are served after [`Self::start`].
     pub(crate) fn open(path: PathBuf) -> Result<Self, OpenControlError> {
         match Self::try_open(&path) {
             Ok(Some(server)) => Ok(server),
@@ -78,7 +78,7 @@ impl Server {
         }
     }
 
-    /// `None` when another process serves the socket.
+    /// Returns `None` when another process serves the socket.
     fn try_open(path: &Path) -> io::Result<Option<Self>> {
         if let Some(directory) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -87,7 +87,7 @@ impl Server {
             return Ok(None);
         }
         match fs::symlink_metadata(path) {
-            // A socket that nobody listens to is left over from a process that was killed.
+            // Nobody listens to it: a process that was killed has left it.
             Ok(stale) if stale.file_type().is_socket() => fs::remove_file(path)?,
             Ok(_) => {
                 return Err(io::Error::new(
@@ -97,22 +97,21 @@ impl Server {
             }
             Err(_) => {}
         }
-        // The socket is the owner's alone from its first moment.
+        // Only its owner has access to the socket, from the moment it exists.
         let before = umask(Mode::S_IRWXG | Mode::S_IRWXO);
         let listener = UnixListener::bind(path);
         umask(before);
         let listener = Arc::new(listener?);
         let metadata = fs::symlink_metadata(path)?;
         let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        // An unlinked socket that is still bound lives on, so that IN_DELETE_SELF never comes.
+        // IN_ATTRIB, because the inode of a bound socket outlives its removal, which IN_DELETE_SELF would wait for.
         let gone = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
         watch.add_watch(path, gone)?;
         let identity = (metadata.dev(), metadata.ino());
         Ok(Some(Self { path: path.into(), identity, listener, watch }))
     }
 
-    /// Begins to serve clients, on threads that have the privileges of this one; their requests arrive
-    /// in the inbox.
+    /// Begins to serve clients, on threads with the privileges of this one. Their requests arrive in the inbox.
     pub(crate) fn start(&self) -> io::Result<Inbox> {
         let (inbox, outbox) = inbox()?;
         let listener = Arc::clone(&self.listener);
@@ -120,14 +119,14 @@ impl Server {
         Ok(inbox)
     }
 
-    /// Readable when [`Self::is_in_place`] should be asked.
+    /// Readable when [`Self::is_in_place`] may have changed.
     pub(crate) fn watch(&self) -> BorrowedFd<'_> {
         self.watch.as_fd()
     }
 
-    /// Whether the socket's file is where it was made. Removing it is how one ends a device.
+    /// Whether the socket's file is still where it was made. Users remove it to end a device.
     pub(crate) fn is_in_place(&self) -> bool {
-        // Only that something happened is of interest.
+        // The events themselves do not matter.
         let _ = self.watch.read_events();
         fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.identity)
     }
@@ -138,7 +137,7 @@ impl Drop for Server {
         if self.is_in_place() {
             let _ = fs::remove_file(&self.path);
         }
-        // Wakes the accepting thread, which then ends.
+        // This wakes the accepting thread, which then ends.
         let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
     }
 }
@@ -151,22 +150,21 @@ fn accept(listener: &UnixListener, outbox: &Outbox) {
             Ok((stream, _)) => stream,
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
             Err(error) => {
-                // Out of descriptors or memory, which may pass; never in a tight loop.
+                // A shortage of descriptors or memory, which may pass. The pause avoids a tight loop.
                 tracing::warn!("cannot accept a control client: {error}");
                 thread::sleep(Duration::from_millis(100));
                 continue;
             }
         };
-        let seat = Seat::take(&clients);
-        let Some(seat) = seat else {
-            tracing::warn!("a control client was turned away: there are {MAX_CLIENTS} already");
+        let Some(slot) = Slot::take(&clients) else {
+            tracing::warn!("a control client was turned away: {MAX_CLIENTS} others are connected");
             continue;
         };
         let outbox = outbox.clone();
         let serve = move || {
-            let _seat = seat;
+            let _slot = slot;
             if let Err(error) = serve(&stream, &outbox) {
-                tracing::debug!("a control client went away: {error}");
+                tracing::debug!("the connection to a control client has failed: {error}");
             }
         };
         if let Err(error) = thread::Builder::new().name("control-client".into()).spawn(serve) {
@@ -175,23 +173,23 @@ fn accept(listener: &UnixListener, outbox: &Outbox) {
     }
 }
 
-/// One client's place among [`MAX_CLIENTS`].
-struct Seat(Arc<AtomicUsize>);
+/// One of [`MAX_CLIENTS`] slots.
+struct Slot(Arc<AtomicUsize>);
 
-impl Seat {
+impl Slot {
     fn take(clients: &Arc<AtomicUsize>) -> Option<Self> {
-        let seat = Self(Arc::clone(clients));
-        (seat.0.fetch_add(1, Ordering::Relaxed) < MAX_CLIENTS).then_some(seat)
+        let slot = Self(Arc::clone(clients));
+        (slot.0.fetch_add(1, Ordering::Relaxed) < MAX_CLIENTS).then_some(slot)
     }
 }
 
-impl Drop for Seat {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Serves one client until it goes away, fails or takes too long.
+/// Serves one client until it disconnects, fails or takes too long.
 fn serve(stream: &UnixStream, outbox: &Outbox) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -216,8 +214,8 @@ fn serve(stream: &UnixStream, outbox: &Outbox) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads one request to its end, also when it is wrong: the client hears of that when it has said
-/// all it wanted. Returns whether it is a `set`, and `None` when there is none any more.
+/// Reads one request to its end even if it is refused, because the client reads the reply only then. Returns whether it
+/// is a `set`, and `None` when the client has no more requests.
 fn read_request(
     reader: &mut WipedReader<&UnixStream>,
 ) -> io::Result<Option<(bool, Result<Request, RequestError>)>> {
@@ -232,15 +230,15 @@ fn read_request(
         line.clear();
         let read = rest.by_ref().take(MAX_LINE as u64 + 2).read_until(b'\n', &mut line)?;
         if read == 0 {
-            let cut_off = parser.is_amid().then(|| parser.unfinished());
+            let cut_off = parser.is_unfinished().then(|| parser.unfinished());
             return Ok(refused.or(cut_off).map(|error| (to_a_set, Err(error))));
         }
         let whole = line.pop_if(|last| *last == b'\n').is_some();
-        if !parser.is_amid() && refused.is_none() {
+        if !parser.is_unfinished() && refused.is_none() {
             to_a_set = !line.starts_with(b"get");
         }
         match refused {
-            // Everything up to the empty line belongs to the request that is refused already.
+            // The request is refused already: discard its lines up to the empty one.
             Some(error) if whole && line.is_empty() => return Ok(Some((to_a_set, Err(error)))),
             Some(_) => {}
             None => match parser.line(&line, &scope) {
@@ -256,12 +254,12 @@ fn read_request(
     }
 }
 
-/// A reader whose buffer is wiped in the end: keys pass through it.
+/// A reader whose buffer is wiped when it is dropped, because keys pass through it.
 struct WipedReader<R> {
     inner: R,
     buffer: Zeroizing<[u8; 4096]>,
     unread: Range<usize>,
-    /// After this it reads no more, however little it is given at a time.
+    /// When reading fails, even if the client sends a little at a time.
     deadline: Instant,
 }
 

@@ -1,7 +1,7 @@
-//! The network stack's neighbour cache, as far as it was filled from here.
+//! What the network stack's neighbour cache has learnt from here.
 //!
-//! The stack believes an answer for half a minute and more (`base_reachable_time_ms` of arp(7)). Who has an
-//! address may change before: then the stack is told, which takes knowing what it has asked for.
+//! The stack keeps an answer for half a minute or more (`base_reachable_time_ms` of arp(7)). If the address moves
+//! before that, the stack has to be told, so we remember which addresses it asked for.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -10,53 +10,53 @@ use std::{
 
 use wireloom_types::LinkAddress;
 
-/// As many answers are remembered. The kernel's own cache has at most 1,024 for each family, unless its
+/// The most answers that are remembered. The kernel's own cache has at most 1,024 for each family, unless its
 /// `gc_thresh3` says otherwise.
 const MAX: usize = 1 << 14;
 
-/// Where the stack was told that addresses are.
+/// The answers that the stack was given.
 #[derive(Debug, Default)]
 pub(super) struct NeighbourCache {
-    there: HashMap<IpAddr, LinkAddress>,
-    /// The same addresses, the one first asked for first: it is the first to be forgotten.
+    answers: HashMap<IpAddr, LinkAddress>,
+    /// The same addresses in the order of the first question: the oldest is forgotten first.
     order: VecDeque<IpAddr>,
 }
 
 impl NeighbourCache {
-    /// The stack is told that an address is there.
-    pub(super) fn note(&mut self, address: IpAddr, there: LinkAddress) {
-        match self.there.entry(address) {
-            Entry::Occupied(mut known) => *known.get_mut() = there,
+    /// Records the answer that the stack is given for an address.
+    pub(super) fn note(&mut self, address: IpAddr, location: LinkAddress) {
+        match self.answers.entry(address) {
+            Entry::Occupied(mut known) => *known.get_mut() = location,
             Entry::Vacant(unknown) => {
-                unknown.insert(there);
+                unknown.insert(location);
                 self.order.push_back(address);
                 if self.order.len() > MAX
                     && let Some(oldest) = self.order.pop_front()
                 {
-                    self.there.remove(&oldest);
+                    self.answers.remove(&oldest);
                 }
             }
         }
     }
 
-    /// Compares what the stack was told with what is so `now`, and takes note of what it hears by `tell`.
+    /// Compares the answers with the addresses' locations `now`. Passes those that differ to `tell`, and records them.
     pub(super) fn correct(
         &mut self,
         now: impl Fn(IpAddr) -> LinkAddress,
         mut tell: impl FnMut(IpAddr, LinkAddress),
     ) {
-        for (address, told) in &mut self.there {
-            let there = now(*address);
-            if *told != there {
-                *told = there;
-                tell(*address, there);
+        for (address, answer) in &mut self.answers {
+            let location = now(*address);
+            if *answer != location {
+                *answer = location;
+                tell(*address, location);
             }
         }
     }
 
-    /// The stack has forgotten everything.
+    /// Forgets everything, as the stack has.
     pub(super) fn clear(&mut self) {
-        self.there.clear();
+        self.answers.clear();
         self.order.clear();
     }
 }
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_changed_is_told_once() {
+    fn a_change_is_reported_once() {
         let mut cache = NeighbourCache::default();
         cache.note(address(1), HERE);
         cache.note(address(2), THERE);
@@ -83,13 +83,13 @@ mod tests {
         cache.note(address(3), THERE);
         for expected in [vec![(address(1), THERE)], vec![]] {
             let mut told = Vec::new();
-            cache.correct(|_| THERE, |address, there| told.push((address, there)));
+            cache.correct(|_| THERE, |address, location| told.push((address, location)));
             assert_eq!(told, expected);
         }
     }
 
     #[test]
-    fn the_oldest_are_forgotten() {
+    fn the_oldest_answers_are_forgotten() {
         let mut cache = NeighbourCache::default();
         for number in 0..MAX + 10 {
             cache.note(address(number), HERE);
@@ -99,7 +99,7 @@ mod tests {
         cache.correct(|_| THERE, |address, _| told.push(address));
         told.sort();
         assert_eq!(told, (10..MAX + 10).map(address).collect::<Vec<_>>());
-        assert_eq!((cache.there.len(), cache.order.len()), (MAX, MAX));
+        assert_eq!((cache.answers.len(), cache.order.len()), (MAX, MAX));
         cache.clear();
         cache.correct(|_| HERE, |address, _| panic!("{address}"));
     }

@@ -1,44 +1,44 @@
-//! Answers to the network stack's questions for link addresses, and news of them: ARP (RFC 826) and
+//! Answers to the network stack's questions for link addresses, and corrections of earlier answers: ARP (RFC 826) and
 //! neighbour discovery (RFC 4861).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use wireloom_types::LinkAddress;
 
-use super::{
-    frame::{self, Header},
-    ip,
+use crate::packet::{
+    ethernet::{Header, kind},
+    ipv6,
 };
 
-/// Neighbour discovery's ICMPv6 types that mean something between neighbours only. Router solicitations
-/// (133) and advertisements (134) are not among them: they cross the link.
+/// The ICMPv6 types of neighbour discovery that must not leave the link. Router solicitations (133) and advertisements
+/// (134) are not among them: they are sent to the peers.
 pub(super) const NEIGHBOUR_TYPES: std::ops::RangeInclusive<u8> = SOLICITATION..=REDIRECT;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
 
-/// Who asks for whose link address.
+/// A question for the link address of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Question {
     asker: IpAddr,
     /// Where the answer goes.
-    pub(super) asker_link: LinkAddress,
+    asker_link: LinkAddress,
     pub(super) target: IpAddr,
 }
 
-/// The question in a frame that carries ARP or neighbour discovery.
+/// The question in a frame that carries ARP or neighbour discovery, if it is one.
 pub(super) fn question(header: Header, packet: &[u8]) -> Option<Question> {
-    if header.kind == frame::ARP {
+    if header.kind == kind::ARP {
         arp_question(header, packet)
     } else {
-        solicited(header, packet, ip::icmpv6(packet)?)
+        solicited(header, packet, ipv6::icmpv6(packet)?)
     }
 }
 
-/// The question in an ARP packet; `None` when it is none, or a probe or announcement of an address of
-/// one's own (RFC 5227), which nobody may answer: every address here is this machine's to take.
+/// The question in an ARP packet. `None` when it is no request, and for probes and announcements of the sender's own
+/// address (RFC 5227): nobody on this link may contest an address of this machine.
 fn arp_question(header: Header, packet: &[u8]) -> Option<Question> {
-    /// Ethernet, IPv4, their addresses' lengths, request.
+    /// Ethernet, IPv4, the lengths of their addresses, request.
     const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
     let packet: &[u8; ARP_LEN] = packet.first_chunk()?;
     let asker = v4(packet, 14);
@@ -47,8 +47,8 @@ fn arp_question(header: Header, packet: &[u8]) -> Option<Question> {
     asks.then_some(Question { asker: asker.into(), asker_link: header.source, target: target.into() })
 }
 
-/// The question in an IPv6 packet with this ICMPv6 message; `None` when it is no solicitation, or one
-/// of duplicate address detection, which comes from the unspecified address (RFC 4862, section 5.4.2).
+/// The question in an IPv6 packet with this ICMPv6 message. `None` when it is no solicitation, and for duplicate
+/// address detection, which has the unspecified source address (RFC 4862, section 5.4.2).
 fn solicited(header: Header, packet: &[u8], message: &[u8]) -> Option<Question> {
     let asker = v6(packet.get(8..)?)?;
     let target = v6(message.get(8..)?)?;
@@ -56,78 +56,87 @@ fn solicited(header: Header, packet: &[u8], message: &[u8]) -> Option<Question> 
     asks.then_some(Question { asker: asker.into(), asker_link: header.source, target: target.into() })
 }
 
-/// Writes the frame that says: the target is there.
-pub(super) fn answer(question: &Question, there: LinkAddress, out: &mut Vec<u8>) {
+/// Appends to `out` the frame that answers a question: the target has the link address `location`.
+pub(super) fn answer(question: &Question, location: LinkAddress, out: &mut Vec<u8>) {
     let to = question.asker_link;
     match (question.asker, question.target) {
-        (IpAddr::V4(asker), IpAddr::V4(target)) => arp_reply((target, there), (asker, to), to, out),
+        (IpAddr::V4(asker), IpAddr::V4(target)) => arp_reply((target, location), (asker, to), to, out),
         (IpAddr::V6(asker), IpAddr::V6(target)) => {
-            advertisement(target, there, SOLICITED, (asker, to), out);
+            let flags = Flags::ROUTER | Flags::SOLICITED | Flags::OVERRIDE;
+            advertisement(target, location, flags, (asker, to), out);
         }
         _ => {}
     }
 }
 
-/// Writes the frame that says, unasked, to the interface with the link address `to`: the target is there.
-/// Whoever has it in its cache takes it over, and nobody else does.
-pub(super) fn announce(target: IpAddr, there: LinkAddress, to: LinkAddress, out: &mut Vec<u8>) {
+/// Appends to `out` the frame that tells the interface with the link address `to`, unasked, that the target has the
+/// link address `location`. It updates entries of neighbour caches and creates none.
+pub(super) fn announce(target: IpAddr, location: LinkAddress, to: LinkAddress, out: &mut Vec<u8>) {
     match target {
-        // The kernel takes it at once, also when it was told otherwise less than `locktime` ago, if both
-        // halves are alike (`arp_is_garp` in net/ipv4/arp.c).
-        IpAddr::V4(target) => arp_reply((target, there), (target, there), to, out),
+        // With both halves alike, the kernel accepts it even if it was told otherwise less than `locktime` ago
+        // (`arp_is_garp` in net/ipv4/arp.c).
+        IpAddr::V4(target) => arp_reply((target, location), (target, location), to, out),
+        // RFC 4861, section 7.2.6.
         IpAddr::V6(target) => {
-            // RFC 4861, section 7.2.6.
-            advertisement(target, there, 0, (ALL_NODES, LinkAddress::ALL_NODES), out);
+            let all_nodes = (ALL_NODES, LinkAddress::ALL_NODES);
+            advertisement(target, location, Flags::ROUTER | Flags::OVERRIDE, all_nodes, out);
         }
     }
 }
 
-/// Writes an ARP reply from one to another in a frame to `to`.
+/// Appends an ARP reply, in a frame to `to`.
 fn arp_reply(
-    (sender, there): (Ipv4Addr, LinkAddress),
+    (sender, sender_link): (Ipv4Addr, LinkAddress),
     (target, target_link): (Ipv4Addr, LinkAddress),
     to: LinkAddress,
     out: &mut Vec<u8>,
 ) {
-    out.extend(Header { destination: to, source: there, kind: frame::ARP }.to_bytes());
+    out.extend(Header { destination: to, source: sender_link, kind: kind::ARP }.to_bytes());
     out.extend([0, 1, 8, 0, 6, 4, 0, 2]);
-    out.extend(there.to_bytes());
+    out.extend(sender_link.to_bytes());
     out.extend(sender.octets());
     out.extend(target_link.to_bytes());
     out.extend(target.octets());
 }
 
-/// Writes a frame with a neighbour advertisement of the target.
+/// Appends a frame with a neighbour advertisement of the target.
 fn advertisement(
     target: Ipv6Addr,
-    there: LinkAddress,
-    solicited: u8,
+    location: LinkAddress,
+    flags: Flags,
     (to, to_link): (Ipv6Addr, LinkAddress),
     out: &mut Vec<u8>,
 ) {
     let mut message = [0; ADVERTISEMENT_LEN];
     message[0] = ADVERTISEMENT;
-    message[4] = ROUTER | solicited | OVERRIDE;
+    message[4] = flags.bits();
     message[8..24].copy_from_slice(&target.octets());
     message[24..26].copy_from_slice(&[TARGET_LINK_ADDRESS, 1]);
-    message[26..].copy_from_slice(&there.to_bytes());
-    let ip = ip::v6_header(target.octets(), to.octets(), message.len());
-    ip::sum_icmpv6(&ip, &mut message);
-    out.extend(Header { destination: to_link, source: there, kind: frame::IPV6 }.to_bytes());
-    out.extend(ip);
+    message[26..].copy_from_slice(&location.to_bytes());
+    let header = ipv6::icmpv6_header(target.octets(), to.octets(), message.len());
+    ipv6::fill_icmpv6_checksum(&header, &mut message);
+    out.extend(Header { destination: to_link, source: location, kind: kind::IPV6 }.to_bytes());
+    out.extend(header);
     out.extend(message);
 }
 
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 const ARP_LEN: usize = 28;
-/// With one option of 8 bytes.
+/// The length of an advertisement with one option of 8 bytes.
 const ADVERTISEMENT_LEN: usize = 32;
-/// Every peer may forward: without this flag the stack would take default routes over it away.
-const ROUTER: u8 = 0x80;
-const SOLICITED: u8 = 0x40;
-const OVERRIDE: u8 = 0x20;
-/// The option, whose length counts in units of 8 bytes.
+
+bitflags::bitflags! {
+    /// The flags of an advertisement (RFC 4861, section 4.4).
+    #[derive(Clone, Copy)]
+    struct Flags: u8 {
+        /// Every peer may forward. Without this flag, the stack would remove default routes through it.
+        const ROUTER = 0x80;
+        const SOLICITED = 0x40;
+        const OVERRIDE = 0x20;
+    }
+}
+/// The type of the option with a link address. Its length counts in units of 8 bytes.
 const TARGET_LINK_ADDRESS: u8 = 2;
 
 fn v4(packet: &[u8; ARP_LEN], at: usize) -> Ipv4Addr {

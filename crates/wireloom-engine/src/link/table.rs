@@ -1,4 +1,4 @@
-//! Who is on the link: all that most frames have to know, for whichever thread carries them.
+//! The neighbour table: all that most frames need, for whichever thread carries them.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -13,16 +13,19 @@ use wireloom_proto::{
 };
 use wireloom_types::{LinkAddress, PublicKey};
 
-use super::{
-    frame::{self, HEADER_LEN, Header},
-    ip, neighbours_only,
+use super::neighbours_only;
+use crate::{
+    drops::EngineDrop,
+    packet::{
+        ethernet::{Header, HeaderBytes, kind},
+        ip_version, ipv4, ipv6, udp,
+    },
 };
-use crate::drops::Loss;
 
-/// The peers by their link addresses. Threads that may not change it read copies of it.
+/// The peers by their link addresses. Its owner changes it; other threads read copies.
 #[derive(Clone, Debug)]
 pub struct NeighbourTable {
-    /// The interface's.
+    /// The interface's link address.
     pub(super) own: LinkAddress,
     neighbours: HashMap<LinkAddress, Neighbour>,
     addresses: HashMap<PeerId, LinkAddress>,
@@ -34,49 +37,44 @@ struct Neighbour {
     path_mtu: PathMtu,
 }
 
-/// The largest IP packet that the underlay takes to a peer, in bytes, as far as known.
+/// The largest IP packet that the underlay carries to a peer, in bytes, as far as known.
 #[derive(Clone, Copy, Debug, Default)]
 struct PathMtu {
-    configured: Option<u16>,
-    /// What the network told, and until when it is believed.
-    learnt: Option<(u16, Instant)>,
+    configured: Option<usize>,
+    /// What the network reported, and when that expires.
+    learnt: Option<(usize, Instant)>,
 }
 
-/// Why a frame does not simply go to one peer.
+/// Why a frame cannot simply be sent to one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Obstacle {
+pub(super) enum Obstacle {
     /// It carries another protocol, or nothing.
     NotIp,
-    /// It is between neighbours: ARP or neighbour discovery.
-    Neighbourly,
-    /// It goes to many.
+    /// It is ARP or neighbour discovery, which stays between neighbours.
+    NeighbourProtocol,
+    /// Its destination is a group.
     Group,
-    /// Nobody has this address.
-    Nobody,
-    /// The peer does not answer.
+    /// No peer has this link address.
+    NoNeighbour,
+    /// The peer is unreachable.
     Unreachable(PeerId),
-    /// It exceeds what the way to the peer takes, this many bytes, and may not be fragmented.
-    TooBig(u16),
+    /// It is longer than the path to the peer carries, which is this many bytes, and must not be fragmented.
+    TooBig(usize),
 }
 
-/// What the network told of a path is doubted after this (RFC 1191, section 6.3).
+/// How long a path MTU from the network is used (RFC 1191, section 6.3).
 const LEARNT_LASTS: Duration = Duration::from_secs(600);
 
-/// Every IPv6 link takes packets of this length, in bytes (RFC 8200, section 5), so that this is the
-/// least that a "packet too big" may tell.
-const V6_MTU_MIN: usize = 1280;
-/// The least path MTU that is believed; the kernel's `net.ipv4.route.min_pmtu`.
-pub(crate) const PATH_MTU_MIN: u16 = 552;
-/// RFC 768, in bytes.
-const UDP_HEADER: usize = 8;
+/// The smallest path MTU that is accepted, in bytes: the kernel's `net.ipv4.route.min_pmtu`.
+pub(crate) const PATH_MTU_MIN: usize = 552;
 
 impl NeighbourTable {
     pub(super) fn new(own: LinkAddress) -> Self {
         Self { own, neighbours: HashMap::new(), addresses: HashMap::new() }
     }
 
-    /// The peer that a frame goes to; `longest` and `mtu` are those of [`Link::route`](super::Link::route),
-    /// which deals with all obstacles.
+    /// The peer that a frame goes to. [`Link::decide`](super::Link::decide) documents `longest` and `mtu`, and deals
+    /// with obstacles.
     pub(super) fn path_of(
         &self,
         now: Instant,
@@ -86,15 +84,15 @@ impl NeighbourTable {
         mtu: usize,
     ) -> Result<&Arc<PeerPath>, Obstacle> {
         match header.kind {
-            frame::IPV4 => {}
-            frame::IPV6 if neighbours_only(packet).is_none() => {}
-            frame::IPV6 | frame::ARP => return Err(Obstacle::Neighbourly),
+            kind::IPV4 => {}
+            kind::IPV6 if neighbours_only(packet).is_none() => {}
+            kind::IPV6 | kind::ARP => return Err(Obstacle::NeighbourProtocol),
             _ => return Err(Obstacle::NotIp),
         }
         if header.destination.is_group() {
             return Err(Obstacle::Group);
         }
-        let neighbour = self.neighbours.get(&header.destination).ok_or(Obstacle::Nobody)?;
+        let neighbour = self.neighbours.get(&header.destination).ok_or(Obstacle::NoNeighbour)?;
         if !neighbour.path.is_reachable() {
             return Err(Obstacle::Unreachable(neighbour.path.id()));
         }
@@ -104,8 +102,7 @@ impl NeighbourTable {
         }
     }
 
-    /// The peer that a frame goes to without further ado; `None` when there is anything else to be done
-    /// about it, or nothing.
+    /// The peer that a frame can simply be sent to. `None` when only the link's owner can decide.
     pub(crate) fn path_of_frame(
         &self,
         now: Instant,
@@ -117,25 +114,26 @@ impl NeighbourTable {
         self.path_of(now, header, packet, longest, mtu).ok()
     }
 
-    /// The Ethernet header for a packet that came from a peer.
+    /// The Ethernet header for a packet from a peer.
     ///
     /// # Errors
-    /// [`Loss::NotForTheLink`] when it would tell the stack who its neighbours are.
-    pub(crate) fn arrival(
+    /// [`EngineDrop::NotForTheLink`] when the packet is neighbour discovery, which would tell the stack where other
+    /// neighbours are; [`EngineDrop::NoNeighbour`] when the peer is gone.
+    pub(crate) fn inbound_header(
         &self,
         peer: PeerId,
         destination: IpAddr,
         packet: &[u8],
-    ) -> Result<[u8; HEADER_LEN], Loss> {
+    ) -> Result<HeaderBytes, EngineDrop> {
         if destination.is_ipv6() && neighbours_only(packet).is_some() {
-            return Err(Loss::NotForTheLink);
+            return Err(EngineDrop::NotForTheLink);
         }
-        // A peer that was removed a moment ago: who it was is not known any more.
-        let peer = self.address_of(peer).ok_or(Loss::NoNeighbour)?;
-        Ok(Header::of_arrival(destination, peer, self.own).to_bytes())
+        // The peer may have been removed a moment ago.
+        let peer = self.address_of(peer).ok_or(EngineDrop::NoNeighbour)?;
+        Ok(Header::inbound(destination, peer, self.own).to_bytes())
     }
 
-    /// Everybody, for packets that go to all.
+    /// All peers.
     pub(crate) fn peers(&self) -> impl Iterator<Item = &Arc<PeerPath>> {
         self.neighbours.values().map(|neighbour| &neighbour.path)
     }
@@ -144,11 +142,12 @@ impl NeighbourTable {
         self.neighbours.get(&address).map(|neighbour| &neighbour.path)
     }
 
-    pub(super) fn address_of(&self, peer: PeerId) -> Option<LinkAddress> {
+    fn address_of(&self, peer: PeerId) -> Option<LinkAddress> {
         self.addresses.get(&peer).copied()
     }
 
-    /// The link address of the peer that has an address.
+    /// The link address of the peer that has an IP address: by its key for link-local addresses, else by the allowed
+    /// IPs.
     pub(super) fn owner(&self, address: IpAddr, routes: &Routes) -> Option<LinkAddress> {
         let by_key = match address {
             IpAddr::V6(address) => LinkAddress::of_link_local(address),
@@ -163,11 +162,11 @@ impl NeighbourTable {
         self.addresses.contains_key(&path.id())
     }
 
-    pub(super) fn path_mtu(&self, now: Instant, peer: PeerId) -> Option<u16> {
-        self.neighbour(peer)?.path_mtu.now(now)
+    pub(super) fn path_mtu(&self, now: Instant, peer: PeerId) -> Option<usize> {
+        self.neighbour(peer)?.path_mtu.at(now)
     }
 
-    pub(super) fn configured_path_mtu(&self, peer: PeerId) -> Option<u16> {
+    pub(super) fn configured_path_mtu(&self, peer: PeerId) -> Option<usize> {
         self.neighbour(peer)?.path_mtu.configured
     }
 
@@ -190,43 +189,46 @@ impl NeighbourTable {
         }
     }
 
-    pub(super) fn set_path_mtu(&mut self, peer: PeerId, path_mtu: Option<u16>) {
+    pub(super) fn set_path_mtu(&mut self, peer: PeerId, path_mtu: Option<usize>) {
         let neighbour = self.addresses.get(&peer).and_then(|address| self.neighbours.get_mut(address));
         if let Some(neighbour) = neighbour {
             neighbour.path_mtu.configured = path_mtu;
         }
     }
 
-    pub(super) fn learn_path_mtu(&mut self, now: Instant, remote: IpAddr, path_mtu: u16) {
+    pub(super) fn learn_path_mtu(&mut self, now: Instant, remote: IpAddr, path_mtu: usize) {
         for neighbour in self.neighbours.values_mut().filter(|neighbour| is_at(&neighbour.path, remote)) {
             neighbour.path_mtu.learnt = Some((path_mtu.max(PATH_MTU_MIN), now + LEARNT_LASTS));
         }
     }
 }
 
-/// Whether this is the address of a peer's endpoint.
+/// Whether a peer's endpoint has this address.
 pub(super) fn is_at(path: &PeerPath, remote: IpAddr) -> bool {
     path.endpoint().is_some_and(|endpoint| endpoint.remote.ip() == remote)
 }
 
 impl Neighbour {
-    /// The longest packet for this peer when this one, whose segments are up to `longest` bytes long, exceeds
-    /// it and may not be fragmented on its way.
-    fn room_exceeded(&self, now: Instant, packet: &[u8], longest: usize, mtu: usize) -> Option<u16> {
-        let path_mtu = usize::from(self.path_mtu.now(now)?);
-        let is_v6 = packet.first()? >> 4 == 6;
-        let fragments = !is_v6 && packet.get(6)? & 0x40 == 0;
-        let outer_header = if self.path.endpoint()?.remote.is_ipv4() { ip::V4_HEADER } else { ip::V6_HEADER };
-        let payload = path_mtu.saturating_sub(outer_header + UDP_HEADER + DATA_OVERHEAD);
+    /// The length in bytes of the longest packet that the path carries, if this packet exceeds it and must not be
+    /// fragmented. The packet's segments are up to `longest` bytes long.
+    fn room_exceeded(&self, now: Instant, packet: &[u8], longest: usize, mtu: usize) -> Option<usize> {
+        let path_mtu = self.path_mtu.at(now)?;
+        let is_v6 = ip_version(packet)? == 6;
+        let may_be_fragmented = !is_v6 && !ipv4::Header::read(packet)?.dont_fragment();
+        let outer_header =
+            if self.path.endpoint()?.remote.is_ipv4() { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
+        let payload = path_mtu.saturating_sub(outer_header + udp::HEADER_LEN + DATA_OVERHEAD);
         // A packet as long as the interface's MTU is not padded.
         let room = if payload >= mtu { mtu } else { payload - payload % PADDING };
-        let room = if is_v6 { room.max(V6_MTU_MIN) } else { room };
-        (longest > room && !fragments).then_some(room as u16)
+        // Every IPv6 link carries packets of the minimum MTU, so a "packet too big" may not name less.
+        let room = if is_v6 { room.max(ipv6::MTU_MIN) } else { room };
+        (longest > room && !may_be_fragmented).then_some(room)
     }
 }
 
 impl PathMtu {
-    fn now(self, now: Instant) -> Option<u16> {
+    /// The path MTU that counts at this time: the smaller one of those that are known.
+    fn at(self, now: Instant) -> Option<usize> {
         let learnt = self.learnt.filter(|(_, until)| now < *until).map(|(path_mtu, _)| path_mtu);
         self.configured.into_iter().chain(learnt).min()
     }

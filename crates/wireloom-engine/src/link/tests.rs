@@ -1,4 +1,4 @@
-//! Frames in, frames out.
+//! The link, frame by frame.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -6,10 +6,18 @@ use std::{
 };
 
 use proptest::prelude::*;
-use wireloom_proto::{Device, Now, UnixTime};
+use wireloom_proto::{Device, Now, UnixTime, inner};
 use wireloom_types::PrivateKey;
 
 use super::*;
+use crate::{
+    drops::Reason,
+    packet::{
+        checksum::checksum,
+        ethernet::{HEADER_LEN, kind},
+        ipv4, protocol,
+    },
+};
 
 const OWN: LinkAddress = LinkAddress::from_bytes([2, 9, 9, 9, 9, 9]);
 const BROADCAST: LinkAddress = LinkAddress::BROADCAST;
@@ -20,8 +28,7 @@ fn at(seconds: u64) -> Now {
     Now { monotonic: Instant::from_origin(elapsed), unix: UnixTime::from_epoch(elapsed) }
 }
 
-/// A device with peers 1 and 2, who have 10.0.0.N, fd00::N and 172.N.0.0/16, and peer 3 without an
-/// endpoint, who has 0.0.0.0/0; and their link.
+/// A device and its link. Peers 1 and 2 have 10.0.0.N, fd00::N and 172.N.0.0/16. Peer 3 has 0.0.0.0/0 and no endpoint.
 struct World {
     device: Device,
     link: Link,
@@ -35,42 +42,44 @@ fn address(number: u8) -> LinkAddress {
     LinkAddress::of(key(number))
 }
 
-/// What became of a frame.
+/// The decision about a frame.
 #[derive(Debug, PartialEq, Eq)]
-enum Fate {
+enum Decided {
     Peer(PublicKey),
-    Everyone,
-    Here,
-    Lost(Loss),
-    PeerLost,
+    AllPeers,
+    Local,
+    Dropped(EngineDrop),
+    Unreachable,
 }
 
 impl World {
     fn new() -> Self {
         let mut device = Device::new([1; 32]);
-        let mut configuration = device.configure(at(1));
-        configuration.set_private_key(Some(PrivateKey::from_bytes([9; 32])));
-        for number in [1, 2] {
-            let mut peer = configuration.add_peer(key(number)).unwrap();
-            peer.set_endpoint(SocketAddr::from(([192, 0, 2, number], 51820)));
-            for network in
-                [format!("10.0.0.{number}/32"), format!("fd00::{number}/128"), format!("172.{number}.0.0/16")]
-            {
-                peer.add_allowed_ip(network.parse().unwrap());
+        device.configure(at(1), |configuration| {
+            configuration.set_private_key(Some(PrivateKey::from_bytes([9; 32])));
+            for number in [1, 2] {
+                let mut peer = configuration.add_peer(key(number)).unwrap();
+                peer.set_endpoint(SocketAddr::from(([192, 0, 2, number], 51820)));
+                for network in [
+                    format!("10.0.0.{number}/32"),
+                    format!("fd00::{number}/128"),
+                    format!("172.{number}.0.0/16"),
+                ] {
+                    peer.add_allowed_ip(network.parse().unwrap());
+                }
             }
-        }
-        configuration.add_peer(key(3)).unwrap().add_allowed_ip("0.0.0.0/0".parse().unwrap());
-        drop(configuration);
+            configuration.add_peer(key(3)).unwrap().add_allowed_ip("0.0.0.0/0".parse().unwrap());
+        });
         let mut link = Link::new(OWN);
         device.peers().for_each(|peer| link.insert(peer.path));
         Self { device, link }
     }
 
-    /// The fate of a frame, and what the stack is told.
-    fn route(&mut self, frame: &[u8]) -> (Fate, Vec<u8>) {
+    /// The decision about a frame, and the answer to the network stack.
+    fn route(&mut self, frame: &[u8]) -> (Decided, Vec<u8>) {
         let mut answer = Vec::new();
         let routes = self.device.transport().routes();
-        let fate = match self.link.route(
+        let decided = match self.link.decide(
             at(5).monotonic,
             frame,
             frame.len().saturating_sub(HEADER_LEN),
@@ -78,14 +87,14 @@ impl World {
             MTU,
             &mut answer,
         ) {
-            Way::Peer(path) => Fate::Peer(*path.public_key()),
-            Way::Everyone => Fate::Everyone,
-            Way::Here => Fate::Here,
-            Way::Lost(loss) => Fate::Lost(loss),
-            Way::PeerLost(_) => Fate::PeerLost,
-            Way::Dropped(reason) => panic!("{reason}"),
+            Decision::Peer(path) => Decided::Peer(*path.public_key()),
+            Decision::AllPeers => Decided::AllPeers,
+            Decision::Local => Decided::Local,
+            Decision::Drop(Reason::Engine(reason)) => Decided::Dropped(reason),
+            Decision::Unreachable(_) => Decided::Unreachable,
+            Decision::Drop(Reason::Protocol(reason)) => panic!("{reason}"),
         };
-        (fate, answer)
+        (decided, answer)
     }
 
     fn id(&self, number: u8) -> PeerId {
@@ -100,15 +109,15 @@ fn frame(to: LinkAddress, kind: u16, payload: &[u8]) -> Vec<u8> {
 
 fn arp(to: LinkAddress, asker: [u8; 4], target: [u8; 4]) -> Vec<u8> {
     let request = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &OWN.to_bytes(), &asker, &[0; 6], &target].concat();
-    frame(to, frame::ARP, &request)
+    frame(to, kind::ARP, &request)
 }
 
 fn icmpv6(to: LinkAddress, source: &str, destination: &str, message: &[u8]) -> Vec<u8> {
     let octets = |text: &str| text.parse::<Ipv6Addr>().unwrap().octets();
-    let ip = ip::v6_header(octets(source), octets(destination), message.len());
+    let ip = ipv6::icmpv6_header(octets(source), octets(destination), message.len());
     let mut message = message.to_vec();
-    ip::sum_icmpv6(&ip, &mut message);
-    frame(to, frame::IPV6, &[&ip[..], &message].concat())
+    ipv6::fill_icmpv6_checksum(&ip, &mut message);
+    frame(to, kind::IPV6, &[&ip[..], &message].concat())
 }
 
 fn solicitation(to: LinkAddress, asker: &str, target: &str) -> Vec<u8> {
@@ -118,19 +127,19 @@ fn solicitation(to: LinkAddress, asker: &str, target: &str) -> Vec<u8> {
 }
 
 fn v4(to: LinkAddress, destination: [u8; 4], len: usize, dont_fragment: bool) -> Vec<u8> {
-    let mut packet = ip::v4_header(17, [10, 0, 0, 9], destination, len - ip::V4_HEADER).to_vec();
+    let mut packet = ipv4::header(17, [10, 0, 0, 9], destination, len - ipv4::HEADER_LEN).to_vec();
     packet[6] = if dont_fragment { 0x40 } else { 0 };
     packet.resize(len, 7);
-    frame(to, frame::IPV4, &packet)
+    frame(to, kind::IPV4, &packet)
 }
 
 fn v6(to: LinkAddress, destination: &str, len: usize) -> Vec<u8> {
     let destination = destination.parse::<Ipv6Addr>().unwrap().octets();
     let source = "fd00::9".parse::<Ipv6Addr>().unwrap().octets();
-    let mut packet = ip::v6_header(source, destination, len - ip::V6_HEADER).to_vec();
+    let mut packet = ipv6::icmpv6_header(source, destination, len - ipv6::HEADER_LEN).to_vec();
     packet[6] = 17;
     packet.resize(len, 7);
-    frame(to, frame::IPV6, &packet)
+    frame(to, kind::IPV6, &packet)
 }
 
 #[test]
@@ -139,10 +148,10 @@ fn arp_is_answered_by_the_longest_prefix_in_the_allowed_ips() {
     for (target, there) in
         [([10, 0, 0, 1], address(1)), ([172, 2, 3, 4], address(2)), ([8, 8, 8, 8], address(3))]
     {
-        let (fate, answer) = world.route(&arp(BROADCAST, [10, 0, 0, 9], target));
-        assert_eq!(fate, Fate::Here);
+        let (decided, answer) = world.route(&arp(BROADCAST, [10, 0, 0, 9], target));
+        assert_eq!(decided, Decided::Local);
         let (header, reply) = Header::split(&answer).unwrap();
-        assert_eq!(header, Header { destination: OWN, source: there, kind: frame::ARP });
+        assert_eq!(header, Header { destination: OWN, source: there, kind: kind::ARP });
         let expected =
             [&[0, 1, 8, 0, 6, 4, 0, 2][..], &there.to_bytes(), &target, &OWN.to_bytes(), &[10, 0, 0, 9]]
                 .concat();
@@ -155,41 +164,40 @@ fn solicitations_are_answered_with_valid_checksums() {
     let mut world = World::new();
     for (target, there) in [
         ("fd00::1".to_owned(), address(1)),
-        // Without configuration: no allowed IPs name these.
+        // Link-local addresses are derived from keys, so they are answered without being in allowed IPs.
         (address(2).link_local().to_string(), address(2)),
         (address(3).link_local().to_string(), address(3)),
         ("fd00::77".to_owned(), LinkAddress::NOBODY),
     ] {
-        let (fate, answer) = world.route(&solicitation(BROADCAST, "fd00::9", &target));
-        assert_eq!(fate, Fate::Here);
+        let (decided, answer) = world.route(&solicitation(BROADCAST, "fd00::9", &target));
+        assert_eq!(decided, Decided::Local);
         let (header, packet) = Header::split(&answer).unwrap();
-        assert_eq!(header, Header { destination: OWN, source: there, kind: frame::IPV6 });
-        let message = ip::icmpv6(packet).unwrap();
+        assert_eq!(header, Header { destination: OWN, source: there, kind: kind::IPV6 });
+        let message = ipv6::icmpv6(packet).unwrap();
         assert_eq!((message[0], packet[7]), (136, 255));
         assert_eq!(message[8..24], target.parse::<Ipv6Addr>().unwrap().octets());
         assert_eq!(message[24..], [&[2, 1][..], &there.to_bytes()].concat());
-        let len = (message.len() as u32).to_be_bytes();
-        assert_eq!(ip::checksum(&[&packet[8..40], &len, &[0, 0, 0, 58], message]), 0);
+        assert_eq!(ipv6::icmpv6_checksum(packet.first_chunk().unwrap(), message), 0);
     }
 }
 
 #[test]
-fn nobody_contests_an_address() {
+fn probes_and_announcements_of_addresses_are_not_answered() {
     let mut world = World::new();
     for question in [
         arp(BROADCAST, [0; 4], [10, 0, 0, 1]),
         arp(BROADCAST, [10, 0, 0, 1], [10, 0, 0, 1]),
         solicitation(BROADCAST, "::", "fd00::1"),
         // Announcements: an ARP reply, an advertisement.
-        frame(BROADCAST, frame::ARP, &[0, 1, 8, 0, 6, 4, 0, 2]),
+        frame(BROADCAST, kind::ARP, &[0, 1, 8, 0, 6, 4, 0, 2]),
         icmpv6(BROADCAST, "fd00::9", "ff02::1", &[136, 0, 0, 0, 0x20, 0, 0, 0]),
     ] {
-        assert_eq!(world.route(&question), (Fate::Here, Vec::new()));
+        assert_eq!(world.route(&question), (Decided::Local, Vec::new()));
     }
 }
 
 #[test]
-fn reachability_probes_of_one_peer_are_answered() {
+fn questions_to_a_single_peer_are_answered() {
     let mut world = World::new();
     let mut there = |question: &[u8]| {
         let (_, answer) = world.route(question);
@@ -198,85 +206,86 @@ fn reachability_probes_of_one_peer_are_answered() {
     assert_eq!(there(&arp(address(1), [10, 0, 0, 9], [10, 0, 0, 1])), address(1));
     // The address has moved to another peer.
     assert_eq!(there(&arp(address(1), [10, 0, 0, 9], [10, 0, 0, 2])), address(2));
-    // An address in nobody's allowed IPs, of which somebody told the stack where it is.
+    // An address in no peer's allowed IPs, which the stack takes for that of a peer.
     assert_eq!(there(&solicitation(address(2), "fd00::9", "fd77::1")), address(2));
     assert_eq!(there(&solicitation(address(8), "fd00::9", "fd77::1")), LinkAddress::NOBODY);
 }
 
 #[test]
-fn the_frame_s_destination_is_the_peer_whatever_the_packet_s() {
+fn the_frame_s_destination_decides_and_not_the_packet_s() {
     let mut world = World::new();
     for packet in [v4(address(2), [10, 0, 0, 1], 100, true), v6(address(2), "2001:db8::1", 100)] {
-        assert_eq!(world.route(&packet), (Fate::Peer(key(2)), Vec::new()));
+        assert_eq!(world.route(&packet), (Decided::Peer(key(2)), Vec::new()));
     }
 }
 
 #[test]
-fn groups_are_everyone_and_only_neighbour_discovery_stays() {
+fn multicast_goes_to_all_peers_but_neighbour_discovery_stays_here() {
     let mut world = World::new();
     let all_routers = LinkAddress::from_bytes([0x33, 0x33, 0, 0, 0, 2]);
     let ospf = LinkAddress::from_bytes([1, 0, 0x5e, 0, 0, 5]);
-    assert_eq!(world.route(&v4(ospf, [224, 0, 0, 5], 64, false)).0, Fate::Everyone);
-    assert_eq!(world.route(&v4(BROADCAST, [255; 4], 64, false)).0, Fate::Everyone);
+    assert_eq!(world.route(&v4(ospf, [224, 0, 0, 5], 64, false)).0, Decided::AllPeers);
+    assert_eq!(world.route(&v4(BROADCAST, [255; 4], 64, false)).0, Decided::AllPeers);
     for kind in 130..140_u8 {
         let message = icmpv6(all_routers, "fe80::1", "ff02::2", &[kind, 0, 0, 0, 0, 0, 0, 0]);
-        let expected = if (135..=137).contains(&kind) { Fate::Here } else { Fate::Everyone };
+        let expected = if (135..=137).contains(&kind) { Decided::Local } else { Decided::AllPeers };
         assert_eq!(world.route(&message), (expected, Vec::new()), "{kind}");
     }
 }
 
 #[test]
-fn frames_of_other_protocols_are_lost() {
+fn frames_of_other_protocols_are_dropped() {
     let mut world = World::new();
-    assert_eq!(world.route(&frame(address(1), 0x88cc, &[0; 60])).0, Fate::Lost(Loss::NotIp));
-    assert_eq!(world.route(&[0; 13]).0, Fate::Lost(Loss::NotIp));
+    assert_eq!(world.route(&frame(address(1), 0x88cc, &[0; 60])).0, Decided::Dropped(EngineDrop::NotIp));
+    assert_eq!(world.route(&[0; 13]).0, Decided::Dropped(EngineDrop::NotIp));
 }
 
-/// The ICMP error in a frame: its type and code, where it claims to come from, and by whom.
+/// The ICMP error in a frame: its type, code, source address, source link address, and the last field, which may be an
+/// MTU.
 fn error_in(frame: &[u8]) -> (u8, u8, IpAddr, LinkAddress, u16) {
     let (header, packet) = Header::split(frame).unwrap();
     assert_eq!(header.destination, OWN);
     let parsed = inner::Packet::parse(packet).unwrap();
     assert_eq!(parsed.len, packet.len());
     let message = if parsed.source.is_ipv4() {
-        assert_eq!(ip::checksum(&[&packet[..20]]), 0);
-        assert_eq!(ip::checksum(&[&packet[20..]]), 0);
+        assert_eq!(checksum(&[&packet[..20]]), 0);
+        assert_eq!(checksum(&[&packet[20..]]), 0);
         &packet[20..]
     } else {
-        let message = ip::icmpv6(packet).unwrap();
-        let len = (message.len() as u32).to_be_bytes();
-        assert_eq!(ip::checksum(&[&packet[8..40], &len, &[0, 0, 0, 58], message]), 0);
+        let message = ipv6::icmpv6(packet).unwrap();
+        assert_eq!(ipv6::icmpv6_checksum(packet.first_chunk().unwrap(), message), 0);
         message
     };
     (message[0], message[1], parsed.source, header.source, u16::from_be_bytes([message[6], message[7]]))
 }
 
 #[test]
-fn what_goes_to_nobody_or_to_a_lost_peer_comes_back_as_unreachable() {
+fn packets_to_no_peer_and_to_unreachable_peers_come_back_as_unreachable() {
     let mut world = World::new();
     let v4_destination: IpAddr = Ipv4Addr::new(10, 7, 7, 7).into();
     let v6_destination: IpAddr = "fd00::77".parse().unwrap();
-    for (to, expected) in [(LinkAddress::NOBODY, Fate::Lost(Loss::NoNeighbour)), (address(3), Fate::PeerLost)]
+    for (to, expected) in
+        [(LinkAddress::NOBODY, Decided::Dropped(EngineDrop::NoNeighbour)), (address(3), Decided::Unreachable)]
     {
-        let (fate, answer) = world.route(&v4(to, [10, 7, 7, 7], 1400, true));
-        assert_eq!(fate, expected);
+        let (decided, answer) = world.route(&v4(to, [10, 7, 7, 7], 1400, true));
+        assert_eq!(decided, expected);
         assert_eq!(error_in(&answer), (3, 1, v4_destination, to, 0));
-        assert_eq!(answer.len(), 14 + 576, "no longer than needed");
-        let (fate, answer) = world.route(&v6(to, "fd00::77", 1400));
-        assert_eq!(fate, expected);
+        assert_eq!(answer.len(), 14 + 576, "as short as allowed");
+        let (decided, answer) = world.route(&v6(to, "fd00::77", 1400));
+        assert_eq!(decided, expected);
         assert_eq!(error_in(&answer), (1, 3, v6_destination, to, 0));
         assert_eq!(answer.len(), 14 + 1280);
     }
 }
 
 #[test]
-fn no_errors_about_errors_or_later_fragments_or_from_nowhere() {
+fn there_are_no_errors_about_errors_later_fragments_or_packets_without_a_single_source() {
     let mut world = World::new();
     let to = LinkAddress::NOBODY;
     let mut silent = |frame: &[u8]| assert_eq!(world.route(frame).1, Vec::<u8>::new());
     for kind in [3, 4, 5, 11, 12] {
         let mut error = v4(to, [10, 7, 7, 7], 64, false);
-        error[14 + 9] = ip::ICMP;
+        error[14 + 9] = protocol::ICMP;
         error[14 + 20] = kind;
         silent(&error);
     }
@@ -286,45 +295,45 @@ fn no_errors_about_errors_or_later_fragments_or_from_nowhere() {
     let mut fragment = v4(to, [10, 7, 7, 7], 64, false);
     fragment[14 + 7] = 1;
     silent(&fragment);
-    let mut nowhere = v4(to, [10, 7, 7, 7], 64, false);
-    nowhere[14 + 12..14 + 16].fill(0);
-    silent(&nowhere);
+    let mut without_source = v4(to, [10, 7, 7, 7], 64, false);
+    without_source[14 + 12..14 + 16].fill(0);
+    silent(&without_source);
     silent(&v4(to, [224, 0, 0, 1], 64, false));
 }
 
 #[test]
-fn a_packet_over_the_path_mtu_comes_back_as_too_big() {
+fn a_packet_that_exceeds_the_path_mtu_comes_back_as_too_big() {
     let mut world = World::new();
     world.link.set_path_mtu(world.id(1), Some(1400));
-    // 1400 less 20 (IPv4), 8 (UDP) and 32 (data message) is 1340: padded packets fit up to 1328.
-    assert_eq!(world.route(&v4(address(1), [8; 4], 1328, true)), (Fate::Peer(key(1)), Vec::new()));
-    let (fate, answer) = world.route(&v4(address(1), [8; 4], 1329, true));
-    assert_eq!(fate, Fate::Lost(Loss::TooBig));
+    // 1400 less 20 (IPv4), 8 (UDP) and 32 (data message) is 1340, which leaves 1328 for padded packets.
+    assert_eq!(world.route(&v4(address(1), [8; 4], 1328, true)), (Decided::Peer(key(1)), Vec::new()));
+    let (decided, answer) = world.route(&v4(address(1), [8; 4], 1329, true));
+    assert_eq!(decided, Decided::Dropped(EngineDrop::TooBig));
     assert_eq!(error_in(&answer), (3, 4, Ipv4Addr::new(8, 8, 8, 8).into(), address(1), 1328));
-    let (fate, answer) = world.route(&v6(address(1), "2001:db8::8", 1329));
-    assert_eq!(fate, Fate::Lost(Loss::TooBig));
+    let (decided, answer) = world.route(&v6(address(1), "2001:db8::8", 1329));
+    assert_eq!(decided, Decided::Dropped(EngineDrop::TooBig));
     assert_eq!(error_in(&answer), (2, 0, "2001:db8::8".parse().unwrap(), address(1), 1328));
-    // What may be fragmented is, on the underlay; and the other peer has no such limit.
-    assert_eq!(world.route(&v4(address(1), [8; 4], 1400, false)).0, Fate::Peer(key(1)));
-    assert_eq!(world.route(&v4(address(2), [8; 4], 1400, true)).0, Fate::Peer(key(2)));
-    // IPv6 cannot be told less than 1280.
+    // A packet that may be fragmented passes: the underlay will fragment it. The other peer has no such limit.
+    assert_eq!(world.route(&v4(address(1), [8; 4], 1400, false)).0, Decided::Peer(key(1)));
+    assert_eq!(world.route(&v4(address(2), [8; 4], 1400, true)).0, Decided::Peer(key(2)));
+    // With IPv6 the limit is never less than 1280.
     world.link.set_path_mtu(world.id(1), Some(600));
-    assert_eq!(world.route(&v6(address(1), "2001:db8::8", 1280)).0, Fate::Peer(key(1)));
+    assert_eq!(world.route(&v6(address(1), "2001:db8::8", 1280)).0, Decided::Peer(key(1)));
     let (_, answer) = world.route(&v6(address(1), "2001:db8::8", 1281));
     assert_eq!(error_in(&answer).4, 1280);
     world.link.set_path_mtu(world.id(1), None);
-    assert_eq!(world.route(&v4(address(1), [8; 4], 1420, true)).0, Fate::Peer(key(1)));
+    assert_eq!(world.route(&v4(address(1), [8; 4], 1420, true)).0, Decided::Peer(key(1)));
 }
 
 #[test]
-fn a_path_that_takes_the_whole_mtu_takes_it_unpadded() {
+fn a_packet_as_long_as_the_mtu_is_not_padded() {
     let mut world = World::new();
     world.link.set_path_mtu(world.id(1), Some(1480));
-    assert_eq!(world.route(&v4(address(1), [8; 4], 1420, true)).0, Fate::Peer(key(1)));
+    assert_eq!(world.route(&v4(address(1), [8; 4], 1420, true)).0, Decided::Peer(key(1)));
 }
 
 #[test]
-fn the_network_s_word_is_believed_for_ten_minutes_and_survives_changes_of_peers() {
+fn a_learnt_path_mtu_lasts_ten_minutes_and_survives_changes_of_peers() {
     let mut world = World::new();
     let id = world.id(1);
     let endpoint = IpAddr::from([192, 0, 2, 1]);
@@ -339,44 +348,43 @@ fn the_network_s_word_is_believed_for_ten_minutes_and_survives_changes_of_peers(
 }
 
 #[test]
-fn arrivals_bear_their_peer_s_address_and_bring_no_neighbour_discovery() {
+fn inbound_frames_come_from_their_peer_s_address_and_carry_no_neighbour_discovery() {
     let world = World::new();
     let id = world.id(1);
     let packet = &v4(OWN, [10, 0, 0, 9], 64, false)[HEADER_LEN..];
-    let header = world.link.table().arrival(id, Ipv4Addr::new(10, 0, 0, 9).into(), packet).unwrap();
+    let header = world.link.table().inbound_header(id, Ipv4Addr::new(10, 0, 0, 9).into(), packet).unwrap();
     let (header, _) = Header::split(&header).unwrap();
-    assert_eq!(header, Header { destination: OWN, source: address(1), kind: frame::IPV4 });
+    assert_eq!(header, Header { destination: OWN, source: address(1), kind: kind::IPV4 });
     let to: IpAddr = "fe80::1".parse().unwrap();
     for kind in [133, 134, 135, 136, 137, 138] {
         let frame = icmpv6(OWN, "fe80::2", "fe80::1", &[kind, 0, 0, 0, 0, 0, 0, 0]);
-        let arrival = world.link.table().arrival(id, to, &frame[HEADER_LEN..]);
-        assert_eq!(arrival == Err(Loss::NotForTheLink), (135..=137).contains(&kind), "{kind}");
+        let arrival = world.link.table().inbound_header(id, to, &frame[HEADER_LEN..]);
+        assert_eq!(arrival == Err(EngineDrop::NotForTheLink), (135..=137).contains(&kind), "{kind}");
     }
 }
 
-/// What the stack hears of changes: each frame's kind, which address it is about, and who has it.
+/// The announcements to the network stack: each address, and the link address where it is now.
 fn announced(world: &mut World) -> Vec<(IpAddr, LinkAddress)> {
     let mut told = Vec::new();
     let routes = world.device.transport().routes();
     world.link.announce(&routes, |frame| {
         let (header, packet) = Header::split(frame).unwrap();
         let there = header.source;
-        if header.kind == frame::ARP {
+        if header.kind == kind::ARP {
             assert_eq!(header.destination, OWN);
             let target = Ipv4Addr::from(*packet[14..].first_chunk::<4>().unwrap());
             let half = [&there.to_bytes()[..], &target.octets()].concat();
-            // The kernel calls it gratuitous, and believes it, when both halves are alike.
+            // The kernel accepts it as gratuitous when both halves are alike.
             assert_eq!(packet, [&[0, 1, 8, 0, 6, 4, 0, 2], &half[..], &half[..]].concat());
             told.push((target.into(), there));
         } else {
             assert_eq!(header.destination, LinkAddress::from_bytes([0x33, 0x33, 0, 0, 0, 1]));
-            let message = ip::icmpv6(packet).unwrap();
+            let message = ipv6::icmpv6(packet).unwrap();
             assert_eq!((message[0], packet[7]), (136, 255));
             assert_eq!(packet[24..40], "ff02::1".parse::<Ipv6Addr>().unwrap().octets());
-            assert_eq!(message[4] & 0xe0, 0xa0, "unsolicited, to override, of a router");
+            assert_eq!(message[4] & 0xe0, 0xa0, "not solicited, overriding, from a router");
             assert_eq!(message[24..], [&[2, 1][..], &there.to_bytes()].concat());
-            let len = (message.len() as u32).to_be_bytes();
-            assert_eq!(ip::checksum(&[&packet[8..40], &len, &[0, 0, 0, 58], message]), 0);
+            assert_eq!(ipv6::icmpv6_checksum(packet.first_chunk().unwrap(), message), 0);
             let target = Ipv6Addr::from(*message[8..].first_chunk::<16>().unwrap());
             told.push((target.into(), there));
         }
@@ -386,7 +394,7 @@ fn announced(world: &mut World) -> Vec<(IpAddr, LinkAddress)> {
 }
 
 #[test]
-fn the_stack_is_told_who_has_an_address_now_that_it_once_asked_for() {
+fn the_stack_is_told_of_new_locations_of_the_addresses_that_it_asked_for() {
     let mut world = World::new();
     let (new, v4): (_, IpAddr) = (key(4), [10, 0, 0, 1].into());
     let v6 = ["fd00::1", "fd00::77"].map(|text| text.parse::<IpAddr>().unwrap());
@@ -395,15 +403,15 @@ fn the_stack_is_told_who_has_an_address_now_that_it_once_asked_for() {
     for target in [v6[0], v6[1], link_local] {
         world.route(&solicitation(BROADCAST, "fd00::9", &target.to_string()));
     }
-    // An address of which somebody else told the stack.
+    // An address that the stack learnt elsewhere is not announced.
     world.route(&solicitation(address(2), "fd00::9", "fd77::1"));
     assert_eq!(announced(&mut world), []);
 
-    // A new peer takes an address, comes with a prefix that has one, and with its link-local one.
-    let mut configuration = world.device.configure(at(6));
-    let mut peer = configuration.add_peer(new).unwrap();
-    peer.add_allowed_ip("10.0.0.1/32".parse().unwrap()).add_allowed_ip("fd00::/64".parse().unwrap());
-    drop(configuration);
+    // A new peer takes an address, a prefix that covers another one, and its own link-local address.
+    world.device.configure(at(6), |configuration| {
+        let mut peer = configuration.add_peer(new).unwrap();
+        peer.add_allowed_ip("10.0.0.1/32".parse().unwrap()).add_allowed_ip("fd00::/64".parse().unwrap());
+    });
     world.link.insert(world.device.peer(&new).unwrap().path);
     let expected = [(v4, address(4)), (v6[1], address(4)), (link_local, address(4))];
     assert_eq!(announced(&mut world), {
@@ -413,24 +421,26 @@ fn the_stack_is_told_who_has_an_address_now_that_it_once_asked_for() {
     });
     assert_eq!(announced(&mut world), [], "once");
 
-    // It goes, and one of its addresses is another's again: by the default route of the third.
-    world.device.configure(at(7)).remove_peer(&new);
+    // It is removed. The third peer's default route covers one of its addresses; the others have no peer.
+    world.device.configure(at(7), |configuration| configuration.remove_peer(&new));
     world.link.remove(&new);
     let nobody = LinkAddress::NOBODY;
     let mut expected = [(v4, address(3)), (v6[1], nobody), (link_local, nobody)];
     expected.sort_by_key(|(target, _)| *target);
     assert_eq!(announced(&mut world), expected);
 
-    // With another address of ours the stack begins anew.
+    // With another link address of the interface, the stack has forgotten everything.
     world.link.set_own(address(8));
-    world.device.configure(at(8)).remove_all_peers();
+    world.device.configure(at(8), |configuration| {
+        configuration.remove_all_peers();
+    });
     world.link.clear();
     assert_eq!(announced(&mut world), []);
 }
 
 #[test]
-fn a_peer_with_another_s_link_address_takes_its_place_whatever_the_order() {
-    // As in the engine's test: 08:53:19:43:ce follows from both.
+fn a_peer_replaces_one_with_the_same_link_address_in_either_order() {
+    // As in the engine's test: the link address ends with 08:53:19:43:ce for both keys.
     let [one, other] = [542_000_u32, 1_144_960].map(|number| {
         let mut key = [0; 32];
         key[..4].copy_from_slice(&number.to_le_bytes());
@@ -438,10 +448,10 @@ fn a_peer_with_another_s_link_address_takes_its_place_whatever_the_order() {
     });
     for removed_first in [true, false] {
         let mut world = World::new();
-        let mut configuration = world.device.configure(at(1));
-        configuration.add_peer(one).unwrap();
-        configuration.add_peer(other).unwrap();
-        drop(configuration);
+        world.device.configure(at(1), |configuration| {
+            configuration.add_peer(one).unwrap();
+            configuration.add_peer(other).unwrap();
+        });
         let path = |key| Arc::clone(world.device.peer(&key).unwrap().path);
         let (one_path, other_path) = (path(one), path(other));
         world.link.insert(&one_path);
@@ -458,11 +468,11 @@ fn a_peer_with_another_s_link_address_takes_its_place_whatever_the_order() {
 }
 
 proptest! {
-    /// Whatever the stack sends, an answer is a frame to whoever sent it.
+    /// Whatever the stack sends, an answer goes to the interface itself.
     #[test]
-    fn arbitrary_frames_are_survived(
+    fn arbitrary_frames_do_not_panic(
         destination in prop_oneof![Just(address(1)), Just(address(3)), Just(BROADCAST), Just(LinkAddress::NOBODY)],
-        kind in prop_oneof![Just(frame::ARP), Just(frame::IPV4), Just(frame::IPV6), any::<u16>()],
+        kind in prop_oneof![Just(kind::ARP), Just(kind::IPV4), Just(kind::IPV6), any::<u16>()],
         payload in prop::collection::vec(any::<u8>(), 0..200),
         first in prop_oneof![Just(0x45), Just(0x60), Just(0), any::<u8>()],
     ) {

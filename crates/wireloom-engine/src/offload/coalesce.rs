@@ -1,49 +1,47 @@
-//! Joins packets that came out of a tunnel into super-packets, as the kernel does with what comes from
-//! a network card (`tcp_gro_receive` in net/ipv4/tcp_offload.c, `udp_gro_receive` in udp_offload.c).
+//! Joins packets from a tunnel into super-packets, as the kernel does with packets from a network card
+//! (`tcp_gro_receive` in net/ipv4/tcp_offload.c, `udp_gro_receive` in udp_offload.c).
 //!
-//! Packets are joined only when cutting the super-packet yields them again, byte for byte; one thing
-//! excepted: the identification of an IPv4 packet that must not be fragmented, which means nothing
-//! (RFC 6864, section 4.1). So a checksum that is wrong stays wrong: nothing is joined unverified,
-//! because it would come out corrected.
+//! Packets are joined only if splitting the super-packet yields the same packets again, byte for byte. There is one
+//! exception: the identification of an IPv4 packet that must not be fragmented, which has no meaning (RFC 6864,
+//! section 4.1). Checksums are verified first, because a wrong one would come out corrected.
 
 use std::{io::IoSlice, iter};
 
-use super::{
-    IPV4_HEADER, IPV6_HEADER, LinkHeader, TCP, TCP_CHECKSUM, TCP_HEADER, UDP, UDP_CHECKSUM, UDP_HEADER,
-    checksum::{Sum, pseudo_header},
-    flag, read_u16, read_u32,
-    virtio::{PartialChecksum, Segmentation, SegmentationKind, VirtioHeader},
-    write_u16,
+use super::virtio::{PartialChecksum, Segmentation, SegmentationKind, VirtioHeader};
+use crate::packet::{
+    MAX_PACKET,
+    checksum::Sum,
+    ethernet::HeaderBytes,
+    ip_version, ipv4, ipv6,
+    protocol::{TCP, UDP},
+    pseudo_header_sum, read_u16, read_u32, tcp, udp, write_u16,
 };
 
-/// Packets in one super-packet of TCP: 64 KB of those that an MTU of 1420 leaves are 48.
+/// The most packets in one super-packet of TCP. With an MTU of 1420, 48 of them make 64 KB.
 const TCP_MAX: usize = 64;
-/// Packets in one super-packet of UDP. The socket it goes to takes it as so many datagrams at once, and
-/// its default buffer should not overflow from one.
+/// The most packets in one super-packet of UDP. The receiving socket gets as many datagrams at once, which should not
+/// overflow its default buffer.
 const UDP_MAX: usize = 32;
-/// Longest IP packet, in bytes.
-const LENGTH_MAX: usize = 65_535;
-/// The longest headers that are joined: IPv6 and a TCP header with all options.
-const HEADERS_MAX: usize = IPV6_HEADER + 60;
+/// The longest headers that are joined, in bytes: IPv6, and a TCP header with all options.
+const HEADERS_MAX: usize = ipv6::HEADER_LEN + 60;
 
-/// Parts that [`Coalescer`] gives to its sink, at most: virtio-net header, link header, IP and transport
-/// header, and the payloads.
+/// The most parts that [`Coalescer`] passes to its sink: virtio-net header, Ethernet header, IP and transport header,
+/// and the payloads.
 const PARTS_MAX: usize = 3 + TCP_MAX;
 
-/// What may be joined: what the interface takes as super-packets.
+/// Which packets may be joined: those whose super-packets the interface takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Joinable {
-    /// Segments of TCP.
+    /// TCP segments.
     pub tcp: bool,
-    /// Datagrams of UDP.
+    /// UDP datagrams.
     pub udp: bool,
 }
 
-/// Takes the packets of a batch in their order and gives them on, in the same order, to a sink: how many
-/// they are, and what is to be written to the interface, in parts of which the first is the virtio-net
-/// header ([`Tun::send`](crate::tun::Tun::send)).
+/// Takes the packets of a batch in order and passes them on, in the same order, to a sink. The sink gets the number of
+/// packets and the parts to write to the interface, of which the first is the virtio-net header.
 ///
-/// The packets' bytes stay where they are; only headers are written anew.
+/// The packets' bytes stay where they are. Only headers are written anew.
 #[derive(Debug)]
 pub struct Coalescer<'b> {
     joinable: Joinable,
@@ -51,24 +49,24 @@ pub struct Coalescer<'b> {
     payloads: [&'b [u8]; TCP_MAX],
 }
 
-/// Packets that were found to belong together; at least one.
+/// Packets that belong together; at least one.
 #[derive(Debug)]
 struct Group<'b> {
-    link: Option<LinkHeader>,
-    /// The first one, whose headers count for all.
+    link: Option<HeaderBytes>,
+    /// The first packet, whose headers stand for all.
     first: &'b [u8],
-    /// Of the first one; `None` when nothing can be joined to it.
+    /// The shape of the first packet. `None` when nothing can be joined to it.
     shape: Option<Shape>,
-    /// How many there are.
+    /// The number of packets.
     count: usize,
-    /// Bytes of payload of all of them.
+    /// Bytes of payload of all packets.
     payload: usize,
-    /// Whether the last one ends the group: it was shorter than the first, or pushed.
+    /// Whether the last packet ends the group: it was shorter than the first, or pushed.
     closed: bool,
     pushed: bool,
 }
 
-/// What it takes to join a packet to others.
+/// The properties of a packet that decide whether it can be joined to others.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     protocol: u8,
@@ -80,17 +78,17 @@ struct Shape {
 }
 
 impl<'b> Coalescer<'b> {
-    /// Holds nothing yet.
+    /// A coalescer that holds no packet.
     #[must_use]
     pub fn new(joinable: Joinable) -> Self {
         Self { joinable, group: None, payloads: [&[]; TCP_MAX] }
     }
 
-    /// Takes the next packet, whose length is the one that its IP header claims. Those before it go to
-    /// the sink when it does not belong to them.
+    /// Takes the next packet, whose length must be the one that its IP header claims. If it does not continue the
+    /// packets before it, those go to the sink. `link` is its Ethernet header, if there is one.
     pub fn push(
         &mut self,
-        link: Option<LinkHeader>,
+        link: Option<HeaderBytes>,
         packet: &'b [u8],
         sink: impl FnMut(u64, &[IoSlice<'_>]),
     ) {
@@ -110,7 +108,7 @@ impl<'b> Coalescer<'b> {
         self.group = Some(Group::new(link, packet, shape));
     }
 
-    /// Gives on what is still held back.
+    /// Passes on the packets that are still held back.
     pub fn flush(&mut self, mut sink: impl FnMut(u64, &[IoSlice<'_>])) {
         let Some(group) = self.group.take() else { return };
         let link = group.link.as_ref().map_or(&[][..], |link| link);
@@ -136,7 +134,7 @@ impl<'b> Coalescer<'b> {
 }
 
 impl<'b> Group<'b> {
-    fn new(link: Option<LinkHeader>, first: &'b [u8], shape: Option<Shape>) -> Self {
+    fn new(link: Option<HeaderBytes>, first: &'b [u8], shape: Option<Shape>) -> Self {
         let payload = shape.map_or(0, |shape| first.len() - shape.payload);
         let pushed = shape.is_some_and(|shape| shape.pushed);
         Self { link, first, shape, count: 1, payload, closed: pushed, pushed }
@@ -148,14 +146,14 @@ impl<'b> Group<'b> {
     }
 
     /// Whether the packet continues this group.
-    fn admits(&self, link: Option<LinkHeader>, packet: &[u8], shape: &Shape) -> bool {
+    fn admits(&self, link: Option<HeaderBytes>, packet: &[u8], shape: &Shape) -> bool {
         let Some(own) = &self.shape else { return false };
         let payload = packet.len() - shape.payload;
         let most = if own.protocol == TCP { TCP_MAX } else { UDP_MAX };
         let room = !self.closed
             && self.count < most
             && payload <= self.size(own)
-            && own.payload + self.payload + payload <= LENGTH_MAX;
+            && own.payload + self.payload + payload <= MAX_PACKET;
         room && own.protocol == shape.protocol
             && own.transport == shape.transport
             && own.payload == shape.payload
@@ -166,17 +164,17 @@ impl<'b> Group<'b> {
 
     fn continues_network(&self, packet: &[u8]) -> bool {
         let first = self.first;
-        if packet[0] >> 4 == 6 {
-            // All but the length: class and flow label, next header, hop limit, addresses.
-            return first[..4] == packet[..4] && first[6..IPV6_HEADER] == packet[6..IPV6_HEADER];
+        if ip_version(packet) == Some(6) {
+            // Everything but the length: traffic class and flow label, next header, hop limit, addresses.
+            return first[..4] == packet[..4] && first[6..ipv6::HEADER_LEN] == packet[6..ipv6::HEADER_LEN];
         }
-        let identification = read_u16(first, 4).wrapping_add(self.count as u16);
-        let unfragmentable = first[6] & 0x40 != 0;
+        let identification = read_u16(first, ipv4::IDENTIFICATION).wrapping_add(self.count as u16);
+        let unfragmentable = ipv4::Header::read(first).is_some_and(ipv4::Header::dont_fragment);
         // Type of service; flags, time to live and protocol; addresses.
         first[..2] == packet[..2]
             && first[6..10] == packet[6..10]
-            && first[12..IPV4_HEADER] == packet[12..IPV4_HEADER]
-            && (unfragmentable || read_u16(packet, 4) == identification)
+            && first[ipv4::ADDRESSES] == packet[ipv4::ADDRESSES]
+            && (unfragmentable || read_u16(packet, ipv4::IDENTIFICATION) == identification)
     }
 
     fn continues_transport(&self, shape: &Shape, packet: &[u8]) -> bool {
@@ -186,13 +184,14 @@ impl<'b> Group<'b> {
         if shape.protocol == UDP {
             return ports;
         }
-        // The acknowledgement, the data offset, the window, the urgent pointer and the options; the
-        // flags are those that `Shape::of_tcp` lets through.
+        let sequence = read_u32(first, tcp::SEQUENCE).wrapping_add(self.payload as u32);
+        // The acknowledgement, the data offset, the window, the urgent pointer and the options. `Shape::of_tcp` has
+        // checked the flags.
         ports
-            && read_u32(header, 4) == read_u32(first, 4).wrapping_add(self.payload as u32)
-            && first[8..13] == header[8..13]
-            && first[14..TCP_CHECKSUM] == header[14..TCP_CHECKSUM]
-            && first[TCP_CHECKSUM + 2..] == header[TCP_CHECKSUM + 2..]
+            && read_u32(header, tcp::SEQUENCE) == sequence
+            && first[tcp::SEQUENCE + 4..tcp::FLAGS] == header[tcp::SEQUENCE + 4..tcp::FLAGS]
+            && first[tcp::FLAGS + 1..tcp::CHECKSUM] == header[tcp::FLAGS + 1..tcp::CHECKSUM]
+            && first[tcp::CHECKSUM + 2..] == header[tcp::CHECKSUM + 2..]
     }
 
     fn add(&mut self, payload: usize, pushed: bool) {
@@ -202,29 +201,29 @@ impl<'b> Group<'b> {
         self.closed = pushed || self.shape.is_some_and(|shape| payload < self.size(&shape));
     }
 
-    /// Writes the headers of the super-packet and returns the one that describes it.
+    /// Writes the headers of the super-packet and returns its virtio-net header.
     fn write_headers(&self, shape: &Shape, headers: &mut [u8]) -> VirtioHeader {
         let link_len = self.link.map_or(0, |link| link.len());
         let len = shape.payload + self.payload;
         let transport_len = len - shape.transport;
         headers.copy_from_slice(&self.first[..shape.payload]);
-        let v6 = headers[0] >> 4 == 6;
+        let v6 = ip_version(headers) == Some(6);
         if v6 {
-            write_u16(headers, 4, (len - IPV6_HEADER) as u16);
+            write_u16(headers, ipv6::PAYLOAD_LENGTH, (len - ipv6::HEADER_LEN) as u16);
         } else {
-            write_u16(headers, 2, len as u16);
-            write_u16(headers, 10, 0);
-            let sum = Sum::of(&headers[..IPV4_HEADER]).complement();
-            write_u16(headers, 10, sum);
+            write_u16(headers, ipv4::TOTAL_LENGTH, len as u16);
+            write_u16(headers, ipv4::CHECKSUM, 0);
+            let sum = Sum::of(&headers[..ipv4::HEADER_LEN]).complement();
+            write_u16(headers, ipv4::CHECKSUM, sum);
         }
-        let pseudo = pseudo_header(headers, shape.protocol, transport_len).fold();
+        let pseudo = pseudo_header_sum(headers, shape.protocol, transport_len).fold();
         let transport = &mut headers[shape.transport..];
         let (kind, field) = if shape.protocol == UDP {
-            write_u16(transport, 4, transport_len as u16);
-            (SegmentationKind::Udp, UDP_CHECKSUM)
+            write_u16(transport, udp::LENGTH, transport_len as u16);
+            (SegmentationKind::Udp, udp::CHECKSUM)
         } else {
-            transport[13] |= if self.pushed { flag::PSH } else { 0 };
-            (if v6 { SegmentationKind::TcpV6 } else { SegmentationKind::TcpV4 }, TCP_CHECKSUM)
+            transport[tcp::FLAGS] |= if self.pushed { tcp::Flags::PSH.bits() } else { 0 };
+            (if v6 { SegmentationKind::TcpV6 } else { SegmentationKind::TcpV4 }, tcp::CHECKSUM)
         };
         write_u16(transport, field, pseudo);
         VirtioHeader {
@@ -242,12 +241,12 @@ impl<'b> Group<'b> {
 }
 
 impl Shape {
-    /// `None` when the packet is to go on as it is: it is no TCP or UDP, a fragment, has IP options or
-    /// extension headers, asks for attention by its TCP flags, has no payload, or is damaged.
+    /// `None` when the packet has to be passed on alone: it is not TCP or UDP, is a fragment, has IP options or
+    /// extension headers, has TCP flags that ask for attention, has no payload, or is damaged.
     fn of(packet: &[u8], joinable: Joinable) -> Option<Self> {
-        let (protocol, transport) = match packet.first()? >> 4 {
-            4 if is_plain_v4(packet) => (packet[9], IPV4_HEADER),
-            6 if is_plain_v6(packet) => (packet[6], IPV6_HEADER),
+        let (protocol, transport) = match ip_version(packet)? {
+            4 => (plain_v4(packet)?.protocol(), ipv4::HEADER_LEN),
+            6 => (plain_v6(packet)?.next_header(), ipv6::HEADER_LEN),
             _ => return None,
         };
         let header = &packet[transport..];
@@ -256,44 +255,50 @@ impl Shape {
             UDP if joinable.udp => Self::of_udp(header, transport)?,
             _ => return None,
         };
-        let sum = pseudo_header(packet, protocol, header.len()).and(Sum::of(header));
+        let sum = pseudo_header_sum(packet, protocol, header.len()).and(Sum::of(header));
         sum.is_intact().then_some(shape)
     }
 
     fn of_tcp(header: &[u8], transport: usize) -> Option<Self> {
-        if header.len() <= TCP_HEADER {
+        if header.len() <= tcp::HEADER_LEN {
             return None;
         }
-        let (header_len, flags) = (usize::from(header[12] >> 4) * 4, header[13]);
-        // An acknowledgement and perhaps a push; the bits before them are reserved, or are of ECN.
-        let ordinary = flags & !flag::PSH == flag::ACK && header[12] & 15 == 0;
-        let whole = header_len >= TCP_HEADER && header_len < header.len();
+        let (header_len, flags) = (tcp::header_len(header), tcp::Flags::from_bits_retain(header[tcp::FLAGS]));
+        // An acknowledgement and perhaps a push. The low bits of the other byte are reserved, or belong to ECN.
+        let ordinary =
+            flags.difference(tcp::Flags::PSH) == tcp::Flags::ACK && header[tcp::DATA_OFFSET] & 15 == 0;
+        let whole = header_len >= tcp::HEADER_LEN && header_len < header.len();
         (ordinary && whole).then_some(Self {
             protocol: TCP,
             transport,
             payload: transport + header_len,
-            pushed: flags & flag::PSH != 0,
+            pushed: flags.contains(tcp::Flags::PSH),
         })
     }
 
     fn of_udp(header: &[u8], transport: usize) -> Option<Self> {
-        let whole = header.len() > UDP_HEADER && usize::from(read_u16(header, 4)) == header.len();
-        // Without a checksum (over IPv4), it would come out with one.
-        let summed = whole && read_u16(header, UDP_CHECKSUM) != 0;
-        summed.then_some(Self { protocol: UDP, transport, payload: transport + UDP_HEADER, pushed: false })
+        let whole =
+            header.len() > udp::HEADER_LEN && usize::from(read_u16(header, udp::LENGTH)) == header.len();
+        // A datagram without a checksum (over IPv4) would come out with one.
+        let summed = whole && read_u16(header, udp::CHECKSUM) != 0;
+        let payload = transport + udp::HEADER_LEN;
+        summed.then_some(Self { protocol: UDP, transport, payload, pushed: false })
     }
 }
 
-/// An IPv4 packet of its claimed length, without options, no fragment, with the right checksum.
-fn is_plain_v4(packet: &[u8]) -> bool {
-    packet.len() > IPV4_HEADER
-        && packet[0] == 0x45
-        && usize::from(read_u16(packet, 2)) == packet.len()
-        && read_u16(packet, 6) & 0x3fff == 0
-        && Sum::of(&packet[..IPV4_HEADER]).is_intact()
+/// The header of an IPv4 packet that has its claimed length, no options, the right checksum, and is no fragment.
+fn plain_v4(packet: &[u8]) -> Option<ipv4::Header<'_>> {
+    let header = ipv4::Header::read(packet)?;
+    let plain = packet.len() > ipv4::HEADER_LEN
+        && header.len() == ipv4::HEADER_LEN
+        && header.total_len() == packet.len()
+        && !header.is_fragment()
+        && Sum::of(&packet[..ipv4::HEADER_LEN]).is_intact();
+    plain.then_some(header)
 }
 
-/// An IPv6 packet of its claimed length.
-fn is_plain_v6(packet: &[u8]) -> bool {
-    packet.len() > IPV6_HEADER && IPV6_HEADER + usize::from(read_u16(packet, 4)) == packet.len()
+/// The header of an IPv6 packet that has its claimed length.
+fn plain_v6(packet: &[u8]) -> Option<ipv6::Header<'_>> {
+    let header = ipv6::Header::read(packet)?;
+    (packet.len() > ipv6::HEADER_LEN && header.total_len() == packet.len()).then_some(header)
 }

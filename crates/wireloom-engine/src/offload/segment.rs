@@ -1,37 +1,33 @@
-//! Cuts super-packets into packets, as a network card would.
+//! Splits super-packets into segments, as a network card would.
 
-use super::{
-    IPV4_HEADER, IPV6_HEADER, TCP_CHECKSUM, TCP_HEADER, UDP_CHECKSUM, UDP_HEADER,
-    checksum::Sum,
-    flag, read_u16, read_u32,
-    virtio::{PartialChecksum, SegmentationKind, VirtioHeader},
-    write_u16, write_u32,
+use super::virtio::{PartialChecksum, SegmentationKind, VirtioHeader};
+use crate::packet::{
+    checksum::Sum, ip_version, ipv4, ipv6, read_u16, read_u32, tcp, udp, write_u16, write_u32,
 };
 
-/// The packets in one packet that was read from the interface: one, or those of a super-packet.
+/// The packets in what was read from the interface: the segments of a super-packet, or one packet.
 ///
-/// It holds what it has learned of the packet, but not the packet: that is lent to each call, the
-/// same one every time and without its link header.
+/// It holds what it has learnt of the packet but not the packet itself, which is passed to each call: the same one
+/// each time, without its Ethernet header.
 #[derive(Clone, Copy, Debug)]
 pub struct Segments {
     /// Where the payload of the next segment starts.
     next: usize,
-    /// The packet's length.
+    /// The length of the packet.
     end: usize,
-    cut: Cut,
+    form: Form,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Cut {
-    /// A packet as it stands, but for a checksum: where to add from, and where it goes.
-    Whole(Option<(usize, usize)>),
-    /// A super-packet.
-    Pieces(Pieces),
+enum Form {
+    /// One packet. Its checksum may have to be completed: where to add from, and where to write the sum.
+    Single(Option<(usize, usize)>),
+    Super(SuperPacket),
 }
 
-/// How a super-packet falls apart. What is the same in every segment is added up once.
+/// How to split a super-packet. Sums over bytes that all segments share are computed once.
 #[derive(Clone, Copy, Debug)]
-struct Pieces {
+struct SuperPacket {
     /// Bytes of payload in each segment.
     size: usize,
     /// Where the transport header starts.
@@ -40,17 +36,17 @@ struct Pieces {
     payload: usize,
     network: Network,
     protocol: Protocol,
-    /// Of the pseudo-header and the transport header, without what differs: lengths and checksum, and
-    /// in TCP the sequence number and the word with the flags.
+    /// The sum of the pseudo-header and the transport header without the fields that differ between segments: lengths
+    /// and checksum, and for TCP the sequence number and the word with the flags.
     sum: Sum,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Network {
     V4 {
-        /// Of the first segment.
+        /// The identification of the first segment.
         identification: u16,
-        /// Of the header without total length, identification and checksum.
+        /// The sum of the header without total length, identification and checksum.
         sum: Sum,
     },
     V6,
@@ -59,7 +55,7 @@ enum Network {
 #[derive(Clone, Copy, Debug)]
 enum Protocol {
     Tcp {
-        /// Of the first segment.
+        /// The sequence number of the first segment.
         sequence: u32,
         /// Data offset and flags.
         offset_and_flags: u16,
@@ -68,8 +64,10 @@ enum Protocol {
 }
 
 impl Segments {
-    /// Looks at a packet as the virtio-net header describes it; `link_len` is the length of the link
-    /// header that its offsets count and `packet` does not have. `None` when the two do not fit.
+    /// Examines a packet in the light of its virtio-net header. `link_len` is the length in bytes of the Ethernet
+    /// header, which the header's offsets count and `packet` does not have. `None` when header and packet contradict
+    /// each other.
+    #[must_use]
     pub fn new(header: VirtioHeader, link_len: usize, packet: &[u8]) -> Option<Self> {
         let end = packet.len();
         let checksum = match header.checksum {
@@ -80,76 +78,78 @@ impl Segments {
                 Some((start, field)).filter(|_| field + 2 <= end)
             }
         };
-        let cut = match header.segmentation {
-            // Without a checksum to complete, the protocols' checksums would be unknown.
+        let form = match header.segmentation {
+            // Without a checksum to complete, the transport's checksum field would be unknown.
             Some(segmentation) => {
                 let (transport, field) = checksum?;
                 let size = usize::from(segmentation.size);
-                Cut::Pieces(Pieces::new(segmentation.kind, size, transport, field, packet)?)
+                Form::Super(SuperPacket::new(segmentation.kind, size, transport, field, packet)?)
             }
-            None if header.checksum.is_some() => Cut::Whole(Some(checksum?)),
-            None => Cut::Whole(None),
+            None if header.checksum.is_some() => Form::Single(Some(checksum?)),
+            None => Form::Single(None),
         };
-        let next = match &cut {
-            Cut::Whole(_) => 0,
-            Cut::Pieces(pieces) => pieces.payload,
+        let next = match &form {
+            Form::Single(_) => 0,
+            Form::Super(whole) => whole.payload,
         };
-        Some(Self { next, end, cut })
+        Some(Self { next, end, form })
     }
 
-    /// The length of what is cut, in bytes.
+    /// The length of the whole packet, in bytes.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a packet has a header")]
     pub fn len(&self) -> usize {
         self.end
     }
 
-    /// The length of the longest packet, in bytes.
+    /// The length of the longest segment, in bytes.
     #[must_use]
     pub fn longest(&self) -> usize {
-        match &self.cut {
-            Cut::Whole(_) => self.end,
-            Cut::Pieces(pieces) => self.end.min(pieces.payload + pieces.size),
+        match &self.form {
+            Form::Single(_) => self.end,
+            Form::Super(whole) => self.end.min(whole.payload + whole.size),
         }
     }
 
-    /// Leaves the next packet out.
+    /// Skips the next segment.
     pub fn skip_next(&mut self) {
-        self.next = match &self.cut {
-            Cut::Whole(_) => self.end,
-            Cut::Pieces(pieces) => self.end.min(self.next + pieces.size),
+        self.next = match &self.form {
+            Form::Single(_) => self.end,
+            Form::Super(whole) => self.end.min(self.next + whole.size),
         };
     }
 
-    /// Writes the next packet to the start of `room`, which is as long as the longest may be, and
-    /// returns its length; `None` when there are no more.
+    /// Writes the next segment to the start of `room` and returns its length in bytes. `None` when there are no more.
+    ///
+    /// # Panics
+    /// When `room` is shorter than [`Self::longest`], or `packet` is another one than before.
     pub fn write_next(&mut self, packet: &[u8], room: &mut [u8]) -> Option<usize> {
         let start = self.next;
         if start >= self.end {
             return None;
         }
-        match &self.cut {
-            Cut::Whole(checksum) => {
+        match &self.form {
+            Form::Single(checksum) => {
                 let room = &mut room[..self.end];
                 room.copy_from_slice(packet);
                 if let Some((from, field)) = *checksum {
                     let sum = Sum::of(&room[from..]);
-                    let udp = field == from + UDP_CHECKSUM;
+                    let udp = field == from + udp::CHECKSUM;
                     write_u16(room, field, if udp { sum.udp_complement() } else { sum.complement() });
                 }
                 self.next = self.end;
                 Some(self.end)
             }
-            Cut::Pieces(pieces) => {
-                let stop = self.end.min(start + pieces.size);
+            Form::Super(whole) => {
+                let stop = self.end.min(start + whole.size);
                 self.next = stop;
-                Some(pieces.write(packet, start, stop, room))
+                Some(whole.write(packet, start, stop, room))
             }
         }
     }
 }
 
-impl Pieces {
+impl SuperPacket {
     fn new(
         kind: SegmentationKind,
         size: usize,
@@ -157,7 +157,7 @@ impl Pieces {
         field: usize,
         packet: &[u8],
     ) -> Option<Self> {
-        let version = packet.first()? >> 4;
+        let version = ip_version(packet)?;
         let tcp = kind != SegmentationKind::Udp;
         let fits = match kind {
             SegmentationKind::TcpV4 => version == 4,
@@ -169,41 +169,45 @@ impl Pieces {
         }
         let network = match version {
             4 => {
-                let header_len = usize::from(packet[0] & 15) * 4;
-                let whole = header_len >= IPV4_HEADER && header_len == transport && transport <= packet.len();
+                let header = ipv4::Header::read(packet)?;
+                let header_len = header.len();
+                let whole =
+                    header_len >= ipv4::HEADER_LEN && header_len == transport && transport <= packet.len();
                 // A fragment is never a super-packet.
-                if !whole || read_u16(packet, 6) & 0x3fff != 0 {
+                if !whole || header.is_fragment() {
                     return None;
                 }
                 let sum =
                     Sum::of(&packet[..2]).and(Sum::of(&packet[6..10])).and(Sum::of(&packet[12..transport]));
-                Network::V4 { identification: read_u16(packet, 4), sum }
+                Network::V4 { identification: header.identification(), sum }
             }
-            _ if transport >= IPV6_HEADER => Network::V6,
+            _ if transport >= ipv6::HEADER_LEN => Network::V6,
             _ => return None,
         };
         let header = packet.get(transport..)?;
-        let (shortest, checksum) = if tcp { (TCP_HEADER, TCP_CHECKSUM) } else { (UDP_HEADER, UDP_CHECKSUM) };
+        let (shortest, checksum) =
+            if tcp { (tcp::HEADER_LEN, tcp::CHECKSUM) } else { (udp::HEADER_LEN, udp::CHECKSUM) };
         if header.len() <= shortest || field != transport + checksum {
             return None;
         }
-        let header_len = if tcp { usize::from(header[12] >> 4) * 4 } else { UDP_HEADER };
+        let header_len = if tcp { tcp::header_len(header) } else { udp::HEADER_LEN };
         let payload = transport + header_len;
         if header_len < shortest || payload >= packet.len() {
             return None;
         }
-        // The field has the sum of the pseudo-header, which has the length of the whole.
+        // The field has the sum of the pseudo-header, which includes the length of the super-packet.
         let pseudo = Sum::default().and_u16(read_u16(header, checksum)).without_u16(header.len() as u16);
         let (protocol, sum) = if tcp {
             let sum = pseudo
-                .and(Sum::of(&header[..4]))
-                .and(Sum::of(&header[8..12]))
-                .and(Sum::of(&header[14..TCP_CHECKSUM]))
-                .and(Sum::of(&header[TCP_CHECKSUM + 2..header_len]));
-            let (sequence, offset_and_flags) = (read_u32(header, 4), read_u16(header, 12));
+                .and(Sum::of(&header[..tcp::SEQUENCE]))
+                .and(Sum::of(&header[tcp::SEQUENCE + 4..tcp::DATA_OFFSET]))
+                .and(Sum::of(&header[tcp::DATA_OFFSET + 2..tcp::CHECKSUM]))
+                .and(Sum::of(&header[tcp::CHECKSUM + 2..header_len]));
+            let sequence = read_u32(header, tcp::SEQUENCE);
+            let offset_and_flags = read_u16(header, tcp::DATA_OFFSET);
             (Protocol::Tcp { sequence, offset_and_flags }, sum)
         } else {
-            (Protocol::Udp, pseudo.and(Sum::of(&header[..4])))
+            (Protocol::Udp, pseudo.and(Sum::of(&header[..udp::LENGTH])))
         };
         Some(Self { size, transport, payload, network, protocol, sum })
     }
@@ -220,11 +224,12 @@ impl Pieces {
         match self.network {
             Network::V4 { identification, sum } => {
                 let identification = identification.wrapping_add((before / self.size) as u16);
-                write_u16(header, 2, len as u16);
-                write_u16(header, 4, identification);
-                write_u16(header, 10, sum.and_u16(len as u16).and_u16(identification).complement());
+                write_u16(header, ipv4::TOTAL_LENGTH, len as u16);
+                write_u16(header, ipv4::IDENTIFICATION, identification);
+                let sum = sum.and_u16(len as u16).and_u16(identification);
+                write_u16(header, ipv4::CHECKSUM, sum.complement());
             }
-            Network::V6 => write_u16(header, 4, (len - IPV6_HEADER) as u16),
+            Network::V6 => write_u16(header, ipv6::PAYLOAD_LENGTH, (len - ipv6::HEADER_LEN) as u16),
         }
 
         let header = &mut header[self.transport..];
@@ -234,20 +239,20 @@ impl Pieces {
             Protocol::Tcp { sequence, mut offset_and_flags } => {
                 let sequence = sequence.wrapping_add(before as u32);
                 if stop < packet.len() {
-                    offset_and_flags &= !u16::from(flag::FIN | flag::PSH);
+                    offset_and_flags &= !u16::from((tcp::Flags::FIN | tcp::Flags::PSH).bits());
                 }
                 if before > 0 {
-                    offset_and_flags &= !u16::from(flag::CWR);
+                    offset_and_flags &= !u16::from(tcp::Flags::CWR.bits());
                 }
-                write_u32(header, 4, sequence);
-                write_u16(header, 12, offset_and_flags);
+                write_u32(header, tcp::SEQUENCE, sequence);
+                write_u16(header, tcp::DATA_OFFSET, offset_and_flags);
                 let sum = sum.and_u32(sequence).and_u16(offset_and_flags);
-                write_u16(header, TCP_CHECKSUM, sum.complement());
+                write_u16(header, tcp::CHECKSUM, sum.complement());
             }
             Protocol::Udp => {
-                write_u16(header, 4, transport_len);
-                // The length stands in the header and in the pseudo-header.
-                write_u16(header, UDP_CHECKSUM, sum.and_u16(transport_len).udp_complement());
+                write_u16(header, udp::LENGTH, transport_len);
+                // The length is in the header and in the pseudo-header.
+                write_u16(header, udp::CHECKSUM, sum.and_u16(transport_len).udp_complement());
             }
         }
         len

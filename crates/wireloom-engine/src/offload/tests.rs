@@ -1,4 +1,4 @@
-//! Cutting and joining against a naive model: packets built field by field, one after the other.
+//! Splitting and joining compared with a naive model, which builds packets field by field.
 
 use std::{io::IoSlice, net::Ipv4Addr};
 
@@ -8,12 +8,12 @@ use super::{
     coalesce::{Coalescer, Joinable},
     segment::Segments,
     virtio::{PartialChecksum, Segmentation, SegmentationKind, VirtioHeader},
-    *,
 };
+use crate::packet::{ethernet::HeaderBytes, tcp};
 
-const LINK: LinkHeader = [2, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 8, 0];
+const LINK: HeaderBytes = [2, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 8, 0];
 
-/// The fields of a packet, from which its bytes follow.
+/// The fields of a packet.
 #[derive(Clone, Debug)]
 pub(crate) struct Packet {
     v6: bool,
@@ -23,11 +23,11 @@ pub(crate) struct Packet {
     ttl: u8,
     identification: u16,
     dont_fragment: bool,
-    /// A piece of a larger packet.
+    /// Whether it is a fragment.
     fragment: bool,
-    /// Options of IPv4, or an extension header of IPv6 (hop-by-hop options), in words of 8 bytes.
+    /// The length of the IPv4 options, or of an IPv6 extension header (hop-by-hop options), in words of 8 bytes.
     network_options: usize,
-    /// Source and destination.
+    /// Source and destination, as bytes.
     addresses: Vec<u8>,
     ports: [u16; 2],
     sequence: u32,
@@ -35,16 +35,16 @@ pub(crate) struct Packet {
     flags: u8,
     window: u16,
     urgent: u16,
-    /// A multiple of 4 bytes, 40 at most.
+    /// A multiple of 4 bytes, at most 40.
     tcp_options: Vec<u8>,
     payload: Vec<u8>,
-    /// What is added to the checksum of TCP or UDP: 0 when it is right.
+    /// The error of the TCP or UDP checksum: 0 when it is right.
     damage: u16,
-    /// UDP without a checksum.
+    /// Whether it is UDP without a checksum.
     unsummed: bool,
 }
 
-/// RFC 1071, section 4.1, word by word.
+/// The sum as RFC 1071, section 4.1, computes it, word by word.
 fn sum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
@@ -55,7 +55,7 @@ fn sum(bytes: &[u8]) -> u16 {
 }
 
 impl Packet {
-    /// A packet of a stream of TCP over IPv4, with `payload` bytes of payload.
+    /// A packet of a TCP stream over IPv4, with `payload` bytes of payload.
     pub(crate) fn between(from: Ipv4Addr, to: Ipv4Addr, payload: usize) -> Self {
         Self {
             v6: false,
@@ -70,7 +70,7 @@ impl Packet {
             ports: [1000, 2000],
             sequence: u32::MAX - 2000,
             acknowledgement: 5,
-            flags: flag::ACK,
+            flags: tcp::Flags::ACK.bits(),
             window: 500,
             urgent: 0,
             tcp_options: vec![1; 12],
@@ -88,7 +88,7 @@ impl Packet {
         self.transport() + if self.tcp { 20 + self.tcp_options.len() } else { 8 }
     }
 
-    /// Its bytes; with `partial`, the checksum has the sum of the pseudo-header only.
+    /// The packet's bytes. With `partial`, its checksum covers the pseudo-header only.
     pub(crate) fn bytes(&self, partial: bool) -> Vec<u8> {
         let protocol = if self.tcp { 6 } else { 17 };
         let mut transport = Vec::new();
@@ -150,15 +150,15 @@ impl Packet {
         packet
     }
 
-    /// The packets that a super-packet is to be cut into.
-    pub(crate) fn cut(&self, size: usize) -> Vec<Self> {
+    /// The packets that a super-packet has to be split into.
+    pub(crate) fn segments(&self, size: usize) -> Vec<Self> {
         let count = self.payload.len().div_ceil(size);
         let piece = |(number, payload): (usize, &[u8])| Self {
             identification: self.identification.wrapping_add(number as u16),
             sequence: self.sequence.wrapping_add((number * size) as u32),
             flags: self.flags
-                & if number + 1 < count { !(flag::FIN | flag::PSH) } else { 0xff }
-                & if number > 0 { !flag::CWR } else { 0xff },
+                & if number + 1 < count { !(tcp::Flags::FIN.bits() | tcp::Flags::PSH.bits()) } else { 0xff }
+                & if number > 0 { !tcp::Flags::CWR.bits() } else { 0xff },
             payload: payload.to_vec(),
             ..self.clone()
         };
@@ -182,13 +182,17 @@ impl Packet {
         }
     }
 
-    /// Whether the kernel would join it to its like.
+    /// Whether the kernel would join it to others of its flow.
     fn is_ordinary(&self) -> bool {
         self.network_options == 0
             && (self.v6 || !self.fragment)
             && !self.payload.is_empty()
             && self.damage == 0
-            && if self.tcp { self.flags & !flag::PSH == flag::ACK } else { !self.unsummed }
+            && if self.tcp {
+                self.flags & !tcp::Flags::PSH.bits() == tcp::Flags::ACK.bits()
+            } else {
+                !self.unsummed
+            }
     }
 }
 
@@ -222,19 +226,19 @@ fn any_packet(payload: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = 
     })
 }
 
-/// Cuts what was read from an interface.
-fn cut(header: VirtioHeader, link_len: usize, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
+/// Splits a packet that was read from an interface.
+fn split(header: VirtioHeader, link_len: usize, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut segments = Segments::new(header, link_len, packet)?;
     let mut room = vec![0xaa; 1 << 16];
-    let mut cut = Vec::new();
+    let mut packets = Vec::new();
     while let Some(len) = segments.write_next(packet, &mut room) {
-        cut.push(room[..len].to_vec());
+        packets.push(room[..len].to_vec());
     }
-    Some(cut)
+    Some(packets)
 }
 
-/// Joins packets and returns what is to be written to the interface.
-fn join(joinable: Joinable, packets: &[(Option<LinkHeader>, Vec<u8>)]) -> Vec<Vec<u8>> {
+/// Joins packets. Returns what has to be written to the interface.
+fn join(joinable: Joinable, packets: &[(Option<HeaderBytes>, Vec<u8>)]) -> Vec<Vec<u8>> {
     let mut written = Vec::new();
     let mut sink = |_packets: u64, parts: &[IoSlice<'_>]| {
         written.push(parts.iter().flat_map(|part| part.iter().copied()).collect::<Vec<u8>>());
@@ -247,19 +251,19 @@ fn join(joinable: Joinable, packets: &[(Option<LinkHeader>, Vec<u8>)]) -> Vec<Ve
     written
 }
 
-/// What the kernel makes of what was written: the packets, each with its link header.
+/// The packets that the kernel makes of what was written, each with its Ethernet header.
 fn kernel(written: &[u8], link_len: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
     let (header, frame) = written.split_first_chunk().expect("a virtio-net header");
     let (link, packet) = frame.split_at(link_len);
-    let header = VirtioHeader::parse(header).expect("a kind that is known");
-    let packets = cut(header, link_len, packet).expect("well described");
+    let header = VirtioHeader::parse(header).expect("a known kind");
+    let packets = split(header, link_len, packet).expect("well described");
     packets.into_iter().map(|packet| (link.to_vec(), packet)).collect()
 }
 
 const HOSTS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)];
 const BOTH: Joinable = Joinable { tcp: true, udp: true };
 
-/// As it is, but for what means nothing: the identification of what must not be fragmented.
+/// The packet without the identification, if it must not be fragmented: that has no meaning then.
 fn normalized(mut packet: Vec<u8>) -> Vec<u8> {
     if packet[0] >> 4 == 4 && packet[6] & 0x40 != 0 && packet.len() >= 20 {
         let header_len = usize::from(packet[0] & 15) * 4;
@@ -271,31 +275,31 @@ fn normalized(mut packet: Vec<u8>) -> Vec<u8> {
     packet
 }
 
-/// A stretch of a flow: a large payload, and the size of its pieces.
+/// Successive packets of a flow: one with the whole payload, and the size of the segments.
 fn any_flow() -> impl Strategy<Value = (Packet, usize)> {
     (any_packet(vec(any::<u8>(), 1..9000)), 1..2000usize).prop_map(|(mut packet, size)| {
-        packet.flags = packet.flags & flag::PSH | flag::ACK;
+        packet.flags = packet.flags & tcp::Flags::PSH.bits() | tcp::Flags::ACK.bits();
         packet.network_options = 0;
         let least = packet.payload.len().div_ceil(150);
         (packet, size.max(least))
     })
 }
 
-/// Does something to one packet of a flow.
+/// Changes one packet of a flow.
 fn disturb(packets: &mut Vec<Packet>, at: usize, how: u8) {
     let other = (at + 1) % packets.len();
     let packet = &mut packets[at];
     match how {
         0 => packet.damage = 1,
         1 => packet.fragment = true,
-        2 => packet.flags ^= flag::PSH,
-        3 => packet.flags |= flag::FIN,
+        2 => packet.flags ^= tcp::Flags::PSH.bits(),
+        3 => packet.flags |= tcp::Flags::FIN.bits(),
         4 => packet.flags |= 0x02, // SYN
         5 => packet.flags |= 0x04, // RST
         6 => packet.flags |= 0x20, // URG
         7 => packet.flags |= 0x40, // ECE
-        8 => packet.flags |= flag::CWR,
-        9 => packet.flags &= !flag::ACK,
+        8 => packet.flags |= tcp::Flags::CWR.bits(),
+        9 => packet.flags &= !tcp::Flags::ACK.bits(),
         10 => packet.tos ^= 3,
         11 => packet.ttl ^= 1,
         12 => packet.window ^= 1,
@@ -321,33 +325,36 @@ fn disturb(packets: &mut Vec<Packet>, at: usize, how: u8) {
 
 proptest! {
     #[test]
-    fn a_super_packet_is_cut_as_the_model_does(
+    fn a_super_packet_is_split_as_in_the_model(
         packet in any_packet(vec(any::<u8>(), 1..9000)),
         size in 1..3000usize,
         link_len in prop::sample::select(vec![0, 14]),
     ) {
-        let expected: Vec<_> = packet.cut(size).iter().map(|piece| piece.bytes(false)).collect();
-        let cut = cut(packet.super_header(size, link_len), link_len, &packet.bytes(true));
-        prop_assert_eq!(cut, Some(expected));
+        let expected: Vec<_> = packet.segments(size).iter().map(|piece| piece.bytes(false)).collect();
+        let split = split(packet.super_header(size, link_len), link_len, &packet.bytes(true));
+        prop_assert_eq!(split, Some(expected));
     }
 
     #[test]
-    fn a_lone_packet_gets_its_checksum_and_nothing_else(
+    fn a_single_packet_gets_its_checksum_and_is_otherwise_unchanged(
         packet in any_packet(vec(any::<u8>(), 0..2000)),
         partial in any::<bool>(),
         link_len in prop::sample::select(vec![0, 14]),
     ) {
         let header = VirtioHeader { checksum: partial.then(|| packet.checksum(link_len)), segmentation: None };
-        let cut = cut(header, link_len, &packet.bytes(partial));
-        prop_assert_eq!(cut, Some(vec![packet.bytes(false)]));
+        let split = split(header, link_len, &packet.bytes(partial));
+        prop_assert_eq!(split, Some(vec![packet.bytes(false)]));
     }
 
-    /// Cutting and then joining gives the super-packet back, in as few pieces as its bounds allow.
+    /// Splitting and joining yields the super-packet, in as few pieces as the bounds allow.
     #[test]
-    fn what_was_cut_is_joined_again((packet, size) in any_flow(), link in prop::option::of(Just(LINK))) {
+    fn a_super_packet_that_was_split_is_joined_again(
+        (packet, size) in any_flow(),
+        link in prop::option::of(Just(LINK)),
+    ) {
         let link_len = link.map_or(0, |link| link.len());
         let whole = packet.bytes(true);
-        let pieces = cut(packet.super_header(size, link_len), link_len, &whole).expect("well described");
+        let pieces = split(packet.super_header(size, link_len), link_len, &whole).expect("well described");
         let count = pieces.len();
         let most = if packet.tcp { 64 } else { 32 };
         let framed: Vec<_> = pieces.iter().map(|piece| (link, piece.clone())).collect();
@@ -362,9 +369,9 @@ proptest! {
         prop_assert_eq!(again.into_iter().map(|(_, packet)| packet).collect::<Vec<_>>(), pieces);
     }
 
-    /// Whatever comes out of a tunnel reaches the network stack as it was, in its order.
+    /// All packets from a tunnel reach the network stack unchanged and in order.
     #[test]
-    fn joining_changes_nothing(
+    fn joining_changes_neither_packets_nor_their_order(
         flows in vec((any_flow(), vec((any::<Index>(), 0..30u8), 0..6)), 1..4),
         with_link in any::<bool>(),
         joinable in any::<(bool, bool)>(),
@@ -372,7 +379,7 @@ proptest! {
     ) {
         let mut packets = Vec::new();
         for ((packet, size), disturbances) in flows {
-            let mut flow = packet.cut(size);
+            let mut flow = packet.segments(size);
             for (at, how) in disturbances {
                 if !flow.is_empty() {
                     let at = at.index(flow.len());
@@ -405,14 +412,14 @@ proptest! {
         prop_assert_eq!(again, expected);
     }
 
-    /// Only ordinary packets are ever part of a super-packet.
+    /// Only ordinary packets become part of a super-packet.
     #[test]
-    fn what_is_not_ordinary_goes_alone(
+    fn a_packet_that_is_not_ordinary_is_passed_on_alone(
         (packet, size) in any_flow(),
         at in any::<Index>(),
         how in prop::sample::select(vec![0, 1, 3, 4, 5, 6, 7, 8, 9, 17, 23, 24]),
     ) {
-        let mut packets = packet.cut(size);
+        let mut packets = packet.segments(size);
         let at = at.index(packets.len());
         disturb(&mut packets, at, how);
         prop_assume!(!packets[at].is_ordinary());
@@ -422,7 +429,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_are_cut_or_refused(
+    fn arbitrary_bytes_are_split_or_refused(
         header in any::<[u8; VirtioHeader::LEN]>(),
         kind in prop::sample::select(vec![0, 1, 4, 5]),
         numbers in any::<[u8; 4]>(),
@@ -433,7 +440,7 @@ proptest! {
         let mut packet = packet;
         let mut header = header;
         header[1] = kind;
-        // Small numbers, so that some of them fit.
+        // Small numbers, so that some of them are plausible.
         for (at, number) in numbers.into_iter().enumerate() {
             header[2 + 2 * at..][..2].copy_from_slice(&u16::from(number % 64).to_ne_bytes());
         }
@@ -441,13 +448,13 @@ proptest! {
             *byte = first;
         }
         if let Some(header) = VirtioHeader::parse(&header) {
-            let total: usize = cut(header, link_len, &packet).iter().flatten().map(Vec::len).sum();
+            let total: usize = split(header, link_len, &packet).iter().flatten().map(Vec::len).sum();
             prop_assert!(total == 0 || total >= packet.len());
         }
     }
 
     #[test]
-    fn arbitrary_bytes_go_through_as_they_are(
+    fn arbitrary_bytes_pass_through_unchanged(
         packets in vec((prop::sample::select(vec![0x45, 0x46, 0x60, 0]), vec(any::<u8>(), 1..100)), 0..10),
     ) {
         let packets: Vec<_> = packets.into_iter().map(|(first, mut packet)| {
@@ -461,12 +468,12 @@ proptest! {
 }
 
 #[test]
-fn a_packet_that_is_left_out_changes_no_other() {
+fn skipping_a_segment_does_not_change_the_others() {
     let stream = Packet::between(HOSTS[0], HOSTS[1], 2500);
     let (bytes, mut room) = (stream.bytes(true), [0; 1500]);
     let mut segments = Segments::new(stream.super_header(1000, 0), 0, &bytes).unwrap();
     segments.skip_next();
-    for piece in &stream.cut(1000)[1..] {
+    for piece in &stream.segments(1000)[1..] {
         let len = segments.write_next(&bytes, &mut room).unwrap();
         assert_eq!(room[..len], piece.bytes(false));
     }
@@ -476,8 +483,8 @@ fn a_packet_that_is_left_out_changes_no_other() {
 }
 
 #[test]
-fn a_super_packet_never_outgrows_its_length_field() {
-    let pieces = Packet::between(HOSTS[0], HOSTS[1], 1368 * 60).cut(1368);
+fn a_super_packet_does_not_exceed_its_length_field() {
+    let pieces = Packet::between(HOSTS[0], HOSTS[1], 1368 * 60).segments(1368);
     let framed: Vec<_> = pieces.iter().map(|piece| (None, piece.bytes(false))).collect();
     let written = join(BOTH, &framed);
     // 52 bytes of headers and 47 times 1,368 bytes are 64,348; one more would be too many.
@@ -486,9 +493,9 @@ fn a_super_packet_never_outgrows_its_length_field() {
 }
 
 #[test]
-fn a_push_or_a_short_packet_ends_a_super_packet() {
+fn a_push_and_a_short_packet_end_a_super_packet() {
     for how in [2, 21] {
-        let mut packets = Packet::between(HOSTS[0], HOSTS[1], 1000 * 10).cut(1000);
+        let mut packets = Packet::between(HOSTS[0], HOSTS[1], 1000 * 10).segments(1000);
         disturb(&mut packets, 4, how);
         let sequence = packets[4].sequence.wrapping_add(packets[4].payload.len() as u32);
         let mut next = sequence;

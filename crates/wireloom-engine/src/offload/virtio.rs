@@ -1,41 +1,41 @@
-//! The virtio-net header (VIRTIO 1.3, section 5.1.6; include/uapi/linux/virtio_net.h), which stands
-//! before every packet of an interface with `IFF_VNET_HDR`. Its numbers are in the machine's byte order.
+//! The virtio-net header (VIRTIO 1.3, section 5.1.6; include/uapi/linux/virtio_net.h), which precedes every packet of
+//! an interface with `IFF_VNET_HDR`. Its numbers are in the machine's byte order.
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
 const NEEDS_CHECKSUM: u8 = 1;
-/// `VIRTIO_NET_HDR_GSO_ECN`, beside the type: the first segment has CWR set. The TCP header tells too.
+/// `VIRTIO_NET_HDR_GSO_ECN`, a flag beside the type: the first segment has CWR set, as its TCP header says, too.
 const ECN: u8 = 0x80;
 
-/// What the header says of the packet after it.
+/// What is left to be done with the packet that follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VirtioHeader {
-    /// Where a checksum is to be completed, `None` when there is nothing to do.
+    /// The checksum to complete, if any.
     pub checksum: Option<PartialChecksum>,
-    /// How the packet is to be cut, `None` when it is one as it stands.
+    /// How to split the packet, if it is a super-packet.
     pub segmentation: Option<Segmentation>,
 }
 
-/// A checksum of which only the pseudo-header is added yet.
+/// A checksum that so far covers the pseudo-header only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartialChecksum {
-    /// Where the transport header starts, from the start of the link header.
+    /// Where the transport header starts, in bytes from the start of the frame.
     pub start: u16,
-    /// Where the field stands in it.
+    /// Where the checksum stands in the transport header, in bytes.
     pub offset: u16,
 }
 
-/// How a super-packet is to be cut.
+/// How to split a super-packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segmentation {
-    /// By which protocol's rules.
+    /// The protocol whose rules apply.
     pub kind: SegmentationKind,
-    /// Length of all headers together, the link header included: a hint.
+    /// The length of all headers together, Ethernet's included, in bytes. It is only a hint.
     pub header_len: u16,
-    /// Bytes of payload in each segment, the last one excepted.
+    /// Bytes of payload in each segment but the last.
     pub size: u16,
 }
 
-/// Protocols whose super-packets we take and make.
+/// The protocols whose super-packets are split and made here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentationKind {
     /// TCP over IPv4 (`VIRTIO_NET_HDR_GSO_TCPV4`).
@@ -47,10 +47,11 @@ pub enum SegmentationKind {
 }
 
 impl VirtioHeader {
-    /// Its length, in bytes.
+    /// The header's length, in bytes.
     pub const LEN: usize = 10;
 
-    /// Reads a header; `None` when it asks for what was never offered.
+    /// Reads a header. `None` when it asks for an offload that was never offered.
+    #[must_use]
     pub fn parse(bytes: &[u8; Self::LEN]) -> Option<Self> {
         let [flags, kind, numbers @ ..] = bytes;
         let number = |at: usize| u16::from_ne_bytes([numbers[2 * at], numbers[2 * at + 1]]);
@@ -68,7 +69,8 @@ impl VirtioHeader {
         })
     }
 
-    /// The header's bytes.
+    /// The header as it is written before a packet.
+    #[must_use]
     pub fn to_bytes(self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         let mut write = |at: usize, value: u16| bytes[at..at + 2].copy_from_slice(&value.to_ne_bytes());
@@ -93,12 +95,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_packet_as_it_stands_has_a_header_of_zeroes() {
+    fn a_packet_that_needs_nothing_has_a_header_of_zeroes() {
         assert_eq!(VirtioHeader::default().to_bytes(), [0; VirtioHeader::LEN]);
     }
 
     #[test]
-    fn what_was_never_offered_is_refused() {
+    fn offloads_that_were_never_offered_are_refused() {
         for kind in (0..=255).filter(|kind| ![0, 1, 4, 5].contains(&(kind & 0x7f))) {
             assert_eq!(VirtioHeader::parse(&[0, kind, 0, 0, 0, 0, 0, 0, 0, 0]), None, "{kind}");
         }
@@ -106,7 +108,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_read_is_what_was_written(
+        fn a_header_that_is_written_and_read_again_is_unchanged(
             checksum in prop::option::of((any::<u16>(), any::<u16>())),
             segmentation in prop::option::of((0..3usize, any::<u16>(), any::<u16>())),
         ) {

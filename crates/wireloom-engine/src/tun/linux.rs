@@ -1,4 +1,4 @@
-//! A TUN interface of Linux (Documentation/networking/tuntap.rst).
+//! TUN and TAP interfaces of Linux (Documentation/networking/tuntap.rst).
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,89 +16,90 @@ use wireloom_types::{LinkAddress, PeerLookup};
 
 use super::{
     Tun, TunEvent, TunQueue, TunState,
-    flow::flow_hash,
-    link::{self, LinkMonitor},
-    offload::{self, Offloads},
+    offloads::{self, Offloads},
+    rtnetlink::{self, InterfaceMonitor},
 };
-use crate::offload::{coalesce::Joinable, virtio::VirtioHeader};
+use crate::{
+    offload::{coalesce::Joinable, virtio::VirtioHeader},
+    packet::{ethernet, flow::flow_hash},
+};
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
-/// The MTU of a new interface, as of every WireGuard: 1500 less 80, which is what IPv6 (40), UDP (8)
-/// and a data message (32) add.
-const DEFAULT_MTU: u32 = 1420;
+/// The MTU of a new interface in bytes, as for every WireGuard: 1500 less 80, which is what IPv6 (40), UDP (8) and a
+/// data message (32) add.
+const DEFAULT_MTU: usize = 1420;
 
-/// A TUN interface, which lives as long as this value; or, where peers are looked up by link address, a
-/// TAP interface, which can stay when this value goes, with its addresses and routes, for the next one
-/// of the same name.
-pub struct LinuxTun {
+/// A TUN interface, which lives as long as this value. In link mode it is a TAP interface, which can outlive this
+/// value, with its addresses and routes, for the next one of the same name.
+pub(crate) struct LinuxTun {
     first: LinuxQueue,
-    monitor: LinkMonitor,
-    /// Of a TAP.
+    monitor: InterfaceMonitor,
+    /// The link address of a TAP.
     link_address: Option<LinkAddress>,
     index: u32,
-    /// As last heard of.
+    /// The last known MTU, in bytes.
     mtu: usize,
 }
 
 /// One queue of a [`LinuxTun`].
 ///
-/// The kernel sends the answers to a flow by way of the queue that the flow was written to
-/// (`tun_flow_update` in drivers/net/tun.c), so that writes are spread over all queues: else whatever
-/// answers one peer, whose datagrams all come by one socket, would be read by one thread.
-pub struct LinuxQueue {
+/// The kernel sends the answers to a flow through the queue that the flow was written to (`tun_flow_update` in
+/// drivers/net/tun.c). So writes are spread over all queues by flow. Otherwise all answers to a peer, whose datagrams
+/// arrive at one socket, would be read by one thread.
+pub(crate) struct LinuxQueue {
     queues: Arc<[File]>,
     own: usize,
     offloads: Offloads,
-    /// Bytes before the IP packet: the link header's.
-    header_len: usize,
+    /// The length in bytes of the Ethernet header before the IP packet.
+    ethernet_len: usize,
 }
 
-/// Why no interface was made.
+/// Why the interface could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenTunError {
-    /// The name cannot be an interface's.
-    #[error("{0:?} is no interface name: 1 to 15 bytes without white space, '/', ':' or '%'")]
+    /// The name is not one that an interface can have.
+    #[error("{0:?} is no interface name: use 1 to 15 bytes without white space, '/', ':' or '%'")]
     BadName(String),
-    /// The kernel offers no TUN devices here.
+    /// The kernel has no TUN devices, or this process has no access to them.
     #[error(
         "cannot open {CLONE_DEVICE}: {0}; load the module with `modprobe tun`, or give the container that device"
     )]
     NoTunSupport(io::Error),
-    /// We may not make interfaces.
-    #[error("not allowed to make the interface {0}: run as root (it takes CAP_NET_ADMIN)")]
+    /// This process may not create interfaces.
+    #[error("not allowed to create the interface {0}: run as root (CAP_NET_ADMIN is needed)")]
     NotPermitted(String),
-    /// Somebody else has it.
+    /// There is another interface of this name.
     #[error("the interface {0} exists already: choose another name, or remove it with `ip link delete {0}`")]
     NameTaken(String),
-    /// Anything else the kernel said.
+    /// The kernel refused for another reason.
     #[error("cannot set up the interface {name}: {source}")]
     Failed {
-        /// The interface.
+        /// The interface's name.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
 impl LinuxTun {
-    /// Makes the interface `name`, down, with an MTU of 1420; or takes over the TAP interface of that name
-    /// that an earlier process left. Returns its queues but the first, too: `queues` in all, or just one
-    /// when an interface was left that can have no more.
+    /// Creates the interface `name`, down, with an MTU of 1420 bytes. In link mode, takes over the TAP interface of
+    /// that name if an earlier process left one. Returns the interface and its queues except the first. There are
+    /// `queues` in all, or just one if the interface that was left cannot have more.
     ///
     /// # Errors
     /// [`OpenTunError`]; nothing is left behind then.
-    pub fn open(
+    pub(crate) fn open(
         name: &str,
         peer_lookup: PeerLookup,
         queues: NonZero<usize>,
     ) -> Result<(Self, Vec<LinuxQueue>), OpenTunError> {
         let failed = |source| OpenTunError::Failed { name: name.into(), source };
-        let left = peer_lookup == PeerLookup::Gateway && link::was_left(name).map_err(failed)?;
+        let left = peer_lookup == PeerLookup::Gateway && rtnetlink::was_left(name).map_err(failed)?;
         let mut request =
             interface_request(name, peer_lookup).ok_or_else(|| OpenTunError::BadName(name.into()))?;
         let file = open_clone_device(name)?;
-        let headers = offload::has_headers(&file);
+        let headers = offloads::has_headers(&file);
         if headers {
             request.add_flags(libc::IFF_VNET_HDR);
         }
@@ -107,14 +108,14 @@ impl LinuxTun {
         }
         let refused = |error: io::Error| match error.raw_os_error() {
             Some(libc::EPERM) => OpenTunError::NotPermitted(name.into()),
-            // EINVAL: it is there, and of another kind.
+            // EINVAL: the interface exists and is of another kind.
             Some(libc::EBUSY | libc::EINVAL) => OpenTunError::NameTaken(name.into()),
             _ => failed(error),
         };
         let queues = if left {
             attach_to_left(&file, &mut request, name, queues).map_err(refused)?
         } else {
-            // Fail when the interface exists instead of attaching to it.
+            // IFF_TUN_EXCL: fail if the interface exists, instead of attaching to it.
             request.with_flags(libc::IFF_TUN_EXCL).attach(&file).map_err(refused)?;
             queues
         };
@@ -128,26 +129,30 @@ impl LinuxTun {
         let index = if_nametoindex(name).map_err(|error| failed(error.into()))?;
         let link_address = match peer_lookup {
             PeerLookup::Destination => {
-                link::set_up_tun(index, DEFAULT_MTU).map_err(failed)?;
+                rtnetlink::set_up_tun(index, DEFAULT_MTU).map_err(failed)?;
                 None
             }
             PeerLookup::Gateway => {
                 if !left {
-                    link::set_up_tap(index, name, DEFAULT_MTU).map_err(failed)?;
+                    rtnetlink::set_up_tap(index, name, DEFAULT_MTU).map_err(failed)?;
                 }
                 Some(hardware_address(file).map_err(failed)?)
             }
         };
-        let monitor = LinkMonitor::open(index).map_err(failed)?;
-        let offloads = if headers { offload::take_on(file) } else { Offloads::default() };
-        let header_len = link_address.map_or(0, |_| crate::link::HEADER_LEN);
+        let monitor = InterfaceMonitor::open(index).map_err(failed)?;
+        let offloads = if headers { offloads::enable(file) } else { Offloads::default() };
+        let ethernet_len = link_address.map_or(0, |_| ethernet::HEADER_LEN);
         let files: Arc<[File]> = files.into();
-        let mut queues =
-            (0..files.len()).map(|own| LinuxQueue { queues: Arc::clone(&files), own, offloads, header_len });
-        let first = queues.next().expect("there is a first of one or more");
+        let mut queues = (0..files.len()).map(|own| LinuxQueue {
+            queues: Arc::clone(&files),
+            own,
+            offloads,
+            ethernet_len,
+        });
+        let first = queues.next().expect("there is at least one queue");
         let others = queues.collect();
-        // The state as it is comes as the first event.
-        let tun = Self { first, monitor, link_address, index, mtu: DEFAULT_MTU as usize };
+        // The first event is the present state.
+        let tun = Self { first, monitor, link_address, index, mtu: DEFAULT_MTU };
         tun.bound_super_packets();
         Ok((tun, others))
     }
@@ -156,32 +161,30 @@ impl LinuxTun {
         self.first.file()
     }
 
-    /// Lets a TAP interface stay when this value goes, or go with it; a TUN interface always goes.
+    /// Sets whether a TAP interface outlives this value. A TUN interface never does.
     ///
     /// # Errors
-    /// What the system says.
-    pub fn set_lasting(&self, lasting: bool) -> io::Result<()> {
-        if self.link_address.is_some() { set_persistent(self.file(), lasting) } else { Ok(()) }
+    /// When the system refuses.
+    pub(crate) fn set_persistent(&self, persistent: bool) -> io::Result<()> {
+        if self.link_address.is_some() { set_persistent(self.file(), persistent) } else { Ok(()) }
     }
 
     /// Readable when [`TunQueue::receive`] has a packet.
-    #[must_use]
-    pub fn packets(&self) -> BorrowedFd<'_> {
+    pub(crate) fn packets(&self) -> BorrowedFd<'_> {
         self.first.packets()
     }
 
-    /// Keeps super-packets as long as one send takes, when cut and sealed.
+    /// Bounds super-packets so that their messages fit one send.
     fn bound_super_packets(&self) {
         if self.first.offloads.joinable.tcp
-            && let Err(error) = link::set_gso_max_size(self.index, offload::super_packet_len(self.mtu))
+            && let Err(error) = rtnetlink::set_gso_max_size(self.index, offloads::gso_max_size(self.mtu))
         {
-            tracing::debug!("super-packets keep their length: {error}");
+            tracing::debug!("cannot bound the length of super-packets: {error}");
         }
     }
 
-    /// Readable when [`Tun::poll_event`] has news.
-    #[must_use]
-    pub fn events(&self) -> BorrowedFd<'_> {
+    /// Readable when [`Tun::poll_event`] has an event.
+    pub(crate) fn events(&self) -> BorrowedFd<'_> {
         self.monitor.as_fd()
     }
 }
@@ -192,18 +195,17 @@ impl LinuxQueue {
     }
 
     /// Readable when [`TunQueue::receive`] has a packet.
-    #[must_use]
-    pub fn packets(&self) -> BorrowedFd<'_> {
+    pub(crate) fn packets(&self) -> BorrowedFd<'_> {
         self.file().as_fd()
     }
 
-    /// The queue that all packets of this one's flow are written to.
+    /// The queue for the flow of this packet.
     fn queue_of(&self, parts: &[IoSlice<'_>]) -> &File {
         if self.queues.len() == 1 {
             return self.file();
         }
-        // The link header stands alone in front, or together with the packet.
-        let mut skip = self.header_len;
+        // The Ethernet header is a part of its own, or the start of the packet's.
+        let mut skip = self.ethernet_len;
         let packet = parts.iter().skip(1).find_map(|part| {
             let packet = part.get(skip..).filter(|packet| !packet.is_empty());
             skip = skip.saturating_sub(part.len());
@@ -252,8 +254,8 @@ impl Tun for LinuxTun {
         let before = hardware_address(self.file())?;
         if before != address {
             set_hardware_address(self.file(), address)?;
-            // The kernel keeps the link-local address that it made of the old one.
-            self.monitor.move_link_local(before.link_local(), address.link_local());
+            // The kernel keeps the link-local address that it derived from the old one.
+            self.monitor.replace_link_local(before.link_local(), address.link_local());
         }
         self.link_address = Some(address);
         Ok(())
@@ -270,8 +272,8 @@ impl Tun for LinuxTun {
                 event
             }
             // It is gone from this network namespace but still ours: it was moved to another one, as
-            // <https://www.wireguard.com/netns/> proposes. What happens to it there is hidden from us,
-            // so it counts as up; when it is deleted, reading tells (EBADFD).
+            // <https://www.wireguard.com/netns/> proposes. We do not see its state there, so it counts as up. When it
+            // is deleted, reading from it fails with EBADFD.
             TunEvent::Gone if is_attached(self.file()) => {
                 TunEvent::State(TunState { up: true, mtu: self.mtu })
             }
@@ -289,8 +291,8 @@ fn open_clone_device(name: &str) -> Result<File, OpenTunError> {
     )
 }
 
-/// Attaches to the interface that an earlier process left, and adapts the request to it: whether an
-/// interface can have several queues is decided when it is made. Returns how many it may have.
+/// Attaches to the interface that an earlier process left, and adapts the request to it: whether an interface can have
+/// several queues was decided when it was created. Returns how many queues it gets.
 fn attach_to_left(
     file: &File,
     request: &mut InterfaceRequest,
@@ -305,14 +307,14 @@ fn attach_to_left(
     request.attach(file)?;
     if queues.get() > 1 {
         tracing::warn!(
-            "the interface {name} was left by a process with one thread, and so has this one: \
-             `ip link delete {name}` first for more"
+            "the interface {name} was left by a process with one thread, so one thread carries its packets; \
+             for more, stop this process, delete the interface (`ip link delete {name}`) and start again"
         );
     }
     Ok(NonZero::<usize>::MIN)
 }
 
-/// What `TUNSETIFF` takes.
+/// The argument of `TUNSETIFF`.
 #[derive(Clone, Copy)]
 struct InterfaceRequest {
     name: [libc::c_char; libc::IFNAMSIZ],
@@ -332,7 +334,7 @@ impl InterfaceRequest {
         Self { flags: self.flags | flags, ..self }
     }
 
-    /// Makes the descriptor a queue of the interface, which is made first if there is none.
+    /// Makes the descriptor a queue of the interface, which is created first if there is none.
     #[expect(unsafe_code, reason = "an ioctl takes the address of its argument")]
     fn attach(self, file: &File) -> io::Result<()> {
         let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_flags: self.flags as libc::c_short };
@@ -343,8 +345,8 @@ impl InterfaceRequest {
     }
 }
 
-/// The request for an interface of this name, `None` when the name is impossible (`dev_valid_name` in
-/// net/core/dev.c; '%' would make it a pattern).
+/// The request for an interface of this name. `None` when no interface can have it (`dev_valid_name` in net/core/dev.c;
+/// '%' would make it a pattern).
 fn interface_request(name: &str, peer_lookup: PeerLookup) -> Option<InterfaceRequest> {
     let bytes = name.as_bytes();
     let forbidden = |byte: &u8| matches!(byte, b'/' | b':' | b'%') || byte.is_ascii_whitespace();
@@ -375,7 +377,7 @@ fn is_attached(file: &File) -> bool {
     done == 0
 }
 
-/// Whether the interface stays when its descriptor goes.
+/// Sets whether the interface outlives its descriptors.
 #[expect(unsafe_code, reason = "neither nix nor the standard library know this ioctl")]
 fn set_persistent(file: &File, persistent: bool) -> io::Result<()> {
     // SAFETY: TUNSETPERSIST takes its argument by value.
@@ -392,7 +394,7 @@ fn hardware_address(file: &File) -> io::Result<LinkAddress> {
     Ok(LinkAddress::from_bytes([a, b, c, d, e, f]))
 }
 
-/// Wherever the interface is: the descriptor leads there from any network namespace.
+/// Works in whichever network namespace the interface is: the descriptor leads there.
 fn set_hardware_address(file: &File, address: LinkAddress) -> io::Result<()> {
     let mut sa_data = [0; 14];
     for (to, from) in sa_data.iter_mut().zip(address.to_bytes()) {
@@ -424,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn interface_names() {
+    fn interface_names_are_validated() {
         for good in ["wg0", "a", "fifteen-bytes-x", "wg0.100", "größe"] {
             assert!(interface_request(good).is_some(), "{good}");
         }

@@ -1,4 +1,4 @@
-//! The in-memory twin of a TUN interface: two ends of a queue.
+//! The in-memory twin of an interface, for tests: one end for the engine, the other one for the network stack.
 
 use std::{
     cell::RefCell,
@@ -11,12 +11,15 @@ use std::{
 
 use wireloom_types::LinkAddress;
 
-use super::{MAX_PACKET, Tun, TunEvent, TunQueue, flow::flow_hash};
-use crate::offload::{LinkHeader, coalesce::Joinable, segment::Segments, virtio::VirtioHeader};
+use super::{Tun, TunEvent, TunQueue};
+use crate::{
+    offload::{coalesce::Joinable, segment::Segments, virtio::VirtioHeader},
+    packet::{MAX_PACKET, ethernet, flow::flow_hash},
+};
 
 /// The engine's end: a [`Tun`].
 #[derive(Debug)]
-pub struct MemoryTun {
+pub(crate) struct MemoryTun {
     first: MemoryQueue,
     events: Receiver<TunEvent>,
     link_address: Option<LinkAddress>,
@@ -24,34 +27,32 @@ pub struct MemoryTun {
 
 /// One queue of a [`MemoryTun`].
 #[derive(Debug)]
-pub struct MemoryQueue {
+pub(crate) struct MemoryQueue {
     to_host: Sender<(VirtioHeader, Vec<u8>)>,
     from_host: Receiver<(VirtioHeader, Vec<u8>)>,
 }
 
 /// The other end, which plays the machine's network stack.
 #[derive(Debug)]
-pub struct MemoryTunHost {
+pub(crate) struct MemoryTunHost {
     /// One for each queue.
     to_tun: Vec<Sender<(VirtioHeader, Vec<u8>)>>,
     from_tun: Receiver<(VirtioHeader, Vec<u8>)>,
-    /// Length of the link header before each packet.
-    link_len: usize,
-    /// What is left of a super-packet.
+    /// The length in bytes of the Ethernet header before each packet.
+    ethernet_len: usize,
+    /// The segments of a super-packet that were not returned yet.
     segments: RefCell<VecDeque<Vec<u8>>>,
     events: Sender<TunEvent>,
 }
 
 /// Makes both ends. The interface is down until the host says otherwise.
-#[must_use]
-pub fn memory_tun() -> (MemoryTun, MemoryTunHost) {
+pub(crate) fn memory_tun() -> (MemoryTun, MemoryTunHost) {
     let (tun, _, host) = memory_tun_of(NonZero::<usize>::MIN);
     (tun, host)
 }
 
-/// Makes both ends of an interface with several queues, and its queues but the first.
-#[must_use]
-pub fn memory_tun_of(queues: NonZero<usize>) -> (MemoryTun, Vec<MemoryQueue>, MemoryTunHost) {
+/// Makes both ends of an interface with several queues, and its queues except the first.
+pub(crate) fn memory_tun_of(queues: NonZero<usize>) -> (MemoryTun, Vec<MemoryQueue>, MemoryTunHost) {
     let (to_host, from_tun) = channel();
     let (tell, events) = channel();
     let queue = || {
@@ -62,22 +63,21 @@ pub fn memory_tun_of(queues: NonZero<usize>) -> (MemoryTun, Vec<MemoryQueue>, Me
     let (to_others, others): (Vec<_>, Vec<_>) = (1..queues.get()).map(|_| queue()).unzip();
     let to_tun = iter::once(to_first).chain(to_others).collect();
     let tun = MemoryTun { first, events, link_address: None };
-    let host = MemoryTunHost { to_tun, from_tun, link_len: 0, segments: RefCell::default(), events: tell };
+    let host =
+        MemoryTunHost { to_tun, from_tun, ethernet_len: 0, segments: RefCell::default(), events: tell };
     (tun, others, host)
 }
 
-/// Makes both ends of an interface that carries frames. Its link address is random, so to say.
-#[must_use]
-pub fn memory_tap() -> (MemoryTun, MemoryTunHost) {
+/// Makes both ends of an interface that carries frames. Its link address is an arbitrary one.
+pub(crate) fn memory_tap() -> (MemoryTun, MemoryTunHost) {
     let (tun, _, host) = memory_tap_of(NonZero::<usize>::MIN);
     (tun, host)
 }
 
-/// As [`memory_tap`], with several queues.
-#[must_use]
-pub fn memory_tap_of(queues: NonZero<usize>) -> (MemoryTun, Vec<MemoryQueue>, MemoryTunHost) {
+/// The same with several queues, returned as by [`memory_tun_of`].
+pub(crate) fn memory_tap_of(queues: NonZero<usize>) -> (MemoryTun, Vec<MemoryQueue>, MemoryTunHost) {
     let (mut tun, others, mut host) = memory_tun_of(queues);
-    host.link_len = size_of::<LinkHeader>();
+    host.ethernet_len = ethernet::HEADER_LEN;
     tun.link_address = Some(LinkAddress::from_bytes([0x1e, 0x35, 0x89, 0, 0, 7]));
     (tun, others, host)
 }
@@ -117,7 +117,7 @@ impl Tun for MemoryTun {
         Ok(())
     }
 
-    /// The host's end going away is the deletion of the interface.
+    /// When the host's end is gone, the interface counts as deleted.
     fn poll_event(&mut self) -> io::Result<Option<TunEvent>> {
         match self.events.try_recv() {
             Ok(event) => Ok(Some(event)),
@@ -129,47 +129,45 @@ impl Tun for MemoryTun {
 
 impl MemoryTunHost {
     /// Routes a packet into the interface.
-    pub fn send(&self, packet: &[u8]) {
+    pub(crate) fn send(&self, packet: &[u8]) {
         self.send_super(VirtioHeader::default(), packet);
     }
 
-    /// Routes a packet into the interface by this queue, whatever its flow.
-    pub fn send_by(&self, queue: usize, packet: &[u8]) {
+    /// Routes a packet into this queue of the interface, whatever its flow.
+    pub(crate) fn send_by(&self, queue: usize, packet: &[u8]) {
         let _ = self.to_tun[queue].send((VirtioHeader::default(), packet.to_vec()));
     }
 
     /// Routes a super-packet into the interface.
-    pub fn send_super(&self, header: VirtioHeader, packet: &[u8]) {
-        let hash = flow_hash(packet.get(self.link_len..).unwrap_or_default());
+    pub(crate) fn send_super(&self, header: VirtioHeader, packet: &[u8]) {
+        let hash = flow_hash(packet.get(self.ethernet_len..).unwrap_or_default());
         let queue = &self.to_tun[(hash % self.to_tun.len() as u64) as usize];
-        // A device that ended no longer reads, as with a real interface.
+        // It fails when the device has ended and reads no more, as with a real interface.
         let _ = queue.send((header, packet.to_vec()));
     }
 
-    /// The next packet that came out of the interface, by itself or in a super-packet.
-    #[must_use]
-    pub fn receive(&self) -> Option<Vec<u8>> {
+    /// The next packet that came out of the interface, alone or in a super-packet.
+    pub(crate) fn receive(&self) -> Option<Vec<u8>> {
         let mut segments = self.segments.borrow_mut();
         if segments.is_empty() {
             let (header, frame) = self.receive_super()?;
-            let (link, packet) = frame.split_at(self.link_len);
-            let mut left = Segments::new(header, self.link_len, packet)?;
+            let (ethernet, packet) = frame.split_at(self.ethernet_len);
+            let mut left = Segments::new(header, self.ethernet_len, packet)?;
             let mut room = vec![0; MAX_PACKET];
             while let Some(len) = left.write_next(packet, &mut room) {
-                segments.push_back([link, &room[..len]].concat());
+                segments.push_back([ethernet, &room[..len]].concat());
             }
         }
         segments.pop_front()
     }
 
-    /// What came out of the interface next, as it was written.
-    #[must_use]
-    pub fn receive_super(&self) -> Option<(VirtioHeader, Vec<u8>)> {
+    /// The next packet or super-packet that came out of the interface, as it was written.
+    pub(crate) fn receive_super(&self) -> Option<(VirtioHeader, Vec<u8>)> {
         self.from_tun.try_recv().ok()
     }
 
     /// Changes the interface's state.
-    pub fn tell(&self, event: TunEvent) {
+    pub(crate) fn tell(&self, event: TunEvent) {
         let _ = self.events.send(event);
     }
 }

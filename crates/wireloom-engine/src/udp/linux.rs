@@ -1,4 +1,4 @@
-//! UDP sockets of Linux: one for each family, on the same port.
+//! UDP sockets of Linux: one for each address family, on the same port.
 
 use std::{
     io::{self, IoSliceMut},
@@ -15,43 +15,47 @@ use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_proto::Endpoint;
 
 use super::{
-    Inbound, Network, Outbound, Udp,
+    Network, Udp,
     mmsg::{Receiver, Sender},
 };
+use crate::{
+    batch::{InboundBatch, SealedBatch},
+    packet::MAX_PACKET,
+};
 
-/// Size of the socket's buffers in bytes. With 2 MB, bursts of one fast TCP stream overflow them.
+/// The size of the socket's buffers, in bytes. Bursts of one fast TCP stream overflow buffers of 2 MB.
 const SOCKET_BUFFER: usize = 8 << 20;
-/// How often the system may pick a port that turns out to be taken for the other family.
+/// How often the system may choose a port that turns out to be taken for the other family.
 const PICK_ATTEMPTS: usize = 100;
-/// How long a full send buffer is waited for in vain, once in a batch, in milliseconds. It drains at
-/// the speed of the network card; when it does not, waiting would only stop everything else.
+/// How long to wait for room in a full send buffer, in milliseconds. If there is none in time, the rest of the batch is
+/// not waited for: the buffer drains at the speed of the network card, and if it does not, waiting would only hold up
+/// everything else.
 const SEND_PATIENCE: u8 = 20;
 
-/// Datagrams that the kernel takes as one: `UDP_MAX_SEGMENTS` in include/linux/udp.h was 64 when it came
-/// and never less.
+/// The most datagrams in one GSO run: `UDP_MAX_SEGMENTS` in include/linux/udp.h has never been less than 64.
 const RUN_DATAGRAMS: usize = 64;
 
-/// The machine's network, as this process's network namespace sees it.
+/// The network of this process's network namespace.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LinuxNetwork {
-    /// Whether [`Udp::poll_path_mtu`] has news. Datagrams then may not be fragmented on their way ("don't
-    /// fragment" is set), so that routers tell where they are too big; one that is too big for what the
-    /// kernel knows of the path is sent again in fragments.
-    pub discover_path_mtu: bool,
+pub(crate) struct LinuxNetwork {
+    /// Whether path MTUs are discovered, for [`Udp::poll_path_mtu`]. Datagrams then have "don't fragment" set, so that
+    /// routers report those that are too big. A datagram that exceeds the path MTU that the kernel knows is sent again
+    /// in fragments.
+    pub(crate) discover_path_mtu: bool,
 }
 
-/// A UDP port, open for both families, or for IPv4 alone where the machine has no IPv6.
-pub struct LinuxUdp {
+/// A UDP port, open for both families, or for IPv4 alone on a machine without IPv6.
+pub(crate) struct LinuxUdp {
     port: u16,
     sockets: Sockets,
     receiver: Receiver,
     sender: Sender,
-    /// How many datagrams the kernel takes as one, 1 when it has no segmentation offload.
+    /// The most datagrams in one GSO run; 1 when the kernel has no segmentation offload.
     run_max: usize,
-    /// Which family is asked first: they take turns, so that a flood of one does not starve the other.
+    /// Which family is received from first: they alternate, so that a flood of one does not starve the other.
     v6_first: bool,
     discovers_path_mtu: bool,
-    /// Local addresses that peers were answered from and that are no longer ours.
+    /// Source addresses of earlier datagrams that this machine no longer has.
     gone: Vec<IpAddr>,
 }
 
@@ -62,7 +66,7 @@ struct Sockets {
 }
 
 impl Sockets {
-    /// The one that sends there.
+    /// The socket for this destination.
     fn towards(&self, to: Endpoint) -> io::Result<&Socket> {
         let socket = if to.remote.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
         socket.ok_or_else(|| io::ErrorKind::NetworkUnreachable.into())
@@ -76,9 +80,9 @@ impl Network for LinuxNetwork {
         let mut attempts = if port == 0 { PICK_ATTEMPTS } else { 1 };
         loop {
             attempts -= 1;
-            let v4 = self.open(Ipv4Addr::UNSPECIFIED.into(), port, mark, Share::WithNobody)?;
+            let v4 = self.open(Ipv4Addr::UNSPECIFIED.into(), port, mark, Share::Nobody)?;
             let bound = v4.local_addr()?.as_socket().map_or(port, |address| address.port());
-            let v6 = match self.open(Ipv6Addr::UNSPECIFIED.into(), bound, mark, Share::WithNobody) {
+            let v6 = match self.open(Ipv6Addr::UNSPECIFIED.into(), bound, mark, Share::Nobody) {
                 Ok(socket) => Some(socket),
                 Err(error) if has_no_ipv6(&error) => None,
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => continue,
@@ -89,15 +93,15 @@ impl Network for LinuxNetwork {
     }
 
     fn join(&self, first: &LinuxUdp, mark: u32) -> io::Result<LinuxUdp> {
-        // Now that the port is ours: set before, the option would have let us into a port that somebody
-        // else has open in the same way. The kernel picks the socket by a hash of both addresses and
-        // ports (`reuseport_select_sock` in net/core/sock_reuseport.c).
+        // Only now that the port is ours: if the option had been set before, we could have joined a port of another
+        // process. The kernel picks the socket by a hash of both addresses and ports (`reuseport_select_sock` in
+        // net/core/sock_reuseport.c).
         first.sockets.v4.set_reuse_port(true)?;
-        let v4 = self.open(Ipv4Addr::UNSPECIFIED.into(), first.port, mark, Share::WithOurs)?;
+        let v4 = self.open(Ipv4Addr::UNSPECIFIED.into(), first.port, mark, Share::Ourselves)?;
         let v6 = match &first.sockets.v6 {
             Some(socket) => {
                 socket.set_reuse_port(true)?;
-                Some(self.open(Ipv6Addr::UNSPECIFIED.into(), first.port, mark, Share::WithOurs)?)
+                Some(self.open(Ipv6Addr::UNSPECIFIED.into(), first.port, mark, Share::Ourselves)?)
             }
             None => None,
         };
@@ -105,15 +109,15 @@ impl Network for LinuxNetwork {
     }
 }
 
-/// With whom a socket shares its port.
+/// Who else may use the port of a socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Share {
-    WithNobody,
-    /// With sockets of the same user that allow it.
-    WithOurs,
+    Nobody,
+    /// Sockets of the same user that allow it, too.
+    Ourselves,
 }
 
-/// Whether an error of socket(2) or bind(2) says that IPv6 is not built in or disabled.
+/// Whether an error of socket(2) or bind(2) means that IPv6 is disabled or not built in.
 fn has_no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
@@ -136,8 +140,8 @@ impl LinuxNetwork {
                 Fragments::Forbidden.set(&socket, true)?;
                 setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
             } else {
-                // As the kernel's WireGuard does (`send4` in drivers/net/wireguard/socket.c): a tunnel whose
-                // MTU is too big for the path is slow, not dead.
+                // Like the kernel's WireGuard (`send4` in drivers/net/wireguard/socket.c): a tunnel whose MTU is too
+                // big for the path is slow, not dead.
                 Fragments::Allowed.set(&socket, true)?;
             }
         }
@@ -145,9 +149,9 @@ impl LinuxNetwork {
             socket.set_mark(mark)?;
         }
         grow_buffers(&socket);
-        // Without receive offload, datagrams come one by one.
+        // It fails on kernels without receive offload, where datagrams arrive one by one.
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
-        if share == Share::WithOurs {
+        if share == Share::Ourselves {
             socket.set_reuse_port(true)?;
         }
         socket.bind(&address.into())?;
@@ -155,17 +159,17 @@ impl LinuxNetwork {
     }
 }
 
-/// Whether a datagram may travel in fragments (`IP_MTU_DISCOVER` of ip(7), and its like of ipv6(7)).
+/// Whether datagrams may be fragmented (`IP_MTU_DISCOVER` of ip(7), `IPV6_MTU_DISCOVER` of ipv6(7)).
 #[derive(Clone, Copy)]
 enum Fragments {
-    /// Made here or, with IPv4, on the way.
+    /// They may, here and, with IPv4, on the way.
     Allowed,
-    /// One that is too big is refused with `EMSGSIZE`.
+    /// They may not: one that is too big is refused with `EMSGSIZE`.
     Forbidden,
 }
 
 impl Fragments {
-    #[expect(unsafe_code, reason = "neither socket2 nor nix know these options")]
+    #[expect(unsafe_code, reason = "neither socket2 nor nix has these options")]
     fn set(self, socket: &Socket, is_v4: bool) -> io::Result<()> {
         let (level, option) = if is_v4 {
             (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
@@ -192,7 +196,7 @@ impl Fragments {
     }
 }
 
-/// As big as wanted where we may, else as big as `net.core.{r,w}mem_max` lets us.
+/// Sets the size of both buffers: exceeding `net.core.{r,w}mem_max` if we may, else up to that.
 fn grow_buffers(socket: &Socket) {
     if setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
         let _ = setsockopt(socket, sockopt::RcvBuf, &SOCKET_BUFFER);
@@ -217,13 +221,19 @@ impl LinuxUdp {
     }
 
     /// Readable when [`Udp::receive`] has datagrams.
-    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         std::iter::once(&self.sockets.v4).chain(&self.sockets.v6).map(AsFd::as_fd)
     }
 
-    /// Sends the datagram at `next`, which goes to `to`, and those after it that go by the same
-    /// family, as far as they go, up to `most` at a time as one; returns how many went.
-    fn send_some(&mut self, batch: &Outbound, next: usize, to: Endpoint, most: usize) -> io::Result<usize> {
+    /// Sends the datagram at position `next`, whose destination is `to`, and those after it of the same family, until
+    /// the kernel takes no more. `most` is the most datagrams in one GSO run. Returns how many were sent.
+    fn send_some(
+        &mut self,
+        batch: &SealedBatch<'_>,
+        next: usize,
+        to: Endpoint,
+        most: usize,
+    ) -> io::Result<usize> {
         let socket = self.sockets.towards(to)?;
         let same_family = |other: Endpoint| other.remote.is_ipv4() == to.remote.is_ipv4();
         let gone = &self.gone;
@@ -235,9 +245,9 @@ impl LinuxUdp {
         Ok(batch.runs_from(next, most).take(sent).map(|run| run.count).sum())
     }
 
-    /// Sends the datagram at `next` in fragments. The refusal that came before is in the error queue,
-    /// from where the path MTU is learnt, so that this remains rare.
-    fn send_in_fragments(&mut self, batch: &Outbound, next: usize, to: Endpoint) -> io::Result<usize> {
+    /// Sends the datagram at position `next` in fragments, after it was refused. The path MTU is then learnt from the
+    /// error queue, so this is rare.
+    fn send_in_fragments(&mut self, batch: &SealedBatch<'_>, next: usize, to: Endpoint) -> io::Result<usize> {
         let is_v4 = to.remote.is_ipv4();
         Fragments::Allowed.set(self.sockets.towards(to)?, is_v4)?;
         let datagram = batch.runs_from(next, 1).take(1);
@@ -246,7 +256,7 @@ impl LinuxUdp {
         sent
     }
 
-    /// Waits for room in the send buffer; false when there is none in time.
+    /// Waits for room in the send buffer. Returns false when there is none in time.
     fn wait_for_room(&self, to: Endpoint) -> bool {
         let Ok(socket) = self.sockets.towards(to) else { return false };
         let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
@@ -264,7 +274,7 @@ impl Udp for LinuxUdp {
         self.sockets.v6.as_ref().map_or(Ok(()), |v6| v6.set_mark(mark))
     }
 
-    fn receive(&mut self, batch: &mut Inbound) {
+    fn receive(&mut self, batch: &mut InboundBatch) {
         batch.clear();
         let mut order = [Some(&self.sockets.v4), self.sockets.v6.as_ref()];
         if self.v6_first {
@@ -277,21 +287,21 @@ impl Udp for LinuxUdp {
             }
         }
         if !self.gone.is_empty() {
-            // What comes in for an address proves that it is ours (again).
+            // A datagram that arrived at an address proves that the machine has it, perhaps again.
             for from in batch.sources() {
                 self.gone.retain(|gone| from.local.is_none_or(|local| local.address != *gone));
             }
         }
     }
 
-    fn send(&mut self, batch: &mut Outbound) -> u64 {
+    fn send(&mut self, batch: SealedBatch<'_>) -> u64 {
         let mut next = 0;
         let mut tried_again = None;
         let mut lost = 0;
         let mut patient = true;
         let mut most = self.run_max;
         while let Some(to) = batch.destination(next) {
-            let error = match self.send_some(batch, next, to, most) {
+            let error = match self.send_some(&batch, next, to, most) {
                 Ok(sent) => {
                     next += sent;
                     continue;
@@ -305,21 +315,21 @@ impl Udp for LinuxUdp {
                     continue;
                 }
                 (Some(libc::EMSGSIZE), _)
-                    if self.discovers_path_mtu && self.send_in_fragments(batch, next, to).is_ok() =>
+                    if self.discovers_path_mtu && self.send_in_fragments(&batch, next, to).is_ok() =>
                 {
                     next += 1;
                     continue;
                 }
-                // It may be an error that ICMP raised about an earlier datagram, of whichever peer.
+                // The error may have been raised by ICMP for an earlier datagram, to any peer.
                 (Some(number), _)
                     if self.discovers_path_mtu && number != libc::EAGAIN && tried_again != Some(next) =>
                 {
                     tried_again = Some(next);
                     continue;
                 }
-                // What leaves through a device without checksum offload (before Linux 6.11), or does not
-                // fit the path's MTU and is to be fragmented, cannot be sent as one (`udp_send_skb` in
-                // net/ipv4/udp.c). The device stays as it is; paths change.
+                // The kernel refuses GSO runs that leave through a device without checksum offload (EIO, before Linux
+                // 6.11), and runs whose datagrams exceed the path MTU and have to be fragmented (`udp_send_skb` in
+                // net/ipv4/udp.c). A device stays as it is, but paths change.
                 (Some(libc::EIO), _) if most > 1 => {
                     (self.run_max, most) = (1, 1);
                     continue;
@@ -328,7 +338,7 @@ impl Udp for LinuxUdp {
                     most = 1;
                     continue;
                 }
-                // The address that the peer talked to is not ours any more: let routing choose.
+                // This machine no longer has the address that the peer sent to: let routing choose one.
                 (Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH), Some(local))
                     if !self.gone.contains(&local.address) =>
                 {
@@ -344,15 +354,15 @@ impl Udp for LinuxUdp {
         lost
     }
 
-    fn poll_path_mtu(&mut self) -> Option<(IpAddr, u16)> {
+    fn poll_path_mtu(&mut self) -> Option<(IpAddr, usize)> {
         if !self.discovers_path_mtu {
             return None;
         }
         std::iter::once(&self.sockets.v4).chain(&self.sockets.v6).find_map(|socket| {
             loop {
                 match next_error(socket) {
-                    Ok(Some(news)) => return Some(news),
-                    // About something else.
+                    Ok(Some(report)) => return Some(report),
+                    // An error of another kind.
                     Ok(None) => {}
                     Err(_) => return None,
                 }
@@ -361,22 +371,23 @@ impl Udp for LinuxUdp {
     }
 }
 
-/// Takes the next message off a socket's error queue (`IP_RECVERR` of ip(7)); `None` when it is not about
-/// a path MTU.
-fn next_error(socket: &Socket) -> nix::Result<Option<(IpAddr, u16)>> {
-    // Of the datagram that the message is about, only where it went matters.
+/// Takes the next message from a socket's error queue (`IP_RECVERR` of ip(7)). `None` when it does not report a path
+/// MTU.
+fn next_error(socket: &Socket) -> nix::Result<Option<(IpAddr, usize)>> {
+    // The content of the datagram in question does not matter, only its destination.
     let mut datagram = [0; 1];
     let mut datagram = [IoSliceMut::new(&mut datagram)];
-    let mut notes = cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6, libc::in6_pktinfo);
+    let mut control = cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6, libc::in6_pktinfo);
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut datagram, Some(&mut notes), flags)?;
+    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut datagram, Some(&mut control), flags)?;
     let remote = message.address.as_ref().and_then(|address| {
         let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
         v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
     });
-    let path_mtu = message.cmsgs()?.find_map(|note| match note {
+    let path_mtu = message.cmsgs()?.find_map(|message| match message {
         ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
-            (error.ee_errno == libc::EMSGSIZE as u32).then(|| u16::try_from(error.ee_info).ok())?
+            let path_mtu = usize::try_from(error.ee_info).ok()?;
+            (error.ee_errno == libc::EMSGSIZE as u32 && path_mtu <= MAX_PACKET).then_some(path_mtu)
         }
         _ => None,
     });

@@ -1,4 +1,4 @@
-//! The in-memory twin of the network: datagrams between the ports of one process.
+//! The in-memory twin of the network, for tests: datagrams between the ports of one process.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,11 +10,12 @@ use std::{
 
 use wireloom_proto::Endpoint;
 
-use super::{Inbound, Network, Outbound, Udp};
+use super::{Network, Udp};
+use crate::batch::{InboundBatch, SealedBatch};
 
-/// One host's attachment to a network in memory. Clones are the same host.
+/// A host of a network in memory. Clones are the same host.
 #[derive(Clone, Debug)]
-pub struct MemoryNetwork {
+pub(crate) struct MemoryNetwork {
     wire: Arc<Mutex<Wire>>,
     address: IpAddr,
 }
@@ -22,49 +23,46 @@ pub struct MemoryNetwork {
 #[derive(Debug, Default)]
 struct Wire {
     ports: BTreeMap<SocketAddr, Port>,
-    /// Everything that was ever sent: from, to, what.
+    /// Every datagram that was ever sent: source, destination, content.
     seen: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
-    /// What each open port is to be told about path MTUs.
-    path_mtus: VecDeque<(SocketAddr, (IpAddr, u16))>,
+    /// The path MTUs to be reported to each open port.
+    path_mtus: VecDeque<(SocketAddr, (IpAddr, usize))>,
 }
 
-/// What has arrived for each of those who have a port open and was not received yet; `None` in the place
-/// of one who has closed it.
+/// The datagrams that have arrived at each of those who have a port open; `None` in place of one that was closed.
 type Port = Vec<Option<VecDeque<(SocketAddr, Vec<u8>)>>>;
 
 /// An open port of a [`MemoryNetwork`].
 #[derive(Debug)]
-pub struct MemoryUdp {
+pub(crate) struct MemoryUdp {
     network: MemoryNetwork,
     port: u16,
-    /// Its place among those who have the port open.
-    place: usize,
+    /// The position among those who have the port open.
+    position: usize,
 }
 
-/// The first port that is picked when 0 is asked for.
+/// The first port that is chosen when 0 is asked for.
 const EPHEMERAL: u16 = 49_152;
 
 impl MemoryNetwork {
     /// A new network with one host.
-    #[must_use]
-    pub fn new(address: IpAddr) -> Self {
+    pub(crate) fn new(address: IpAddr) -> Self {
         Self { wire: Arc::default(), address }
     }
 
     /// Another host on the same network.
-    #[must_use]
-    pub fn host(&self, address: IpAddr) -> Self {
+    pub(crate) fn host(&self, address: IpAddr) -> Self {
         Self { wire: Arc::clone(&self.wire), address }
     }
 
-    /// Everything that was ever sent, as an eavesdropper saw it: from, to, datagram.
-    #[must_use]
-    pub fn seen(&self) -> Vec<(SocketAddr, SocketAddr, Vec<u8>)> {
+    /// Every datagram that was ever sent, as an eavesdropper sees it: source, destination, content.
+    pub(crate) fn seen(&self) -> Vec<(SocketAddr, SocketAddr, Vec<u8>)> {
         self.wire().seen.clone()
     }
 
-    /// Tells whoever has `port` open on this host that packets to `remote` may have this many bytes.
-    pub fn tell_path_mtu(&self, port: u16, remote: IpAddr, path_mtu: u16) {
+    /// Reports to a socket that has `port` open on this host that the path to `remote` carries packets of this many
+    /// bytes.
+    pub(crate) fn tell_path_mtu(&self, port: u16, remote: IpAddr, path_mtu: usize) {
         let to = SocketAddr::new(self.address, port);
         self.wire().path_mtus.push_back((to, (remote, path_mtu)));
     }
@@ -86,14 +84,14 @@ impl Network for MemoryNetwork {
         };
         let port = port.ok_or_else(|| io::Error::from_raw_os_error(libc::EADDRINUSE))?;
         wire.ports.insert(SocketAddr::new(self.address, port), vec![Some(VecDeque::new())]);
-        Ok(MemoryUdp { network: self.clone(), port, place: 0 })
+        Ok(MemoryUdp { network: self.clone(), port, position: 0 })
     }
 
     fn join(&self, first: &MemoryUdp, _mark: u32) -> io::Result<MemoryUdp> {
         let mut wire = self.wire();
         let port = wire.ports.get_mut(&first.address()).ok_or(io::ErrorKind::NotConnected)?;
         port.push(Some(VecDeque::new()));
-        Ok(MemoryUdp { network: self.clone(), port: first.port, place: port.len() - 1 })
+        Ok(MemoryUdp { network: self.clone(), port: first.port, position: port.len() - 1 })
     }
 }
 
@@ -112,11 +110,11 @@ impl Udp for MemoryUdp {
         Ok(())
     }
 
-    fn receive(&mut self, batch: &mut Inbound) {
+    fn receive(&mut self, batch: &mut InboundBatch) {
         batch.clear();
         let mut wire = self.network.wire();
         let port = wire.ports.get_mut(&self.address());
-        let Some(queue) = port.and_then(|port| port[self.place].as_mut()) else { return };
+        let Some(queue) = port.and_then(|port| port[self.position].as_mut()) else { return };
         loop {
             let Some(room) = batch.rooms().next() else { return };
             let Some((from, datagram)) = queue.pop_front() else { return };
@@ -125,17 +123,17 @@ impl Udp for MemoryUdp {
         }
     }
 
-    fn send(&mut self, batch: &mut Outbound) -> u64 {
+    fn send(&mut self, batch: SealedBatch<'_>) -> u64 {
         let from = self.address();
         let mut wire = self.network.wire();
         for (to, datagram) in batch.datagrams() {
             wire.seen.push((from, to.remote, datagram.to_vec()));
-            // To a port that nobody has open: lost on the way, which the sender does not learn.
+            // A datagram to a port that nobody has open is lost on the way, without the sender's knowledge.
             if let Some(port) = wire.ports.get_mut(&to.remote) {
                 let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(from);
                 let mut open: Vec<_> = port.iter_mut().flatten().collect();
-                let place = (hash % open.len() as u64) as usize;
-                open[place].push_back((from, datagram.to_vec()));
+                let position = (hash % open.len() as u64) as usize;
+                open[position].push_back((from, datagram.to_vec()));
             }
         }
         drop(wire);
@@ -143,11 +141,11 @@ impl Udp for MemoryUdp {
         0
     }
 
-    fn poll_path_mtu(&mut self) -> Option<(IpAddr, u16)> {
+    fn poll_path_mtu(&mut self) -> Option<(IpAddr, usize)> {
         let own = self.address();
         let mut wire = self.network.wire();
-        let place = wire.path_mtus.iter().position(|(to, _)| *to == own)?;
-        wire.path_mtus.remove(place).map(|(_, told)| told)
+        let position = wire.path_mtus.iter().position(|(to, _)| *to == own)?;
+        wire.path_mtus.remove(position).map(|(_, reported)| reported)
     }
 }
 
@@ -156,7 +154,7 @@ impl Drop for MemoryUdp {
         let address = self.address();
         let mut wire = self.network.wire();
         if let Some(port) = wire.ports.get_mut(&address) {
-            port[self.place] = None;
+            port[self.position] = None;
             if port.iter().all(Option::is_none) {
                 wire.ports.remove(&address);
             }

@@ -1,9 +1,8 @@
-//! `recvmmsg` and `sendmmsg`: many datagrams with one system call, the local address of each
-//! (`IP_PKTINFO` of ip(7), `IPV6_PKTINFO` of ipv6(7)), and trains of them as one (`UDP_SEGMENT` and
-//! `UDP_GRO` of udp(7)).
+//! `recvmmsg` and `sendmmsg`: many datagrams with one system call, the local address of each (`IP_PKTINFO` of ip(7),
+//! `IPV6_PKTINFO` of ipv6(7)), and whole runs of datagrams in place of one (`UDP_SEGMENT` and `UDP_GRO` of udp(7)).
 #![expect(
     unsafe_code,
-    reason = "neither nix nor socket2 send batches whose datagrams differ in control messages"
+    reason = "neither nix nor socket2 sends batches whose datagrams differ in control messages"
 )]
 
 use std::{
@@ -16,59 +15,59 @@ use std::{
 
 use wireloom_proto::{Endpoint, LocalAddress};
 
-use super::batch::{INBOUND_MAX, Inbound, OUTBOUND_MAX, Run};
+use crate::batch::{GsoRun, INBOUND_MAX, InboundBatch, OUTBOUND_MAX};
 
-/// Bytes for two control messages: one with a local address, of the larger kind, and one with the size
-/// of a train's datagrams, which is an int when received and shorter when sent.
+/// Room for two control messages, in bytes: one with a local address of the larger family, and one with the size of a
+/// run's datagrams, which is an int when received and shorter when sent.
 const CONTROL_LEN: usize = space(size_of::<libc::in6_pktinfo>()) + space(size_of::<libc::c_int>());
 
-/// What a control message with `len` bytes of data takes.
+/// The room that a control message with `len` bytes of data takes.
 const fn space(len: usize) -> usize {
     // SAFETY: CMSG_SPACE only computes.
     unsafe { libc::CMSG_SPACE(len as u32) as usize }
 }
 
-/// What the headers of one datagram point to.
+/// The memory that the header of one datagram points to.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Places {
-    /// First and in a `repr(C)`, so that it is aligned for `cmsghdr` as the struct is.
+struct Targets {
+    /// The first field of a `repr(C)` struct, so it is aligned like the struct, which suffices for `cmsghdr`.
     control: [u8; CONTROL_LEN],
     address: libc::sockaddr_storage,
     memory: libc::iovec,
 }
 
-const _: () = assert!(align_of::<Places>() >= align_of::<libc::cmsghdr>());
+const _: () = assert!(align_of::<Targets>() >= align_of::<libc::cmsghdr>());
 
-/// Headers and what they point to, allocated once. The pointers are set anew for each call.
+/// Headers and their targets, allocated once. The pointers are written anew before each call.
 struct Headers {
     headers: Box<[libc::mmsghdr]>,
-    places: Box<[Places]>,
+    targets: Box<[Targets]>,
 }
 
-// SAFETY: the pointers in the headers are written before each call, from a unique borrow of what they
-// point to, and mean nothing after it: whichever thread calls next writes its own.
+// SAFETY: the pointers in the headers are written before each call, from a unique borrow of their targets, and are not
+// used after it: whichever thread calls next writes its own.
 unsafe impl Send for Headers {}
 
 impl Headers {
     fn new(len: usize) -> Self {
         // SAFETY: all zeroes is a valid value of both C structs: no addresses, no lengths.
-        let (header, places) = unsafe { (zeroed(), zeroed()) };
-        Self { headers: vec![header; len].into(), places: vec![places; len].into() }
+        let (header, targets) = unsafe { (zeroed(), zeroed()) };
+        Self { headers: vec![header; len].into(), targets: vec![targets; len].into() }
     }
 
-    /// Points header `at` to its places, with all their room; the memory is for the caller to set.
-    fn wire(&mut self, at: usize) -> (&mut libc::msghdr, &mut Places) {
-        let places = &mut self.places[at];
+    /// Points header `at` to its targets, with all their room. The caller sets `memory`.
+    fn connect(&mut self, at: usize) -> (&mut libc::msghdr, &mut Targets) {
+        let targets = &mut self.targets[at];
         let header = &mut self.headers[at].msg_hdr;
-        header.msg_name = (&raw mut places.address).cast();
+        header.msg_name = (&raw mut targets.address).cast();
         header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-        header.msg_iov = &raw mut places.memory;
+        header.msg_iov = &raw mut targets.memory;
         header.msg_iovlen = 1;
-        header.msg_control = (&raw mut places.control).cast();
+        header.msg_control = (&raw mut targets.control).cast();
         header.msg_controllen = CONTROL_LEN as _;
         header.msg_flags = 0;
-        (header, places)
+        (header, targets)
     }
 }
 
@@ -82,19 +81,19 @@ impl Default for Receiver {
 }
 
 impl Receiver {
-    /// Adds what has arrived at the socket to the batch, as far as there is room.
-    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>, batch: &mut Inbound) {
+    /// Adds the datagrams that have arrived at the socket to the batch, as far as there is room.
+    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>, batch: &mut InboundBatch) {
         let mut wanted = 0;
         for room in batch.rooms() {
-            let (_, places) = self.0.wire(wanted);
-            places.memory = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+            let (_, targets) = self.0.connect(wanted);
+            targets.memory = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
             wanted += 1;
         }
         if wanted == 0 {
             return;
         }
-        // SAFETY: the first `wanted` headers point to places in `self.0` and to the batch's rooms, all
-        // of which live and stay where they are until the call returns; no one else accesses them.
+        // SAFETY: the first `wanted` headers point to targets in `self.0` and to the batch's rooms. All of these live
+        // and stay in place until the call returns, and nobody else accesses them.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -104,12 +103,12 @@ impl Receiver {
                 ptr::null_mut(),
             )
         };
-        // An error means that nothing has come, or is one that ICMP raised, which UDP outlives.
+        // An error means that nothing has arrived, or was raised by ICMP, which does not affect later calls.
         let received = usize::try_from(received).unwrap_or(0);
-        for (header, places) in self.0.headers[..received].iter().zip(&self.0.places) {
+        for (header, targets) in self.0.headers[..received].iter().zip(&self.0.targets) {
             let (local, size) = control_messages(&header.msg_hdr);
-            // Not from an IP address, which cannot be: it will be refused as a message of length 0.
-            let remote = remote_address(&places.address);
+            // A source that is no IP address cannot occur. The datagram would be dropped as a message of length 0.
+            let remote = remote_address(&targets.address);
             let len = if remote.is_some() { header.msg_len as usize } else { 0 };
             let remote = remote.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
             batch.push(Endpoint { remote, local }, len, size.unwrap_or(len));
@@ -127,23 +126,24 @@ impl Default for Sender {
 }
 
 impl Sender {
-    /// Sends these runs (no more than a batch has datagrams), as far as they go; returns how many went.
+    /// Sends these runs, at most as many as a batch has datagrams, until the kernel takes no more. Returns how many
+    /// were sent.
     ///
     /// # Errors
-    /// Why the first of them did not go.
+    /// Why the first run was not sent.
     pub(super) fn send<'d>(
         &mut self,
         socket: BorrowedFd<'_>,
-        runs: impl Iterator<Item = Run<'d>>,
+        runs: impl Iterator<Item = GsoRun<'d>>,
     ) -> io::Result<usize> {
         let mut count = 0;
         for run in runs.take(OUTBOUND_MAX) {
-            let (header, places) = self.0.wire(count);
-            // The kernel only reads what `sendmmsg` is pointed to.
-            places.memory =
+            let (header, targets) = self.0.connect(count);
+            // `sendmmsg` only reads this memory.
+            targets.memory =
                 libc::iovec { iov_base: run.bytes.as_ptr().cast_mut().cast(), iov_len: run.bytes.len() };
-            header.msg_namelen = write_address(&mut places.address, run.to.remote);
-            let mut control = Control { bytes: &mut places.control, used: 0 };
+            header.msg_namelen = write_address(&mut targets.address, run.to.remote);
+            let mut control = Control { bytes: &mut targets.control, used: 0 };
             if let Some(local) = run.to.local {
                 control.write_local(local);
             }
@@ -153,8 +153,8 @@ impl Sender {
             header.msg_controllen = control.used as _;
             count += 1;
         }
-        // SAFETY: the first `count` headers point to places in `self.0` and to the caller's datagrams,
-        // all of which live and stay where they are until the call returns.
+        // SAFETY: the first `count` headers point to targets in `self.0` and to the caller's datagrams, all of which
+        // live and stay in place until the call returns.
         let sent = unsafe {
             libc::sendmmsg(
                 socket.as_raw_fd(),
@@ -169,8 +169,8 @@ impl Sender {
 
 fn remote_address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
     let storage: *const _ = storage;
-    // SAFETY: a `sockaddr_storage` is large and aligned enough for the address of either family, and
-    // the family tells which one the kernel wrote.
+    // SAFETY: a `sockaddr_storage` is large and aligned enough for the address of either family, and its family says
+    // which one the kernel wrote.
     unsafe {
         match libc::c_int::from((*storage).ss_family) {
             libc::AF_INET => {
@@ -181,7 +181,7 @@ fn remote_address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
             libc::AF_INET6 => {
                 let address = &*storage.cast::<libc::sockaddr_in6>();
                 let ip = Ipv6Addr::from(address.sin6_addr.s6_addr);
-                // The flow label is the sender's; it names nothing that an answer should carry.
+                // The flow label is the sender's and does not belong into an answer.
                 Some(SocketAddrV6::new(ip, u16::from_be(address.sin6_port), 0, address.sin6_scope_id).into())
             }
             _ => None,
@@ -216,13 +216,12 @@ fn write_address(storage: &mut libc::sockaddr_storage, address: SocketAddr) -> l
     }
 }
 
-/// The local address that a received datagram's control messages tell, and the size of the datagrams
-/// when it is a train of them.
+/// The control messages of a received datagram: its local address, and the size of the datagrams if it is a run of
+/// them.
 fn control_messages(header: &libc::msghdr) -> (Option<LocalAddress>, Option<usize>) {
     let (mut local, mut size) = (None, None);
-    // SAFETY: the kernel filled the header's control messages, `msg_controllen` bytes of them; the
-    // macros walk within these, and the data of a control message is read unaligned as what its level
-    // and type say it is.
+    // SAFETY: the kernel wrote `msg_controllen` bytes of control messages, and the macros stay within these. The data
+    // of a control message is read unaligned, as the type that its level and type stand for.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(header);
         while !message.is_null() {
@@ -250,17 +249,17 @@ fn control_messages(header: &libc::msghdr) -> (Option<LocalAddress>, Option<usiz
     (local, size)
 }
 
-/// The control messages of a datagram to be sent, in their making.
+/// The control messages of a datagram to be sent, as they are written.
 struct Control<'p> {
     bytes: &'p mut [u8; CONTROL_LEN],
     used: usize,
 }
 
 impl Control<'_> {
-    /// Makes the datagram leave from this address.
+    /// Sets the datagram's source address.
     ///
-    /// Only the address is asked for, so that routing stays free to choose another interface when
-    /// routes change; an IPv6 link-local address alone means nothing without its interface.
+    /// The interface is left to routing, so that it can change with the routes. Only an IPv6 link-local address is
+    /// meaningless without it.
     fn write_local(&mut self, local: LocalAddress) {
         match local.address {
             IpAddr::V4(address) => {
@@ -281,15 +280,14 @@ impl Control<'_> {
         }
     }
 
-    /// Adds a control message; `data` is what the kernel expects for its level and kind.
+    /// Adds a control message. `data` must have the type that the kernel expects for its level and kind.
     fn write<T: Copy>(&mut self, level: libc::c_int, kind: libc::c_int, data: T) {
-        let place = &mut self.bytes[self.used..][..space(size_of::<T>())];
-        place.fill(0);
-        // SAFETY: `place` has room for the header and this data. It is aligned for a `cmsghdr`, because
-        // the first one is (see `Places`) and every length is a multiple of that alignment; the data is
-        // written unaligned.
+        let room = &mut self.bytes[self.used..][..space(size_of::<T>())];
+        room.fill(0);
+        // SAFETY: `room` is large enough for the header and this data. It is aligned for a `cmsghdr`, because the first
+        // one is (see `Targets`) and every length is a multiple of that alignment. The data is written unaligned.
         unsafe {
-            let message = place.as_mut_ptr().cast::<libc::cmsghdr>();
+            let message = room.as_mut_ptr().cast::<libc::cmsghdr>();
             (*message).cmsg_level = level;
             (*message).cmsg_type = kind;
             (*message).cmsg_len = libc::CMSG_LEN(size_of::<T>() as u32) as _;

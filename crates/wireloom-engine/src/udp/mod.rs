@@ -1,58 +1,58 @@
-//! Datagrams to and from the other ends of the tunnels.
+//! The UDP port: datagrams to and from the peers.
 
-mod batch;
 mod linux;
+#[cfg(test)]
 mod memory;
 mod mmsg;
 
 use std::{io, net::IpAddr};
 
-pub(crate) use batch::Pending;
-pub use batch::{Inbound, Outbound};
-pub use linux::{LinuxNetwork, LinuxUdp};
-pub use memory::{MemoryNetwork, MemoryUdp};
+pub(crate) use linux::{LinuxNetwork, LinuxUdp};
+#[cfg(test)]
+pub(crate) use memory::{MemoryNetwork, MemoryUdp};
 
-/// Opens the UDP port. The port is open only while the interface is up, so it comes and goes.
-pub trait Network {
-    /// What it opens.
+use crate::batch::{InboundBatch, SealedBatch};
+
+/// Opens the UDP port, which is open only while the interface is up.
+pub(crate) trait Network {
+    /// The type of an open port.
     type Udp: Udp;
 
-    /// Opens `port` for IPv4 and IPv6 alike; 0 lets the system pick one. `mark` is the firewall mark
-    /// of what is sent, 0 for none.
+    /// Opens `port` for IPv4 and IPv6 alike; 0 lets the system choose one. `mark` is the firewall mark of the datagrams
+    /// sent, 0 for none.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AddrInUse`] when somebody else has the port; whatever else the system says.
+    /// [`io::ErrorKind::AddrInUse`] when another socket has the port, or another error of the system.
     fn bind(&self, port: u16, mark: u32) -> io::Result<Self::Udp>;
 
-    /// Opens the same port once more, for another thread. Datagrams are spread over all that have it
-    /// open; those of one sender always come to the same one.
+    /// Opens the port of `first` once more, for another thread. Datagrams are spread over all that have it open; those
+    /// of one sender always arrive at the same one.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// When the system refuses.
     fn join(&self, first: &Self::Udp, mark: u32) -> io::Result<Self::Udp>;
 }
 
-/// An open UDP port. Every call returns at once, or nearly: see [`Udp::send`].
-pub trait Udp {
+/// An open UDP port. No call blocks, except that [`Udp::send`] may wait for a short time.
+pub(crate) trait Udp {
     /// The port's number.
     fn port(&self) -> u16;
 
-    /// Sets the firewall mark of what is sent from now on; 0 is none.
+    /// Sets the firewall mark of the datagrams sent from now on; 0 is none.
     ///
     /// # Errors
-    /// What the system says: it lets administrators alone set marks.
+    /// When the system refuses, as it does for users who are not administrators.
     fn set_mark(&mut self, mark: u32) -> io::Result<()>;
 
-    /// Replaces the batch's datagrams by those that have arrived, as many as it holds; none when
-    /// there are none.
-    fn receive(&mut self, batch: &mut Inbound);
+    /// Replaces the content of the batch by datagrams that have arrived, as many as it holds. It is empty afterwards
+    /// when there are none.
+    fn receive(&mut self, batch: &mut InboundBatch);
 
-    /// Sends the batch's datagrams in their order and empties it. A send buffer that is full is
-    /// waited for, for a short time: the sender is slowed down instead of losing what it sends.
-    /// Returns how many could not be sent and are lost.
-    fn send(&mut self, batch: &mut Outbound) -> u64;
+    /// Sends the datagrams of the batch in order, and empties it. When the send buffer is full, this waits for a short
+    /// time, so the sender slows down instead of losing datagrams. Returns how many could not be sent and are lost.
+    fn send(&mut self, batch: SealedBatch<'_>) -> u64;
 
-    /// The next path MTU that the network told of: to where, and the bytes of an IP packet. `None` when
-    /// there is no news, or nobody wants it.
-    fn poll_path_mtu(&mut self) -> Option<(IpAddr, u16)>;
+    /// The next path MTU that the network reported: for which destination, and the size of an IP packet in bytes.
+    /// `None` when there is none, or they are not followed.
+    fn poll_path_mtu(&mut self) -> Option<(IpAddr, usize)>;
 }

@@ -18,7 +18,7 @@ use crate::{PATIENCE, Place, Result, at_this_pace};
 /// How many requests without a reply make a pinger slow down, and how many times longer its interval is then. While a
 /// process on the way has no processor, the packets of several pingers then fit into the shortest queue, a TUN
 /// interface's 500 packets; those that do not fit would be lost to the machine's load.
-const UNANSWERED: u16 = 50;
+const UNANSWERED: u16 = 25;
 const SLOWER: u32 = 20;
 
 /// How long to wait for late replies once a later request was answered.

@@ -72,8 +72,8 @@ impl fmt::Display for Cell {
     }
 }
 
-/// How many requests without a reply make a place unreachable.
-const ATTEMPTS: u16 = 3;
+/// How many requests without a reply make a place unreachable: a reply may take seconds on a busy machine.
+const ATTEMPTS: u16 = 6;
 /// Bytes of a raw socket's receive buffer. Root of the machine gets all of them, other users what
 /// `net.core.rmem_max` allows.
 const BUFFER: usize = 8 << 20;

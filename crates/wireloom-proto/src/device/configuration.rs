@@ -1,4 +1,4 @@
-//! Changing a device: keys, peers and their allowed IPs.
+//! Changing the keys, the peers and their allowed IPs.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -8,9 +8,9 @@ use ipnet::IpNet;
 use wireloom_types::{PresharedKey, PrivateKey, PublicKey, limits::MAX_PEERS};
 
 use super::Device;
-use crate::cookie::MacKeys;
-use crate::handshake::Identity;
-use crate::peer::{Peer, PersistentKeepalive};
+use super::peer::{Peer, PersistentKeepalive};
+use crate::handshake::cookie::MacKeys;
+use crate::handshake::noise::Identity;
 use crate::peer_id::PeerId;
 use crate::time::{Instant, Now};
 use crate::transport::Routes;
@@ -18,15 +18,15 @@ use crate::transport::Routes;
 /// Why a configuration change is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigureError {
-    /// A peer with the device's own public key would be the device itself.
-    #[error("the public key is this device's own: a device is not its own peer")]
+    /// The public key is the device's own.
+    #[error("the public key is the device's own, and a device cannot be its own peer")]
     OwnPublicKey,
-    /// No more than 2^20 peers fit, as in the kernel.
-    #[error("too many peers: a device has at most 1048576")]
+    /// There are [`MAX_PEERS`] peers already.
+    #[error("a device has at most {MAX_PEERS} peers; remove one first")]
     TooManyPeers,
 }
 
-/// A transaction of configuration changes: see [`Device::configure`].
+/// Changes a device. [`Device::configure`] lends it.
 #[derive(Debug)]
 pub struct Configuration<'a> {
     device: &'a mut Device,
@@ -35,7 +35,7 @@ pub struct Configuration<'a> {
     routes_changed: bool,
 }
 
-/// One peer in a transaction.
+/// Changes one peer of a device.
 #[derive(Debug)]
 pub struct PeerConfiguration<'a> {
     device: &'a mut Device,
@@ -44,13 +44,25 @@ pub struct PeerConfiguration<'a> {
     id: PeerId,
 }
 
-impl<'a> Configuration<'a> {
-    pub(super) fn new(device: &'a mut Device, now: Now) -> Self {
-        Self { device, now: now.monotonic, routes_changed: false }
+impl Device {
+    /// Changes the keys, the peers and their allowed IPs, and returns what `change` returns.
+    ///
+    /// This is no transaction: each change takes effect at once, and stays when a later one is refused. Only the
+    /// [`Routes`] wait: the data path uses the old ones until `change` returns. Then the new ones are published as a
+    /// whole, so that no packet sees half of a change.
+    pub fn configure<R>(&mut self, now: Now, change: impl FnOnce(&mut Configuration<'_>) -> R) -> R {
+        let mut configuration = Configuration { device: self, now: now.monotonic, routes_changed: false };
+        let outcome = change(&mut configuration);
+        if configuration.routes_changed {
+            self.transport.publish(Routes::new(self.routes.clone()));
+        }
+        outcome
     }
+}
 
-    /// Sets or removes the device's identity. All sessions end, as they were made with the old one;
-    /// a peer with the new key's public key is removed. Setting the same key again changes nothing.
+impl Configuration<'_> {
+    /// Sets or removes the device's private key. All sessions end, because they belong to the old key. A peer that
+    /// has the new key's public key is removed. Setting the same key again changes nothing.
     pub fn set_private_key(&mut self, private_key: Option<PrivateKey>) {
         if self.device.private_key() == private_key.as_ref() {
             return;
@@ -70,10 +82,10 @@ impl<'a> Configuration<'a> {
         }
     }
 
-    /// The peer with this key, which is added when there is none.
+    /// The peer with this public key, which is added if there is none.
     ///
     /// # Errors
-    /// [`ConfigureError`]; nothing has changed then.
+    /// [`ConfigureError`], when it cannot be added. Nothing is changed then.
     pub fn add_peer(&mut self, public_key: PublicKey) -> Result<PeerConfiguration<'_>, ConfigureError> {
         let own = self.device.identity.as_ref();
         if own.is_some_and(|own| own.public_key == public_key) {
@@ -90,13 +102,13 @@ impl<'a> Configuration<'a> {
         Ok(self.peer_by_id(id))
     }
 
-    /// The peer with this key, if there is one.
+    /// The peer with this public key, if there is one.
     pub fn peer(&mut self, public_key: &PublicKey) -> Option<PeerConfiguration<'_>> {
         let id = *self.device.ids.get(public_key)?;
         Some(self.peer_by_id(id))
     }
 
-    /// Removes a peer with its sessions and allowed IPs; false when there is none.
+    /// Removes a peer with its sessions and allowed IPs. Returns false when there is no such peer.
     pub fn remove_peer(&mut self, public_key: &PublicKey) -> bool {
         let Some(id) = self.device.ids.get(public_key).copied() else {
             return false;
@@ -119,32 +131,23 @@ impl<'a> Configuration<'a> {
     }
 }
 
-impl Drop for Configuration<'_> {
-    fn drop(&mut self) {
-        if self.routes_changed {
-            let routes = Routes::new(self.device.routes.clone());
-            self.device.transport.publish(routes);
-        }
-    }
-}
-
 impl PeerConfiguration<'_> {
-    /// Sets or removes the symmetric key that the next handshake mixes in.
+    /// Sets or removes the preshared key. It takes effect with the next handshake.
     pub fn set_preshared_key(&mut self, preshared_key: Option<PresharedKey>) -> &mut Self {
         self.peer().preshared_key = preshared_key;
         self
     }
 
-    /// Sets where the peer is.
+    /// Sets the peer's address and port, and leaves the choice of our own address to routing.
     pub fn set_endpoint(&mut self, remote: SocketAddr) -> &mut Self {
         let path = &self.peer().path;
         path.set_endpoint(Some(remote.into()));
-        path.set_silent(false);
+        path.set_reachable(true);
         self.device.reschedule(self.id);
         self
     }
 
-    /// Sets the seconds between keepalives, or turns them off. When they are turned on, the first
+    /// Sets the interval of persistent keepalives in seconds, or turns them off. When they are turned on, the first
     /// one is due at once.
     pub fn set_persistent_keepalive(&mut self, interval: Option<NonZeroU16>) -> &mut Self {
         let now = self.now;
@@ -152,7 +155,7 @@ impl PeerConfiguration<'_> {
         let since = match peer.persistent_keepalive {
             Some(keepalive) => keepalive.since,
             None => {
-                peer.path.activity.traversed.clear();
+                peer.path.activity.last_traffic.clear();
                 now
             }
         };
@@ -161,7 +164,7 @@ impl PeerConfiguration<'_> {
         self
     }
 
-    /// Gives a network to this peer; whoever had it loses it. Host bits do not count.
+    /// Adds a network to this peer's allowed IPs. Another peer that had it loses it. Host bits are ignored.
     pub fn add_allowed_ip(&mut self, network: IpNet) -> &mut Self {
         let network = network.trunc();
         let path = Arc::clone(&self.peer().path);
@@ -175,7 +178,7 @@ impl PeerConfiguration<'_> {
         self
     }
 
-    /// Takes a network from this peer, if it is this peer's.
+    /// Removes a network from this peer's allowed IPs, if it is one of them. Host bits are ignored.
     pub fn remove_allowed_ip(&mut self, network: IpNet) -> &mut Self {
         let network = network.trunc();
         if self.peer().allowed_ips.remove(&network) {
@@ -185,7 +188,7 @@ impl PeerConfiguration<'_> {
         self
     }
 
-    /// Takes every network from this peer.
+    /// Removes all of this peer's allowed IPs.
     pub fn clear_allowed_ips(&mut self) -> &mut Self {
         for network in std::mem::take(&mut self.peer().allowed_ips) {
             self.device.routes.remove(network);
@@ -195,6 +198,26 @@ impl PeerConfiguration<'_> {
     }
 
     fn peer(&mut self) -> &mut Peer {
-        self.device.peers.get_mut(&self.id).expect("the transaction holds the device, so its peer stays")
+        self.device.peers.get_mut(&self.id).expect("no peer is removed while it is configured")
+    }
+}
+
+impl Device {
+    fn insert_peer(&mut self, public_key: PublicKey) -> PeerId {
+        let id = PeerId(self.next_id);
+        self.next_id += 1;
+        let peer = Peer::new(id, public_key, self.jitter());
+        self.ids.insert(public_key, id);
+        self.peers.insert(id, peer);
+        id
+    }
+
+    /// Removes a peer that has no allowed IPs any more.
+    fn remove_peer(&mut self, id: PeerId) {
+        self.forget_sessions(id);
+        self.unschedule(id);
+        if let Some(peer) = self.peers.remove(&id) {
+            self.ids.remove(peer.path.public_key());
+        }
     }
 }

@@ -1,27 +1,35 @@
-//! Handshakes: beginning, answering and finishing them, and putting their sessions in use.
+//! Handshakes: beginning, answering and finishing them, and using their sessions.
 
 use std::sync::Arc;
 
 use wireloom_types::limits::REKEY_TIMEOUT;
 
-use super::{Device, Outgoing};
-use crate::cookie::Proof;
+use super::peer::{Attempt, PendingHandshake};
+use super::sessions::Ended;
+use super::{Device, HandshakeMessage};
+use crate::drop_reason::DropReason;
 use crate::endpoint::Endpoint;
-use crate::handshake::{InitiatorHandshake, ResponderHandshake};
+use crate::handshake::cookie::Proof;
+use crate::handshake::noise::{InitiatorHandshake, ResponderHandshake};
+use crate::handshake::timestamp::Tai64N;
+use crate::limits::WIPE_AFTER_TIME;
 use crate::message::{CookieReply, INITIATION_LEN, Initiation, Macs, Response};
-use crate::peer::{Attempt, Ended, PendingHandshake};
 use crate::peer_id::PeerId;
-use crate::session::{Role, Session, SessionKeys};
-use crate::time::{Now, Tai64N};
-use crate::timers::WIPE_AFTER_TIME;
-use crate::verdict::DropReason;
+use crate::time::Now;
+use crate::transport::session::{Role, Session, SessionKeys};
 
-/// Codes that [`CookieJar::sign`](crate::cookie::CookieJar::sign) is to replace.
+/// Stands for the codes until [`CookieJar::sign`](crate::handshake::cookie::CookieJar::sign) writes them.
 const UNSIGNED: Macs = Macs { mac1: [0; 16], mac2: [0; 16] };
 
 impl Device {
-    /// Wants a session for data: begins a handshake, or prolongs the attempt that is under way.
-    pub(super) fn begin_attempt(&mut self, now: Now, id: PeerId) {
+    /// Begins a handshake with a peer, or prolongs the attempt that is under way by another
+    /// [`REKEY_ATTEMPT_TIME`](wireloom_types::limits::REKEY_ATTEMPT_TIME). Does nothing when the device has no
+    /// private key or the peer has no endpoint.
+    ///
+    /// [`Self::handle_outgoing`] does so by itself. Call this when a packet is dropped because its peer is not
+    /// [reachable](crate::PeerPath::is_reachable).
+    pub fn begin_handshake(&mut self, now: Now, peer: PeerId) {
+        let id = peer;
         let retry_at = now.monotonic + REKEY_TIMEOUT + self.jitter();
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
@@ -35,7 +43,8 @@ impl Device {
         self.reschedule(id);
     }
 
-    /// Sends an initiation, unless a handshake message was just sent; the attempt goes on.
+    /// Sends an initiation, unless the last handshake message to the peer was sent less than [`REKEY_TIMEOUT`] ago. The
+    /// attempt goes on in both cases.
     pub(super) fn send_initiation(&mut self, now: Now, id: PeerId) {
         let jitter = self.jitter();
         let Some(peer) = self.peers.get_mut(&id) else {
@@ -59,7 +68,7 @@ impl Device {
         let timestamp = Tai64N::next(now.unix, peer.timestamp_sent);
         let public_key = peer.path.public_key();
         let begun = InitiatorHandshake::begin(identity, public_key, timestamp, &mut self.rng);
-        // Only a public key of low order gets here: the attempt will run out.
+        // This fails only for a public key of low order. The attempt goes on until it is given up.
         let Ok((noise, message)) = begun else {
             return;
         };
@@ -73,7 +82,7 @@ impl Device {
         peer.cookies.sign(&peer.mac_keys, now.monotonic, &mut bytes);
         peer.handshake_sent = Some(now.monotonic);
         peer.path.note_sent(now.monotonic, bytes.len(), false);
-        self.outbox.push_back(Outgoing::new(endpoint, &bytes));
+        self.outbox.push_back(HandshakeMessage::new(endpoint, &bytes));
     }
 
     pub(super) fn handle_initiation(
@@ -98,7 +107,7 @@ impl Device {
         peer.cookies.sign(&peer.mac_keys, now.monotonic, &mut bytes);
         peer.handshake_sent = Some(now.monotonic);
         peer.path.note_sent(now.monotonic, bytes.len(), false);
-        self.outbox.push_back(Outgoing::new(from, &bytes));
+        self.outbox.push_back(HandshakeMessage::new(from, &bytes));
         self.begin_session(now, id, &keys, Role::Responder, local_index, initiation.sender);
         self.reschedule(id);
         Ok(())
@@ -122,7 +131,7 @@ impl Device {
         let keys = pending.noise.finish(peer.preshared_key.as_ref(), &response.noise)?;
 
         peer.path.note_received(now.monotonic, from, datagram.len(), false);
-        // Its index lives on as the session's.
+        // The session takes over its index.
         peer.pending = None;
         peer.staged.ensure_one();
         self.begin_session(now, id, &keys, Role::Initiator, response.receiver, response.sender);
@@ -139,7 +148,7 @@ impl Device {
         peer.cookies.accept(&peer.mac_keys, now.monotonic, &reply)
     }
 
-    /// Puts the session in use that the peer has now proved to have the keys of.
+    /// Uses the session of which the peer has now proved that it has the keys.
     pub(super) fn promote_confirmed(&mut self, now: Now, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
@@ -155,7 +164,7 @@ impl Device {
         self.send_staged(now, id);
     }
 
-    /// Forgets a peer's sessions and handshake and what waited for them.
+    /// Drops a peer's sessions, its handshake and its staged packets.
     pub(super) fn forget_sessions(&mut self, id: PeerId) {
         self.end_attempt(id);
         self.wipe_sessions(id);
@@ -165,11 +174,11 @@ impl Device {
         peer.handshake_sent = None;
         peer.wipe_at = None;
         peer.staged.clear();
-        peer.path.set_silent(false);
+        peer.path.set_reachable(true);
         peer.path.activity.reset();
     }
 
-    /// Ends a peer's sessions, which wipes their keys.
+    /// Ends a peer's sessions. Their keys are wiped when nobody uses them any more.
     pub(super) fn wipe_sessions(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
@@ -179,8 +188,8 @@ impl Device {
         self.use_current(id);
     }
 
-    /// Lets an initiation or response in: checks its codes, and under load its cookie and its
-    /// source's rate.
+    /// Checks the codes of an initiation or a response, and under load its cookie and its source's rate. Under load, a
+    /// message without a cookie is answered with one.
     fn admit(&mut self, now: Now, from: Endpoint, datagram: &[u8], sender: u32) -> Result<(), DropReason> {
         let keys = self.own_mac_keys.as_ref().ok_or(DropReason::NoPrivateKey)?;
         let now = now.monotonic;
@@ -193,7 +202,7 @@ impl Device {
             Proof::Cookie => Err(DropReason::RateLimited),
             Proof::Mac1 => {
                 let reply = self.cookies.reply(keys, now, from.remote, datagram, sender, &mut self.rng);
-                self.outbox.push_back(Outgoing::new(from, &reply.to_bytes()));
+                self.outbox.push_back(HandshakeMessage::new(from, &reply.to_bytes()));
                 Err(DropReason::CookieRequired)
             }
         }
@@ -214,15 +223,15 @@ impl Device {
         let session = Arc::new(Session::new(keys, role, local_index, remote_index, now.monotonic));
         self.transport.insert(Arc::clone(&session), Arc::clone(&peer.path));
         let ended = match role {
-            Role::Initiator => peer.sessions.begin_initiated(session),
-            Role::Responder => peer.sessions.begin_answered(session),
+            Role::Initiator => peer.sessions.use_initiated(session),
+            Role::Responder => peer.sessions.keep_answered(session),
         };
         peer.wipe_at = Some(now.monotonic + WIPE_AFTER_TIME);
         self.end_sessions(ended);
         self.use_current(id);
     }
 
-    /// Lets the data path send with the session that is now current.
+    /// Has the data path send with the current session from now on.
     fn use_current(&self, id: PeerId) {
         let Some(peer) = self.peers.get(&id) else {
             return;
@@ -240,7 +249,7 @@ impl Device {
         }
     }
 
-    /// A session is in use: the attempt to get one is over.
+    /// Ends the attempt, because there is a session now.
     fn finish_attempt(&mut self, now: Now, id: PeerId) {
         self.end_attempt(id);
         if let Some(peer) = self.peers.get_mut(&id) {
@@ -248,7 +257,7 @@ impl Device {
         }
     }
 
-    /// Gives up or finishes the attempt to get a session, and forgets the initiation under way.
+    /// Ends the attempt to get a session, and forgets the initiation under way.
     pub(super) fn end_attempt(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
@@ -260,7 +269,7 @@ impl Device {
     }
 }
 
-impl Outgoing {
+impl HandshakeMessage {
     fn new(endpoint: Endpoint, message: &[u8]) -> Self {
         let mut bytes = [0; INITIATION_LEN];
         bytes[..message.len()].copy_from_slice(message);

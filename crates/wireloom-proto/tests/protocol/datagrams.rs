@@ -1,4 +1,4 @@
-//! Every parser on arbitrary bytes and every truncation: nothing panics, nothing is believed.
+//! The parsers, with arbitrary bytes and damaged messages: nothing panics, and nothing is accepted.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use wireloom_proto::{MessageKind, inner};
 
 use crate::world::{ALICE, BOB, World, address, sign_mac1};
 
-/// Lets every parser and both parts of a device see these bytes.
+/// Gives these bytes to every parser and to both parts of a device, and asserts that they are dropped.
 fn expose(world: &mut World, bytes: &[u8]) {
     let before = world.nodes[BOB].drops.len();
     world.deliver(address(1), address(2), bytes.to_vec());
-    assert_eq!(world.nodes[BOB].drops.len(), before + 1, "dropped, for one reason");
+    assert_eq!(world.nodes[BOB].drops.len(), before + 1, "dropped once");
     let now = world.now();
     let device = &mut world.nodes[BOB].device;
     assert!(device.handle_handshake(now, address(1).into(), bytes).is_err());
@@ -38,7 +38,7 @@ fn connected() -> World {
 }
 
 #[test]
-fn every_truncation_and_extension_of_every_message() {
+fn truncated_and_extended_messages_are_dropped() {
     let mut world = World::pair();
     world.assert_connected();
     let messages: Vec<Vec<u8>> = world.seen.iter().map(|seen| seen.bytes.clone()).collect();
@@ -62,7 +62,7 @@ fn every_truncation_and_extension_of_every_message() {
 }
 
 #[test]
-fn messages_read_back_as_they_were_written() {
+fn parsed_messages_encode_to_the_same_bytes() {
     let mut world = World::pair();
     world.assert_connected();
     for seen in &world.seen {
@@ -80,15 +80,15 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn arbitrary_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+    fn arbitrary_bytes_are_dropped(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
         let mut world = connected();
         expose(&mut world, &bytes);
         world.assert_connected();
     }
 
-    /// Random bytes behind a right type, a right length and a right MAC1 get as far as they can.
+    /// Random bytes with a valid type, length and MAC1 get as far as random bytes can.
     #[test]
-    fn arbitrary_bytes_of_the_right_shape(kind in 1..=4_u8, body in any::<[[u8; 32]; 8]>()) {
+    fn random_messages_of_a_valid_type_and_length_are_dropped(kind in 1..=4_u8, body in any::<[[u8; 32]; 8]>()) {
         let mut world = connected();
         let mut bytes = body.concat();
         bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
@@ -100,9 +100,13 @@ proptest! {
         world.assert_connected();
     }
 
-    /// A flipped bit anywhere in a real message.
+    /// Flips one bit anywhere in a genuine message, and makes MAC1 valid again.
     #[test]
-    fn flipped_bits(message in 0..4_usize, place in any::<prop::sample::Index>(), bit in 0..8_u8) {
+    fn a_message_with_a_flipped_bit_does_not_break_the_tunnel(
+        message in 0..4_usize,
+        place in any::<prop::sample::Index>(),
+        bit in 0..8_u8,
+    ) {
         let mut world = World::pair();
         world.assert_connected();
         let mut bytes = world.seen[message].bytes.clone();
@@ -118,7 +122,10 @@ proptest! {
     }
 
     #[test]
-    fn inner_packets(bytes in proptest::collection::vec(any::<u8>(), 0..100), version in 4..=6_u8) {
+    fn parsed_inner_packets_lie_within_their_bytes(
+        bytes in proptest::collection::vec(any::<u8>(), 0..100),
+        version in 4..=6_u8,
+    ) {
         let mut bytes = bytes;
         if let Some(first) = bytes.first_mut() {
             *first = version << 4 | 5;

@@ -1,18 +1,20 @@
-//! The protocol between whole devices, under virtual time.
+//! The protocol between whole devices in virtual time.
 //!
-//! | module | what it shows |
+//! | module | what it tests |
 //! |---|---|
-//! | `handshakes` | both ways, at once, with keys right and wrong, replayed, forged, under load |
-//! | `sessions` | renewal over hours, loss, reordering, end of life in time and messages |
-//! | `two_steps` | batches decrypted first and accepted later |
-//! | `upkeep` | every timer, with its number from the paper |
-//! | `configuration` | keys and peers that come, change and go; many of them |
-//! | `datagrams` | every parser on arbitrary bytes and every truncation |
+//! | `handshakes` | in both directions, simultaneous, with right and wrong keys, replayed, forged |
+//! | `load` | cookies and rates, when too many handshakes arrive |
+//! | `sessions` | renewal, loss, reordering, roaming, padding, expiry |
+//! | `two_steps` | batches that are decrypted first and accepted later |
+//! | `timers` | every timer, with its value from the paper |
+//! | `configuration` | keys and peers that are added, changed and removed |
+//! | `datagrams` | the parsers, with arbitrary bytes and damaged messages |
 
 mod configuration;
 mod datagrams;
 mod handshakes;
+mod load;
 mod sessions;
+mod timers;
 mod two_steps;
-mod upkeep;
 mod world;

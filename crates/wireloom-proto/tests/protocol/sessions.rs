@@ -1,4 +1,4 @@
-//! Sessions: renewal over hours, loss, reordering, roaming, the end of life.
+//! Sessions: renewal, loss, reordering, roaming, padding, expiry.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -10,7 +10,7 @@ use crate::world::{ALICE, BOB, MTU, World, address, ipv4, ipv6};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Sends numbered packets both ways, one a second each, and returns which came out.
+/// Sends numbered packets in both directions, one per second each, and returns the numbers that came out at each node.
 fn converse(world: &mut World, seconds: u32) -> [Vec<u32>; 2] {
     let mut received = [Vec::new(), Vec::new()];
     for number in 0..seconds {
@@ -27,19 +27,19 @@ fn converse(world: &mut World, seconds: u32) -> [Vec<u32>; 2] {
 }
 
 #[test]
-fn hours_of_renewals_lose_nothing() {
+fn renewals_over_4_hours_lose_no_packet() {
     let mut world = World::pair();
     let seconds = 4 * 3600;
     let everything: Vec<u32> = (0..seconds).collect();
     assert_eq!(converse(&mut world, seconds), [everything.clone(), everything]);
     assert!(world.nodes.iter().all(|node| node.drops.is_empty()));
-    // One begins at 0, and then the initiator renews at 120 s of age.
+    // The first handshake is at 0 s. After that, the initiator renews each session when it is 120 s old.
     let initiations = world.count(MessageKind::Initiation) as u32;
     assert!((seconds / 122..=seconds / 120 + 2).contains(&initiations), "{initiations}");
 }
 
 #[test]
-fn indices_of_ended_sessions_are_given_back() {
+fn indices_of_ended_sessions_are_freed() {
     let mut world = World::pair();
     converse(&mut world, 1000);
     let indices: Vec<Vec<u8>> = world
@@ -48,7 +48,7 @@ fn indices_of_ended_sessions_are_given_back() {
         .filter(|seen| seen.from == address(1))
         .map(|seen| seen.bytes[4..8].to_vec())
         .collect();
-    // Of nine handshakes at most four live on: three sessions and what is under way.
+    // Of nine handshakes, at most four still have an index: three sessions and one that is under way.
     assert!(indices.len() >= 8);
     for index in &indices[..indices.len() - 3] {
         let mut reply = vec![3, 0, 0, 0];
@@ -60,7 +60,7 @@ fn indices_of_ended_sessions_are_given_back() {
 }
 
 #[test]
-fn renewals_lose_nothing_when_datagrams_overtake_each_other() {
+fn renewals_lose_no_packet_when_datagrams_are_reordered() {
     for seed in 0..4 {
         let mut world = World::pair_seeded(seed);
         world.link.jitter = Duration::from_millis(400);
@@ -73,7 +73,7 @@ fn renewals_lose_nothing_when_datagrams_overtake_each_other() {
 }
 
 #[test]
-fn a_bad_link_delays_renewals_but_breaks_nothing() {
+fn a_bad_link_delays_renewals_but_duplicates_no_packet() {
     let mut world = World::pair();
     world.link.loss = 200;
     world.link.duplication = 200;
@@ -81,7 +81,7 @@ fn a_bad_link_delays_renewals_but_breaks_nothing() {
     let received = converse(&mut world, 3600);
     for numbers in received {
         let distinct: BTreeSet<u32> = numbers.iter().copied().collect();
-        assert_eq!(distinct.len(), numbers.len(), "nothing comes out twice");
+        assert_eq!(distinct.len(), numbers.len(), "no packet comes out twice");
         assert!(numbers.len() > 3600 * 75 / 100, "{}", numbers.len());
     }
     assert!(world.nodes[BOB].drops.contains(&DropReason::Replayed));
@@ -90,7 +90,7 @@ fn a_bad_link_delays_renewals_but_breaks_nothing() {
 }
 
 #[test]
-fn a_doubled_message_comes_out_once() {
+fn a_duplicated_message_is_dropped() {
     let mut world = World::pair();
     world.assert_connected();
     let last = world.seen.iter().rfind(|seen| seen.to == address(2)).unwrap().clone();
@@ -100,7 +100,7 @@ fn a_doubled_message_comes_out_once() {
 }
 
 #[test]
-fn a_tampered_message_is_dropped_and_moves_nothing() {
+fn a_modified_message_is_dropped_and_changes_no_state() {
     let mut world = World::pair();
     world.assert_connected();
     let last = world.seen.iter().rfind(|seen| seen.to == address(2)).unwrap().clone();
@@ -111,7 +111,7 @@ fn a_tampered_message_is_dropped_and_moves_nothing() {
         assert_eq!(world.nodes[BOB].drops.pop(), Some(DropReason::BadCiphertext), "byte {place}");
     }
     assert_eq!(world.path(BOB, ALICE).endpoint().unwrap().remote, address(1));
-    // The counters that were tampered with lie far ahead; the window did not follow.
+    // Some of the modified counters were far ahead. The window did not move to them.
     world.assert_connected();
 }
 
@@ -176,11 +176,11 @@ fn the_endpoint_follows_the_peer() {
     world.nodes[BOB].received.clear();
     assert_eq!(world.path(BOB, ALICE).endpoint().unwrap().remote, address(201));
     world.assert_connected();
-    assert_eq!(world.count(MessageKind::Initiation), 1, "no handshake is needed for it");
+    assert_eq!(world.count(MessageKind::Initiation), 1, "roaming needs no handshake");
 }
 
 #[test]
-fn a_replayed_message_does_not_move_the_endpoint() {
+fn a_replayed_message_does_not_change_the_endpoint() {
     let mut world = World::pair();
     world.assert_connected();
     let last = world.seen.iter().rfind(|seen| seen.to == address(2)).unwrap().clone();
@@ -189,7 +189,7 @@ fn a_replayed_message_does_not_move_the_endpoint() {
 }
 
 #[test]
-fn a_responder_learns_the_endpoint_of_a_peer_that_has_none() {
+fn a_responder_learns_the_endpoint_of_its_peer() {
     let mut world = World::new(1);
     world.add_node();
     world.add_node();
@@ -197,7 +197,9 @@ fn a_responder_learns_the_endpoint_of_a_peer_that_has_none() {
     let now = world.now();
     let (alice, network) = (world.nodes[ALICE].public_key, world.nodes[ALICE].inner);
     let bob = &mut world.nodes[BOB];
-    bob.device.configure(now).add_peer(alice).unwrap().add_allowed_ip(IpAddr::V4(network).into());
+    bob.device.configure(now, |configuration| {
+        configuration.add_peer(alice).unwrap().add_allowed_ip(IpAddr::V4(network).into());
+    });
     world.send(BOB, ALICE, b"where are you?");
     assert_eq!(world.nodes[BOB].drops, [DropReason::NoEndpoint]);
     assert!(world.seen.is_empty());
@@ -213,12 +215,12 @@ fn payloads_are_padded_to_16_bytes_but_not_beyond_the_mtu() {
         let last = world.seen.last().unwrap();
         assert_eq!(last.bytes.len(), message::DATA_OVERHEAD + on_the_wire, "{len}");
         world.settle();
-        assert_eq!(world.take_received(BOB), [vec![7; len - 20]], "padding is cut");
+        assert_eq!(world.take_received(BOB), [vec![7; len - 20]], "without the padding");
     }
 }
 
 #[test]
-fn staged_packets_are_padded_the_same() {
+fn staged_packets_are_padded_like_others() {
     let mut world = World::pair();
     world.send(ALICE, BOB, &[7; MTU - 20 - 3]);
     world.settle();
@@ -228,7 +230,7 @@ fn staged_packets_are_padded_the_same() {
 }
 
 #[test]
-fn a_source_outside_the_allowed_ips_is_dropped() {
+fn a_packet_from_a_source_outside_the_allowed_ips_is_dropped() {
     let mut world = World::pair();
     world.assert_connected();
     let forged = ipv4([10, 0, 0, 9].into(), world.nodes[BOB].inner, b"not mine");
@@ -239,14 +241,15 @@ fn a_source_outside_the_allowed_ips_is_dropped() {
 }
 
 #[test]
-fn both_families_go_through_one_tunnel() {
+fn ipv4_and_ipv6_share_a_tunnel() {
     let mut world = World::pair();
     let now = world.now();
     let inner = [Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2)];
     for (node, other) in [(ALICE, BOB), (BOB, ALICE)] {
         let key = world.nodes[other].public_key;
-        let mut configuration = world.nodes[node].device.configure(now);
-        configuration.peer(&key).unwrap().add_allowed_ip(IpAddr::V6(inner[other]).into());
+        world.nodes[node].device.configure(now, |configuration| {
+            configuration.peer(&key).unwrap().add_allowed_ip(IpAddr::V6(inner[other]).into());
+        });
     }
     let packet = ipv6(inner[ALICE], inner[BOB], b"hello");
     world.send_packet(ALICE, &packet);
@@ -265,7 +268,7 @@ fn both_families_go_through_one_tunnel() {
 }
 
 #[test]
-fn what_is_no_ip_packet_is_dropped() {
+fn an_inner_packet_that_is_not_ip_is_dropped() {
     let mut world = World::pair();
     world.assert_connected();
     let path = world.path(ALICE, BOB);
@@ -276,7 +279,7 @@ fn what_is_no_ip_packet_is_dropped() {
 }
 
 #[test]
-fn at_most_128_packets_wait_and_the_oldest_go_first() {
+fn at_most_128_packets_are_staged_and_the_oldest_is_dropped_first() {
     let mut world = World::pair();
     world.unreachable = vec![address(2)];
     for number in 0..200_u32 {
@@ -291,17 +294,17 @@ fn at_most_128_packets_wait_and_the_oldest_go_first() {
         .into_iter()
         .map(|payload| u32::from_be_bytes(payload.try_into().expect("4 bytes")))
         .collect();
-    assert_eq!(numbers, (72..200).collect::<Vec<u32>>(), "the newest, in order");
+    assert_eq!(numbers, (72..200).collect::<Vec<u32>>(), "the newest 128, in order");
 }
 
 #[test]
-fn trains_are_sealed_and_opened_in_order() {
+fn a_batch_is_opened_in_order_whatever_is_mixed_into_it() {
     let mut world = World::pair();
     world.assert_connected();
     let packets: Vec<Vec<u8>> = (0..40)
         .map(|number| ipv4(world.nodes[ALICE].inner, world.nodes[BOB].inner, &[number; 300]))
         .collect();
-    let mut train: Vec<Vec<u8>> = packets
+    let mut batch: Vec<Vec<u8>> = packets
         .iter()
         .map(|packet| {
             let mut message = vec![0; message::data_len(packet.len(), MTU)];
@@ -310,23 +313,22 @@ fn trains_are_sealed_and_opened_in_order() {
         })
         .collect();
     let now = world.now().monotonic;
-    let sealed = world.path(ALICE, BOB).seal(now, train.iter_mut().map(Vec::as_mut_slice)).unwrap();
+    let sealed = world.path(ALICE, BOB).seal(now, batch.iter_mut().map(Vec::as_mut_slice)).unwrap();
     assert_eq!(sealed.endpoint.remote, address(2));
 
-    // A stranger's and a truncated datagram in the midst do no harm, nor do a handshake message, a copy
-    // and a forgery.
-    train.insert(7, vec![4, 0, 0, 0, 1, 2, 3]);
-    train.insert(20, [vec![4, 0, 0, 0], vec![0xee; 60]].concat());
-    train.insert(25, [vec![1, 0, 0, 0], vec![0; message::INITIATION_LEN - 4]].concat());
-    train.insert(30, train[29].clone());
-    train.insert(40, train[41].clone());
-    train[40][200] ^= 1;
+    // Mix in a truncated datagram, one for an unknown index, a handshake message, a duplicate and a forgery.
+    batch.insert(7, vec![4, 0, 0, 0, 1, 2, 3]);
+    batch.insert(20, [vec![4, 0, 0, 0], vec![0xee; 60]].concat());
+    batch.insert(25, [vec![1, 0, 0, 0], vec![0; message::INITIATION_LEN - 4]].concat());
+    batch.insert(30, batch[29].clone());
+    batch.insert(40, batch[41].clone());
+    batch[40][200] ^= 1;
     let transport = world.nodes[BOB].device.transport().clone();
     let path = world.path(BOB, ALICE);
     let received = path.received_bytes();
     let mut outcomes = Vec::new();
     let from = Endpoint::from(address(1));
-    let messages = train.iter_mut().map(|message| (from, message.as_mut_slice()));
+    let messages = batch.iter_mut().map(|message| (from, message.as_mut_slice()));
     transport.open_batch(now, messages, |outcome| match outcome {
         Outcome::Opened { path: from, payload } => {
             assert_eq!(from.id(), path.id());
@@ -341,7 +343,11 @@ fn trains_are_sealed_and_opened_in_order() {
     assert_eq!(outcomes.remove(20), Err(DropReason::UnknownIndex));
     assert_eq!(outcomes.remove(7), Err(DropReason::BadLength));
     assert_eq!(outcomes.len(), packets.len());
-    assert_eq!(path.received_bytes() - received, 40 * train[0].len() as u64, "what is authentic and new");
+    assert_eq!(
+        path.received_bytes() - received,
+        40 * batch[0].len() as u64,
+        "only authentic and new messages count"
+    );
     for (packet, payload) in packets.iter().zip(outcomes) {
         assert_eq!(payload.unwrap()[..packet.len()], packet[..]);
     }

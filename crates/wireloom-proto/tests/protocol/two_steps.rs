@@ -1,11 +1,11 @@
-//! Batches that are decrypted first and accepted later: as if they had been opened then.
+//! Batches that are decrypted first and accepted later. The outcome is that of opening them later.
 
 use proptest::prelude::*;
 use wireloom_proto::{Decrypted, DropReason, Endpoint, Outcome, Transport, message};
 
 use crate::world::{ALICE, BOB, MTU, World, address, ipv4};
 
-/// What became of a datagram, or what the device was told.
+/// A copy of an [`Outcome`].
 #[derive(Debug, PartialEq)]
 enum Became {
     Payload(Vec<u8>),
@@ -53,9 +53,9 @@ fn transport(world: &World) -> &Transport {
     world.nodes[BOB].device.transport()
 }
 
-/// So many messages of Alice's to Bob, sealed in this order.
+/// `count` messages from Alice to Bob, sealed in this order.
 fn sealed(world: &World, count: u8) -> Batch {
-    let mut train: Vec<Vec<u8>> = (0..count)
+    let mut messages: Vec<Vec<u8>> = (0..count)
         .map(|number| {
             let packet = ipv4(world.nodes[ALICE].inner, world.nodes[BOB].inner, &[number; 30]);
             let mut message = vec![0; message::data_len(packet.len(), MTU)];
@@ -64,8 +64,8 @@ fn sealed(world: &World, count: u8) -> Batch {
         })
         .collect();
     let now = world.now().monotonic;
-    world.path(ALICE, BOB).seal(now, train.iter_mut().map(Vec::as_mut_slice)).unwrap();
-    train.into_iter().map(|message| (address(1).into(), message)).collect()
+    world.path(ALICE, BOB).seal(now, messages.iter_mut().map(Vec::as_mut_slice)).unwrap();
+    messages.into_iter().map(|message| (address(1).into(), message)).collect()
 }
 
 fn connected() -> World {
@@ -76,21 +76,21 @@ fn connected() -> World {
 
 fn remove_alice(world: &mut World) {
     let (now, key) = (world.now(), world.nodes[ALICE].public_key);
-    world.nodes[BOB].device.configure(now).remove_peer(&key);
+    world.nodes[BOB].device.configure(now, |configuration| configuration.remove_peer(&key));
 }
 
 fn all_dropped(outcomes: &[Became], reason: DropReason) -> bool {
     outcomes.iter().all(|outcome| *outcome == Became::Dropped(reason))
 }
 
-/// What an attacker, or the network, makes of one of the messages.
+/// One of the messages, as the network or an attacker may change it.
 fn datagram(messages: &Batch, number: usize, what: u8) -> (Endpoint, Vec<u8>) {
     let (mut from, mut bytes) = messages[number].clone();
     match what {
         0 => bytes[20] ^= 1,
-        // Another counter.
+        // The counter.
         1 => bytes[9] ^= 1,
-        // Another index.
+        // The receiver index.
         2 => bytes[5] ^= 1,
         3 => bytes.truncate(20),
         4 => bytes = [vec![1, 0, 0, 0], vec![7; message::INITIATION_LEN - 4]].concat(),
@@ -104,10 +104,10 @@ fn datagram(messages: &Batch, number: usize, what: u8) -> (Endpoint, Vec<u8>) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Batches are decrypted in any order, all of them before the first is accepted; then the peer may be
-    /// removed, or sessions get too old. The other world opens them when the first one accepts.
+    /// One world decrypts all batches, in either order, before it accepts the first one. The other world opens each
+    /// batch when the first world accepts it. In between, the peer may be removed or its session may expire.
     #[test]
-    fn two_steps_do_what_one_does(
+    fn two_steps_report_what_one_step_reports(
         picks in prop::collection::vec(prop::collection::vec((0..60_usize, 0..20_u8), 0..50), 1..6),
         backwards: bool,
         removed_before in prop::option::weighted(0.3, 0..6_usize),
@@ -115,7 +115,7 @@ proptest! {
     ) {
         let mut worlds = [connected(), connected()];
         let messages = sealed(&worlds[0], 60);
-        prop_assert_eq!(&messages, &sealed(&worlds[1], 60), "the worlds are alike");
+        prop_assert_eq!(&messages, &sealed(&worlds[1], 60), "both worlds are the same");
         let mut batches: Vec<Batch> = picks
             .iter()
             .map(|picks| picks.iter().map(|(number, what)| datagram(&messages, *number, *what)).collect())
@@ -132,7 +132,7 @@ proptest! {
         }
         if old {
             for world in &mut worlds {
-                // Both send nothing and so keep their sessions, of which the time is over.
+                // Nobody sends, so the session expires and is not renewed.
                 world.run(std::time::Duration::from_secs(181));
             }
         }
@@ -148,12 +148,12 @@ proptest! {
             let device = &world.nodes[BOB].device;
             device.peer(&world.nodes[ALICE].public_key).map(|peer| format!("{peer:?}"))
         });
-        prop_assert_eq!(two, one, "the accounts");
+        prop_assert_eq!(two, one, "the peer's byte counters and times");
     }
 }
 
 #[test]
-fn a_copy_in_another_batch_is_refused() {
+fn a_duplicate_in_another_batch_is_dropped() {
     let world = connected();
     let mut batches = [sealed(&world, 40), Vec::new()];
     batches[1] = batches[0].clone();
@@ -171,7 +171,7 @@ fn forgeries_do_not_move_the_window() {
     let messages = sealed(&world, 3);
     let mut forgeries = messages.clone();
     for (_, forgery) in &mut forgeries {
-        // Far beyond the window.
+        // A counter far ahead of the window.
         forgery[12] = 1;
     }
     let mut decrypted = decrypt(&world, &mut forgeries);
@@ -193,12 +193,12 @@ fn decryption_alone_accepts_nothing() {
     assert_eq!(
         opened.iter().filter(|became| matches!(became, Became::Payload(_))).count(),
         20,
-        "none was seen"
+        "none counts as received"
     );
 }
 
 #[test]
-fn what_was_decrypted_for_a_peer_that_is_removed_is_dropped() {
+fn messages_decrypted_before_their_peer_was_removed_are_dropped() {
     let mut world = connected();
     let mut batch = sealed(&world, 20);
     let mut decrypted = decrypt(&world, &mut batch);
@@ -209,7 +209,7 @@ fn what_was_decrypted_for_a_peer_that_is_removed_is_dropped() {
 }
 
 #[test]
-fn what_was_decrypted_before_a_session_was_renewed_is_accepted() {
+fn messages_decrypted_before_a_renewal_are_accepted() {
     let mut world = connected();
     let mut batch = sealed(&world, 20);
     let mut decrypted = decrypt(&world, &mut batch);
@@ -218,7 +218,7 @@ fn what_was_decrypted_before_a_session_was_renewed_is_accepted() {
         world.run(std::time::Duration::from_secs(10));
         world.assert_connected();
     }
-    assert!(world.count(wireloom_proto::MessageKind::Initiation) > before, "renewed");
+    assert!(world.count(wireloom_proto::MessageKind::Initiation) > before, "the session was renewed");
     let outcomes = accept(&world, &mut batch, &mut decrypted);
     assert_eq!(
         outcomes.iter().filter(|became| matches!(became, Became::Payload(_))).count(),
@@ -228,10 +228,10 @@ fn what_was_decrypted_before_a_session_was_renewed_is_accepted() {
 }
 
 #[test]
-fn what_comes_for_a_session_that_was_not_there_yet_is_opened_when_it_is() {
+fn messages_that_came_before_their_session_are_opened_in_the_second_step() {
     let world = connected();
     let mut early = sealed(&world, 5);
-    // A transport without sessions stands for Bob's own, before it had this one.
+    // The first step runs with a transport that has no sessions, as Bob's had none before the handshake.
     let mut decrypted = decrypt(&World::pair(), &mut early);
     let outcomes = accept(&world, &mut early, &mut decrypted);
     assert_eq!(

@@ -1,5 +1,5 @@
-//! Devices joined by a link under virtual time: the link loses, delays, doubles and reorders as told,
-//! and an eavesdropper keeps a copy of each datagram.
+//! A world of devices and a link between them, in virtual time. The link can lose, delay, duplicate and reorder
+//! datagrams, and an eavesdropper keeps a copy of each one.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -17,38 +17,38 @@ use wireloom_proto::{
 };
 use wireloom_types::{PrivateKey, PublicKey};
 
-/// The MTU of every tunnel here.
+/// The MTU of every tunnel.
 pub(crate) const MTU: usize = 1420;
-/// Wall clock at the origin of the monotonic one: 2026-01-01.
+/// The wall clock when the monotonic clock was zero: 2026-01-01.
 const EPOCH: Duration = Duration::from_secs(1_767_225_600);
-/// Monotonic clock at the start: machines have run for a while when a tunnel begins.
+/// The monotonic clock at the start: machines have run for a while before they use a tunnel.
 const START: Duration = Duration::from_secs(1000);
-/// The way of a datagram over the link, one way.
+/// The time that a datagram takes over the link.
 pub(crate) const LATENCY: Duration = Duration::from_millis(10);
 
-/// A device with what surrounds it: its address, what came out of its tunnel, what it dropped.
+/// A device and what surrounds it.
 pub(crate) struct Node {
     pub(crate) device: Device,
     pub(crate) public_key: PublicKey,
     pub(crate) address: SocketAddr,
     pub(crate) inner: Ipv4Addr,
-    /// Inner packets that came out of the tunnel, padding cut.
+    /// The inner packets that came out of the tunnel, without padding.
     pub(crate) received: VecDeque<Vec<u8>>,
     pub(crate) drops: Vec<DropReason>,
-    /// How often the data path had news for the device.
+    /// The number of signals from the data path to the device.
     pub(crate) signals: usize,
 }
 
-/// What the link does to datagrams, in thousandths.
+/// What the link does to datagrams. Probabilities are in thousandths.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Link {
     pub(crate) loss: u64,
     pub(crate) duplication: u64,
-    /// Delays up to this are added at random, which reorders.
+    /// The most that is added to the latency at random, which reorders datagrams.
     pub(crate) jitter: Duration,
 }
 
-/// A copy of what crossed the link.
+/// The eavesdropper's copy of a datagram.
 #[derive(Clone)]
 pub(crate) struct Seen {
     pub(crate) at: Instant,
@@ -70,18 +70,18 @@ impl Seen {
 pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     pub(crate) link: Link,
-    /// The eavesdropper's notes.
+    /// The eavesdropper's copies of all datagrams that were sent.
     pub(crate) seen: Vec<Seen>,
-    /// Datagrams to these addresses vanish.
+    /// Datagrams to these addresses are lost.
     pub(crate) unreachable: Vec<SocketAddr>,
     elapsed: Duration,
     rng: ChaCha20Rng,
-    /// Arrivals, and which of the datagrams arrives.
+    /// When each datagram arrives, with its index in `datagrams`.
     under_way: BinaryHeap<Reverse<(Instant, usize)>>,
     datagrams: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
 }
 
-/// The places of the two nodes of [`World::pair`].
+/// The indices of the two nodes of [`World::pair`].
 pub(crate) const ALICE: usize = 0;
 pub(crate) const BOB: usize = 1;
 
@@ -107,7 +107,7 @@ impl World {
         }
     }
 
-    /// Two nodes that know each other's key, address and inner network.
+    /// A world of two nodes that are each other's peers.
     pub(crate) fn pair() -> Self {
         Self::pair_seeded(1)
     }
@@ -121,13 +121,14 @@ impl World {
         world
     }
 
-    /// A node with inner address 10.0.0.(place + 1), alone at first.
+    /// Adds a node without peers and returns its index. Its inner address is 10.0.0.(index + 1).
     pub(crate) fn add_node(&mut self) -> usize {
         let number = self.nodes.len() as u8 + 1;
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let mut device = Device::new(seed);
-        device.configure(self.now()).set_private_key(Some(private_key(number)));
+        device
+            .configure(self.now(), |configuration| configuration.set_private_key(Some(private_key(number))));
         self.nodes.push(Node {
             device,
             public_key: private_key(number).public_key(),
@@ -140,16 +141,17 @@ impl World {
         self.nodes.len() - 1
     }
 
-    /// Makes `other` a peer of `node`, with its endpoint.
+    /// Makes `other` a peer of `node`, with its endpoint and inner address.
     pub(crate) fn introduce(&mut self, node: usize, other: usize) {
         let now = self.now();
         let (key, endpoint, inner) = {
             let other = &self.nodes[other];
             (other.public_key, other.address, other.inner)
         };
-        let mut configuration = self.nodes[node].device.configure(now);
-        let mut peer = configuration.add_peer(key).unwrap();
-        peer.set_endpoint(endpoint).add_allowed_ip(IpAddr::V4(inner).into());
+        self.nodes[node].device.configure(now, |configuration| {
+            let mut peer = configuration.add_peer(key).unwrap();
+            peer.set_endpoint(endpoint).add_allowed_ip(IpAddr::V4(inner).into());
+        });
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -159,7 +161,7 @@ impl World {
         }
     }
 
-    /// Time since the start of the world.
+    /// The time since the start of the world.
     pub(crate) fn elapsed(&self) -> Duration {
         self.elapsed - START
     }
@@ -170,7 +172,7 @@ impl World {
         Arc::clone(transport.routes().lookup(inner).expect("a route to the node"))
     }
 
-    /// Sends an inner packet of this many bytes after its header, as the engine would.
+    /// Sends an inner packet with this payload, as the engine would.
     pub(crate) fn send(&mut self, from: usize, to: usize, payload: &[u8]) {
         let packet = ipv4(self.nodes[from].inner, self.nodes[to].inner, payload);
         self.send_packet(from, &packet);
@@ -204,12 +206,12 @@ impl World {
         }
     }
 
-    /// Sends all that a device has to send.
+    /// Sends everything that a device has to send.
     pub(crate) fn poll(&mut self, node: usize) {
         let now = self.now();
-        let mut buffer = [0; 2048];
-        while let Some(transmit) = self.nodes[node].device.poll_transmit(now, &mut buffer) {
-            self.post(node, transmit.endpoint, buffer[..transmit.len].to_vec());
+        while let Some(transmit) = self.nodes[node].device.poll_transmit(now) {
+            let (endpoint, datagram) = (transmit.endpoint, transmit.datagram.to_vec());
+            self.post(node, endpoint, datagram);
         }
     }
 
@@ -242,7 +244,7 @@ impl World {
         thousandths > 0 && self.rng.next_u64() % 1000 < thousandths
     }
 
-    /// Gives a datagram to the node at its address, as the engine would.
+    /// Gives a datagram to the node at `to`, as the engine would.
     pub(crate) fn deliver(&mut self, from: SocketAddr, to: SocketAddr, mut bytes: Vec<u8>) {
         let now = self.now();
         if self.unreachable.contains(&to) {
@@ -261,21 +263,21 @@ impl World {
         self.poll(place);
     }
 
-    /// Lets the world go on for this long.
+    /// Advances time by `duration`.
     pub(crate) fn run(&mut self, duration: Duration) {
         let end = self.now().monotonic + duration;
         while self.step_before(end) {}
         self.elapsed = Duration::from_nanos(end.as_nanos());
     }
 
-    /// Lets the world go on until nothing is under way; timers do not fire.
+    /// Advances time until no datagram is under way. Timers that are due later do not fire.
     pub(crate) fn settle(&mut self) {
         while let Some(Reverse((at, _))) = self.under_way.peek().copied() {
             self.step_before(at);
         }
     }
 
-    /// Does the first thing that happens up to `end`.
+    /// Advances time to the next event, if it comes by `end`. Returns whether there was one.
     fn step_before(&mut self, end: Instant) -> bool {
         let timer = self
             .nodes
@@ -301,14 +303,14 @@ impl World {
             self.nodes[place].device.handle_timeout(now);
             assert!(
                 self.nodes[place].device.poll_timeout().is_none_or(|next| next > at),
-                "a timer that fired must be gone or later"
+                "a timer that fired is cleared or scheduled for later"
             );
             self.poll(place);
         }
         true
     }
 
-    /// What crossed the link since a moment, of one kind.
+    /// The datagrams of one type that were sent.
     pub(crate) fn seen_of(&self, kind: MessageKind) -> Vec<&Seen> {
         self.seen.iter().filter(|seen| seen.kind() == kind).collect()
     }
@@ -317,13 +319,22 @@ impl World {
         self.seen_of(kind).len()
     }
 
-    /// The payloads that came out of a node's tunnel, in order; forgets them.
+    /// Takes the payloads that came out of a node's tunnel, in order.
     pub(crate) fn take_received(&mut self, node: usize) -> Vec<Vec<u8>> {
         let received = self.nodes[node].received.drain(..);
         received.map(|packet| packet[20..].to_vec()).collect()
     }
 
-    /// A packet from each to the other arrives: the tunnel works.
+    /// Has Alice send an initiation, and returns it undelivered.
+    pub(crate) fn capture_initiation(&mut self) -> Vec<u8> {
+        let reachable = std::mem::replace(&mut self.unreachable, vec![address(2)]);
+        self.send(ALICE, BOB, b"wants a session");
+        self.settle();
+        self.unreachable = reachable;
+        self.seen.last().expect("an initiation").bytes.clone()
+    }
+
+    /// Asserts that the tunnel works: that a packet from each node to the other arrives.
     pub(crate) fn assert_connected(&mut self) {
         for (from, to) in [(ALICE, BOB), (BOB, ALICE)] {
             self.nodes[to].received.clear();
@@ -352,7 +363,7 @@ fn receive(node: &mut Node, now: Now, from: SocketAddr, bytes: &mut [u8]) -> Res
     Ok(())
 }
 
-/// An IPv4 packet: enough of a header to be routed.
+/// An IPv4 packet, with as much of a header as routing needs.
 pub(crate) fn ipv4(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0; 20 + payload.len()];
     packet[0] = 0x45;
@@ -364,18 +375,17 @@ pub(crate) fn ipv4(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// An IPv6 packet: enough of a header to be routed.
+/// An IPv6 packet, with as much of a header as routing needs.
 pub(crate) fn ipv6(from: Ipv6Addr, to: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
     let len = (payload.len() as u16).to_be_bytes();
     let start = [0x60, 0, 0, 0, len[0], len[1], 59, 64];
     [&start[..], &from.octets(), &to.octets(), payload].concat()
 }
 
-/// Replaces MAC1 at the end of an initiation or response: everyone who knows the receiver's public
-/// key can.
+/// Replaces MAC1 at the end of an initiation or a response, as everyone can who knows the receiver's public key.
 pub(crate) fn sign_mac1(message: &mut [u8], receiver: &PublicKey) {
     let key = Blake2s256::new().chain(b"mac1----").chain(receiver.as_bytes()).finalize_fixed();
-    let mac = Blake2sMac::<U16>::new_from_slice(&key).expect("a key of 32 bytes");
+    let mac = Blake2sMac::<U16>::new_from_slice(&key).expect("the key has 32 bytes");
     let (body, macs) = message.split_at_mut(message.len() - 32);
     macs[..16].copy_from_slice(&mac.chain(body).finalize_fixed());
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes the known answers of src/vectors.rs: one handshake, one data message and one cookie reply.
+"""Prints the test vectors of src/test_vectors.rs: a handshake, a data message and a cookie reply.
 
-An implementation of the WireGuard paper, sections 5.4.1 to 5.4.7, that shares nothing with the crate:
-the hashes are Python's, X25519 and ChaCha20-Poly1305 are those of the package python3-cryptography.
+This is an implementation of the WireGuard paper, sections 5.4.1 to 5.4.7, that shares nothing with the crate. The
+hashes are Python's. X25519 and ChaCha20-Poly1305 come from the package python3-cryptography.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def dh(key, peer):
 
 
 def ephemeral(seed):
-    """The first 32 bytes of the ChaCha20 stream of this key: what the crate's generator draws."""
+    """The key that the crate's generator draws: the first 32 bytes of the ChaCha20 stream with this seed as key."""
     stream = Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor()
     return private(stream.update(bytes(32)))
 
@@ -91,7 +91,7 @@ psk = b"\x05" * 32
 timestamp = bytes.fromhex("400000006855e40002000000")
 index_i, index_r = struct.pack("<I", 0x11223344), struct.pack("<I", 0x55667788)
 
-# 5.4.2, first message: initiator to responder.
+# 5.4.2, first message: from initiator to responder.
 ck = blake2s(b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s")
 h = blake2s(ck + b"WireGuard v1 zx2c4 Jason@zx2c4.com")
 h = blake2s(h + public(s_r))
@@ -108,7 +108,7 @@ initiation += mac(blake2s(b"mac1----" + public(s_r)), initiation)
 mac1 = initiation[-16:]
 initiation += bytes(16)
 
-# 5.4.3, second message: responder to initiator.
+# 5.4.3, second message: from responder to initiator.
 [ck] = kdf(1, ck, public(e_r))
 h = blake2s(h + public(e_r))
 [ck] = kdf(1, ck, dh(e_r, public(e_i)))
@@ -120,12 +120,12 @@ response = b"\x02\0\0\0" + index_r + index_i + public(e_r) + empty
 response += mac(blake2s(b"mac1----" + public(s_i)), response)
 response += bytes(16)
 
-# 5.4.5 and 5.4.6, the transport keys, and the initiator's second data message.
+# 5.4.5 and 5.4.6, the transport keys and the initiator's second data message.
 to_responder, to_initiator = kdf(2, ck, b"")
 packet = bytes(range(32))
 data = b"\x04\0\0\0" + index_r + struct.pack("<Q", 1) + aead(to_responder, 1, packet, b"")
 
-# 5.4.7, a cookie for the initiation.
+# 5.4.7, the reply with a cookie to the initiation.
 cookie_nonce = bytes(range(24))
 cookie = mac(b"\x06" * 32, bytes([192, 0, 2, 1]) + bytes(12) + struct.pack(">H", 51820))
 sealed = xaead(blake2s(b"cookie--" + public(s_r)), cookie_nonce, cookie, mac1)

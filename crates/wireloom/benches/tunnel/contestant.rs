@@ -1,20 +1,20 @@
-//! Who is measured.
+//! The programs that are measured.
 
 use std::str::FromStr;
 
-/// A name for the table, and how to get an interface.
+/// A program: its name in the table, and how it makes an interface.
 #[derive(Debug, Clone)]
 pub(crate) struct Contestant {
     pub(crate) name: String,
-    /// With an interface's name behind it, it makes one. Absent: the bare cable.
+    /// The command that makes an interface when the interface's name is added. Absent: the bare cable.
     pub(crate) command: Option<String>,
 }
 
-/// The bare cable: what the machine can do at all, and what the load itself costs.
+/// The bare cable: what the machine can do, and what the load itself costs.
 const CABLE: &str = "veth";
-/// With whom the others are compared.
+/// The program that the others are compared with.
 pub(crate) const OURS: &str = "wireloom";
-/// The same with peers as neighbours, on a TAP.
+/// The same program in link mode: peers are neighbours, on a TAP interface.
 const LINK: &str = "wireloom link";
 
 impl Contestant {
@@ -29,7 +29,7 @@ impl Contestant {
         )
     }
 
-    /// Whether it says something to compare its figures with ours.
+    /// Whether the table compares its figures with ours.
     pub(crate) fn is_compared(name: &str) -> bool {
         ![CABLE, OURS].contains(&name)
     }

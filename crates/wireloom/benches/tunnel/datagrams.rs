@@ -1,6 +1,6 @@
-//! Datagrams, as many a second as arrive.
+//! The highest rate of datagrams that arrive.
 //!
-//! `iperf3` needs most of a processor to make small datagrams: on a machine with two, it would measure
+//! `iperf3` needs most of a processor to send small datagrams: on a machine with two processors, it would measure
 //! itself.
 
 use std::{
@@ -18,20 +18,20 @@ use crate::ground::Ground;
 
 /// How long each load is offered.
 const OFFERED: Duration = Duration::from_secs(1);
-/// How often the sender looks at its watch, and then sends what is due: a burst.
+/// How often the sender looks at the clock and sends what is due, as a burst.
 const TICK: Duration = Duration::from_micros(200);
-/// The longest burst; who falls that far behind does not offer what it should.
+/// The longest burst. A sender that falls further behind does not offer the load that it should.
 const BURST: u64 = 1000;
-/// Of what was offered, the share that may be lost.
+/// The share of an offered load that may be lost.
 const LOSS: f64 = 0.01;
-/// Loads to begin with, and to give up below, in datagrams a second.
+/// The load to begin with and the load to give up at, in datagrams a second.
 const FIRST: f64 = 40_000.0;
 const LEAST: f64 = 500.0;
-/// The search ends when what is carried and what is not are this near.
+/// The search ends when the highest load that is carried and the lowest that is not have at most this ratio.
 const NEAR: f64 = 1.05;
-/// After which silence nothing more is to come.
+/// When nothing has come for this long, nothing more will.
 const SILENCE: Duration = Duration::from_millis(200);
-/// Bytes of the receiver's buffer: the tunnel is to be measured, not how quickly a receiver wakes up.
+/// Bytes of the receiver's buffer: large, so that the tunnel is measured and not how fast the receiver wakes up.
 const BUFFER: usize = 8 << 20;
 
 /// What became of an offered load.
@@ -47,7 +47,7 @@ impl Offer {
         self.delivered as f64 >= self.sent as f64 * (1.0 - LOSS)
     }
 
-    /// Whether the sender was as fast as it should be.
+    /// Whether the sender sent as fast as it should.
     fn is_full(self, rate: f64) -> bool {
         self.sent as f64 >= rate * self.elapsed.as_secs_f64() * 0.95
     }
@@ -57,13 +57,13 @@ impl Offer {
     }
 }
 
-/// The highest load, in datagrams delivered a second, of which less than 1 % is lost.
+/// The highest load of which less than 1 % is lost, in datagrams delivered a second.
 pub(crate) fn highest_load(ground: &Ground, length: usize) -> anyhow::Result<f64> {
     let mut rate = FIRST;
     let mut carried = None;
     let mut refused = f64::INFINITY;
     loop {
-        // A machine's hiccup is not the tunnel's limit: what fails is tried once more.
+        // A hiccup of the machine is not the tunnel's limit: a load that is not carried gets a second try.
         let mut offer = offer(ground, length, rate)?;
         if !offer.is_carried() {
             offer = self::offer(ground, length, rate)?;
@@ -100,6 +100,8 @@ fn offer(ground: &Ground, length: usize, rate: f64) -> anyhow::Result<Offer> {
     setsockopt(&receiver, sockopt::RcvBufForce, &BUFFER)
         .or_else(|_| setsockopt(&receiver, sockopt::RcvBuf, &BUFFER))?;
     let sender = ground.a.space.inside(|| UdpSocket::bind((ground.a.address, 0)))??;
+    // A tunnel that has stopped takes no more datagrams.
+    sender.set_write_timeout(Some(SILENCE))?;
     sender.connect(receiver.local_addr()?)?;
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -122,7 +124,7 @@ fn send(sender: &UdpSocket, length: usize, rate: f64) -> (u64, Duration) {
         }
         let due = (elapsed.as_secs_f64() * rate) as u64;
         for _ in 0..due.saturating_sub(sent).min(BURST) {
-            // Refused is as good as lost.
+            // A datagram that the kernel refuses counts as lost.
             let _ = sender.send(&payload);
             sent += 1;
         }

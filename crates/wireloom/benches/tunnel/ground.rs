@@ -1,4 +1,4 @@
-//! Two machines, a cable, and a tunnel between them.
+//! Two machines, a cable between them, and a tunnel.
 //!
 //! ```text
 //!   a   10.9.0.1 wg0 ── eth0 192.0.2.1 ──────── 192.0.2.2 eth0 ── wg0 10.9.0.2   b
@@ -18,13 +18,13 @@ use wireloom_lab::{Holder, PATIENCE, Space, until};
 
 use crate::{contestant::Contestant, processes::Processes};
 
-/// What the cable does for its senders and receivers.
+/// The offloads of the cable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Underlay {
-    /// As the kernel makes it: it carries super-packets of UDP whole.
+    /// As the kernel makes it: it carries a super-packet of UDP as one.
     Plain,
-    /// Like a network card that can do nothing: each packet crosses by itself.
+    /// Like a network card without offloads: each packet crosses by itself.
     NoOffload,
 }
 
@@ -37,23 +37,24 @@ impl fmt::Display for Underlay {
     }
 }
 
-/// A port of the machine's, as every WireGuard has it.
+/// The port that WireGuard listens on, on both machines.
 const PORT: u16 = 51820;
 
 /// One of the two machines.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) space: Space,
-    /// Where the other one reaches it: through the tunnel, if there is one.
+    /// Where the other machine reaches it: through the tunnel, if there is one.
     pub(crate) address: IpAddr,
-    /// The tunnel's, here.
+    /// The processes of the tunnel on this machine.
     pub(crate) tunnel: Processes,
-    /// The contestant's, and what ran before it: some programs stay in the foreground, some do not.
+    /// The contestant's process, and the processes that ran before it: some programs stay in the foreground, some go
+    /// to the background.
     program: Option<(Child, Processes)>,
     holder: Holder,
 }
 
-/// The machines; both go, with all that runs on them, when this is dropped.
+/// Both machines. They go, with everything that runs on them, when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Ground {
     pub(crate) a: Machine,
@@ -61,7 +62,7 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    /// Makes them, and the contestant's tunnel between them; a ping has gone through it.
+    /// Makes the machines and the contestant's tunnel between them, and waits for a ping through it.
     pub(crate) fn new(underlay: Underlay, contestant: &Contestant) -> anyhow::Result<Self> {
         let mut a = Machine::new("a", 1)?;
         let mut b = Machine::new("b", 2)?;
@@ -94,22 +95,22 @@ impl Ground {
 impl Machine {
     fn new(name: &str, number: u8) -> anyhow::Result<Self> {
         let (holder, space) = Holder::new(name)?;
-        // Before there is any socket. The usual default may be one that probes for bandwidth and paces
-        // what it sends, which caps a fast tunnel; and iperf3's own choice comes too late for the pacing.
+        // The machine's default may be an algorithm that probes for bandwidth and paces what it sends, which caps a
+        // fast tunnel. It must change before there is a socket: iperf3's own option comes too late for the pacing.
         space.set_sysctls(&[("net/ipv4/tcp_congestion_control", "reno")])?;
         space.run("ip link set lo up")?;
         let tunnel = Processes::none(&space);
         Ok(Self { space, address: outer(number), tunnel, program: None, holder })
     }
 
-    /// Makes a private key, in a file here, and returns its public half.
+    /// Makes a private key, writes it to a file on the machine, and returns the public key.
     fn key(&self) -> anyhow::Result<String> {
         let private = self.space.run("wg genkey")?;
         self.space.write("/run/key", &private)?;
         Ok(self.space.feed("wg pubkey", &private)?.trim().to_owned())
     }
 
-    /// Has the contestant make the interface.
+    /// Lets the contestant make the interface.
     fn start(&mut self, command: &str) -> anyhow::Result<()> {
         let before = Processes::all(&self.space)?;
         let mut said = tempfile::tempfile().context("cannot make a file for what a program says")?;
@@ -135,7 +136,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Once it works: those that only started others have ended by now.
+    /// Finds the processes of the tunnel, once it works: those that only started others have ended by then.
     fn find_processes(&mut self) -> anyhow::Result<()> {
         if let Some((child, before)) = &mut self.program {
             child.try_wait()?;

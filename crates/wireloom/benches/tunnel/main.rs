@@ -1,15 +1,15 @@
-//! Userspace WireGuards side by side, from end to end: the same two machines (namespaces), the same cable,
-//! keys and load, one program after the other, round after round. Prints medians, as a table in Markdown.
+//! Compares userspace WireGuards from end to end. Each runs in turn, round after round, on the same two machines
+//! (namespaces) with the same cable and the same load. Prints a table of medians in Markdown.
 //!
 //! `scripts/bench` installs the others and runs this; see `scripts/bench --help`.
 //!
 //! | module | has |
 //! |---|---|
-//! | [`contestant`] | who is measured |
+//! | [`contestant`] | the programs that are measured |
 //! | [`ground`] | the two machines, their cable, and a tunnel between them |
-//! | [`measurement`] | what is measured, by `iperf3` and `ping` |
-//! | [`datagrams`] | the load that `iperf3` cannot make fast enough: small datagrams |
-//! | [`processes`] | what it costs: processor time and memory |
+//! | [`measurement`] | the measurements by `iperf3` and `ping` |
+//! | [`datagrams`] | the measurement of small datagrams, which `iperf3` cannot send fast enough |
+//! | [`processes`] | the cost: processor time and memory |
 //! | [`table`] | the figures and their medians |
 
 mod contestant;
@@ -41,24 +41,24 @@ use self::{
 
 /// Measures Wireloom and other userspace WireGuards in turn, and prints a table of medians.
 ///
-/// It needs root, or user namespaces; all that it makes is in namespaces of its own, which go with it.
+/// It needs root or user namespaces. Everything that it makes is in namespaces of its own, and goes with them.
 #[derive(Debug, Parser)]
 #[command(name = "scripts/bench", bin_name = "scripts/bench")]
 struct Arguments {
-    /// Another program to measure: a command line that, with an interface's name behind it, makes a
-    /// WireGuard interface of that name which `wg` can configure.
+    /// Another program to measure: a command line that, with the name of an interface added, makes a WireGuard
+    /// interface of that name. `wg` must be able to configure it.
     #[arg(value_name = "NAME=COMMAND")]
     others: Vec<Contestant>,
 
-    /// Rounds, of which the median counts; an odd number has one.
+    /// Rounds. The median counts: choose an odd number.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 
-    /// Seconds of each load.
+    /// Seconds that each load runs.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
 
-    /// One round of short loads, of what matters most.
+    /// One round, with short loads, of the most important rows.
     #[arg(long, conflicts_with_all = ["rounds", "seconds", "rows"])]
     quick: bool,
 
@@ -66,20 +66,20 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', value_name = "ROW,…")]
     rows: Vec<Measurement>,
 
-    /// Whom to measure, by name; `veth` is the bare cable [default: everybody].
+    /// Which programs to measure, by name; `veth` is the bare cable [default: all].
     #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
     only: Vec<String>,
 
-    /// The cable between the machines: as it is, or without segmentation and receive offload.
+    /// The cable between the machines: as the kernel makes it, or without segmentation and receive offload.
     #[arg(long, value_delimiter = ',', value_name = "KIND,…", default_values_t = [Underlay::Plain, Underlay::NoOffload])]
     underlay: Vec<Underlay>,
 
-    /// Adds the figures to this file, and prints the table of all that it has then: rounds of one table
-    /// can be run at different times.
+    /// Adds the figures to this file, and prints the table of all figures in it: the rounds of one table can run at
+    /// different times.
     #[arg(long, value_name = "FILE")]
     add_to: Option<PathBuf>,
 
-    /// Cargo says so to every benchmark.
+    /// Cargo passes it to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -127,19 +127,19 @@ fn run(mut arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Wireloom and the others, less those that are not asked for.
+/// Wireloom and the others, without those that are not asked for.
 fn contestants(arguments: &Arguments) -> anyhow::Result<Vec<Contestant>> {
     let all: Vec<_> = Contestant::own().into_iter().chain(arguments.others.iter().cloned()).collect();
     if let Some(unknown) = arguments.only.iter().find(|name| all.iter().all(|one| one.name != **name)) {
         let names: Vec<_> = all.iter().map(|one| one.name.as_str()).collect();
-        anyhow::bail!("--only: nobody is called {unknown:?}; there are {}", names.join(", "));
+        anyhow::bail!("--only: no program is called {unknown:?}; there are {}", names.join(", "));
     }
     let asked_for = |one: &Contestant| arguments.only.is_empty() || arguments.only.contains(&one.name);
     Ok(all.into_iter().filter(asked_for).collect())
 }
 
-/// Everything about one contestant, on machines of its own. What fails gives its reason instead of a
-/// figure.
+/// Takes all measurements of one contestant, on machines of its own. A measurement that fails gives its reason instead
+/// of a figure.
 fn measure(arguments: &Arguments, underlay: Underlay, contestant: &Contestant) -> Vec<Sample> {
     let mut samples = Vec::new();
     let mut add = |metric: Metric, value: Result<f64, String>| {
@@ -173,7 +173,7 @@ fn read(file: &Path) -> anyhow::Result<Vec<Sample>> {
     lines.map(|line| serde_json::from_str(&line?).with_context(in_file)).collect()
 }
 
-/// One line of JSON for each figure.
+/// Appends one line of JSON for each figure.
 fn append(file: &Path, samples: &[Sample]) -> anyhow::Result<()> {
     let mut text = String::new();
     for sample in samples {

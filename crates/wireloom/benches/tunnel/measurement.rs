@@ -1,4 +1,4 @@
-//! What is measured, by `iperf3` and `ping`.
+//! The measurements, by `iperf3` and `ping`.
 
 use std::{
     process::{Child, Command, Stdio},
@@ -12,7 +12,7 @@ use wireloom_lab::{PATIENCE, until};
 
 use crate::{datagrams, ground::Ground, processes::machine_cpu_time, table::Metric};
 
-/// One thing to measure, which may fill more than one row of the table.
+/// A measurement. It may fill more than one row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Measurement {
     PingIdle,
@@ -29,22 +29,25 @@ pub(crate) enum Measurement {
     Udp1372,
     #[value(name = "udp-64")]
     Udp64,
-    /// Last: after all the loads.
+    /// The last one: after all loads.
     Memory,
 }
 
 /// Between two pings.
 const PING_INTERVAL: Duration = Duration::from_millis(5);
 
-/// For the load to be at its height before the first ping.
+/// Time for the load to reach its full rate before the first ping.
 const RISE: Duration = Duration::from_millis(500);
+
+/// How many times longer pings may take beside a load that starves them.
+const SLOW_PINGS: u32 = 10;
 
 impl Measurement {
     pub(crate) fn all() -> Vec<Self> {
         Self::value_variants().to_vec()
     }
 
-    /// What it gives.
+    /// The rows that it fills.
     pub(crate) fn metrics(self) -> &'static [Metric] {
         match self {
             Self::PingIdle => &[Metric::PingIdleMedian, Metric::PingIdleHigh],
@@ -59,7 +62,7 @@ impl Measurement {
         }
     }
 
-    /// Takes it: a figure for each of the metrics.
+    /// Takes the measurement: a figure for each of its metrics.
     pub(crate) fn take(self, ground: &Ground, length: Duration) -> anyhow::Result<Vec<f64>> {
         match self {
             Self::PingIdle => pings(ground, length),
@@ -80,7 +83,7 @@ impl Measurement {
     }
 }
 
-/// A program that ends with the measurement.
+/// A program that is killed when the measurement ends.
 struct Running(Child);
 
 impl Drop for Running {
@@ -117,7 +120,7 @@ struct Streams {
 
 fn tcp(ground: &Ground, length: Duration, options: &[&str]) -> anyhow::Result<Streams> {
     let _server = server(ground)?;
-    let output = ground.a.space.output(&mut client(ground, length, options))?;
+    let output = ground.a.space.output_within(&mut client(ground, length, options), length + 3 * PATIENCE)?;
     let report: Value =
         serde_json::from_slice(&output.stdout).context("iperf3 printed something unexpected")?;
     if let Some(error) = report["error"].as_str() {
@@ -132,8 +135,8 @@ fn tcp(ground: &Ground, length: Duration, options: &[&str]) -> anyhow::Result<St
     })
 }
 
-/// One stream, and the milliseconds of processor time that a gigabit costs: the whole machine's, and those
-/// of the tunnel's processes at both ends.
+/// One stream, and the processor time that a gigabit costs, in milliseconds: of the whole machine, and of the tunnel's
+/// processes at both ends.
 fn tcp_with_cost(ground: &Ground, length: Duration) -> anyhow::Result<Vec<f64>> {
     let times = || -> anyhow::Result<[Duration; 2]> {
         Ok([machine_cpu_time()?, ground.a.tunnel.cpu_time()? + ground.b.tunnel.cpu_time()?])
@@ -147,8 +150,8 @@ fn tcp_with_cost(ground: &Ground, length: Duration) -> anyhow::Result<Vec<f64>> 
 
 fn loaded_pings(ground: &Ground, length: Duration) -> anyhow::Result<Vec<f64>> {
     let _server = server(ground)?;
-    // Where it starves ping, that takes longer than it should.
-    let mut load = client(ground, 10 * (RISE + length), &[]);
+    // A load that starves ping makes it take longer than it should.
+    let mut load = client(ground, SLOW_PINGS * (RISE + length), &[]);
     let mut load = Running(ground.a.space.spawn(load.stdout(Stdio::null()))?);
     std::thread::sleep(RISE);
     let times = pings(ground, length)?;
@@ -156,13 +159,14 @@ fn loaded_pings(ground: &Ground, length: Duration) -> anyhow::Result<Vec<f64>> {
     Ok(times)
 }
 
-/// Round-trip times in microseconds: the median and the 99th percentile. What was lost took for ever.
+/// Round-trip times in microseconds: the median and the 99th percentile. A lost ping counts as infinitely slow.
 fn pings(ground: &Ground, length: Duration) -> anyhow::Result<Vec<f64>> {
     let count = length.div_duration_f64(PING_INTERVAL) as usize;
     let target = ground.b.address;
     let mut command = Command::new("ping");
     command.args(["-n", "-W1", "-i", &PING_INTERVAL.as_secs_f64().to_string(), "-c", &count.to_string()]);
-    let output = ground.a.space.output(command.arg(target.to_string()))?;
+    let patience = SLOW_PINGS * (RISE + length) + PATIENCE;
+    let output = ground.a.space.output_within(command.arg(target.to_string()), patience)?;
     let output = String::from_utf8_lossy(&output.stdout);
     let answers =
         output.lines().filter_map(|line| line.split_once(" time=")?.1.split(' ').next()?.parse().ok());

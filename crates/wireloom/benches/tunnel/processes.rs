@@ -1,4 +1,4 @@
-//! What a tunnel costs: processor time and memory.
+//! The cost of a tunnel: processor time and memory.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,7 @@ impl Processes {
         Self { space: space.clone(), ids: BTreeSet::new() }
     }
 
-    /// All that there are.
+    /// All processes of a machine.
     pub(crate) fn all(space: &Space) -> anyhow::Result<Self> {
         let names =
             || -> io::Result<Vec<_>> { fs::read_dir("/proc")?.map(|entry| Ok(entry?.file_name())).collect() };
@@ -35,7 +35,7 @@ impl Processes {
         self
     }
 
-    /// Processor time so far, in user mode and in the kernel.
+    /// The processor time that they have used so far, in user mode and in the kernel.
     pub(crate) fn cpu_time(&self) -> anyhow::Result<Duration> {
         let mut sum = 0;
         for stat in self.read("stat")? {
@@ -49,7 +49,7 @@ impl Processes {
         ticks(sum)
     }
 
-    /// Resident bytes.
+    /// Bytes of resident memory.
     pub(crate) fn memory(&self) -> anyhow::Result<u64> {
         let mut sum = 0;
         for status in self.read("status")? {
@@ -73,7 +73,7 @@ impl Processes {
     }
 }
 
-/// The whole machine's busy time so far.
+/// The processor time that the whole machine has used so far.
 pub(crate) fn machine_cpu_time() -> anyhow::Result<Duration> {
     let stat = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
     let all = stat.lines().next().context("/proc/stat is empty")?;
@@ -85,7 +85,7 @@ pub(crate) fn machine_cpu_time() -> anyhow::Result<Duration> {
     }
 }
 
-/// What other programs use of the machine at the moment, in hundredths of one processor.
+/// What other programs use at the moment, in percent of one processor.
 pub(crate) fn other_work() -> anyhow::Result<f64> {
     const WATCHED: Duration = Duration::from_millis(500);
     let (start, before) = (Instant::now(), machine_cpu_time()?);

@@ -27,7 +27,7 @@ pub(crate) enum Metric {
     MachineTime,
     TunnelTime,
     Memory,
-    /// What spoils all other figures.
+    /// Work of other programs, which spoils all other figures.
     OtherWork,
 }
 
@@ -36,12 +36,12 @@ pub(crate) enum Metric {
 enum Better {
     More,
     Less,
-    /// It says nothing of who was measured.
+    /// It says nothing about the program that was measured.
     Neither,
 }
 
 impl Better {
-    /// How many times better the first is.
+    /// How many times better our figure is.
     fn ratio(self, ours: f64, theirs: f64) -> Option<f64> {
         match self {
             Self::More => Some(ours / theirs),
@@ -52,7 +52,7 @@ impl Better {
 }
 
 impl Metric {
-    /// What it is called, digits after the point, and what is better.
+    /// Its label, its digits after the decimal point, and what is better.
     fn about(self) -> (&'static str, usize, Better) {
         match self {
             Self::Tcp1 => ("TCP, 1 stream, Gbit/s", 2, Better::More),
@@ -72,7 +72,7 @@ impl Metric {
         }
     }
 
-    /// The bare cable has no processes.
+    /// Whether a contestant has this figure: the bare cable has no processes.
     pub(crate) fn concerns(self, contestant: &Contestant) -> bool {
         contestant.command.is_some() || !matches!(self, Self::TunnelTime | Self::Memory)
     }
@@ -82,7 +82,7 @@ impl Metric {
     }
 }
 
-/// One figure, or why there is none.
+/// One figure, or the reason why there is none.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) underlay: Underlay,
@@ -91,19 +91,19 @@ pub(crate) struct Sample {
     pub(crate) value: Result<f64, String>,
 }
 
-/// Medians, in Markdown: a table for each kind of cable.
+/// The medians in Markdown: a table for each kind of cable.
 #[derive(Debug)]
 pub(crate) struct Table<'a> {
     samples: &'a [Sample],
-    /// In the order in which they were measured first.
+    /// The programs, in the order in which they were first measured.
     names: Vec<&'a str>,
 }
 
-/// What all rounds gave for one place of the table.
+/// The result of all rounds for one cell of the table.
 #[derive(Debug, Clone, Copy)]
 enum Cell<'a> {
     Figure(f64),
-    /// Why there is none.
+    /// The reason why there is no figure.
     Failed(&'a str),
     NotMeasured,
 }
@@ -131,7 +131,7 @@ impl<'a> Table<'a> {
             }
         }
         match (median(&mut figures), failure) {
-            // A median of the rounds that went well would be better than the truth.
+            // The median of the rounds that succeeded would look better than the truth.
             (_, Some(reason)) => Cell::Failed(reason),
             (Some(median), None) => Cell::Figure(median),
             (None, None) => Cell::NotMeasured,

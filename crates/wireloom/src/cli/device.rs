@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use tracing_subscriber::EnvFilter;
-use wireloom_engine::interface::{End, Interface};
+use wireloom_engine::process::{End, Interface};
 use wireloom_types::{Mode, PeerLookup, SourceCheck};
 
 /// Make a userspace WireGuard interface, for `wg`, `wg-quick` or the agent to configure

@@ -1,20 +1,20 @@
-//! `wireloom-demo`, as its user runs it.
+//! `wireloom-demo`, as a user runs it.
 
 use std::{
     env,
-    io::{BufRead as _, BufReader},
+    fs::File,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
     sync::LazyLock,
     time::{Duration, Instant},
 };
 
-use wireloom_lab::{PATIENCE, at_this_pace, become_root, until};
+use wireloom_lab::{PATIENCE, at_this_pace, become_root, finish, until};
 
 use crate::wireloom;
 
-/// The demo's program, beside `wireloom`. It belongs to another package, so cargo has not built it for this
-/// test: that is done here, but in the virtual machine, where the image has it.
+/// The demo's program, beside `wireloom`. It belongs to another package, so cargo does not build it for this test:
+/// the test does. In the virtual machine there is no cargo, and the image has the program.
 static DEMO: LazyLock<PathBuf> = LazyLock::new(|| {
     if let Some(cargo) = env::var_os("CARGO") {
         let built = Command::new(cargo)
@@ -36,15 +36,26 @@ fn demo() -> Command {
     command
 }
 
+/// How long a demo may take before it counts as hanging.
+const HANGS: Duration = Duration::from_secs(120);
+
+/// Runs a program until it ends.
+fn output(command: &mut Command) -> Output {
+    let what = format!("{command:?}");
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    finish(command.spawn().unwrap(), &what, HANGS).unwrap()
+}
+
 #[test]
 fn the_demo_keeps_its_promises_in_time() {
     become_root().unwrap();
     let began = Instant::now();
-    let output = demo().output().unwrap();
+    let output = output(&mut demo());
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
-    // The limit is 20 s with the machine to itself; here other tests run beside it.
-    assert!(began.elapsed() < at_this_pace(Duration::from_secs(40)), "{:?}", began.elapsed());
+    // The limit is 20 s with the machine to itself. Here other tests run beside it, and perhaps more.
+    let limit = at_this_pace(Duration::from_secs(40)).mul_f64(crowd());
+    assert!(began.elapsed() < limit, "{:?}, where {limit:?} were allowed", began.elapsed());
     assert_eq!(stdout.matches("\n     pod → pod     ✓ works  encrypted").count(), 3, "{stdout}");
     assert_eq!(stdout.matches('✗').count(), 4, "{stdout}");
     assert!(!stdout.contains('\u{1b}'), "colours only on a terminal");
@@ -54,23 +65,26 @@ fn the_demo_keeps_its_promises_in_time() {
 fn the_demo_runs_for_an_ordinary_user() {
     become_root().unwrap();
     // User 1000 of a user namespace, without any right over this one: as ordinary as can be had here.
-    let output = Command::new("unshare")
-        .args(["--map-user=1000", "--map-group=1000", "--"])
-        .arg(&*DEMO)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--map-user=1000", "--map-group=1000", "--"]).arg(&*DEMO);
+    let output = output(&mut command);
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
 }
 
 #[test]
-fn kill_9_takes_the_demo_down() {
+fn a_killed_demo_leaves_no_process_behind() {
     become_root().unwrap();
-    let mut process = demo().stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-    // Until the second state is being built, with devices and agents running.
-    lines.find(|line| line.as_ref().unwrap().contains("host → host")).unwrap().unwrap();
+    let said = tempfile::NamedTempFile::new().unwrap();
+    let stdout = File::options().append(true).open(&said).unwrap();
+    let mut process = demo().stdout(stdout).spawn().unwrap();
+    // By the end of the first matrix the second state is being built, with devices and agents running.
+    until(HANGS, "the demo to print its first matrix", || {
+        let ended = process.try_wait().unwrap();
+        assert_eq!(ended, None, "the demo has ended");
+        std::fs::read_to_string(&said).unwrap().contains("host → host").then_some(())
+    })
+    .unwrap();
     let children = descendants(process.id());
     assert!(children.len() >= 4, "{children:?}");
     process.kill().unwrap();
@@ -80,7 +94,7 @@ fn kill_9_takes_the_demo_down() {
     }
 }
 
-/// What the link's demo prints of each measurement, in its order.
+/// What the demo of link mode prints for each measurement, in its order.
 const LINK_ROWS: [&str; 5] = [
     "prefixes that OSPF teaches the routers  all                 ✓ 12 of 12 in ",
     "hosts that reach each other             all, encrypted      ✓ 12 of 12 pairs          ✓ 12 of 12 pairs",
@@ -90,9 +104,9 @@ const LINK_ROWS: [&str; 5] = [
 ];
 
 #[test]
-fn the_link_keeps_its_promises() {
+fn the_demo_of_link_mode_keeps_its_promises() {
     become_root().unwrap();
-    let output = demo().arg("link").output().unwrap();
+    let output = output(demo().arg("link"));
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
     for row in LINK_ROWS {
@@ -103,36 +117,31 @@ fn the_link_keeps_its_promises() {
 
 #[test]
 fn the_old_command_names_the_new_one() {
-    let output =
-        Command::new(wireloom()).args(["demo", "link", "--keep"]).stdin(Stdio::null()).output().unwrap();
+    let output = output(Command::new(wireloom()).args(["demo", "link", "--keep"]));
     assert!(!output.status.success());
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("`wireloom-demo`") && stderr.contains("`scripts/demo`"), "{stderr}");
 }
 
 #[test]
-fn without_bird_the_link_names_its_package() {
+fn without_bird_the_demo_of_link_mode_names_its_package() {
     let empty = tempfile::tempdir().unwrap();
     for program in ["ip", "nft", "unshare", "mount"] {
         std::fs::write(empty.path().join(program), "").unwrap();
     }
-    // What is not in PATH is looked for where Debian keeps it: hidden by a mount, for this process alone.
+    // A program that is not in PATH is looked for where Debian keeps it. A mount hides it from this demo alone.
     become_root().unwrap();
     let script = "mount -t tmpfs tmpfs /usr/sbin && PATH=$1 exec $2 link";
-    let output = Command::new("unshare")
-        .args(["--mount", "sh", "-c", script, "sh"])
-        .arg(empty.path())
-        .arg(&*DEMO)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(empty.path()).arg(&*DEMO);
+    let output = output(&mut command);
     assert!(!output.status.success());
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("`bird` is missing: install the Debian package `bird2`"), "{stderr}");
 }
 
 #[test]
-fn keep_leaves_a_link_that_can_be_looked_at_and_taken_down() {
+fn with_keep_the_demo_leaves_a_link_to_look_at_and_take_down() {
     look_around(&["link", "--keep"], |look| {
         assert!(look("birdc show ospf neighbors").contains("Full/"));
         assert!(look("ip route").contains("10.161.2.0/24 via 100.64.0.2 dev wg0 proto bird"));
@@ -140,23 +149,23 @@ fn keep_leaves_a_link_that_can_be_looked_at_and_taken_down() {
 }
 
 #[test]
-fn keep_leaves_a_mesh_that_can_be_looked_at_and_taken_down() {
+fn with_keep_the_demo_leaves_a_mesh_to_look_at_and_take_down() {
     look_around(&["--keep"], |look| {
         assert!(look("ip rule show pref 99").contains("not from all fwmark 0xa/0xa lookup 1"));
     });
 }
 
-/// What a demo left up, by the processes that hold it; taken down when dropped, also by a test that fails.
+/// What a demo has left up, by the processes that hold it. It is taken down when dropped, by a failing test as well.
 struct Kept(Vec<u32>);
 
 impl Kept {
-    /// As the demo says at its end.
+    /// The processes are those that the demo names at its end.
     fn of(stdout: &str) -> Self {
         let takedown = stdout.lines().find(|line| line.trim().starts_with("kill -KILL")).unwrap();
         Self(takedown.split_whitespace().skip(2).map(|pid| pid.parse().unwrap()).collect())
     }
 
-    /// Takes it down as the demo says, and waits until it is.
+    /// Takes it down as the demo says, and waits until it is gone.
     fn take_down(mut self) {
         let pids = std::mem::take(&mut self.0);
         assert!(kill(&pids));
@@ -174,28 +183,28 @@ impl Drop for Kept {
     }
 }
 
-/// Whether all of them could be told to end.
+/// Kills these processes. Whether all of them existed.
 fn kill(pids: &[u32]) -> bool {
     let status = Command::new("kill").arg("-KILL").args(pids.iter().map(ToString::to_string)).status();
     status.is_ok_and(|status| status.success())
 }
 
-/// Runs a demo that stays, tries what its hints promise on `node-a`, then `check`, and takes it down.
+/// Runs a demo with `--keep`, tries on `node-a` what its hints promise, then `check`, and takes it down.
 fn look_around(arguments: &[&str], check: impl Fn(&dyn Fn(&str) -> String)) {
     become_root().unwrap();
-    let output = demo().args(arguments).output().unwrap();
+    let output = output(demo().args(arguments));
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{stdout}");
     let kept = Kept::of(&stdout);
     let enter = stdout.lines().find(|line| line.contains("# node-a")).unwrap();
     let enter: Vec<_> = enter.split('#').next().unwrap().split_whitespace().collect();
     let look = |words: &str| {
-        let output =
-            Command::new(enter[0]).args(&enter[1..]).args(words.split_whitespace()).output().unwrap();
+        let mut command = Command::new(enter[0]);
+        let output = self::output(command.args(&enter[1..]).args(words.split_whitespace()));
         assert!(output.status.success(), "{words}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    // What the hints promise, in their words.
+    // The commands of the hints, word for word.
     let hints = stdout.lines().skip_while(|line| !line.contains("and there:")).skip(1);
     for hint in hints.take_while(|line| line.starts_with("  ")) {
         let command = hint.split('#').next().unwrap().trim();
@@ -207,13 +216,22 @@ fn look_around(arguments: &[&str], check: impl Fn(&dyn Fn(&str) -> String)) {
     kept.take_down();
 }
 
+/// How many processes there are for each processor that could run, but at least 1 (the load of the last minute,
+/// proc(5)).
+fn crowd() -> f64 {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap();
+    let load: f64 = load.split(' ').next().unwrap().parse().unwrap();
+    let processors = std::thread::available_parallelism().unwrap().get();
+    (load / processors as f64).max(1.0)
+}
+
 fn alive(pid: u32) -> bool {
-    // A process that has ended stays visible until its parent looks.
+    // A process that has ended stays visible, as a zombie, until its parent waits for it.
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
         && Path::new(&format!("/proc/{pid}")).exists()
 }
 
-/// Processes whose parent's parent's … parent is this one.
+/// The children of a process, their children, and so on.
 fn descendants(of: u32) -> Vec<u32> {
     let parent = |pid: u32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

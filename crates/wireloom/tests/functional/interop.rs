@@ -1,9 +1,8 @@
-//! Wireloom and another implementation at the two ends of a tunnel, either one beginning: Debian's
-//! wireguard-go, and where the kernel has one, the kernel's.
+//! A tunnel between Wireloom and another implementation, whichever begins the handshake: Debian's wireguard-go, and
+//! the kernel's WireGuard where there is one (feature `kernel-wireguard`).
 
 use std::{
     net::{SocketAddr, UdpSocket},
-    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
@@ -12,27 +11,31 @@ use Program::Wireloom;
 use wireloom_lab::{Capture, Content, PATIENCE, until};
 use wireloom_plan::kernel::Family;
 
-use crate::tunnel::{PORT, Program, Tunnel, all_answered, inner, ping};
+use crate::fixtures::{
+    background::while_repeating,
+    transfer::uninterrupted,
+    tunnel::{PORT, Program, Tunnel, all_answered, inner, ping},
+};
 
-/// The tests, with this program at the other end.
+/// A module of tests with this program at the other end.
 macro_rules! tests_with {
     ($module:ident, $other:ident) => {
         mod $module {
             use super::Program::$other;
 
             #[test]
-            fn over_ipv4() {
+            fn a_handshake_and_pings_cross_over_ipv4() {
                 super::over_ipv4($other);
             }
 
             #[test]
-            fn over_ipv6() {
+            fn a_handshake_and_pings_cross_over_ipv6() {
                 super::over_ipv6($other);
             }
 
             #[test]
-            fn with_a_preshared_key_that_both_have_and_without_one_that_only_one_has() {
-                super::with_a_preshared_key_that_both_have_and_without_one_that_only_one_has($other);
+            fn pings_cross_once_both_ends_have_the_preshared_key() {
+                super::pings_cross_once_both_ends_have_the_preshared_key($other);
             }
 
             #[test]
@@ -61,8 +64,8 @@ macro_rules! tests_with {
             }
 
             #[test]
-            fn a_peer_that_starts_again_is_welcome() {
-                super::a_peer_that_starts_again_is_welcome($other);
+            fn a_peer_that_starts_again_is_heard_again() {
+                super::a_peer_that_starts_again_is_heard_again($other);
             }
 
             #[cfg(feature = "slow")]
@@ -82,14 +85,14 @@ fn either_begins(other: Program) -> [[Program; 2]; 2] {
     [[Wireloom, other], [other, Wireloom]]
 }
 
-/// The first node begins, over this family; then the other one sends as well.
+/// Sets up a tunnel over this family: the first node begins the handshake, then the second sends as well.
 fn shake_hands(programs: [Program; 2], family: Family) -> Tunnel {
     let tunnel = Tunnel::new(&programs);
     let capture = Capture::open(tunnel.lab.underlay()).unwrap();
     tunnel.set_endpoint(0, 1, family);
     tunnel.settle();
     tunnel.settle_from(1, 0);
-    // The responder learnt where the initiator is.
+    // The responder has learnt the initiator's endpoint.
     assert_eq!(tunnel.shown(1, "endpoints"), tunnel.endpoint(0, family).to_string());
     assert!(tunnel.handshake(0) > 0 && tunnel.handshake(1) > 0);
     let packets = capture.drain().unwrap();
@@ -103,7 +106,7 @@ fn shake_hands(programs: [Program; 2], family: Family) -> Tunnel {
             |content: &Content| matches!(content, Content::WireGuard { message, .. } if *message == kind);
         packets.iter().filter(|packet| of_kind(&packet.content)).count()
     };
-    assert_eq!((count(1), count(2), count(3)), (1, 1, 0), "one handshake, without detours");
+    assert_eq!((count(1), count(2), count(3)), (1, 1, 0), "one initiation, one response, no cookie");
     tunnel
 }
 
@@ -119,7 +122,7 @@ fn over_ipv6(other: Program) {
     }
 }
 
-fn with_a_preshared_key_that_both_have_and_without_one_that_only_one_has(other: Program) {
+fn pings_cross_once_both_ends_have_the_preshared_key(other: Program) {
     for programs in either_begins(other) {
         let tunnel = Tunnel::new(&programs);
         let secret = tunnel.node(0).run("wg genpsk").unwrap();
@@ -166,7 +169,7 @@ fn large_packets_cross_in_both_directions(other: Program) {
         let tunnel = shake_hands(programs, Family::V4);
         for (from, to) in [(0, 1), (1, 0)] {
             let [v4, v6] = inner(to);
-            // 1,420 bytes with their headers: what fits exactly, and what must be fragmented.
+            // First packets of exactly the MTU, 1,420 bytes with their headers; then some to be fragmented.
             for (address, size) in [(v4, 1392), (v6, 1372), (v4, 20_000), (v6, 20_000)] {
                 all_answered(tunnel.node(from), &[format!("-c 3 -i 0.01 -s {size} {address}")], 3);
             }
@@ -174,8 +177,8 @@ fn large_packets_cross_in_both_directions(other: Program) {
     }
 }
 
-/// A genuine initiation towards the interface of the first node: its MAC1 is valid, so that whoever
-/// repeats it makes work. The third node makes it, for a socket of ours instead of the interface.
+/// A genuine handshake initiation for the first node. Its MAC1 is valid, so each copy makes the responder work. The
+/// third node makes it, and sends it to a socket of this test.
 fn initiation_for_the_first_node(tunnel: &Tunnel) -> Vec<u8> {
     let space = &tunnel.node(2).host.space;
     let trap = space.inside(|| UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
@@ -183,7 +186,7 @@ fn initiation_for_the_first_node(tunnel: &Tunnel) -> Vec<u8> {
     let there = trap.local_addr().unwrap();
     tunnel.set_peer(2, 0, &format!("endpoint {there} persistent-keepalive 1"));
     let mut datagram = [0; 2048];
-    let (len, _) = trap.recv_from(&mut datagram).unwrap();
+    let (len, _) = uninterrupted(|| trap.recv_from(&mut datagram)).unwrap();
     assert_eq!((datagram[0], len), (1, 148));
     tunnel.set_peer(2, 0, "remove");
     datagram[..len].to_vec()
@@ -195,42 +198,37 @@ fn a_responder_under_load_demands_a_cookie_and_gets_it(initiator: Program, respo
     let victim = tunnel.endpoint(0, Family::V4);
     let flooder = tunnel.node(2).host.space.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
     flooder.set_nonblocking(true).unwrap();
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                for _ in 0..256 {
-                    // What does not fit into the queues is lost, as in any flood.
-                    let _ = flooder.send_to(&initiation, victim);
-                }
-                thread::sleep(Duration::from_millis(50));
-            }
-        });
-        let demand = until(PATIENCE, &format!("a cookie reply of {responder:?} to the flood"), || {
+    let flood = || {
+        for _ in 0..256 {
+            // What does not fit into the queues is lost, as in any flood.
+            let _ = flooder.send_to(&initiation, victim);
+        }
+        thread::sleep(Duration::from_millis(50));
+    };
+    while_repeating(flood, || {
+        until(PATIENCE, &format!("a cookie reply of {responder:?} to the flood"), || {
             let mut datagram = [0; 2048];
             let received = flooder.recv_from(&mut datagram);
             received.is_ok_and(|(len, _)| datagram[0] == 3 && len == 64).then_some(())
-        });
-        let outcome = demand.and_then(|()| {
-            // What arrives at the initiator: the flood on the underlay would overflow a capture.
-            let capture = Capture::open(&tunnel.node(1).host.space)?;
-            tunnel.set_endpoint(1, 0, Family::V4);
-            let own = tunnel.endpoint(1, Family::V4).ip();
-            let mut to_initiator = Vec::new();
-            until(PATIENCE, &format!("a handshake with {responder:?} under load"), || {
-                let _ = ping(tunnel.node(1), inner(0)[0]);
-                let done = tunnel.handshake(1) > 0;
-                to_initiator.extend(capture.drain().unwrap().into_iter().filter_map(|packet| {
-                    match packet.content {
-                        Content::WireGuard { message, .. } if packet.destination == own => Some(message),
-                        _ => None,
-                    }
-                }));
-                done.then(|| to_initiator.clone())
-            })
-        });
-        over.store(true, Ordering::Relaxed);
-        let to_initiator = outcome.unwrap();
+        })
+        .unwrap();
+        // What arrives at the initiator: the flood on the underlay would overflow a capture there.
+        let capture = Capture::open(&tunnel.node(1).host.space).unwrap();
+        tunnel.set_endpoint(1, 0, Family::V4);
+        let own = tunnel.endpoint(1, Family::V4).ip();
+        let mut to_initiator = Vec::new();
+        until(PATIENCE, &format!("a handshake with {responder:?} under load"), || {
+            let _ = ping(tunnel.node(1), inner(0)[0]);
+            let done = tunnel.handshake(1) > 0;
+            to_initiator.extend(capture.drain().unwrap().into_iter().filter_map(
+                |packet| match packet.content {
+                    Content::WireGuard { message, .. } if packet.destination == own => Some(message),
+                    _ => None,
+                },
+            ));
+            done.then_some(())
+        })
+        .unwrap();
         let cookie = to_initiator.iter().position(|message| *message == 3);
         let response = to_initiator.iter().position(|message| *message == 2);
         assert!(cookie.is_some(), "{responder:?} demanded no cookie: {to_initiator:?}");
@@ -240,7 +238,7 @@ fn a_responder_under_load_demands_a_cookie_and_gets_it(initiator: Program, respo
     tunnel.settle_from(0, 1);
 }
 
-fn a_peer_that_starts_again_is_welcome(other: Program) {
+fn a_peer_that_starts_again_is_heard_again(other: Program) {
     for programs in either_begins(other) {
         let tunnel = shake_hands(programs, Family::V4);
         let node = tunnel.node(0);
@@ -261,7 +259,7 @@ fn a_peer_that_starts_again_is_welcome(other: Program) {
     }
 }
 
-/// The real thing: 120 seconds are not to be hurried (`REKEY_AFTER_TIME`; the paper, section 6.1).
+/// In real time: a session is renewed after 120 s (REKEY_AFTER_TIME, section 6.1 of the WireGuard paper).
 #[cfg(feature = "slow")]
 fn a_session_is_renewed_without_losing_a_packet(other: Program) {
     thread::scope(|scope| {

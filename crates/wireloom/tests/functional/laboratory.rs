@@ -1,4 +1,4 @@
-//! The laboratory itself: what it measures, and that it goes away.
+//! The laboratory measures what it claims to, and leaves nothing behind.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -39,7 +39,7 @@ fn a_refused_destination_is_unreachable_and_leaves_no_trace() {
 }
 
 #[test]
-fn a_lost_reply_is_seen_half_way() {
+fn a_lost_reply_makes_a_place_unreachable_and_the_request_visible() {
     let lab = Lab::new(&Layout::default()).unwrap();
     let [a, b] = &lab.nodes[..] else { panic!("two nodes") };
     b.run(&format!("ip route replace blackhole {}", a.block[0])).unwrap();
@@ -48,7 +48,7 @@ fn a_lost_reply_is_seen_half_way() {
 }
 
 #[test]
-fn udp_and_tcp_arrive_and_are_seen() {
+fn udp_and_tcp_arrive_and_the_capture_sees_them() {
     let lab = Lab::new(&Layout::default()).unwrap();
     let [a, b] = &lab.nodes[..] else { panic!("two nodes") };
     let capture = Capture::open(lab.underlay()).unwrap();
@@ -76,13 +76,13 @@ fn the_pinger_counts_what_is_lost() {
     b.run("ip link set eth0 down").unwrap();
     assert!(!ping().reachable);
     let report = pinger.stop().unwrap();
-    // Three attempts of 300 ms each were waited for while nothing came back: some 180 pings, or fewer on
-    // a busy machine.
+    // The probe took three attempts of 300 ms each while nothing came back: time for 180 pings, or for fewer on a
+    // busy machine.
     assert!(report.lost > 10 && report.lost < report.sent, "{report:?}");
 }
 
 #[test]
-fn an_address_moves_from_node_to_node() {
+fn a_borrowed_address_moves_from_node_to_node() {
     let mut lab = Lab::new(&Layout { nodes: 3, ..Layout::default() }).unwrap();
     let borrowed = lab.lend_address(0, 77, 1).unwrap();
     for home in [1, 2, 0] {
@@ -108,12 +108,12 @@ fn nodes_have_directories_of_their_own() {
         assert_eq!(b.host.space.read(path).unwrap(), None);
         assert!(!Path::new(path).exists());
     }
-    // The rest of the machine's directories is there.
+    // All other files are the machine's.
     assert_eq!(a.host.space.read("/etc/passwd").unwrap(), fs::read_to_string("/etc/passwd").ok());
 }
 
 #[test]
-fn daemons_go_with_their_node() {
+fn daemons_end_with_their_node() {
     let lab = Lab::new(&Layout { nodes: 1, ..Layout::default() }).unwrap();
     let node = &lab.nodes[0];
     let mut sleeper = node.host.space.spawn(Command::new("sleep").arg("1000")).unwrap();
@@ -128,9 +128,10 @@ fn alive(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
-/// Another WireGuard and no agent: what the laboratory measures does not hang on the program under test.
+/// With another WireGuard and without an agent: what the laboratory measures does not depend on the program under
+/// test.
 #[test]
-fn one_rule_for_all_sources_loses_what_hosts_send() {
+fn with_one_rule_for_all_sources_what_hosts_send_is_lost() {
     let lab = Lab::new(&Layout { nodes: 3, ..Layout::default() }).unwrap();
     let space = &lab.nodes[0].host.space;
     let key = || {

@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-/// Builds it, with the tests that need a kernel with WireGuard, as cargo does for a test run; and the demo's
-/// program, which lies beside `wireloom` then.
+/// Builds the executable as cargo does for a test run, with the tests that need a kernel with WireGuard; and the
+/// demo's program, beside `wireloom`.
 pub(crate) fn functional_tests() -> anyhow::Result<PathBuf> {
     cargo(&["build", "--locked", "--package", "wireloom-lab", "--bin", "wireloom-demo"])?;
     let features = if cfg!(feature = "slow") {
@@ -30,11 +30,11 @@ pub(crate) fn functional_tests() -> anyhow::Result<PathBuf> {
     bail!("cargo names no executable")
 }
 
-/// What cargo prints to standard output.
+/// Runs cargo, and returns what it prints to standard output.
 fn cargo(arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
     let output = Command::new(env!("CARGO"))
         .args(arguments)
-        // An emulated processor is slow enough; the dependencies are optimised already.
+        // An emulated processor is slow enough. Dependencies are optimised anyway.
         .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stdin(Stdio::null())
@@ -45,7 +45,7 @@ fn cargo(arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// `module::test`, in the order of the executable.
+/// The names of its tests, such as `agent::matrix::TEST`, in its own order.
 pub(crate) fn names(tests: &Path) -> anyhow::Result<Vec<String>> {
     let output = Command::new(tests).args(["--list", "--format", "terse"]).output()?;
     ensure!(output.status.success(), "it ended ({})", output.status);

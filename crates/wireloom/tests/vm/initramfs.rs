@@ -14,7 +14,8 @@ use anyhow::{Context as _, bail, ensure};
 
 use super::{machine::Job, runs_alone};
 
-/// What the tests run, and what Debian's scripts among it run. Of busybox comes all the rest.
+/// Programs that the tests run, and those that Debian's scripts among them run, with their packages. Busybox has the
+/// rest.
 const TOOLS: &[(&str, &str)] = &[
     ("bash", "bash"),
     ("basename", "coreutils"),
@@ -74,7 +75,7 @@ const MODULES: &[&str] = &[
 
 const FILES: &[&str] = &["/etc/passwd", "/etc/group", "/etc/protocols", "/etc/services", "/etc/iproute2"];
 
-/// The first process, and what it runs for each test.
+/// The first process, and the script that it runs for each test.
 const SCRIPTS: [(&str, &str); 2] =
     [("init", include_str!("guest/init.sh")), ("run-test", include_str!("guest/run-test.sh"))];
 
@@ -85,7 +86,7 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Builds it anew: the program has changed since the last time.
+    /// Builds it from the present program.
     pub(crate) fn build(tests: &Path) -> anyhow::Result<Self> {
         let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm");
         let package = work.join("kernel");
@@ -107,8 +108,8 @@ impl Image {
         Ok(Self { kernel, initramfs })
     }
 
-    /// The file system with the lists of a machine's tests. They follow in an archive of their own: the
-    /// kernel unpacks one after the other.
+    /// The file system with the lists of a machine's tests, as a second archive: the kernel unpacks one after the
+    /// other.
     pub(crate) fn with_tests(&self, job: &Job<'_>) -> anyhow::Result<PathBuf> {
         let lists = self.initramfs.with_file_name(job.backend).with_extension("lists");
         recreate(&lists)?;
@@ -124,7 +125,7 @@ impl Image {
     }
 }
 
-/// The program's path, as a root shell finds it.
+/// The path of a program, where a root shell would find it.
 pub(crate) fn tool(program: &str, debian_package: &str) -> anyhow::Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let administrators = ["/usr/sbin", "/sbin"].map(PathBuf::from);
@@ -134,7 +135,7 @@ pub(crate) fn tool(program: &str, debian_package: &str) -> anyhow::Result<PathBu
         .with_context(|| format!("{program} is missing: install the Debian package `{debian_package}`"))
 }
 
-/// As Debian has them, so that every path to a program or a library works in here as well.
+/// Makes the directories as Debian has them: every path to a program or a library works in the machine as well.
 fn make_directories(root: &Path) -> anyhow::Result<()> {
     recreate(root)?;
     for directory in ["dev", "etc", "proc", "run", "sys", "tmp", "usr/bin", "usr/lib", "var/lib"] {
@@ -154,7 +155,7 @@ fn make_directories(root: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// With the libraries that they need.
+/// Adds programs with the libraries that they need.
 fn add_programs(root: &Path, tests: &Path) -> anyhow::Result<()> {
     let mut libraries = BTreeSet::new();
     for (program, debian_package) in TOOLS {
@@ -164,13 +165,13 @@ fn add_programs(root: &Path, tests: &Path) -> anyhow::Result<()> {
     }
     copy(&tool("busybox", "busybox-static")?, &root.join("usr/bin/busybox"))?;
     let strip = tool("strip", "binutils")?;
-    // The tests know `wireloom` by the path that it was built at, and the demo beside it.
+    // The tests know `wireloom` by the path at which it was built, and the demo beside it.
     let wireloom = Path::new(env!("CARGO_BIN_EXE_wireloom"));
     let demo = wireloom.with_file_name("wireloom-demo");
     for (program, place) in [(tests, Path::new("/functional")), (wireloom, wireloom), (&demo, &demo)] {
         let place = root.join(place.strip_prefix("/").unwrap_or(place));
         copy(program, &place)?;
-        // Nine tenths of it are for debuggers.
+        // Nine tenths of the file are for debuggers.
         run(Command::new(&strip).arg(&place))?;
         libraries.extend(libraries_of(program)?);
     }
@@ -181,7 +182,7 @@ fn add_programs(root: &Path, tests: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the dynamic linker would load, itself included. A script has none.
+/// The libraries that the dynamic linker would load, and itself. A script has none.
 fn libraries_of(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -189,7 +190,7 @@ fn libraries_of(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(paths.map(|path| path.trim_end_matches(':').into()).collect())
 }
 
-/// Returns the kernel that they are for.
+/// Adds the kernel's modules, and returns the path of the kernel.
 fn add_modules(root: &Path, package: &Path) -> anyhow::Result<PathBuf> {
     let trees = package.join("modules");
     let release = fs::read_dir(&trees)?.next().context("the package has no modules")??.file_name();
@@ -199,7 +200,7 @@ fn add_modules(root: &Path, package: &Path) -> anyhow::Result<PathBuf> {
         let place = to.join(&part);
         let parent = place.parent().context("a part without a parent")?;
         fs::create_dir_all(parent)?;
-        // Debian compresses them since Linux 6.6. What a kernel has built in, it has no module of.
+        // Debian compresses modules since Linux 6.6. There is no module of what is built in.
         let compressed = part.with_extension("ko.xz");
         if let Some(part) = [&part, &compressed].into_iter().find(|part| from.join(part).exists()) {
             run(Command::new("cp").arg("-r").arg(from.join(part)).arg(parent))?;
@@ -212,7 +213,7 @@ fn add_modules(root: &Path, package: &Path) -> anyhow::Result<PathBuf> {
     Ok(package.join("vmlinuz"))
 }
 
-/// As cpio(1) does it in the format "newc".
+/// Writes an archive in the format "newc" of cpio(1).
 fn pack(directory: &Path, archive: File) -> anyhow::Result<()> {
     let mut list = Command::new("find").arg(".").current_dir(directory).stdout(Stdio::piped()).spawn()?;
     let names = list.stdout.take().context("find has no output")?;

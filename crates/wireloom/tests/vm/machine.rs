@@ -1,4 +1,4 @@
-//! A virtual machine: QEMU, by hardware where that works, else by emulation.
+//! A virtual machine: QEMU, with hardware virtualisation where that works, else emulated.
 
 use std::{
     fs::{self, File},
@@ -20,13 +20,13 @@ use super::{
     report::{Line, Report},
 };
 
-/// Of its memory, MiB.
+/// MiB of memory.
 const MEMORY: &str = "2048";
 
-/// What the machine gets beyond a test's limit to tell that it killed it.
+/// Time beyond a test's limit for the machine to report that it killed the test.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// Lines of the console to show when a machine ends too early.
+/// Lines of the console that are shown when a machine ends too early.
 const LAST_WORDS: usize = 30;
 
 /// What executes the machine's instructions.
@@ -45,8 +45,8 @@ impl Accelerator {
         }
     }
 
-    /// For the first process to speak. KVM needs a second of it where it works; inside another virtual
-    /// machine it may fail at once, or start and then hang.
+    /// Time for the first process to report. KVM needs a second where it works. Inside another virtual machine it may
+    /// fail at once, or start and then hang.
     fn patience(self) -> Duration {
         match self {
             Self::Kvm => Duration::from_secs(10),
@@ -54,7 +54,7 @@ impl Accelerator {
         }
     }
 
-    /// How many times longer than usual a test may wait for what it expects.
+    /// By how much the waits of a test are stretched.
     fn pace(self) -> u32 {
         match self {
             Self::Kvm => 1,
@@ -62,8 +62,7 @@ impl Accelerator {
         }
     }
 
-    /// After which a test counts as hanging: several times what the slowest needs on a machine that has
-    /// much else to do.
+    /// The time after which a test counts as hanging: several times what the slowest needs on a busy machine.
     fn limit(self) -> Duration {
         match self {
             Self::Kvm => Duration::from_secs(120),
@@ -76,16 +75,16 @@ impl Accelerator {
 pub(crate) struct Job<'a> {
     /// The back end of the tests' agents.
     pub(crate) backend: &'a str,
-    /// Their names.
+    /// The tests' names.
     pub(crate) tests: &'a [String],
     pub(crate) processors: usize,
     /// How many of them run at the same time.
     pub(crate) parallel: usize,
 }
 
-/// Boots the image, and runs the tests to their end or the machine's. Results go to `report`.
+/// Boots the image and runs the tests, until they are done or the machine ends. Results go to `report`.
 pub(crate) fn run(image: &Image, job: &Job<'_>, report: &Report) -> anyhow::Result<()> {
-    /// What works: the next machine need not try.
+    /// The accelerator that works: the next machine need not try.
     static ACCELERATOR: OnceLock<Accelerator> = OnceLock::new();
     let initramfs = image.with_tests(job)?;
     for accelerator in [Accelerator::Kvm, Accelerator::Emulation] {
@@ -112,9 +111,9 @@ struct Machine<'a> {
     qemu: Child,
     accelerator: Accelerator,
     backend: &'a str,
-    /// What the kernel says.
+    /// The kernel's messages.
     console: PathBuf,
-    /// What QEMU says.
+    /// QEMU's messages.
     errors: PathBuf,
     lines: Receiver<String>,
     begun: Instant,
@@ -163,7 +162,7 @@ impl<'a> Machine<'a> {
             .spawn()
             .context("cannot run setpriv: install the Debian package `util-linux`")?;
         let output = qemu.stdout.take().context("QEMU has no output")?;
-        // For whoever does not want to wait for the end.
+        // For whoever wants to watch the tests.
         let mut copy = File::create(initramfs.with_extension("report"))?;
         let (sender, lines) = channel();
         thread::spawn(move || {
@@ -199,13 +198,16 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Listens to the end.
+    /// Follows the report until the machine is done.
     fn follow(&mut self, report: &Report) -> anyhow::Result<()> {
         let backend = self.backend;
         loop {
             match self.lines.recv_timeout(self.accelerator.limit() + GRACE) {
                 Ok(line) => match report.hear(&line) {
                     Some(Line::Done) => {
+                        // Until QEMU closes its output, which it does when it ends.
+                        while self.lines.recv_timeout(GRACE).is_ok() {}
+                        self.qemu.kill()?;
                         self.qemu.wait()?;
                         let took = self.begun.elapsed().as_secs_f64();
                         eprintln!("{backend}: done after {took:.0} s; the slowest tests:");
@@ -223,7 +225,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// What to say of a machine that says nothing more.
+    /// The error for a machine whose report ends too early.
     fn end(&mut self, error: RecvTimeoutError, silence: &str) -> anyhow::Error {
         let killed = match error {
             RecvTimeoutError::Timeout => self.qemu.kill().map(|()| format!("{silence} and was killed")),

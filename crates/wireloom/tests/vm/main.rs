@@ -1,13 +1,13 @@
 //! The functional tests on a kernel that has WireGuard: Debian's, booted in QEMU.
 //!
-//! The virtual machine's only file system is an initramfs of the program, the functional tests' own
-//! executable and the tools that they use ([`initramfs`]). Its first process runs the tests (`guest/`),
-//! each in a process of its own with a limit of time, and tells of them by a serial port ([`report`]);
-//! here each is a test by the name `BACKEND::TEST`. A machine that falls silent is killed ([`machine`]).
+//! The virtual machine's only file system is an initramfs with the program, the executable of the functional tests
+//! and the tools that they use ([`initramfs`]). Its first process (`guest/`) runs each test in a process of its own,
+//! with a time limit, and reports by a serial port ([`report`]). Here each is a test named `BACKEND::TEST`. A machine
+//! that falls silent is killed ([`machine`]).
 //!
-//! `scripts/test-vm` installs what they need (Debian's `qemu-system-x86`, `busybox-static`, `binutils` and
-//! `kmod`, and what the functional tests need) and runs them, `--test-threads` of them at a time in a machine;
-//! `scripts/vm-kernel` fetches the kernel, another one where `WIRELOOM_VM_KERNEL` says so.
+//! `scripts/test-vm` installs what they need (Debian's `qemu-system-x86`, `busybox-static`, `binutils` and `kmod`, and
+//! what the functional tests need) and runs them, in each machine `--test-threads` of them at a time.
+//! `scripts/vm-kernel` fetches the kernel; `WIRELOOM_VM_KERNEL` names another one.
 
 mod executable;
 mod initramfs;
@@ -21,11 +21,10 @@ use libtest_mimic::{Arguments, Trial};
 
 use self::{initramfs::Image, machine::Job, report::Report};
 
-/// How many tests run at the same time in a machine, when the arguments do not say: much of their time they
-/// wait.
+/// How many tests run at the same time in a machine unless the arguments say otherwise: tests wait most of the time.
 const PARALLEL: usize = 3;
 
-/// How the agents of a machine carry packets.
+/// The back end of the agents in a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Backend {
     Kernel,
@@ -35,7 +34,7 @@ enum Backend {
 impl Backend {
     const ALL: [Self; 2] = [Self::Kernel, Self::Userspace];
 
-    /// As `agent.toml` has it.
+    /// Its name in `agent.toml`.
     fn name(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
@@ -43,20 +42,20 @@ impl Backend {
         }
     }
 
-    /// Link mode and our device by itself have nothing of this kernel's, and are tested outside. What has no
-    /// agents, or agents with back ends of the test's choice, runs once.
+    /// Whether a test runs in the machine of this back end.
+    ///
+    /// The userspace interface by itself, and link mode, use nothing that only this kernel has: the host tests them.
+    /// A test without agents, or one that chooses their back ends itself, runs in one machine only.
     fn has(self, test: &str) -> bool {
-        const OF_OUR_DEVICE: [&str; 6] =
-            ["data_path::", "device::", "interop::wireguard_go::", "laboratory::", "link_", "threads::"];
-        const OF_THE_KERNELS: [&str; 4] =
-            ["interop::kernel::", "kernel_fleet::", "kernel_roundtrip::", "kernel_wireguard::"];
+        const ON_THE_HOST: [&str; 4] = ["device::", "interop::wireguard_go::", "laboratory::", "link::"];
+        const WITH_THE_KERNEL: [&str; 2] = ["interop::kernel::", "kernel::"];
+        let is_in = |modules: &[&str]| modules.iter().any(|module| test.starts_with(module));
         let of_link_mode = test.starts_with("demo::") && test.contains("_link");
-        let is_among = |modules: &[&str]| modules.iter().any(|module| test.starts_with(module));
         let elsewhere = match self {
-            Self::Kernel => test.starts_with("agent::down_ends_a_device_that_hangs"),
-            Self::Userspace => is_among(&OF_THE_KERNELS),
+            Self::Kernel => test == "agent::upkeep::down_ends_a_device_that_hangs",
+            Self::Userspace => is_in(&WITH_THE_KERNEL),
         };
-        !is_among(&OF_OUR_DEVICE) && !of_link_mode && !elsewhere
+        !is_in(&ON_THE_HOST) && !of_link_mode && !elsewhere
     }
 }
 
@@ -81,7 +80,7 @@ fn main() -> ExitCode {
 fn test(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
     let executable = executable::functional_tests().context("cannot build the functional tests")?;
     let mut names = executable::names(&executable).context("cannot list the functional tests")?;
-    // In the order in which their results come.
+    // In the order in which the results come.
     names.sort_by_key(|name| runs_alone(name));
     let mut trials = report::trials();
     let mut runs = Vec::new();
@@ -99,10 +98,11 @@ fn test(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
     let parallel = arguments.test_threads.replace(1).unwrap_or(PARALLEL);
     if !arguments.list {
-        // Two emulated processors that share a memory are slower than two that do not.
+        // Two emulated processors that share a memory are slower than two machines with one each.
         let machines = runs.iter().filter(|run| !run.tests.is_empty()).count();
         let processors = if machines > 1 { 1 } else { 2 };
         thread::spawn(move || {
+            let _panicked: Vec<_> = runs.iter().map(|run| CloseOnDrop(&run.report)).collect();
             let image = Image::build(&executable).map_err(|error| format!("{error:#}"));
             thread::scope(|scope| {
                 for run in &runs {
@@ -121,13 +121,23 @@ fn test(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }
 
-/// The kernel's WireGuard counts handshakes of all namespaces together, so that whoever floods one interface
-/// makes all of them demand cookies (`last_under_load` in drivers/net/wireguard/receive.c).
+/// Ends the wait for a report that will not come, because whoever should have closed it panicked.
+struct CloseOnDrop<'a>(&'a Report);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.close("the machine's thread panicked".into());
+    }
+}
+
+/// Whether a test must not run beside others. The kernel's WireGuard counts the handshakes of all namespaces together:
+/// a flood of one interface makes all of them demand cookies (`last_under_load` in
+/// drivers/net/wireguard/receive.c).
 fn runs_alone(test: &str) -> bool {
     test.contains("under_load")
 }
 
-/// How it ended.
+/// Runs the tests of one machine. Returns how it ended.
 fn boot(image: &Image, run: &Run, processors: usize, parallel: usize) -> String {
     if run.tests.is_empty() {
         return "no test was chosen".into();
@@ -139,7 +149,7 @@ fn boot(image: &Image, run: &Run, processors: usize, parallel: usize) -> String 
     }
 }
 
-/// As libtest-mimic will choose, so that the machine runs nothing for nobody.
+/// Whether libtest-mimic will choose this test: the machine must not run tests that nobody asks for.
 fn is_chosen(arguments: &Arguments, title: &str) -> bool {
     let matches = |filter: &String| if arguments.exact { title == filter } else { title.contains(filter) };
     arguments.filter.as_ref().is_none_or(matches) && !arguments.skip.iter().any(matches)

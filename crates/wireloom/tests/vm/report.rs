@@ -1,11 +1,11 @@
-//! What the virtual machine tells of its tests, line by line (`guest/`), and who waits to hear it.
+//! The virtual machine's report on its tests (`guest/` writes it), and those who wait for it.
 //!
 //! ```text
 //! up SECONDS RELEASE                 the machine is ready; its kernel's release
 //! start TEST
-//! end TEST STATUS BEGUN ENDED        seconds of the machine's uptime; what the test said follows
-//! |a line that it said
-//! done                               the last word
+//! end TEST STATUS BEGUN ENDED        seconds of the machine's uptime; the test's output follows
+//! |a line of its output
+//! done                               the last line
 //! ```
 
 use std::{
@@ -15,10 +15,10 @@ use std::{
 
 use libtest_mimic::Trial;
 
-/// Of timeout(1): it had to end the test.
+/// The exit status of timeout(1) when it had to end the test.
 const TIMED_OUT: &str = "124";
 
-/// The state of one machine's tests. Trials wait on it while the machine runs.
+/// The state of one machine's tests. Trials wait for it to change while the machine runs.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     heard: Mutex<Heard>,
@@ -28,24 +28,24 @@ pub(crate) struct Report {
 #[derive(Debug, Default)]
 struct Heard {
     tests: BTreeMap<String, Test>,
-    /// The one whose words come now.
+    /// The test whose output comes now.
     speaker: Option<String>,
-    /// Why nothing more comes.
+    /// Why nothing more will come.
     end: Option<String>,
 }
 
-/// As far as it has come.
+/// What is known of a test.
 #[derive(Debug, Default)]
 struct Test {
-    /// Status, and seconds that it took.
+    /// Its status, and the seconds that it took.
     ended: Option<(String, f64)>,
     said: String,
-    /// Its words are complete.
+    /// Its output is complete.
     is_told: bool,
 }
 
 impl Report {
-    /// Waits for a test's result. The error says how it failed, and what it said.
+    /// Waits for a test's result. The error says how it failed, with its output.
     pub(crate) fn result_of(&self, name: &str) -> Result<(), String> {
         let is_open = |heard: &mut Heard| {
             heard.end.is_none() && !heard.tests.get(name).is_some_and(|test| test.is_told)
@@ -67,7 +67,7 @@ impl Report {
         }
     }
 
-    /// Takes a line. What is no line of the report is not lost: it comes back.
+    /// Takes a line. Returns what concerns more than one test: a line that is not of the report is not lost.
     pub(crate) fn hear(&self, line: &str) -> Option<Line> {
         let mut heard = self.heard();
         if let Some(words) = line.strip_prefix('|') {
@@ -75,10 +75,10 @@ impl Report {
             let test = heard.tests.get_mut(&speaker)?;
             test.said.push_str(words);
             test.said.push('\n');
-            // The first one stands behind the test's name, on the same line.
+            // libtest prints the first one on the same line as the test's name.
             return words.split_once("figure: ").map(|(_, figure)| Line::Figure(figure.into()));
         }
-        // The words of the one before are over.
+        // The output of the test before is complete.
         if let Some(speaker) = heard.speaker.take()
             && let Some(test) = heard.tests.get_mut(&speaker)
         {
@@ -103,13 +103,13 @@ impl Report {
         }
     }
 
-    /// Nothing more comes, for this reason.
+    /// Says that nothing more will come, and why. The first reason counts.
     pub(crate) fn close(&self, end: String) {
         self.heard().end.get_or_insert(end);
         self.news.notify_all();
     }
 
-    /// Seconds and names of the tests that took longest.
+    /// The tests that took longest, with their seconds.
     pub(crate) fn slowest(&self, count: usize) -> Vec<(f64, String)> {
         let heard = self.heard();
         let took = |(name, test): (&String, &Test)| Some((test.ended.as_ref()?.1, name.clone()));
@@ -124,21 +124,21 @@ impl Report {
     }
 }
 
-/// What of a line concerns the machine as a whole.
+/// A line that concerns the machine as a whole.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Line {
     Up {
         seconds: String,
         release: String,
     },
-    /// A measurement that a test prints.
+    /// A figure that a test measured.
     Figure(String),
-    /// Not of the report: a stray write to the port.
+    /// Not a line of the report: something else wrote to the port.
     Stray(String),
     Done,
 }
 
-/// Tests of this module: silence must not count as success.
+/// The tests of this module: silence must not count as success.
 pub(crate) fn trials() -> Vec<Trial> {
     const STORY: &str = "up 2.5 6.1.0\nstart a\nstart b\nend b 101 3.0 4.5\n|assertion failed\n|figure: 7 s\n\
                          start c\nend a 0 2.6 9.1\nend c 124 5.0 65.0\n|stuck\nstart d\nend e 0 1 2\n|half a wo";
@@ -160,17 +160,17 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("status_0_is_success", "a", Ok(())),
         trial(
-            "a_failure_comes_with_its_words",
+            "a_failure_comes_with_its_output",
             "b",
             Err("it ended with status 101 after 1.5 s\nassertion failed\nfigure: 7 s\n"),
         ),
-        trial("a_hang_is_told", "c", Err("it hung, and was killed after 60 s\nstuck\n")),
+        trial("a_hang_is_a_failure_that_says_so", "c", Err("it hung, and was killed after 60 s\nstuck\n")),
         trial(
-            "who_ran_when_the_machine_ended_has_failed",
+            "a_test_that_ran_when_the_machine_ended_has_failed",
             "d",
             Err("it was running when the machine ended: it crashed"),
         ),
-        trial("who_was_never_begun_has_failed", "z", Err("it was never begun: it crashed")),
+        trial("a_test_that_never_began_has_failed", "z", Err("it was never begun: it crashed")),
         Trial::test("report::figures_are_handed_on", move || {
             let expected =
                 [Line::Up { seconds: "2.5".into(), release: "6.1.0".into() }, Line::Figure("7 s".into())];

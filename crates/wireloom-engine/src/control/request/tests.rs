@@ -7,7 +7,7 @@ const PEER: &str = "b85996fecc9c7f1fc6d2572a76eda11d59bcd20be8e543b15ce4bd85a8e7
 const PRESHARED: &str = "188515093e952f5f22e865cef3012e72f8b5f0b598ac0309d5dacce3b70fcf52";
 const ZERO: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// Interface names as the tests' machine has them.
+/// The interfaces of the machine: one, called eth0.
 fn scope(name: &str) -> Option<u32> {
     (name == "eth0").then_some(7)
 }
@@ -29,7 +29,7 @@ fn set(lines: &str) -> Set {
     }
 }
 
-/// The only peer of a set with these lines about it.
+/// The changes to the only peer of a set with these lines.
 fn peer(lines: &str) -> PeerChange {
     let mut peers = set(&format!("public_key={PEER}\n{lines}")).peers;
     assert_eq!(peers.len(), 1);
@@ -46,7 +46,7 @@ fn peer_key() -> PublicKey {
 }
 
 #[test]
-fn gets() {
+fn gets_are_parsed() {
     assert_eq!(parse("get=1\n\n"), Ok(Some(Request::Get)));
     assert_eq!(parse("get_drops=1\n\n"), Ok(Some(Request::GetDrops)));
     assert_eq!(parse("get_link=1\n\n"), Ok(Some(Request::GetLink)));
@@ -59,7 +59,7 @@ fn an_empty_set_changes_nothing() {
 }
 
 #[test]
-fn device_keys() {
+fn all_device_keys_are_parsed() {
     let all = set(&format!(
         "private_key={PRIVATE}\nlisten_port=12912\nfwmark=4294967295\nreplace_peers=true\n\
          source_check=off"
@@ -83,16 +83,17 @@ fn a_key_of_zeroes_removes_the_key() {
 
 #[test]
 fn a_private_key_that_is_zero_after_clamping_is_a_key() {
-    // Its four significant zero bits are cleared by clamping; as given it is not "no key".
+    // Clamping clears its only bits that are set, but as given it is not all zeroes.
     let almost = format!("07{}", &ZERO[2..]);
     assert!(matches!(set(&format!("private_key={almost}")).private_key, Some(Some(_))));
 }
 
 #[test]
-fn peer_keys() {
+fn all_peer_keys_are_parsed() {
     let peer = peer(&format!(
         "remove=true\nupdate_only=true\npreshared_key={PRESHARED}\nendpoint=192.0.2.1:51820\n\
-         persistent_keepalive_interval=25\nreplace_allowed_ips=true\nallowed_ip=10.0.0.0/8\npath_mtu=1400\nprotocol_version=1"
+         persistent_keepalive_interval=25\nreplace_allowed_ips=true\nallowed_ip=10.0.0.0/8\n\
+         path_mtu=1400\nprotocol_version=1"
     ));
     let expected = PeerChange {
         public_key: peer_key(),
@@ -109,12 +110,12 @@ fn peer_keys() {
 }
 
 #[test]
-fn a_keepalive_of_zero_turns_it_off() {
+fn a_keepalive_of_zero_turns_keepalives_off() {
     assert_eq!(peer("persistent_keepalive_interval=0").persistent_keepalive, Some(None));
 }
 
 #[test]
-fn a_path_mtu_of_zero_forgets_it_and_small_ones_are_mistakes() {
+fn a_path_mtu_of_zero_removes_it_and_small_ones_are_refused() {
     assert_eq!(peer("path_mtu=0").path_mtu, Some(None));
     assert_eq!(peer("path_mtu=552").path_mtu, Some(Some(552)));
     for value in ["551", "65536", "-1", "", "1400 "] {
@@ -125,13 +126,13 @@ fn a_path_mtu_of_zero_forgets_it_and_small_ones_are_mistakes() {
 }
 
 #[test]
-fn source_checks() {
+fn source_checks_are_parsed() {
     assert_eq!(set("source_check=firewall").source_check, Some(SourceCheck::Firewall));
     assert_eq!(refused("source_check=on").1, "source_check takes allowed-ips, firewall or off");
 }
 
 #[test]
-fn endpoints() {
+fn endpoints_are_parsed() {
     let endpoint = |text: &str| peer(&format!("endpoint={text}")).endpoint.expect("an endpoint");
     assert_eq!(endpoint("[2001:db8::1]:1"), "[2001:db8::1]:1".parse().expect("v6"));
     let by_name = endpoint("[fe80::1%eth0]:51820");
@@ -140,7 +141,7 @@ fn endpoints() {
 }
 
 #[test]
-fn allowed_ips() {
+fn allowed_ips_are_parsed_in_order() {
     let networks = |text: &str| peer(text).allowed_ips;
     let network = |text: &str| text.parse::<IpNet>().expect("a network");
     assert_eq!(
@@ -161,25 +162,25 @@ fn allowed_ips() {
 }
 
 #[test]
-fn several_peers_in_their_order() {
+fn several_peers_are_parsed_in_order() {
     let set = set(&format!("public_key={PEER}\nremove=true\npublic_key={PRIVATE}\npublic_key={PEER}"));
     let removed: Vec<_> = set.peers.iter().map(|peer| (peer.public_key == peer_key(), peer.remove)).collect();
     assert_eq!(removed, [(true, true), (false, false), (true, false)]);
 }
 
 #[test]
-fn requests_follow_each_other() {
+fn a_parser_takes_several_requests() {
     let mut parser = Parser::default();
     let mut done = Vec::new();
     for line in ["get=1", "", "set=1", "listen_port=1", "", "get=1", ""] {
         done.extend(parser.line(line.as_bytes(), &scope).expect("well-formed"));
     }
     assert_eq!(done.len(), 3);
-    assert!(!parser.is_amid());
+    assert!(!parser.is_unfinished());
 }
 
 #[test]
-fn operations_that_are_none() {
+fn unknown_operations_are_refused() {
     for first in ["", "get", "get=2", "set=0", "GET / HTTP/1.1", "\u{1b}"] {
         let error = Parser::default().line(first.as_bytes(), &scope).expect_err(first);
         assert_eq!(error, RequestError { line: 1, kind: RequestErrorKind::UnknownOperation }, "{first}");
@@ -187,10 +188,10 @@ fn operations_that_are_none() {
 }
 
 #[test]
-fn mistakes_name_the_line_and_the_mend() {
+fn errors_name_the_line_and_the_valid_values() {
     let peer = format!("public_key={PEER}\n");
     let key_text = "64 hexadecimal digits";
-    for (lines, line, mend) in [
+    for (lines, line, message) in [
         ("private_key=zz", 2, format!("private_key takes {key_text}")),
         ("listen_port=65536", 2, "listen_port takes a UDP port: 0 to 65535".into()),
         ("listen_port=-1", 2, "listen_port takes a UDP port: 0 to 65535".into()),
@@ -209,12 +210,12 @@ fn mistakes_name_the_line_and_the_mend() {
         ),
         (&format!("{peer}protocol_version=2"), 3, "protocol_version takes 1".into()),
     ] {
-        assert_eq!(refused(lines), (line, mend), "{lines}");
+        assert_eq!(refused(lines), (line, message), "{lines}");
     }
 }
 
 #[test]
-fn bad_endpoints() {
+fn bad_endpoints_are_refused() {
     for bad in [
         "example.org:51820",
         "192.0.2.1",
@@ -228,39 +229,39 @@ fn bad_endpoints() {
         "[1.2.3.4%eth0]:1",
         "",
     ] {
-        let (line, mend) = refused(&format!("public_key={PEER}\nendpoint={bad}"));
+        let (line, message) = refused(&format!("public_key={PEER}\nendpoint={bad}"));
         assert_eq!(line, 3, "{bad}");
-        assert!(mend.starts_with("endpoint takes ADDRESS:PORT"), "{bad}: {mend}");
+        assert!(message.starts_with("endpoint takes ADDRESS:PORT"), "{bad}: {message}");
     }
 }
 
 #[test]
-fn bad_allowed_ips() {
+fn bad_allowed_ips_are_refused() {
     for bad in ["10.0.0.0/33", "::/129", "10.0.0/8", "10.0.0.0/", "--10.0.0.0/8", "ten", "", "10.0.0.0/-1"] {
-        let (line, mend) = refused(&format!("public_key={PEER}\nallowed_ip={bad}"));
+        let (line, message) = refused(&format!("public_key={PEER}\nallowed_ip={bad}"));
         assert_eq!(line, 3, "{bad}");
-        assert!(mend.starts_with("allowed_ip takes ADDRESS/PREFIX-LENGTH"), "{bad}: {mend}");
+        assert!(message.starts_with("allowed_ip takes ADDRESS/PREFIX-LENGTH"), "{bad}: {message}");
     }
 }
 
 #[test]
-fn keys_in_the_wrong_place_or_unknown() {
-    let (line, mend) = refused("allowed_ip=10.0.0.0/8");
+fn unknown_and_misplaced_keys_are_refused() {
+    let (line, message) = refused("allowed_ip=10.0.0.0/8");
     assert_eq!(line, 2);
-    assert!(mend.starts_with("unknown key \"allowed_ip\"; before the first public_key"), "{mend}");
-    let (line, mend) = refused(&format!("public_key={PEER}\nlisten_port=1"));
+    assert!(message.starts_with("unknown key \"allowed_ip\"; before the first public_key"), "{message}");
+    let (line, message) = refused(&format!("public_key={PEER}\nlisten_port=1"));
     assert_eq!(line, 3);
-    assert!(mend.starts_with("unknown key \"listen_port\"; after a public_key"), "{mend}");
+    assert!(message.starts_with("unknown key \"listen_port\"; after a public_key"), "{message}");
 }
 
 #[test]
-fn a_get_takes_nothing() {
+fn a_get_with_arguments_is_refused() {
     let error = parse("get=1\nset=1\n\n").expect_err("trailing line");
     assert_eq!(error, RequestError { line: 2, kind: RequestErrorKind::TrailingLine });
 }
 
 #[test]
-fn long_lines_and_other_bytes() {
+fn long_lines_and_lines_that_are_not_utf_8_are_refused() {
     let mut parser = Parser::default();
     let _ = parser.line(b"set=1", &scope);
     let long = vec![b'a'; MAX_LINE + 1];
@@ -275,12 +276,12 @@ fn long_lines_and_other_bytes() {
 fn errors_never_show_values() {
     let almost = &PRIVATE[..63];
     for lines in [format!("private_key={almost}"), format!("public_key={PEER}\npreshared_key={almost}")] {
-        let (_, mend) = refused(&lines);
-        assert!(!mend.contains(&almost[..8]), "{mend}");
+        let (_, message) = refused(&lines);
+        assert!(!message.contains(&almost[..8]), "{message}");
     }
 }
 
-/// Lines that are nearly right, so that the parser is entered deeply.
+/// Lines that are almost right, to reach deep into the parser.
 fn plausible_line() -> impl Strategy<Value = String> {
     let key = prop::sample::select(vec![
         "get",
@@ -329,7 +330,7 @@ proptest! {
         let mut parser = Parser::default();
         for line in std::iter::once("set=1".to_owned()).chain(lines) {
             let outcome = parser.line(line.as_bytes(), &scope);
-            prop_assert_eq!(parser.is_amid(), matches!(outcome, Ok(None)));
+            prop_assert_eq!(parser.is_unfinished(), matches!(outcome, Ok(None)));
         }
     }
 }

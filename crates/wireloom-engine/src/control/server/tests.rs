@@ -5,8 +5,8 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A server whose requests a thread answers as an engine would: a `get` with a line, a `set` with the
-/// port that it names as its error number.
+/// A server, and a thread that answers its requests in place of an engine: a `get` with a line, a `set` with the listen
+/// port as the error number.
 struct Fixture {
     directory: TempDir,
     server: Server,
@@ -31,33 +31,37 @@ impl Fixture {
         stream
     }
 
-    /// Says this and no more, and returns all that is said to it.
-    fn say(&self, bytes: &[u8]) -> String {
+    /// Sends these bytes on a new connection, and returns everything that is answered.
+    fn send(&self, bytes: &[u8]) -> String {
         let mut stream = self.connect();
-        // It may hang up before it has heard all.
+        // The server may disconnect before it has read everything.
         let _ = stream.write_all(bytes);
         let _ = stream.shutdown(std::net::Shutdown::Write);
-        let mut said = Vec::new();
-        // A reset after its last word is no silence.
-        let _ = stream.read_to_end(&mut said);
-        String::from_utf8(said).expect("text")
+        let mut answer = Vec::new();
+        // A reset may follow the last answer.
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8(answer).expect("text")
     }
 
     fn ask(&self, stream: &mut UnixStream, request: &str) -> String {
         stream.write_all(request.as_bytes()).expect("it reads");
-        let mut said = String::new();
+        let mut answer = String::new();
         let mut reader = BufReader::new(stream);
-        while !said.ends_with("\n\n") {
-            assert_ne!(reader.read_line(&mut said).expect("it answers"), 0, "hung up after {said:?}");
+        while !answer.ends_with("\n\n") {
+            assert_ne!(
+                reader.read_line(&mut answer).expect("it answers"),
+                0,
+                "disconnected after {answer:?}"
+            );
         }
-        said
+        answer
     }
 }
 
 fn answer(inbox: &Inbox) {
     loop {
-        let mut bell = [PollFd::new(inbox.as_fd(), PollFlags::POLLIN)];
-        poll(&mut bell, PollTimeout::NONE).expect("a bell");
+        let mut request = [PollFd::new(inbox.as_fd(), PollFlags::POLLIN)];
+        poll(&mut request, PollTimeout::NONE).expect("a request");
         while let Some(call) = inbox.poll() {
             let reply = match call.request {
                 Request::Set(set) => match set.listen_port {
@@ -74,7 +78,7 @@ fn answer(inbox: &Inbox) {
 }
 
 #[test]
-fn answers_one_request_after_the_other() {
+fn a_client_can_make_several_requests() {
     let fixture = Fixture::new();
     let mut stream = fixture.connect();
     assert_eq!(fixture.ask(&mut stream, "get=1\n\n"), "fwmark=1\nerrno=0\n\n");
@@ -84,7 +88,7 @@ fn answers_one_request_after_the_other() {
 }
 
 #[test]
-fn a_mistake_is_told_at_the_end_of_the_request_and_the_next_one_is_heard() {
+fn a_refused_request_is_answered_at_its_end_and_the_next_one_is_served() {
     let fixture = Fixture::new();
     let mut stream = fixture.connect();
     let mistaken = format!("set=1\nlisten_port=none\n{}\n", "fwmark=1\n".repeat(10_000));
@@ -111,13 +115,13 @@ fn garbage_is_refused() {
         (b"", ""),
     ] {
         let shown = String::from_utf8_lossy(&garbage[..garbage.len().min(40)]);
-        assert_eq!(fixture.say(garbage), answer, "{shown:?}");
+        assert_eq!(fixture.send(garbage), answer, "{shown:?}");
     }
-    assert_eq!(fixture.say(b"get=1\n\n"), "fwmark=1\nerrno=0\n\n");
+    assert_eq!(fixture.send(b"get=1\n\n"), "fwmark=1\nerrno=0\n\n");
 }
 
 #[test]
-fn slow_and_silent_clients_keep_nobody_waiting() {
+fn slow_and_silent_clients_do_not_hold_up_others() {
     let fixture = Fixture::new();
     let mut slow: Vec<_> = (0..MAX_CLIENTS - 1).map(|_| fixture.connect()).collect();
     for stream in &mut slow {
@@ -125,19 +129,19 @@ fn slow_and_silent_clients_keep_nobody_waiting() {
     }
     let mut quick = fixture.connect();
     assert_eq!(fixture.ask(&mut quick, "get=1\n\n"), "fwmark=1\nerrno=0\n\n");
-    assert_eq!(fixture.say(b"get=1\n\n"), "", "one too many is turned away");
+    assert_eq!(fixture.send(b"get=1\n\n"), "", "one too many is turned away");
     assert_eq!(fixture.ask(&mut slow[0], "rk=1\n\n"), "errno=0\n\n");
     drop(slow);
     drop(quick);
     let begun = Instant::now();
-    while fixture.say(b"get=1\n\n").is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "places are free again once clients leave");
+    while fixture.send(b"get=1\n\n").is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "slots are free again when clients disconnect");
         thread::sleep(Duration::from_millis(5));
     }
 }
 
 #[test]
-fn directory_and_socket_are_the_owners_alone() {
+fn only_the_owner_has_access_to_directory_and_socket() {
     let fixture = Fixture::new();
     let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o7777;
     assert_eq!(mode(&fixture.path()), 0o700);
@@ -145,15 +149,15 @@ fn directory_and_socket_are_the_owners_alone() {
 }
 
 #[test]
-fn a_live_socket_is_left_alone() {
+fn a_socket_that_another_process_serves_is_left_alone() {
     let fixture = Fixture::new();
     let second = Server::open(fixture.path());
     assert!(matches!(second, Err(OpenControlError::InUse(path)) if path == fixture.path()));
-    assert_eq!(fixture.say(b"get=1\n\n"), "fwmark=1\nerrno=0\n\n");
+    assert_eq!(fixture.send(b"get=1\n\n"), "fwmark=1\nerrno=0\n\n");
 }
 
 #[test]
-fn a_stale_socket_is_replaced_but_no_other_file() {
+fn a_stale_socket_is_replaced_but_not_a_file_of_another_kind() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("wg0.sock");
     drop(UnixListener::bind(&path).expect("a socket"));
@@ -164,7 +168,7 @@ fn a_stale_socket_is_replaced_but_no_other_file() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_made_is_an_error() {
+fn a_directory_that_cannot_be_created_is_an_error() {
     let directory = tempfile::tempdir().expect("a directory");
     fs::write(directory.path().join("run"), "").expect("a file in the way");
     let opened = Server::open(directory.path().join("run/wg0.sock"));
@@ -172,7 +176,7 @@ fn a_directory_that_cannot_be_made_is_an_error() {
 }
 
 #[test]
-fn the_socket_goes_with_the_server() {
+fn the_socket_is_removed_with_the_server() {
     let fixture = Fixture::new();
     let path = fixture.path();
     drop(fixture.server);
@@ -180,24 +184,27 @@ fn the_socket_goes_with_the_server() {
 }
 
 #[test]
-fn removing_or_replacing_the_socket_is_noticed() {
+fn removal_and_replacement_of_the_socket_are_noticed() {
     let fixture = Fixture::new();
     assert!(fixture.server.is_in_place());
     fs::set_permissions(fixture.path(), Permissions::from_mode(0o600)).expect("ours");
-    assert!(fixture.server.is_in_place(), "another mode is no removal");
+    assert!(fixture.server.is_in_place(), "a change of its mode is no removal");
     fs::remove_file(fixture.path()).expect("ours");
     let mut watch = [PollFd::new(fixture.server.watch(), PollFlags::POLLIN)];
-    assert_eq!(poll(&mut watch, PollTimeout::from(10_000_u16)), Ok(1), "the watch tells");
+    assert_eq!(poll(&mut watch, PollTimeout::from(10_000_u16)), Ok(1), "the watch is readable");
     assert!(!fixture.server.is_in_place());
     let successor = UnixListener::bind(fixture.path()).expect("free");
-    assert!(!fixture.server.is_in_place(), "it is another's now");
+    assert!(!fixture.server.is_in_place(), "the file is another one");
     drop(fixture.server);
-    assert!(fs::symlink_metadata(fixture.directory.path().join("run/wg0.sock")).is_ok(), "and stays");
+    assert!(
+        fs::symlink_metadata(fixture.directory.path().join("run/wg0.sock")).is_ok(),
+        "the other file is left alone"
+    );
     drop(successor);
 }
 
 #[test]
-fn a_reader_gives_up_on_who_says_little_at_a_time() {
+fn a_client_that_sends_a_little_at_a_time_is_cut_off_at_the_deadline() {
     let mut reader = WipedReader::new(io::repeat(b'x'));
     reader.deadline = Instant::now() + Duration::from_millis(50);
     let endless = io::copy(&mut reader, &mut io::sink()).expect_err("there is no end");

@@ -1,8 +1,8 @@
-//! Who has to wait for whom.
+//! Fairness: a flood in one place does not hold up traffic elsewhere.
 
 use super::*;
 
-/// Three machines, of which the first is the others' peer, with sessions.
+/// Three machines with sessions: a hub, and two peers of the hub only.
 fn star() -> [Machine; 3] {
     let network = network();
     let [mut hub, mut x, mut y] = [1, 2, 3].map(|number| Machine::on(&network, number));
@@ -24,38 +24,38 @@ fn star() -> [Machine; 3] {
     [hub, x, y]
 }
 
-/// More than a turn takes.
+/// More packets than one turn takes.
 const FLOOD: usize = 5000;
 
 #[test]
-fn a_flood_from_one_peer_does_not_hold_up_what_goes_to_another() {
+fn a_flood_from_one_peer_does_not_hold_up_packets_to_another() {
     let [mut hub, mut x, mut y] = star();
     for _ in 0..FLOOD {
         x.stack.send(&packet(x.inner, hub.inner, &[0; 1000]));
     }
-    while x.turn(at(2)) == Rest::None {}
+    while x.turn(at(2)) == NextTurn::Now {}
     hub.stack.send(&packet(hub.inner, y.inner, b"to another"));
-    assert_eq!(hub.turn(at(2)), Rest::None, "the flood is not over");
+    assert_eq!(hub.turn(at(2)), NextTurn::Now, "some of the flood is left");
     y.turn(at(2));
     assert!(y.stack.receive().is_some_and(|packet| packet.ends_with(b"to another")));
 }
 
 #[test]
-fn a_flood_to_one_peer_does_not_hold_up_what_comes_from_another() {
+fn a_flood_to_one_peer_does_not_hold_up_packets_from_another() {
     let [mut hub, x, mut y] = star();
     for _ in 0..FLOOD {
         hub.stack.send(&packet(hub.inner, x.inner, &[0; 1000]));
     }
     y.stack.send(&packet(y.inner, hub.inner, b"from another"));
     y.turn(at(2));
-    assert_eq!(hub.turn(at(2)), Rest::None, "the flood is not over");
+    assert_eq!(hub.turn(at(2)), NextTurn::Now, "some of the flood is left");
     assert!(hub.stack.receive().is_some_and(|packet| packet.ends_with(b"from another")));
 }
 
 #[test]
-fn a_flood_for_a_peer_without_session_is_bounded_and_holds_up_nobody() {
+fn a_flood_for_a_peer_without_a_session_is_bounded_and_does_not_hold_up_others() {
     let [mut hub, mut x, mut y] = star();
-    // One is away, and the hub has no session with anybody any more.
+    // x is away, and the hub has lost all its sessions.
     x.down();
     hub.down();
     hub.turn(at(2));
@@ -64,27 +64,27 @@ fn a_flood_for_a_peer_without_session_is_bounded_and_holds_up_nobody() {
     for _ in 0..FLOOD {
         hub.stack.send(&packet(hub.inner, x.inner, &[0; 1000]));
     }
-    while hub.turn(at(2)) == Rest::None {}
+    while hub.turn(at(2)) == NextTurn::Now {}
     hub.stack.send(&packet(hub.inner, y.inner, b"to another"));
     settle(at(2), &mut [&mut hub, &mut y]);
     assert!(y.stack.receive().is_some_and(|packet| packet.ends_with(b"to another")));
-    // The latest wait for x, as many as the kernel keeps.
+    // The latest packets for x were kept, as many as the kernel keeps.
     x.up();
     x.turn(at(8));
     settle(at(8), &mut [&mut hub, &mut x, &mut y]);
     assert_eq!(std::iter::from_fn(|| x.stack.receive()).count(), 128);
 }
 
-/// On a processor so slow that it answers a few handshakes in a turn of 130 ms.
+/// The processor is so slow that it answers only a few handshakes in a turn of 130 ms.
 #[test]
-fn a_slow_machine_that_stays_behind_with_handshakes_demands_cookies() {
+fn a_slow_machine_that_falls_behind_with_handshakes_demands_cookies() {
     let (mut a, mut b) = pair();
     a.stack.send(&packet(a.inner, b.inner, b"hello"));
     settle(at(1), &mut [&mut a, &mut b]);
     let seen = b.network.seen();
     let to_b =
         |(_, to, datagram): &&(SocketAddr, SocketAddr, Vec<u8>)| *to == b.endpoint() && datagram[0] == 1;
-    let initiation = seen.iter().find(to_b).expect("the session began with it").2.clone();
+    let initiation = seen.iter().find(to_b).expect("the session began with one").2.clone();
     let stranger = IpAddr::from([192, 0, 2, 99]);
     for _ in 0..400 {
         inject(&b.network, stranger, b.endpoint(), &initiation);
@@ -92,13 +92,17 @@ fn a_slow_machine_that_stays_behind_with_handshakes_demands_cookies() {
     for turn in 0..3 {
         let begin = at(2);
         let monotonic = begin.monotonic + Duration::from_millis(130 * turn);
-        assert_eq!(b.turn(Now { monotonic, ..begin }), Rest::None, "more waits than a turn takes");
+        assert_eq!(
+            b.turn(Now { monotonic, ..begin }),
+            NextTurn::Now,
+            "more datagrams wait than a turn takes"
+        );
         assert_eq!(b.dropped("cookie-required") > 0, turn == 2, "turn {turn}");
     }
 }
 
 #[test]
-fn a_flood_for_nobody_does_not_hold_up_what_comes_from_a_peer() {
+fn a_flood_without_a_peer_does_not_hold_up_packets_from_a_peer() {
     let [mut hub, x, mut y] = star();
     let nobody = Ipv4Addr::new(10, 7, 7, 7);
     for _ in 0..FLOOD {
@@ -106,15 +110,15 @@ fn a_flood_for_nobody_does_not_hold_up_what_comes_from_a_peer() {
     }
     y.stack.send(&packet(y.inner, hub.inner, b"from another"));
     y.turn(at(2));
-    assert_eq!(hub.turn(at(2)), Rest::None, "the flood is not over");
+    assert_eq!(hub.turn(at(2)), NextTurn::Now, "some of the flood is left");
     assert!(hub.stack.receive().is_some_and(|packet| packet.ends_with(b"from another")));
-    while hub.turn(at(2)) == Rest::None {}
+    while hub.turn(at(2)) == NextTurn::Now {}
     assert_eq!(hub.dropped("no-peer-for-destination"), FLOOD as u64);
     assert_eq!(x.all_dropped() + y.all_dropped(), 0);
 }
 
 #[test]
-fn a_queue_that_stands_loses_a_segment_now_and_then() {
+fn a_standing_queue_loses_single_segments() {
     let (mut a, mut b) = pair();
     a.stack.send(&packet(a.inner, b.inner, b"first"));
     settle(at(1), &mut [&mut a, &mut b]);
@@ -123,12 +127,12 @@ fn a_queue_that_stands_loses_a_segment_now_and_then() {
     let begin = at(2);
     const TURNS: u64 = 20;
     for turn in 0..TURNS {
-        // More than a turn sends, so that it is never found empty.
+        // More than a turn sends, so the queue is never found empty.
         for _ in 0..8 {
             a.stack.send_super(stream.super_header(1000, 0), &stream.bytes(true));
         }
         let monotonic = begin.monotonic + Duration::from_millis(10 * turn);
-        assert_eq!(a.turn(Now { monotonic, ..begin }), Rest::None);
+        assert_eq!(a.turn(Now { monotonic, ..begin }), NextTurn::Now);
     }
     let dropped = a.dropped("queue-stood");
     assert!((1..=3).contains(&dropped), "{dropped}");

@@ -1,8 +1,8 @@
-//! Engines whose peers are neighbours on a link.
+//! Engines in link mode.
 
 use super::*;
 
-/// A machine whose peers are neighbours.
+/// A machine in link mode.
 fn on_link(network: &MemoryNetwork, number: u8) -> Machine {
     let mode = Mode::new(PeerLookup::Gateway, SourceCheck::Off).unwrap();
     Machine::with(network, number, mode, memory_tap())
@@ -15,7 +15,7 @@ fn frame(from: &Machine, to: &Machine, packet: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_frame_goes_to_the_peer_that_it_names_and_bears_its_sender_s_address() {
+fn a_frame_goes_to_the_peer_it_is_addressed_to_and_comes_from_its_sender_s_link_address() {
     let network = network();
     let (mut a, mut b, mut c) = (on_link(&network, 1), on_link(&network, 2), on_link(&network, 3));
     a.configure(at(0), &[&b, &c]);
@@ -25,7 +25,7 @@ fn a_frame_goes_to_the_peer_that_it_names_and_bears_its_sender_s_address() {
         machine.up();
     }
     settle(at(0), &mut [&mut a, &mut b, &mut c]);
-    // In nobody's allowed IPs, in the allowed IPs of another; and in between, to all.
+    // Destinations in no peer's allowed IPs and in those of another peer; between them, a multicast.
     let far = packet(Ipv4Addr::new(10, 9, 9, 9), Ipv4Addr::new(172, 16, 0, 1), b"via b");
     let to_c = packet(a.inner, c.inner, b"by way of b");
     let hello = packet(a.inner, Ipv4Addr::new(224, 0, 0, 5), b"hello");
@@ -42,8 +42,8 @@ fn a_frame_goes_to_the_peer_that_it_names_and_bears_its_sender_s_address() {
 }
 
 #[test]
-fn two_with_one_link_address_are_refused() {
-    // Found by trying numbers in little endian: 08:53:19:43:ce follows from both.
+fn two_peers_with_the_same_link_address_are_refused() {
+    // Found by trying numbers in little endian: the link address ends with 08:53:19:43:ce for both keys.
     let [one, other] = [542_000_u32, 1_144_960].map(|number| {
         let mut key = [0; 32];
         key[..4].copy_from_slice(&number.to_le_bytes());
@@ -54,19 +54,19 @@ fn two_with_one_link_address_are_refused() {
     let mut machine = on_link(&network(), 1);
     let lines = format!("public_key={one}\npublic_key={other}");
     assert_eq!(machine.set(at(0), &lines), Reply::Refused(Errno::EEXIST));
-    assert!(!machine.get(at(0)).contains("public_key"), "nothing of it is applied");
+    assert!(!machine.get(at(0)).contains("public_key"), "none of it is applied");
     assert_eq!(machine.set(at(0), &format!("public_key={one}")), Reply::Done);
     assert_eq!(machine.set(at(0), &format!("public_key={other}")), Reply::Refused(Errno::EEXIST));
     let exchange = format!("public_key={one}\nremove=true\npublic_key={other}");
     assert_eq!(machine.set(at(0), &exchange), Reply::Done);
     assert_eq!(machine.set(at(0), &format!("replace_peers=true\npublic_key={one}")), Reply::Done);
-    // Without a link nobody minds.
+    // Without link mode it does not matter.
     let mut machine = Machine::on(&network(), 1);
     assert_eq!(machine.set(at(0), &lines), Reply::Done);
 }
 
 #[test]
-fn the_network_stack_is_told_of_a_peer_whose_address_it_asked_for_before() {
+fn the_network_stack_is_told_when_an_address_it_asked_for_moves_to_another_peer() {
     let network = network();
     let (mut a, b) = (on_link(&network, 1), on_link(&network, 2));
     a.configure(at(0), &[]);
@@ -86,7 +86,7 @@ fn the_network_stack_is_told_of_a_peer_whose_address_it_asked_for_before() {
     assert_eq!(from(a.stack.receive()), there);
     assert_eq!(a.set(at(2), &format!("public_key={key}\npersistent_keepalive_interval=9")), Reply::Done);
     assert_eq!(a.stack.receive(), None, "nothing has changed");
-    // Without a peer again, by each way of removing one; and with our own key it is none either.
+    // Each way of removing the peer; taking over its key is the last of them.
     let taken = format!("private_key={}", b.key.expose_hex().as_str());
     for removed in [format!("public_key={key}\nremove=true"), "replace_peers=true".into()] {
         assert_eq!(a.set(at(3), &removed), Reply::Done);
@@ -100,7 +100,7 @@ fn the_network_stack_is_told_of_a_peer_whose_address_it_asked_for_before() {
 }
 
 #[test]
-fn the_interface_s_link_address_follows_from_its_key() {
+fn the_interface_s_link_address_is_derived_from_the_device_s_key() {
     let network = network();
     let (mut a, b) = (on_link(&network, 1), on_link(&network, 2));
     a.configure(at(0), &[&b]);

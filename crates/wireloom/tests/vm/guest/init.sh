@@ -1,7 +1,6 @@
 #!/bin/sh
-# The virtual machine's first process: prepares it, runs the tests of /together, then
-# those of /alone, and turns it off. What it
-# tells the host (report.rs reads it) goes to the second serial port; the first is the kernel's console.
+# The virtual machine's first process: prepares it, runs the tests in /together, then those in /alone, and turns it
+# off. Its report to the host (report.rs reads it) goes to the second serial port; the first is the kernel's console.
 export PATH=/usr/bin HOME=/ NO_COLOR=1
 /usr/bin/busybox --install -s /usr/bin 2>/dev/null
 mount -t proc proc /proc
@@ -15,9 +14,9 @@ mkdir /run/said
 ip link set lo up
 modprobe tun
 hostname vm
-# An ordinary user's captures may have no larger buffers, and are emptied late here.
+# The largest buffer that an ordinary user's capture may ask for: captures are emptied late here.
 echo 67108864 >/proc/sys/net/core/rmem_max
-# Nor may what waits for a processor that is late: one queue holds the packets of all the tests' networks.
+# On each processor, one queue holds the packets of all tests' networks until they are handled: late, here.
 echo 65536 >/proc/sys/net/core/netdev_max_backlog
 
 # wireloom.backend=… wireloom.pace=… wireloom.parallel=… wireloom.limit=…

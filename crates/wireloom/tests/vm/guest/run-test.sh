@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the test of that name, and tells the host of it in one piece: others run beside it.
+# Runs the test of this name, and reports its output to the host in one piece: other tests run beside it.
 name=$1
 said=/run/said/$name
 tell() { flock /run/telling "$@"; }
@@ -10,5 +10,5 @@ timeout --kill-after=5 "$LIMIT" /functional --exact "$name" --nocapture >"$said"
 status=$?
 read -r ended _ </proc/uptime
 tell sh -c "echo 'end $name $status $begun $ended'; sed 's/^/|/' '$said'"
-# A failure is the host's to count: xargs would stop at status 255.
+# The host counts failures. (xargs would stop at status 255.)
 rm "$said"

@@ -1,0 +1,230 @@
+//! Batches from the interface to the peers.
+
+use std::{iter, mem, ops::Range};
+
+use wireloom_proto::{Endpoint, Reserved, Sealed, Transmit, message::DATA_OVERHEAD};
+
+use crate::{packet::MAX_PACKET, runtime::crypto_pool::Work};
+
+/// About as many bytes as one batch sends: beyond this, larger batches no longer pay.
+const ENOUGH: usize = 100 << 10;
+/// The most datagrams in one batch.
+pub(crate) const OUTBOUND_MAX: usize = 128;
+/// The longest message: the longest packet, with header and tag.
+const ROOM: usize = MAX_PACKET + DATA_OVERHEAD;
+
+/// The most bytes that one send takes: what the length field of UDP leaves over IPv4.
+const RUN_MAX: usize = 65_507;
+
+/// Datagrams that one send takes (`UDP_SEGMENT` of udp(7)): to one destination, adjacent in memory, and of one size
+/// but for the last, which may be shorter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GsoRun<'b> {
+    pub(crate) to: Endpoint,
+    pub(crate) bytes: &'b [u8],
+    /// The length of each datagram but the last, in bytes.
+    pub(crate) size: usize,
+    pub(crate) count: usize,
+}
+
+/// Datagrams to be sent, adjacent in memory, as segmentation offload wants them. Some of them may not be sealed
+/// yet, so the batch itself cannot be sent: [`Self::seal`] turns it into a [`SealedBatch`].
+#[derive(Debug)]
+pub(crate) struct OutboundBatch {
+    memory: Box<[u8]>,
+    used: usize,
+    datagrams: Vec<(Endpoint, Range<usize>)>,
+    unsealed: Vec<UnsealedRun>,
+}
+
+/// Messages to one peer that are laid out and have their counters, but are still plaintext.
+#[derive(Debug)]
+struct UnsealedRun {
+    reserved: Reserved,
+    /// Their positions in the batch.
+    positions: Range<usize>,
+}
+
+/// A batch whose datagrams are all sealed. Only [`OutboundBatch::seal`] makes one, and only this can be sent.
+#[derive(Debug)]
+pub(crate) struct SealedBatch<'b>(&'b mut OutboundBatch);
+
+/// Messages at the start of the batch's free room that are not datagrams of it yet.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pending {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Default for OutboundBatch {
+    fn default() -> Self {
+        Self {
+            memory: vec![0; ENOUGH + ROOM].into_boxed_slice(),
+            used: 0,
+            datagrams: Vec::with_capacity(OUTBOUND_MAX),
+            unsealed: Vec::new(),
+        }
+    }
+}
+
+impl OutboundBatch {
+    /// Whether there is nothing to send.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.datagrams.is_empty()
+    }
+
+    /// The total length of all datagrams, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.used
+    }
+
+    /// Room for one more message of any length, behind those that are `pending`. `None` when the batch is full and
+    /// has to be sent first.
+    pub(crate) fn room(&mut self, pending: Pending) -> Option<&mut [u8]> {
+        let start = self.used + pending.bytes;
+        let full = start > ENOUGH || self.datagrams.len() + pending.messages >= OUTBOUND_MAX;
+        (!full).then(|| &mut self.memory[start..])
+    }
+
+    /// The first `len` bytes of the free room.
+    pub(crate) fn pending(&mut self, len: usize) -> &mut [u8] {
+        &mut self.memory[self.used..][..len]
+    }
+
+    /// Adds messages of these lengths, which stand at the start of the free room, to be sealed later.
+    pub(crate) fn push_unsealed(
+        &mut self,
+        to: Endpoint,
+        lengths: impl Iterator<Item = usize>,
+        reserved: Reserved,
+    ) {
+        let first = self.datagrams.len();
+        for len in lengths {
+            self.push(to, len);
+        }
+        self.unsealed.push(UnsealedRun { reserved, positions: first..self.datagrams.len() });
+    }
+
+    /// Adds the message of `len` bytes at the start of the free room, which a peer's session has sealed.
+    pub(crate) fn push_sealed(&mut self, sealed: &Sealed, len: usize) {
+        self.push(sealed.endpoint, len);
+    }
+
+    /// Adds a copy of a datagram of the device's. There must be [`room`](Self::room) for it.
+    pub(crate) fn push_transmit(&mut self, transmit: &Transmit<'_>) {
+        let len = transmit.datagram.len();
+        self.pending(len).copy_from_slice(transmit.datagram);
+        self.push(transmit.endpoint, len);
+    }
+
+    fn push(&mut self, to: Endpoint, len: usize) {
+        let end = self.used + len;
+        self.datagrams.push((to, self.used..end));
+        self.used = end;
+    }
+
+    /// Seals whatever is not sealed yet. It costs nothing when a helper of the crypto pool has done so.
+    pub(crate) fn seal(&mut self) -> SealedBatch<'_> {
+        for UnsealedRun { reserved, positions } in self.unsealed.drain(..) {
+            reserved.seal(messages(&self.datagrams[positions], &mut self.memory));
+        }
+        SealedBatch(self)
+    }
+}
+
+/// The messages of adjacent datagrams.
+fn messages<'b>(
+    datagrams: &'b [(Endpoint, Range<usize>)],
+    memory: &'b mut [u8],
+) -> impl ExactSizeIterator<Item = &'b mut [u8]> {
+    let start = datagrams.first().map_or(0, |(_, range)| range.start);
+    let mut memory = &mut memory[start..];
+    datagrams.iter().map(move |(_, range)| {
+        let (message, rest) = mem::take(&mut memory).split_at_mut(range.len());
+        memory = rest;
+        message
+    })
+}
+
+impl Work for OutboundBatch {
+    fn work(&mut self) {
+        self.seal();
+    }
+}
+
+impl SealedBatch<'_> {
+    /// The datagrams in order, with their destinations.
+    #[cfg(test)]
+    pub(crate) fn datagrams(&self) -> impl ExactSizeIterator<Item = (Endpoint, &[u8])> {
+        self.0.datagrams.iter().map(|(to, range)| (*to, &self.0.memory[range.clone()]))
+    }
+
+    /// The datagrams from position `first` on, in runs of at most `most` datagrams.
+    pub(crate) fn runs_from(&self, first: usize, most: usize) -> impl Iterator<Item = GsoRun<'_>> {
+        let mut left = &self.0.datagrams[first..];
+        iter::from_fn(move || {
+            let (to, range) = left.first()?;
+            let (size, start) = (range.len(), range.start);
+            let mut end = range.end;
+            let mut count = 1;
+            while let Some((next_to, next)) = left.get(count)
+                && count < most
+                && next_to == to
+                && next.start == end
+                && next.len() <= size
+                // Only the last one may be shorter.
+                && end - start == count * size
+                && next.end - start <= RUN_MAX
+            {
+                end = next.end;
+                count += 1;
+            }
+            left = &left[count..];
+            Some(GsoRun { to: *to, bytes: &self.0.memory[start..end], size, count })
+        })
+    }
+
+    /// The destination of the datagram at this position.
+    pub(crate) fn destination(&self, position: usize) -> Option<Endpoint> {
+        self.0.datagrams.get(position).map(|(to, _)| *to)
+    }
+
+    /// Empties the batch.
+    pub(crate) fn clear(self) {
+        self.0.datagrams.clear();
+        self.0.used = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The number of datagrams and of bytes of each run, for datagrams given by destination port and length.
+    fn runs(most: usize, datagrams: &[(u16, usize)]) -> Vec<(usize, usize)> {
+        let mut batch = OutboundBatch::default();
+        for (port, len) in datagrams {
+            batch.push(Endpoint::from(std::net::SocketAddr::from(([192, 0, 2, 1], *port))), *len);
+        }
+        let batch = batch.seal();
+        let runs: Vec<_> = batch.runs_from(0, most).collect();
+        assert_eq!(runs.iter().map(|run| run.count).sum::<usize>(), datagrams.len());
+        assert!(runs.iter().all(|run| run.bytes.len() <= run.count * run.size));
+        runs.iter().map(|run| (run.count, run.bytes.len())).collect()
+    }
+
+    #[test]
+    fn runs_have_one_destination_and_one_size_and_end_with_a_shorter_datagram() {
+        assert_eq!(runs(64, &[(1, 100), (1, 100), (1, 60), (1, 60)]), [(3, 260), (1, 60)]);
+        assert_eq!(runs(64, &[(1, 60), (1, 100), (1, 100)]), [(1, 60), (2, 200)]);
+        assert_eq!(runs(64, &[(1, 60), (2, 60), (2, 60), (1, 60)]), [(1, 60), (2, 120), (1, 60)]);
+        assert_eq!(runs(64, &[]), []);
+    }
+
+    #[test]
+    fn runs_are_bounded_in_datagrams_and_bytes() {
+        assert_eq!(runs(2, &[(1, 10); 5]), [(2, 20), (2, 20), (1, 10)]);
+        assert_eq!(runs(1, &[(1, 10); 2]), [(1, 10), (1, 10)]);
+        assert_eq!(runs(64, &[(1, 1452); 50]), [(45, 45 * 1452), (5, 5 * 1452)]);
+    }
+}

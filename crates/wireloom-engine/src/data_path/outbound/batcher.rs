@@ -1,0 +1,218 @@
+//! Fills batches, has them sealed, and sends them.
+
+use std::{iter, sync::Arc};
+
+use wireloom_proto::{PeerPath, SealError, message};
+
+use super::super::Turn;
+use crate::{
+    batch::{CryptoJob, OutboundBatch, Pending},
+    drops::{Drops, EngineDrop},
+    link::NeighbourTable,
+    offload::segment::Segments,
+    punt::SlowPath,
+    runtime::crypto_pool::InPool,
+    tun::TunQueue,
+    udp::Udp,
+};
+
+pub(super) struct Batcher {
+    drops: Arc<Drops>,
+    batch: OutboundBatch,
+    /// Batches that the crypto pool seals, if there is a pool.
+    in_pool: Option<InPool<OutboundBatch, CryptoJob>>,
+    run: PeerRun,
+}
+
+/// Adjacent messages for one peer, laid out in the free room of the batch: they are not part of it yet.
+#[derive(Default)]
+struct PeerRun {
+    path: Option<Arc<PeerPath>>,
+    /// The lengths of each packet and of its message, in bytes.
+    lengths: Vec<(usize, usize)>,
+    bytes: usize,
+}
+
+impl PeerRun {
+    fn pending(&self) -> Pending {
+        Pending { messages: self.lengths.len(), bytes: self.bytes }
+    }
+
+    fn is_for(&self, path: &Arc<PeerPath>) -> bool {
+        self.path.as_ref().is_some_and(|own| Arc::ptr_eq(own, path))
+    }
+}
+
+impl Batcher {
+    pub(super) fn new(drops: Arc<Drops>) -> Self {
+        Self { drops, batch: OutboundBatch::default(), in_pool: None, run: PeerRun::default() }
+    }
+
+    pub(super) fn set_pool(&mut self, in_pool: InPool<OutboundBatch, CryptoJob>) {
+        self.in_pool = Some(in_pool);
+    }
+
+    pub(super) fn has_pool(&self) -> bool {
+        self.in_pool.is_some()
+    }
+
+    /// The length of the present batch, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.batch.bytes()
+    }
+
+    /// Lays out segments of a packet for a peer. Returns false when the batch is full before all of them are laid out.
+    #[inline]
+    pub(super) fn lay_out(
+        &mut self,
+        packet: &[u8],
+        segments: &mut Segments,
+        path: &Arc<PeerPath>,
+        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
+    ) -> bool {
+        loop {
+            let Some(room) = self.batch.room(self.run.pending()) else { return false };
+            let Some(len) = segments.write_next(packet, &mut room[message::DATA_HEADER_LEN..]) else {
+                return true;
+            };
+            let framed = message::frame(room, len, turn.mtu).len();
+            if !self.run.is_for(path) {
+                self.begin_run(path, framed, turn);
+            }
+            self.run.lengths.push((len, framed));
+            self.run.bytes += framed;
+        }
+    }
+
+    /// Ends the run and begins one for another peer, with the message of `framed` bytes that stands behind it.
+    fn begin_run(
+        &mut self,
+        path: &Arc<PeerPath>,
+        framed: usize,
+        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
+    ) {
+        let behind = self.run.bytes;
+        let used = self.end_run(turn);
+        if used < behind {
+            // The room of the last run is free again: the message moves to its start.
+            self.batch.pending(behind + framed).copy_within(behind.., 0);
+        }
+        self.run.path = Some(Arc::clone(path));
+    }
+
+    /// Adds the run to the batch. Without a session, its packets go to the device instead, which keeps them until there
+    /// is one. Returns how many bytes of the batch's room were used up.
+    pub(super) fn end_run(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) -> usize {
+        let Some(path) = self.run.path.take() else { return 0 };
+        let reserved = if turn.slow_path.is_taking_packets() {
+            Err(SealError::NoSession)
+        } else {
+            path.reserve(turn.now.monotonic, self.run.lengths.len(), self.run.bytes)
+        };
+        let used = match reserved {
+            Ok((reserved, sealed)) => {
+                let lengths = self.run.lengths.iter().map(|(_, framed)| *framed);
+                self.batch.push_unsealed(sealed.endpoint, lengths, reserved);
+                if self.in_pool.is_none() {
+                    // While the messages are still in the cache.
+                    self.batch.seal();
+                }
+                if let Some(signal) = sealed.signal {
+                    turn.slow_path.handle_signal(turn.now, signal);
+                }
+                self.run.bytes
+            }
+            Err(_) => {
+                let mut room = &*self.batch.pending(self.run.bytes);
+                for (len, framed) in &self.run.lengths {
+                    let packet = &room[message::DATA_HEADER_LEN..][..*len];
+                    let taken = turn.slow_path.handle_outgoing(turn.now, path.id(), packet, turn.mtu);
+                    if let Err(reason) = taken {
+                        self.drops.count(reason);
+                    }
+                    room = &room[*framed..];
+                }
+                0
+            }
+        };
+        self.run.lengths.clear();
+        self.run.bytes = 0;
+        used
+    }
+
+    /// Sends copies of a packet to all neighbours whose endpoint is known, and returns their number. No run may be
+    /// laid out.
+    pub(super) fn send_to_all(
+        &mut self,
+        packet: &[u8],
+        neighbours: &NeighbourTable,
+        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
+    ) -> usize {
+        let mut copies = 0;
+        for path in neighbours.peers().filter(|path| path.endpoint().is_some()) {
+            if self.batch.room(Pending::default()).is_none() {
+                self.send(turn.udp);
+            }
+            let Some(room) = self.batch.room(Pending::default()) else { break };
+            copies += 1;
+            room[message::DATA_HEADER_LEN..][..packet.len()].copy_from_slice(packet);
+            let message = message::frame(room, packet.len(), turn.mtu);
+            let framed = message.len();
+            match path.seal(turn.now.monotonic, iter::once(message)) {
+                Ok(sealed) => {
+                    self.batch.push_sealed(&sealed, framed);
+                    if let Some(signal) = sealed.signal {
+                        turn.slow_path.handle_signal(turn.now, signal);
+                    }
+                }
+                // A peer that becomes reachable again has no use for the multicasts that it has missed.
+                Err(_) if !path.is_reachable() => turn.slow_path.begin_handshake(turn.now, path.id()),
+                Err(_) => {
+                    let taken = turn.slow_path.handle_outgoing(turn.now, path.id(), packet, turn.mtu);
+                    if let Err(reason) = taken {
+                        self.drops.count(reason);
+                    }
+                }
+            }
+        }
+        copies
+    }
+
+    /// Has the pool seal the present batch, and begins another one. Returns false when there is no pool, or too many
+    /// batches are in it.
+    pub(super) fn submit(&mut self) -> bool {
+        self.in_pool.as_mut().is_some_and(|in_pool| in_pool.submit(&mut self.batch))
+    }
+
+    /// Sends the batches that are in the pool, and then the present one.
+    pub(super) fn send(&mut self, udp: &mut impl Udp) {
+        if let Some(in_pool) = &mut self.in_pool {
+            while let Some(mut batch) = in_pool.take_back() {
+                self.drops.count_many(EngineDrop::NotSent, udp.send(batch.seal()));
+                in_pool.recycle(batch);
+            }
+        }
+        if !self.batch.is_empty() {
+            self.drops.count_many(EngineDrop::NotSent, udp.send(self.batch.seal()));
+        }
+    }
+
+    /// Sends the device's datagrams. No run may be laid out.
+    pub(super) fn transmit(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) {
+        loop {
+            let more = loop {
+                if self.batch.room(Pending::default()).is_none() {
+                    break true;
+                }
+                let Some(transmit) = turn.slow_path.poll_transmit(turn.now) else { break false };
+                self.batch.push_transmit(&transmit);
+            };
+            if !self.batch.is_empty() {
+                self.drops.count_many(EngineDrop::NotSent, turn.udp.send(self.batch.seal()));
+            }
+            if !more {
+                return;
+            }
+        }
+    }
+}

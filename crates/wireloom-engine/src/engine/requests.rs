@@ -1,0 +1,232 @@
+//! Answers the requests of the control socket: reads the engine's state, and changes its configuration.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+use wireloom_proto::Now;
+use wireloom_types::{LinkAddress, Mode, PrivateKey, PublicKey, SourceCheck, limits::MAX_PEERS};
+
+use super::Engine;
+use crate::{
+    control::{
+        AllowedIpChange, Errno, PeerChange, Reply, Request, Set,
+        reply::{self, DeviceLines},
+    },
+    tun::Tun,
+    udp::{Network, Udp},
+};
+
+impl<T: Tun, N: Network> Engine<T, N> {
+    /// Answers a request of the control socket.
+    pub(crate) fn handle(&mut self, now: Now, request: Request) -> Reply {
+        match request {
+            Request::Get => {
+                let lines = DeviceLines {
+                    private_key: self.device.private_key().map(PrivateKey::expose_hex),
+                    listen_port: self.udp.as_ref().map_or(self.listen_port, Udp::port),
+                    fwmark: self.fwmark,
+                };
+                reply::device(&lines, self.device.peers())
+            }
+            Request::GetDrops => reply::drops(&self.drops),
+            Request::GetLink => {
+                reply::link(now.monotonic, self.mode, self.data_path.link(), self.device.peers())
+            }
+            Request::Set(set) => match self.set(now, set) {
+                Ok(()) => Reply::Done,
+                Err(errno) => Reply::Refused(errno),
+            },
+        }
+    }
+
+    /// Applies all changes or, when one of them is impossible, none.
+    fn set(&mut self, now: Now, set: Set) -> Result<(), Errno> {
+        let present = if set.replace_peers { 0 } else { self.device.peer_count() };
+        if present + set.peers.len() > MAX_PEERS {
+            tracing::warn!("a control request was refused: a device has at most {MAX_PEERS} peers");
+            return Err(Errno::E2BIG);
+        }
+        let mode = match set.source_check {
+            Some(check) => Mode::new(self.mode.peer_lookup(), check).map_err(|error| {
+                tracing::warn!("a control request was refused: {error}");
+                Errno::EINVAL
+            })?,
+            None => self.mode,
+        };
+        if self.data_path.link().is_none() && set.peers.iter().any(|peer| peer.path_mtu.flatten().is_some()) {
+            tracing::warn!(
+                "a control request was refused: path_mtu is for link mode (--peer-lookup gateway) only"
+            );
+            return Err(Errno::EINVAL);
+        }
+        let own = set.private_key.as_ref().and_then(Option::as_ref).map(PrivateKey::public_key);
+        self.refuse_duplicate_link_address(&set, own)?;
+        // First the port and the link address, which the system can refuse.
+        self.change_port(set.listen_port, set.fwmark)?;
+        if let Some(own) = own {
+            self.change_link_address(LinkAddress::of(own))?;
+        }
+
+        if mode != self.mode {
+            self.mode = mode;
+            self.check_sources(mode.source_check() == SourceCheck::AllowedIps);
+        }
+        let all_are_replaced = set.replace_peers;
+        // A peer that has our new key is removed.
+        let mut touched: Vec<_> = own.map(|own| (own, None)).into_iter().collect();
+        touched.extend(set.peers.iter().map(|peer| (peer.public_key, peer.path_mtu)));
+        self.device.configure(now, |configuration| {
+            if let Some(private_key) = set.private_key {
+                configuration.set_private_key(private_key);
+            }
+            if set.replace_peers {
+                configuration.remove_all_peers();
+            }
+            for peer in set.peers {
+                apply(configuration, peer);
+            }
+        });
+        self.update_link(all_are_replaced, touched);
+        Ok(())
+    }
+
+    /// Makes the link follow the device's peers after a change, which `touched` the peers with these keys and may have
+    /// set or removed their path MTUs.
+    fn update_link(&mut self, all_are_replaced: bool, touched: Vec<(PublicKey, Option<Option<usize>>)>) {
+        let Some(link) = self.data_path.link_mut() else { return };
+        if all_are_replaced {
+            link.clear();
+        }
+        for (public_key, path_mtu) in touched {
+            let Some(peer) = self.device.peer(&public_key) else {
+                link.remove(&public_key);
+                continue;
+            };
+            link.insert(peer.path);
+            if let Some(path_mtu) = path_mtu {
+                link.set_path_mtu(peer.id, path_mtu);
+            }
+        }
+        // Before the network stack is told: it may use the new neighbours at once, on any thread.
+        self.publish_link();
+        self.data_path.announce(self.tun.first());
+    }
+
+    fn check_sources(&mut self, check: bool) {
+        self.data_path.check_sources(check);
+        if let Some(workers) = &mut self.workers {
+            workers.change(|worker| worker.data_path_mut().check_sources(check));
+        }
+    }
+
+    /// Refuses changes after which two nodes would have the same link address.
+    fn refuse_duplicate_link_address(&self, set: &Set, own: Option<PublicKey>) -> Result<(), Errno> {
+        let Some(link) = self.data_path.link() else { return Ok(()) };
+        let own = own.or_else(|| self.device.private_key().map(PrivateKey::public_key));
+        let removed: BTreeSet<PublicKey> =
+            set.peers.iter().filter(|peer| peer.remove).map(|peer| peer.public_key).collect();
+        let here = |address| link.key_at(address).filter(|key| !set.replace_peers && !removed.contains(key));
+        let stay = set.peers.iter().filter(|peer| !peer.remove).map(|peer| peer.public_key);
+        let mut added = BTreeMap::new();
+        for key in own.into_iter().chain(stay) {
+            let address = LinkAddress::of(key);
+            let other = added.insert(address, key).or_else(|| here(address));
+            if address == LinkAddress::NOBODY || other.is_some_and(|other| other != key) {
+                tracing::warn!(
+                    "a control request was refused: the link address {address} of {key} is taken; give that \
+                     node another key"
+                );
+                return Err(Errno::EEXIST);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the interface the link address that follows from our key.
+    fn change_link_address(&mut self, own: LinkAddress) -> Result<(), Errno> {
+        let Some(link) = self.data_path.link_mut() else { return Ok(()) };
+        if self.tun.link_address() != Some(own) {
+            self.tun.set_link_address(own).map_err(|error| {
+                tracing::warn!("cannot set the interface's link address to {own}: {error}");
+                error.raw_os_error().map_or(Errno::EIO, Errno)
+            })?;
+        }
+        link.set_own(own);
+        Ok(())
+    }
+
+    /// Changes the port and the mark. Nothing has changed after an error.
+    fn change_port(&mut self, listen_port: Option<u16>, fwmark: Option<u32>) -> Result<(), Errno> {
+        let (port, mark) = (listen_port.unwrap_or(self.listen_port), fwmark.unwrap_or(self.fwmark));
+        let changed = match &self.udp {
+            // 0 leaves the choice to the system, which has chosen already.
+            Some(udp) if port != udp.port() && (port, self.listen_port) != (0, 0) => {
+                self.bind(port, mark).map(|sockets| self.use_sockets(sockets))
+            }
+            Some(_) if mark != self.fwmark => self.set_mark(mark).inspect_err(|_| {
+                // Some sockets may have the new mark already.
+                let _ = self.set_mark(self.fwmark);
+            }),
+            Some(_) => Ok(()),
+            // If the port is taken, the client learns of it now and not when the interface comes up.
+            None if listen_port.is_some() && port != 0 => self.bind(port, mark).map(drop),
+            None => Ok(()),
+        };
+        changed.map_err(|error| {
+            tracing::warn!("cannot use UDP port {port} with mark {mark}: {error}");
+            error.raw_os_error().map_or(Errno::EIO, Errno)
+        })?;
+        (self.listen_port, self.fwmark) = (port, mark);
+        // An attempt that failed may succeed now.
+        self.rebind_at = None;
+        Ok(())
+    }
+
+    /// Sets the firewall mark of all sockets. After an error, some may have it.
+    fn set_mark(&mut self, mark: u32) -> io::Result<()> {
+        let mut outcome = self.udp.as_mut().map_or(Ok(()), |udp| udp.set_mark(mark));
+        if let Some(workers) = &mut self.workers {
+            workers.change(|worker| {
+                if let (Some(udp), Ok(())) = (worker.udp_mut(), &outcome) {
+                    outcome = udp.set_mark(mark);
+                }
+            });
+        }
+        outcome
+    }
+}
+
+/// Applies the changes to one peer.
+fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: PeerChange) {
+    if change.remove {
+        configuration.remove_peer(&change.public_key);
+        return;
+    }
+    let peer = if change.update_only {
+        configuration.peer(&change.public_key)
+    } else {
+        // Like the kernel, skip our own key: one configuration may serve a whole mesh.
+        configuration.add_peer(change.public_key).ok()
+    };
+    let Some(mut peer) = peer else { return };
+    if let Some(preshared_key) = change.preshared_key {
+        peer.set_preshared_key(preshared_key);
+    }
+    if let Some(endpoint) = change.endpoint {
+        peer.set_endpoint(endpoint);
+    }
+    if change.replace_allowed_ips {
+        peer.clear_allowed_ips();
+    }
+    for allowed_ip in change.allowed_ips {
+        match allowed_ip {
+            AllowedIpChange::Add(network) => peer.add_allowed_ip(network),
+            AllowedIpChange::Remove(network) => peer.remove_allowed_ip(network),
+        };
+    }
+    if let Some(interval) = change.persistent_keepalive {
+        peer.set_persistent_keepalive(interval);
+    }
+}

@@ -1,0 +1,551 @@
+//! Engines that are connected by an in-memory network, under virtual time.
+
+mod fairness;
+mod link;
+mod workers;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use nix::libc;
+use wireloom_proto::{Transmit, UnixTime};
+use wireloom_types::{LinkAddress, PrivateKey, PublicKey};
+
+use super::*;
+use crate::{
+    batch::OutboundBatch,
+    control::{Errno, Parser, Reply},
+    offload::tests::Packet as Stream,
+    tun::{MemoryTun, MemoryTunHost, memory_tap, memory_tun},
+    udp::MemoryNetwork,
+};
+
+/// A machine: an engine, its network stack, and its attachment to the network.
+struct Machine {
+    engine: Engine<MemoryTun, MemoryNetwork>,
+    stack: MemoryTunHost,
+    network: MemoryNetwork,
+    key: PrivateKey,
+    inner: Ipv4Addr,
+}
+
+const PORT: u16 = 51_820;
+const MTU: usize = 1420;
+
+impl Machine {
+    /// Machine `number` on a network. It has no configuration, and its interface is down.
+    fn on(network: &MemoryNetwork, number: u8) -> Self {
+        Self::with(network, number, Mode::STANDARD, memory_tun())
+    }
+
+    /// The same as [`Self::on`], in this mode and with this interface.
+    fn with(network: &MemoryNetwork, number: u8, mode: Mode, tun: (MemoryTun, MemoryTunHost)) -> Self {
+        let network = network.host(Ipv4Addr::new(192, 0, 2, number).into());
+        let (tun, stack) = tun;
+        let engine = Engine::new([number; 32], mode, tun, network.clone());
+        let key = PrivateKey::from_bytes([number + 100; 32]);
+        Self { engine, stack, network, key, inner: Ipv4Addr::new(10, 0, 0, number) }
+    }
+
+    fn public_key(&self) -> PublicKey {
+        self.key.public_key()
+    }
+
+    fn endpoint(&self) -> SocketAddr {
+        SocketAddr::new(self.engine_address(), PORT)
+    }
+
+    fn engine_address(&self) -> IpAddr {
+        Ipv4Addr::new(192, 0, 2, self.inner.octets()[3]).into()
+    }
+
+    /// Configures the key, the port and these peers, as `wg setconf` would.
+    fn configure(&mut self, now: Now, peers: &[&Self]) {
+        let mut lines = format!(
+            "private_key={}\nlisten_port={PORT}\nreplace_peers=true\n",
+            self.key.expose_hex().as_str()
+        );
+        for peer in peers {
+            let (key, endpoint, inner) = (peer.public_key().to_hex(), peer.endpoint(), peer.inner);
+            lines += &format!("public_key={key}\nendpoint={endpoint}\nallowed_ip={inner}/32\n");
+        }
+        assert_eq!(self.set(now, &lines), Reply::Done);
+    }
+
+    fn set(&mut self, now: Now, lines: &str) -> Reply {
+        self.request(now, &format!("set=1\n{lines}"))
+    }
+
+    fn get(&mut self, now: Now) -> String {
+        match self.request(now, "get=1") {
+            Reply::Lines(lines) => lines.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn request(&mut self, now: Now, lines: &str) -> Reply {
+        let mut parser = Parser::default();
+        for line in lines.lines().chain([""]) {
+            if let Some(request) = parser.line(line.as_bytes(), &|_| None).expect("well-formed") {
+                return self.engine.handle(now, request);
+            }
+        }
+        panic!("no request: {lines}");
+    }
+
+    fn up(&self) {
+        self.stack.tell(TunEvent::State(TunState { up: true, mtu: MTU }));
+    }
+
+    fn down(&self) {
+        self.stack.tell(TunEvent::State(TunState { up: false, mtu: MTU }));
+    }
+
+    fn turn(&mut self, now: Now) -> NextTurn {
+        self.engine.turn(now, Ready::ALL).expect("memory does not fail")
+    }
+
+    fn dropped(&self, name: &str) -> u64 {
+        self.engine.drops().iter().find(|(reason, _)| *reason == name).expect(name).1
+    }
+
+    fn all_dropped(&self) -> u64 {
+        self.engine.drops().iter().map(|(_, count)| count).sum()
+    }
+}
+
+fn at(seconds: u64) -> Now {
+    let elapsed = Duration::from_secs(1_000_000 + seconds);
+    Now { monotonic: Instant::from_origin(elapsed), unix: UnixTime::from_epoch(elapsed) }
+}
+
+/// An IPv4 packet with this payload. Nothing here looks at its checksum.
+fn packet(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0; 20 + payload.len()];
+    packet[0] = 0x45;
+    let len = packet.len() as u16;
+    packet[2..4].copy_from_slice(&len.to_be_bytes());
+    packet[12..16].copy_from_slice(&from.octets());
+    packet[16..20].copy_from_slice(&to.octets());
+    packet[20..].copy_from_slice(payload);
+    packet
+}
+
+/// Gives turns to all machines until none has anything left to do.
+fn settle(now: Now, machines: &mut [&mut Machine]) {
+    for _ in 0..20 {
+        for machine in &mut *machines {
+            while machine.turn(now) == NextTurn::Now {}
+        }
+    }
+}
+
+fn network() -> MemoryNetwork {
+    MemoryNetwork::new(Ipv4Addr::UNSPECIFIED.into())
+}
+
+/// Two machines that are peers of each other, both up.
+fn pair() -> (Machine, Machine) {
+    let network = network();
+    let (mut a, mut b) = (Machine::on(&network, 1), Machine::on(&network, 2));
+    a.configure(at(0), &[&b]);
+    b.configure(at(0), &[&a]);
+    a.up();
+    b.up();
+    settle(at(0), &mut [&mut a, &mut b]);
+    (a, b)
+}
+
+/// Injects a datagram that appears to come from this address.
+fn inject(network: &MemoryNetwork, from: IpAddr, to: SocketAddr, datagram: &[u8]) {
+    let mut udp = network.host(from).bind(0, 0).expect("a free port");
+    let mut batch = OutboundBatch::default();
+    batch.push_transmit(&Transmit { endpoint: to.into(), datagram });
+    udp.send(batch.seal());
+}
+
+#[test]
+fn a_packet_crosses_the_tunnel_and_its_answer_comes_back() {
+    let (mut a, mut b) = pair();
+    let there = packet(a.inner, b.inner, b"secret words");
+    let back = packet(b.inner, a.inner, b"more secret words");
+    a.stack.send(&there);
+    settle(at(1), &mut [&mut a, &mut b]);
+    assert_eq!(b.stack.receive(), Some(there));
+    b.stack.send(&back);
+    settle(at(1), &mut [&mut a, &mut b]);
+    assert_eq!(a.stack.receive(), Some(back));
+    assert_eq!((a.all_dropped(), b.all_dropped()), (0, 0));
+    for (_, _, datagram) in a.network.seen() {
+        assert!(!datagram.windows(6).any(|window| window == b"secret"), "plaintext on the wire");
+    }
+}
+
+#[test]
+fn nothing_is_sent_while_the_interface_is_down() {
+    let network = network();
+    let (mut a, b) = (Machine::on(&network, 1), Machine::on(&network, 2));
+    a.configure(at(0), &[&b]);
+    let keepalive = format!("public_key={}\npersistent_keepalive_interval=5", b.public_key().to_hex());
+    assert_eq!(a.set(at(0), &keepalive), Reply::Done);
+    assert_eq!(a.turn(at(60)), NextTurn::Wait(None));
+    assert!(network.seen().is_empty());
+    a.up();
+    a.turn(at(60));
+    assert_eq!(network.seen().len(), 1, "the handshake for the keepalive begins at once");
+    a.down();
+    assert_eq!(a.turn(at(61)), NextTurn::Wait(None));
+    assert!(a.engine.udp().is_none(), "the port is closed");
+    assert!(a.turn(at(120)) == NextTurn::Wait(None) && network.seen().len() == 1);
+}
+
+#[test]
+fn a_burst_larger_than_a_batch_keeps_its_order() {
+    let (mut a, mut b) = pair();
+    a.stack.send(&packet(a.inner, b.inner, b"first"));
+    settle(at(1), &mut [&mut a, &mut b]);
+    let _ = b.stack.receive();
+    for number in 0..2000_u16 {
+        let mut payload = vec![0; usize::from(number % 1400)];
+        payload.extend(number.to_be_bytes());
+        a.stack.send(&packet(a.inner, b.inner, &payload));
+    }
+    settle(at(2), &mut [&mut a, &mut b]);
+    for number in 0..2000_u16 {
+        let packet = b.stack.receive().expect("a packet");
+        assert_eq!(packet.len(), 20 + usize::from(number % 1400) + 2);
+        assert!(packet.ends_with(&number.to_be_bytes()));
+    }
+    assert_eq!(b.stack.receive(), None);
+    assert_eq!((a.all_dropped(), b.all_dropped()), (0, 0));
+}
+
+#[test]
+fn a_super_packet_crosses_as_segments_and_arrives_joined() {
+    let (mut a, mut b) = pair();
+    for size in [1368, 500] {
+        let stream = Stream::between(a.inner, b.inner, 30 * size);
+        // The segments of the first one wait for the handshake. Only the latest are kept.
+        a.stack.send_super(stream.super_header(size, 0), &stream.bytes(true));
+        settle(at(1), &mut [&mut a, &mut b]);
+        while b.stack.receive().is_some() {}
+        let before = a.network.seen().len();
+        a.stack.send_super(stream.super_header(size, 0), &stream.bytes(true));
+        a.stack.send(&packet(a.inner, b.inner, b"another"));
+        settle(at(2), &mut [&mut a, &mut b]);
+        let (header, whole) = b.stack.receive_super().expect("a super-packet");
+        assert_eq!(header, stream.super_header(size, 0));
+        assert!(whole == stream.bytes(true), "{size}");
+        assert!(b.stack.receive().is_some_and(|packet| packet.ends_with(b"another")));
+        let lengths: Vec<_> =
+            a.network.seen()[before..].iter().map(|(_, _, datagram)| datagram.len()).collect();
+        // Messages are padded to a multiple of 16 bytes, but not beyond the MTU.
+        assert_eq!(lengths[..30], [((52 + size).next_multiple_of(16)).min(MTU) + 32; 30]);
+    }
+}
+
+#[test]
+fn a_super_packet_of_many_small_segments_fills_more_than_one_batch() {
+    let (mut a, mut b) = pair();
+    a.stack.send(&packet(a.inner, b.inner, b"first"));
+    settle(at(1), &mut [&mut a, &mut b]);
+    let _ = b.stack.receive();
+    let stream = Stream::between(a.inner, b.inner, 60_000);
+    a.stack.send_super(stream.super_header(50, 0), &stream.bytes(true));
+    settle(at(2), &mut [&mut a, &mut b]);
+    for piece in stream.segments(50) {
+        assert!(b.stack.receive() == Some(piece.bytes(false)));
+    }
+    assert_eq!(b.stack.receive(), None);
+    assert_eq!((a.all_dropped(), b.all_dropped()), (0, 0));
+}
+
+#[test]
+fn a_super_packet_that_contradicts_its_virtio_header_is_dropped() {
+    let (mut a, b) = pair();
+    let stream = Stream::between(a.inner, b.inner, 3000);
+    let mut header = stream.super_header(1000, 0);
+    header.checksum = None;
+    a.stack.send_super(header, &stream.bytes(true));
+    a.turn(at(1));
+    assert_eq!(a.dropped("bad-inner-packet"), 1);
+}
+
+#[test]
+fn interleaved_packets_reach_peers_with_and_without_sessions_in_order() {
+    let network = network();
+    let mut hub = Machine::on(&network, 1);
+    let mut spokes = [Machine::on(&network, 2), Machine::on(&network, 3), Machine::on(&network, 4)];
+    hub.configure(at(0), &spokes.each_ref());
+    for spoke in &mut spokes {
+        spoke.configure(at(0), &[&hub]);
+        spoke.up();
+        spoke.turn(at(0));
+    }
+    hub.up();
+    hub.turn(at(0));
+    let [ref mut x, ref mut y, ref mut z] = spokes;
+    // Only the first peer has a session.
+    hub.stack.send(&packet(hub.inner, x.inner, b"hello"));
+    settle(at(1), &mut [&mut hub, x, y, z]);
+    assert!(x.stack.receive().is_some());
+    let mut expected = [const { Vec::new() }; 3];
+    for number in 0..60_usize {
+        // Runs of different lengths, with every combination of successive peers.
+        let which = (number / 2 + number / 7) % 3;
+        let spoke = [&*x, &*y, &*z][which];
+        let packet = packet(hub.inner, spoke.inner, &vec![number as u8; number * 9]);
+        hub.stack.send(&packet);
+        expected[which].push(packet);
+    }
+    settle(at(2), &mut [&mut hub, x, y, z]);
+    for (spoke, expected) in [x, y, z].into_iter().zip(expected) {
+        let received: Vec<_> = std::iter::from_fn(|| spoke.stack.receive()).collect();
+        assert_eq!(received, expected);
+    }
+    assert_eq!(hub.all_dropped(), 0);
+}
+
+#[test]
+fn packets_of_the_largest_mtu_cross_the_tunnel() {
+    let (mut a, mut b) = pair();
+    let jumbo = TunEvent::State(TunState { up: true, mtu: 65_475 });
+    a.stack.tell(jumbo);
+    b.stack.tell(jumbo);
+    let large = packet(a.inner, b.inner, &vec![7; 65_475 - 20]);
+    a.stack.send(&large);
+    settle(at(1), &mut [&mut a, &mut b]);
+    assert_eq!(b.stack.receive(), Some(large));
+    let longest = a.network.seen().iter().map(|(_, _, datagram)| datagram.len()).max();
+    assert_eq!(longest, Some(65_507), "padding does not exceed the MTU, so a message fits one datagram");
+}
+
+#[test]
+fn dropped_packets_are_counted_by_reason() {
+    let (mut a, mut b) = pair();
+    let stranger = Ipv4Addr::new(10, 9, 9, 9);
+    a.stack.send(&packet(a.inner, stranger, b""));
+    a.stack.send(b"\x00 no IP packet");
+    a.stack.send(b"");
+    a.stack.send(&packet(stranger, b.inner, b"a source that is not ours"));
+    settle(at(1), &mut [&mut a, &mut b]);
+    assert_eq!(a.dropped("no-peer-for-destination"), 1);
+    assert_eq!(a.dropped("bad-inner-packet"), 2);
+    assert_eq!(b.dropped("source-not-allowed"), 1);
+    assert_eq!(b.stack.receive(), None);
+    let Reply::Lines(lines) = b.request(at(1), "get_drops=1") else { panic!("no lines") };
+    assert!(lines.contains("source-not-allowed=1\n"), "{}", lines.as_str());
+}
+
+#[test]
+fn truncated_forged_and_replayed_datagrams_of_every_type_are_dropped() {
+    let (mut a, mut b) = pair();
+    a.stack.send(&packet(a.inner, b.inner, b"hello"));
+    settle(at(1), &mut [&mut a, &mut b]);
+    let _ = b.stack.receive();
+    let genuine: Vec<_> = a.network.seen();
+    let (before, mut injected) = (b.all_dropped(), 0);
+    for (_, to, datagram) in genuine.iter().filter(|(_, to, _)| *to == b.endpoint()) {
+        for len in 0..datagram.len() {
+            inject(&b.network, a.engine_address(), *to, &datagram[..len]);
+            injected += 1;
+        }
+        for place in 0..datagram.len() {
+            let mut flipped = datagram.clone();
+            flipped[place] ^= 1;
+            inject(&b.network, a.engine_address(), *to, &flipped);
+            injected += 1;
+        }
+        // The same datagram again is a replay, here even from another address.
+        inject(&b.network, Ipv4Addr::new(198, 51, 100, 1).into(), *to, datagram);
+        injected += 1;
+    }
+    settle(at(1), &mut [&mut a, &mut b]);
+    assert_eq!(b.all_dropped() - before, injected);
+    let there = packet(a.inner, b.inner, b"still here");
+    a.stack.send(&there);
+    settle(at(2), &mut [&mut a, &mut b]);
+    assert_eq!(b.stack.receive(), Some(there));
+    assert!(b.get(at(2)).contains(&format!("endpoint={}\n", a.endpoint())));
+}
+
+#[test]
+fn replies_follow_a_peer_to_its_new_port() {
+    let (mut a, mut b) = pair();
+    a.stack.send(&packet(a.inner, b.inner, b"hello"));
+    settle(at(1), &mut [&mut a, &mut b]);
+    assert_eq!(b.set(at(2), "listen_port=2000"), Reply::Done);
+    b.stack.send(&packet(b.inner, a.inner, b"from the new port"));
+    settle(at(2), &mut [&mut a, &mut b]);
+    assert!(a.get(at(2)).contains("endpoint=192.0.2.2:2000\n"));
+    let _ = b.stack.receive();
+    a.stack.send(&packet(a.inner, b.inner, b"to the new port"));
+    settle(at(2), &mut [&mut a, &mut b]);
+    assert!(b.stack.receive().is_some());
+}
+
+#[test]
+fn a_set_with_a_port_that_is_in_use_changes_nothing() {
+    let (mut a, _b) = pair();
+    let squatter = a.network.bind(999, 0).expect("free");
+    let before = a.get(at(1));
+    let other = PrivateKey::from_bytes([9; 32]);
+    let lines =
+        format!("private_key={}\nlisten_port=999\nfwmark=7\nreplace_peers=true", other.expose_hex().as_str());
+    assert_eq!(a.set(at(1), &lines), Reply::Refused(Errno(libc::EADDRINUSE)));
+    assert_eq!(a.get(at(1)), before);
+    drop(squatter);
+    assert_eq!(a.set(at(1), &lines), Reply::Done);
+    assert!(a.get(at(1)).contains("listen_port=999\nfwmark=7\n"));
+}
+
+#[test]
+fn a_port_that_is_in_use_is_reported_even_while_the_interface_is_down() {
+    let mut a = Machine::on(&network(), 1);
+    let squatter = a.network.bind(999, 0).expect("free");
+    assert_eq!(a.set(at(0), "listen_port=999"), Reply::Refused(Errno(libc::EADDRINUSE)));
+    drop(squatter);
+    assert_eq!(a.set(at(0), "listen_port=999"), Reply::Done);
+    assert!(a.network.bind(999, 0).is_ok(), "the port stays closed while the interface is down");
+}
+
+#[test]
+fn opening_the_port_is_retried_if_it_was_in_use_when_the_interface_came_up() {
+    let mut a = Machine::on(&network(), 1);
+    assert_eq!(a.set(at(0), "listen_port=999"), Reply::Done);
+    let squatter = a.network.bind(999, 0).expect("free");
+    a.up();
+    assert_eq!(a.turn(at(0)), NextTurn::Wait(Some(at(1).monotonic)));
+    assert_eq!(
+        a.set(at(0), "listen_port=999"),
+        Reply::Refused(Errno(libc::EADDRINUSE)),
+        "a client learns of it"
+    );
+    drop(squatter);
+    a.turn(at(1));
+    assert_eq!(a.engine.udp().map(Udp::port), Some(999));
+}
+
+#[test]
+fn the_port_that_the_system_chose_is_reported() {
+    let mut a = Machine::on(&network(), 1);
+    assert_eq!(a.get(at(0)), "", "a device without configuration has nothing to report");
+    a.up();
+    a.turn(at(0));
+    let port = a.engine.udp().expect("open").port();
+    assert_ne!(port, 0);
+    assert_eq!(a.get(at(0)), format!("listen_port={port}\n"));
+    assert_eq!(a.set(at(0), "listen_port=0"), Reply::Done);
+    assert_eq!(a.engine.udp().map(Udp::port), Some(port), "the port that was chosen is kept");
+}
+
+#[test]
+fn get_reports_the_device_and_its_peers() {
+    let (mut a, mut b) = pair();
+    let psk = "188515093e952f5f22e865cef3012e72f8b5f0b598ac0309d5dacce3b70fcf52";
+    let preshared =
+        |peer: &Machine| format!("public_key={}\npreshared_key={psk}", peer.public_key().to_hex());
+    assert_eq!(a.set(at(1), &preshared(&b)), Reply::Done);
+    assert_eq!(b.set(at(1), &preshared(&a)), Reply::Done);
+    let keepalive = format!(
+        "fwmark=10\npublic_key={}\npersistent_keepalive_interval=25\nallowed_ip=fd00::/64",
+        b.public_key().to_hex()
+    );
+    assert_eq!(a.set(at(1), &keepalive), Reply::Done);
+    settle(at(1), &mut [&mut a, &mut b]);
+    let key = a.key.expose_hex();
+    let peer = b.public_key().to_hex();
+    // Sent: an initiation of 148 bytes and a keepalive of 32. Received: a response of 92.
+    assert_eq!(
+        a.get(at(1)),
+        format!(
+            "private_key={}\nlisten_port=51820\nfwmark=10\npublic_key={peer}\npreshared_key={psk}\n\
+             protocol_version=1\nendpoint=192.0.2.2:51820\nlast_handshake_time_sec=1000001\n\
+             last_handshake_time_nsec=0\ntx_bytes=180\nrx_bytes=92\npersistent_keepalive_interval=25\n\
+             allowed_ip=10.0.0.2/32\nallowed_ip=fd00::/64\n",
+            key.as_str()
+        )
+    );
+}
+
+#[test]
+fn a_set_adds_changes_and_removes_peers() {
+    let network = network();
+    let (mut a, b, c) = (Machine::on(&network, 1), Machine::on(&network, 2), Machine::on(&network, 3));
+    a.configure(at(0), &[&b]);
+    let (b, c) = (b.public_key().to_hex(), c.public_key().to_hex());
+    let own = a.public_key().to_hex();
+    let has = |machine: &mut Machine, line: &str| machine.get(at(0)).contains(&format!("{line}\n"));
+
+    assert_eq!(
+        a.set(at(0), &format!("public_key={c}\nupdate_only=true\nallowed_ip=10.0.0.3/32")),
+        Reply::Done
+    );
+    assert!(!has(&mut a, &format!("public_key={c}")), "update_only adds no peer");
+
+    assert_eq!(a.set(at(0), &format!("public_key={own}\nallowed_ip=10.0.0.1/32")), Reply::Done);
+    assert!(!has(&mut a, &format!("public_key={own}")), "our own key is skipped");
+
+    assert_eq!(a.set(at(0), &format!("public_key={c}\nallowed_ip=10.0.0.2/32")), Reply::Done);
+    let state = a.get(at(0));
+    let owner = state[..state.find("allowed_ip=").expect("a peer has it")].rfind("public_key=");
+    assert!(
+        state[owner.expect("a peer")..].starts_with(&format!("public_key={c}")),
+        "it moved to the other peer: {state}"
+    );
+
+    assert_eq!(a.set(at(0), &format!("public_key={c}\nallowed_ip=-10.0.0.2/32")), Reply::Done);
+    assert!(!has(&mut a, "allowed_ip=10.0.0.2/32"));
+
+    let replaced = "replace_allowed_ips=true\nallowed_ip=10.8.0.0/16";
+    assert_eq!(a.set(at(0), &format!("public_key={c}\nallowed_ip=10.7.0.0/16")), Reply::Done);
+    assert_eq!(a.set(at(0), &format!("public_key={c}\n{replaced}")), Reply::Done);
+    assert!(has(&mut a, "allowed_ip=10.8.0.0/16") && !has(&mut a, "allowed_ip=10.7.0.0/16"));
+
+    assert_eq!(a.set(at(0), &format!("public_key={b}\nremove=true")), Reply::Done);
+    assert!(!has(&mut a, &format!("public_key={b}")));
+
+    assert_eq!(a.set(at(0), &format!("replace_peers=true\npublic_key={b}")), Reply::Done);
+    assert!(has(&mut a, &format!("public_key={b}")) && !has(&mut a, &format!("public_key={c}")));
+}
+
+#[test]
+fn the_engine_ends_when_its_interface_is_deleted() {
+    let (mut a, _b) = pair();
+    a.stack.tell(TunEvent::Gone);
+    assert_eq!(a.turn(at(1)), NextTurn::Never);
+}
+
+#[test]
+fn sessions_are_renewed_under_traffic() {
+    let (mut a, mut b) = pair();
+    for second in 1..400 {
+        a.stack.send(&packet(a.inner, b.inner, &[0; 100]));
+        settle(at(second), &mut [&mut a, &mut b]);
+        assert!(b.stack.receive().is_some(), "lost at {second} s");
+    }
+    let initiations = a.network.seen().iter().filter(|(_, _, datagram)| datagram[0] == 1).count();
+    assert_eq!(initiations, 4, "the first after 1 s, then one every 120 s");
+    assert_eq!((a.all_dropped(), b.all_dropped()), (0, 0));
+}
+
+#[test]
+fn without_a_source_check_a_tun_interface_accepts_any_source_address() {
+    let network = network();
+    let mode = Mode::new(PeerLookup::Destination, SourceCheck::Off).unwrap();
+    let (mut a, mut b) = (Machine::on(&network, 1), Machine::with(&network, 2, mode, memory_tun()));
+    a.configure(at(0), &[&b]);
+    b.configure(at(0), &[&a]);
+    a.up();
+    b.up();
+    settle(at(0), &mut [&mut a, &mut b]);
+    let spoofed = packet(Ipv4Addr::new(10, 9, 9, 9), b.inner, b"from elsewhere");
+    a.stack.send(&spoofed);
+    settle(at(1), &mut [&mut a, &mut b]);
+    assert_eq!(b.stack.receive(), Some(spoofed.clone()));
+    assert_eq!(b.set(at(1), "source_check=firewall"), Reply::Refused(Errno::EINVAL));
+    assert_eq!(b.set(at(1), "source_check=allowed-ips"), Reply::Done);
+    a.stack.send(&spoofed);
+    settle(at(2), &mut [&mut a, &mut b]);
+    assert_eq!(b.stack.receive(), None);
+    assert_eq!(b.dropped("source-not-allowed"), 1);
+}

@@ -1,0 +1,44 @@
+//! Waiting for descriptors with poll(2).
+
+use std::{io, os::fd::BorrowedFd, time::Duration};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, ppoll},
+    sys::time::TimeSpec,
+};
+
+use crate::udp::LinuxUdp;
+
+/// An entry that waits until a descriptor is readable.
+pub(super) fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::POLLIN)
+}
+
+/// An entry that waits for nothing. Poll(2) needs some open descriptor for it.
+pub(super) fn nothing(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::empty())
+}
+
+/// The entries for packets and datagrams: the interface's descriptor, if its packets are wanted, and the port's sockets,
+/// as far as there are any. `open` is any open descriptor.
+pub(super) fn traffic<'f>(
+    packets: Option<BorrowedFd<'f>>,
+    port: Option<&'f LinuxUdp>,
+    open: BorrowedFd<'f>,
+) -> [PollFd<'f>; 3] {
+    let mut sockets = port.into_iter().flat_map(LinuxUdp::sockets);
+    [packets, sockets.next(), sockets.next()].map(|fd| fd.map_or(nothing(open), readable))
+}
+
+/// Waits until an entry is ready, a signal handler has run, or `timeout` is over; `None` means for ever. Returns which
+/// entries are ready.
+pub(super) fn wait<const N: usize>(
+    mut fds: [PollFd<'_>; N],
+    timeout: Option<Duration>,
+) -> io::Result<[bool; N]> {
+    match ppoll(&mut fds, timeout.map(TimeSpec::from), None) {
+        Ok(_) | Err(Errno::EINTR) => Ok(fds.map(|fd| fd.any().unwrap_or_default())),
+        Err(error) => Err(error.into()),
+    }
+}

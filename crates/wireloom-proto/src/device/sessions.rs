@@ -1,0 +1,58 @@
+//! The sessions of a peer: the previous, the current and the next one.
+
+use std::sync::Arc;
+
+use crate::transport::session::Session;
+
+/// The sessions of a peer. Only the current one sends. All of them receive, so that a renewal loses no message that is
+/// under way. The kernel calls them `noise_keypairs`.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    previous: Option<Arc<Session>>,
+    current: Option<Arc<Session>>,
+    /// A session of which we are the responder, until the peer proves that it has the keys.
+    next: Option<Arc<Session>>,
+}
+
+/// The sessions that a change has ended.
+pub(super) type Ended = [Option<Arc<Session>>; 3];
+
+impl Sessions {
+    pub(super) fn current(&self) -> Option<&Arc<Session>> {
+        self.current.as_ref()
+    }
+
+    /// Makes a session that we initiated the current one: the response has proved that the peer has the keys.
+    ///
+    /// A `next` session stays. It means that both sides have begun a handshake at once, and the peer may send with it
+    /// until they agree.
+    pub(super) fn use_initiated(&mut self, session: Arc<Session>) -> Ended {
+        let replaced = self.current.replace(session);
+        [std::mem::replace(&mut self.previous, replaced), None, None]
+    }
+
+    /// Keeps a session of which we are the responder until the peer confirms it.
+    pub(super) fn keep_answered(&mut self, session: Arc<Session>) -> Ended {
+        [self.previous.take(), self.next.replace(session), None]
+    }
+
+    /// Makes the `next` session the current one, if the peer has proved that it has the keys.
+    ///
+    /// If both sides began a handshake at once, each side has initiated one session. Both sessions work. But if each
+    /// side stayed with its own, both would renew at the same time again and again, which loses packets. So the side
+    /// that yields changes to the other's session, and the other side stays with its own.
+    pub(super) fn promote_confirmed(&mut self, we_yield: bool) -> Option<Ended> {
+        let current = self.current.as_ref();
+        let next = self.next.take_if(|next| {
+            let newer = current.is_none_or(|current| current.born() <= next.born());
+            next.is_confirmed() && (newer || we_yield)
+        })?;
+        let replaced = self.current.replace(next);
+        Some([std::mem::replace(&mut self.previous, replaced), None, None])
+    }
+
+    /// Ends all sessions.
+    pub(super) fn end(&mut self) -> Ended {
+        [self.previous.take(), self.current.take(), self.next.take()]
+    }
+}

@@ -1,0 +1,226 @@
+//! The path to a peer: what the data path needs to send to it and to count its traffic.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::ArcSwapOption;
+use wireloom_types::PublicKey;
+
+use crate::endpoint::Endpoint;
+use crate::message::DATA_OVERHEAD;
+use crate::peer_id::PeerId;
+use crate::time::Instant;
+use crate::transport::activity::Activity;
+use crate::transport::session::{Counters, SealError, Session};
+use crate::transport::signal::{Events, Signal};
+
+/// The path to a peer: its current session, its endpoint and its byte counters.
+///
+/// The device writes it, and the data path reads it. Whoever holds a path may keep it after the peer is removed, but it
+/// has no session then.
+pub struct PeerPath {
+    id: PeerId,
+    public_key: PublicKey,
+    session: ArcSwapOption<Session>,
+    endpoint: ArcSwapOption<Endpoint>,
+    sent_bytes: AtomicU64,
+    received_bytes: AtomicU64,
+    /// False after an initiation went unanswered, until a message arrives from the peer.
+    reachable: AtomicBool,
+    pub(crate) activity: Activity,
+}
+
+/// Where to send a batch that was sealed or reserved, and what the device must be told about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Sealed {
+    /// Where to send the messages.
+    pub endpoint: Endpoint,
+    /// What the device must be told, if anything.
+    pub signal: Option<Signal>,
+}
+
+/// A reservation to seal a batch of messages later, on any thread: a session, and counters that nobody else uses.
+///
+/// Dropping it is safe: the counters are skipped, and the peer's replay window allows for gaps.
+#[derive(Debug)]
+pub struct Reserved {
+    session: Arc<Session>,
+    counters: Counters,
+}
+
+impl Reserved {
+    /// Seals the messages, each laid out as by [`message::frame`](crate::message::frame).
+    ///
+    /// # Panics
+    /// When there are more messages than were reserved, or one is shorter than [`DATA_OVERHEAD`].
+    pub fn seal<'m>(self, messages: impl ExactSizeIterator<Item = &'m mut [u8]>) {
+        self.session.seal_reserved(self.counters, messages);
+    }
+}
+
+impl PeerPath {
+    pub(crate) fn new(id: PeerId, public_key: PublicKey) -> Self {
+        Self {
+            id,
+            public_key,
+            session: ArcSwapOption::empty(),
+            endpoint: ArcSwapOption::empty(),
+            sent_bytes: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
+            reachable: AtomicBool::new(true),
+            activity: Activity::new(),
+        }
+    }
+
+    /// The peer's identifier.
+    #[must_use]
+    pub fn id(&self) -> PeerId {
+        self.id
+    }
+
+    /// The peer's public key.
+    #[must_use]
+    pub fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    /// Where the peer last sent from, or is configured to be.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint.load().as_deref().copied()
+    }
+
+    /// Whether packets for the peer are worth keeping until there is a session.
+    ///
+    /// False while the peer has no endpoint, and after it left an initiation unanswered for
+    /// [`REKEY_TIMEOUT`](wireloom_types::limits::REKEY_TIMEOUT) while nothing had arrived from it for 15 seconds.
+    /// True again when a message arrives from it or its endpoint is configured. To try it, call
+    /// [`Device::begin_handshake`](crate::Device::begin_handshake).
+    #[must_use]
+    pub fn is_reachable(&self) -> bool {
+        self.reachable.load(Ordering::Relaxed) && self.endpoint.load().is_some()
+    }
+
+    /// The number of bytes sent to the peer in WireGuard messages of all types.
+    #[must_use]
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The number of bytes received from the peer in authentic WireGuard messages of all types.
+    #[must_use]
+    pub fn received_bytes(&self) -> u64 {
+        self.received_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Seals a batch of messages for the peer, each laid out as by [`message::frame`](crate::message::frame). Send
+    /// them in this order to the endpoint that is returned. A message without payload is a keepalive.
+    ///
+    /// # Errors
+    /// [`SealError`]. No message was changed then; give the packets to
+    /// [`Device::handle_outgoing`](crate::Device::handle_outgoing).
+    ///
+    /// # Panics
+    /// When a message is shorter than [`DATA_OVERHEAD`].
+    pub fn seal<'m>(
+        &self,
+        now: Instant,
+        messages: impl ExactSizeIterator<Item = &'m mut [u8]>,
+    ) -> Result<Sealed, SealError> {
+        let session = self.session.load();
+        let session = session.as_deref().ok_or(SealError::NoSession)?;
+        let endpoint = self.endpoint().ok_or(SealError::NoEndpoint)?;
+        let mut bytes = 0;
+        let mut data = false;
+        session.seal(
+            now,
+            messages.inspect(|message| {
+                bytes += message.len();
+                data |= message.len() > DATA_OVERHEAD;
+            }),
+        )?;
+        let mut events = self.note_sent(now, bytes, data);
+        if session.asks_for_rekey(now) {
+            events |= Events::REKEY_DUE;
+        }
+        Ok(Sealed { endpoint, signal: events.of_peer(self.id) })
+    }
+
+    /// Reserves what is needed to seal `messages` messages for the peer later, on any thread, with [`Reserved::seal`].
+    /// None of them may be a keepalive, and `bytes` is their length in all, with header and tag.
+    ///
+    /// They count as sent now. Send batches in the order in which they were reserved. Otherwise this is
+    /// [`Self::seal`].
+    ///
+    /// # Errors
+    /// [`SealError`], as for [`Self::seal`].
+    pub fn reserve(
+        &self,
+        now: Instant,
+        messages: usize,
+        bytes: usize,
+    ) -> Result<(Reserved, Sealed), SealError> {
+        let session = self.session.load_full().ok_or(SealError::NoSession)?;
+        let endpoint = self.endpoint().ok_or(SealError::NoEndpoint)?;
+        let counters = session.reserve(now, messages)?;
+        let mut events = self.note_sent(now, bytes, true);
+        if session.asks_for_rekey(now) {
+            events |= Events::REKEY_DUE;
+        }
+        Ok((Reserved { session, counters }, Sealed { endpoint, signal: events.of_peer(self.id) }))
+    }
+
+    /// Records messages that are sent to the peer, `bytes` long in all.
+    pub(crate) fn note_sent(&self, now: Instant, bytes: usize, data: bool) -> Events {
+        self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        timer_event(self.activity.note_sent(now, data))
+    }
+
+    /// Records authentic messages that came from the peer, `bytes` long in all, and makes their source its endpoint.
+    pub(crate) fn note_received(&self, now: Instant, from: Endpoint, bytes: usize, data: bool) -> Events {
+        self.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        if self.endpoint.load().as_deref() != Some(&from) {
+            self.set_endpoint(Some(from));
+        }
+        self.set_reachable(true);
+        timer_event(self.activity.note_received(now, data))
+    }
+
+    pub(crate) fn set_endpoint(&self, endpoint: Option<Endpoint>) {
+        self.endpoint.store(endpoint.map(Arc::new));
+    }
+
+    /// Leaves the choice of our own address to routing. When nothing comes back, the address that the peer sent to
+    /// may be gone.
+    pub(crate) fn forget_local_address(&self) {
+        if let Some(endpoint) = self.endpoint().filter(|endpoint| endpoint.local.is_some()) {
+            self.set_endpoint(Some(endpoint.remote.into()));
+        }
+    }
+
+    /// Writes only a change, so that the cache line stays shared between readers.
+    pub(crate) fn set_reachable(&self, reachable: bool) {
+        if self.reachable.load(Ordering::Relaxed) != reachable {
+            self.reachable.store(reachable, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn set_session(&self, session: Option<Arc<Session>>) {
+        self.session.store(session);
+    }
+}
+
+fn timer_event(armed: bool) -> Events {
+    if armed { Events::TIMER_ARMED } else { Events::NONE }
+}
+
+impl fmt::Debug for PeerPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerPath")
+            .field("id", &self.id)
+            .field("public_key", &self.public_key)
+            .field("endpoint", &self.endpoint())
+            .finish_non_exhaustive()
+    }
+}

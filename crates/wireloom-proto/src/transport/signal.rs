@@ -1,0 +1,57 @@
+//! Signals: what the data path reports to the device.
+
+use std::ops::{BitOr, BitOrAssign};
+
+use crate::peer_id::PeerId;
+
+/// What sealing or opening found out that the device must know. Give it to
+/// [`Device::handle_signal`](crate::Device::handle_signal) on the thread that owns the device.
+///
+/// Signals are rare: a few per session, not one per packet. A late one is harmless, because the device checks whether
+/// its cause still holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "without it the device does not use a confirmed session, renew a session or run a timer"]
+pub struct Signal {
+    pub(crate) peer: PeerId,
+    pub(crate) events: Events,
+}
+
+/// A set of events that concern one peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Events(u8);
+
+impl Events {
+    pub(crate) const NONE: Self = Self(0);
+    /// The first authentic message arrived in a session of which we are the responder: it may be used to send now.
+    pub(crate) const SESSION_CONFIRMED: Self = Self(1);
+    /// A session that sends is due for renewal, by its age or its number of messages.
+    pub(crate) const REKEY_DUE: Self = Self(1 << 1);
+    /// A session that receives is due for renewal, because it expires soon and may send nothing until then.
+    pub(crate) const LAST_MINUTE: Self = Self(1 << 2);
+    /// A timer was armed that is due before the device's next check of the peer.
+    pub(crate) const TIMER_ARMED: Self = Self(1 << 3);
+
+    /// Whether this set contains all events of `other`.
+    pub(crate) const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The signal that reports these events, if there are any.
+    pub(crate) fn of_peer(self, peer: PeerId) -> Option<Signal> {
+        (self != Self::NONE).then_some(Signal { peer, events: self })
+    }
+}
+
+impl BitOr for Events {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Events {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}

@@ -1,0 +1,258 @@
+//! The mesh file changes, and the mesh follows; a bad edit changes nothing.
+
+use std::time::Duration;
+
+use wireloom_lab::{
+    Cell, FAMILIES, Layout, PATIENCE, Pinger, Place, Promise, Wire,
+    agent::{self, Agent},
+    mesh::{KeyPair, MEMBERS, write_key},
+    probe::{Exchange, probe},
+    until,
+};
+use wireloom_plan::kernel::Family;
+
+use crate::{
+    fixtures::fleet::{Fleet, rules, run},
+    wireloom,
+};
+
+const SCOPED: &str = "encrypt_host_traffic = false";
+
+const ENCRYPTED: Cell = Cell { reachable: true, wire: Wire::Encrypted };
+const DIRECT: Cell = Cell { reachable: true, wire: Wire::Direct };
+const REFUSED: Cell = Cell { reachable: false, wire: Wire::Nothing };
+
+impl Fleet {
+    /// Waits until pings between two places give the expected result, over both families.
+    #[track_caller]
+    fn expect(&self, from: &Place, to: &Place, expected: Cell) {
+        for family in FAMILIES {
+            let what = format!("{} to {} over {family:?}: {expected}", from.name, to.name);
+            self.wait(&what, |fleet| {
+                probe(fleet.lab.underlay(), from, to, family, Exchange::Ping).unwrap() == expected
+            });
+        }
+    }
+
+    /// As [`Fleet::expect`], between the first pods of two nodes.
+    #[track_caller]
+    fn expect_pods(&self, from: usize, to: usize, expected: Cell) {
+        self.expect(&self.lab.nodes[from].pods[0], &self.lab.nodes[to].pods[0], expected);
+    }
+
+    /// Waits until `wireloom status` on node-a says all of this.
+    #[track_caller]
+    fn wait_for_status(&self, words: &[&str]) {
+        self.wait(&format!("status to say {words:?}"), |fleet| {
+            let (_, shown, _) = run(&fleet.lab.nodes[0], "status");
+            words.iter().all(|word| shown.contains(word))
+        });
+    }
+}
+
+fn three_nodes(routing: &str) -> Fleet {
+    Fleet::without_agents(Layout { nodes: 3, ..Layout::default() }, routing)
+}
+
+#[test]
+pub(crate) fn a_node_without_a_key_is_reached_in_plaintext() {
+    let mut fleet = three_nodes(SCOPED);
+    let key = fleet.mesh.nodes[2].public_key.take();
+    fleet.edit(|_| {});
+    fleet.start();
+    fleet.expect_pods(0, 1, ENCRYPTED);
+    fleet.expect_pods(0, 2, DIRECT);
+    fleet.expect_pods(2, 1, DIRECT);
+    let table = fleet.lab.nodes[0].run("ip route show table 1").unwrap();
+    assert!(table.contains("throw 10.161.3.0/24"), "{table}");
+    fleet.wait_for_status(&["node-c"]);
+    // When it gets its key, everything between pods is encrypted.
+    fleet.edit(|mesh| mesh.nodes[2].public_key = key);
+    fleet.settle(Promise::SCOPED);
+}
+
+#[test]
+pub(crate) fn a_node_without_a_key_is_not_reached_where_the_settings_reject_it() {
+    let mut fleet = three_nodes("keyless_peers = \"reject\"");
+    fleet.mesh.nodes[2].public_key = None;
+    fleet.edit(|_| {});
+    fleet.start();
+    fleet.expect_pods(0, 1, ENCRYPTED);
+    fleet.expect_pods(0, 2, REFUSED);
+    // And a pool address that no node has does not leave in plaintext either.
+    let table = fleet.lab.nodes[0].run("ip route show table 1").unwrap();
+    assert!(
+        table.contains("unreachable 10.161.0.0/16") && table.contains("unreachable 10.161.3.0/24"),
+        "{table}"
+    );
+    // Switched live, both ways.
+    fleet.route("keyless_peers = \"plaintext\"");
+    fleet.expect_pods(0, 2, DIRECT);
+    fleet.route("keyless_peers = \"reject\"");
+    fleet.expect_pods(0, 2, REFUSED);
+}
+
+#[test]
+pub(crate) fn nodes_with_one_key_are_both_left_out_and_reported() {
+    let mut fleet = three_nodes(SCOPED);
+    fleet.start();
+    fleet.settle(Promise::SCOPED);
+    let (b, c) = (fleet.mesh.nodes[1].public_key.clone(), fleet.mesh.nodes[2].public_key.clone());
+    fleet.edit(|mesh| mesh.nodes[2].public_key = b);
+    fleet.expect_pods(0, 1, DIRECT);
+    fleet.expect_pods(0, 2, DIRECT);
+    fleet.wait_for_status(&["node-b", "node-c", "same"]);
+    fleet.edit(|mesh| mesh.nodes[2].public_key = c);
+    fleet.settle(Promise::SCOPED);
+}
+
+#[test]
+pub(crate) fn a_changed_key_is_followed() {
+    let mut fleet = Fleet::new(Layout::default(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    // node-b starts again with another key, and the mesh file says so a moment later.
+    let key = KeyPair::generate(wireloom(), &fleet.lab.nodes[1]).unwrap();
+    drop(fleet.agents.remove(1));
+    write_key(&fleet.lab.nodes[1], &key).unwrap();
+    fleet.agents.push(Agent::start(wireloom(), &fleet.lab.nodes[1]).unwrap());
+    fleet.edit(|mesh| mesh.nodes[1].public_key = Some(key.public.clone()));
+    fleet.wait("the new key in place of the old on node-a", |fleet| {
+        fleet.lab.nodes[0].run("wg show wg0 peers").unwrap().trim() == key.public
+    });
+    fleet.settle(Promise::SCOPED);
+}
+
+#[test]
+pub(crate) fn a_changed_endpoint_is_followed() {
+    let mut fleet = Fleet::new(Layout::default(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    // From IPv4 to IPv6: both lead to the same node.
+    let endpoint = fleet.lab.nodes[1].endpoint(Family::V6);
+    fleet.edit(|mesh| mesh.nodes[1].endpoint = Some(endpoint));
+    fleet.wait("the endpoint on node-a", |fleet| {
+        let shown = fleet.lab.nodes[0].run("wg show wg0 endpoints").unwrap();
+        shown.trim().ends_with(&endpoint.to_string())
+    });
+    fleet.settle(Promise::SCOPED);
+}
+
+#[test]
+pub(crate) fn a_removed_node_leaves_no_trace() {
+    let mut fleet = three_nodes(SCOPED);
+    fleet.start();
+    fleet.settle(Promise::SCOPED);
+    let gone = fleet.mesh.nodes[2].public_key.clone().unwrap();
+    fleet.edit(|mesh| {
+        mesh.nodes.pop();
+    });
+    fleet.wait("node-c to go from node-a", |fleet| {
+        let node = &fleet.lab.nodes[0];
+        let peers = node.run("wg show wg0 peers").unwrap();
+        let routes = ["-4", "-6"].map(|family| node.run(&format!("ip {family} route show table 1")).unwrap());
+        !peers.contains(&gone) && !routes.concat().contains("161.3.") && !routes.concat().contains("161:3:")
+    });
+    fleet.expect_pods(0, 1, ENCRYPTED);
+}
+
+#[test]
+pub(crate) fn a_borrowed_address_moves_between_nodes() {
+    let mut fleet = three_nodes(SCOPED);
+    fleet.start();
+    fleet.settle(Promise::SCOPED);
+    let borrowed = fleet.lab.lend_address(0, 77, 1).unwrap();
+    let mut home = 1;
+    for next in [1, 2, 0, 2] {
+        if next != home {
+            fleet.lab.move_address(borrowed, next).unwrap();
+        }
+        fleet.edit(|mesh| {
+            for node in &mut mesh.nodes {
+                node.workloads.retain(|prefix| !borrowed.single().contains(prefix));
+            }
+            mesh.nodes[next].workloads.extend(borrowed.single());
+        });
+        home = next;
+        let pod = fleet.lab.nodes[home].pods.last().unwrap();
+        assert_eq!(pod.addresses, borrowed);
+        for from in (0..3).filter(|n| *n != home) {
+            fleet.expect(&fleet.lab.nodes[from].pods[0], pod, ENCRYPTED);
+            fleet.expect(pod, &fleet.lab.nodes[from].pods[0], ENCRYPTED);
+        }
+        // The rest of the block has stayed where it was.
+        fleet.expect_pods(1, 0, ENCRYPTED);
+    }
+}
+
+/// Every kind of mistake, and what the agent's status must name of it.
+#[test]
+fn every_mistake_in_the_mesh_file_is_reported_and_the_last_good_state_stays() {
+    let fleet = Fleet::new(Layout::default(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+    let good = a.host.space.read(MEMBERS).unwrap().unwrap();
+    let key = &fleet.keys[1].public;
+    let mistakes: [(String, &[&str]); 12] = [
+        (format!("{good}\ncolour = \"red\"\n"), &["colour"]),
+        (good.replace("10.161.0.0/16", "10.161.0.0/33"), &["10.161.0.0/33"]),
+        (good.replace("10.161.2.0/24", "10.161.2.7/24"), &["10.161.2.7/24", "10.161.2.0/24"]),
+        (good.replace(key.as_str(), "bm90IGEga2V5"), &["key"]),
+        (good.replace("192.168.1.2:51820", "192.168.1.2"), &["192.168.1.2", "endpoint"]),
+        (good.replace("node-b", "node-a"), &["node-a"]),
+        (good.replace("10.161.2.0/24", "10.161.1.0/24"), &["10.161.1.0/24"]),
+        (good.replace("10.161.2.0/24", "10.161.1.128/25"), &["10.161.1.128/25"]),
+        (good.replace("fd00:10:161:2::/64", "fd00:10:161:1::/64"), &["fd00:10:161:1::/64"]),
+        (good.replace("[[nodes]]", "[[nodes"), &[]),
+        (String::new(), &["empty"]),
+        (good.replace("192.168.1.2\"", "192.168.1.1\""), &["192.168.1.1"]),
+    ];
+    let pinger = Pinger::start(&a.pods[0], &b.pods[0], Family::V4, Duration::from_millis(10)).unwrap();
+    let tables = || {
+        let lines = [
+            "ip rule show",
+            "ip -6 rule show",
+            "ip route show table 1",
+            "ip -6 route show table 1",
+            "wg show wg0 allowed-ips",
+        ];
+        lines.map(|line| a.run(line).unwrap())
+    };
+    let before = tables();
+    for (text, names) in mistakes {
+        assert_ne!(text, good, "not a mistake: {names:?}");
+        a.host.space.write(MEMBERS, &text).unwrap();
+        let located = if text.is_empty() { "mesh.toml" } else { "mesh.toml:" };
+        fleet.wait_for_status(&[&[located][..], names].concat());
+        assert_eq!(tables(), before, "{names:?}");
+        a.host.space.write(MEMBERS, &good).unwrap();
+        until(PATIENCE, "the report to go", || (!run(a, "status").1.contains("mesh.toml:")).then_some(()))
+            .unwrap();
+    }
+    // The file itself gone is a mistake as well.
+    a.run(&format!("rm {MEMBERS}")).unwrap();
+    fleet.wait_for_status(&["mesh.toml"]);
+    assert_eq!(tables(), before);
+    let report = pinger.stop().unwrap();
+    assert_eq!(report.lost, 0, "{report:?}\n{}", fleet.counters());
+    // A good edit is taken: the file is still watched.
+    let other_pool = good.replace("10.161.0.0/16", "10.160.0.0/15");
+    a.host.space.write(MEMBERS, &other_pool).unwrap();
+    fleet.wait("the edited pool", |fleet| {
+        rules(&fleet.lab.nodes[0])[0] == "from 10.160.0.0/15 fwmark 0/0xa lookup 1"
+    });
+}
+
+/// Before it has read a good mesh file, an agent removes nothing and makes nothing that depends on it.
+#[test]
+fn an_agent_without_a_mesh_file_waits_for_one() {
+    let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
+    for node in &fleet.lab.nodes {
+        node.run(&format!("rm {MEMBERS}")).unwrap();
+    }
+    fleet.start();
+    fleet.wait("the agent to log what it waits for", |fleet| {
+        agent::log(&fleet.lab.nodes[0]).unwrap().contains(MEMBERS)
+    });
+    assert!(rules(&fleet.lab.nodes[0]).is_empty());
+    fleet.edit(|_| {});
+    fleet.settle(Promise::SCOPED);
+}

@@ -1,0 +1,10 @@
+//! The agent on the nodes of a mesh.
+
+pub(crate) mod matrix;
+pub(crate) mod membership;
+mod reports;
+pub(crate) mod restart;
+pub(crate) mod rules;
+mod trouble;
+pub(crate) mod upgrade;
+mod upkeep;

@@ -1,0 +1,7 @@
+//! The userspace interface by itself, without an agent.
+
+mod configuration;
+mod data_path;
+mod lifecycle;
+mod packets;
+mod threads;

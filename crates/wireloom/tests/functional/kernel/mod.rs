@@ -1,0 +1,7 @@
+//! The agent's work on the kernel: rules, routes, sysctls, nftables, and the kernel's own WireGuard.
+
+#[cfg(feature = "kernel-wireguard")]
+mod backend;
+#[cfg(feature = "kernel-wireguard")]
+mod fleets;
+mod roundtrip;

@@ -1,0 +1,140 @@
+//! The next hop that routing chose is the peer that gets the packet.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr, UdpSocket},
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use wireloom_lab::{Layout, PATIENCE, until};
+
+use crate::{
+    fixtures::link::{BEHIND, Link, pings, put_behind, reach},
+    fixtures::tunnel::inner,
+};
+
+#[test]
+fn packets_reach_a_prefix_behind_a_peer_that_no_allowed_ips_name() {
+    let link = Link::with(Layout { nodes: 3, pods: 0, rp_filter: 1, ..Layout::default() });
+    put_behind(link.node(1));
+    let node = link.node(0);
+    for (prefix, gateway, to) in
+        [("172.20.0.0/16", inner(1)[0], BEHIND[0]), ("fd20::/16", inner(1)[1], BEHIND[1])]
+    {
+        node.run(&format!("ip route add {prefix} via {gateway}")).unwrap();
+        reach(node, to.parse().unwrap());
+    }
+    // The same IPv4 prefix by an IPv6 next hop.
+    node.run("ip route del 172.20.0.0/16").unwrap();
+    assert!(!pings(node, BEHIND[0]));
+    node.run(&format!("ip route add 172.20.0.0/16 via inet6 {} dev wg0", link.link_local(1))).unwrap();
+    reach(node, BEHIND[0].parse().unwrap());
+}
+
+#[test]
+fn two_tables_choose_their_gateways_by_source_and_by_mark() {
+    let link = Link::new(3);
+    link.settle();
+    let node = link.node(0);
+    for (place, table) in [(1, 101), (2, 102)] {
+        put_behind(link.node(place));
+        for (prefix, gateway) in [("172.20.0.0/16", inner(place)[0]), ("fd20::/16", inner(place)[1])] {
+            node.run(&format!("ip route add {prefix} via {gateway} table {table}")).unwrap();
+        }
+        for [prefix, gateway] in [
+            ["172.30.0.0/16".to_owned(), inner(0)[0].to_string()],
+            ["fd30::/16".to_owned(), inner(0)[1].to_string()],
+        ] {
+            link.node(place).run(&format!("ip route add {prefix} via {gateway}")).unwrap();
+        }
+    }
+    node.run("ip address add 172.30.0.1/32 dev lo").unwrap();
+    node.run("ip address add fd30::1/128 dev lo nodad").unwrap();
+    for family in ["-4", "-6"] {
+        node.run(&format!("ip {family} rule add fwmark 7 lookup 102 priority 10")).unwrap();
+    }
+    for (source, table) in [("10.99.0.1", 101), ("fd99::1", 101), ("172.30.0.1", 102), ("fd30::1", 102)] {
+        let family = if source.contains(':') { "-6" } else { "-4" };
+        node.run(&format!("ip {family} rule add from {source} lookup {table} priority 20")).unwrap();
+    }
+    for (words, table) in [
+        (format!("-I 10.99.0.1 {}", BEHIND[0]), 101),
+        (format!("-I fd99::1 {}", BEHIND[1]), 101),
+        (format!("-I 172.30.0.1 {}", BEHIND[0]), 102),
+        (format!("-I fd30::1 {}", BEHIND[1]), 102),
+        (format!("-m 7 -I 10.99.0.1 {}", BEHIND[0]), 102),
+        (format!("-m 7 -I fd99::1 {}", BEHIND[1]), 102),
+    ] {
+        let sent =
+            link.sent_meanwhile([1, 2], || assert!(pings(node, &format!("-s 1200 {words}")), "{words}"));
+        let [used, other] = if table == 101 { sent } else { [sent[1], sent[0]] };
+        assert!(used > 1200 && other < 1200, "{words}: {sent:?}");
+    }
+}
+
+#[test]
+fn flows_spread_over_two_gateways_and_each_stays_on_one() {
+    let link = Link::new(3);
+    link.settle();
+    let node = link.node(0);
+    let by_ports = ["net/ipv4/fib_multipath_hash_policy", "net/ipv6/fib_multipath_hash_policy"];
+    node.host.space.set_sysctls(&by_ports.map(|path| (path, "1"))).unwrap();
+    for place in [1, 2] {
+        put_behind(link.node(place));
+    }
+    for (family, prefix, to) in [(0, "172.20.0.0/16", BEHIND[0]), (1, "fd20::/16", BEHIND[1])] {
+        let [one, other] = [1, 2].map(|place| inner(place)[family]);
+        node.run(&format!("ip route add {prefix} nexthop via {one} nexthop via {other}")).unwrap();
+        let sinks = [1, 2].map(|place| Sink::open(&link, place, to.parse().unwrap()));
+        // Flows of a few packets and of many. That 44 flows all take one of two ways by chance will not happen.
+        let flows = [[5; 40].as_slice(), &[100; 4]].concat();
+        let gateways: Vec<_> = flows.into_iter().map(|packets| flow(&link, to, &sinks, packets)).collect();
+        assert!(gateways.iter().all(|gateways| gateways.len() == 1), "{gateways:?}");
+        let all: BTreeSet<_> = gateways.into_iter().flatten().collect();
+        assert_eq!(all.len(), 2, "all flows to {to} went by gateway {all:?}");
+    }
+}
+
+/// Receives on one of the gateways what is sent to the address behind both.
+struct Sink(UdpSocket);
+
+impl Sink {
+    const PORT: u16 = 9;
+
+    fn open(link: &Link, gateway: usize, address: IpAddr) -> Self {
+        let bind = || UdpSocket::bind((address, Self::PORT)).unwrap();
+        let socket = link.node(gateway).host.space.inside(bind).unwrap();
+        // For a hundred packets at a time.
+        setsockopt(&socket, sockopt::RcvBuf, &(1 << 20)).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        Self(socket)
+    }
+
+    /// How many datagrams have come since the last look.
+    fn count(&self) -> usize {
+        std::iter::from_fn(|| self.0.recv(&mut [0; 2048]).ok()).count()
+    }
+}
+
+/// Sends the packets of a new flow, waits until all of them have arrived, and returns the gateways, by their
+/// place among the sinks.
+#[track_caller]
+fn flow(link: &Link, to: &str, sinks: &[Sink; 2], packets: usize) -> BTreeSet<usize> {
+    let to = SocketAddr::new(to.parse().unwrap(), Sink::PORT);
+    let send = || {
+        let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+        for _ in 0..packets {
+            socket.send_to(&[0; 1000], to).unwrap();
+        }
+    };
+    link.node(0).host.space.inside(send).unwrap();
+    let mut counts = [0; 2];
+    let arrived = until(PATIENCE, "all packets of a flow", || {
+        for (count, sink) in counts.iter_mut().zip(sinks) {
+            *count += sink.count();
+        }
+        (counts.iter().sum::<usize>() == packets).then_some(())
+    });
+    assert!(arrived.is_ok(), "of {packets} packets to {to} the gateways got {counts:?}");
+    (0..2).filter(|place| counts[*place] > 0).collect()
+}
