@@ -1,8 +1,9 @@
-//! A kernel operation that failed: which one, why, and whether trying again can help.
+//! A kernel operation that failed: which one, why, and whether a retry can help.
 
 use std::{fmt, io};
 
 use nix::errno::Errno;
+use wireloom_netlink::Refusal;
 
 /// An operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -12,51 +13,49 @@ pub struct Error {
     cause: Cause,
 }
 
-/// Why it failed.
+/// Why an operation failed.
 #[derive(Debug)]
 pub enum Cause {
-    /// The kernel refused it, perhaps with a reason in words (`NLMSGERR_ATTR_MSG`).
-    Refused {
-        /// The error number.
-        errno: Errno,
-        /// The kernel's own words.
-        reason: Option<String>,
-    },
-    /// A file, a socket or a process did.
+    /// The kernel refused it.
+    Refused(Refusal),
+    /// A file, a socket or a process failed.
     Io(io::Error),
-    /// What came back makes no sense to us, or only the operator can mend it; in words.
-    Told(String),
-    /// Something that passes by itself, in words.
-    Passing(String),
+    /// Something that stays until the operator, the kernel or this program changes, in words.
+    Permanent(String),
+    /// Something that a retry may get past, in words.
+    Transient(String),
 }
 
 impl Error {
-    /// An operation, to follow "cannot", and what made it fail.
+    /// An operation, worded to follow "cannot", and why it failed.
     #[must_use]
     pub fn new(operation: String, cause: Cause) -> Self {
         Self { operation, cause }
     }
 
-    /// True when the same operation may succeed later without anybody's doing.
+    /// Whether the same operation may succeed later without anybody's intervention.
     #[must_use]
     pub fn retry_can_help(&self) -> bool {
         match &self.cause {
-            Cause::Refused { errno, .. } => !is_final(*errno),
+            Cause::Refused(refusal) => !is_final(refusal.errno),
             Cause::Io(error) => error.raw_os_error().is_none_or(|code| !is_final(Errno::from_raw(code))),
-            Cause::Told(_) => false,
-            Cause::Passing(_) => true,
+            Cause::Permanent(_) => false,
+            Cause::Transient(_) => true,
         }
     }
 }
 
 impl Cause {
-    /// True when the kernel has no support for the family that was asked for (IPv6 may be off).
-    pub(super) fn is_absent_family(&self) -> bool {
-        matches!(self, Self::Refused { errno: Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP, .. })
+    /// The error number, if the kernel refused the operation.
+    pub(crate) fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.errno),
+            _ => None,
+        }
     }
 }
 
-/// Refusals that stay as they are until the operator, the kernel or this program changes.
+/// Whether a refusal stays until the operator, the kernel or this program changes.
 fn is_final(errno: Errno) -> bool {
     matches!(errno, Errno::EPERM | Errno::EACCES | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)
 }
@@ -64,16 +63,15 @@ fn is_final(errno: Errno) -> bool {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused { errno: Errno::EPERM, .. } => {
-                f.write_str("permission denied; it takes root (CAP_NET_ADMIN)")
+            Self::Refused(Refusal { errno: Errno::EPERM, .. }) => {
+                f.write_str("permission denied; run it as root (CAP_NET_ADMIN)")
             }
-            Self::Refused { errno, reason: Some(reason) } => write!(f, "{reason} ({})", errno.desc()),
-            Self::Refused { errno, reason: None } => f.write_str(errno.desc()),
+            Self::Refused(refusal) => write!(f, "{refusal}"),
             Self::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                write!(f, "permission denied; it takes root ({error})")
+                write!(f, "permission denied; run it as root ({error})")
             }
             Self::Io(error) => write!(f, "{error}"),
-            Self::Told(what) | Self::Passing(what) => f.write_str(what),
+            Self::Permanent(what) | Self::Transient(what) => f.write_str(what),
         }
     }
 }
@@ -86,11 +84,29 @@ impl From<io::Error> for Cause {
 
 impl From<Errno> for Cause {
     fn from(errno: Errno) -> Self {
-        Self::Refused { errno, reason: None }
+        Self::Refused(Refusal { errno, reason: None })
     }
 }
 
-/// Names the operation that a cause made fail.
+impl From<Refusal> for Cause {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<wireloom_netlink::Error> for Cause {
+    fn from(error: wireloom_netlink::Error) -> Self {
+        use wireloom_netlink::Error::{DumpInterrupted, Refused, Socket, TimedOut, Unreadable};
+        match error {
+            Refused(refusal) => Self::Refused(refusal),
+            Socket(error) => Self::Io(error),
+            TimedOut(_) | DumpInterrupted(_) => Self::Transient(error.to_string()),
+            Unreadable(_) => Self::Permanent(error.to_string()),
+        }
+    }
+}
+
+/// Names the operation of which a cause is the failure.
 pub(crate) trait Attempt<T> {
     fn attempt(self, operation: impl FnOnce() -> String) -> Result<T, Error>;
 }
@@ -106,8 +122,8 @@ mod tests {
     use super::*;
 
     fn refused(errno: Errno, reason: Option<&str>) -> Error {
-        let cause = Cause::Refused { errno, reason: reason.map(str::to_owned) };
-        Err::<(), _>(cause).attempt(|| "add the rule".into()).unwrap_err()
+        let refusal = Refusal { errno, reason: reason.map(str::to_owned) };
+        Err::<(), _>(refusal).attempt(|| "add the rule".into()).unwrap_err()
     }
 
     #[test]
@@ -119,12 +135,12 @@ mod tests {
         );
         assert_eq!(
             refused(Errno::EPERM, None).to_string(),
-            "cannot add the rule: permission denied; it takes root (CAP_NET_ADMIN)"
+            "cannot add the rule: permission denied; run it as root (CAP_NET_ADMIN)"
         );
     }
 
     #[test]
-    fn only_passing_troubles_are_worth_a_retry() {
+    fn only_transient_failures_are_worth_a_retry() {
         assert!(refused(Errno::ENOBUFS, None).retry_can_help());
         assert!(refused(Errno::ENODEV, None).retry_can_help());
         assert!(!refused(Errno::EPERM, None).retry_can_help());

@@ -1,14 +1,14 @@
-//! New private keys: what `wg genkey` does.
+//! New private keys, as `wg genkey` makes them.
 
 use std::io;
 
 use wireloom_types::{KEY_LEN, PrivateKey};
 use zeroize::Zeroizing;
 
-/// Draws a new private key from the system's random generator.
+/// Draws a new private key from the kernel's random number generator.
 ///
 /// # Errors
-/// The system has no randomness to give.
+/// The kernel provides no random numbers.
 pub fn random_key() -> io::Result<PrivateKey> {
     let mut bytes = Zeroizing::new([0; KEY_LEN]);
     getrandom::fill(&mut *bytes).map_err(io::Error::other)?;

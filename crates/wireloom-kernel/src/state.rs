@@ -1,4 +1,4 @@
-//! The state directory: what must outlive the agent so that `wireloom down` can undo it.
+//! The state directory: what must outlive the agent, so that `wireloom down` can undo everything.
 
 use std::{
     collections::BTreeMap,
@@ -16,41 +16,41 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 use serde::{Deserialize, Serialize};
-use wireloom_plan::kernel::UnderlaySysctl;
+use wireloom_plan::sysctl::UnderlaySysctl;
 
-/// Long enough for another's [`StateDir::is_locked`].
+/// Longer than another process's [`StateDir::is_locked`] holds the lock.
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often a lock is tried.
-const GLANCE: Duration = Duration::from_millis(10);
+/// How often the lock is tried.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What sysctls of each interface were before the first change.
+/// The values of sysctls before their first change, by interface.
 pub type SavedSysctls = BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>;
 
-/// The directory, `/var/lib/wireloom` unless systemd says otherwise.
+/// The state directory: `/var/lib/wireloom` unless systemd gives another.
 #[derive(Debug, Clone)]
 pub struct StateDir {
     path: PathBuf,
 }
 
-/// What is programmed, so that `wireloom down` finds it whatever `agent.toml` says by then.
+/// What an agent programs, so that `wireloom down` finds it even if `agent.toml` has changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Programmed {
-    /// Our interface.
+    /// The name of our interface.
     pub interface: String,
-    /// Our table.
+    /// The number of our routing table.
     pub table: u32,
 }
 
-/// Held while an agent runs; the kernel lets go of it with the process.
+/// The lock of a running agent. The kernel releases it when the process ends.
 #[derive(Debug)]
 pub struct AgentLock {
     _file: Flock<File>,
 }
 
 impl StateDir {
-    /// Where it is: `$STATE_DIRECTORY` (systemd.exec(5), `StateDirectory=`; the first of several) or
-    /// `/var/lib/wireloom`. Nothing is made yet.
+    /// Locates the directory: `$STATE_DIRECTORY` (systemd.exec(5), `StateDirectory=`; the first of several) or
+    /// `/var/lib/wireloom`. Does not create it.
     #[must_use]
     pub fn locate() -> Self {
         let given = env::var_os("STATE_DIRECTORY").filter(|path| !path.is_empty());
@@ -58,7 +58,7 @@ impl StateDir {
         Self { path: first.unwrap_or_else(|| "/var/lib/wireloom".into()) }
     }
 
-    /// A given directory.
+    /// Uses the given directory. Does not create it.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
@@ -70,19 +70,19 @@ impl StateDir {
         &self.path
     }
 
-    /// Makes the directory, for its owner only.
+    /// Creates the directory, accessible by its owner only.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's error.
     pub fn create(&self) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.path)
     }
 
-    /// Takes the lock that only one agent can hold; `None` when another process holds it for longer
-    /// than `patience` ([`StateDir::is_locked`] does for a moment).
+    /// Takes the lock that only one agent can hold; `None` when another process still holds it after
+    /// `patience`. ([`StateDir::is_locked`] holds it for a moment.)
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's error.
     pub fn lock(&self, patience: Duration) -> io::Result<Option<AgentLock>> {
         self.create()?;
         let deadline = Instant::now() + patience;
@@ -94,22 +94,22 @@ impl StateDir {
                 Err((file, Errno::EWOULDBLOCK)) => file,
                 Err((_, errno)) => return Err(errno.into()),
             };
-            thread::sleep(GLANCE);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// True while an agent runs.
+    /// Whether an agent runs.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's error.
     pub fn is_locked(&self) -> io::Result<bool> {
         Ok(self.lock_path().exists() && self.lock(Duration::ZERO)?.is_none())
     }
 
-    /// What sysctls were before we changed them.
+    /// The values of sysctls before we changed them.
     ///
     /// # Errors
-    /// The operating system's, or `InvalidData` when the record is damaged.
+    /// The operating system's error, or a parse error when the record is damaged.
     pub fn saved_sysctls(&self) -> io::Result<SavedSysctls> {
         match fs::read(self.sysctl_path()) {
             Ok(text) => Ok(serde_json::from_slice(&text)?),
@@ -118,10 +118,10 @@ impl StateDir {
         }
     }
 
-    /// Records them, on the disk before it returns.
+    /// Saves them; they are on disk when it returns.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's error.
     pub fn save_sysctls(&self, saved: &SavedSysctls) -> io::Result<()> {
         if saved.is_empty() {
             return remove_if_there(&self.sysctl_path());
@@ -130,10 +130,10 @@ impl StateDir {
         write_atomically(&self.sysctl_path(), &serde_json::to_vec_pretty(saved)?)
     }
 
-    /// What an agent began to program and nobody took down since.
+    /// What an agent programmed, unless `wireloom down` removed it.
     ///
     /// # Errors
-    /// The operating system's, or `InvalidData` when the record is damaged.
+    /// The operating system's error, or a parse error when the record is damaged.
     pub fn programmed(&self) -> io::Result<Option<Programmed>> {
         match fs::read(self.programmed_path()) {
             Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
@@ -142,29 +142,29 @@ impl StateDir {
         }
     }
 
-    /// Records it, before anything of it is done.
+    /// Records what an agent is about to program.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's error.
     pub fn set_programmed(&self, programmed: &Programmed) -> io::Result<()> {
         self.create()?;
         write_atomically(&self.programmed_path(), &serde_json::to_vec(programmed)?)
     }
 
-    /// Says that an interface is being made: should the agent be killed before it has marked the
-    /// interface as its own, the next one knows.
+    /// Records that an interface is being created, for the next agent in case this one is killed before it has
+    /// marked the interface as ours.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's error.
     pub fn begin_creating(&self, interface: &str) -> io::Result<()> {
         self.create()?;
         write_atomically(&self.creating_path(), interface.as_bytes())
     }
 
-    /// The interface that a killed agent was making.
+    /// The name of the interface that a killed agent was creating.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's error.
     pub fn creating(&self) -> io::Result<Option<String>> {
         match fs::read_to_string(self.creating_path()) {
             Ok(interface) => Ok(Some(interface)),
@@ -173,10 +173,10 @@ impl StateDir {
         }
     }
 
-    /// The interface is made and marked.
+    /// Records that the interface is created and marked.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's error.
     pub fn end_creating(&self) -> io::Result<()> {
         remove_if_there(&self.creating_path())
     }
@@ -184,7 +184,7 @@ impl StateDir {
     /// Removes everything but the private key.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's error.
     pub fn clear(&self) -> io::Result<()> {
         for path in [self.sysctl_path(), self.creating_path(), self.programmed_path(), self.lock_path()] {
             remove_if_there(&path)?;
@@ -209,13 +209,13 @@ impl StateDir {
     }
 }
 
-/// Readers see the old file or the new one, whole, also after a power cut.
+/// Replaces a file: readers see either the old file or the new one, even after a power cut.
 ///
 /// # Errors
-/// The operating system's.
+/// The operating system's error.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    // A temporary file is its owner's only (0600).
+    // A temporary file is accessible by its owner only (0600).
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
     file.write_all(content)?;
     file.as_file().sync_all()?;
@@ -223,10 +223,10 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Removes a file; that it is not there is no error.
+/// Removes a file if it exists.
 ///
 /// # Errors
-/// The operating system's.
+/// The operating system's error.
 pub fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sysctls_come_back_as_saved_and_go_when_none_is_left() {
+    fn sysctls_are_read_back_as_saved_and_the_file_goes_with_the_last_one() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::at(directory.path().join("deep/er"));
         assert_eq!(state.saved_sysctls().unwrap(), SavedSysctls::new());
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_record_is_an_error_and_not_an_empty_one() {
+    fn a_damaged_record_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::at(directory.path());
         fs::write(state.sysctl_path(), "{").unwrap();
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn one_agent_at_a_time() {
+    fn only_one_process_holds_the_lock() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::at(directory.path());
         assert!(!state.is_locked().unwrap());
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn clearing_leaves_the_key() {
+    fn clearing_keeps_the_key() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::at(directory.path());
         fs::write(directory.path().join("wg0.key"), "secret").unwrap();

@@ -1,88 +1,125 @@
-//! Operations and kernel objects in the words of iproute2, for people.
+//! Operations and kernel objects in words for people, with the syntax of iproute2.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use wireloom_plan::{
-    kernel::{Family, Route, RouteKind, Rule, UnderlaySysctl},
-    op::Op,
+    op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
+    routing::{Route, RouteKind, Rule},
 };
 use wireloom_types::{PeerLookup, SourceCheck};
 
-/// What an operation does to our interface or our table, to follow "cannot" or to stand in a list.
+/// What an operation does, worded to follow "cannot" or to be an entry of a list. `interface` is the name of
+/// ours.
 #[must_use]
 pub fn op(op: &Op, interface: &str) -> String {
     match op {
-        Op::CreateLink { mtu, peer_lookup: PeerLookup::Destination, .. } => {
+        Op::Interface(op) => self::interface(op, interface),
+        Op::Device(op) => device(op, interface),
+        Op::Rtnetlink(op) => rtnetlink(op, interface),
+        Op::Firewall(op) => firewall(op),
+        Op::Sysctl(op) => sysctl(op),
+    }
+}
+
+pub(crate) fn interface(op: &InterfaceOp, interface: &str) -> String {
+    match op {
+        InterfaceOp::Create { mtu, peer_lookup: PeerLookup::Destination, .. } => {
             format!("create {interface}, MTU {mtu}")
         }
-        Op::CreateLink { mtu, peer_lookup: PeerLookup::Gateway, .. } => {
-            format!("create {interface}, MTU {mtu}, a link with peers as neighbours")
+        InterfaceOp::Create { mtu, peer_lookup: PeerLookup::Gateway, .. } => {
+            format!("create {interface}, MTU {mtu}, in link mode with peers as neighbours")
         }
-        Op::StartDevice { .. } => format!("start a device behind {interface}, which stayed"),
-        Op::RemoveLink => {
+        InterfaceOp::StartDevice { .. } => format!("start a new device behind {interface}"),
+        InterfaceOp::Remove => {
             format!("remove {interface}, with its device's sessions, its addresses and its routes")
         }
-        Op::SetMtu { mtu } => format!("set the MTU of {interface} to {mtu}"),
-        Op::SetUp => format!("bring {interface} up"),
-        Op::ConfigureDevice { public_key, listen_port, fwmark, source_check } => {
+    }
+}
+
+pub(crate) fn device(op: &DeviceOp, interface: &str) -> String {
+    match op {
+        DeviceOp::Configure { public_key, listen_port, fwmark, source_check } => {
             let check = match source_check {
                 SourceCheck::AllowedIps => "",
-                SourceCheck::Firewall => ", sources judged by the firewall",
-                SourceCheck::Off => ", sources not judged",
+                SourceCheck::Firewall => ", sources checked by the firewall",
+                SourceCheck::Off => ", sources not checked",
             };
             format!("configure {interface}: key {public_key}, port {listen_port}, fwmark {fwmark:#x}{check}")
         }
-        Op::SetPeer(peer) => {
+        DeviceOp::SetPeer(peer) => {
             let endpoint = peer.endpoint.map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
             let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
             let cidrs = if cidrs.is_empty() { "nothing".into() } else { cidrs.join(" ") };
             format!("set the peer {}{endpoint} for {cidrs}", peer.public_key)
         }
-        Op::RemovePeer { public_key } => format!("remove the peer {public_key}"),
-        Op::AddAddress { address } => format!("add the address {address} to {interface}"),
-        Op::RemoveAddress { address } => format!("remove the address {address} from {interface}"),
-        Op::SetNeighbour { address, link_address } => {
+        DeviceOp::RemovePeer { public_key } => format!("remove the peer {public_key}"),
+    }
+}
+
+pub(crate) fn rtnetlink(op: &RtnetlinkOp, interface: &str) -> String {
+    match op {
+        RtnetlinkOp::SetMtu { mtu } => format!("set the MTU of {interface} to {mtu}"),
+        RtnetlinkOp::SetUp => format!("bring {interface} up"),
+        RtnetlinkOp::AddAddress { address } => format!("add the address {address} to {interface}"),
+        RtnetlinkOp::RemoveAddress { address } => format!("remove the address {address} from {interface}"),
+        RtnetlinkOp::SetNeighbour { address, link_address } => {
             format!("set the neighbour `{address} dev {interface} lladdr {link_address} nud permanent`")
         }
-        Op::RemoveNeighbour { address } => format!("remove the neighbour {address} from {interface}"),
-        Op::AddLinkRoute { address } => {
+        RtnetlinkOp::RemoveNeighbour { address } => {
+            format!("remove the neighbour {address} from {interface}")
+        }
+        RtnetlinkOp::AddLinkRoute { address } => {
             format!("add the route `{address} dev {interface}` to the table main")
         }
-        Op::RemoveLinkRoute { address } => {
+        RtnetlinkOp::RemoveLinkRoute { address } => {
             format!("remove the route `{address} dev {interface}` from the table main")
         }
-        Op::SetRoute(to) => format!("set the route `{}`", route(to, interface)),
-        Op::RemoveRoute(to) => format!("remove the route `{}`", route(to, interface)),
-        Op::AddRule(the) => format!("add the rule `{}`", rule(the)),
-        Op::RemoveRule(the) => format!("remove the rule `{}`", rule(the)),
-        Op::SetFirewall { anew: true, .. } => "make the nftables table `inet wireloom` anew".into(),
-        Op::SetFirewall { anew: false, .. } => "set the chains of the nftables table `inet wireloom`".into(),
-        Op::JudgePeer { peer } => format!("count what the firewall refuses to {peer}"),
-        Op::ForgetPeer { peer } => format!("count no longer what the firewall refuses to {peer}"),
-        Op::AdmitSource(source) => format!("let {} send from {}", source.peer, source.addresses),
-        Op::RefuseSource(source) => format!("let {} no longer send from {}", source.peer, source.addresses),
-        Op::ReplaceSources { sources } => {
+        RtnetlinkOp::SetRoute(to) => format!("set the route `{}`", route(to, interface)),
+        RtnetlinkOp::RemoveRoute(to) => format!("remove the route `{}`", route(to, interface)),
+        RtnetlinkOp::AddRule(the) => format!("add the rule `{}`", rule(the)),
+        RtnetlinkOp::RemoveRule(the) => format!("remove the rule `{}`", rule(the)),
+    }
+}
+
+pub(crate) fn firewall(op: &FirewallOp) -> String {
+    match op {
+        FirewallOp::Set { anew: true, .. } => "recreate the nftables table `inet wireloom`".into(),
+        FirewallOp::Set { anew: false, .. } => "set the chains of the nftables table `inet wireloom`".into(),
+        FirewallOp::JudgePeer { peer } => format!("count the packets of {peer} that the firewall refuses"),
+        FirewallOp::ForgetPeer { peer } => {
+            format!("stop counting the packets of {peer} that the firewall refuses")
+        }
+        FirewallOp::AdmitSource(source) => format!("let {} send from {}", source.peer, source.addresses),
+        FirewallOp::RefuseSource(source) => {
+            format!("stop letting {} send from {}", source.peer, source.addresses)
+        }
+        FirewallOp::ReplaceSources { sources } => {
             let peers: BTreeSet<_> = sources.iter().map(|source| source.peer).collect();
             format!(
-                "let {} peers send from {} ranges of addresses, and no others",
+                "let {} peers send from {} address ranges, and from no others",
                 peers.len(),
                 sources.len()
             )
         }
-        Op::RemoveFirewall => "remove the nftables table `inet wireloom`".into(),
-        Op::SetUnderlaySysctl { interface: underlay, sysctl, value } => {
-            format!("set net.ipv4.conf.{underlay}.{} to {value}", sysctl_name(*sysctl))
+        FirewallOp::Remove => "remove the nftables table `inet wireloom`".into(),
+    }
+}
+
+fn sysctl(op: &SysctlOp) -> String {
+    match op {
+        SysctlOp::Set { interface, sysctl, value } => {
+            format!("set net.ipv4.conf.{interface}.{} to {value}", sysctl.name())
         }
-        Op::RestoreUnderlaySysctl { interface: underlay, sysctl } => {
-            format!("put net.ipv4.conf.{underlay}.{} back to what it was", sysctl_name(*sysctl))
+        SysctlOp::Restore { interface, sysctl } => {
+            format!("restore net.ipv4.conf.{interface}.{}", sysctl.name())
         }
     }
 }
 
-/// A rule as `ip rule show` prints it, priority and family before.
+/// A rule as `ip rule show` prints it, after its family and priority.
 #[must_use]
 pub fn rule(rule: &Rule) -> String {
-    let mut text = format!("{} {}:", family(rule.family), rule.priority);
+    let mut text = format!("{} {}:", rule.family, rule.priority);
     if rule.invert {
         text += " not";
     }
@@ -102,7 +139,7 @@ pub fn rule(rule: &Rule) -> String {
     text + &format!(" lookup {}", rule.table)
 }
 
-/// A route as `ip route show` prints it.
+/// A route as `ip route show` prints it. `interface` is the name of ours.
 #[must_use]
 pub fn route(route: &Route, interface: &str) -> String {
     match &route.kind {
@@ -120,29 +157,14 @@ pub fn route(route: &Route, interface: &str) -> String {
     }
 }
 
-fn family(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    }
-}
-
-fn sysctl_name(sysctl: UnderlaySysctl) -> &'static str {
-    match sysctl {
-        UnderlaySysctl::RpFilter => "rp_filter",
-        UnderlaySysctl::SrcValidMark => "src_valid_mark",
-        UnderlaySysctl::SendRedirects => "send_redirects",
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use wireloom_plan::kernel::OtherSelectors;
+    use wireloom_plan::routing::{Family, OtherSelectors};
 
     use super::*;
 
     #[test]
-    fn rules_read_as_iproute2_prints_them() {
+    fn rules_are_written_as_iproute2_prints_them() {
         let scoped = Rule {
             family: Family::V4,
             priority: 99,

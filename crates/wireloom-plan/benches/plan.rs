@@ -1,6 +1,6 @@
 //! What a large mesh costs: `cargo bench -p wireloom-plan`.
 //!
-//! Targets (5,000 nodes, 4 CIDRs each): from nothing below 100 ms, one changed node below 1 ms.
+//! Targets (5,000 nodes with 4 CIDRs each): a plan from scratch below 100 ms, one changed node below 1 ms.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +13,7 @@ use wireloom_plan::{
     cluster::{Cluster, Node},
     desired::{Host, desired},
     diff::diff,
-    kernel::{Observed, Underlay},
+    observed::{Observed, Underlay},
     planner::Planner,
     settings::Settings,
 };
@@ -34,7 +34,7 @@ fn from_nothing(bencher: Bencher<'_, '_>, nodes: u32) {
         .bench_values(|mesh| Planner::new(settings(), key(0), mesh).plan(black_box(&machine())).unwrap());
 }
 
-/// The same with `encrypt_host_traffic`: six destinations a node instead of four.
+/// The same with `encrypt_host_traffic`: six destinations per node instead of four.
 #[divan::bench(args = SIZES)]
 fn from_nothing_in_host_mode(bencher: Bencher<'_, '_>, nodes: u32) {
     let mesh = mesh(nodes);
@@ -44,8 +44,8 @@ fn from_nothing_in_host_mode(bencher: Bencher<'_, '_>, nodes: u32) {
     });
 }
 
-/// The same with peers as neighbours, each with an address of its own on the link: two neighbours, one
-/// more route and six sources for the firewall a node.
+/// The same in link mode, each node with an address on the link: two neighbours, one more route and six
+/// admitted sources per node.
 #[divan::bench(args = SIZES)]
 fn from_nothing_on_a_link(bencher: Bencher<'_, '_>, nodes: u32) {
     let mesh = link(nodes);
@@ -72,15 +72,15 @@ fn one_changed_node_on_a_link(bencher: Bencher<'_, '_>, nodes: u32) {
     });
 }
 
-/// The slow, periodic look at a kernel that is as it shall be.
+/// The periodic comparison with a kernel that is as desired.
 #[divan::bench(args = SIZES)]
 fn nothing_changed(bencher: Bencher<'_, '_>, nodes: u32) {
     let (mut planner, kernel) = settled(nodes);
     bencher.bench_local(|| planner.plan(black_box(&kernel)).unwrap());
 }
 
-/// One node's endpoint and one of its CIDRs change: a delta, its operations, and the mirror of the
-/// kernel kept up to date with them.
+/// One node's endpoint and one of its CIDRs change: a delta, its operations, and the update of the kernel's
+/// mirror.
 #[divan::bench(args = SIZES)]
 fn one_changed_node(bencher: Bencher<'_, '_>, nodes: u32) {
     let (mut planner, mut kernel) = settled(nodes);
@@ -111,7 +111,7 @@ fn one_changed_node_without_the_mirror(bencher: Bencher<'_, '_>, nodes: u32) {
     });
 }
 
-/// A file source delivers whole snapshots; here one node of it differs.
+/// A new snapshot in which one node differs, as a file source delivers it.
 #[divan::bench(args = SIZES)]
 fn snapshot_with_one_changed_node(bencher: Bencher<'_, '_>, nodes: u32) {
     let (mut planner, kernel) = settled(nodes);
@@ -129,7 +129,7 @@ fn snapshot_with_one_changed_node(bencher: Bencher<'_, '_>, nodes: u32) {
         });
 }
 
-/// Three nodes have 16,000 CIDRs each, and one of them loses one: what one node has is looked at again.
+/// Three nodes have 16,000 CIDRs each, and one of them loses one: all claims of that node are derived again.
 #[divan::bench]
 fn one_cidr_of_very_many(bencher: Bencher<'_, '_>) {
     let mut mesh = mesh(4);
@@ -150,7 +150,7 @@ fn one_cidr_of_very_many(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// The in-memory kernel itself, for all the operations from nothing.
+/// The in-memory kernel alone: all operations of a plan from scratch.
 #[divan::bench(args = SIZES)]
 fn apply_to_the_mirror(bencher: Bencher<'_, '_>, nodes: u32) {
     let before = machine();
@@ -202,7 +202,7 @@ fn mesh(nodes: u32) -> Cluster {
     }
 }
 
-/// With two IPv4 and two IPv6 CIDRs, and an address of each family.
+/// A node with two IPv4 and two IPv6 CIDRs, and an address of each family.
 fn node(number: u32) -> Node {
     let v4 = |base: [u8; 4], length: u8| {
         let address = Ipv4Addr::from(u32::from_be_bytes(base) + (number << (32 - length)));
@@ -225,7 +225,7 @@ fn block6([a, b, c, d]: [u16; 4]) -> IpNet {
     IpNet::V6(Ipv6Net::new(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0), 64).unwrap())
 }
 
-/// Spread as real keys are: neighbours by number are not neighbours by key.
+/// Spread like real keys: consecutive numbers do not give adjacent keys.
 fn key(number: u32) -> PublicKey {
     let spread = number.wrapping_mul(0x9e37_79b9).to_be_bytes();
     let mut bytes = [0; 32];

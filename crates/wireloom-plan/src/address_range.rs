@@ -1,11 +1,11 @@
-//! Ranges of addresses: what is left of a prefix when narrower ones are taken out of it.
+//! Ranges of addresses: the remainder of a prefix after narrower prefixes are taken out of it.
 
 use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-/// Addresses of one family, from the first to the last, both included.
+/// The addresses of one family from the first to the last, both included.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddressRange {
     first: IpAddr,
@@ -13,7 +13,7 @@ pub struct AddressRange {
 }
 
 impl AddressRange {
-    /// `None` when the addresses are of two families, or the last comes before the first.
+    /// A range; `None` when the addresses are of two families or the last comes before the first.
     pub fn new(first: IpAddr, last: IpAddr) -> Option<Self> {
         (first.is_ipv4() == last.is_ipv4() && first <= last).then_some(Self { first, last })
     }
@@ -28,13 +28,13 @@ impl AddressRange {
         self.last
     }
 
-    /// The address is one of them.
+    /// Whether the range holds the address.
     pub fn contains(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.first.is_ipv4() && (self.first..=self.last).contains(&address)
     }
 
-    /// What is left of it without these ranges inside, which come in order of their first addresses
-    /// and may lie in each other.
+    /// The remainder without these ranges, which lie inside this one, are sorted by their first address and
+    /// may contain each other.
     pub(crate) fn without(self, inside: impl IntoIterator<Item = Self>) -> Vec<Self> {
         let mut left = Vec::new();
         let mut next = Some(number(self.first));
@@ -44,7 +44,7 @@ impl AddressRange {
             if from < first {
                 left.push(self.part(from, first - 1));
             }
-            // `None` behind the last of all addresses.
+            // `None` after the last of all addresses.
             next = from.max(last).checked_add(u128::from(from <= last));
         }
         left.extend(
@@ -61,7 +61,7 @@ impl AddressRange {
         Self { first: address(first), last: address(last) }
     }
 
-    /// The prefix that has just these addresses, if one does.
+    /// The prefix with exactly these addresses, if there is one.
     fn prefix(&self) -> Option<IpNet> {
         let (first, last) = (number(self.first), number(self.last));
         let host = last - first;
@@ -93,7 +93,7 @@ impl From<IpAddr> for AddressRange {
     }
 }
 
-/// As nft writes it: an address, a prefix where there is one, or the first and the last address.
+/// The syntax of nft: an address, a prefix if there is one, otherwise the first and the last address.
 impl fmt::Display for AddressRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.prefix() {
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_leave_what_is_between_them() {
+    fn holes_leave_the_ranges_between_them() {
         assert_eq!(left("10.0.0.0/24", &[]), ["10.0.0.0/24"]);
         assert_eq!(left("10.0.0.0/24", &["10.0.0.0/25"]), ["10.0.0.128/25"]);
         assert_eq!(left("10.0.0.0/24", &["10.0.0.7/32"]), ["10.0.0.0-10.0.0.6", "10.0.0.8-10.0.0.255"]);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn two_families_and_backward_ranges_are_none() {
+    fn a_range_has_one_family_and_its_addresses_in_order() {
         let [low, high, other] = ["10.0.0.1", "10.0.0.9", "fd00::1"].map(|text| text.parse().unwrap());
         assert!(AddressRange::new(low, other).is_none() && AddressRange::new(high, low).is_none());
         let range = AddressRange::new(low, high).unwrap();
@@ -151,9 +151,9 @@ mod tests {
     }
 
     proptest! {
-        /// Address by address, in a space that can be counted.
+        /// Checked address by address.
         #[test]
-        fn what_is_left_is_what_no_hole_has(
+        fn the_remainder_holds_every_address_outside_the_holes(
             of in (0..8_u32, 24..=32_u8),
             holes in prop::collection::btree_set((0..256_u32, 24..=32_u8), 0..8),
         ) {

@@ -1,4 +1,4 @@
-//! What the membership source says: the pools and the nodes of the mesh.
+//! The pools and the nodes of the mesh, as a membership source reports them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,27 +9,27 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wireloom_types::PublicKey;
 
-/// The whole mesh, as one membership source sees it at one moment.
+/// A snapshot of the whole mesh.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Cluster {
-    /// The ranges that workload addresses are taken from; no host bits set.
+    /// The ranges from which workloads get their addresses; no host bits set.
     pub pools: BTreeSet<IpNet>,
-    /// Every node by its name, this one included.
+    /// Every node by name, this one included.
     pub nodes: BTreeMap<String, Node>,
 }
 
-/// One node: where it is and what lives on it.
+/// One node: where it is and which workloads run on it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Node {
-    /// Absent: this node does not encrypt.
+    /// Absent when the node does not encrypt.
     pub public_key: Option<PublicKey>,
-    /// Where its WireGuard listens.
+    /// Where its WireGuard listens; without one, only the node itself can start sessions.
     pub endpoint: Option<SocketAddr>,
     /// The host's own addresses.
     pub addresses: BTreeSet<IpAddr>,
-    /// Where this node's workloads live, no host bits set; single addresses may be borrowed from
-    /// another node's block.
+    /// The prefixes of this node's workloads; no host bits set. Single addresses may be borrowed from another
+    /// node's block.
     pub workloads: BTreeSet<IpNet>,
-    /// Addresses on the WireGuard interface, for link mode.
+    /// The node's IP addresses on the WireGuard interface, for link mode.
     pub link_addresses: BTreeSet<IpAddr>,
 }

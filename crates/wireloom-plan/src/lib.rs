@@ -1,7 +1,7 @@
 //! The planner: `(cluster, settings, observed kernel) -> desired state -> ordered operations`.
 //!
-//! Pure: no I/O, no clock, no randomness. The shell observes the kernel, asks for the
-//! operations, applies them and observes again.
+//! Pure: no I/O, no clock, no randomness. The shell observes the kernel, asks for the operations, applies
+//! them and observes again.
 //!
 //! ```text
 //!  Cluster  ─┐
@@ -10,17 +10,19 @@
 //!                        Observed ────┘
 //! ```
 //!
-//! [`planner::Planner`] holds the left half of that picture and keeps it up to date, one changed
-//! node at a time.
+//! [`planner::Planner`] holds the left half of the picture and updates it one changed node at a time.
 
 pub mod address_range;
 pub mod cluster;
 pub mod desired;
 pub mod diff;
-pub mod kernel;
+pub mod firewall;
+pub mod observed;
 pub mod op;
 pub mod planner;
 pub mod refusal;
+pub mod routing;
 pub mod settings;
+pub mod sysctl;
 mod touched;
 pub mod warning;

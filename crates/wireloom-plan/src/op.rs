@@ -1,38 +1,107 @@
-//! The operations that lead from the observed kernel to the desired one, in the words of the kernel.
+//! The operations that lead from the observed kernel to the desired one.
+//!
+//! They are nested by target, so that code that serves one target takes that target's operations and no
+//! others. [`steps`] groups a list of them into what is carried out together.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-};
+use std::{collections::BTreeSet, mem::discriminant, net::IpAddr, net::SocketAddr};
 
 use ipnet::IpNet;
 use serde::Serialize;
 use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck};
 
-use crate::kernel::{Firewall, Route, Rule, Source, UnderlaySysctl};
+use crate::{
+    firewall::{Firewall, Source},
+    routing::{Route, Rule},
+    sysctl::UnderlaySysctl,
+};
 
 /// One change of the kernel. The order of a list of operations is part of its meaning.
+///
+/// Serialized flat: the target does not show, `op` names the operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Op {
+    /// Our interface comes or goes, or the WireGuard device behind it starts.
+    Interface(InterfaceOp),
+    /// The configuration of the WireGuard device.
+    Device(DeviceOp),
+    /// The interface's MTU and state, addresses, neighbours, routes and rules.
+    Rtnetlink(RtnetlinkOp),
+    /// The nftables table `inet wireloom`.
+    Firewall(FirewallOp),
+    /// The sysctls of underlay interfaces.
+    Sysctl(SysctlOp),
+}
+
+/// A change that takes the back end that carries the interface's packets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
-pub enum Op {
-    /// Create the interface (with our alias) and the WireGuard device behind it.
-    CreateLink {
+pub enum InterfaceOp {
+    /// Create the interface, with our alias, and the WireGuard device behind it.
+    #[serde(rename = "create_link")]
+    Create {
         /// Bytes.
         mtu: u32,
-        /// Decides on its kind.
+        /// Decides the kind of interface.
         peer_lookup: PeerLookup,
-        /// Who judges the sources of what it receives.
+        /// Who checks the sources of received packets.
         source_check: SourceCheck,
     },
-    /// Start a device behind the interface that stayed when its device ended: its addresses,
-    /// routes and neighbours are still there.
+    /// Start a device behind an interface that outlived its device: its addresses, routes and
+    /// neighbours are still there.
     StartDevice {
-        /// Who judges the sources of what it receives.
+        /// Who checks the sources of received packets.
         source_check: SourceCheck,
     },
-    /// Remove the interface, the WireGuard device behind it and (as the kernel does) its
-    /// addresses and the routes through it.
-    RemoveLink,
+    /// Remove the interface and the WireGuard device behind it. The kernel removes its addresses and the
+    /// routes through it.
+    #[serde(rename = "remove_link")]
+    Remove,
+}
+
+/// A change of the WireGuard device. Consecutive ones are one transaction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "op")]
+pub enum DeviceOp {
+    /// Set the device's private key (which only the shell holds), port, mark and source check. A new key
+    /// changes the link address of an interface in link mode, which then loses its neighbours.
+    #[serde(rename = "configure_device")]
+    Configure {
+        /// The public half of the private key.
+        public_key: PublicKey,
+        /// UDP port.
+        listen_port: u16,
+        /// 0 is none.
+        fwmark: u32,
+        /// Who checks the sources of received packets.
+        source_check: SourceCheck,
+    },
+    /// Add a peer, or replace its whole configuration.
+    SetPeer(SetPeer),
+    /// Remove a peer.
+    RemovePeer {
+        /// The peer's key.
+        public_key: PublicKey,
+    },
+}
+
+/// The whole configuration of a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SetPeer {
+    /// The peer's key.
+    pub public_key: PublicKey,
+    /// Absent: the device keeps the endpoint that it knows (roaming).
+    pub endpoint: Option<SocketAddr>,
+    /// All of the peer's allowed-IPs. A prefix that another peer has moves from there.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Seconds; 0 is off.
+    pub persistent_keepalive: u16,
+}
+
+/// A change that is one rtnetlink request. Consecutive ones of a kind are independent of each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "op")]
+pub enum RtnetlinkOp {
     /// Change the interface's MTU.
     SetMtu {
         /// Bytes.
@@ -40,25 +109,6 @@ pub enum Op {
     },
     /// Bring the interface up.
     SetUp,
-    /// Set the device's private key (which the shell holds), its port and mark, and who judges
-    /// sources. With another key an interface that is a link loses its neighbours.
-    ConfigureDevice {
-        /// What the private key's public half must be.
-        public_key: PublicKey,
-        /// UDP port.
-        listen_port: u16,
-        /// 0 is none.
-        fwmark: u32,
-        /// Who judges the sources of what it receives.
-        source_check: SourceCheck,
-    },
-    /// Add a peer or change it, whole.
-    SetPeer(SetPeer),
-    /// Remove a peer.
-    RemovePeer {
-        /// Whom.
-        public_key: PublicKey,
-    },
     /// Add an address to our interface.
     AddAddress {
         /// With its prefix length.
@@ -69,19 +119,19 @@ pub enum Op {
         /// With its prefix length.
         address: IpNet,
     },
-    /// Add a permanent neighbour to our interface, in place of whatever is known of the address.
+    /// Add a permanent neighbour to our interface, replacing any entry for the address.
     SetNeighbour {
         /// The peer's IP address on the link.
         address: IpAddr,
-        /// The peer.
+        /// The peer's link address.
         link_address: LinkAddress,
     },
-    /// Remove a permanent neighbour of ours.
+    /// Remove one of our permanent neighbours.
     RemoveNeighbour {
         /// The IP address.
         address: IpAddr,
     },
-    /// Add a route to one address to the table `main`, out of our interface.
+    /// Add a host route to the table `main`, out of our interface.
     AddLinkRoute {
         /// The peer's IP address on the link.
         address: IpAddr,
@@ -91,80 +141,150 @@ pub enum Op {
         /// The IP address.
         address: IpAddr,
     },
-    /// Add a route to our table, in place of the one with the same destination and metric if
-    /// there is one (`NLM_F_CREATE | NLM_F_REPLACE`): a packet meets the old or the new.
+    /// Add a route to our table, replacing the one with the same destination and metric if there is one
+    /// (`NLM_F_CREATE | NLM_F_REPLACE`): every packet meets the old route or the new one.
     SetRoute(Route),
-    /// Remove a route of ours.
+    /// Remove one of our routes.
     RemoveRoute(Route),
-    /// Add a rule after those of its priority (`NLM_F_CREATE` without `NLM_F_EXCL`:
-    /// `rule_exists` of `net/core/fib_rules.c` ignores the invert flag and takes "from all"
-    /// for any source, so it would find rules that are not this one).
+    /// Add a rule after those of its priority (`NLM_F_CREATE` without `NLM_F_EXCL`: `rule_exists` in
+    /// `net/core/fib_rules.c` ignores the invert flag and takes "from all" for any source, so it would
+    /// find rules other than this one).
     AddRule(Rule),
-    /// Remove the first rule that matches as `rule_find` of `net/core/fib_rules.c` does: what
-    /// is zero or absent in the request matches anything, and the invert flag is not looked
-    /// at. The request carries everything that the [`Rule`] has, its protocol included; the
-    /// plan counts on this very rule of matching.
+    /// Remove the first rule that matches as `rule_find` in `net/core/fib_rules.c` matches: a field that
+    /// is zero or absent in the request matches anything, and the invert flag is ignored. The request
+    /// carries everything that the [`Rule`] has, its protocol included. The plan relies on exactly this
+    /// matching.
     RemoveRule(Rule),
-    /// Make these the chains of the nftables table `inet wireloom`.
-    ///
-    /// This and the operations down to [`Op::RemoveFirewall`] are one transaction when they follow
-    /// each other: packets meet the table as it was or as it shall be.
-    SetFirewall {
+}
+
+impl RtnetlinkOp {
+    /// Both are of the same kind, whatever their objects.
+    fn is_like(&self, other: &Self) -> bool {
+        discriminant(self) == discriminant(other)
+    }
+}
+
+/// A change of the nftables table `inet wireloom`. Consecutive ones are one transaction: every packet
+/// meets the table as it was before all of them or as it is after all of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "op")]
+pub enum FirewallOp {
+    /// Set the table's chains.
+    #[serde(rename = "set_firewall")]
+    Set {
         /// The chains.
         firewall: Firewall,
-        /// Whatever is in the table goes first; else the sets stay as they are, counts included.
+        /// Whether the table is emptied first. Otherwise its sets stay as they are, counters included.
         anew: bool,
     },
-    /// Count this peer's refused packets.
+    /// Count the refused packets of this peer.
     JudgePeer {
-        /// As its packets name it.
+        /// The source link address of its packets.
         peer: LinkAddress,
     },
-    /// Count them no longer, and forget what was counted.
+    /// Stop counting them, and discard the counter.
     ForgetPeer {
-        /// As its packets named it.
+        /// The source link address of its packets.
         peer: LinkAddress,
     },
     /// Let a peer send from these addresses.
     AdmitSource(Source),
-    /// Let it no longer.
+    /// Stop letting it.
     RefuseSource(Source),
-    /// Make these all the sources that are admitted: for many changes at a time, which the kernel
-    /// does faster so (removing one of 15,000 from a set of ranges takes it half a millisecond).
+    /// Replace all admitted sources at once. The kernel does this faster than many single changes:
+    /// removing one range from a set of 15,000 takes it half a millisecond.
     ReplaceSources {
-        /// Disjoint for each peer.
+        /// Those of one peer do not overlap.
         sources: BTreeSet<Source>,
     },
-    /// Remove that table.
-    RemoveFirewall,
-    /// Set a sysctl of an underlay interface; the shell records what it was before.
-    SetUnderlaySysctl {
+    /// Remove the table.
+    #[serde(rename = "remove_firewall")]
+    Remove,
+}
+
+/// A change of a sysctl of an underlay interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "op")]
+pub enum SysctlOp {
+    /// Set it; the shell records the value that it had first.
+    #[serde(rename = "set_underlay_sysctl")]
+    Set {
         /// The interface.
         interface: String,
-        /// Which.
+        /// The sysctl.
         sysctl: UnderlaySysctl,
-        /// New value.
+        /// Its new value.
         value: u8,
     },
-    /// Put a sysctl of an underlay interface back to what was recorded, and forget the record;
-    /// of an interface that is gone only the record goes.
-    RestoreUnderlaySysctl {
+    /// Restore the recorded value and delete the record. If the interface is gone, only delete the record.
+    #[serde(rename = "restore_underlay_sysctl")]
+    Restore {
         /// The interface.
         interface: String,
-        /// Which.
+        /// The sysctl.
         sysctl: UnderlaySysctl,
     },
 }
 
-/// A peer as it shall be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct SetPeer {
-    /// Who.
-    pub public_key: PublicKey,
-    /// Absent: the device's own knowledge of the endpoint stays (roaming).
-    pub endpoint: Option<SocketAddr>,
-    /// Replaces what it had.
-    pub allowed_ips: BTreeSet<IpNet>,
-    /// Seconds; 0 is off.
-    pub persistent_keepalive: u16,
+/// Consecutive operations that are carried out together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step<'a> {
+    /// One operation by itself.
+    Interface(&'a InterfaceOp),
+    /// One transaction; never empty.
+    Device(Vec<&'a DeviceOp>),
+    /// Requests of one kind, sent together; never empty.
+    Rtnetlink(Vec<&'a RtnetlinkOp>),
+    /// One transaction; never empty.
+    Firewall(Vec<&'a FirewallOp>),
+    /// One operation by itself.
+    Sysctl(&'a SysctlOp),
+}
+
+/// Groups operations into steps, in their order.
+pub fn steps(ops: &[Op]) -> Vec<Step<'_>> {
+    let mut steps = Vec::new();
+    for op in ops {
+        match (op, steps.last_mut()) {
+            (Op::Device(op), Some(Step::Device(run))) => run.push(op),
+            (Op::Rtnetlink(op), Some(Step::Rtnetlink(run))) if op.is_like(run[0]) => run.push(op),
+            (Op::Firewall(op), Some(Step::Firewall(run))) => run.push(op),
+            (Op::Interface(op), _) => steps.push(Step::Interface(op)),
+            (Op::Device(op), _) => steps.push(Step::Device(vec![op])),
+            (Op::Rtnetlink(op), _) => steps.push(Step::Rtnetlink(vec![op])),
+            (Op::Firewall(op), _) => steps.push(Step::Firewall(vec![op])),
+            (Op::Sysctl(op), _) => steps.push(Step::Sysctl(op)),
+        }
+    }
+    steps
+}
+
+impl From<InterfaceOp> for Op {
+    fn from(op: InterfaceOp) -> Self {
+        Self::Interface(op)
+    }
+}
+
+impl From<DeviceOp> for Op {
+    fn from(op: DeviceOp) -> Self {
+        Self::Device(op)
+    }
+}
+
+impl From<RtnetlinkOp> for Op {
+    fn from(op: RtnetlinkOp) -> Self {
+        Self::Rtnetlink(op)
+    }
+}
+
+impl From<FirewallOp> for Op {
+    fn from(op: FirewallOp) -> Self {
+        Self::Firewall(op)
+    }
+}
+
+impl From<SysctlOp> for Op {
+    fn from(op: SysctlOp) -> Self {
+        Self::Sysctl(op)
+    }
 }

@@ -1,5 +1,5 @@
-//! The planner that an agent keeps: it holds the desired state and brings it up to date with what
-//! changed, so that one changed node of thousands costs what that node costs.
+//! The planner that an agent keeps. It holds the desired state and updates it change by change, so that the
+//! cost of one changed node does not depend on the size of the mesh.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use crate::{
     cluster::{Cluster, Node},
     desired::{Desired, Host, Index, View},
     diff::{diff, diff_touched, foreign_routes},
-    kernel::Observed,
+    observed::Observed,
     op::Op,
     refusal::Refusal,
     settings::Settings,
@@ -21,12 +21,12 @@ use crate::{
     warning::Warning,
 };
 
-/// Operations, and what the operator should know.
+/// The operations to carry out, and what the operator should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// In order; empty when the kernel is as it shall be.
+    /// In order; empty when the kernel is as desired.
     pub ops: Vec<Op>,
-    /// The worst are not first: see [`Warning::severity`].
+    /// Not sorted by severity: see [`Warning::severity`].
     pub warnings: BTreeSet<Warning>,
 }
 
@@ -34,26 +34,26 @@ pub struct Plan {
 ///
 /// Feed it with [`set_cluster`](Self::set_cluster) (snapshots), [`set_node`](Self::set_node) and
 /// [`remove_node`](Self::remove_node) (deltas) and [`set_settings`](Self::set_settings), in any
-/// order. Then ask for [`plan`](Self::plan) whenever the kernel was observed, or for
-/// [`changes`](Self::changes) when only the cluster changed.
+/// order. Then ask for [`plan`](Self::plan) after observing the kernel, or for [`changes`](Self::changes) when
+/// only the cluster changed.
 #[derive(Debug, Clone)]
 pub struct Planner {
     settings: Settings,
     public_key: PublicKey,
     cluster: Cluster,
-    /// Absent: to be derived from nothing at the next plan.
+    /// Absent when the next plan must derive it from scratch.
     derived: Option<Derived>,
     pending: Pending,
 }
 
-/// What the next plan must look at.
+/// What the next call of [`Planner::changes`] must compare.
 #[derive(Debug, Clone)]
 enum Pending {
     Everything,
     Touched(Touched),
 }
 
-/// What follows from the cluster, the settings and the host.
+/// The desired state, and what it is derived from besides the cluster and the settings.
 #[derive(Debug, Clone)]
 struct Derived {
     host: Host,
@@ -62,12 +62,12 @@ struct Derived {
 }
 
 impl Planner {
-    /// With the first whole snapshot of the membership; `public_key` is of the key file.
+    /// Starts with a whole snapshot of the membership. `public_key` belongs to the key file's private key.
     pub fn new(settings: Settings, public_key: PublicKey, cluster: Cluster) -> Self {
         Self { settings, public_key, cluster, derived: None, pending: Pending::Everything }
     }
 
-    /// The settings changed; the next plan is a whole one.
+    /// Replaces the settings; the next plan compares everything.
     pub fn set_settings(&mut self, settings: Settings) {
         if self.settings != settings {
             self.settings = settings;
@@ -94,21 +94,21 @@ impl Planner {
         }
     }
 
-    /// One node came or changed.
+    /// Adds or changes one node.
     pub fn set_node(&mut self, name: &str, node: Node) {
         if self.cluster.nodes.get(name) != Some(&node) {
             self.change(name, Some(node));
         }
     }
 
-    /// One node went.
+    /// Removes one node.
     pub fn remove_node(&mut self, name: &str) {
         if self.cluster.nodes.contains_key(name) {
             self.change(name, None);
         }
     }
 
-    /// The cluster as it is known now.
+    /// The cluster as of the last change.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }
@@ -118,10 +118,10 @@ impl Planner {
         &self.settings
     }
 
-    /// Everything that is to do, whatever happened to the kernel.
+    /// Plans everything that leads from the observed kernel to the desired one.
     ///
     /// # Errors
-    /// [`Refusal`]: nothing may be done.
+    /// [`Refusal`]: nothing may be changed.
     pub fn plan(&mut self, observed: &Observed) -> Result<Plan, Refusal> {
         let (desired, pending) = self.derive(observed)?;
         let ops = diff(observed, desired)?;
@@ -130,11 +130,11 @@ impl Planner {
         Ok(Plan { ops, warnings })
     }
 
-    /// What is to do because of what changed since the last plan: as [`plan`](Self::plan), for a
-    /// kernel that is as that plan left it. If the last operations failed, [`plan`](Self::plan).
+    /// Plans what changes of the cluster since the last plan require, for a kernel in which that plan was
+    /// carried out. If that failed, call [`plan`](Self::plan) instead.
     ///
     /// # Errors
-    /// [`Refusal`]: nothing may be done.
+    /// [`Refusal`]: nothing may be changed.
     pub fn changes(&mut self, observed: &Observed) -> Result<Vec<Op>, Refusal> {
         let (desired, pending) = self.derive(observed)?;
         let ops = match pending {
@@ -145,10 +145,10 @@ impl Planner {
         Ok(ops)
     }
 
-    /// The state that the kernel shall have, for a machine as observed.
+    /// The desired state, for the observed machine.
     ///
     /// # Errors
-    /// [`Refusal`]: nothing may be done.
+    /// [`Refusal`]: nothing may be changed.
     pub fn desired(&mut self, observed: &Observed) -> Result<&Desired, Refusal> {
         Ok(self.derive(observed)?.0)
     }
@@ -159,14 +159,14 @@ impl Planner {
             Some(derived) if derived.host == host => derived,
             _ => {
                 self.pending = Pending::Everything;
-                Derived::from_nothing(&self.cluster, &self.settings, host)?
+                Derived::from_scratch(&self.cluster, &self.settings, host)?
             }
         };
         Ok((&self.derived.insert(derived).desired, &mut self.pending))
     }
 
     fn change(&mut self, name: &str, new: Option<Node>) {
-        // Everything hangs on this node's own entry.
+        // Everything depends on this node's own entry.
         let mut derived = self.derived.take().filter(|_| name != self.settings.node);
         let before = derived.as_mut().and_then(|derived| {
             let old = self.cluster.nodes.get(name);
@@ -195,20 +195,20 @@ impl Pending {
     }
 }
 
-/// What must be known of the time before a change.
+/// What must be known from before a change.
 struct Before {
     touched: Touched,
     can_encrypt: bool,
 }
 
 impl Derived {
-    fn from_nothing(cluster: &Cluster, settings: &Settings, host: Host) -> Result<Self, Refusal> {
+    fn from_scratch(cluster: &Cluster, settings: &Settings, host: Host) -> Result<Self, Refusal> {
         let index = Index::of(cluster, settings, &host);
         let desired = View::new(cluster, settings, &host, &index)?.desired();
         Ok(Self { host, index, desired })
     }
 
-    /// Before another node changes: take back the warnings and the sources that have to do with it.
+    /// Before another node changes: removes the warnings and the sources that depend on it.
     fn retract(
         &mut self,
         cluster: &Cluster,
@@ -222,7 +222,7 @@ impl Derived {
         }
         let mut touched = view.reach(old);
         touched.extend(view.reach(new));
-        let (peers, sources) = view.judgement_of(&touched);
+        let (peers, sources) = view.sources_of(&touched);
         for peer in &peers {
             self.desired.judged_peers.remove(peer);
         }
@@ -234,7 +234,7 @@ impl Derived {
         Some(Before { touched, can_encrypt: view.can_encrypt() })
     }
 
-    /// After the change: derive again what it touched. False when it touched everything.
+    /// After the change: derives again what it touched. False when it touched everything.
     fn derive_touched(
         &mut self,
         cluster: &Cluster,
@@ -261,14 +261,14 @@ impl Derived {
         for key in &touched.peers {
             put(&mut desired.peers, *key, view.peer(*key));
         }
-        let (peers, sources) = view.judgement_of(&touched);
+        let (peers, sources) = view.sources_of(&touched);
         desired.judged_peers.extend(&peers);
         desired.sources.extend(&sources);
         touched.judged_peers.extend(peers);
         touched.sources.extend(sources);
         desired.warnings.extend(view.warnings_about(name, nodes));
 
-        // The first or the last node of a family may come or go with it.
+        // It may have been the first or the last node with a prefix of a family.
         let rules = mem::replace(&mut desired.rules, view.rules());
         match pending {
             Pending::Touched(pending) if rules == desired.rules => pending.extend(touched),
@@ -279,18 +279,18 @@ impl Derived {
 }
 
 impl View<'_> {
-    /// The peers and destinations that this node, if it is in the cluster, has a say in: its own,
-    /// those of the nodes that claim its key, and the peers that claim its prefixes.
+    /// The peers, destinations and neighbours that depend on a node: its own, those of the nodes that claim
+    /// its key, and the peers that claim its prefixes.
     fn reach(&self, node: Option<&Node>) -> Touched {
         let mut reach = Touched::default();
         let Some(node) = node else { return reach };
         let sharers = node.public_key.into_iter().flat_map(|key| self.sharers(key));
         for node in sharers.chain([node]) {
             reach.peers.extend(node.public_key);
-            reach.neighbours.extend(self.link_addresses(node));
+            reach.neighbours.extend(self.addresses_on_link(node));
             for claim in self.claimed(node) {
                 reach.destinations.insert(claim);
-                // Whoever gets or loses an address on the link by it may need another next hop.
+                // A rival that gets or loses an address on the link may need another next hop.
                 let on_the_link = |rival: &&Node| {
                     claim == IpNet::from(claim.addr()) && rival.link_addresses.contains(&claim.addr())
                 };

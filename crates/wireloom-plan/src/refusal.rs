@@ -1,15 +1,15 @@
-//! Why there is no plan at all: the kernel stays as it is, and the operator must decide.
+//! Why there is no plan: the kernel stays as it is, and the operator must decide.
 
-/// A state of affairs in which any plan could do harm, so that there is none.
+/// A situation in which any plan could do harm, so that there is none.
 ///
-/// Nothing is changed while it lasts: what was encrypted stays so, and nothing of somebody
-/// else's is touched. A retry helps only after the operator's mend.
+/// Nothing changes while it lasts: what was encrypted stays encrypted, and nothing foreign is touched. A retry
+/// helps only after the operator has fixed the cause.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Nothing is known of this node's own workloads, so every rule and route would be a guess.
+    /// This node's own workloads are unknown, so every rule and route would be a guess.
     #[error(
         "node `{node}` is not in the cluster: nothing is changed; \
-         add it to the membership, or set `node` in agent.toml to the name that it has there"
+         add it to the membership, or set `node` in agent.toml to its name there"
     )]
     NodeMissing {
         /// This node's name.
@@ -17,16 +17,16 @@ pub enum Refusal {
     },
     /// The interface was not made by Wireloom.
     #[error(
-        "interface `{interface}` exists and is not ours (its alias is not `wireloom`): nothing is changed; \
+        "interface `{interface}` exists and is not Wireloom's (its alias is not `wireloom`): nothing is changed; \
          remove it with `ip link delete {interface}`, or choose another name in [wireguard] interface"
     )]
-    ForeignLink {
+    ForeignInterface {
         /// Its name.
         interface: String,
     },
-    /// Without a mark WireGuard's own packets would be routed into the tunnel again.
+    /// Without a mark, WireGuard's own packets would be routed into the tunnel again.
     #[error(
-        "`fwmark` is 0, which marks nothing: nothing is changed; set [routing] fwmark to bits of its own"
+        "`fwmark` is 0, which marks nothing: nothing is changed; set [routing] fwmark to bits that nothing else uses"
     )]
     NoMark,
 }

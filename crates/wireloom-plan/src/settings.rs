@@ -1,41 +1,41 @@
-//! What the operator of this node decided.
+//! The settings of this node.
 
 use serde::{Deserialize, Serialize};
 use wireloom_types::{PeerLookup, SourceCheck};
 
-/// This node's settings, as `agent.toml` gives them; paths and other matters of I/O stay in the shell.
+/// The settings of this node, as `agent.toml` gives them. Paths and other matters of I/O stay in the shell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Settings {
     /// This node's name in the cluster.
     pub node: String,
-    /// The WireGuard interface.
+    /// The name of the WireGuard interface.
     pub interface: String,
     /// UDP port that WireGuard listens on.
     pub listen_port: u16,
-    /// Bytes; absent: the underlay's MTU less 80 (WireGuard over IPv6).
+    /// Bytes. Absent means the underlay's MTU less [`HEADROOM`](crate::desired::HEADROOM).
     pub mtu: Option<u32>,
     /// Seconds; 0 is off.
     pub persistent_keepalive: u16,
-    /// Encrypt the hosts' own traffic too.
+    /// Whether the hosts' own traffic is encrypted too (host mode).
     pub encrypt_host_traffic: bool,
-    /// Which source addresses the rules cover.
+    /// Which source addresses the rules cover, unless in host mode.
     pub scope: Scope,
     /// Priority of our policy rules.
     pub rule_priority: u32,
     /// The routing table that the rules lead to.
     pub table: u32,
-    /// The mark that WireGuard's own packets carry; all its bits are ours.
+    /// The mark on WireGuard's own packets; all its bits are ours.
     pub fwmark: u32,
     /// What happens to traffic for a node that cannot encrypt.
     pub keyless_peers: KeylessPeers,
-    /// Which peer gets an outgoing packet.
+    /// What decides which peer gets an outgoing packet.
     pub peer_lookup: PeerLookup,
-    /// May this source come from this peer.
+    /// Who checks that a peer may send from a source address.
     pub source_check: SourceCheck,
 }
 
 impl Settings {
-    /// The settings of a node whose operator decided nothing: the defaults of `agent.toml`.
+    /// The defaults of `agent.toml`.
     pub fn defaults(node: impl Into<String>) -> Self {
         Self {
             node: node.into(),
@@ -55,22 +55,22 @@ impl Settings {
     }
 }
 
-/// Where the scoped rules' source CIDRs come from.
+/// The sources that scoped rules match.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// Every declared pool; without pools, as [`Scope::Node`].
+    /// Every declared pool; without pools, the same as [`Scope::Node`].
     #[default]
     Pool,
     /// This node's workload CIDRs.
     Node,
 }
 
-/// What happens to traffic for a node without a usable key.
+/// What happens to traffic for workloads of a node without a usable key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeylessPeers {
-    /// It leaves unencrypted, so that a fleet can enable encryption node by node.
+    /// It leaves in plaintext, so that a fleet can enable encryption node by node.
     #[default]
     Plaintext,
     /// It is refused.

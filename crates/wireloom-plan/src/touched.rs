@@ -1,13 +1,13 @@
-//! What changes of the cluster touched: all that a difference has to look at after them.
+//! What changes of the cluster touched: all that a plan has to compare after them.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use wireloom_types::{LinkAddress, PublicKey};
 
-use crate::kernel::Source;
+use crate::firewall::Source;
 
-/// The peers and destinations that changes of the cluster touched.
+/// The objects that changes of the cluster touched.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Touched {
     pub(crate) peers: BTreeSet<PublicKey>,

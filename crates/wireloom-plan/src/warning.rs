@@ -1,4 +1,4 @@
-//! What the operator should know although the plan goes on; each text names the mend.
+//! What the operator should know although the plan goes on. Each text names the fix.
 
 use std::{fmt, net::IpAddr};
 
@@ -6,33 +6,33 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wireloom_types::{LinkAddress, PublicKey};
 
-use crate::kernel::{Family, Route};
+use crate::routing::{Family, Route};
 
-/// Something about the cluster, the settings or the kernel that is not as it should be.
+/// Something about the cluster, the settings or the kernel that may be a mistake.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case", tag = "warning")]
 pub enum Warning {
-    /// The membership has no key for this node: it takes no part in encryption.
+    /// The membership has no key for this node: nothing is encrypted.
     OwnNodeKeyless,
-    /// The membership has another key for this node than its key file: no peer will answer it.
+    /// The key in the membership is not that of this node's key file: no peer will answer.
     OwnKeyDiffers {
-        /// Of the key file.
+        /// The key of the key file.
         key_file: PublicKey,
-        /// As the other nodes see it.
+        /// The key that the other nodes see.
         membership: PublicKey,
     },
-    /// Several nodes claim one key: none of them is a peer.
+    /// Several nodes claim the same key: none of them is a peer.
     SharedKey {
         /// The key.
         public_key: PublicKey,
-        /// By name.
+        /// Their names.
         nodes: Vec<String>,
     },
-    /// The keys of several nodes lead to one link address: none of them is a peer.
+    /// The keys of several nodes hash to the same link address: none of them is a peer.
     SharedLinkAddress {
         /// The link address.
         link_address: LinkAddress,
-        /// By name.
+        /// Their names.
         nodes: Vec<String>,
     },
     /// A node does not encrypt.
@@ -40,57 +40,57 @@ pub enum Warning {
         /// Its name.
         node: String,
     },
-    /// A local workload that no rule's source holds: its packets leave in plaintext.
+    /// A local workload that no rule covers: its packets leave in plaintext.
     UncoveredWorkload {
         /// Often a single address, which never becomes a rule.
         workload: IpNet,
     },
-    /// Scoped mode, and a rule takes what the host itself sends from this address for a
-    /// workload's: it enters the tunnel, and the far end refuses it.
+    /// In scoped mode, a rule takes the host's own packets from this address for a workload's: they enter the
+    /// tunnel, and the other end refuses them.
     AddressInScope {
         /// Own address.
         address: IpAddr,
-        /// The rule's source that holds it.
+        /// The source of that rule.
         source: IpNet,
     },
-    /// Host mode, and no own address of this family that the machine really has.
+    /// In host mode, the machine has no declared address of this family.
     NoOwnAddress {
-        /// The family that the mesh uses.
+        /// The family; the mesh uses it.
         family: Family,
     },
-    /// An own address of the membership that no interface of this machine has.
+    /// A declared address of this node that no interface of its machine has.
     AddressNotHere {
         /// The address.
         address: IpAddr,
     },
-    /// Several nodes claim the very same prefix.
+    /// Several nodes claim exactly the same prefix.
     ContestedPrefix {
         /// The prefix.
         prefix: IpNet,
-        /// Who gets it.
+        /// The node that gets it.
         taken_by: String,
-        /// Who does not.
+        /// The nodes that do not get it.
         refused: Vec<String>,
     },
-    /// A node's prefix holds prefixes (not only single addresses) of other nodes.
+    /// A node's prefix holds prefixes of other nodes that are more than single addresses.
     NestedPrefixes {
         /// The wider prefix.
         prefix: IpNet,
-        /// Whose it is.
+        /// Its owner.
         node: String,
-        /// The first narrower one of another node; the narrower wins.
+        /// The first narrower prefix of another node; the narrower one wins.
         inner: IpNet,
-        /// How many there are.
+        /// The number of such narrower prefixes.
         count: usize,
     },
     /// A route in our table that somebody else made.
     ForeignRoute {
         /// The route.
         route: Route,
-        /// It stands where a route of ours should be.
+        /// Whether it is in the place of a route of ours.
         blocks_ours: bool,
     },
-    /// A peer whose endpoint nobody declared.
+    /// A peer without a declared endpoint.
     NoEndpoint {
         /// Its name.
         node: String,
@@ -101,16 +101,16 @@ pub enum Warning {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Good to know; may be meant so.
+    /// Good to know; may be deliberate.
     Info,
-    /// Traffic is or may be treated otherwise than the operator wants.
+    /// Traffic may not be treated as the operator wants.
     Warning,
     /// Traffic certainly fails or leaves in plaintext.
     Error,
 }
 
 impl Warning {
-    /// How much it matters.
+    /// How much the warning matters.
     pub fn severity(&self) -> Severity {
         match self {
             Self::NoEndpoint { .. } | Self::AddressNotHere { .. } => Severity::Info,
@@ -140,7 +140,7 @@ impl fmt::Display for Warning {
             Self::OwnKeyDiffers { key_file, membership } => write!(
                 f,
                 "this node's key file holds {key_file} but the membership says {membership}: \
-                 no peer will answer; publish the first, or put the private key of the second in place",
+                 no peer will answer; publish the former, or put the private key of the latter into the key file",
             ),
             Self::SharedKey { public_key, nodes } => write!(
                 f,
@@ -150,8 +150,8 @@ impl fmt::Display for Warning {
             ),
             Self::SharedLinkAddress { link_address, nodes } => write!(
                 f,
-                "the keys of nodes {} lead to the same link address {link_address}, so that they are left out of \
-                 the mesh; generate a new key for one of them",
+                "the keys of nodes {} hash to the same link address {link_address}, so these nodes are left out of the \
+                 mesh; generate a new key for one of them",
                 nodes.join(", "),
             ),
             Self::KeylessNode { node } => write!(
@@ -171,9 +171,8 @@ impl fmt::Display for Warning {
             ),
             Self::NoOwnAddress { family } => write!(
                 f,
-                "this node declares no {family} address that it really has: with encrypt_host_traffic the \
-                 kernel picks the source itself, and the far end may refuse it; \
-                 add the address to this node's `addresses`",
+                "this node has no {family} address that it declares: with encrypt_host_traffic the kernel chooses the \
+                 source itself, and the other end may refuse it; add the address to this node's `addresses`",
             ),
             Self::AddressNotHere { address } => write!(
                 f,
@@ -183,7 +182,7 @@ impl fmt::Display for Warning {
             Self::ContestedPrefix { prefix, taken_by, refused } => write!(
                 f,
                 "{prefix} is claimed by {taken_by} and by {}; {taken_by} gets it; \
-                 remove it from the other's `workloads`",
+                 remove it from the `workloads` of all others",
                 refused.join(", "),
             ),
             Self::NestedPrefixes { prefix, node, inner, count } => write!(
@@ -198,15 +197,15 @@ impl fmt::Display for Warning {
                     route.destination, route.protocol, route.metric,
                 )?;
                 f.write_str(if *blocks_ours {
-                    "it stands in the place of a route of ours: move it to a table of its own"
+                    "it is in the place of a route of ours: move it to another table"
                 } else {
-                    "move it to a table of its own"
+                    "move it to another table"
                 })
             }
             Self::NoEndpoint { node } => write!(
                 f,
-                "node {node} declares no endpoint: it must speak first; \
-                 declare one if others shall reach it at any time",
+                "node {node} declares no endpoint, so only it can start a session; \
+                 declare one if others must reach it at any time",
             ),
         }
     }

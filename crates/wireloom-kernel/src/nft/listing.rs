@@ -1,4 +1,4 @@
-//! What `nft --json list table` prints (libnftables-json(5)), read into the planner's words.
+//! Parses the output of `nft --json list table` (libnftables-json(5)).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json};
 use wireloom_plan::{
     address_range::AddressRange,
-    kernel::{Firewall, IncomingMark, Source},
+    firewall::{Firewall, IncomingMark, Source},
 };
 use wireloom_types::LinkAddress;
 
@@ -19,12 +19,12 @@ use super::{
     },
 };
 
-/// Packets that were refused because of their source.
+/// Counters of packets that the firewall refused because of their source.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refusals {
-    /// By peer; every judged one.
+    /// By peer; every peer is listed.
     pub peers: BTreeMap<LinkAddress, u64>,
-    /// Of whoever is no peer here.
+    /// Packets of senders that are not peers.
     pub strangers: u64,
 }
 
@@ -33,7 +33,7 @@ struct Listing {
     nftables: Vec<Object>,
 }
 
-/// Of a kind that we write; another kind makes the listing unreadable, and the table altered.
+/// The kinds of objects that we write. Any other kind makes the listing unreadable, and so the table altered.
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Object {
@@ -50,7 +50,7 @@ struct Set {
     name: String,
     #[serde(default)]
     elem: Vec<Value>,
-    /// Its type, its flags and the like.
+    /// Its type, flags and other properties.
     #[serde(flatten)]
     kind: BTreeMap<String, Value>,
 }
@@ -62,7 +62,7 @@ struct Counter {
     packets: u64,
 }
 
-/// What is in a table that exists. One that holds anything else than what we write is altered.
+/// The contents of an existing table. A table that holds anything but what we write is altered.
 pub(super) fn parse(json: &[u8], interface: &str) -> Table {
     let listing = serde_json::from_slice::<Listing>(json).ok();
     listing.and_then(|listing| Objects::sort(listing).read(interface)).unwrap_or_else(|| Table {
@@ -71,7 +71,7 @@ pub(super) fn parse(json: &[u8], interface: &str) -> Table {
     })
 }
 
-/// By kind.
+/// The objects of a listing, by kind.
 #[derive(Default)]
 struct Objects {
     chains: Vec<Value>,
@@ -95,7 +95,7 @@ impl Objects {
         objects
     }
 
-    /// `None` unless it holds exactly what [`super::script`] writes.
+    /// `None` unless the table holds exactly what [`super::script`] writes.
     fn read(self, interface: &str) -> Option<Table> {
         let mut table = Table::default();
         let mark_incoming = self.mark_incoming()?;
@@ -118,7 +118,7 @@ impl Objects {
         Some(table)
     }
 
-    /// `None` when the chain is not as it should be; no mark when there is no such chain.
+    /// `None` when the chain is altered, `Some(None)` when there is no such chain.
     fn mark_incoming(&self) -> Option<Option<IncomingMark>> {
         let mark = self.rules_of(&MARK_INCOMING).next().and_then(|expressions| {
             let port = expressions.pointer("/0/match/right")?.as_u64()?;
@@ -127,7 +127,7 @@ impl Objects {
         });
         let rules: Vec<Rule> = mark.iter().map(mark_incoming).collect();
         let there = self.has_chain(&MARK_INCOMING, &rules)?;
-        // A chain without its rule is no chain of ours.
+        // Our chain always has its rule.
         (there == mark.is_some()).then_some(mark)
     }
 
@@ -135,7 +135,7 @@ impl Objects {
         self.has_chain(&JUDGE_SOURCES, &judge_sources(interface))
     }
 
-    /// Whether the chain is there; `None` when it is, but not as it should be.
+    /// Whether the chain exists; `None` when it is altered.
     fn has_chain(&self, chain: &Chain, rules: &[Rule]) -> Option<bool> {
         let Some(found) = self.chains.iter().find(|found| found["name"] == chain.name) else {
             return Some(false);
@@ -146,13 +146,13 @@ impl Objects {
         (hooked && as_written).then_some(true)
     }
 
-    /// The expressions of its rules.
+    /// The expressions of the chain's rules.
     fn rules_of(&self, chain: &Chain) -> impl Iterator<Item = &Value> {
         self.rules.iter().filter(|rule| rule["chain"] == chain.name).map(|rule| &rule["expr"])
     }
 }
 
-/// The members of a rule's own sets in an order that does not depend on how the kernel keeps them.
+/// Sorts the members of a rule's anonymous sets, whose order depends on the kernel.
 fn in_order(expressions: &Value) -> Value {
     let mut expressions = expressions.clone();
     for expression in expressions.as_array_mut().into_iter().flatten() {
@@ -228,7 +228,7 @@ mod tests {
         rules.into_iter().map(rule).collect()
     }
 
-    /// As nft 1.0.6 lists a table with everything in it.
+    /// A table with everything in it, as nft 1.0.6 lists it.
     fn listed() -> Value {
         let set =
             |name, kind: Value| json!({ "family": "inet", "name": name, "table": "wireloom", "type": kind });
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_back() {
+    fn a_table_is_read_back_as_written() {
         let table = read(&listed());
         let mark_incoming = Some(IncomingMark { port: 51820, mark: 0xa });
         assert_eq!(table.firewall, Some(Firewall { mark_incoming, judge_sources: true, altered: false }));
@@ -285,13 +285,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_table_has_no_chains_but_is_one() {
+    fn an_empty_table_is_not_absent() {
         let empty = json!({ "nftables": [{ "table": { "name": "wireloom" } }] });
         assert_eq!(read(&empty), Table { firewall: Some(Firewall::default()), ..Table::default() });
     }
 
     #[test]
-    fn whatever_else_is_in_it_differs_from_all_that_we_want() {
+    fn any_foreign_change_makes_the_table_altered() {
         type Alter = fn(&mut Vec<Value>);
         let alterations: [(&str, Alter); 11] = [
             ("a rule twice", |all| all.push(all.last().unwrap().clone())),
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rules_own_set_may_be_kept_in_any_order() {
+    fn the_members_of_an_anonymous_set_may_have_any_order() {
         let mut listed = listed();
         let rules = listed["nftables"].as_array_mut().unwrap();
         let set = rules.iter_mut().find_map(|rule| rule.pointer_mut("/rule/expr/0/match/right/set"));

@@ -1,9 +1,9 @@
-//! The nftables table `inet wireloom`: read by `nft --json`, changed by `nft -f -`, one transaction for
-//! operations that follow each other.
+//! The nftables table `inet wireloom`: read with `nft --json`, changed with `nft -f -`, one transaction for
+//! consecutive operations.
 //!
-//! `nft` is not started for every look: the kernel itself is asked whether the table is there (without
-//! link mode and host mode there is none, and no `nft` is needed), and whether anything at all changed
-//! since the last look.
+//! Not every observation starts `nft`: the kernel itself tells whether the table exists (without link mode and
+//! host mode it does not, and `nft` need not be installed), and whether anything changed since the last
+//! observation.
 
 mod listing;
 mod netlink;
@@ -19,18 +19,18 @@ use std::{
 
 pub use listing::Refusals;
 use wireloom_plan::{
-    kernel::{Firewall, Source},
-    op::Op,
+    firewall::{Firewall, Source},
+    op::FirewallOp,
 };
 use wireloom_types::LinkAddress;
 
 use self::{netlink::Generation, watch::OwnProcesses};
-use super::error::Cause;
+use crate::error::Cause;
 
-/// Its name, in the family `inet`.
+/// The table's name, in the family `inet`.
 const TABLE: &str = "wireloom";
 
-/// What is in the table.
+/// The contents of the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Table {
     pub(super) firewall: Option<Firewall>,
@@ -41,9 +41,9 @@ pub(super) struct Table {
 
 /// The table in this network namespace.
 pub(super) struct Nftables {
-    /// Whose packets are judged.
+    /// The interface whose packets' sources are checked.
     interface: String,
-    /// What was there when the whole of nftables was in this generation.
+    /// The last observation, and the generation of nftables in which it was made.
     seen: Option<(Generation, Table)>,
     own: OwnProcesses,
 }
@@ -53,9 +53,9 @@ impl Nftables {
         Self { interface: interface.to_owned(), seen: None, own: OwnProcesses::default() }
     }
 
-    /// What is in the table. The counts in it may be of an earlier look.
+    /// Reads the table. The counters may be older than the call.
     pub(super) fn observe(&mut self) -> Result<Table, Cause> {
-        // Asked first: what changes from here on makes it another one.
+        // Read first: any later change leads to another generation.
         let generation = netlink::generation()?;
         if let Some((seen, table)) = &self.seen
             && generation.as_ref() == Some(seen)
@@ -71,27 +71,25 @@ impl Nftables {
     fn list(&self) -> Result<Table, Cause> {
         let output = self.nft(&["--json", "list", "table", "inet", TABLE], "")?;
         if !output.status.success() {
-            return Err(told(&output));
+            return Err(failure(&output));
         }
         Ok(listing::parse(&output.stdout, &self.interface))
     }
 
-    /// Operations on the table, in one transaction.
-    pub(super) fn change<'a>(&self, ops: impl IntoIterator<Item = &'a Op>) -> Result<(), Cause> {
+    /// Carries out operations in one transaction.
+    pub(super) fn change(&self, ops: &[&FirewallOp]) -> Result<(), Cause> {
         let output = self.nft(&["-f", "-"], &script::of(ops, &self.interface))?;
-        if output.status.success() { Ok(()) } else { Err(told(&output)) }
+        if output.status.success() { Ok(()) } else { Err(failure(&output)) }
     }
 
-    /// What was refused, as of the last look; `None` when nobody is judged.
+    /// The refused packets, as of the last reading; `None` when no sources are checked.
     pub(super) fn refusals(&self) -> Option<&Refusals> {
         let (_, table) = self.seen.as_ref()?;
         table.firewall.as_ref().filter(|firewall| firewall.judge_sources).map(|_| &table.refusals)
     }
 
-    /// Calls `changed` whenever somebody else changes the table, for as long as the process lives.
-    ///
-    /// # Errors
-    /// The socket or the thread cannot be had.
+    /// Calls `changed`, from another thread, whenever somebody else changes the table, for as long as the
+    /// process lives.
     pub(super) fn watch(&self, changed: impl Fn() + Send + 'static) -> io::Result<()> {
         watch::start(self.own.clone(), changed)
     }
@@ -105,13 +103,13 @@ impl Nftables {
             .spawn();
         let mut child = match spawned {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Cause::Told(
-                    "`nft` is not installed; install the Debian package nftables".into(),
+                return Err(Cause::Permanent(
+                    "`nft` is not installed; install nftables (the Debian package nftables)".into(),
                 ));
             }
             child => child?,
         };
-        // Before it is told what to do, so that what it does is known as our doing.
+        // Before it gets its script, so that its changes are recognized as ours.
         self.own.remember(child.id());
         if let Some(mut input) = child.stdin.take() {
             input.write_all(script.as_bytes())?;
@@ -120,10 +118,10 @@ impl Nftables {
     }
 }
 
-/// Often somebody else was faster: the next look shows what is left to do.
-fn told(output: &Output) -> Cause {
+/// Transient, because often somebody else was faster: the next observation shows what is left to do.
+fn failure(output: &Output) -> Cause {
     let words = String::from_utf8_lossy(&output.stderr);
-    // The first line says what is wrong, the next ones repeat what may be thousands of elements.
-    let line = words.lines().next().unwrap_or("it failed without a word");
-    Cause::Passing(format!("nft says: {}", line.trim()))
+    // The first line says what is wrong; the next ones repeat the script, which may have thousands of elements.
+    let line = words.lines().next().unwrap_or("it failed without a message");
+    Cause::Transient(format!("nft says: {}", line.trim()))
 }

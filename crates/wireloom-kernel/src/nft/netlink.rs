@@ -1,12 +1,16 @@
-//! Two questions to the kernel's nftables (include/uapi/linux/netfilter/nf_tables.h), in netlink.
+//! Two questions to the kernel's nftables in netlink (include/uapi/linux/netfilter/nf_tables.h): cheaper than
+//! starting `nft`.
 
-use netlink_packet_core::{NLM_F_REQUEST, NLMSG_ERROR};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use std::io;
+
+use netlink_packet_core::{DecodeError, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
 use nix::errno::Errno;
+use wireloom_netlink::{Client, Protocol};
 
-use super::{super::error::Cause, super::netlink::for_each_message, TABLE};
+use super::TABLE;
+use crate::error::Cause;
 
-/// The number of the last transaction, of whatever table (`NFT_MSG_GETGEN`).
+/// The number of the last transaction of any table (`NFT_MSG_GETGEN`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Generation([u8; 4]);
 
@@ -14,76 +18,98 @@ pub(super) struct Generation([u8; 4]);
 pub(super) const SUBSYSTEM: u16 = 10;
 /// `NFPROTO_INET` of include/uapi/linux/netfilter.h.
 pub(super) const INET: u8 = 1;
-/// `nlmsghdr` and `nfgenmsg`, bytes.
-const HEADERS: usize = 16 + 4;
+/// `struct nfgenmsg`, bytes.
+const HEADER_LEN: usize = 4;
 
 /// `None` on a kernel without nftables.
 pub(super) fn generation() -> Result<Option<Generation>, Cause> {
     const GET_GENERATION: u16 = 16;
-    let Some(reply) = ask(GET_GENERATION, 0, &[])? else { return Ok(None) };
-    let generation = first_attribute(&reply).and_then(|value| value.try_into().ok());
-    generation.map(Generation).map(Some).ok_or_else(|| Cause::Told("nftables tells no generation".into()))
+    let Some(answer) = ask(&Message::new(GET_GENERATION, 0, &[]))? else { return Ok(None) };
+    let generation = first_attribute(&answer.payload).and_then(|value| value.try_into().ok());
+    let missing = || Cause::Permanent("the kernel's answer lacks the generation of nftables".into());
+    generation.map(Generation).map(Some).ok_or_else(missing)
 }
 
-/// Whether our table is there.
+/// Whether our table exists.
 pub(super) fn table_exists() -> Result<bool, Cause> {
     const GET_TABLE: u16 = 1;
     let name: Vec<u8> = TABLE.bytes().chain([0]).collect();
-    Ok(ask(GET_TABLE, INET, &name)?.is_some())
+    Ok(ask(&Message::new(GET_TABLE, INET, &name))?.is_some())
 }
 
-/// The first attribute of a message: the table's name of all objects in a table
-/// (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and so on are all 1), the number of a generation.
-pub(super) fn first_attribute(message: &[u8]) -> Option<&[u8]> {
-    let [l0, l1, k0, k1] = *message.get(HEADERS..)?.first_chunk()?;
+/// The first attribute in a payload. In every object of a table it is the table's name
+/// (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and so on are all 1); in a generation it is its number.
+pub(super) fn first_attribute(payload: &[u8]) -> Option<&[u8]> {
+    let [l0, l1, k0, k1] = *payload.get(HEADER_LEN..)?.first_chunk()?;
     let length = usize::from(u16::from_ne_bytes([l0, l1]));
     // NLA_TYPE_MASK of include/uapi/linux/netlink.h
     let kind = u16::from_ne_bytes([k0, k1]) & 0x3fff;
-    message.get(HEADERS + 4..HEADERS + length).filter(|_| kind == 1)
+    payload.get(HEADER_LEN + 4..HEADER_LEN + length).filter(|_| kind == 1)
 }
 
-/// Asks for one object, by the attribute of type 1 if it is not empty; `None` when there is none.
-fn ask(message: u16, family: u8, attribute: &[u8]) -> Result<Option<Vec<u8>>, Cause> {
-    let mut socket = match Socket::new(NETLINK_NETFILTER) {
-        // A kernel without netfilter has nothing of it.
-        Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => return Ok(None),
-        socket => socket?,
+/// The object that a request asks for; `None` when there is none.
+fn ask(request: &Message) -> Result<Option<Message>, Cause> {
+    let mut client = match Client::open(Protocol::Netfilter) {
+        Err(error) if is_without_netfilter(&error) => return Ok(None),
+        client => client?,
     };
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&request(message, family, attribute), 0)?;
-    let mut reply = Vec::with_capacity(8 << 10);
-    socket.recv(&mut reply, 0)?;
-    let mut answer = Err(Cause::Told("nftables gives no answer".into()));
-    for_each_message(&reply, |header, bytes| {
-        answer = match (header.message_type, bytes.get(16..20).and_then(|code| code.try_into().ok())) {
-            (NLMSG_ERROR, Some(code)) => match Errno::from_raw(i32::from_ne_bytes(code).saturating_neg()) {
-                // A kernel without nftables does not know what is asked.
-                Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP => Ok(None),
-                errno => Err(errno.into()),
-            },
-            _ => Ok(Some(bytes.to_vec())),
-        };
-    })?;
-    answer
+    match client.get(request) {
+        Ok(answer) => Ok(Some(answer)),
+        // A kernel without nftables does not know the request.
+        Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP)) => {
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
-fn request(message: u16, family: u8, attribute: &[u8]) -> Vec<u8> {
-    let attribute_length = if attribute.is_empty() { 0 } else { 4 + attribute.len() };
-    let length = (HEADERS + attribute_length).next_multiple_of(4);
-    let mut request = Vec::with_capacity(length);
-    request.extend((length as u32).to_ne_bytes());
-    request.extend((SUBSYSTEM << 8 | message).to_ne_bytes());
-    request.extend(NLM_F_REQUEST.to_ne_bytes());
-    request.extend([0; 8]); // sequence and port
-    request.extend([family, 0, 0, 0]);
-    if !attribute.is_empty() {
-        request.extend((attribute_length as u16).to_ne_bytes());
-        request.extend(1_u16.to_ne_bytes());
-        request.extend(attribute);
+/// Whether a socket cannot be opened because the kernel has no netfilter.
+pub(super) fn is_without_netfilter(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32)
+}
+
+/// A message of nftables.
+#[derive(Debug, Clone)]
+struct Message {
+    /// `NFT_MSG_…`.
+    kind: u16,
+    payload: Vec<u8>,
+}
+
+impl Message {
+    /// A message with an attribute of type 1, unless that is empty.
+    fn new(kind: u16, family: u8, attribute: &[u8]) -> Self {
+        let mut payload = vec![family, 0, 0, 0];
+        if !attribute.is_empty() {
+            payload.extend((4 + attribute.len() as u16).to_ne_bytes());
+            payload.extend(1_u16.to_ne_bytes());
+            payload.extend(attribute);
+            payload.resize(payload.len().next_multiple_of(4), 0);
+        }
+        Self { kind, payload }
     }
-    request.resize(length, 0);
-    request
+}
+
+impl NetlinkSerializable for Message {
+    fn message_type(&self) -> u16 {
+        SUBSYSTEM << 8 | self.kind
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.payload.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer.copy_from_slice(&self.payload);
+    }
+}
+
+impl NetlinkDeserializable for Message {
+    type Error = DecodeError;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self { kind: header.message_type & 0xff, payload: payload.to_vec() })
+    }
 }
 
 #[cfg(test)]
@@ -91,17 +117,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_attribute_is_read_or_there_is_none() {
-        let message = request(1, INET, b"wireloom\0");
-        assert_eq!(first_attribute(&message), Some(&b"wireloom\0"[..]));
-        assert_eq!(first_attribute(&request(16, 0, &[])), None);
-        for cut in 0..message.len() {
-            let _ = first_attribute(&message[..cut]);
+    fn the_first_attribute_is_read_or_absent() {
+        let payload = Message::new(1, INET, b"wireloom\0").payload;
+        assert_eq!(first_attribute(&payload), Some(&b"wireloom\0"[..]));
+        assert_eq!(first_attribute(&Message::new(16, 0, &[]).payload), None);
+        for cut in 0..payload.len() {
+            let _ = first_attribute(&payload[..cut]);
         }
-        let mut lying = message.clone();
-        lying[20] = 2;
+        let mut lying = payload.clone();
+        lying[HEADER_LEN] = 2;
         assert_eq!(first_attribute(&lying), None);
-        lying[20] = 200;
+        lying[HEADER_LEN] = 200;
         assert_eq!(first_attribute(&lying), None);
     }
 }

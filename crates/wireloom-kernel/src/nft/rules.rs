@@ -1,46 +1,46 @@
-//! The chains and their rules, each as `nft -f` takes it and as `nft --json` lists it
-//! (libnftables-json(5)). What is listed must be just this: so a stranger's rule is noticed.
+//! The chains and their rules, each in the syntax of `nft -f` and as `nft --json` lists it
+//! (libnftables-json(5)). A listing that differs shows that somebody else changed the table.
 
 use serde_json::{Value, json};
-use wireloom_plan::kernel::IncomingMark;
+use wireloom_plan::firewall::IncomingMark;
 
 /// Marks incoming WireGuard packets.
 pub(super) const MARK_INCOMING: Chain = Chain { name: "mark_incoming", priority: -300 };
 
-/// Judges the sources of what comes out of our interface.
+/// Checks the sources of packets from our interface.
 ///
-/// Before `raw` (-300), so that neither connection tracking (-200) nor anybody's rules ever meet a
-/// forged source; after defragmentation (-400), should there be any.
+/// Before `raw` (-300), so that neither connection tracking (-200) nor other rules ever meet a forged source;
+/// after defragmentation (-400), if that is on.
 pub(super) const JUDGE_SOURCES: Chain = Chain { name: "judge_sources", priority: -310 };
 
-/// The set of `link address . IPv4 addresses` that may be.
+/// The set of admitted `link address . IPv4 addresses`.
 pub(super) const SOURCES_V4: &str = "sources4";
-/// The set of `link address . IPv6 addresses` that may be.
+/// The set of admitted `link address . IPv6 addresses`.
 pub(super) const SOURCES_V6: &str = "sources6";
-/// The set of the peers, with a count of what each was refused.
+/// The set of peers, with a counter of the refused packets of each.
 pub(super) const REFUSED: &str = "refused";
-/// The counter of what was refused to whoever is no peer here.
+/// The counter of the refused packets of senders that are not peers.
 pub(super) const STRANGERS: &str = "strangers";
 
-/// A base chain of type filter in prerouting, which lets through what no rule drops.
+/// A base chain of type filter in prerouting with the policy accept.
 pub(super) struct Chain {
     pub(super) name: &'static str,
     pub(super) priority: i32,
 }
 
-/// A rule, written and read.
+/// A rule, as written and as listed.
 pub(super) struct Rule {
     pub(super) text: String,
     pub(super) listed: Value,
 }
 
 impl Chain {
-    /// As it is declared.
+    /// Its declaration.
     pub(super) fn hook(&self) -> String {
         format!("{{ type filter hook prerouting priority {}; policy accept; }}", self.priority)
     }
 
-    /// What `nft --json` lists beside its name, family, table and handle.
+    /// What `nft --json` lists besides its name, family, table and handle.
     pub(super) fn listed(&self) -> [(&'static str, Value); 4] {
         [
             ("type", json!("filter")),
@@ -70,12 +70,12 @@ pub(super) fn judge_sources(interface: &str) -> Vec<Rule> {
     let rule = |text: &str, listed: Value| Rule { text: text.to_owned(), listed };
     let prefix = |address, length| json!({ "prefix": { "addr": address, "len": length } });
     vec![
-        // A star at the end would stand for any ending.
+        // nft takes a star at the end for a wildcard.
         rule(
             &format!("iifname != \"{}\" accept", interface.replace('*', "\\*")),
             json!([matches("!=", &meta("iifname"), &json!(interface)), accept()]),
         ),
-        // While the interface is still, or again, one whose device judges by allowed-IPs.
+        // While the interface is one whose device checks allowed-IPs instead: before or after link mode.
         rule(
             "meta iiftype != ether accept",
             json!([matches("!=", &meta("iiftype"), &json!("ether")), accept()]),
@@ -88,15 +88,15 @@ pub(super) fn judge_sources(interface: &str) -> Vec<Rule> {
             &format!("ether saddr . ip6 saddr @{SOURCES_V6} accept"),
             json!([matches("==", &from("ip6"), &json!(format!("@{SOURCES_V6}"))), accept()]),
         ),
-        // The device's own answers, also about addresses that no peer has: what a peer sends of
-        // neighbour discovery never arrives.
+        // The device's own answers, also those about addresses that no peer has. The device drops neighbour
+        // discovery from peers.
         rule(
             "icmpv6 type nd-neighbor-advert accept",
             json!([matches("==", &payload("icmpv6", "type"), &json!("nd-neighbor-advert")), accept()]),
         ),
-        // Errors come from whatever router noticed them. The stack goes by the packet that they quote,
-        // whoever seems to send them, so the source is nothing to judge them by; without them neither
-        // path MTU discovery nor traceroute works beyond a peer. No redirects (5): they are a neighbour's.
+        // Any router on the path may send errors. The stack matches them by the packet that they quote, not by
+        // their source, so checking the source gains nothing; and without them neither path MTU discovery nor
+        // traceroute works beyond a peer. Redirects (5) are left out: only a neighbour may send them.
         rule(
             "icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
             json!([
@@ -108,13 +108,13 @@ pub(super) fn judge_sources(interface: &str) -> Vec<Rule> {
                 accept()
             ]),
         ),
-        // The types below that of the echo request, 128, are errors (RFC 4443, section 2.1).
+        // The types below 128, the echo request, are errors (RFC 4443, section 2.1).
         rule(
             "icmpv6 type < echo-request accept",
             json!([matches("<", &payload("icmpv6", "type"), &json!("echo-request")), accept()]),
         ),
-        // Who has no address yet says so to its neighbours: reports of groups (RFC 3376, RFC 3590) and
-        // router solicitations (RFC 4861).
+        // A host without an address sends group reports (RFC 3376, RFC 3590) and router solicitations
+        // (RFC 4861) from the unspecified address.
         rule(
             "ip saddr 0.0.0.0 ip daddr 224.0.0.0/24 accept",
             json!([
@@ -131,7 +131,7 @@ pub(super) fn judge_sources(interface: &str) -> Vec<Rule> {
                 accept()
             ]),
         ),
-        // The set's element counts what it matches.
+        // The elements of the set count what they match.
         rule(
             &format!("ether saddr @{REFUSED} drop"),
             json!([matches("==", &link(), &json!(format!("@{REFUSED}"))), { "drop": null }]),
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guide_shows_the_rules_as_they_are() {
+    fn docs_firewall_md_shows_the_actual_rules() {
         let guide = include_str!("../../../../docs/firewall.md");
         let shown: Vec<String> =
             judge_sources("wg0").into_iter().map(|rule| format!("        {}\n", rule.text)).collect();
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_in_an_interfaces_name_is_a_star() {
+    fn a_star_in_an_interface_name_is_no_wildcard() {
         assert_eq!(judge_sources("wg*")[0].text, "iifname != \"wg\\*\" accept");
     }
 }

@@ -1,10 +1,10 @@
-//! Operations in the words of `nft -f` (nft(8)).
+//! Operations in the syntax of `nft -f` (nft(8)).
 
 use std::{collections::BTreeSet, fmt::Write as _, mem::discriminant};
 
 use wireloom_plan::{
-    kernel::{Firewall, Source},
-    op::Op,
+    firewall::{Firewall, Source},
+    op::FirewallOp,
 };
 
 use super::{
@@ -15,28 +15,35 @@ use super::{
     },
 };
 
-/// One transaction; operations on other things than the table are passed over.
-pub(super) fn of<'a>(ops: impl IntoIterator<Item = &'a Op>, interface: &str) -> String {
-    let ops: Vec<&Op> = ops.into_iter().collect();
+/// The script of one transaction.
+pub(super) fn of(ops: &[&FirewallOp], interface: &str) -> String {
     let mut script = Script { text: String::new(), interface };
-    for run in ops.chunk_by(|one, next| discriminant(*one) == discriminant(*next)) {
+    for run in ops.chunk_by(|one, next| is_element(one) && discriminant(*one) == discriminant(*next)) {
         let peers = run.iter().filter_map(|op| match op {
-            Op::JudgePeer { peer } | Op::ForgetPeer { peer } => Some(peer),
+            FirewallOp::JudgePeer { peer } | FirewallOp::ForgetPeer { peer } => Some(peer),
             _ => None,
         });
         let sources = run.iter().filter_map(|op| match op {
-            Op::AdmitSource(source) | Op::RefuseSource(source) => Some(source),
+            FirewallOp::AdmitSource(source) | FirewallOp::RefuseSource(source) => Some(source),
             _ => None,
         });
         match run[0] {
-            Op::JudgePeer { .. } => script.elements("add", REFUSED, peers),
-            Op::ForgetPeer { .. } => script.elements("delete", REFUSED, peers),
-            Op::AdmitSource(_) => script.sources("add", sources),
-            Op::RefuseSource(_) => script.sources("delete", sources),
-            _ => run.iter().for_each(|op| script.one(op)),
+            FirewallOp::JudgePeer { .. } => script.elements("add", REFUSED, peers),
+            FirewallOp::ForgetPeer { .. } => script.elements("delete", REFUSED, peers),
+            FirewallOp::AdmitSource(_) => script.sources("add", sources),
+            FirewallOp::RefuseSource(_) => script.sources("delete", sources),
+            FirewallOp::Set { firewall, anew } => script.set_firewall(firewall, *anew),
+            FirewallOp::ReplaceSources { sources } => script.replace_sources(sources),
+            FirewallOp::Remove => script.remove_table(),
         }
     }
     script.text
+}
+
+/// Whether an operation adds or removes an element of a set. Consecutive ones of a kind share a line.
+fn is_element(op: &FirewallOp) -> bool {
+    use FirewallOp::{AdmitSource, ForgetPeer, JudgePeer, RefuseSource};
+    matches!(op, JudgePeer { .. } | ForgetPeer { .. } | AdmitSource(_) | RefuseSource(_))
 }
 
 struct Script<'a> {
@@ -50,23 +57,14 @@ impl Script<'_> {
         self.text.push('\n');
     }
 
-    fn one(&mut self, op: &Op) {
-        match op {
-            Op::SetFirewall { firewall, anew } => self.set_firewall(firewall, *anew),
-            Op::ReplaceSources { sources } => self.replace_sources(sources),
-            Op::RemoveFirewall => self.remove_table(),
-            _ => {}
-        }
-    }
-
-    /// Adding it first makes the removal of an absent table no error.
+    /// Adds the table first, so that its removal never fails.
     fn remove_table(&mut self) {
         self.line(format!("add table inet {TABLE}"));
         self.line(format!("delete table inet {TABLE}"));
     }
 
     fn set_firewall(&mut self, firewall: &Firewall, anew: bool) {
-        // Without sets nothing in the table is worth keeping.
+        // A table without sets holds nothing that is worth keeping.
         if anew || !firewall.judge_sources {
             self.remove_table();
         }
@@ -95,7 +93,7 @@ impl Script<'_> {
         }
     }
 
-    /// The sets as wholes: to remove one is fast whatever is in it. No rule may name it meanwhile.
+    /// Recreates the sets: removing a whole set is fast, whatever it holds. No rule may refer to it meanwhile.
     fn replace_sources(&mut self, sources: &BTreeSet<Source>) {
         self.line(format!("flush chain inet {TABLE} {}", JUDGE_SOURCES.name));
         for set in [SOURCES_V4, SOURCES_V6] {
@@ -134,7 +132,7 @@ impl Script<'_> {
 
 #[cfg(test)]
 mod tests {
-    use wireloom_plan::kernel::IncomingMark;
+    use wireloom_plan::firewall::IncomingMark;
     use wireloom_types::LinkAddress;
 
     use super::*;
@@ -145,11 +143,11 @@ mod tests {
     }
 
     #[test]
-    fn a_table_without_sets_is_made_anew() {
+    fn a_table_without_sets_is_recreated() {
         let mark_incoming = Some(IncomingMark { port: 51820, mark: 0xa });
         let firewall = Firewall { mark_incoming, ..Firewall::default() };
         assert_eq!(
-            of(&[Op::SetFirewall { firewall, anew: false }], "wg0"),
+            of(&[&FirewallOp::Set { firewall, anew: false }], "wg0"),
             "add table inet wireloom\ndelete table inet wireloom\nadd table inet wireloom\n\
              add chain inet wireloom mark_incoming { type filter hook prerouting priority -300; policy accept; }\n\
              flush chain inet wireloom mark_incoming\n\
@@ -158,25 +156,25 @@ mod tests {
     }
 
     #[test]
-    fn sets_are_kept_unless_the_table_is_made_anew() {
+    fn sets_are_kept_unless_the_table_is_recreated() {
         let firewall = Firewall { judge_sources: true, ..Firewall::default() };
-        let kept = of(&[Op::SetFirewall { firewall: firewall.clone(), anew: false }], "wg0");
+        let kept = of(&[&FirewallOp::Set { firewall: firewall.clone(), anew: false }], "wg0");
         assert!(!kept.contains("delete table") && !kept.contains("delete set"), "{kept}");
-        let anew = of(&[Op::SetFirewall { firewall, anew: true }], "wg0");
+        let anew = of(&[&FirewallOp::Set { firewall, anew: true }], "wg0");
         assert_eq!(anew, format!("add table inet wireloom\ndelete table inet wireloom\n{kept}"));
     }
 
     #[test]
-    fn elements_of_a_kind_share_a_line_and_keep_their_place() {
+    fn consecutive_elements_share_a_line_in_order() {
         let ops = [
-            Op::RefuseSource(source(1, "10.1.0.0/16")),
-            Op::AdmitSource(source(1, "10.1.0.0/24")),
-            Op::AdmitSource(source(2, "fd00::1/128")),
-            Op::AdmitSource(source(2, "10.2.0.0/24")),
-            Op::ForgetPeer { peer: LinkAddress::from_bytes([2, 0, 0, 0, 0, 3]) },
+            FirewallOp::RefuseSource(source(1, "10.1.0.0/16")),
+            FirewallOp::AdmitSource(source(1, "10.1.0.0/24")),
+            FirewallOp::AdmitSource(source(2, "fd00::1/128")),
+            FirewallOp::AdmitSource(source(2, "10.2.0.0/24")),
+            FirewallOp::ForgetPeer { peer: LinkAddress::from_bytes([2, 0, 0, 0, 0, 3]) },
         ];
         assert_eq!(
-            of(&ops, "wg0"),
+            of(&ops.iter().collect::<Vec<_>>(), "wg0"),
             "delete element inet wireloom sources4 { 02:00:00:00:00:01 . 10.1.0.0/16 }\n\
              add element inet wireloom sources4 { 02:00:00:00:00:01 . 10.1.0.0/24, 02:00:00:00:00:02 . 10.2.0.0/24 }\n\
              add element inet wireloom sources6 { 02:00:00:00:00:02 . fd00::1 }\n\

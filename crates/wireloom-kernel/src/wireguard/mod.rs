@@ -1,7 +1,7 @@
 //! The WireGuard device behind our interface.
 //!
-//! Two back ends carry out one plan: the kernel's own WireGuard over generic netlink ([`kernel`]),
-//! and the userspace engine in a process of its own ([`userspace`]).
+//! Either of two back ends carries out a plan: the kernel's own WireGuard over generic netlink
+//! ([`in_kernel`]), or the userspace engine in a process of its own ([`userspace`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,23 +15,22 @@ use serde::Serialize;
 use wireloom_plan::op::SetPeer;
 use wireloom_types::{PeerLookup, PrivateKey, PublicKey, SourceCheck, limits::REJECT_AFTER_TIME};
 
-use super::error::Cause;
+use crate::error::Cause;
 
-pub(super) mod kernel;
-mod uapi;
-pub(super) mod userspace;
+pub(crate) mod in_kernel;
+pub(crate) mod userspace;
 
-/// Who carries the packets of an interface.
+/// A back end: it carries the packets of our interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Implementation {
+pub enum Backend {
     /// The kernel's own WireGuard.
     Kernel,
     /// `wireloom device`, in a process of its own.
     Userspace,
 }
 
-impl fmt::Display for Implementation {
+impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kernel => "the kernel's WireGuard",
@@ -40,25 +39,25 @@ impl fmt::Display for Implementation {
     }
 }
 
-/// What a back end does for the shell.
-pub(super) trait Backend {
-    /// The device as it is; `None` when nothing answers for it.
+/// The device of our interface, under one back end.
+pub(crate) trait WireguardDevice {
+    /// Reads the device; `None` when nothing answers for it.
     fn read(&mut self) -> Result<Option<DeviceState>, Cause>;
 
-    /// Makes the interface and the device behind it, unconfigured and down. The interface of a link that
-    /// is there already is taken over as it is.
+    /// Creates the interface and the device behind it, unconfigured and down. In link mode, an existing
+    /// interface is taken over.
     fn create(&mut self, peer_lookup: PeerLookup, source_check: SourceCheck) -> Result<(), Cause>;
 
-    /// Makes many changes, in one transaction where the back end has such. Peers that get something
-    /// come before those that are removed, so that what moves is nobody's at no time.
+    /// Makes many changes, in one transaction if the back end has transactions. Peers that gain allowed-IPs
+    /// must come before peers that are removed, so that an allowed-IP that moves always has an owner.
     fn change(&mut self, changes: &[Change<'_>]) -> Result<(), Cause>;
 
-    /// Sees to it that the device goes with its interface, which was removed.
+    /// Makes sure that the device ends, after its interface was removed.
     fn end(&mut self) -> Result<(), Cause>;
 }
 
 /// A change of the device.
-pub(super) enum Change<'a> {
+pub(crate) enum Change<'a> {
     /// The device's own settings.
     Configure {
         key: &'a PrivateKey,
@@ -66,13 +65,13 @@ pub(super) enum Change<'a> {
         fwmark: u32,
         source_check: SourceCheck,
     },
-    /// A peer, whole.
+    /// Adds a peer, or replaces its whole configuration.
     SetPeer(&'a SetPeer),
     RemovePeer(PublicKey),
-    /// Of a peer that is there only this.
+    /// Changes the keepalive interval of an existing peer.
     SetKeepalive {
         public_key: PublicKey,
-        /// Absent: stays as it is.
+        /// Absent: unchanged.
         endpoint: Option<SocketAddr>,
         /// 0 is off.
         seconds: u16,
@@ -82,42 +81,42 @@ pub(super) enum Change<'a> {
 /// A device as its back end describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeviceState {
-    /// Derived from its private key; absent when none is set.
+    /// Derived from the private key; absent when none is set.
     pub public_key: Option<PublicKey>,
     /// UDP port; 0 when none is open.
     pub listen_port: u16,
     /// 0 is none.
     pub fwmark: u32,
-    /// Who judges the sources of what it receives.
+    /// Who checks the sources of received packets.
     pub source_check: SourceCheck,
     /// All of its peers.
     pub peers: BTreeMap<PublicKey, PeerState>,
 }
 
-/// A peer as the device describes it.
+/// A peer as its device describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PeerState {
-    /// Where it sends to now.
+    /// Where the device sends to now.
     pub endpoint: Option<SocketAddr>,
-    /// Its allowed-IPs.
+    /// The peer's allowed-IPs.
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds; 0 is off.
     pub persistent_keepalive: u16,
-    /// When the last handshake was completed.
+    /// When the last handshake completed.
     pub last_handshake: Option<SystemTime>,
-    /// Bytes.
+    /// Bytes received from the peer.
     pub received: u64,
-    /// Bytes.
+    /// Bytes sent to the peer.
     pub sent: u64,
 }
 
 impl PeerState {
-    /// True when it may be in a session with us.
-    pub(super) fn is_in_session(&self, now: SystemTime) -> bool {
+    /// Whether it may be in a session with us.
+    pub(crate) fn is_in_session(&self, now: SystemTime) -> bool {
         self.handshake_age(now).is_some_and(|age| age <= REJECT_AFTER_TIME)
     }
 
-    /// Time since the last handshake; zero when the clock was set back since.
+    /// The time since the last handshake; zero when the clock was set back since then.
     #[must_use]
     pub fn handshake_age(&self, now: SystemTime) -> Option<Duration> {
         self.last_handshake.map(|then| now.duration_since(then).unwrap_or_default())

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 /// Both families, in the order in which results are shown.
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];

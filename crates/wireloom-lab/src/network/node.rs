@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, net::SocketAddr};
 
 use ipnet::IpNet;
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use super::{
     Addresses, Holder, Layout, Space,

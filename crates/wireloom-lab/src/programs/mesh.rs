@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Serialize;
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{Lab, Node, Result, network::layout};
 

@@ -138,7 +138,7 @@ impl Link {
         let mut request = format!("private_key={private}\nlisten_port={PORT}\n");
         for (peer, node) in self.peers(router) {
             let public = hex(&self.keys[peer].public)?;
-            let endpoint = node.endpoint(wireloom_plan::kernel::Family::V4);
+            let endpoint = node.endpoint(wireloom_plan::routing::Family::V4);
             let _ = writeln!(request, "public_key={public}\nendpoint={endpoint}");
             for address in self.address(peer).single() {
                 let _ = writeln!(request, "allowed_ip={address}");

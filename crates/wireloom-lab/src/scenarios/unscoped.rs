@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use wireloom_plan::kernel::PROTOCOL;
+use wireloom_plan::routing::PROTOCOL;
 use wireloom_types::interface::AGENT_ALIAS;
 
 use crate::{

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use super::probe::{Exchange, LENGTHS, Mark, attempt};
 use crate::{Capture, Cell, FAMILIES, Lab, Node, Place, Result, Wire, at_this_pace};

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use super::probe::Ping;
 use crate::{PATIENCE, Place, Result, at_this_pace};

@@ -18,7 +18,7 @@ use etherparse::{
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{Capture, Content, Error, Packet, Place, Result, Space, at_this_pace};
 

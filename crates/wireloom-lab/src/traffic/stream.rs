@@ -12,7 +12,7 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{Error, PATIENCE, Place, Result, Space, at_this_pace, until};
 

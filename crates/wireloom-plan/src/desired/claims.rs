@@ -1,4 +1,4 @@
-//! Who claims what: the keys and the prefixes of the whole cluster, by claimant.
+//! Who claims what: the nodes of the cluster by key, by link address and by prefix.
 
 use std::collections::{BTreeMap, btree_map};
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     cluster::{Cluster, Node},
-    kernel::Family,
+    routing::Family,
     settings::Settings,
 };
 
@@ -20,19 +20,19 @@ use crate::{
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Index {
     keys: BTreeMap<PublicKey, Vec<String>>,
-    /// Node and key by link address; kept only when peers are neighbours.
-    links: BTreeMap<LinkAddress, Vec<(String, PublicKey)>>,
-    /// The hash of each key, which is dearer than to remember it.
-    link_of: BTreeMap<PublicKey, LinkAddress>,
+    /// Nodes and their keys by link address; empty except in link mode.
+    link_addresses: BTreeMap<LinkAddress, Vec<(String, PublicKey)>>,
+    /// The link address of each key. It is a hash, which costs more than to look it up.
+    link_address_of: BTreeMap<PublicKey, LinkAddress>,
     prefixes: BTreeMap<IpNet, Vec<String>>,
-    /// How many claimed prefixes are so long: of all lengths, a mesh uses few.
+    /// The number of claimed prefixes of each length. A mesh uses few lengths.
     lengths: BTreeMap<(Family, u8), usize>,
 }
 
 impl Index {
     pub(crate) fn of(cluster: &Cluster, settings: &Settings, host: &Host) -> Self {
         let mut index = Self::default();
-        // Whatever the membership says, the device holds the key file's key.
+        // The device has the key of the key file, whatever the membership says.
         index.insert_key(host.public_key, &settings.node, settings);
         for (name, node) in &cluster.nodes {
             index.insert(name, node, settings);
@@ -54,8 +54,8 @@ impl Index {
     fn insert_key(&mut self, key: PublicKey, name: &str, settings: &Settings) {
         claim(&mut self.keys, key, name);
         if settings.peer_lookup == PeerLookup::Gateway {
-            let link = *self.link_of.entry(key).or_insert_with(|| LinkAddress::of(key));
-            let holders = self.links.entry(link).or_default();
+            let link_address = *self.link_address_of.entry(key).or_insert_with(|| LinkAddress::of(key));
+            let holders = self.link_addresses.entry(link_address).or_default();
             let holder = (name.to_owned(), key);
             if let Err(place) = holders.binary_search(&holder) {
                 holders.insert(place, holder);
@@ -63,7 +63,7 @@ impl Index {
         }
     }
 
-    /// Another node than our own was the first and is the second.
+    /// Replaces the claims of a node other than our own.
     pub(crate) fn replace(&mut self, name: &str, [old, new]: [Option<&Node>; 2], settings: &Settings) {
         if let Some(old) = old {
             self.remove(name, old, settings);
@@ -76,16 +76,16 @@ impl Index {
     fn remove(&mut self, name: &str, node: &Node, settings: &Settings) {
         if let Some(key) = node.public_key {
             withdraw(&mut self.keys, &key, name);
-            if let Some(link) = self.link_of.get(&key)
-                && let Some(holders) = self.links.get_mut(link)
+            if let Some(link_address) = self.link_address_of.get(&key)
+                && let Some(holders) = self.link_addresses.get_mut(link_address)
             {
                 holders.retain(|(other, _)| other != name);
                 if holders.is_empty() {
-                    self.links.remove(link);
+                    self.link_addresses.remove(link_address);
                 }
             }
             if !self.keys.contains_key(&key) {
-                self.link_of.remove(&key);
+                self.link_address_of.remove(&key);
             }
         }
         for prefix in prefixes(node, settings) {
@@ -105,14 +105,17 @@ impl Index {
         self.keys.get(&key).map_or(&[], Vec::as_slice)
     }
 
-    /// The nodes whose keys lead to the link address, and those keys.
-    pub(super) fn link_holders(&self, link: LinkAddress) -> &[(String, PublicKey)] {
-        self.links.get(&link).map_or(&[], Vec::as_slice)
+    /// The nodes whose keys hash to the link address, and those keys.
+    pub(super) fn link_address_holders(&self, link_address: LinkAddress) -> &[(String, PublicKey)] {
+        self.link_addresses.get(&link_address).map_or(&[], Vec::as_slice)
     }
 
-    /// The link addresses to which several keys lead.
-    pub(super) fn shared_links(&self) -> impl Iterator<Item = LinkAddress> {
-        self.links.iter().filter(|(_, holders)| holders.len() > 1).map(|(link, _)| *link)
+    /// The link addresses to which more than one claimed key hashes.
+    pub(super) fn shared_link_addresses(&self) -> impl Iterator<Item = LinkAddress> {
+        self.link_addresses
+            .iter()
+            .filter(|(_, holders)| holders.len() > 1)
+            .map(|(link_address, _)| *link_address)
     }
 
     /// The nodes that claim exactly this prefix.
@@ -124,14 +127,14 @@ impl Index {
         self.keys.iter().filter(|(_, nodes)| nodes.len() > 1).map(|(key, _)| *key)
     }
 
-    /// A prefix that somebody claims.
+    /// The claim of exactly this prefix, if somebody claims it.
     pub(super) fn claim(&self, prefix: IpNet) -> Option<Claim<'_>> {
-        let mut behind = self.prefixes.range(prefix..);
-        let (_, claimants) = behind.next().filter(|(first, _)| **first == prefix)?;
-        Some(Claim { prefix, claimants, behind })
+        let mut after = self.prefixes.range(prefix..);
+        let (_, claimants) = after.next().filter(|(first, _)| **first == prefix)?;
+        Some(Claim { prefix, claimants, after })
     }
 
-    /// Claimed prefixes that contain this one, from the next wider one on.
+    /// The claimed prefixes that contain this one, the narrowest first.
     pub(super) fn around(&self, prefix: IpNet) -> impl Iterator<Item = IpNet> {
         let (family, length) = length(prefix);
         let wider = self.lengths.range((family, 0)..(family, length)).rev();
@@ -145,29 +148,29 @@ impl Index {
 #[derive(Clone)]
 pub(super) struct Claim<'a> {
     pub(super) prefix: IpNet,
-    /// By name.
+    /// Sorted by name.
     pub(super) claimants: &'a [String],
-    /// All that comes after it.
-    behind: btree_map::Range<'a, IpNet, Vec<String>>,
+    /// The claims after this one.
+    after: btree_map::Range<'a, IpNet, Vec<String>>,
 }
 
 impl<'a> Claim<'a> {
-    /// Claimed prefixes inside this one, and their claimants.
+    /// The claimed prefixes inside this one, and their claimants.
     pub(super) fn inside(&self) -> impl Iterator<Item = (IpNet, &'a [String])> + use<'a> {
-        // A prefix orders before all that it contains, and these are neighbours: `IpNet` orders
-        // by network address, then by length.
+        // `IpNet` orders by network address, then by length: a prefix comes before all that it contains, with
+        // nothing else in between.
         let prefix = self.prefix;
-        let inside = self.behind.clone().take_while(move |(inner, _)| prefix.contains(*inner));
+        let inside = self.after.clone().take_while(move |(inner, _)| prefix.contains(*inner));
         inside.map(|(inner, nodes)| (*inner, nodes.as_slice()))
     }
 }
 
-/// The prefixes whose packets for this node belong in the mesh.
+/// The prefixes that a node claims.
 fn prefixes(node: &Node, settings: &Settings) -> impl Iterator<Item = IpNet> {
     let addresses = settings.encrypt_host_traffic.then_some(&node.addresses).into_iter().flatten();
     let addresses = addresses.map(|address| IpNet::from(*address));
     let on_the_link = neighbours::declared(node, settings).map(IpNet::from);
-    // An address may be a workload too; one claim is enough (and more do no harm).
+    // An address may be a workload too; one claim suffices.
     let addresses = addresses.chain(on_the_link).filter(|prefix| !node.workloads.contains(prefix));
     node.workloads.iter().copied().chain(addresses)
 }
@@ -176,7 +179,7 @@ fn length(prefix: IpNet) -> (Family, u8) {
     (Family::of(prefix.addr()), prefix.prefix_len())
 }
 
-/// Whether it is the first claim.
+/// Adds a claim; true if it is the first one of its key.
 fn claim<K: Ord>(claims: &mut BTreeMap<K, Vec<String>>, key: K, name: &str) -> bool {
     let names = claims.entry(key).or_default();
     if let Err(place) = names.binary_search_by(|other| other.as_str().cmp(name)) {
@@ -186,7 +189,7 @@ fn claim<K: Ord>(claims: &mut BTreeMap<K, Vec<String>>, key: K, name: &str) -> b
     false
 }
 
-/// Whether it was the last claim.
+/// Removes a claim; true if it was the last one of its key.
 fn withdraw<K: Ord>(claims: &mut BTreeMap<K, Vec<String>>, key: &K, name: &str) -> bool {
     let Some(names) = claims.get_mut(key) else { return false };
     names.retain(|other| other != name);
@@ -203,8 +206,8 @@ impl<'a> View<'a> {
         self.first(self.index.claimants(prefix))
     }
 
-    /// Of several claimants: this node, because its workloads are really here, else the first by name,
-    /// so that all nodes decide alike.
+    /// The claimant that gets the prefix: this node, because its workloads are really here; otherwise the
+    /// first by name, so that all nodes decide alike.
     pub(super) fn first(&self, claimants: &'a [String]) -> Option<&'a str> {
         claimants.iter().find(|name| self.is_own(name)).or(claimants.first()).map(String::as_str)
     }
@@ -230,41 +233,46 @@ impl<'a> View<'a> {
         prefixes(node, self.settings)
     }
 
-    /// What makes another node a peer: a key that is its alone, while we have one that is ours alone.
+    /// The identity of a peer with this key, if nobody else claims the key and nobody else claims ours.
     pub(super) fn identity(&self, key: PublicKey) -> Option<Identity> {
-        let usable = self.can_encrypt() && self.is_unmistakable(key);
-        usable.then(|| Identity { key, link: self.is_link().then(|| self.link_of(key)) })
+        let usable = self.can_encrypt() && self.is_unambiguous(key);
+        usable.then(|| Identity { key, link_address: self.in_link_mode().then(|| self.link_address_of(key)) })
     }
 
-    /// One node claims the key, and no other key leads to its link address.
-    pub(super) fn is_unmistakable(&self, key: PublicKey) -> bool {
+    /// Exactly one node claims the key, and no other key hashes to its link address.
+    pub(super) fn is_unambiguous(&self, key: PublicKey) -> bool {
         self.index.holders(key).len() == 1
-            && (!self.is_link() || self.index.link_holders(self.link_of(key)).len() == 1)
+            && (!self.in_link_mode() || self.index.link_address_holders(self.link_address_of(key)).len() == 1)
     }
 
-    /// What the peer of this key is called on the link.
-    pub(crate) fn link_of(&self, key: PublicKey) -> LinkAddress {
-        self.index.link_of.get(&key).copied().unwrap_or_else(|| LinkAddress::of(key))
+    /// The link address of the peer with this key.
+    pub(crate) fn link_address_of(&self, key: PublicKey) -> LinkAddress {
+        self.index.link_address_of.get(&key).copied().unwrap_or_else(|| LinkAddress::of(key))
     }
 
-    /// The nodes that cannot be told from one that has this key: by the key itself, or on the link.
+    /// The nodes that are ambiguous with one that has this key: those with the same key or, in link mode, with
+    /// the same link address.
     pub(crate) fn sharers(&self, key: PublicKey) -> impl Iterator<Item = &Node> {
-        let on_the_link = if self.is_link() { self.index.link_holders(self.link_of(key)) } else { &[] };
+        let on_the_link = if self.in_link_mode() {
+            self.index.link_address_holders(self.link_address_of(key))
+        } else {
+            &[]
+        };
         let others = on_the_link.iter().filter_map(|(name, _)| self.cluster.nodes.get(name));
         self.holders(key).chain(others)
     }
 
-    /// This node has a key in the membership, and no other node claims it or the key file's.
+    /// Whether this node has a key in the membership, and no other node claims that key or the key file's.
     pub(crate) fn can_encrypt(&self) -> bool {
         self.can_encrypt
     }
 
-    /// Families in which anybody in the mesh has anything.
+    /// The families in which the mesh has any prefix.
     pub(super) fn families(&self) -> impl Iterator<Item = Family> {
         let mut used = [false; 2];
         let ends = [self.index.prefixes.first_key_value(), self.index.prefixes.last_key_value()];
         let claims = ends.into_iter().flatten().map(|(prefix, _)| prefix);
-        // Every IPv4 prefix orders before every IPv6 one, so the two ends show both families.
+        // Every IPv4 prefix orders before every IPv6 prefix, so the first and the last show both families.
         for prefix in claims.chain(&self.cluster.pools) {
             used[usize::from(prefix.addr().is_ipv6())] = true;
         }
@@ -282,7 +290,7 @@ mod tests {
 
     const NAMES: [&str; 3] = ["a", "b", "c"];
 
-    /// In a space so small that they lie in each other.
+    /// From a space so small that prefixes often contain each other.
     fn prefix() -> impl Strategy<Value = IpNet> {
         (0..64_u8, 0..=8_u8, any::<bool>()).prop_map(|(low, shorter, v4)| {
             let text = if v4 { format!("10.0.0.{low}") } else { format!("fd00::{low:x}") };
@@ -303,7 +311,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nodes_that_come_and_go_leave_what_is_there(
+        fn an_updated_index_equals_one_built_from_scratch(
             changes in collection::vec((0..3_usize, prop::option::of(node())), 1..12),
             asked in prefix(),
         ) {

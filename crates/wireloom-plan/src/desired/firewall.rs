@@ -1,17 +1,20 @@
-//! What host mode needs so that strict source validation lets WireGuard's packets in.
+//! The firewall, and the sysctls that let WireGuard's packets pass strict source validation in host mode.
 //!
-//! With `rp_filter=1` the kernel looks up the way back to the sender of each incoming packet. In
-//! host mode that way leads into the tunnel for unmarked packets, so an incoming WireGuard packet
-//! must carry the mark (nftables) and validation must use it (`src_valid_mark`; on the underlay
-//! alone, since the global switch breaks other software). ARP requests are validated too and
-//! carry no mark, so `rp_filter` itself becomes loose there, or the mesh never comes up.
+//! With `rp_filter=1` the kernel looks up the route back to the sender of each incoming packet. In host mode
+//! that route leads into the tunnel for unmarked packets, so an incoming WireGuard packet must carry the mark
+//! (nftables) and the validation must use it (`src_valid_mark`, set on the underlay only, because setting it
+//! globally breaks other software). ARP requests are validated too and carry no mark, so `rp_filter` becomes
+//! loose on the underlay; otherwise the mesh would never come up.
 
 use std::collections::BTreeMap;
 
 use super::View;
-use crate::kernel::{ALL, Firewall, IncomingMark, UnderlaySysctl};
+use crate::{
+    firewall::{Firewall, IncomingMark},
+    sysctl::{ALL, UnderlaySysctl},
+};
 
-/// `rp_filter`: the source must be reachable, through whatever interface
+/// `rp_filter`: the source must be reachable through any interface
 /// (Documentation/networking/ip-sysctl.rst).
 const LOOSE: u8 = 2;
 
@@ -26,10 +29,10 @@ impl View<'_> {
         (firewall.mark_incoming.is_some() || firewall.judge_sources).then_some(firewall)
     }
 
-    /// By interface. IPv6 has no source validation by sysctl.
+    /// The sysctls by interface. IPv6 has no source validation by sysctl.
     pub(super) fn sysctls(&self) -> BTreeMap<String, BTreeMap<UnderlaySysctl, u8>> {
         let no_redirects = || (ALL.to_owned(), BTreeMap::from([(UnderlaySysctl::SendRedirects, 0)]));
-        let mut sysctls: BTreeMap<_, _> = self.is_link().then(no_redirects).into_iter().collect();
+        let mut sysctls: BTreeMap<_, _> = self.in_link_mode().then(no_redirects).into_iter().collect();
         if !self.settings.encrypt_host_traffic {
             return sysctls;
         }

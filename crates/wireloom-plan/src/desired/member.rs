@@ -1,30 +1,30 @@
-//! A node of the cluster as this one sees it: what is the same for all that it claims.
+//! A node of the cluster as this node sees it.
 
 use std::net::IpAddr;
 
 use wireloom_types::{LinkAddress, PublicKey};
 
 use super::{View, neighbours};
-use crate::{cluster::Node, kernel::Family};
+use crate::{cluster::Node, routing::Family};
 
-/// A node, this one or another.
+/// A node: this one or another. It is the same for all prefixes that the node claims.
 pub(super) struct Member<'a> {
     pub(super) name: &'a str,
     pub(super) node: &'a Node,
     pub(super) is_own: bool,
-    /// Another node that can encrypt with us is our peer.
+    /// Present if it is another node that can encrypt with us.
     pub(super) peer: Option<Identity>,
-    /// Those of its declared addresses on the link that it gets.
-    pub(super) link_addresses: Vec<IpAddr>,
+    /// The declared addresses on the link that it gets.
+    pub(super) addresses_on_link: Vec<IpAddr>,
 }
 
-/// Who a peer is.
+/// What identifies a peer.
 #[derive(Clone, Copy)]
 pub(super) struct Identity {
-    /// For the device.
+    /// To the device.
     pub(super) key: PublicKey,
-    /// Where peers are neighbours.
-    pub(super) link: Option<LinkAddress>,
+    /// To the link, in link mode.
+    pub(super) link_address: Option<LinkAddress>,
 }
 
 impl<'a> View<'a> {
@@ -41,31 +41,31 @@ impl<'a> View<'a> {
             node,
             is_own,
             peer: node.public_key.filter(|_| !is_own).and_then(|key| self.identity(key)),
-            link_addresses: neighbours::declared(node, self.settings).filter(owned).collect(),
+            addresses_on_link: neighbours::declared(node, self.settings).filter(owned).collect(),
         }
     }
 }
 
 impl Member<'_> {
-    /// Its link address, if it is a peer on a link.
-    pub(super) fn link(&self) -> Option<LinkAddress> {
-        self.peer?.link
+    /// Its link address, if it is a peer and this is link mode.
+    pub(super) fn link_address(&self) -> Option<LinkAddress> {
+        self.peer?.link_address
     }
 
-    /// The next hop towards it, if it is a peer on a link. IPv4 may go by an IPv6 next hop (RFC 5549), but
-    /// not the other way round, which Linux does not do.
+    /// The next hop towards it, if it is a peer and this is link mode. IPv4 may use an IPv6 next hop
+    /// (RFC 5549); Linux does not support the reverse.
     pub(super) fn gateway(&self, family: Family) -> Option<IpAddr> {
-        let link = self.link()?;
-        let of = |family| self.link_addresses.iter().find(|address| Family::of(**address) == family);
+        let link_address = self.link_address()?;
+        let of = |family| self.addresses_on_link.iter().find(|address| Family::of(**address) == family);
         let next_hop = of(family).or_else(|| of(Family::V6)).copied();
-        Some(next_hop.unwrap_or_else(|| link.link_local().into()))
+        Some(next_hop.unwrap_or_else(|| link_address.link_local().into()))
     }
 
-    /// The addresses that it has as a neighbour.
+    /// Its neighbour entries.
     pub(super) fn neighbours(&self) -> impl Iterator<Item = (IpAddr, LinkAddress)> {
-        self.link().into_iter().flat_map(|link| {
-            let addresses = self.link_addresses.iter().copied().chain([link.link_local().into()]);
-            addresses.map(move |address| (address, link))
+        self.link_address().into_iter().flat_map(|link_address| {
+            let addresses = self.addresses_on_link.iter().copied().chain([link_address.link_local().into()]);
+            addresses.map(move |address| (address, link_address))
         })
     }
 }

@@ -1,12 +1,12 @@
-//! The state that the kernel of this node shall have: a function of the cluster, the settings
-//! and a few facts about this machine.
+//! The desired state of this node's kernel: a function of the cluster, the settings and a few facts about
+//! this machine.
 //!
-//! Every object of it is derived by itself, from few entries of the [`Index`]: that is what lets
-//! [`crate::planner::Planner`] derive again only what one changed node touches.
+//! Every object in it follows from a few entries of the [`Index`], independently of the other objects. That
+//! lets [`crate::planner::Planner`] derive again only what one changed node touches.
 
 mod claims;
 mod firewall;
-mod link;
+mod interface;
 mod member;
 mod neighbours;
 mod peers;
@@ -21,24 +21,27 @@ use std::{
 };
 
 pub(crate) use claims::Index;
+pub use interface::{DesiredDevice, HEADROOM};
 use ipnet::IpNet;
-pub use link::{DesiredDevice, HEADROOM};
 pub(crate) use neighbours::is_link_local;
 pub use peers::DesiredPeer;
 use serde::Serialize;
-use sources::{left_of, link_local};
+use sources::{link_local, remainder};
 use warnings::warning_of_member;
 
 use crate::{
     cluster::{Cluster, Node},
-    kernel::{Family, Firewall, Observed, RouteKind, Rule, Source, UnderlaySysctl},
+    firewall::{Firewall, Source},
+    observed::Observed,
     refusal::Refusal,
+    routing::{Family, RouteKind, Rule},
     settings::Settings,
+    sysctl::UnderlaySysctl,
     warning::Warning,
 };
 use wireloom_types::{LinkAddress, PublicKey};
 
-/// The state that the kernel shall have.
+/// The desired state of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Desired {
     /// The interface's name.
@@ -49,46 +52,47 @@ pub struct Desired {
     pub device: DesiredDevice,
     /// The device's peers.
     pub peers: BTreeMap<PublicKey, DesiredPeer>,
-    /// Addresses on our interface; none but in link mode.
+    /// Addresses on our interface; empty except in link mode.
     pub addresses: BTreeSet<IpNet>,
-    /// The peers' addresses on the link; each that is not link-local has a route in the table `main`.
+    /// The peers' IP addresses on the link. Each that is not link-local also gets a host route in the table
+    /// `main`.
     pub neighbours: BTreeMap<IpAddr, LinkAddress>,
     /// Routes in our table, by destination.
     pub routes: BTreeMap<IpNet, RouteKind>,
-    /// Rules that lead to our table.
+    /// Rules that look up our table.
     pub rules: BTreeSet<Rule>,
-    /// Sysctls of underlay interfaces.
+    /// Sysctls of underlay interfaces, by interface.
     pub sysctls: BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>,
-    /// The nftables table, when there shall be one.
+    /// The chains of the nftables table; absent when no table is needed.
     pub firewall: Option<Firewall>,
-    /// The peers whose refused packets it counts.
+    /// The peers for which the table counts refused packets.
     pub judged_peers: BTreeSet<LinkAddress>,
-    /// Who may send from where, when the firewall judges that.
+    /// The addresses that the table lets each peer send from.
     pub sources: BTreeSet<Source>,
     /// What the operator should know.
     pub warnings: BTreeSet<Warning>,
 }
 
-/// What the desired state depends on of this machine itself.
+/// The facts about this machine that the desired state depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// The public half of the key file's private key.
+    /// The public half of the private key in the key file.
     pub public_key: PublicKey,
     /// The interfaces that carry this node's own addresses, by name.
     pub underlays: BTreeMap<String, HostUnderlay>,
 }
 
-/// An interface that carries own addresses, without what we ourselves change of it.
+/// An interface that carries this node's own addresses, without the sysctls that we change ourselves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostUnderlay {
     /// Bytes.
     pub mtu: u32,
-    /// The addresses on it.
+    /// This node's own addresses on it.
     pub addresses: BTreeSet<IpAddr>,
 }
 
 impl Host {
-    /// The facts as observed.
+    /// The facts about the machine that was observed.
     pub fn of(public_key: PublicKey, observed: &Observed) -> Self {
         let underlays = observed
             .underlays
@@ -102,10 +106,10 @@ impl Host {
     }
 }
 
-/// The desired state, from nothing.
+/// Derives the whole desired state.
 ///
 /// # Errors
-/// [`Refusal::NodeMissing`] and [`Refusal::NoMark`]; the kernel then stays as it is.
+/// [`Refusal::NodeMissing`] and [`Refusal::NoMark`]: the kernel must stay as it is.
 pub fn desired(cluster: &Cluster, settings: &Settings, host: &Host) -> Result<Desired, Refusal> {
     let index = Index::of(cluster, settings, host);
     Ok(View::new(cluster, settings, host, &index)?.desired())
@@ -118,7 +122,7 @@ pub(crate) struct View<'a> {
     settings: &'a Settings,
     host: &'a Host,
     index: &'a Index,
-    /// This node in the cluster.
+    /// This node's own entry in the cluster.
     own: &'a Node,
     /// See [`View::can_encrypt`].
     can_encrypt: bool,
@@ -143,7 +147,7 @@ impl<'a> View<'a> {
         let mut view = Self { cluster, settings, host, index, own, can_encrypt: false, sources: [None; 2] };
         view.can_encrypt = own
             .public_key
-            .is_some_and(|key| view.is_unmistakable(key) && view.is_unmistakable(host.public_key));
+            .is_some_and(|key| view.is_unambiguous(key) && view.is_unambiguous(host.public_key));
         if settings.encrypt_host_traffic {
             let here = |family| view.addresses_here().find(|address| Family::of(*address) == family);
             view.sources = Family::ALL.map(here);
@@ -151,14 +155,14 @@ impl<'a> View<'a> {
         Ok(view)
     }
 
-    /// Everything, from nothing: node by node, and of each what it claims and gets.
+    /// Derives everything, node by node, from what each node claims and gets.
     pub(crate) fn desired(&self) -> Desired {
         let mut peers = Vec::new();
         let mut neighbours = Vec::new();
         let mut routes = Vec::new();
         let mut judged_peers = Vec::new();
         let mut sources = Vec::new();
-        let mut warnings: BTreeSet<_> = self.warnings_of_the_whole().collect();
+        let mut warnings: BTreeSet<_> = self.general_warnings().collect();
         for (name, node) in &self.cluster.nodes {
             let member = self.member_of(name, node);
             let owned: Vec<_> = self.owned(&member).collect();
@@ -171,7 +175,7 @@ impl<'a> View<'a> {
             }
             if let Some(peer) = self.judged_peer(&member) {
                 judged_peers.push(peer);
-                sources.extend(owned.iter().flat_map(|claim| left_of(claim, peer)));
+                sources.extend(owned.iter().flat_map(|claim| remainder(claim, peer)));
                 sources.push(link_local(peer));
             }
             warnings.extend(warning_of_member(&member));
@@ -195,7 +199,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The own addresses that this machine really has.
+    /// This node's own addresses that its machine really has.
     fn addresses_here(&self) -> impl Iterator<Item = IpAddr> + use<'a> {
         let host = self.host;
         self.own

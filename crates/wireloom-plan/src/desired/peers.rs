@@ -1,4 +1,4 @@
-//! The device's peers: every other node that has a key of its own.
+//! The device's peers: every other node with a key that nobody else claims.
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
@@ -8,28 +8,28 @@ use wireloom_types::PublicKey;
 
 use super::{View, member::Member};
 
-/// A peer as it shall be.
+/// A desired peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DesiredPeer {
-    /// Its name in the cluster.
+    /// The name of its node in the cluster.
     pub node: String,
-    /// As declared; absent: it speaks first.
+    /// As declared; without one, only the peer can start a session.
     pub endpoint: Option<SocketAddr>,
-    /// What it may send from, and what is sent to it.
+    /// The prefixes that are routed to it and that it may send from.
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds; 0 is off.
     pub persistent_keepalive: u16,
 }
 
 impl View<'_> {
-    /// The peer of this key, if the key is the one of a node that can encrypt with us.
+    /// The peer with this key, if it is the key of a node that can encrypt with us.
     pub(crate) fn peer(&self, key: PublicKey) -> Option<DesiredPeer> {
         let member = self.member(self.index.holders(key).first()?)?;
         member.peer?;
         Some(self.peer_with(&member, self.owned(&member).map(|claim| claim.prefix).collect()))
     }
 
-    /// The peer that this node is, with what it gets.
+    /// The peer that this node is.
     pub(super) fn peer_with(&self, member: &Member<'_>, allowed_ips: BTreeSet<IpNet>) -> DesiredPeer {
         DesiredPeer {
             node: member.name.to_owned(),

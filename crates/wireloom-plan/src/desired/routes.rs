@@ -1,5 +1,5 @@
-//! The routes of our table. Longest prefix wins there, so a single address that is borrowed from
-//! another node's block goes to the node that has it.
+//! The routes of our table. The longest prefix wins, so a single address that is borrowed from another node's
+//! block is routed to the node that has it.
 
 use std::net::IpAddr;
 
@@ -7,23 +7,23 @@ use ipnet::IpNet;
 
 use super::{View, member::Member};
 use crate::{
-    kernel::{Family, RouteKind},
+    routing::{Family, RouteKind},
     settings::KeylessPeers,
 };
 
 impl View<'_> {
-    /// What the table says of exactly this destination.
+    /// The route to exactly this destination.
     pub(crate) fn route(&self, destination: IpNet) -> Option<RouteKind> {
         let owner = self.owner(destination).and_then(|name| self.member(name));
         owner.and_then(|owner| self.route_to(&owner, destination)).or_else(|| self.backstop(destination))
     }
 
-    /// To a prefix that this node gets.
+    /// The route to a prefix that this node gets.
     pub(super) fn route_to(&self, owner: &Member<'_>, destination: IpNet) -> Option<RouteKind> {
         let node = owner.node;
         let workload = node.workloads.contains(&destination);
         if owner.is_own {
-            // Own addresses need nothing: the table `local` comes before ours.
+            // Own addresses need no route: the table `local` comes before ours.
             workload.then_some(RouteKind::Throw)
         } else if owner.peer.is_some() {
             let family = Family::of(destination.addr());
@@ -31,7 +31,7 @@ impl View<'_> {
             let gateway = if on_the_link { None } else { owner.gateway(family) };
             Some(RouteKind::Device { gateway, source: self.source(family) })
         } else {
-            // A host that cannot encrypt stays reachable as itself; only workloads are judged.
+            // A host that cannot encrypt stays reachable itself; the setting is about workloads.
             workload.then_some(match self.settings.keyless_peers {
                 KeylessPeers::Plaintext => RouteKind::Throw,
                 KeylessPeers::Reject => RouteKind::Unreachable,
@@ -39,14 +39,14 @@ impl View<'_> {
         }
     }
 
-    /// Nothing of a pool leaves in plaintext, whoever will claim it.
+    /// Keeps every address of a pool from leaving in plaintext, even before a node claims it.
     fn backstop(&self, destination: IpNet) -> Option<RouteKind> {
         let reject = self.settings.keyless_peers == KeylessPeers::Reject;
         (reject && self.cluster.pools.contains(&destination)).then_some(RouteKind::Unreachable)
     }
 
-    /// The source of the host's own packets into the tunnel. Left to itself the kernel may take a
-    /// pod-facing address, which the far end's allowed-IPs refuse.
+    /// The preferred source of the host's own packets into the tunnel. Without one the kernel may choose a
+    /// pod-facing address, which is not among this node's allowed-IPs at the other end.
     pub(super) fn source(&self, family: Family) -> Option<IpAddr> {
         self.sources[family as usize]
     }

@@ -1,4 +1,4 @@
-//! The policy rules: which packets look into our table at all.
+//! The policy rules: which packets look up our table.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::View;
 use crate::{
-    kernel::{Family, OtherSelectors, PROTOCOL, Rule},
+    routing::{Family, OtherSelectors, PROTOCOL, Rule},
     settings::Scope,
 };
 
@@ -19,17 +19,17 @@ impl View<'_> {
         }
     }
 
-    /// `not from all fwmark MARK/MARK`: everything but WireGuard's own packets.
+    /// `not from all fwmark MARK/MARK`: everything except WireGuard's own packets.
     fn unscoped_rule(&self, family: Family) -> Rule {
         Rule { invert: true, from: None, mark: self.settings.fwmark, ..self.rule(family) }
     }
 
-    /// `from SOURCE fwmark 0/MARK`: from the source, and unmarked.
+    /// `from SOURCE fwmark 0/MARK`: unmarked packets from the source.
     ///
-    /// Not `not from SOURCE fwmark MARK/MARK`: the kernel inverts the whole match (`fib_rule_match`,
-    /// net/core/fib_rules.c), so that would be everything but marked packets from the source.
+    /// It is not `not from SOURCE fwmark MARK/MARK`: the kernel inverts the whole match (`fib_rule_match`,
+    /// net/core/fib_rules.c), so that would match everything except marked packets from the source.
     fn scoped_rule(&self, source: IpNet) -> Rule {
-        // A source of length 0 is "from all" to the kernel, which reads back as none.
+        // The kernel takes a source of length 0 for "from all" and reports no source.
         let from = (source.prefix_len() > 0).then_some(source);
         Rule { invert: false, from, mark: 0, ..self.rule(Family::of(source.addr())) }
     }
@@ -48,15 +48,15 @@ impl View<'_> {
         }
     }
 
-    /// The sources that scoped rules are for; single addresses never are, since each would cost
-    /// every packet of the machine one more rule.
+    /// The sources of the scoped rules. Single addresses are left out, because each would cost every packet
+    /// of the machine one more rule.
     pub(super) fn scope(&self) -> impl Iterator<Item = IpNet> {
         let pools = self.settings.scope == Scope::Pool && !self.cluster.pools.is_empty();
         let sources = if pools { &self.cluster.pools } else { &self.own.workloads };
         sources.iter().copied().filter(|source| source.prefix_len() < source.max_prefix_len())
     }
 
-    /// Some rule leads every packet from the workload into our table.
+    /// Whether a rule leads every packet from the workload into our table.
     pub(super) fn is_covered(&self, workload: IpNet) -> bool {
         self.settings.encrypt_host_traffic || self.scope().any(|source| source.contains(&workload))
     }

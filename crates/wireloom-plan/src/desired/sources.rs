@@ -1,9 +1,10 @@
-//! Who may send from where: what the firewall asks of all that comes out of a link, where a packet
-//! bears the link address of the peer whose key opened it.
+//! The addresses that each peer may send from. In link mode the firewall checks them: a packet from our
+//! interface has the link address of the peer whose key decrypted it as its source link address.
 //!
-//! Each claimed prefix is its owner's, but for what narrower claims take out of it: the longest prefix
-//! decides, as it does in allowed-IPs. So every address is one peer's at most, and the ranges that are
-//! left are disjoint, as the kernel's sets want them. Every peer has its own link-local address besides.
+//! A claimed prefix belongs to its owner, except for the parts that narrower claims take out of it: the
+//! longest prefix decides, as it does for allowed-IPs. So every address belongs to at most one peer, and the
+//! remaining ranges do not overlap, as the kernel's sets require. In addition, every peer has its link-local
+//! address.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -11,32 +12,32 @@ use ipnet::IpNet;
 use wireloom_types::{LinkAddress, SourceCheck};
 
 use super::{View, claims::Claim, member::Member};
-use crate::{address_range::AddressRange, kernel::Source, touched::Touched};
+use crate::{address_range::AddressRange, firewall::Source, touched::Touched};
 
 impl View<'_> {
-    /// The firewall judges what comes out of our interface. Without a link it cannot: packets there
-    /// bear no peer's address.
+    /// Whether the firewall checks the sources of packets from our interface. It can in link mode only:
+    /// otherwise packets have no link address.
     pub(super) fn judges_sources(&self) -> bool {
-        self.is_link() && self.settings.source_check == SourceCheck::Firewall
+        self.in_link_mode() && self.settings.source_check == SourceCheck::Firewall
     }
 
-    /// The peer, by what its packets bear.
+    /// The link address of the peer, if the firewall checks its packets.
     pub(super) fn judged_peer(&self, member: &Member<'_>) -> Option<LinkAddress> {
-        member.link().filter(|_| self.judges_sources())
+        member.link_address().filter(|_| self.judges_sources())
     }
 
-    /// What the owner of exactly this prefix may send from because of it.
+    /// The sources that the owner of exactly this prefix has because of it.
     fn sources_in(&self, prefix: IpNet) -> Vec<Source> {
         let claim = self.index.claim(prefix);
         let sources = claim.and_then(|claim| {
             let owner = self.member(self.first(claim.claimants)?)?;
-            Some(left_of(&claim, self.judged_peer(&owner)?))
+            Some(remainder(&claim, self.judged_peer(&owner)?))
         });
         sources.unwrap_or_default()
     }
 
-    /// The peers and sources that have to do with what a change touched.
-    pub(crate) fn judgement_of(&self, touched: &Touched) -> (BTreeSet<LinkAddress>, BTreeSet<Source>) {
+    /// The peers and sources that depend on what a change touched.
+    pub(crate) fn sources_of(&self, touched: &Touched) -> (BTreeSet<LinkAddress>, BTreeSet<Source>) {
         if !self.judges_sources() {
             return Default::default();
         }
@@ -48,7 +49,7 @@ impl View<'_> {
                 self.judged_peer(&member)
             })
             .collect();
-        // A claim that comes or goes makes or fills a hole in the next wider one.
+        // A claim that is added or removed makes or fills a hole in the next wider one.
         let around =
             touched.destinations.iter().filter_map(|destination| self.index.around(*destination).next());
         let claims: BTreeSet<_> = touched.destinations.iter().copied().chain(around).collect();
@@ -58,14 +59,14 @@ impl View<'_> {
     }
 }
 
-/// The claim without what narrower ones take out of it.
-pub(super) fn left_of(claim: &Claim<'_>, peer: LinkAddress) -> Vec<Source> {
+/// The claim without the narrower claims inside it.
+pub(super) fn remainder(claim: &Claim<'_>, peer: LinkAddress) -> Vec<Source> {
     let inside = claim.inside().map(|(inner, _)| inner.into());
-    let left = AddressRange::from(claim.prefix).without(inside);
-    left.into_iter().map(|addresses| Source { peer, addresses }).collect()
+    let remainder = AddressRange::from(claim.prefix).without(inside);
+    remainder.into_iter().map(|addresses| Source { peer, addresses }).collect()
 }
 
-/// Its own, whatever it claims.
+/// The peer's link-local address, which it has whatever it claims.
 pub(super) fn link_local(peer: LinkAddress) -> Source {
     Source { peer, addresses: AddressRange::from(IpAddr::from(peer.link_local())) }
 }

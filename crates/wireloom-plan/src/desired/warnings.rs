@@ -1,4 +1,4 @@
-//! What of the cluster and the settings the operator should know, subject by subject.
+//! Warnings about the cluster and the settings, by subject.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -9,26 +9,29 @@ use super::{View, claims::Claim, member::Member};
 use crate::{cluster::Node, warning::Warning};
 
 impl<'a> View<'a> {
-    /// All that is not about one node or one claim.
-    pub(super) fn warnings_of_the_whole(&self) -> impl Iterator<Item = Warning> {
+    /// Warnings that are not about one node or one claim.
+    pub(super) fn general_warnings(&self) -> impl Iterator<Item = Warning> {
         let keys = self.index.shared_keys().filter_map(|key| self.warning_of_key(key));
-        let links = self.index.shared_links().filter_map(|link| self.warning_of_link(link));
-        self.own_warnings().into_iter().chain(self.warnings_of_families()).chain(keys).chain(links)
+        let link_addresses = self.index.shared_link_addresses();
+        let link_addresses = link_addresses.filter_map(|address| self.warning_of_link_address(address));
+        self.own_warnings().into_iter().chain(self.warnings_of_families()).chain(keys).chain(link_addresses)
     }
 
-    /// Every warning that can come or go with a change of this other node.
+    /// Every warning that a change of this other node can add or remove.
     pub(crate) fn warnings_about(&self, name: &str, nodes: [Option<&Node>; 2]) -> BTreeSet<Warning> {
         let mut warnings: BTreeSet<_> = self.warnings_of_families().collect();
         warnings.extend(self.member(name).and_then(|member| warning_of_member(&member)));
-        // A change may touch thousands of claims in one wide one: each is to be looked at once.
+        // A change may touch thousands of claims inside one wide claim: look at each once.
         let mut prefixes = BTreeSet::new();
         for node in nodes.into_iter().flatten() {
             warnings.extend(node.public_key.and_then(|key| self.warning_of_key(key)));
-            warnings.extend(node.public_key.and_then(|key| self.warning_of_link(self.link_of(key))));
+            warnings.extend(
+                node.public_key.and_then(|key| self.warning_of_link_address(self.link_address_of(key))),
+            );
             for prefix in self.claimed(node) {
                 prefixes.insert(prefix);
                 if is_block(prefix) {
-                    // What is around one that is there already is there too, or comes by itself.
+                    // Stop at the first that is known: the wider ones around it are known too, or follow.
                     let _ = self.index.around(prefix).find(|wider| !prefixes.insert(*wider));
                 }
             }
@@ -38,7 +41,7 @@ impl<'a> View<'a> {
         warnings
     }
 
-    /// About this node itself, whatever the others are.
+    /// Warnings about this node alone.
     fn own_warnings(&self) -> BTreeSet<Warning> {
         let mut warnings = BTreeSet::new();
         match self.own.public_key {
@@ -66,22 +69,23 @@ impl<'a> View<'a> {
         warnings
     }
 
-    /// About what this node lacks of what the mesh uses.
+    /// Warnings about families that the mesh uses and this node has no address of.
     fn warnings_of_families(&self) -> impl Iterator<Item = Warning> {
         let used = self.families().filter(|_| self.settings.encrypt_host_traffic);
         let missing = used.filter(|family| self.source(*family).is_none());
         missing.map(|family| Warning::NoOwnAddress { family })
     }
 
-    /// About a key.
+    /// The warning about a key, if several nodes claim it.
     fn warning_of_key(&self, public_key: PublicKey) -> Option<Warning> {
         let nodes = self.index.holders(public_key);
         (nodes.len() > 1).then(|| Warning::SharedKey { public_key, nodes: nodes.to_vec() })
     }
 
-    /// About a link address: several keys, not only one that several nodes claim.
-    fn warning_of_link(&self, link_address: LinkAddress) -> Option<Warning> {
-        let holders = self.index.link_holders(link_address);
+    /// The warning about a link address, if several keys hash to it. (One key that several nodes claim has a
+    /// warning of its own.)
+    fn warning_of_link_address(&self, link_address: LinkAddress) -> Option<Warning> {
+        let holders = self.index.link_address_holders(link_address);
         let (_, first) = holders.first()?;
         let nodes = || holders.iter().map(|(name, _)| name.clone()).collect();
         let several = holders.iter().any(|(_, key)| key != first);
@@ -108,7 +112,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// About another node.
+/// The warning about another node.
 pub(super) fn warning_of_member(member: &Member<'_>) -> Option<Warning> {
     let node = || member.name.to_owned();
     match (member.node.public_key, member.node.endpoint) {
@@ -119,7 +123,7 @@ pub(super) fn warning_of_member(member: &Member<'_>) -> Option<Warning> {
     }
 }
 
-/// More than a single address.
+/// Whether a prefix holds more than a single address.
 fn is_block(prefix: IpNet) -> bool {
     prefix.prefix_len() < prefix.max_prefix_len()
 }

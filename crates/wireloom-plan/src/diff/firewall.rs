@@ -1,6 +1,6 @@
-//! The firewall. What it is to let in is let in before anything else is done, and refused again after
-//! all else is undone; each step is one transaction, in which a peer's ranges change without a moment
-//! of neither.
+//! The firewall. It admits new sources before anything else is set up, and stops admitting old ones after
+//! everything else is removed. Each of the two is one transaction, in which a peer's ranges change without a
+//! gap.
 
 use std::collections::BTreeSet;
 
@@ -8,26 +8,27 @@ use wireloom_types::LinkAddress;
 
 use crate::{
     desired::Desired,
-    kernel::{Firewall, Observed, Source},
-    op::Op,
+    firewall::{Firewall, Source},
+    observed::Observed,
+    op::FirewallOp,
 };
 
-/// From so many removals on, all sources are replaced at once: for each one the kernel moves the bits of all
-/// that are left (`pipapo_drop`, net/netfilter/nft_set_pipapo.c).
+/// With more removals than this, all sources are replaced at once: for each removal, the kernel moves the
+/// bits of all remaining elements (`pipapo_drop`, net/netfilter/nft_set_pipapo.c).
 const MANY: usize = 500;
 
-/// Two steps, with everything else in between.
+/// Two transactions, with everything else in between.
 #[derive(Default)]
 pub(super) struct FirewallChanges {
-    pub(super) early: Vec<Op>,
-    pub(super) late: Vec<Op>,
+    pub(super) early: Vec<FirewallOp>,
+    pub(super) late: Vec<FirewallOp>,
 }
 
-/// The whole of it.
+/// All changes of the firewall.
 pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
     let mut changes = FirewallChanges::default();
     let Some(wanted) = &desired.firewall else {
-        changes.late.extend(observed.firewall.as_ref().map(|_| Op::RemoveFirewall));
+        changes.late.extend(observed.firewall.as_ref().map(|_| FirewallOp::Remove));
         return changes;
     };
     let anew = observed.firewall.as_ref().is_some_and(|present| present.altered);
@@ -38,7 +39,7 @@ pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
         altered: false,
     };
     if present != Some(&meanwhile) {
-        changes.early.push(Op::SetFirewall { firewall: meanwhile.clone(), anew });
+        changes.early.push(FirewallOp::Set { firewall: meanwhile.clone(), anew });
     }
     if wanted.judge_sources {
         let none = (BTreeSet::new(), BTreeSet::new());
@@ -46,19 +47,19 @@ pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
             Some(_) => (&observed.judged_peers, &observed.sources),
             None => (&none.0, &none.1),
         };
-        changes.settle(
+        changes.set_elements(
             desired,
             [difference(&desired.judged_peers, peers), difference(peers, &desired.judged_peers)],
             [difference(&desired.sources, sources), difference(sources, &desired.sources)],
         );
     }
     if *wanted != meanwhile {
-        changes.late.push(Op::SetFirewall { firewall: wanted.clone(), anew: false });
+        changes.late.push(FirewallOp::Set { firewall: wanted.clone(), anew: false });
     }
     changes
 }
 
-/// For no more than some peers and sources.
+/// The changes for some peers and sources only.
 pub(super) fn touched(
     observed: &Observed,
     desired: &Desired,
@@ -66,7 +67,7 @@ pub(super) fn touched(
     sources: &BTreeSet<Source>,
 ) -> FirewallChanges {
     let mut changes = FirewallChanges::default();
-    changes.settle(
+    changes.set_elements(
         desired,
         [
             only(peers, &desired.judged_peers, &observed.judged_peers),
@@ -81,44 +82,44 @@ pub(super) fn touched(
 }
 
 impl FirewallChanges {
-    /// Peers and sources, those to come and those to go.
-    fn settle(
+    /// Adds the peers and sources that are new, and removes the old ones.
+    fn set_elements(
         &mut self,
         desired: &Desired,
         [new_peers, old_peers]: [Vec<LinkAddress>; 2],
         [new, old]: [Vec<Source>; 2],
     ) {
-        self.early.extend(new_peers.into_iter().map(|peer| Op::JudgePeer { peer }));
+        self.early.extend(new_peers.into_iter().map(|peer| FirewallOp::JudgePeer { peer }));
         let (in_the_way, old): (Vec<_>, Vec<_>) = old.into_iter().partition(|old| overlaps_any(*old, &new));
         if in_the_way.len() > MANY || new.len() == desired.sources.len() && !new.is_empty() {
             let mut sources = desired.sources.clone();
             sources.extend(&old);
-            self.early.push(Op::ReplaceSources { sources });
+            self.early.push(FirewallOp::ReplaceSources { sources });
         } else {
-            self.early.extend(in_the_way.into_iter().map(Op::RefuseSource));
-            self.early.extend(new.into_iter().map(Op::AdmitSource));
+            self.early.extend(in_the_way.into_iter().map(FirewallOp::RefuseSource));
+            self.early.extend(new.into_iter().map(FirewallOp::AdmitSource));
         }
         if old.len() > MANY {
-            self.late.push(Op::ReplaceSources { sources: desired.sources.clone() });
+            self.late.push(FirewallOp::ReplaceSources { sources: desired.sources.clone() });
         } else {
-            self.late.extend(old.into_iter().map(Op::RefuseSource));
+            self.late.extend(old.into_iter().map(FirewallOp::RefuseSource));
         }
-        self.late.extend(old_peers.into_iter().map(|peer| Op::ForgetPeer { peer }));
+        self.late.extend(old_peers.into_iter().map(|peer| FirewallOp::ForgetPeer { peer }));
     }
 }
 
-/// Some new source has an address of the old one; the new ones are in order and disjoint.
+/// Whether a new source has an address in common with the old one. The new ones are sorted and disjoint.
 fn overlaps_any(old: Source, new: &[Source]) -> bool {
     let end = (old.peer, old.addresses.last());
-    let behind = new.partition_point(|new| (new.peer, new.addresses.first()) <= end);
-    behind.checked_sub(1).is_some_and(|last| new[last].overlaps(&old))
+    let after = new.partition_point(|new| (new.peer, new.addresses.first()) <= end);
+    after.checked_sub(1).is_some_and(|last| new[last].overlaps(&old))
 }
 
 fn difference<T: Ord + Copy>(these: &BTreeSet<T>, those: &BTreeSet<T>) -> Vec<T> {
     these.difference(those).copied().collect()
 }
 
-/// Of the touched ones, those that only the first set has.
+/// The touched ones that only the first set has.
 fn only<T: Ord + Copy>(touched: &BTreeSet<T>, these: &BTreeSet<T>, those: &BTreeSet<T>) -> Vec<T> {
     touched.iter().filter(|one| these.contains(one) && !those.contains(one)).copied().collect()
 }

@@ -1,23 +1,20 @@
-//! The ordered operations that lead from what is observed to what is desired.
+//! The ordered operations that lead from the observed state to the desired state.
 //!
-//! The order is the point. At every moment in between, a packet meets either the way it had or
-//! the way it shall have:
+//! The order is the point. At every moment in between, each packet takes either its old path or its new one:
 //!
-//! 1. sysctls and firewall, so that the underlay lets WireGuard in;
-//! 2. the interface and the device;
-//! 3. peers that are new, and allowed-IPs that grow;
-//! 4. addresses, the interface up, and on a link the neighbours and the routes to them;
-//! 5. routes, the longest prefixes first;
-//! 6. rules added: they lead into a table that is whole;
-//! 7. rules removed;
-//! 8. routes removed, the shortest prefixes first (and preferred sources that no rule needs now);
-//! 9. allowed-IPs that shrink, and peers removed;
-//! 10. neighbours, addresses, sources that the firewall lets in, the firewall itself and sysctls that are
-//!     needed no longer.
+//! 1. set sysctls and firewall, so that the underlay lets WireGuard in;
+//! 2. create or change the interface and the device;
+//! 3. add peers and allowed-IPs;
+//! 4. add addresses, bring the interface up, and in link mode add the neighbours and the routes to them;
+//! 5. set routes, the longest prefixes first;
+//! 6. add rules, which now lead into a complete table;
+//! 7. remove rules;
+//! 8. remove routes, the shortest prefixes first, and preferred sources that no rule needs any more;
+//! 9. remove neighbours, then allowed-IPs and peers;
+//! 10. remove addresses, admitted sources and the firewall, and restore sysctls.
 //!
-//! An interface that must become one of another kind is made anew, which takes its peers, its
-//! sessions and its routes away. Until they are back its destinations are unreachable: nothing
-//! of it leaves in plaintext.
+//! An interface that must become one of another kind is recreated, which loses its peers, its sessions and
+//! its routes. Until they are back, its destinations are unreachable, so that nothing leaves in plaintext.
 
 mod firewall;
 mod neighbours;
@@ -32,73 +29,80 @@ pub use teardown::teardown;
 
 use crate::{
     desired::Desired,
-    kernel::{Observed, Route, RouteKind},
-    op::Op,
+    observed::Observed,
+    op::{DeviceOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
     refusal::Refusal,
+    routing::{Route, RouteKind},
     touched::Touched,
     warning::Warning,
 };
 use wireloom_types::PeerLookup;
 
-/// From observed to desired; empty when nothing is to do. The same arguments give the same list.
+/// The operations that lead from observed to desired; empty when nothing has to change. The same arguments
+/// give the same list.
 ///
-/// What is foreign stays: an interface of our name without our alias is a refusal, a route in our
-/// table with another protocol than ours is left (see [`foreign_routes`]).
+/// Foreign objects stay: an interface with our name but without our alias is a refusal, and a route in our
+/// table with a protocol other than ours is left alone (see [`foreign_routes`]).
 ///
 /// # Errors
-/// [`Refusal::ForeignLink`]
+/// [`Refusal::ForeignInterface`]
 pub fn diff(observed: &Observed, desired: &Desired) -> Result<Vec<Op>, Refusal> {
-    refuse_foreign_link(observed, desired)?;
+    refuse_foreign_interface(observed, desired)?;
     let mut ops = Vec::new();
     let firewall = firewall::all(observed, desired);
-    ops.extend(set_sysctls(observed, desired));
-    ops.extend(firewall.early);
-    let observed = raise_link(observed, desired, &mut ops);
+    ops.extend(set_sysctls(observed, desired).map(Op::Sysctl));
+    ops.extend(firewall.early.into_iter().map(Op::Firewall));
+    let observed = raise_interface(observed, desired, &mut ops);
 
     let peers = peers::changes(&observed, desired, peers::all(&observed, desired));
-    ops.extend(peers.grow);
+    ops.extend(peers.grow.into_iter().map(Op::Device));
 
-    ops.extend(desired.addresses.difference(&observed.addresses).map(|new| Op::AddAddress { address: *new }));
-    if observed.link.as_ref().is_none_or(|link| !link.up) {
-        ops.push(Op::SetUp);
+    let new = desired.addresses.difference(&observed.addresses);
+    ops.extend(new.map(|new| RtnetlinkOp::AddAddress { address: *new }.into()));
+    if observed.interface.as_ref().is_none_or(|interface| !interface.up) {
+        ops.push(RtnetlinkOp::SetUp.into());
     }
     let neighbours = neighbours::changes(&observed, desired, neighbours::all(&observed, desired));
-    ops.extend(neighbours.early);
+    ops.extend(neighbours.early.into_iter().map(Op::Rtnetlink));
 
     let routes = routes::changes(&observed, desired, routes::all(&observed, desired));
-    ops.extend(routes.early);
-    ops.extend(rules::changes(&observed.rules, &desired.rules));
-    ops.extend(routes.late);
-    ops.extend(neighbours.late);
-    ops.extend(peers.shrink);
+    let rules = rules::changes(&observed.rules, &desired.rules);
+    let tables = [routes.early, rules, routes.late, neighbours.late];
+    ops.extend(tables.into_iter().flatten().map(Op::Rtnetlink));
+    ops.extend(peers.shrink.into_iter().map(Op::Device));
 
     let old = observed.addresses.difference(&desired.addresses);
-    ops.extend(old.map(|old| Op::RemoveAddress { address: *old }));
-    ops.extend(firewall.late);
-    ops.extend(restore_sysctls(&observed, desired));
+    ops.extend(old.map(|old| RtnetlinkOp::RemoveAddress { address: *old }.into()));
+    ops.extend(firewall.late.into_iter().map(Op::Firewall));
+    ops.extend(restore_sysctls(&observed, desired).map(Op::Sysctl));
     Ok(ops)
 }
 
-/// [`diff`] for no more than some peers and destinations: what a change of one node touched.
+/// [`diff`] limited to what changes of the cluster touched.
 ///
 /// # Errors
-/// [`Refusal::ForeignLink`]
+/// [`Refusal::ForeignInterface`]
 pub(crate) fn diff_touched(
     observed: &Observed,
     desired: &Desired,
     touched: &Touched,
 ) -> Result<Vec<Op>, Refusal> {
-    refuse_foreign_link(observed, desired)?;
+    refuse_foreign_interface(observed, desired)?;
     let firewall = firewall::touched(observed, desired, &touched.judged_peers, &touched.sources);
     let peers = peers::changes(observed, desired, touched.peers.iter().copied());
     let neighbours = neighbours::changes(observed, desired, touched.neighbours.iter().copied());
     let routes = routes::changes(observed, desired, touched.destinations.iter().copied());
-    let early = [firewall.early, peers.grow, neighbours.early, routes.early];
-    let late = [routes.late, neighbours.late, peers.shrink, firewall.late];
-    Ok(early.into_iter().chain(late).flatten().collect())
+    let mut ops = Vec::new();
+    ops.extend(firewall.early.into_iter().map(Op::Firewall));
+    ops.extend(peers.grow.into_iter().map(Op::Device));
+    let tables = [neighbours.early, routes.early, routes.late, neighbours.late];
+    ops.extend(tables.into_iter().flatten().map(Op::Rtnetlink));
+    ops.extend(peers.shrink.into_iter().map(Op::Device));
+    ops.extend(firewall.late.into_iter().map(Op::Firewall));
+    Ok(ops)
 }
 
-/// The routes in our table that somebody else made.
+/// A warning for each route in our table that somebody else made.
 pub fn foreign_routes<'a>(
     observed: &'a Observed,
     desired: &'a Desired,
@@ -112,18 +116,20 @@ pub fn foreign_routes<'a>(
     })
 }
 
-fn refuse_foreign_link(observed: &Observed, desired: &Desired) -> Result<(), Refusal> {
-    match &observed.link {
-        Some(link) if !link.is_ours() => Err(Refusal::ForeignLink { interface: desired.interface.clone() }),
+fn refuse_foreign_interface(observed: &Observed, desired: &Desired) -> Result<(), Refusal> {
+    match &observed.interface {
+        Some(interface) if !interface.is_ours() => {
+            Err(Refusal::ForeignInterface { interface: desired.interface.clone() })
+        }
         _ => Ok(()),
     }
 }
 
-fn set_sysctls<'a>(observed: &'a Observed, desired: &'a Desired) -> impl Iterator<Item = Op> + use<'a> {
+fn set_sysctls<'a>(observed: &'a Observed, desired: &'a Desired) -> impl Iterator<Item = SysctlOp> + use<'a> {
     desired.sysctls.iter().flat_map(|(interface, sysctls)| {
         let current = |sysctl| observed.sysctl(interface, sysctl);
         let stale = sysctls.iter().filter(move |(sysctl, value)| current(**sysctl) != Some(**value));
-        stale.map(|(sysctl, value)| Op::SetUnderlaySysctl {
+        stale.map(|(sysctl, value)| SysctlOp::Set {
             interface: interface.clone(),
             sysctl: *sysctl,
             value: *value,
@@ -131,39 +137,44 @@ fn set_sysctls<'a>(observed: &'a Observed, desired: &'a Desired) -> impl Iterato
     })
 }
 
-fn restore_sysctls<'a>(observed: &'a Observed, desired: &'a Desired) -> impl Iterator<Item = Op> + use<'a> {
+fn restore_sysctls<'a>(
+    observed: &'a Observed,
+    desired: &'a Desired,
+) -> impl Iterator<Item = SysctlOp> + use<'a> {
     observed.saved_sysctls.iter().flat_map(|(interface, saved)| {
         let wanted = desired.sysctls.get(interface);
         let unwanted =
             saved.keys().filter(move |sysctl| wanted.is_none_or(|wanted| !wanted.contains_key(sysctl)));
-        unwanted.map(|sysctl| Op::RestoreUnderlaySysctl { interface: interface.clone(), sysctl: *sysctl })
+        unwanted.map(|sysctl| SysctlOp::Restore { interface: interface.clone(), sysctl: *sysctl })
     })
 }
 
-/// The interface and the device. Gives what will be observed once that is done: an interface made
-/// anew has lost its peers, its addresses and its routes.
-fn raise_link<'a>(observed: &'a Observed, desired: &Desired, ops: &mut Vec<Op>) -> Cow<'a, Observed> {
+/// Creates or changes the interface and the device. Returns what will be observed once that is done: a
+/// recreated interface has lost its peers, its addresses and its routes.
+fn raise_interface<'a>(observed: &'a Observed, desired: &Desired, ops: &mut Vec<Op>) -> Cow<'a, Observed> {
     let mut observed = Cow::Borrowed(observed);
     let wanted = &desired.device;
-    let fits = observed.link.as_ref().is_some_and(|link| link.peer_lookup == wanted.peer_lookup);
-    // The interface of a link stays when its device ends.
+    let fits = observed.interface.as_ref().is_some_and(|present| present.peer_lookup == wanted.peer_lookup);
+    // In link mode the interface outlives its device.
     let stays = observed.device.is_some() || wanted.peer_lookup == PeerLookup::Gateway;
     if !fits || !stays {
-        if observed.link.is_some() {
-            ops.extend(refuse_meanwhile(observed.to_mut(), desired));
-            ops.push(Op::RemoveLink);
+        if observed.interface.is_some() {
+            let routes = refuse_meanwhile(observed.to_mut(), desired);
+            ops.extend(routes.into_iter().map(|route| RtnetlinkOp::SetRoute(route).into()));
+            ops.push(InterfaceOp::Remove.into());
         }
-        observed.to_mut().forget_link();
+        observed.to_mut().forget_interface();
     } else if observed.device.is_none() {
-        ops.push(Op::StartDevice { source_check: wanted.source_check });
+        ops.push(InterfaceOp::StartDevice { source_check: wanted.source_check }.into());
     }
-    match &observed.link {
-        None => ops.push(Op::CreateLink {
-            mtu: desired.mtu,
-            peer_lookup: wanted.peer_lookup,
-            source_check: wanted.source_check,
-        }),
-        Some(link) if link.mtu != desired.mtu => ops.push(Op::SetMtu { mtu: desired.mtu }),
+    match &observed.interface {
+        None => {
+            let (peer_lookup, source_check) = (wanted.peer_lookup, wanted.source_check);
+            ops.push(InterfaceOp::Create { mtu: desired.mtu, peer_lookup, source_check }.into());
+        }
+        Some(present) if present.mtu != desired.mtu => {
+            ops.push(RtnetlinkOp::SetMtu { mtu: desired.mtu }.into());
+        }
         Some(_) => {}
     }
     let device = observed.device.as_ref();
@@ -173,12 +184,13 @@ fn raise_link<'a>(observed: &'a Observed, desired: &Desired, ops: &mut Vec<Op>) 
             == (wanted.listen_port, wanted.fwmark, wanted.source_check)
     });
     if !(key_stays && configured) {
-        ops.push(Op::ConfigureDevice {
+        let configure = DeviceOp::Configure {
             public_key: wanted.public_key,
             listen_port: wanted.listen_port,
             fwmark: wanted.fwmark,
             source_check: wanted.source_check,
-        });
+        };
+        ops.push(configure.into());
     }
     if !key_stays && !observed.neighbours.is_empty() {
         observed.to_mut().neighbours.clear();
@@ -186,9 +198,9 @@ fn raise_link<'a>(observed: &'a Observed, desired: &Desired, ops: &mut Vec<Op>) 
     observed
 }
 
-/// Our routes out of the interface that goes and comes again, so that they do not go with it.
-/// One that shall go for good goes.
-fn refuse_meanwhile(observed: &mut Observed, desired: &Desired) -> Vec<Op> {
+/// Turns our routes out of an interface that is recreated into unreachable ones, so that they outlive it.
+/// Routes that are not desired any more go with it.
+fn refuse_meanwhile(observed: &mut Observed, desired: &Desired) -> Vec<Route> {
     let through = |route: &&Route| route.is_ours() && matches!(route.kind, RouteKind::Device { .. });
     let stay = |route: &&Route| {
         desired.routes.contains_key(&route.destination) && !routes::is_blocked(observed, route)
@@ -202,5 +214,5 @@ fn refuse_meanwhile(observed: &mut Observed, desired: &Desired) -> Vec<Op> {
     for route in &refused {
         observed.routes.insert(route.clone());
     }
-    refused.into_iter().map(Op::SetRoute).collect()
+    refused
 }

@@ -1,23 +1,23 @@
-//! Neighbours on a link, and the routes to them in the table `main`.
+//! Neighbours in link mode, and the routes to them in the table `main`.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::{
     desired::{Desired, is_link_local},
-    kernel::Observed,
-    op::Op,
+    observed::Observed,
+    op::RtnetlinkOp,
 };
 
 /// Two steps, with routes and rules in between.
 #[derive(Default)]
 pub(super) struct NeighbourChanges {
-    /// Set: a route by way of a neighbour must find it.
-    pub(super) early: Vec<Op>,
-    /// Removed.
-    pub(super) late: Vec<Op>,
+    /// Additions: a route with a neighbour as its next hop must find it.
+    pub(super) early: Vec<RtnetlinkOp>,
+    /// Removals.
+    pub(super) late: Vec<RtnetlinkOp>,
 }
 
-/// Every address that has or shall have a neighbour or a route to it.
+/// Every address that has, or should have, a neighbour or a route to it.
 pub(super) fn all(observed: &Observed, desired: &Desired) -> BTreeSet<IpAddr> {
     let present = observed.neighbours.keys().chain(&observed.link_routes);
     present.chain(desired.neighbours.keys()).copied().collect()
@@ -35,19 +35,19 @@ pub(super) fn changes(
         let present = observed.neighbours.get(&address);
         match (present, wanted) {
             (_, Some(link_address)) if present != wanted => {
-                changes.early.push(Op::SetNeighbour { address, link_address: *link_address });
+                changes.early.push(RtnetlinkOp::SetNeighbour { address, link_address: *link_address });
             }
-            (Some(_), None) => old_neighbours.push(Op::RemoveNeighbour { address }),
+            (Some(_), None) => old_neighbours.push(RtnetlinkOp::RemoveNeighbour { address }),
             _ => {}
         }
         let routed = observed.link_routes.contains(&address);
         match wanted.is_some() && !is_link_local(address) {
-            true if !routed => routes.push(Op::AddLinkRoute { address }),
-            false if routed => changes.late.push(Op::RemoveLinkRoute { address }),
+            true if !routed => routes.push(RtnetlinkOp::AddLinkRoute { address }),
+            false if routed => changes.late.push(RtnetlinkOp::RemoveLinkRoute { address }),
             _ => {}
         }
     }
-    // Alike by alike, which the shell does in few sends.
+    // Requests of one kind in a row, which the shell sends together.
     changes.early.extend(routes);
     changes.late.extend(old_neighbours);
     changes

@@ -1,4 +1,5 @@
-//! Peers. A prefix is in one peer's allowed-IPs at a time: who gets it takes it from who had it.
+//! Peers. A prefix is in the allowed-IPs of one peer at a time: a peer that gets it takes it from its
+//! previous owner.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,20 +11,20 @@ use wireloom_types::{PublicKey, limits::REJECT_AFTER_TIME};
 
 use crate::{
     desired::{Desired, DesiredPeer},
-    kernel::{Observed, Peer},
-    op::{Op, SetPeer},
+    observed::{Observed, Peer},
+    op::{DeviceOp, SetPeer},
 };
 
-/// Two steps, so that nothing that a route or rule still leads to is taken away too early.
+/// Two transactions, so that nothing that a route or rule still leads to is removed too early.
 #[derive(Default)]
 pub(super) struct PeerChanges {
-    /// New peers, and everything that peers get; one transaction.
-    pub(super) grow: Vec<Op>,
-    /// What peers lose and nobody else gets, and peers that go.
-    pub(super) shrink: Vec<Op>,
+    /// New peers, and everything that existing peers gain.
+    pub(super) grow: Vec<DeviceOp>,
+    /// Allowed-IPs that no peer gets instead, and peers that are removed.
+    pub(super) shrink: Vec<DeviceOp>,
 }
 
-/// Every peer that is or shall be.
+/// The key of every present and every desired peer.
 pub(super) fn all(observed: &Observed, desired: &Desired) -> BTreeSet<PublicKey> {
     let device = observed.device.iter().flat_map(|device| device.peers.keys());
     device.chain(desired.peers.keys()).copied().collect()
@@ -37,7 +38,7 @@ pub(super) fn changes(
     let none = BTreeMap::new();
     let present = observed.device.as_ref().map_or(&none, |device| &device.peers);
 
-    // Whoever loses one of these loses it to the peer that gets it.
+    // These move to the peer that gets them; their previous owner need not give them up first.
     let moving: BTreeSet<IpNet> = keys
         .clone()
         .into_iter()
@@ -53,7 +54,7 @@ pub(super) fn changes(
                 changes.grow.push(set(key, new, new.endpoint, new.allowed_ips.clone()));
             }
             (Some(old), Some(new)) => changes.adjust(key, old, new, &moving),
-            (Some(_), None) => going.push(Op::RemovePeer { public_key: key }),
+            (Some(_), None) => going.push(DeviceOp::RemovePeer { public_key: key }),
             (None, None) => {}
         }
     }
@@ -92,12 +93,17 @@ fn set(
     new: &DesiredPeer,
     endpoint: Option<SocketAddr>,
     allowed_ips: BTreeSet<IpNet>,
-) -> Op {
-    Op::SetPeer(SetPeer { public_key, endpoint, allowed_ips, persistent_keepalive: new.persistent_keepalive })
+) -> DeviceOp {
+    DeviceOp::SetPeer(SetPeer {
+        public_key,
+        endpoint,
+        allowed_ips,
+        persistent_keepalive: new.persistent_keepalive,
+    })
 }
 
-/// A declaration that is new is obeyed. Otherwise the device knows better, because peers roam;
-/// unless nobody remembers what was declared before and there is no live session to go by.
+/// A newly declared endpoint is set. Otherwise the device knows better, because peers roam; unless nobody
+/// remembers the previous declaration and there is no live session to trust.
 fn must_set_endpoint(old: &Peer, declared: SocketAddr) -> bool {
     match old.configured_endpoint {
         Some(configured) => configured != declared,

@@ -1,5 +1,5 @@
-//! Routes of our table. A route that must become another is replaced in place (see
-//! [`Op::SetRoute`]), so that no packet ever misses it.
+//! Routes of our table. A route that changes is replaced in place (see [`RtnetlinkOp::SetRoute`]), so that
+//! no packet ever misses it.
 
 use std::{cmp::Reverse, collections::BTreeSet};
 
@@ -7,31 +7,32 @@ use ipnet::IpNet;
 
 use crate::{
     desired::Desired,
-    kernel::{Observed, Route, RouteKind},
-    op::Op,
+    observed::Observed,
+    op::RtnetlinkOp,
+    routing::{Route, RouteKind},
 };
 
 /// Two steps, with the rules in between.
 #[derive(Default)]
 pub(super) struct RouteChanges {
-    /// Set, the longest prefixes first: a new wide route (the backstop above all) must not catch
-    /// what a narrower one that is still to come is for.
-    pub(super) early: Vec<Op>,
-    /// Removed, the shortest prefixes first, for the same reason.
-    pub(super) late: Vec<Op>,
+    /// Additions, the longest prefixes first: a new wide route (the backstop above all) must not catch
+    /// packets for a narrower one that is yet to be added.
+    pub(super) early: Vec<RtnetlinkOp>,
+    /// Removals, the shortest prefixes first for the same reason.
+    pub(super) late: Vec<RtnetlinkOp>,
 }
 
-/// Every destination that has or shall have a route.
+/// Every destination that has, or should have, a route.
 pub(super) fn all(observed: &Observed, desired: &Desired) -> BTreeSet<IpNet> {
     observed.routes.iter().map(|route| route.destination).chain(desired.routes.keys().copied()).collect()
 }
 
-/// The route of ours to the destination.
+/// Our route to the destination.
 pub(super) fn ours(destination: IpNet, kind: &RouteKind) -> Route {
     Route::ours(destination, kind.clone())
 }
 
-/// Somebody else's route stands where this one should be: to set ours would replace it.
+/// Whether somebody else's route is in the place of this one, so that setting ours would replace it.
 pub(super) fn is_blocked(observed: &Observed, wanted: &Route) -> bool {
     observed.routes_to(wanted.destination).any(|route| !route.is_ours() && route.metric == wanted.metric)
 }
@@ -47,41 +48,41 @@ pub(super) fn changes(
     let mut changes = RouteChanges::default();
     for destination in destinations {
         let wanted = desired.routes.get(&destination).map(|kind| ours(destination, kind));
-        changes.settle(observed, destination, wanted);
+        changes.add(observed, destination, wanted);
     }
     changes.late.reverse();
     changes
 }
 
 impl RouteChanges {
-    /// What is to do about one destination.
-    fn settle(&mut self, observed: &Observed, destination: IpNet, wanted: Option<Route>) {
+    /// Adds the changes for one destination.
+    fn add(&mut self, observed: &Observed, destination: IpNet, wanted: Option<Route>) {
         let mut stale: Vec<&Route> = observed
             .routes_to(destination)
             .filter(|route| route.is_ours() && wanted.as_ref() != Some(*route))
             .collect();
         let Some(wanted) = wanted else {
-            return self.late.extend(stale.into_iter().cloned().map(Op::RemoveRoute));
+            return self.late.extend(stale.into_iter().cloned().map(RtnetlinkOp::RemoveRoute));
         };
         if !observed.routes.contains(&wanted) {
             if is_blocked(observed, &wanted) {
-                return self.late.extend(stale.into_iter().cloned().map(Op::RemoveRoute));
+                return self.late.extend(stale.into_iter().cloned().map(RtnetlinkOp::RemoveRoute));
             }
-            // Takes the place of the first of its metric.
+            // Replaces the first route with its metric.
             let place = stale.iter().position(|route| route.metric == wanted.metric);
             let replaced = place.map(|place| stale.remove(place));
             let step = match replaced {
                 Some(old) if only_loses_its_source(old, &wanted) => &mut self.late,
                 _ => &mut self.early,
             };
-            step.push(Op::SetRoute(wanted));
+            step.push(RtnetlinkOp::SetRoute(wanted));
         }
-        // One of another metric could hide ours, so it goes as soon as ours is there.
-        self.early.extend(stale.into_iter().cloned().map(Op::RemoveRoute));
+        // A route with another metric could hide ours, so it goes as soon as ours is there.
+        self.early.extend(stale.into_iter().cloned().map(RtnetlinkOp::RemoveRoute));
     }
 }
 
-/// The host's own packets need the source for as long as a rule leads them here.
+/// The host's own packets need the preferred source for as long as a rule leads them to our table.
 fn only_loses_its_source(old: &Route, wanted: &Route) -> bool {
     match (&old.kind, &wanted.kind) {
         (

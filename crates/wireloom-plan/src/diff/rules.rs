@@ -1,25 +1,24 @@
-//! Rules that lead to our table: all of them are ours, whoever made them.
+//! Rules that look up our table: all of them are ours, whoever made them.
 
 use std::collections::BTreeSet;
 
 use crate::{
-    kernel::{Rule, find_rule, insert_rule},
-    op::Op,
+    op::RtnetlinkOp,
+    routing::{Rule, find_rule, insert_rule},
 };
 
-/// Add what is missing, then remove what is too much.
+/// Adds missing rules, then removes surplus ones.
 ///
-/// A delete request does not name a rule: it removes the first that matches loosely (see
-/// [`find_rule`]), which may be one that shall stay. Such a one is added once more first, behind
-/// the others of its priority, so that it is never missing; then the request is repeated until it
-/// hits what it was meant for. Each request removes a rule no later than its target and every
-/// addition lands behind it, so this ends.
-pub(super) fn changes(observed: &[Rule], desired: &BTreeSet<Rule>) -> Vec<Op> {
+/// A delete request does not identify a rule: it removes the first rule that matches loosely (see
+/// [`find_rule`]), which may be a desired one. Such a rule is added a second time first, after the others of
+/// its priority, so that it is never missing; then the request is repeated until it hits its target. Each
+/// request removes the target or a rule before it, and every addition comes after it, so this ends.
+pub(super) fn changes(observed: &[Rule], desired: &BTreeSet<Rule>) -> Vec<RtnetlinkOp> {
     let mut rules = observed.to_vec();
     let mut ops = Vec::new();
-    let add = |rules: &mut Vec<Rule>, ops: &mut Vec<Op>, rule: &Rule| {
+    let add = |rules: &mut Vec<Rule>, ops: &mut Vec<RtnetlinkOp>, rule: &Rule| {
         insert_rule(rules, rule.clone());
-        ops.push(Op::AddRule(rule.clone()));
+        ops.push(RtnetlinkOp::AddRule(rule.clone()));
     };
     for rule in desired.iter().filter(|rule| !observed.contains(rule)) {
         add(&mut rules, &mut ops, rule);
@@ -33,12 +32,12 @@ pub(super) fn changes(observed: &[Rule], desired: &BTreeSet<Rule>) -> Vec<Op> {
             add(&mut rules, &mut ops, &kept);
         }
         rules.remove(hit);
-        ops.push(Op::RemoveRule(request));
+        ops.push(RtnetlinkOp::RemoveRule(request));
     }
     ops
 }
 
-/// A rule that nobody wants, or a second copy of one.
+/// A rule that is not desired, or a second copy of one that is.
 fn first_surplus(rules: &[Rule], desired: &BTreeSet<Rule>) -> Option<usize> {
     (0..rules.len()).find(|place| !desired.contains(&rules[*place]) || copies(rules, *place) > 1)
 }

@@ -1,25 +1,29 @@
-//! `wireloom down`: the machine as it was before the first start.
+//! `wireloom down`: back to the machine as it was before the first start.
 
-use crate::{kernel::Observed, op::Op};
+use crate::{
+    observed::{Interface, Observed},
+    op::{FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
+};
 
-/// Remove everything of ours: rules first, so that no packet meets a table in pieces.
+/// The operations that remove everything of ours: rules first, so that no packet meets half a table.
 ///
-/// An interface of our name that is not ours stays, and so do foreign routes in our table.
+/// An interface with our name that is not ours stays, and so do foreign routes in our table.
 pub fn teardown(observed: &Observed) -> Vec<Op> {
-    let mut ops = super::rules::changes(&observed.rules, &[].into());
+    let rules = super::rules::changes(&observed.rules, &[].into());
+    let mut ops: Vec<Op> = rules.into_iter().map(Op::Rtnetlink).collect();
     let routes = observed.routes.iter().filter(|route| route.is_ours()).cloned();
-    ops.extend(routes.map(Op::RemoveRoute));
-    if observed.link.as_ref().is_some_and(crate::kernel::Link::is_ours) {
-        ops.push(Op::RemoveLink);
+    ops.extend(routes.map(|route| RtnetlinkOp::RemoveRoute(route).into()));
+    if observed.interface.as_ref().is_some_and(Interface::is_ours) {
+        ops.push(InterfaceOp::Remove.into());
     }
     if observed.firewall.is_some() {
-        ops.push(Op::RemoveFirewall);
+        ops.push(FirewallOp::Remove.into());
     }
     for (interface, saved) in &observed.saved_sysctls {
         ops.extend(
             saved
                 .keys()
-                .map(|sysctl| Op::RestoreUnderlaySysctl { interface: interface.clone(), sysctl: *sysctl }),
+                .map(|sysctl| SysctlOp::Restore { interface: interface.clone(), sysctl: *sysctl }.into()),
         );
     }
     ops

@@ -1,13 +1,15 @@
-//! What is changed of the machine itself, and how all of it is taken back.
+//! Changes of the machine itself, and how all of them are undone.
 
 use wireloom_plan::{
     desired::HEADROOM,
     diff::teardown,
-    kernel::{Device, Firewall, IncomingMark, Link, Observed, Underlay, UnderlaySysctl},
-    op::Op,
+    firewall::{Firewall, IncomingMark},
+    observed::{Device, Interface, Observed, Underlay},
+    op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
     planner::Planner,
     refusal::Refusal,
     settings::Settings,
+    sysctl::UnderlaySysctl,
 };
 use wireloom_types::{PeerLookup, SourceCheck, interface::AGENT_ALIAS};
 
@@ -32,20 +34,26 @@ fn host_mode_lets_wireguard_through_strict_source_validation() {
     let eth0 = &machine.kernel.underlays["eth0"];
     assert_eq!((eth0.rp_filter, eth0.src_valid_mark), (2, true));
 
-    let last_prepared =
-        ops.iter().rposition(|op| matches!(op, Op::SetUnderlaySysctl { .. } | Op::SetFirewall { .. }));
-    assert!(last_prepared.unwrap() < place(&ops, |op| matches!(op, Op::CreateLink { .. })));
+    let last_prepared = ops.iter().rposition(|op| {
+        matches!(op, Op::Sysctl(SysctlOp::Set { .. }) | Op::Firewall(FirewallOp::Set { .. }))
+    });
+    assert!(
+        last_prepared.unwrap() < place(&ops, |op| matches!(op, Op::Interface(InterfaceOp::Create { .. })))
+    );
 }
 
 #[test]
 fn scoped_mode_touches_neither_sysctls_nor_firewall() {
     let mut machine = machine();
     let ops = machine.reconcile(&three_nodes()).ops;
-    assert!(!ops.iter().any(|op| matches!(op, Op::SetUnderlaySysctl { .. } | Op::SetFirewall { .. })));
+    assert!(
+        !ops.iter()
+            .any(|op| matches!(op, Op::Sysctl(SysctlOp::Set { .. }) | Op::Firewall(FirewallOp::Set { .. })))
+    );
 }
 
 #[test]
-fn leaving_host_mode_puts_the_sysctls_back_after_the_rules_went() {
+fn leaving_host_mode_restores_the_sysctls_after_removing_the_rules() {
     let mut machine = host_mode();
     machine.reconcile(&three_nodes());
     machine.settings.encrypt_host_traffic = false;
@@ -54,8 +62,10 @@ fn leaving_host_mode_puts_the_sysctls_back_after_the_rules_went() {
     assert_eq!((eth0.rp_filter, eth0.src_valid_mark), (1, false));
     assert_eq!(machine.kernel.firewall, None);
     assert!(machine.kernel.saved_sysctls.is_empty());
-    let last_rule = ops.iter().rposition(|op| matches!(op, Op::RemoveRule(_))).unwrap();
-    let first_restored = ops.iter().position(|op| matches!(op, Op::RestoreUnderlaySysctl { .. })).unwrap();
+    let last_rule =
+        ops.iter().rposition(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)))).unwrap();
+    let first_restored =
+        ops.iter().position(|op| matches!(op, Op::Sysctl(SysctlOp::Restore { .. }))).unwrap();
     assert!(last_rule < first_restored);
 }
 
@@ -69,32 +79,32 @@ fn only_underlays_with_an_own_ipv4_address_are_touched() {
 }
 
 #[test]
-fn a_sysctl_of_an_interface_that_is_an_underlay_no_longer_is_put_back() {
+fn sysctls_of_a_former_underlay_are_restored() {
     let mut machine = host_mode();
     machine.reconcile(&three_nodes());
     let eth0 = machine.kernel.underlays.remove("eth0").unwrap();
     let eth1 = Underlay { rp_filter: 0, src_valid_mark: false, ..eth0 };
     machine.kernel.underlays.insert("eth1".to_owned(), eth1);
     let ops = machine.reconcile(&three_nodes()).ops;
-    let restored = |sysctl| Op::RestoreUnderlaySysctl { interface: "eth0".to_owned(), sysctl };
+    let restored = |sysctl| Op::Sysctl(SysctlOp::Restore { interface: "eth0".to_owned(), sysctl });
     assert!(ops.contains(&restored(UnderlaySysctl::RpFilter)));
     assert!(ops.contains(&restored(UnderlaySysctl::SrcValidMark)));
     assert!(machine.kernel.saved_sysctls.keys().eq(["eth1"]));
 }
 
 #[test]
-fn the_mtu_is_the_underlays_less_the_headroom_unless_it_is_set() {
+fn the_mtu_is_the_underlays_less_the_headroom_unless_configured() {
     let mut machine = machine();
     machine.reconcile(&three_nodes());
-    assert_eq!(machine.kernel.link.as_ref().unwrap().mtu, 1420);
+    assert_eq!(machine.kernel.interface.as_ref().unwrap().mtu, 1420);
 
     machine.kernel.underlays.get_mut("eth0").unwrap().mtu = 9000;
     let ops = machine.reconcile(&three_nodes()).ops;
-    assert_eq!(ops, [Op::SetMtu { mtu: 9000 - HEADROOM }]);
+    assert_eq!(ops, [Op::Rtnetlink(RtnetlinkOp::SetMtu { mtu: 9000 - HEADROOM })]);
 
     machine.settings.mtu = Some(1280);
     machine.reconcile(&three_nodes());
-    assert_eq!(machine.kernel.link.as_ref().unwrap().mtu, 1280);
+    assert_eq!(machine.kernel.interface.as_ref().unwrap().mtu, 1280);
 }
 
 #[test]
@@ -111,65 +121,79 @@ fn down_leaves_the_machine_as_it_was() {
 }
 
 #[test]
-fn a_foreign_interface_of_our_name_is_refused_and_left() {
+fn a_foreign_interface_with_our_name_is_a_refusal_and_stays() {
     let mut machine = machine();
-    machine.kernel.link =
-        Some(Link { alias: None, mtu: 1420, up: true, peer_lookup: PeerLookup::Destination });
+    machine.kernel.interface =
+        Some(Interface { alias: None, mtu: 1420, up: true, peer_lookup: PeerLookup::Destination });
     let mut planner = Planner::new(Settings::defaults("a"), key(1), three_nodes());
     let refusal = planner.plan(&machine.kernel).unwrap_err();
-    assert_eq!(refusal, Refusal::ForeignLink { interface: "wg0".to_owned() });
+    assert_eq!(refusal, Refusal::ForeignInterface { interface: "wg0".to_owned() });
     assert!(refusal.to_string().contains("ip link delete wg0"));
     assert_eq!(planner.changes(&machine.kernel), Err(refusal));
-    assert!(!teardown(&machine.kernel).contains(&Op::RemoveLink));
+    assert!(!teardown(&machine.kernel).contains(&Op::Interface(InterfaceOp::Remove)));
 }
 
 #[test]
-fn an_interface_without_a_device_behind_it_is_made_anew() {
+fn an_interface_without_a_device_is_recreated() {
     let mut machine = machine();
     machine.reconcile(&three_nodes());
     let good = machine.kernel.clone();
     machine.kernel.device = None;
     let ops = machine.reconcile(&three_nodes()).ops;
-    let refused = ops.iter().take_while(|op| matches!(op, Op::SetRoute(_))).count();
-    assert_eq!(refused, 4, "what it had routes for is unreachable meanwhile");
+    let refused = ops.iter().take_while(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::SetRoute(_)))).count();
+    assert_eq!(refused, 4, "its destinations are unreachable meanwhile");
     assert!(matches!(
         ops[refused..],
-        [Op::RemoveLink, Op::CreateLink { .. }, Op::ConfigureDevice { .. }, ..]
+        [
+            Op::Interface(InterfaceOp::Remove),
+            Op::Interface(InterfaceOp::Create { .. }),
+            Op::Device(DeviceOp::Configure { .. }),
+            ..
+        ]
     ));
     assert_eq!(machine.kernel, good);
-    // The rules stay meanwhile, so that nothing leaves in plaintext.
-    assert!(!ops.iter().any(|op| matches!(op, Op::AddRule(_) | Op::RemoveRule(_))));
+    // The rules stay, so that nothing leaves in plaintext.
+    assert!(
+        !ops.iter()
+            .any(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::AddRule(_) | RtnetlinkOp::RemoveRule(_))))
+    );
 }
 
 #[test]
-fn a_device_process_that_died_is_made_anew_with_everything() {
+fn a_device_that_died_is_recreated_with_everything() {
     let mut machine = machine();
     machine.reconcile(&three_nodes());
     let good = machine.kernel.clone();
-    machine.kernel.apply(&Op::RemoveLink).unwrap();
+    machine.kernel.apply(&Op::Interface(InterfaceOp::Remove)).unwrap();
     machine.reconcile(&three_nodes());
     assert_eq!(machine.kernel, good);
 }
 
 #[test]
-fn an_interface_that_was_set_down_comes_up_again_with_its_routes() {
+fn an_interface_that_somebody_set_down_comes_up_again_with_its_routes() {
     let mut machine = machine();
     machine.reconcile(&three_nodes());
     let good = machine.kernel.clone();
-    machine.kernel.link.as_mut().unwrap().up = false;
+    machine.kernel.interface.as_mut().unwrap().up = false;
     machine
         .kernel
         .routes
-        .retain(|route| !matches!(route.kind, wireloom_plan::kernel::RouteKind::Device { .. }));
+        .retain(|route| !matches!(route.kind, wireloom_plan::routing::RouteKind::Device { .. }));
     let ops = machine.reconcile(&three_nodes()).ops;
-    assert!(matches!(ops.as_slice(), [Op::SetUp, Op::SetRoute(_), ..]), "{ops:?}");
+    assert!(
+        matches!(
+            ops.as_slice(),
+            [Op::Rtnetlink(RtnetlinkOp::SetUp), Op::Rtnetlink(RtnetlinkOp::SetRoute(_)), ..]
+        ),
+        "{ops:?}"
+    );
     assert_eq!(machine.kernel, good);
 }
 
 #[test]
 fn a_device_that_somebody_else_configured_is_adopted() {
     let mut machine = machine();
-    machine.kernel.link = Some(Link {
+    machine.kernel.interface = Some(Interface {
         alias: Some(AGENT_ALIAS.to_owned()),
         mtu: 1500,
         up: false,
@@ -178,12 +202,14 @@ fn a_device_that_somebody_else_configured_is_adopted() {
     machine.kernel.device = Some(Device { listen_port: 1234, ..Device::default() });
     machine.kernel.addresses.insert("10.9.0.1/24".parse().unwrap());
     let ops = machine.reconcile(&three_nodes()).ops;
-    assert!(!ops.iter().any(|op| matches!(op, Op::CreateLink { .. } | Op::RemoveLink)));
+    assert!(
+        !ops.iter().any(|op| matches!(op, Op::Interface(InterfaceOp::Create { .. } | InterfaceOp::Remove)))
+    );
     assert!(machine.kernel.addresses.is_empty(), "addresses on our interface are ours");
 }
 
 #[test]
-fn a_node_that_the_cluster_does_not_know_changes_nothing() {
+fn a_node_that_is_not_in_the_cluster_changes_nothing() {
     let mut machine = machine();
     machine.reconcile(&three_nodes());
     let mut cluster = three_nodes();
@@ -194,7 +220,7 @@ fn a_node_that_the_cluster_does_not_know_changes_nothing() {
     assert_eq!(refusal, Refusal::NodeMissing { node: "a".to_owned() });
     assert_eq!(planner.changes(&Observed::default()), Err(refusal));
 
-    // It comes back, and another left meanwhile.
+    // It returns, and another node has left meanwhile.
     cluster.nodes.remove("c");
     planner.remove_node("c");
     planner.set_node("a", cluster.nodes["a"].clone());

@@ -1,10 +1,10 @@
-//! One changed node at a time is the same as from nothing.
+//! Updating change by change gives the same as planning from scratch.
 
 use proptest::{collection, prelude::*};
 use wireloom_plan::{
     cluster::{Cluster, Node},
     desired::{Host, desired},
-    kernel::Observed,
+    observed::Observed,
     planner::Planner,
     settings::Settings,
 };
@@ -33,7 +33,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
     #[test]
-    fn deltas_lead_where_a_snapshot_leads(
+    fn deltas_give_the_same_as_a_snapshot(
         mut kernel in observed(),
         first in cluster(),
         mut settings in settings(),
@@ -70,13 +70,13 @@ proptest! {
 
             let ops = planner.changes(&kernel).unwrap();
             kernel.apply_all(&ops).unwrap();
-            prop_assert_eq!(planner.plan(&kernel).unwrap().ops, vec![], "the changes were all of it");
+            prop_assert_eq!(planner.plan(&kernel).unwrap().ops, vec![], "the changes were complete");
         }
     }
 
-    /// Several changes may pile up before anybody asks for a plan.
+    /// Several changes may happen before the next plan.
     #[test]
-    fn changes_pile_up(
+    fn changes_accumulate_until_the_next_plan(
         first in cluster(),
         settings in settings(),
         own in key_file(),

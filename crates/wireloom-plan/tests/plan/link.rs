@@ -2,15 +2,16 @@
 
 use wireloom_plan::{
     cluster::Cluster,
-    kernel::{ALL, RouteKind, UnderlaySysctl},
-    op::Op,
+    op::{DeviceOp, InterfaceOp, Op, RtnetlinkOp},
+    routing::RouteKind,
     settings::{KeylessPeers, Settings},
+    sysctl::{ALL, UnderlaySysctl},
     warning::Warning,
 };
 use wireloom_types::{LinkAddress, PeerLookup, SourceCheck};
 
 use crate::{
-    universe::alike,
+    universe::colliding_keys,
     world::{End, Fate, World, ip, key, net, place, three_nodes},
 };
 
@@ -54,7 +55,7 @@ fn workloads_are_routed_by_way_of_the_peers_address_on_the_link() {
     let a = world.machine("a");
     assert_eq!(a.route("10.161.2.0/24"), Some(&via("100.64.0.2")));
     assert_eq!(a.route("fd61:0:0:2::/64"), Some(&via("fd64::2")));
-    assert_eq!(a.route("10.161.3.0/24"), Some(&via("fd64::3")), "IPv4 goes by an IPv6 next hop");
+    assert_eq!(a.route("10.161.3.0/24"), Some(&via("fd64::3")), "IPv4 has an IPv6 next hop");
     assert_eq!(a.route("fd61:0:0:3::/64"), Some(&via("fd64::3")));
     assert_eq!(a.allowed_ips(2), ["10.161.2.0/24", "100.64.0.2/32", "fd61:0:0:2::/64", "fd64::2/128"]);
 
@@ -66,7 +67,7 @@ fn workloads_are_routed_by_way_of_the_peers_address_on_the_link() {
 }
 
 #[test]
-fn every_peer_is_a_neighbour_by_all_its_addresses() {
+fn every_peer_is_a_neighbour_with_all_its_addresses() {
     let mut world = world(mesh());
     let kernel = &world.machine("a").kernel;
     let (b, c) = (LinkAddress::of(key(2)), LinkAddress::of(key(3)));
@@ -82,7 +83,7 @@ fn every_peer_is_a_neighbour_by_all_its_addresses() {
 }
 
 #[test]
-fn every_mode_holds_with_peers_as_neighbours() {
+fn every_mode_works_in_link_mode() {
     let mut world = world(mesh());
     assert_eq!(world.matrix(), SCOPED);
     world.settings(|settings| settings.encrypt_host_traffic = true);
@@ -94,7 +95,7 @@ fn every_mode_holds_with_peers_as_neighbours() {
 }
 
 #[test]
-fn a_keyless_node_is_treated_as_ever() {
+fn a_keyless_node_is_treated_as_without_link_mode() {
     for (keyless_peers, fate) in
         [(KeylessPeers::Plaintext, Fate::Direct), (KeylessPeers::Reject, Fate::Refused)]
     {
@@ -109,17 +110,17 @@ fn a_keyless_node_is_treated_as_ever() {
         let [there, _] = world.exchange(
             End::Pod("a", "10.161.1.5"),
             End::Pod("b", "10.161.2.5"),
-            wireloom_plan::kernel::Family::V4,
+            wireloom_plan::routing::Family::V4,
         );
         assert_eq!(there, fate);
         let kernel = &world.machine("a").kernel;
-        assert_eq!(kernel.neighbours.len(), 2, "only c is one");
+        assert_eq!(kernel.neighbours.len(), 2, "only c is a neighbour");
         assert_eq!(kernel.link_routes, [ip("fd64::3")].into());
     }
 }
 
 #[test]
-fn a_lost_neighbour_is_put_back_and_a_foreign_one_goes() {
+fn a_missing_neighbour_is_added_and_a_surplus_one_removed() {
     let mut world = world(mesh());
     let cluster = world.cluster.clone();
     let a = world.machine("a");
@@ -130,14 +131,14 @@ fn a_lost_neighbour_is_put_back_and_a_foreign_one_goes() {
     assert_eq!(
         plan.ops,
         [
-            Op::SetNeighbour { address: ip("100.64.0.2"), link_address },
-            Op::RemoveNeighbour { address: ip("100.64.0.77") },
+            Op::Rtnetlink(RtnetlinkOp::SetNeighbour { address: ip("100.64.0.2"), link_address }),
+            Op::Rtnetlink(RtnetlinkOp::RemoveNeighbour { address: ip("100.64.0.77") }),
         ]
     );
 }
 
 #[test]
-fn an_address_on_the_link_that_moves_takes_the_next_hop_along() {
+fn the_next_hop_follows_an_address_on_the_link_that_moves() {
     let mut world = world(mesh());
     world.cluster.nodes.get_mut("b").unwrap().link_addresses.remove(&ip("100.64.0.2"));
     world.cluster.nodes.get_mut("c").unwrap().link_addresses.insert(ip("100.64.0.2"));
@@ -150,8 +151,8 @@ fn an_address_on_the_link_that_moves_takes_the_next_hop_along() {
 }
 
 #[test]
-fn peers_with_one_link_address_are_reported_and_left_out() {
-    let [one, other] = alike();
+fn peers_with_the_same_link_address_are_reported_and_left_out() {
+    let [one, other] = colliding_keys();
     assert_eq!(LinkAddress::of(one), LinkAddress::of(other));
     let mut cluster = mesh();
     cluster.nodes.get_mut("b").unwrap().public_key = Some(one);
@@ -171,7 +172,7 @@ fn peers_with_one_link_address_are_reported_and_left_out() {
 }
 
 #[test]
-fn redirects_are_off_on_all_interfaces_and_put_back_afterwards() {
+fn redirects_are_off_on_all_interfaces_and_restored_afterwards() {
     let mut world = World::new(mesh());
     world.machines.values_mut().for_each(|machine| machine.kernel.send_redirects = true);
     world.settings(link_mode);
@@ -188,9 +189,9 @@ fn redirects_are_off_on_all_interfaces_and_put_back_afterwards() {
     assert!(kernel.addresses.is_empty() && kernel.neighbours.is_empty() && kernel.link_routes.is_empty());
 }
 
-/// The interface cannot be both kinds at a time, so it goes and comes again.
+/// The interface cannot change its kind, so it is removed and created.
 #[test]
-fn nothing_leaks_while_the_interface_is_made_anew() {
+fn nothing_leaks_while_the_interface_is_recreated() {
     for back in [false, true] {
         let mut world = World::new(mesh());
         if back {
@@ -205,7 +206,7 @@ fn nothing_leaks_while_the_interface_is_made_anew() {
         world.machines.extend([("b".to_owned(), b), ("c".to_owned(), c)]);
         let pods = (End::Pod("a", "10.161.1.5"), End::Pod("b", "10.161.2.5"));
         world.step("a", |world, op| {
-            let [there, _] = world.exchange(pods.0, pods.1, wireloom_plan::kernel::Family::V4);
+            let [there, _] = world.exchange(pods.0, pods.1, wireloom_plan::routing::Family::V4);
             assert_ne!(there, Fate::Direct, "after {op:?}");
         });
         world.reconcile();
@@ -214,26 +215,30 @@ fn nothing_leaks_while_the_interface_is_made_anew() {
 }
 
 #[test]
-fn a_device_that_ended_is_started_again_behind_the_interface_that_stayed() {
+fn a_device_that_ended_is_restarted_behind_its_interface() {
     let mut world = world(mesh());
     let cluster = world.cluster.clone();
     let a = world.machine("a");
     a.kernel.device = None;
     let ops = a.reconcile(&cluster).ops;
-    assert_eq!(place(&ops, |op| matches!(op, Op::StartDevice { .. })), 0);
-    assert!(!ops.iter().any(|op| matches!(op, Op::RemoveLink | Op::SetRoute(_) | Op::AddAddress { .. })));
+    assert_eq!(place(&ops, |op| matches!(op, Op::Interface(InterfaceOp::StartDevice { .. }))), 0);
+    assert!(!ops.iter().any(|op| matches!(
+        op,
+        Op::Interface(InterfaceOp::Remove)
+            | Op::Rtnetlink(RtnetlinkOp::SetRoute(_) | RtnetlinkOp::AddAddress { .. })
+    )));
     assert_eq!(world.matrix(), SCOPED);
 }
 
 #[test]
-fn who_judges_sources_is_switched_on_the_live_device() {
+fn the_source_check_is_switched_on_the_live_device() {
     let mut world = World::new(mesh());
     world.reconcile();
     world.settings(|settings| settings.source_check = SourceCheck::Off);
     let cluster = world.cluster.clone();
     let ops = world.machine("a").reconcile(&cluster).ops;
     assert!(
-        matches!(ops.as_slice(), [Op::ConfigureDevice { source_check: SourceCheck::Off, .. }]),
+        matches!(ops.as_slice(), [Op::Device(DeviceOp::Configure { source_check: SourceCheck::Off, .. })]),
         "{ops:?}"
     );
 }

@@ -1,23 +1,24 @@
-//! What the planner promises, as a table of contents:
+//! What the planner promises:
 //!
-//! - `rules`: which rules there are, in which order they come and go, and what the kernel's loose
-//!   matching of delete requests does to them
+//! - `rules`: the rules, the order in which they are added and removed, and the effects of the kernel's loose
+//!   matching of delete requests
 //! - `routes`: the table: keyless nodes, shared keys, borrowed addresses, the backstop, foreign routes
-//! - `peers`: keys, endpoints, allowed-IPs and who they pass between
+//! - `peers`: keys, endpoints, and allowed-IPs that move between peers
 //! - `modes`: packets between hosts and pods, in each mode and across live switches
-//! - `link`: peers as neighbours: next hops, the routes to them, and the modes all over again
-//! - `sources`: who may send from where, and what of the firewall changes when
-//! - `host`: sysctls, firewall, link, and everything taken away again
-//! - `kernel`: the in-memory kernel does what Linux was measured to do
-//! - `warnings`: what the operator is told
+//! - `link`: link mode: neighbours, next hops, the routes to neighbours, and the modes once more
+//! - `sources`: the addresses that the firewall lets each peer send from, and when the firewall changes
+//! - `host`: sysctls, firewall, interface, and the removal of everything
+//! - `twin`: the in-memory kernel does what Linux was measured to do
+//! - `json`: the JSON form of operations
+//! - `warnings`: the warnings to the operator
 //! - `properties`: from arbitrary kernels to arbitrary meshes
-//! - `incremental`: one changed node at a time is the same as from nothing
+//! - `incremental`: updating change by change gives the same as planning from scratch
 //!
-//! `world` is the ground they stand on: machines with in-memory kernels, and packets between them.
+//! `world` provides machines with in-memory kernels, and packets between them.
 
 mod host;
 mod incremental;
-mod kernel;
+mod json;
 mod link;
 mod modes;
 mod peers;
@@ -25,6 +26,7 @@ mod properties;
 mod routes;
 mod rules;
 mod sources;
+mod twin;
 mod universe;
 mod warnings;
 mod world;

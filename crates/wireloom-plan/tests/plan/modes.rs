@@ -1,8 +1,9 @@
-//! Packets between hosts and pods: what the rules are for.
+//! Packets between hosts and pods, which the rules are for.
 
 use wireloom_plan::{
-    kernel::{Observed, RouteKind},
-    op::Op,
+    observed::Observed,
+    op::{DeviceOp, Op},
+    routing::RouteKind,
     settings::Scope,
 };
 
@@ -36,29 +37,29 @@ fn host_mode_encrypts_everything() {
     assert_eq!(world(true).matrix(), HOST);
 }
 
-/// Issue #9751, so that it is certain that this world shows what goes wrong: the unscoped rule
-/// with pod-only allowed-IPs.
+/// Calico issue #9751: the unscoped rule with allowed-IPs for pods only. It proves that `world` shows the
+/// failure.
 #[test]
-fn the_unscoped_rule_breaks_hosts_and_the_agent_mends_it() {
+fn the_unscoped_rule_breaks_hosts_and_the_agent_fixes_it() {
     let mut world = world(false);
     for machine in world.machines.values_mut() {
         let unscoped = rule("not from all fwmark 0xa/0xa lookup 1");
         let unscoped_v6 =
-            wireloom_plan::kernel::Rule { family: wireloom_plan::kernel::Family::V6, ..unscoped.clone() };
+            wireloom_plan::routing::Rule { family: wireloom_plan::routing::Family::V6, ..unscoped.clone() };
         machine.kernel.rules = vec![unscoped, unscoped_v6];
     }
     let [host_to_pod, pod_to_pod, pod_to_host, _] = world.matrix();
-    assert_eq!(host_to_pod[0], Fate::Lost, "the far end refuses the host's source");
+    assert_eq!(host_to_pod[0], Fate::Lost, "the other end refuses the host's source");
     assert_eq!(pod_to_pod, ENCRYPTED);
-    assert_eq!(pod_to_host, [Fate::Direct, Fate::Lost], "and so with the reply");
+    assert_eq!(pod_to_host, [Fate::Direct, Fate::Lost], "and so is the reply");
 
     world.reconcile();
     assert_eq!(world.matrix(), SCOPED);
 }
 
-/// "From P not fwmark 0xa" does not exist in Linux; this is what one gets instead.
+/// Linux has no rule "from P, not fwmark 0xa"; this is the rule that looks like it.
 #[test]
-fn the_prose_form_of_the_rule_would_catch_hosts_too() {
+fn an_inverted_rule_with_a_source_would_catch_hosts_too() {
     let mut world = world(false);
     for machine in world.machines.values_mut() {
         machine.kernel.rules = vec![rule("not from 10.161.0.0/16 fwmark 0xa/0xa lookup 1")];
@@ -66,7 +67,7 @@ fn the_prose_form_of_the_rule_would_catch_hosts_too() {
     let host_to_pod = world.exchange(
         crate::world::End::Host("a"),
         crate::world::End::Pod("b", "10.161.2.5"),
-        wireloom_plan::kernel::Family::V4,
+        wireloom_plan::routing::Family::V4,
     );
     assert_eq!(host_to_pod[0], Fate::Lost);
 }
@@ -97,8 +98,8 @@ fn a_keyless_nodes_host_stays_reachable_in_host_mode() {
     assert_eq!(world.matrix(), [DIRECT; 4]);
 }
 
-/// While one machine after the other switches, pods' traffic among nodes of either mode never
-/// stops, at no moment between two operations.
+/// While one machine after the other switches, pods on nodes of either mode reach each other encrypted after
+/// every operation.
 #[test]
 fn the_mode_switches_live_both_ways() {
     for to_host in [true, false] {
@@ -115,8 +116,8 @@ fn the_mode_switches_live_both_ways() {
     }
 }
 
-/// A machine whose peers are all in host mode joins them: from the moment that its peers may
-/// send from their hosts, no packet of anybody is lost, whatever it meets.
+/// A machine joins peers that are all in host mode: once its peers may send from their hosts, no packet is
+/// lost at any moment.
 #[test]
 fn joining_host_mode_loses_nothing() {
     let mut world = world(true);
@@ -126,7 +127,7 @@ fn joining_host_mode_loses_nothing() {
     let mut peers_set = false;
     let mut moments = 0;
     world.step("a", |world, op| {
-        peers_set |= matches!(op, Op::SetPeer(_));
+        peers_set |= matches!(op, Op::Device(DeviceOp::SetPeer(_)));
         if peers_set {
             moments += 1;
             assert_arrives(world, op);
@@ -136,7 +137,7 @@ fn joining_host_mode_loses_nothing() {
     assert_eq!(world.matrix(), HOST);
 }
 
-/// The other way round: until its peers may no longer send from their hosts.
+/// The reverse: no packet is lost until its peers may no longer send from their hosts.
 #[test]
 fn leaving_host_mode_loses_nothing_on_the_way() {
     let mut world = world(true);
@@ -144,7 +145,7 @@ fn leaving_host_mode_loses_nothing_on_the_way() {
     let mut peers_set = false;
     let mut moments = 0;
     world.step("a", |world, op| {
-        peers_set |= matches!(op, Op::SetPeer(_));
+        peers_set |= matches!(op, Op::Device(DeviceOp::SetPeer(_)));
         if !peers_set {
             moments += 1;
             assert_arrives(world, op);
@@ -160,7 +161,7 @@ fn assert_arrives(world: &World, op: &Op) {
     }
 }
 
-/// Whatever moment of a switch a packet meets, its sender does not refuse it.
+/// At no moment of a switch does the sender refuse a packet.
 #[test]
 fn no_packet_meets_a_half_built_table() {
     for to_host in [true, false] {
@@ -177,7 +178,7 @@ fn no_packet_meets_a_half_built_table() {
 }
 
 #[test]
-fn from_nothing_no_moment_is_worse_than_plaintext() {
+fn a_first_start_is_never_worse_than_plaintext() {
     let mut world = World::new(three_nodes());
     for name in ["b", "c"] {
         world.machine(name).reconcile(&three_nodes());
@@ -196,7 +197,7 @@ fn a_restarted_agent_finds_everything_in_place() {
         let world = world(host);
         let found: Observed = world.machines["a"].kernel.clone();
         assert_eq!(found.device.as_ref().unwrap().public_key, Some(key(1)));
-        // `plan` starts a planner from nothing each time.
+        // `plan` starts a new planner each time.
         assert_eq!(world.machines["a"].plan(&world.cluster).ops, Vec::<Op>::new());
     }
 }

@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use wireloom_plan::{
-    kernel::Peer,
-    op::{Op, SetPeer},
+    observed::Peer,
+    op::{DeviceOp, Op, RtnetlinkOp, SetPeer},
 };
 
 use crate::world::{Machine, key, net, three_nodes};
@@ -27,7 +27,7 @@ const DECLARED: &str = "192.168.1.2:51820";
 const ROAMED: &str = "203.0.113.7:4500";
 
 #[test]
-fn every_other_node_is_a_peer_with_its_workloads_alone() {
+fn every_other_node_is_a_peer_with_its_workloads_only() {
     let mut machine = machine();
     assert_eq!(machine.peers(), [key(2), key(3)]);
     assert_eq!(machine.allowed_ips(2), ["10.161.2.0/24", "fd61:0:0:2::/64"], "not widened to its addresses");
@@ -44,26 +44,30 @@ fn host_mode_adds_the_nodes_addresses() {
 }
 
 #[test]
-fn a_changed_key_is_a_new_peer_before_the_old_one_goes() {
+fn a_changed_key_adds_a_peer_before_removing_the_old_one() {
     let mut machine = machine();
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("b").unwrap().public_key = Some(key(22));
     let ops = machine.reconcile(&cluster).ops;
-    let [Op::SetPeer(new), Op::RemovePeer { public_key: old }] = ops.as_slice() else { panic!("{ops:?}") };
+    let [Op::Device(DeviceOp::SetPeer(new)), Op::Device(DeviceOp::RemovePeer { public_key: old })] =
+        ops.as_slice()
+    else {
+        panic!("{ops:?}")
+    };
     assert_eq!((new.public_key, *old), (key(22), key(2)));
     assert_eq!(new.endpoint, Some(address(DECLARED)));
     assert_eq!(machine.allowed_ips(22), ["10.161.2.0/24", "fd61:0:0:2::/64"]);
 }
 
 #[test]
-fn a_changed_endpoint_is_set_even_on_a_peer_that_is_alive_elsewhere() {
+fn a_changed_endpoint_is_set_even_on_a_live_peer_that_roamed() {
     let mut machine = machine();
     peer(&mut machine).endpoint = Some(address(ROAMED));
     peer(&mut machine).handshake_age = Some(Duration::from_secs(5));
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("b").unwrap().endpoint = Some(address("192.168.1.99:51820"));
     let ops = machine.reconcile(&cluster).ops;
-    let [Op::SetPeer(SetPeer { endpoint, .. })] = ops.as_slice() else { panic!("{ops:?}") };
+    let [Op::Device(DeviceOp::SetPeer(SetPeer { endpoint, .. }))] = ops.as_slice() else { panic!("{ops:?}") };
     assert_eq!(*endpoint, Some(address("192.168.1.99:51820")));
 }
 
@@ -73,10 +77,10 @@ fn a_peer_that_roamed_stays_where_it_is() {
     peer(&mut machine).endpoint = Some(address(ROAMED));
     for age in [None, Some(5), Some(100_000)] {
         peer(&mut machine).handshake_age = age.map(Duration::from_secs);
-        assert_eq!(machine.plan(&three_nodes()).ops, vec![], "we know what we declared: {age:?}");
+        assert_eq!(machine.plan(&three_nodes()).ops, vec![], "we remember what was declared: {age:?}");
     }
 
-    // A restarted agent remembers nothing and goes by the handshake.
+    // A restarted agent remembers nothing and trusts a recent handshake.
     peer(&mut machine).configured_endpoint = None;
     for (age, stays) in [(Some(5), true), (Some(180), true), (Some(181), false), (None, false)] {
         peer(&mut machine).handshake_age = age.map(Duration::from_secs);
@@ -106,19 +110,25 @@ fn a_prefix_moves_between_peers_in_one_transaction_without_a_gap() {
         let mut machine = machine();
         machine.reconcile(first);
         let ops = machine.reconcile(second).ops;
-        // Who gets it takes it; the route stands. One operation is certainly one transaction.
-        assert!(matches!(ops.as_slice(), [Op::SetPeer(_)]), "{ops:?}");
+        // The new owner takes it and the route stays. One operation is certainly one transaction.
+        assert!(matches!(ops.as_slice(), [Op::Device(DeviceOp::SetPeer(_))]), "{ops:?}");
     }
 }
 
 #[test]
-fn what_a_peer_loses_goes_after_the_route_that_leads_to_it() {
+fn allowed_ips_shrink_after_the_route_is_removed() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("b").unwrap().workloads.insert(net("10.161.22.0/24"));
     let mut machine = machine();
     machine.reconcile(&cluster);
     let ops = machine.reconcile(&three_nodes()).ops;
-    assert!(matches!(ops.as_slice(), [Op::RemoveRoute(_), Op::SetPeer(_)]), "{ops:?}");
+    assert!(
+        matches!(
+            ops.as_slice(),
+            [Op::Rtnetlink(RtnetlinkOp::RemoveRoute(_)), Op::Device(DeviceOp::SetPeer(_))]
+        ),
+        "{ops:?}"
+    );
 }
 
 #[test]
@@ -126,7 +136,10 @@ fn keepalive_follows_the_settings() {
     let mut machine = machine();
     machine.settings.persistent_keepalive = 25;
     let ops = machine.reconcile(&three_nodes()).ops;
-    assert!(ops.iter().all(|op| matches!(op, Op::SetPeer(peer) if peer.persistent_keepalive == 25)));
+    assert!(
+        ops.iter()
+            .all(|op| matches!(op, Op::Device(DeviceOp::SetPeer(peer)) if peer.persistent_keepalive == 25))
+    );
     assert_eq!(ops.len(), 2);
 }
 
@@ -138,7 +151,7 @@ fn a_new_private_key_keeps_the_peers() {
     cluster.nodes.get_mut("a").unwrap().public_key = Some(key(11));
     let ops = machine.reconcile(&cluster).ops;
     assert!(
-        matches!(ops.as_slice(), [Op::ConfigureDevice { public_key, .. }] if *public_key == key(11)),
+        matches!(ops.as_slice(), [Op::Device(DeviceOp::Configure { public_key, .. })] if *public_key == key(11)),
         "{ops:?}"
     );
 }

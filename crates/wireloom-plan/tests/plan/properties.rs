@@ -10,8 +10,9 @@ use proptest::prelude::*;
 use wireloom_plan::{
     desired::{Desired, Host, desired},
     diff::{diff, teardown},
-    kernel::{Observed, Route, RouteKind, Rule},
-    op::Op,
+    observed::Observed,
+    op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
+    routing::{Route, RouteKind, Rule},
 };
 
 use crate::{
@@ -23,7 +24,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_operations_lead_to_the_desired_state_and_then_nothing_is_left_to_do(
+    fn the_operations_reach_the_desired_state_and_nothing_remains_to_do(
         (before, wanted) in before_and_wanted()
     ) {
         let ops = diff(&before, &wanted).unwrap();
@@ -47,18 +48,18 @@ proptest! {
     }
 
     #[test]
-    fn teardown_leaves_what_is_foreign_and_nothing_else(before in observed()) {
+    fn teardown_leaves_foreign_objects_and_nothing_else(before in observed()) {
         let ops = teardown(&before);
         let mut after = before.clone();
         after.apply_all(&ops).unwrap();
-        let first_not_rule = ops.iter().position(|op| !matches!(op, Op::RemoveRule(_))).unwrap_or(ops.len());
-        prop_assert!(!ops[first_not_rule..].iter().any(|op| matches!(op, Op::RemoveRule(_))), "rules go first");
-        prop_assert_eq!(&after.link, &None);
+        let first_not_rule = ops.iter().position(|op| !matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)))).unwrap_or(ops.len());
+        prop_assert!(!ops[first_not_rule..].iter().any(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)))), "rules go first");
+        prop_assert_eq!(&after.interface, &None);
         prop_assert_eq!(&after.rules, &vec![]);
         prop_assert_eq!(&after.firewall, &None);
         prop_assert!(after.judged_peers.is_empty() && after.sources.is_empty());
         prop_assert!(after.saved_sysctls.is_empty());
-        // A foreign route through our interface goes with the interface.
+        // The kernel removes a foreign route through our interface together with the interface.
         let foreign = before.routes.iter().filter(|route| !route.is_ours() && !through_our_interface(route));
         prop_assert!(after.routes.iter().eq(foreign));
         prop_assert_eq!(teardown(&after), vec![]);
@@ -74,9 +75,9 @@ fn before_and_wanted() -> impl Strategy<Value = (Observed, Desired)> {
 }
 
 fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
-    let link = after.link.as_ref().unwrap();
-    assert!(link.up && link.is_ours());
-    assert_eq!((link.mtu, link.peer_lookup), (wanted.mtu, wanted.device.peer_lookup));
+    let interface = after.interface.as_ref().unwrap();
+    assert!(interface.up && interface.is_ours());
+    assert_eq!((interface.mtu, interface.peer_lookup), (wanted.mtu, wanted.device.peer_lookup));
 
     let device = after.device.as_ref().unwrap();
     assert_eq!(device.public_key, Some(wanted.device.public_key));
@@ -94,11 +95,15 @@ fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
     assert!(after.link_routes.iter().eq(link_routes(wanted)));
     let mut rules = after.rules.clone();
     rules.sort();
-    assert!(rules.iter().eq(&wanted.rules), "{rules:?} shall be {:?}", wanted.rules);
+    assert!(rules.iter().eq(&wanted.rules), "{rules:?} should be {:?}", wanted.rules);
 
     let ours: BTreeMap<IpNet, &Route> =
         after.routes.iter().filter(|route| route.is_ours()).map(|route| (route.destination, route)).collect();
-    assert_eq!(ours.len(), after.routes.iter().filter(|route| route.is_ours()).count(), "one a destination");
+    assert_eq!(
+        ours.len(),
+        after.routes.iter().filter(|route| route.is_ours()).count(),
+        "one route per destination"
+    );
     for route in wanted_routes(wanted) {
         assert!(is_blocked(after, &route) || ours.get(&route.destination) == Some(&&route), "{route:?}");
     }
@@ -112,21 +117,27 @@ fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
         assert!(sysctls.iter().all(|(sysctl, value)| after.sysctl(interface, *sysctl) == Some(*value)));
     }
     for (interface, saved) in &after.saved_sysctls {
-        assert!(saved.keys().all(|sysctl| wanted.sysctls[interface].contains_key(sysctl)), "all put back");
+        assert!(
+            saved.keys().all(|sysctl| wanted.sysctls[interface].contains_key(sysctl)),
+            "all others restored"
+        );
     }
 }
 
 /// Rules are the last thing added and the first thing removed.
 fn assert_safe_to_do(op: &Op, before: &Observed, now: &Observed, wanted: &Desired) {
     match op {
-        // A route by way of a neighbour finds it, and finds it at once.
-        Op::SetRoute(Route { kind: RouteKind::Device { gateway: Some(_), .. }, .. }) => {
+        // A route with a neighbour as its next hop finds the neighbour right away.
+        Op::Rtnetlink(RtnetlinkOp::SetRoute(Route {
+            kind: RouteKind::Device { gateway: Some(_), .. },
+            ..
+        })) => {
             assert!(
-                wanted.neighbours.iter().all(|(address, link)| now.neighbours.get(address) == Some(link))
+                wanted.neighbours.iter().all(|(address, peer)| now.neighbours.get(address) == Some(peer))
             );
         }
-        Op::AddRule(rule) if !before.rules.contains(rule) => {
-            assert!(now.link.as_ref().unwrap().up);
+        Op::Rtnetlink(RtnetlinkOp::AddRule(rule)) if !before.rules.contains(rule) => {
+            assert!(now.interface.as_ref().unwrap().up);
             for route in wanted_routes(wanted) {
                 assert!(is_there(now, &route) || is_blocked(now, &route), "{rule:?} before {route:?}");
                 let hides = |other: &&Route| other.is_ours() && other.metric != route.metric;
@@ -150,24 +161,30 @@ fn assert_safe_to_do(op: &Op, before: &Observed, now: &Observed, wanted: &Desire
             let mark = wanted.firewall.as_ref().and_then(|firewall| firewall.mark_incoming.as_ref());
             assert!(mark.is_none() || marks == mark);
         }
-        // Nobody is heard before the firewall is there.
-        Op::CreateLink { .. } | Op::StartDevice { .. } | Op::ConfigureDevice { .. } | Op::SetPeer(_) => {
+        // Nothing is received before the firewall is there.
+        Op::Interface(InterfaceOp::Create { .. } | InterfaceOp::StartDevice { .. })
+        | Op::Device(DeviceOp::Configure { .. } | DeviceOp::SetPeer(_)) => {
             assert_judging(now, wanted);
         }
-        Op::RemoveRule(_) => {
-            assert!(wanted.rules.iter().all(|rule| now.rules.contains(rule)), "new rules before old ones go");
+        Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)) => {
+            assert!(
+                wanted.rules.iter().all(|rule| now.rules.contains(rule)),
+                "new rules are there before old ones are removed"
+            );
         }
-        Op::RemoveRoute(route) if !wanted.routes.contains_key(&route.destination) => {
+        Op::Rtnetlink(RtnetlinkOp::RemoveRoute(route)) if !wanted.routes.contains_key(&route.destination) => {
             assert!(now.rules.iter().all(|rule| wanted.rules.contains(rule)), "rules before {route:?}");
         }
-        Op::RemovePeer { .. } | Op::RemoveFirewall | Op::RestoreUnderlaySysctl { .. } => {
+        Op::Device(DeviceOp::RemovePeer { .. })
+        | Op::Firewall(FirewallOp::Remove)
+        | Op::Sysctl(SysctlOp::Restore { .. }) => {
             assert!(now.rules.iter().all(|rule| wanted.rules.contains(rule)), "rules go before {op:?}");
         }
         _ => {}
     }
 }
 
-/// The firewall judges if it shall, and lets in all that it shall.
+/// The firewall checks sources if desired, and admits all desired sources.
 fn assert_judging(now: &Observed, wanted: &Desired) {
     if wanted.firewall.as_ref().is_some_and(|firewall| firewall.judge_sources) {
         assert!(now.firewall.as_ref().is_some_and(|firewall| firewall.judge_sources && !firewall.altered));
@@ -176,7 +193,7 @@ fn assert_judging(now: &Observed, wanted: &Desired) {
     }
 }
 
-/// What a peer might send and may send is let in at every moment.
+/// Sources that are admitted before and after are admitted at every moment.
 fn assert_nothing_refused(before: &Observed, now: &Observed, wanted: &Desired) {
     let judges = |kernel: &Observed| kernel.firewall.as_ref().is_some_and(|firewall| firewall.judge_sources);
     if judges(before) && judges(now) {
@@ -194,15 +211,15 @@ fn assert_nothing_refused(before: &Observed, now: &Observed, wanted: &Desired) {
     }
 }
 
-/// What was there and shall be there is there at every moment.
+/// Objects that are there before and desired afterwards are there at every moment.
 fn assert_nothing_lost(before: &Observed, now: &Observed, wanted: &Desired) {
     let kept: Vec<&Rule> = before.rules.iter().filter(|rule| wanted.rules.contains(rule)).collect();
-    assert!(kept.iter().all(|rule| now.rules.contains(rule)), "a rule that shall stay went");
+    assert!(kept.iter().all(|rule| now.rules.contains(rule)), "a desired rule was removed");
 
     if before.device.is_none() || now.device.is_none() {
-        return; // There is nothing behind the interface: it is made anew.
+        return; // The interface has no device, so it is recreated.
     }
-    if before.link.as_ref().is_some_and(|link| link.peer_lookup != wanted.device.peer_lookup) {
+    if before.interface.as_ref().is_some_and(|present| present.peer_lookup != wanted.device.peer_lookup) {
         return assert_nothing_leaks(before, now, wanted);
     }
     for route in &before.routes {
@@ -213,18 +230,18 @@ fn assert_nothing_lost(before: &Observed, now: &Observed, wanted: &Desired) {
     }
     let held = now.device.as_ref().unwrap().peers.values().flat_map(|peer| &peer.allowed_ips);
     let held: BTreeSet<_> = held.collect();
-    // What somebody shall have is always somebody's; the rest is until the old rules are gone.
+    // A desired prefix always has an owner; the others have one until the old rules are gone.
     let old_rules = now.rules.iter().any(|rule| !wanted.rules.contains(rule));
     let wanted: BTreeSet<_> = wanted.peers.values().flat_map(|peer| &peer.allowed_ips).collect();
     let own = now.device.as_ref().unwrap().public_key;
     let peers = before.device.as_ref().unwrap().peers.iter().filter(|(key, _)| Some(**key) != own);
     for prefix in peers.flat_map(|(_, peer)| &peer.allowed_ips) {
         let needed = old_rules || wanted.contains(prefix);
-        assert!(!needed || held.contains(prefix), "{prefix} was in nobody's allowed-IPs");
+        assert!(!needed || held.contains(prefix), "no peer had {prefix} in its allowed-IPs");
     }
 }
 
-/// While the interface is made anew, what it had routes for has routes.
+/// While the interface is recreated, its destinations still have routes.
 fn assert_nothing_leaks(before: &Observed, now: &Observed, wanted: &Desired) {
     for route in before.routes.iter().filter(|route| route.is_ours()) {
         let stays = wanted.routes.contains_key(&route.destination) && !is_blocked(before, route);
@@ -245,7 +262,7 @@ fn wanted_routes(wanted: &Desired) -> impl Iterator<Item = Route> {
     wanted.routes.iter().map(|(destination, kind)| Route::ours(*destination, kind.clone()))
 }
 
-/// It may still carry a preferred source, which a rule that goes later needs.
+/// The route may still have a preferred source, which a rule that is removed later needs.
 fn is_there(now: &Observed, wanted: &Route) -> bool {
     let mut routes = now.routes_to(wanted.destination).filter(|route| route.metric == wanted.metric);
     let RouteKind::Device { gateway, source: None } = wanted.kind else {
@@ -266,7 +283,7 @@ fn through_our_interface(route: &Route) -> bool {
     matches!(route.kind, RouteKind::Device { .. })
 }
 
-/// Those that our interface's going does not take along.
+/// The foreign routes that the removal of our interface does not remove.
 fn foreign_routes(observed: &Observed) -> impl Iterator<Item = &Route> {
     observed.routes.iter().filter(|route| !route.is_ours() && !through_our_interface(route))
 }

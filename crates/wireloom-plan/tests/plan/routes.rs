@@ -1,8 +1,8 @@
 //! The table that the rules lead to.
 
 use wireloom_plan::{
-    kernel::{Family, PROTOCOL, Route, RouteKind},
-    op::Op,
+    op::{DeviceOp, Op, RtnetlinkOp},
+    routing::{Family, PROTOCOL, Route, RouteKind},
     settings::KeylessPeers,
     warning::Warning,
 };
@@ -28,7 +28,7 @@ fn workloads_of_peers_go_to_the_device_and_local_ones_are_thrown() {
     ] {
         assert_eq!(machine.route(destination), Some(&kind), "{destination}");
     }
-    assert_eq!(machine.kernel.routes.len(), 6, "and nothing else: node addresses stay out");
+    assert_eq!(machine.kernel.routes.len(), 6, "no others: node addresses get no routes");
     let metrics =
         machine.kernel.routes.iter().map(|route| (route.destination.addr().is_ipv4(), route.metric));
     assert!(metrics.into_iter().all(|(v4, metric)| metric == if v4 { 0 } else { 1024 }));
@@ -57,12 +57,22 @@ fn a_node_that_gains_a_key_is_encrypted_from_then_on() {
     machine.reconcile(&cluster);
     let ops = machine.reconcile(&three_nodes()).ops;
     assert_eq!(machine.route("10.161.2.0/24"), Some(&DEVICE));
-    // The peer is there before the routes lead to it, and these are replaced, not removed.
-    assert!(matches!(ops.as_slice(), [Op::SetPeer(_), Op::SetRoute(_), Op::SetRoute(_)]), "{ops:?}");
+    // The peer is added before the routes lead to it, and the routes are replaced, not removed.
+    assert!(
+        matches!(
+            ops.as_slice(),
+            [
+                Op::Device(DeviceOp::SetPeer(_)),
+                Op::Rtnetlink(RtnetlinkOp::SetRoute(_)),
+                Op::Rtnetlink(RtnetlinkOp::SetRoute(_))
+            ]
+        ),
+        "{ops:?}"
+    );
 }
 
 #[test]
-fn with_reject_a_node_without_a_key_is_refused_and_nothing_of_a_pool_leaves_in_plaintext() {
+fn with_reject_nothing_for_a_keyless_node_or_a_pool_leaves_in_plaintext() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("b").unwrap().public_key = None;
     let mut world = World::new(cluster);
@@ -75,43 +85,49 @@ fn with_reject_a_node_without_a_key_is_refused_and_nothing_of_a_pool_leaves_in_p
     for (family, a, b, c) in pods() {
         assert_eq!(world.both_ways(Pod("a", a), Pod("b", b), family), Fate::Refused);
         assert_eq!(world.both_ways(Pod("a", a), Pod("c", c), family), Fate::Encrypted);
-        // Nobody has it, nor had: still nothing leaks.
+        // No node claims the address: still nothing leaks.
         let nobody = if family == Family::V4 { "10.161.9.9" } else { "fd61:0:0:9::9" };
         assert_eq!(world.exchange(Pod("a", a), Pod("c", nobody), family)[0], Fate::Refused);
-        // Hosts and pods reach each other as ever.
+        // Hosts and pods still reach each other.
         assert_eq!(world.both_ways(Host("a"), Pod("c", c), family), Fate::Direct);
         assert_eq!(world.both_ways(Pod("a", a), Host("b"), family), Fate::Direct);
     }
 }
 
 #[test]
-fn the_backstop_comes_after_what_it_must_not_catch() {
+fn the_backstop_is_added_after_narrower_routes_and_removed_before_them() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("b").unwrap().workloads.insert(net("10.161.1.9/32"));
     let mut machine = Machine::new("a", key(1), &cluster);
     machine.settings.keyless_peers = KeylessPeers::Reject;
     let ops = machine.plan(&cluster).ops;
     let set = |prefix: &str| {
-        place(&ops, |op| matches!(op, Op::SetRoute(route) if route.destination == net(prefix)))
+        place(
+            &ops,
+            |op| matches!(op, Op::Rtnetlink(RtnetlinkOp::SetRoute(route)) if route.destination == net(prefix)),
+        )
     };
     assert!(set("10.161.1.9/32") < set("10.161.1.0/24"));
     assert!(set("10.161.1.0/24") < set("10.161.0.0/16"));
     assert!(set("10.161.2.0/24") < set("10.161.0.0/16"));
 
-    // And it goes before them.
+    // It is removed before them.
     machine.reconcile(&cluster);
     let mut smaller = cluster.clone();
     smaller.pools.clear();
     smaller.nodes.retain(|name, _| name == "a");
     let ops = machine.plan(&smaller).ops;
     let removed = |prefix: &str| {
-        place(&ops, |op| matches!(op, Op::RemoveRoute(route) if route.destination == net(prefix)))
+        place(
+            &ops,
+            |op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRoute(route)) if route.destination == net(prefix)),
+        )
     };
     assert!(removed("10.161.0.0/16") < removed("10.161.2.0/24"));
 }
 
 #[test]
-fn nodes_that_claim_the_same_key_are_both_out() {
+fn nodes_that_claim_the_same_key_are_both_left_out() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("c").unwrap().public_key = Some(key(2));
     let mut machine = Machine::new("a", key(1), &cluster);
@@ -122,14 +138,14 @@ fn nodes_that_claim_the_same_key_are_both_out() {
     let nodes = vec!["b".to_owned(), "c".to_owned()];
     assert!(plan.warnings.contains(&Warning::SharedKey { public_key: key(2), nodes }));
 
-    // One of them mends it: both are in again.
+    // One of them gets another key: both are peers again.
     machine.reconcile(&three_nodes());
     assert_eq!(machine.peers(), [key(2), key(3)]);
     assert_eq!(machine.route("10.161.2.0/24"), Some(&DEVICE));
 }
 
 #[test]
-fn a_node_that_shares_our_key_is_no_peer_and_nobody_is() {
+fn with_a_node_that_shares_our_key_nobody_is_a_peer() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("c").unwrap().public_key = Some(key(1));
     let mut world = World::new(cluster);
@@ -170,7 +186,7 @@ fn a_borrowed_single_address_goes_to_the_node_that_has_it() {
             "also from its block"
         );
     }
-    // It moves to a, which routes it locally; b and c learn where it is.
+    // It moves to a, which routes it locally; b and c follow.
     for borrowed in borrowed {
         world.cluster.nodes.get_mut("c").unwrap().workloads.remove(&borrowed);
         world.cluster.nodes.get_mut("a").unwrap().workloads.insert(borrowed);
@@ -181,7 +197,7 @@ fn a_borrowed_single_address_goes_to_the_node_that_has_it() {
         assert_eq!(world.both_ways(Pod("c", c), Pod("a", moved), family), Fate::Encrypted);
         assert_eq!(world.both_ways(Pod("b", b), Pod("a", moved), family), Fate::Encrypted);
     }
-    // And home: the block alone is enough.
+    // It returns home: the route to the block suffices.
     world.cluster = three_nodes();
     world.reconcile();
     assert_eq!(world.machines["a"].route("10.161.2.77/32"), None);
@@ -191,15 +207,15 @@ fn a_borrowed_single_address_goes_to_the_node_that_has_it() {
 }
 
 #[test]
-fn a_removed_node_takes_its_routes_along() {
+fn the_routes_of_a_removed_node_are_removed() {
     let mut cluster = three_nodes();
     let mut machine = Machine::new("a", key(1), &cluster);
     machine.reconcile(&cluster);
     cluster.nodes.remove("b");
     let ops = machine.reconcile(&cluster).ops;
-    // Routes first: none leads to a peer that is gone.
+    // Routes go first, so that none leads to a removed peer.
     assert!(
-        matches!(ops.as_slice(), [Op::RemoveRoute(_), Op::RemoveRoute(_), Op::RemovePeer { public_key }] if *public_key == key(2)),
+        matches!(ops.as_slice(), [Op::Rtnetlink(RtnetlinkOp::RemoveRoute(_)), Op::Rtnetlink(RtnetlinkOp::RemoveRoute(_)), Op::Device(DeviceOp::RemovePeer { public_key })] if *public_key == key(2)),
         "{ops:?}"
     );
 }
@@ -216,7 +232,7 @@ fn foreign_routes_stay_and_are_reported() {
     assert!(plan.warnings.contains(&Warning::ForeignRoute { route: beside.clone(), blocks_ours: false }));
     assert!(plan.warnings.contains(&Warning::ForeignRoute { route: in_the_way.clone(), blocks_ours: true }));
 
-    // Once it is out of the way, ours comes.
+    // Once it is gone, ours is set.
     machine.kernel.routes.remove(&in_the_way);
     machine.reconcile(&cluster);
     assert_eq!(machine.route("10.161.2.0/24"), Some(&DEVICE));
@@ -226,7 +242,7 @@ fn foreign_routes_stay_and_are_reported() {
 }
 
 #[test]
-fn a_stray_route_of_ours_is_cleared_up() {
+fn stray_routes_of_ours_are_removed() {
     let cluster = three_nodes();
     let mut machine = Machine::new("a", key(1), &cluster);
     machine.reconcile(&cluster);
@@ -240,7 +256,7 @@ fn a_stray_route_of_ours_is_cleared_up() {
 }
 
 #[test]
-fn a_prefix_that_two_nodes_claim_goes_to_one_and_everybody_agrees_which() {
+fn all_nodes_agree_on_the_owner_of_a_contested_prefix() {
     let mut cluster = three_nodes();
     cluster.nodes.insert("d".to_owned(), node(Some(4), &["192.168.1.4", "fd00::4"], &["10.161.2.0/24"]));
     let mut world = World::new(cluster);
@@ -249,7 +265,7 @@ fn a_prefix_that_two_nodes_claim_goes_to_one_and_everybody_agrees_which() {
         assert!(world.machines[name].allowed_ips(2).contains(&"10.161.2.0/24".to_owned()));
         assert_eq!(world.machines[name].allowed_ips(4), Vec::<String>::new());
     }
-    // Where the workloads really are, they stay local.
+    // The node that really has the workloads keeps them local.
     assert_eq!(world.machines["d"].route("10.161.2.0/24"), Some(&RouteKind::Throw));
 }
 

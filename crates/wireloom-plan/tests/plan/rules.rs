@@ -1,8 +1,8 @@
-//! Which rules there are, and in which order they come and go.
+//! The rules, and the order in which they are added and removed.
 
 use wireloom_plan::{
-    kernel::{Family, OtherSelectors, PROTOCOL},
-    op::Op,
+    op::{Op, RtnetlinkOp},
+    routing::{Family, OtherSelectors, PROTOCOL},
     settings::Scope,
 };
 
@@ -30,7 +30,7 @@ fn one_pool_makes_one_scoped_rule_of_its_family() {
 }
 
 #[test]
-fn pools_come_and_go_and_their_rules_with_them() {
+fn rules_follow_the_pools() {
     let mut cluster = three_nodes();
     let mut machine = machine();
     machine.reconcile(&cluster);
@@ -49,7 +49,7 @@ fn pools_come_and_go_and_their_rules_with_them() {
 }
 
 #[test]
-fn scope_node_makes_rules_of_the_nodes_own_workloads() {
+fn scope_node_makes_a_rule_for_each_of_the_nodes_own_workloads() {
     let cluster = three_nodes();
     let mut machine = machine();
     machine.reconcile(&cluster);
@@ -59,8 +59,9 @@ fn scope_node_makes_rules_of_the_nodes_own_workloads() {
         machine.rules(),
         ["99: from 10.161.1.0/24 fwmark 0/0xa lookup 1", "99: from fd61:0:0:1::/64 fwmark 0/0xa lookup 1"]
     );
-    let last_added = ops.iter().rposition(|op| matches!(op, Op::AddRule(_))).unwrap();
-    let first_removed = ops.iter().position(|op| matches!(op, Op::RemoveRule(_))).unwrap();
+    let last_added = ops.iter().rposition(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::AddRule(_)))).unwrap();
+    let first_removed =
+        ops.iter().position(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)))).unwrap();
     assert!(last_added < first_removed);
 }
 
@@ -92,7 +93,7 @@ fn single_addresses_never_become_rules() {
 }
 
 #[test]
-fn a_pool_of_everything_is_from_all_to_the_kernel() {
+fn a_pool_of_all_addresses_becomes_from_all() {
     let mut cluster = three_nodes();
     cluster.pools = [net("0.0.0.0/0"), net("::/0")].into();
     let mut machine = machine();
@@ -109,7 +110,7 @@ fn host_mode_makes_one_rule_for_each_family_of_the_mesh() {
     assert_eq!(machine.rules(), ["99: not from all fwmark 0xa/0xa lookup 1"; 2]);
     assert_eq!([machine.kernel.rules[0].family, machine.kernel.rules[1].family], Family::ALL);
 
-    // A kernel without IPv6 can carry a mesh without IPv6.
+    // A mesh without IPv6 needs no IPv6 rule, which a kernel without IPv6 could not have.
     let mut cluster = three_nodes();
     cluster.pools = [net("10.161.0.0/16")].into();
     cluster.nodes = [("a".to_owned(), node(Some(1), &["192.168.1.1"], &["10.161.1.0/24"]))].into();
@@ -119,7 +120,7 @@ fn host_mode_makes_one_rule_for_each_family_of_the_mesh() {
 }
 
 #[test]
-fn nothing_is_ever_at_another_priority() {
+fn all_rules_have_the_configured_priority() {
     for host in [false, true] {
         let mut machine = machine();
         machine.settings.encrypt_host_traffic = host;
@@ -131,7 +132,7 @@ fn nothing_is_ever_at_another_priority() {
 }
 
 #[test]
-fn an_unscoped_rule_found_at_start_is_replaced_scoped_first_in_the_first_pass() {
+fn an_unscoped_rule_is_replaced_in_one_pass_and_scoped_rules_come_first() {
     for found in [
         "not from all fwmark 0xa/0xa lookup 1",
         "not from all fwmark 0xa/0xa lookup 1 proto 0",
@@ -142,13 +143,18 @@ fn an_unscoped_rule_found_at_start_is_replaced_scoped_first_in_the_first_pass() 
         let mut machine = machine();
         machine.kernel.rules = vec![rule(found)];
         let ops = machine.reconcile(&three_nodes()).ops;
-        let first_removed = ops.iter().position(|op| matches!(op, Op::RemoveRule(_))).unwrap();
-        let last_added =
-            ops.iter().rposition(|op| matches!(op, Op::AddRule(rule) if rule.from.is_some())).unwrap();
-        let last_route = ops.iter().rposition(|op| matches!(op, Op::SetRoute(_))).unwrap();
-        let first_added = ops.iter().position(|op| matches!(op, Op::AddRule(_))).unwrap();
+        let first_removed =
+            ops.iter().position(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)))).unwrap();
+        let last_added = ops
+            .iter()
+            .rposition(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::AddRule(rule)) if rule.from.is_some()))
+            .unwrap();
+        let last_route =
+            ops.iter().rposition(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::SetRoute(_)))).unwrap();
+        let first_added =
+            ops.iter().position(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::AddRule(_)))).unwrap();
         assert!(last_route < first_added, "{found}");
-        // Where a request is too loose (the last case) it hits scoped rules that were added again.
+        // A request that is too loose (the last case) hits scoped rules, which were added a second time first.
         let scoped =
             ["99: from 10.161.0.0/16 fwmark 0/0xa lookup 1", "99: from fd61::/48 fwmark 0/0xa lookup 1"];
         assert!(first_added < first_removed && last_added < ops.len(), "{found}");
@@ -157,7 +163,7 @@ fn an_unscoped_rule_found_at_start_is_replaced_scoped_first_in_the_first_pass() 
 }
 
 #[test]
-fn a_rule_that_a_delete_request_would_hit_by_mistake_is_never_missing() {
+fn a_rule_that_a_loose_delete_request_hits_is_never_missing() {
     // Measured: deleting `from all lookup 1 pref 99` deletes the scoped rule before it.
     let cluster = three_nodes();
     let mut machine = machine();
@@ -186,7 +192,7 @@ fn a_rule_that_a_delete_request_would_hit_by_mistake_is_never_missing() {
 }
 
 #[test]
-fn a_rule_with_other_selectors_goes_and_takes_no_other_along() {
+fn a_rule_with_other_selectors_is_removed_and_no_other() {
     let cluster = three_nodes();
     let mut machine = machine();
     machine.reconcile(&cluster);
@@ -194,9 +200,12 @@ fn a_rule_with_other_selectors_goes_and_takes_no_other_along() {
     let iif = OtherSelectors { attributes: [(3, b"eth0\0".to_vec())].into(), ..OtherSelectors::default() };
     let to = OtherSelectors { to: Some(net("10.0.0.0/8")), tos: 0x10, ..OtherSelectors::default() };
     for other in [iif, to] {
-        machine.kernel.rules.push(wireloom_plan::kernel::Rule { other, ..good[0].clone() });
+        machine.kernel.rules.push(wireloom_plan::routing::Rule { other, ..good[0].clone() });
         let ops = machine.reconcile(&cluster).ops;
-        assert!(matches!(ops.as_slice(), [Op::RemoveRule(_)]), "exactly that one: {ops:?}");
+        assert!(
+            matches!(ops.as_slice(), [Op::Rtnetlink(RtnetlinkOp::RemoveRule(_))]),
+            "exactly that one: {ops:?}"
+        );
         assert_eq!(machine.kernel.rules, good);
     }
 }
@@ -206,15 +215,37 @@ fn rules_are_the_last_thing_added_and_the_first_thing_removed() {
     let cluster = three_nodes();
     let mut machine = machine();
     let ops = machine.reconcile(&cluster).ops;
-    assert!(matches!(ops.as_slice(), [.., Op::SetRoute(_), Op::AddRule(_), Op::AddRule(_)]), "{ops:?}");
     assert!(
-        place(&ops, |op| matches!(op, Op::SetUp))
-            < place(&ops, |op| matches!(op, Op::AddRule(rule) if rule.family == Family::V4))
+        matches!(
+            ops.as_slice(),
+            [
+                ..,
+                Op::Rtnetlink(RtnetlinkOp::SetRoute(_)),
+                Op::Rtnetlink(RtnetlinkOp::AddRule(_)),
+                Op::Rtnetlink(RtnetlinkOp::AddRule(_))
+            ]
+        ),
+        "{ops:?}"
+    );
+    assert!(
+        place(&ops, |op| matches!(op, Op::Rtnetlink(RtnetlinkOp::SetUp)))
+            < place(
+                &ops,
+                |op| matches!(op, Op::Rtnetlink(RtnetlinkOp::AddRule(rule)) if rule.family == Family::V4)
+            )
     );
 
     let ops = wireloom_plan::diff::teardown(&machine.kernel);
     assert!(
-        matches!(ops.as_slice(), [Op::RemoveRule(_), Op::RemoveRule(_), Op::RemoveRoute(_), ..]),
+        matches!(
+            ops.as_slice(),
+            [
+                Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)),
+                Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)),
+                Op::Rtnetlink(RtnetlinkOp::RemoveRoute(_)),
+                ..
+            ]
+        ),
         "{ops:?}"
     );
 }

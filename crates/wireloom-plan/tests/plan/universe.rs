@@ -1,4 +1,4 @@
-//! Arbitrary meshes and arbitrary kernels, out of a universe so small that things collide.
+//! Arbitrary meshes and arbitrary kernels, from a universe so small that things collide.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,11 +10,11 @@ use ipnet::IpNet;
 use proptest::{collection, option, prelude::*, sample};
 use wireloom_plan::{
     cluster::{Cluster, Node},
-    kernel::{
-        ALL, Device, Family, Firewall, IncomingMark, Link, Observed, OtherSelectors, PROTOCOL, Peer, Route,
-        RouteKind, Rule, Source, Underlay, UnderlaySysctl,
-    },
+    firewall::{Firewall, IncomingMark, Source},
+    observed::{Device, Interface, Observed, Peer, Underlay},
+    routing::{Family, OtherSelectors, PROTOCOL, Route, RouteKind, Rule},
     settings::{KeylessPeers, Scope, Settings},
+    sysctl::{ALL, UnderlaySysctl},
 };
 use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
 
@@ -60,11 +60,11 @@ fn endpoint() -> impl Strategy<Value = SocketAddr> {
 }
 
 fn any_key() -> impl Strategy<Value = PublicKey> {
-    prop_oneof![7 => (0..7_u8).prop_map(key), 1 => sample::select(alike().to_vec())]
+    prop_oneof![7 => (0..7_u8).prop_map(key), 1 => sample::select(colliding_keys().to_vec())]
 }
 
-/// Two keys that lead to one link address.
-pub(crate) fn alike() -> [PublicKey; 2] {
+/// Two keys that hash to the same link address.
+pub(crate) fn colliding_keys() -> [PublicKey; 2] {
     [542_000_u32, 1_144_960].map(|number| {
         let mut key = [0; 32];
         key[..4].copy_from_slice(&number.to_le_bytes());
@@ -72,17 +72,17 @@ pub(crate) fn alike() -> [PublicKey; 2] {
     })
 }
 
-/// The key that the node has when nobody made a mistake.
+/// The key that a node has unless somebody made a mistake.
 fn own_key(name: &str) -> PublicKey {
     key(u8::try_from(NODES.iter().position(|other| *other == name).unwrap()).unwrap())
 }
 
-/// Of this node's key file.
+/// The key of this node's key file.
 pub(crate) fn key_file() -> impl Strategy<Value = PublicKey> {
     prop_oneof![6 => Just(own_key(OWN)), 1 => any_key()]
 }
 
-/// A node of this name: usually with a key of its own.
+/// A node with this name, usually with a key of its own.
 fn node(name: &str) -> impl Strategy<Value = Node> + use<> {
     let public_key = prop_oneof![
         8 => Just(Some(own_key(name))),
@@ -103,7 +103,7 @@ fn node(name: &str) -> impl Strategy<Value = Node> + use<> {
     )
 }
 
-/// One of the names, and a node of that name.
+/// A name and a node with that name.
 pub(crate) fn named_node() -> impl Strategy<Value = (&'static str, Node)> {
     sample::select(NODES.as_slice()).prop_flat_map(|name| (Just(name), node(name)))
 }
@@ -167,7 +167,7 @@ prop_compose! {
     }
 }
 
-/// Each prefix is in one peer's allowed-IPs at most, and a device is never its own peer.
+/// Each prefix is in the allowed-IPs of at most one peer, and a device is never its own peer.
 fn device() -> impl Strategy<Value = Device> {
     let peers = collection::btree_map(any_key(), peer(), 0..6);
     let allowed = collection::btree_map(prefix(), any::<sample::Index>(), 0..8);
@@ -260,8 +260,8 @@ fn neighbour_addresses() -> impl Strategy<Value = IpAddr> {
     prop_oneof![link_address(), link_local]
 }
 
-/// With what is in its sets: a peer's sources do not overlap, and of a table that somebody altered
-/// nothing more is known.
+/// A table and the elements of its sets: a peer's sources do not overlap, and nothing is known of the elements
+/// of an altered table.
 fn firewall() -> impl Strategy<Value = (Option<Firewall>, BTreeSet<LinkAddress>, BTreeSet<Source>)> {
     let mark = (sample::select(vec![51820_u16, 2]), sample::select(vec![0xa_u32, 1]));
     let mark_incoming = option::of(mark.prop_map(|(port, mark)| IncomingMark { port, mark }));
@@ -287,11 +287,11 @@ fn firewall() -> impl Strategy<Value = (Option<Firewall>, BTreeSet<LinkAddress>,
     })
 }
 
-/// A kernel in any state in which the kernel lets itself be put, our interface not being foreign.
+/// A kernel in any state that Linux allows, in which our interface is not foreign.
 pub(crate) fn observed() -> impl Strategy<Value = Observed> {
-    let link = option::of((sample::select(vec![1420_u32, 1300]), any::<bool>(), mode()));
+    let interface = option::of((sample::select(vec![1420_u32, 1300]), any::<bool>(), mode()));
     let network = (
-        link,
+        interface,
         option::weighted(0.9, device()),
         collection::btree_set(sample::select(vec!["10.9.0.1/24", "fd09::1/64"]).prop_map(net), 0..3),
         collection::vec(rule(), 0..7),
@@ -306,18 +306,18 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
     (network, neighbours, underlays(), saved_sysctls(), firewall()).prop_map(
         |(network, (neighbours, link_routes, send_redirects), underlays, saved_sysctls, firewall)| {
             let (firewall, judged_peers, sources) = firewall;
-            let (link, device, addresses, mut rules, mut routes) = network;
-            let up = link.is_some_and(|(_, up, _)| up);
+            let (interface, device, addresses, mut rules, mut routes) = network;
+            let up = interface.is_some_and(|(_, up, _)| up);
             // The kernel keeps no route through an interface that is down or gone.
             routes.retain(|route| up || !matches!(route.kind, RouteKind::Device { .. }));
             rules.sort_by_key(|rule| (rule.family, rule.priority));
             Observed {
-                link: link.map(|(mtu, up, (peer_lookup, _))| {
+                interface: interface.map(|(mtu, up, (peer_lookup, _))| {
                     let alias = Some(AGENT_ALIAS.to_owned());
-                    Link { alias, mtu, up, peer_lookup }
+                    Interface { alias, mtu, up, peer_lookup }
                 }),
-                device: device.filter(|_| link.is_some()),
-                addresses: if link.is_some() { addresses } else { BTreeSet::new() },
+                device: device.filter(|_| interface.is_some()),
+                addresses: if interface.is_some() { addresses } else { BTreeSet::new() },
                 neighbours: if up { neighbours } else { BTreeMap::new() },
                 link_routes: if up { link_routes } else { BTreeSet::new() },
                 send_redirects,

@@ -1,4 +1,4 @@
-//! What the operator is told, each time with the mend.
+//! The warnings to the operator, each of which names the fix.
 
 use std::collections::BTreeSet;
 
@@ -6,8 +6,9 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use wireloom_plan::{
     cluster::Cluster,
-    kernel::{Family, Observed},
+    observed::Observed,
     planner::Planner,
+    routing::Family,
     settings::{Scope, Settings},
     warning::{Severity, Warning},
 };
@@ -29,14 +30,14 @@ fn host_mode() -> Settings {
 }
 
 #[test]
-fn a_sound_mesh_has_none() {
+fn a_sound_mesh_causes_no_warnings() {
     assert_eq!(warnings(&three_nodes(), defaults()), [].into());
     assert_eq!(warnings(&three_nodes(), host_mode()), [].into());
     assert_eq!(warnings(&three_nodes(), Settings { scope: Scope::Node, ..defaults() }), [].into());
 }
 
 #[test]
-fn a_local_single_address_that_no_rule_covers() {
+fn a_local_address_that_no_rule_covers_is_reported() {
     for borrowed in ["10.99.0.1/32", "fd99::1/128"] {
         let mut cluster = three_nodes();
         cluster.nodes.get_mut("a").unwrap().workloads.insert(net(borrowed));
@@ -53,7 +54,7 @@ fn a_local_single_address_that_no_rule_covers() {
 }
 
 #[test]
-fn a_whole_local_block_outside_every_pool() {
+fn a_local_block_outside_every_pool_is_reported() {
     let mut cluster = three_nodes();
     cluster.pools = [net("10.161.0.0/16")].into();
     let expected = Warning::UncoveredWorkload { workload: net("fd61:0:0:1::/64") };
@@ -61,7 +62,7 @@ fn a_whole_local_block_outside_every_pool() {
 }
 
 #[test]
-fn nodes_without_keys_or_endpoints() {
+fn nodes_without_keys_or_endpoints_are_reported() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("b").unwrap().public_key = None;
     cluster.nodes.get_mut("c").unwrap().endpoint = None;
@@ -72,7 +73,7 @@ fn nodes_without_keys_or_endpoints() {
 }
 
 #[test]
-fn our_own_key_missing_or_another() {
+fn a_missing_or_different_own_key_is_reported() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("a").unwrap().public_key = None;
     assert_eq!(warnings(&cluster, defaults()), [Warning::OwnNodeKeyless].into());
@@ -82,7 +83,7 @@ fn our_own_key_missing_or_another() {
 }
 
 #[test]
-fn a_key_file_that_was_copied_from_another_node() {
+fn a_key_file_copied_from_another_node_is_reported() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("a").unwrap().public_key = Some(key(9));
     cluster.nodes.get_mut("b").unwrap().public_key = Some(key(1));
@@ -91,7 +92,7 @@ fn a_key_file_that_was_copied_from_another_node() {
 }
 
 #[test]
-fn claims_that_overlap() {
+fn overlapping_claims_are_reported() {
     let mut cluster = three_nodes();
     cluster
         .nodes
@@ -111,20 +112,20 @@ fn claims_that_overlap() {
 }
 
 #[test]
-fn an_own_address_that_a_rule_takes_for_a_workload() {
+fn an_own_address_that_a_rule_takes_for_a_workload_is_reported() {
     let mut cluster = three_nodes();
     cluster.pools.insert(net("192.168.0.0/16"));
     let expected = Warning::AddressInScope { address: ip("192.168.1.1"), source: net("192.168.0.0/16") };
     assert_eq!(warnings(&cluster, defaults()), [expected].into());
     assert_eq!(warnings(&cluster, host_mode()), [].into());
     assert_eq!(warnings(&cluster, Settings { scope: Scope::Node, ..defaults() }), [].into());
-    // A host that is a workload too (an address that is both) is meant so.
+    // An address that is declared as both is deliberate.
     cluster.nodes.get_mut("a").unwrap().workloads.insert(net("192.168.1.1/32"));
     assert_eq!(warnings(&cluster, defaults()), [].into());
 }
 
 #[test]
-fn own_addresses_in_host_mode() {
+fn missing_own_addresses_are_reported_in_host_mode() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("a").unwrap().addresses = [ip("192.168.1.1"), ip("fd00::99")].into();
     let expected =
@@ -134,7 +135,7 @@ fn own_addresses_in_host_mode() {
 }
 
 #[test]
-fn every_text_names_the_mend() {
+fn every_text_names_the_fix() {
     let uncovered = Warning::UncoveredWorkload { workload: net("10.99.0.1/32") };
     assert_eq!(
         uncovered.to_string(),
@@ -158,7 +159,7 @@ fn every_text_names_the_mend() {
     );
 }
 
-/// Contested and nested prefixes, found by comparing each claim with each.
+/// Contested and nested prefixes, found by comparing every claim with every other.
 fn overlaps(cluster: &Cluster) -> BTreeSet<Warning> {
     let claimed: Vec<(IpNet, &str)> = cluster
         .nodes
@@ -192,27 +193,27 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_overlap_is_told_after_every_change(
+    fn every_overlap_is_reported_after_every_change(
         first in cluster(),
         changes in prop::collection::vec((named_node(), prop::bool::weighted(0.7)), 0..6),
     ) {
         let mut planner = Planner::new(defaults(), key(0), first);
         let kernel = Observed::default();
-        let told = |planner: &mut Planner| -> BTreeSet<Warning> {
+        let reported = |planner: &mut Planner| -> BTreeSet<Warning> {
             let warnings = planner.plan(&kernel).unwrap().warnings;
             let of_claims = |warning: &Warning| {
                 matches!(warning, Warning::ContestedPrefix { .. } | Warning::NestedPrefixes { .. })
             };
             warnings.into_iter().filter(of_claims).collect()
         };
-        prop_assert_eq!(told(&mut planner), overlaps(planner.cluster()));
+        prop_assert_eq!(reported(&mut planner), overlaps(planner.cluster()));
         for ((name, node), stays) in changes {
             if stays || name == OWN {
                 planner.set_node(name, node);
             } else {
                 planner.remove_node(name);
             }
-            prop_assert_eq!(told(&mut planner), overlaps(planner.cluster()));
+            prop_assert_eq!(reported(&mut planner), overlaps(planner.cluster()));
         }
     }
 }

@@ -9,9 +9,10 @@ use std::{
 use ipnet::IpNet;
 use wireloom_plan::{
     cluster::{Cluster, Node},
-    kernel::{Family, Observed, RouteKind, Rule, Underlay},
-    op::Op,
+    observed::{Observed, Underlay},
+    op::{DeviceOp, Op},
     planner::{Plan, Planner},
+    routing::{Family, RouteKind, Rule},
     settings::Settings,
 };
 use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck};
@@ -28,7 +29,7 @@ pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// A node as the membership shows it.
+/// A node as the membership reports it.
 pub(crate) fn node(public_key: Option<u8>, addresses: &[&str], workloads: &[&str]) -> Node {
     let addresses: BTreeSet<IpAddr> = addresses.iter().copied().map(ip).collect();
     Node {
@@ -53,7 +54,7 @@ pub(crate) fn three_nodes() -> Cluster {
     Cluster { pools: [net("10.161.0.0/16"), net("fd61::/48")].into(), nodes: nodes.into() }
 }
 
-/// A machine and its kernel, on which an agent runs.
+/// A machine on which an agent runs, with its kernel.
 pub(crate) struct Machine {
     pub(crate) settings: Settings,
     pub(crate) public_key: PublicKey,
@@ -61,7 +62,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// With its declared addresses on `eth0`, and strict source validation.
+    /// A machine with its declared addresses on `eth0` and with strict source validation.
     pub(crate) fn new(name: &str, public_key: PublicKey, cluster: &Cluster) -> Self {
         let addresses = cluster.nodes.get(name).map(|node| node.addresses.clone()).unwrap_or_default();
         let eth0 = Underlay { mtu: 1500, addresses, rp_filter: 1, src_valid_mark: false };
@@ -73,7 +74,7 @@ impl Machine {
         Planner::new(self.settings.clone(), self.public_key, cluster.clone()).plan(&self.kernel).unwrap()
     }
 
-    /// As an agent does that just started: plan, apply, and see that nothing is left to do.
+    /// Plans, applies, and checks that nothing is left to do, as a newly started agent does.
     pub(crate) fn reconcile(&mut self, cluster: &Cluster) -> Plan {
         let plan = self.plan(cluster);
         self.kernel.apply_all(&plan.ops).unwrap();
@@ -99,8 +100,8 @@ impl Machine {
         self.kernel.device.as_ref().unwrap().peers.keys().copied().collect()
     }
 
-    /// What policy routing (`fib_rules_lookup`, net/core/fib_rules.c) and cryptokey routing make
-    /// of a packet. `from` is absent when the host itself has still to choose a source.
+    /// The path that policy routing (`fib_rules_lookup`, net/core/fib_rules.c) and cryptokey routing give a
+    /// packet. `from` is absent when the host has yet to choose a source.
     fn way(&self, from: Option<IpAddr>, to: IpAddr, mark: u32) -> Way {
         let family = Family::of(to);
         let mut rules: Vec<&Rule> = self.kernel.rules.iter().filter(|rule| rule.family == family).collect();
@@ -121,8 +122,8 @@ impl Machine {
                 None | Some(RouteKind::Throw) => {}
                 Some(RouteKind::Unreachable) => return Way::Refused,
                 Some(RouteKind::Device { gateway, source }) => {
-                    let link = self.kernel.link.as_ref().map(|link| link.peer_lookup);
-                    let peer = match link {
+                    let peer_lookup = self.kernel.interface.as_ref().map(|interface| interface.peer_lookup);
+                    let peer = match peer_lookup {
                         Some(PeerLookup::Gateway) => self.neighbour(gateway.unwrap_or(to)),
                         _ => self.peer_of(to),
                     };
@@ -137,14 +138,14 @@ impl Machine {
         Way::Direct
     }
 
-    /// As the device finds the peer to which a frame goes.
+    /// The peer to which the device sends a frame.
     fn neighbour(&self, next_hop: IpAddr) -> Option<PublicKey> {
         let link_address = self.kernel.neighbours.get(&next_hop)?;
         let device = self.kernel.device.as_ref()?;
         device.peers.keys().copied().find(|key| LinkAddress::of(*key) == *link_address)
     }
 
-    /// Does the device take a packet with this source from the peer?
+    /// Whether the device accepts a packet with this source from the peer.
     fn takes(&self, source: IpAddr, peer: PublicKey) -> bool {
         let Some(device) = &self.kernel.device else { return false };
         device.peers.contains_key(&peer)
@@ -155,7 +156,7 @@ impl Machine {
             }
     }
 
-    /// Does the firewall let this source of the peer in?
+    /// Whether the firewall admits this source of the peer.
     fn admits(&self, source: IpAddr, peer: PublicKey) -> bool {
         let judges = self.kernel.firewall.as_ref().is_some_and(|firewall| firewall.judge_sources);
         let mut sources = self.kernel.sources.iter();
@@ -204,7 +205,7 @@ pub(crate) enum End<'a> {
     Host(&'a str),
 }
 
-/// What became of a packet.
+/// What happened to a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// It arrived, in plaintext.
@@ -213,7 +214,7 @@ pub(crate) enum Fate {
     Encrypted,
     /// The sender's kernel refused it.
     Refused,
-    /// The far end's allowed-IPs refused its source, or the tunnel ended elsewhere.
+    /// The other end's allowed-IPs refused its source, or the tunnel ended elsewhere.
     Lost,
 }
 
@@ -224,7 +225,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A machine for each node, its key file as the membership says; keyless nodes have one too.
+    /// A machine for each node with the key that the membership says; keyless nodes have a key file too.
     pub(crate) fn new(cluster: Cluster) -> Self {
         let machine = |(number, (name, node)): (usize, (&String, &Node))| {
             let own = node.public_key.unwrap_or_else(|| key(100 + u8::try_from(number).unwrap()));
@@ -248,13 +249,13 @@ impl World {
         });
     }
 
-    /// A node's own address, of the family.
+    /// A node's own address of the family.
     fn own_address(&self, node: &str, family: Family) -> IpAddr {
         let addresses = &self.cluster.nodes[node].addresses;
         *addresses.iter().find(|address| Family::of(**address) == family).unwrap()
     }
 
-    /// There and back, IPv4 or IPv6 as the pod's address is (hosts have both).
+    /// A packet there and one back, of the pod's family (hosts have addresses of both).
     pub(crate) fn exchange(&self, from: End<'_>, to: End<'_>, family: Family) -> [Fate; 2] {
         let address = |end: End<'_>| match end {
             End::Pod(_, address) => ip(address),
@@ -263,7 +264,7 @@ impl World {
         let name = |end| match end {
             End::Pod(node, _) | End::Host(node) => node,
         };
-        // A host's first packet has no source yet: routing chooses one. The reply goes back to it.
+        // A host's first packet has no source yet: routing chooses one, and the reply goes back to it.
         let chosen = match from {
             End::Pod(..) => None,
             End::Host(node) => Some(node),
@@ -273,7 +274,7 @@ impl World {
         [there, back]
     }
 
-    /// What becomes of one packet, and the source that it had.
+    /// What happens to one packet, and the source that it had.
     fn packet(
         &self,
         sender: &str,
@@ -287,7 +288,7 @@ impl World {
             Way::Direct => (Fate::Direct, source),
             Way::Refused => (Fate::Refused, source),
             Way::Tunnel { peer, source: preferred } => {
-                // Without a preferred source the kernel takes what it finds; let it be the worst.
+                // Without a preferred source the kernel may choose any; assume the worst.
                 let found = if source.is_ipv4() { "172.17.0.1" } else { "fdcc::1" };
                 let source = bound.or(preferred).unwrap_or_else(|| ip(found));
                 let far = &self.machines[receiver];
@@ -297,10 +298,10 @@ impl World {
         }
     }
 
-    /// An exchange that goes the same way there and back.
+    /// An exchange whose two packets have the same fate.
     pub(crate) fn both_ways(&self, from: End<'_>, to: End<'_>, family: Family) -> Fate {
         let [there, back] = self.exchange(from, to, family);
-        assert_eq!(there, back, "{from:?} to {to:?} comes back otherwise than it went");
+        assert_eq!(there, back, "{from:?} to {to:?} has another fate on the way back");
         there
     }
 
@@ -311,7 +312,7 @@ impl World {
         v4
     }
 
-    /// The matrix of IPv4 and that of IPv6.
+    /// The matrices of IPv4 and IPv6.
     pub(crate) fn matrices(&self) -> [[[Fate; 2]; 4]; 2] {
         [(Family::V4, "10.161.1.5", "10.161.2.5"), (Family::V6, "fd61:0:0:1::5", "fd61:0:0:2::5")].map(
             |(family, pod_a, pod_b)| {
@@ -323,8 +324,7 @@ impl World {
         )
     }
 
-    /// Let one machine go to where its settings and the cluster lead, and look at every moment
-    /// of the way: one operation, or one transaction of peers, at a time.
+    /// Reconciles one machine and looks at the world after every operation or transaction.
     pub(crate) fn step(&mut self, name: &str, mut look: impl FnMut(&Self, &Op)) {
         let ops = self.machines[name].plan(&self.cluster).ops;
         for run in ops.chunk_by(are_one) {
@@ -335,24 +335,16 @@ impl World {
     }
 }
 
-/// Operations that are done in one transaction when they follow each other.
+/// Whether two consecutive operations are part of one transaction.
 pub(crate) fn are_one(op: &Op, next: &Op) -> bool {
-    let of_the_firewall = |op: &Op| {
-        matches!(
-            op,
-            Op::SetFirewall { .. }
-                | Op::JudgePeer { .. }
-                | Op::ForgetPeer { .. }
-                | Op::AdmitSource(_)
-                | Op::RefuseSource(_)
-                | Op::ReplaceSources { .. }
-                | Op::RemoveFirewall
-        )
-    };
-    matches!((op, next), (Op::SetPeer(_), Op::SetPeer(_))) || of_the_firewall(op) && of_the_firewall(next)
+    matches!(
+        (op, next),
+        (Op::Device(DeviceOp::SetPeer(_)), Op::Device(DeviceOp::SetPeer(_)))
+            | (Op::Firewall(_), Op::Firewall(_))
+    )
 }
 
-/// The places at which operations of these kinds are, for tests of their order.
+/// The position of the only operation of a kind, for tests of the order.
 pub(crate) fn place(ops: &[Op], wanted: impl Fn(&Op) -> bool) -> usize {
     let found: Vec<_> = ops.iter().enumerate().filter(|(_, op)| wanted(op)).map(|(place, _)| place).collect();
     let [place] = found.as_slice() else {
@@ -361,7 +353,7 @@ pub(crate) fn place(ops: &[Op], wanted: impl Fn(&Op) -> bool) -> usize {
     *place
 }
 
-/// A rule as somebody else would have made it.
+/// A rule that somebody else made.
 pub(crate) fn rule(text: &str) -> Rule {
     let words: Vec<&str> = text.split(' ').collect();
     let value = |name: &str| words.iter().position(|word| *word == name).map(|place| words[place + 1]);
@@ -382,11 +374,11 @@ pub(crate) fn rule(text: &str) -> Rule {
         mask,
         table: 1,
         protocol: value("proto").map_or(3, |protocol| u8::try_from(number(protocol)).unwrap()),
-        other: wireloom_plan::kernel::OtherSelectors::default(),
+        other: wireloom_plan::routing::OtherSelectors::default(),
     }
 }
 
-/// Apply one operation.
+/// Applies one operation.
 pub(crate) fn apply(kernel: &mut Observed, op: &Op) {
     kernel.apply_all(slice::from_ref(op)).unwrap();
 }

@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::bail;
 use wireloom_kernel::{Interest, Linux, Monitor, state::AgentLock};
-use wireloom_plan::kernel::Observed;
+use wireloom_plan::observed::Observed;
 
 use self::event::Event;
 pub(crate) use self::start::run;

@@ -35,7 +35,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
     kernel.set_private_key(key);
     kernel.finish_creation()?;
-    kernel.refuse_foreign_link()?;
+    kernel.refuse_foreign_interface()?;
     let backend = choose_backend(&mut kernel, &config)?;
     if let Some(before) = RunFile::read(&config.settings.interface) {
         kernel.remember_endpoints(&before.configured_endpoints);

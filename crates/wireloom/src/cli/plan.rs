@@ -6,7 +6,10 @@ use clap::Args;
 use owo_colors::OwoColorize;
 use serde::Serialize;
 use wireloom_kernel::wording;
-use wireloom_plan::{op::Op, warning::Warning};
+use wireloom_plan::{
+    op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
+    warning::Warning,
+};
 
 use super::{SettingsFile, situation::Situation};
 
@@ -71,33 +74,34 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// Shows at a glance whether an operation adds, removes or changes something.
 fn sign(op: &Op) -> String {
+    let (plus, minus, tilde) = ("+".green(), "-".red(), "~".yellow());
     match op {
-        Op::CreateLink { .. }
-        | Op::AddAddress { .. }
-        | Op::SetNeighbour { .. }
-        | Op::AddLinkRoute { .. }
-        | Op::SetRoute(_)
-        | Op::AddRule(_)
-        | Op::JudgePeer { .. }
-        | Op::AdmitSource(_)
-        | Op::SetPeer(_) => "+".green().to_string(),
-        Op::RemoveLink
-        | Op::RemoveAddress { .. }
-        | Op::RemoveNeighbour { .. }
-        | Op::RemoveLinkRoute { .. }
-        | Op::RemoveRoute(_)
-        | Op::RemoveRule(_)
-        | Op::RemovePeer { .. }
-        | Op::ForgetPeer { .. }
-        | Op::RefuseSource(_)
-        | Op::RemoveFirewall => "-".red().to_string(),
-        Op::SetMtu { .. }
-        | Op::StartDevice { .. }
-        | Op::SetUp
-        | Op::ConfigureDevice { .. }
-        | Op::SetFirewall { .. }
-        | Op::ReplaceSources { .. }
-        | Op::SetUnderlaySysctl { .. }
-        | Op::RestoreUnderlaySysctl { .. } => "~".yellow().to_string(),
+        Op::Interface(InterfaceOp::Create { .. }) => plus.to_string(),
+        Op::Interface(InterfaceOp::StartDevice { .. }) => tilde.to_string(),
+        Op::Interface(InterfaceOp::Remove) => minus.to_string(),
+        Op::Device(DeviceOp::SetPeer(_)) => plus.to_string(),
+        Op::Device(DeviceOp::Configure { .. }) => tilde.to_string(),
+        Op::Device(DeviceOp::RemovePeer { .. }) => minus.to_string(),
+        Op::Rtnetlink(
+            RtnetlinkOp::AddAddress { .. }
+            | RtnetlinkOp::SetNeighbour { .. }
+            | RtnetlinkOp::AddLinkRoute { .. }
+            | RtnetlinkOp::SetRoute(_)
+            | RtnetlinkOp::AddRule(_),
+        ) => plus.to_string(),
+        Op::Rtnetlink(RtnetlinkOp::SetMtu { .. } | RtnetlinkOp::SetUp) => tilde.to_string(),
+        Op::Rtnetlink(
+            RtnetlinkOp::RemoveAddress { .. }
+            | RtnetlinkOp::RemoveNeighbour { .. }
+            | RtnetlinkOp::RemoveLinkRoute { .. }
+            | RtnetlinkOp::RemoveRoute(_)
+            | RtnetlinkOp::RemoveRule(_),
+        ) => minus.to_string(),
+        Op::Firewall(FirewallOp::JudgePeer { .. } | FirewallOp::AdmitSource(_)) => plus.to_string(),
+        Op::Firewall(FirewallOp::Set { .. } | FirewallOp::ReplaceSources { .. }) => tilde.to_string(),
+        Op::Firewall(FirewallOp::ForgetPeer { .. } | FirewallOp::RefuseSource(_) | FirewallOp::Remove) => {
+            minus.to_string()
+        }
+        Op::Sysctl(SysctlOp::Set { .. } | SysctlOp::Restore { .. }) => tilde.to_string(),
     }
 }

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use wireloom_kernel::{DeviceState, Implementation, Kernel, Linux, Refusals, state::StateDir};
+use wireloom_kernel::{Backend, DeviceState, Kernel, Linux, Refusals, state::StateDir};
 use wireloom_plan::{
     cluster::Cluster,
-    kernel::Observed,
+    observed::Observed,
     planner::{Plan, Planner},
     refusal::Refusal,
 };
@@ -20,7 +20,7 @@ pub(super) struct Situation {
     pub(super) cluster: Result<Cluster, wireloom_membership::Error>,
     pub(super) observed: Observed,
     pub(super) device: Option<DeviceState>,
-    pub(super) backend: Option<Implementation>,
+    pub(super) backend: Option<Backend>,
     /// What the firewall refused; `None` when it does not check sources.
     pub(super) refusals: Option<Refusals>,
 }

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use wireloom_kernel::{Error, Kernel, wording};
 use wireloom_plan::{
-    cluster::Cluster, kernel::Observed, op::Op, planner::Planner, refusal::Refusal, settings::Settings,
+    cluster::Cluster, observed::Observed, op::Op, planner::Planner, refusal::Refusal, settings::Settings,
     warning::Warning,
 };
 use wireloom_types::PublicKey;

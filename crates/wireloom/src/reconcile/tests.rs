@@ -5,7 +5,9 @@ use std::{io, net::SocketAddr};
 use wireloom_kernel::Cause;
 use wireloom_plan::{
     cluster::Node,
-    kernel::{Link, RouteKind, Underlay},
+    observed::{Interface, Underlay},
+    op::RtnetlinkOp,
+    routing::RouteKind,
 };
 use wireloom_types::{PeerLookup, interface::AGENT_ALIAS};
 
@@ -87,7 +89,7 @@ fn settled(nodes: u8) -> Reconciler<Memory> {
 #[test]
 fn nothing_happens_before_the_first_snapshot() {
     let mut reconciler = reconciler();
-    reconciler.kernel.observed.link = Some(Link {
+    reconciler.kernel.observed.interface = Some(Interface {
         alias: Some(AGENT_ALIAS.into()),
         mtu: 1420,
         up: true,
@@ -106,7 +108,10 @@ fn a_pass_settles_and_the_next_one_does_nothing() {
     let routes = &reconciler.kernel.observed.routes;
     let peers = routes.iter().filter(|route| matches!(route.kind, RouteKind::Device { .. })).count();
     assert_eq!(peers, 2);
-    assert!(matches!(reconciler.kernel.applied.last(), Some(Op::AddRule(_))), "rules come last");
+    assert!(
+        matches!(reconciler.kernel.applied.last(), Some(Op::Rtnetlink(RtnetlinkOp::AddRule(_)))),
+        "rules come last"
+    );
 
     reconciler.distrust_kernel();
     assert_eq!(reconciler.pass().unwrap(), 0);
@@ -161,7 +166,7 @@ fn another_key_is_given_to_the_device() {
 #[test]
 fn after_a_failure_the_kernel_is_observed_and_the_rest_is_done() {
     let mut reconciler = settled(2);
-    reconciler.kernel.refuses = Some(|op| matches!(op, Op::SetRoute(_)));
+    reconciler.kernel.refuses = Some(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::SetRoute(_))));
     reconciler.set_cluster(cluster(3));
     let trouble = reconciler.pass().unwrap_err();
     assert_eq!(trouble.to_string(), "cannot set the route `10.161.2.0/24 dev wg0`: the test says so");
@@ -176,15 +181,15 @@ fn after_a_failure_the_kernel_is_observed_and_the_rest_is_done() {
 #[test]
 fn a_foreign_interface_is_refused_until_it_goes() {
     let mut reconciler = reconciler();
-    reconciler.kernel.observed.link =
-        Some(Link { alias: None, mtu: 1500, up: true, peer_lookup: PeerLookup::Destination });
+    reconciler.kernel.observed.interface =
+        Some(Interface { alias: None, mtu: 1500, up: true, peer_lookup: PeerLookup::Destination });
     reconciler.set_cluster(cluster(2));
     let trouble = reconciler.pass().unwrap_err();
-    assert!(matches!(trouble, Trouble::Refused(Refusal::ForeignLink { .. })));
+    assert!(matches!(trouble, Trouble::Refused(Refusal::ForeignInterface { .. })));
     assert!(!trouble.retry_can_help());
     assert!(reconciler.kernel.applied.is_empty());
 
-    reconciler.kernel.observed.link = None;
+    reconciler.kernel.observed.interface = None;
     assert!(reconciler.pass().unwrap() > 0);
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use Program::Wireloom;
 use wireloom_lab::{Capture, Content, PATIENCE, until};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::fixtures::{
     background::while_repeating,

@@ -8,7 +8,7 @@ use wireloom_lab::{
     probe::{Exchange, probe},
     unscoped, until,
 };
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 #[test]
 fn without_a_tunnel_everything_is_reachable_in_plaintext() {

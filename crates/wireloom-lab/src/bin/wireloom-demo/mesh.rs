@@ -11,7 +11,7 @@ use wireloom_lab::{
     mesh::{KeyPair, Mesh, write_key, write_settings},
     unscoped,
 };
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use super::state::State;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use owo_colors::{OwoColorize as _, Style};
 use wireloom_lab::{Cell, Direction, FAMILIES, Matrix, PingReport, Wire};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use super::state::State;
 

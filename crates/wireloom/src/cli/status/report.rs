@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
 
 use ipnet::IpNet;
 use serde::Serialize;
-use wireloom_kernel::{Implementation, PeerState, Refusals, state::StateDir};
-use wireloom_plan::{cluster::Cluster, kernel::Rule, op::Op, settings::Settings, warning::Warning};
+use wireloom_kernel::{Backend, PeerState, Refusals, state::StateDir};
+use wireloom_plan::{cluster::Cluster, op::Op, routing::Rule, settings::Settings, warning::Warning};
 use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
 
 use crate::{
@@ -35,7 +35,7 @@ pub(super) struct Report<'a> {
 pub(super) struct Interface<'a> {
     pub(super) name: &'a str,
     pub(super) state: &'static str,
-    pub(super) backend: Option<Implementation>,
+    pub(super) backend: Option<Backend>,
     pub(super) mtu: Option<u32>,
     pub(super) public_key: Option<PublicKey>,
     pub(super) listen_port: Option<u16>,
@@ -72,7 +72,7 @@ impl<'a> Report<'a> {
             errors.retain(|error| !reported.clone().any(|reported| reported.starts_with(error)));
             errors.extend(reported.cloned());
         }
-        let link = situation.observed.link.as_ref();
+        let interface = situation.observed.interface.as_ref();
         let cluster = situation.cluster.as_ref().ok();
         let names = cluster.map(names_by_key).unwrap_or_default();
         let device = situation.device.as_ref();
@@ -84,14 +84,14 @@ impl<'a> Report<'a> {
             link: link_mode(settings),
             interface: Interface {
                 name: &settings.interface,
-                state: match link {
+                state: match interface {
                     None => "absent",
-                    Some(link) if link.alias.as_deref() != Some(AGENT_ALIAS) => "foreign",
-                    Some(link) if link.up => "up",
+                    Some(interface) if interface.alias.as_deref() != Some(AGENT_ALIAS) => "foreign",
+                    Some(interface) if interface.up => "up",
                     Some(_) => "down",
                 },
                 backend: situation.backend,
-                mtu: link.map(|link| link.mtu),
+                mtu: interface.map(|interface| interface.mtu),
                 public_key: device.and_then(|device| device.public_key),
                 listen_port: device.map(|device| device.listen_port),
             },

@@ -10,7 +10,7 @@ use wireloom_lab::{
     Wire, at_this_pace,
     probe::{Exchange, probe},
 };
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::fixtures::{fleet::Fleet, transfer::uninterrupted};
 

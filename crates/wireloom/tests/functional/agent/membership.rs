@@ -9,7 +9,7 @@ use wireloom_lab::{
     probe::{Exchange, probe},
     until,
 };
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::fleet::{Fleet, rules, run},

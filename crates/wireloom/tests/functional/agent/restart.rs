@@ -6,7 +6,7 @@ use wireloom_lab::{
     Capture, Content, Layout, Node, Pinger, Promise, Stream,
     agent::{self, Agent},
 };
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::fleet::{Fleet, rules, run},

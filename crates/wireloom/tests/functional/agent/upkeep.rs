@@ -9,7 +9,7 @@ use wireloom_lab::{
     mesh::{KEY, KeyPair, MEMBERS, SETTINGS, write_key},
     until,
 };
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::fleet::{Fleet, rules, run},

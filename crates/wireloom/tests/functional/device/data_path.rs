@@ -6,7 +6,7 @@ use std::{net::IpAddr, process::Command, thread};
 
 use Program::{WireguardGo, Wireloom, WireloomThreads};
 use wireloom_lab::{Lab, Layout, Link, Node, PATIENCE, Topology, mesh::KeyPair, until};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::background::while_repeating,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use wireloom_lab::{Node, PATIENCE, finish, until};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::device::{

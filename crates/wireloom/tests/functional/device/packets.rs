@@ -6,7 +6,7 @@ use std::{
 };
 
 use wireloom_lab::{Capture, Content, PATIENCE, until};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::fixtures::{
     device::{drops, process},

@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr, os::fd::AsRawFd as _, process::Command, thread};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 use wireloom_lab::{Layout, Node, PATIENCE, until};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::device::{node, process, processes, run, wait_until_gone},

@@ -77,7 +77,7 @@ fn auto_takes_the_kernels_wireguard_unless_an_interface_exists() {
     fleet.settle(Promise::SCOPED);
     assert!(is_kernels(&fleet.lab.nodes[0]) && is_userspaces(&fleet.lab.nodes[1]));
     for (place, choice) in
-        ["the kernel's WireGuard: it can be had here", "the userspace engine: agent.toml says so"]
+        ["the kernel's WireGuard: it is available here", "the userspace engine: agent.toml says so"]
             .into_iter()
             .enumerate()
     {
@@ -92,7 +92,7 @@ fn auto_takes_the_kernels_wireguard_unless_an_interface_exists() {
     // A back end that has the interface keeps it, whatever `auto` would take on an empty machine.
     take(&fleet.lab.nodes[1], "auto");
     let reports = pings_during(&fleet, || {
-        let kept = "the userspace engine: it has the interface already";
+        let kept = "the userspace engine: it already has the interface";
         fleet.wait("the choice", |fleet| agent::log(&fleet.lab.nodes[1]).unwrap().contains(kept));
     });
     assert!(is_userspaces(&fleet.lab.nodes[1]));
@@ -195,9 +195,9 @@ fn removing_some_cidrs_of_a_peer_loses_no_packet_of_the_others() {
     let peers = node.run("wg show wg0 peers").unwrap();
     assert_eq!(peers.trim(), fleet.keys[1].public, "nothing is left of whatever took the CIDRs over");
     let way = if takes_single_ips_away() {
-        "this kernel takes single allowed-IPs away"
+        "this kernel can remove single allowed-IPs"
     } else {
-        "this kernel takes no single allowed-IP away"
+        "this kernel cannot remove a single allowed-IP"
     };
     let said = agent::log(node).unwrap();
     assert_eq!(said.matches(way).count(), 1, "{said}");

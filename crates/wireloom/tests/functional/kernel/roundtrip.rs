@@ -17,11 +17,11 @@ use wireloom_lab::{Holder, Space, become_root};
 use wireloom_plan::{
     address_range::AddressRange,
     diff::teardown,
-    kernel::{
-        Family, Firewall, IncomingMark, Observed, OtherSelectors, PROTOCOL, Route, RouteKind, Rule, Source,
-        UnderlaySysctl,
-    },
-    op::Op,
+    firewall::{Firewall, IncomingMark, Source},
+    observed::Observed,
+    op::{FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
+    routing::{Family, OtherSelectors, PROTOCOL, Route, RouteKind, Rule},
+    sysctl::UnderlaySysctl,
 };
 use wireloom_types::LinkAddress;
 
@@ -99,7 +99,7 @@ fn rules_read_as_iproute2_prints_them_and_are_read_back() {
     let host = [Family::V4, Family::V6].map(|family| Rule { invert: true, mark: 0xa, ..rule(family, None) });
     let observed = with_kernel(&space, |kernel| {
         let rules = scoped.iter().chain(&host).cloned();
-        kernel.apply(&rules.map(Op::AddRule).collect::<Vec<_>>()).unwrap();
+        kernel.apply(&rules.map(|it| RtnetlinkOp::AddRule(it).into()).collect::<Vec<_>>()).unwrap();
         kernel.observe(&own()).unwrap().rules
     });
     let expected = [&scoped[0], &scoped[1], &host[0], &scoped[2], &host[1]];
@@ -136,9 +136,13 @@ fn rules_that_others_wrote_are_read_and_removed_exactly() {
         assert_eq!(rules.iter().map(|rule| rule.priority).collect::<Vec<_>>(), [40, 41, 42, 43, 44, 45]);
         assert_eq!(rules[0].other.to, Some("10.2.0.0/16".parse().unwrap()));
         // Each is removed, and added again from what was read.
-        kernel.apply(&rules.iter().cloned().map(Op::RemoveRule).collect::<Vec<_>>()).unwrap();
+        kernel
+            .apply(&rules.iter().cloned().map(|it| RtnetlinkOp::RemoveRule(it).into()).collect::<Vec<_>>())
+            .unwrap();
         assert_eq!(kernel.observe(&own()).unwrap().rules, []);
-        kernel.apply(&rules.iter().cloned().map(Op::AddRule).collect::<Vec<_>>()).unwrap();
+        kernel
+            .apply(&rules.iter().cloned().map(|it| RtnetlinkOp::AddRule(it).into()).collect::<Vec<_>>())
+            .unwrap();
         assert_eq!(kernel.observe(&own()).unwrap().rules, rules);
     });
     assert!(space.run("ip rule show pref 41").unwrap().contains("ipproto tcp sport 5 dport 80-90"));
@@ -161,11 +165,13 @@ fn routes_change_their_kind_in_place() {
                 through(Some(source)),
             ] {
                 let wanted = route(destination, kind);
-                kernel.apply(&[Op::SetRoute(wanted.clone())]).unwrap();
+                kernel.apply(&[Op::Rtnetlink(RtnetlinkOp::SetRoute(wanted.clone()))]).unwrap();
                 assert_eq!(kernel.observe(&own()).unwrap().routes, [wanted].into());
             }
             let there = kernel.observe(&own()).unwrap().routes;
-            kernel.apply(&there.into_iter().map(Op::RemoveRoute).collect::<Vec<_>>()).unwrap();
+            kernel
+                .apply(&there.into_iter().map(|it| RtnetlinkOp::RemoveRoute(it).into()).collect::<Vec<_>>())
+                .unwrap();
             assert_eq!(kernel.observe(&own()).unwrap().routes, [].into());
         }
     });
@@ -202,10 +208,16 @@ fn twenty_thousand_routes_and_one_that_the_kernel_refuses() {
         .collect();
     let wanted: BTreeSet<Route> = networks.iter().map(|network| route(*network, through(None))).collect();
     with_kernel(&space, |kernel| {
-        let mut ops: Vec<Op> = wanted.iter().cloned().map(Op::SetRoute).collect();
+        let mut ops: Vec<Op> = wanted.iter().cloned().map(|it| RtnetlinkOp::SetRoute(it).into()).collect();
         // A preferred source that is no address of this machine.
         let bad = Route { kind: through(Some("198.51.100.1")), ..route(networks[0], RouteKind::Throw) };
-        ops.insert(12_345, Op::SetRoute(Route { destination: "10.250.0.0/16".parse().unwrap(), ..bad }));
+        ops.insert(
+            12_345,
+            Op::Rtnetlink(RtnetlinkOp::SetRoute(Route {
+                destination: "10.250.0.0/16".parse().unwrap(),
+                ..bad
+            })),
+        );
         let errors = kernel.apply(&ops).unwrap_err();
         assert_eq!(errors.len(), 1);
         assert_eq!(
@@ -221,15 +233,17 @@ fn twenty_thousand_routes_and_one_that_the_kernel_refuses() {
 #[test]
 fn rules_wait_for_routes_that_a_retry_can_set() {
     let (_holder, space) = machine();
-    let add_rule = Op::AddRule(rule(Family::V4, Some("10.161.0.0/16")));
-    let set = |kind| Op::SetRoute(route("10.161.2.0/24".parse().unwrap(), kind));
+    let add_rule = Op::Rtnetlink(RtnetlinkOp::AddRule(rule(Family::V4, Some("10.161.0.0/16"))));
+    let set = |kind| Op::Rtnetlink(RtnetlinkOp::SetRoute(route("10.161.2.0/24".parse().unwrap(), kind)));
     let rules = |kernel: &mut Linux| kernel.observe(&own()).unwrap().rules.len();
     // A source that is no address of this machine: the routes of the other peers must not wait for it.
     let hopeless = [set(through(Some("198.51.100.1"))), add_rule.clone()];
     with_kernel(&space, |kernel| {
         assert_eq!(kernel.apply(&hopeless).unwrap_err().len(), 1);
         assert_eq!(rules(kernel), 1);
-        kernel.apply(&[Op::RemoveRule(rule(Family::V4, Some("10.161.0.0/16")))]).unwrap();
+        kernel
+            .apply(&[Op::Rtnetlink(RtnetlinkOp::RemoveRule(rule(Family::V4, Some("10.161.0.0/16"))))])
+            .unwrap();
     });
     space.run("ip link delete wg0").unwrap();
     with_kernel(&space, |kernel| {
@@ -251,12 +265,18 @@ fn addresses_are_added_and_removed_and_link_local_ones_ignored() {
     let addresses: BTreeSet<IpNet> =
         ["100.64.0.1/24", "100.64.1.1/32", "fd00::1/64"].iter().map(|text| text.parse().unwrap()).collect();
     with_kernel(&space, |kernel| {
-        let ops: Vec<Op> = addresses.iter().map(|address| Op::AddAddress { address: *address }).collect();
+        let ops: Vec<Op> = addresses
+            .iter()
+            .map(|address| Op::Rtnetlink(RtnetlinkOp::AddAddress { address: *address }))
+            .collect();
         kernel.apply(&ops).unwrap();
         // An address that is there already is no error: somebody may have been faster.
         kernel.apply(&ops).unwrap();
         assert_eq!(kernel.observe(&own()).unwrap().addresses, addresses);
-        let ops: Vec<Op> = addresses.iter().map(|address| Op::RemoveAddress { address: *address }).collect();
+        let ops: Vec<Op> = addresses
+            .iter()
+            .map(|address| Op::Rtnetlink(RtnetlinkOp::RemoveAddress { address: *address }))
+            .collect();
         kernel.apply(&ops).unwrap();
         kernel.apply(&ops).unwrap();
         assert_eq!(kernel.observe(&own()).unwrap().addresses, [].into());
@@ -269,7 +289,7 @@ fn the_firewall_table_is_replaced_and_a_foreign_rule_in_it_noticed() {
     let (_holder, space) = machine();
     let firewall =
         |port| Firewall { mark_incoming: Some(IncomingMark { port, mark: 0xa }), ..Firewall::default() };
-    let set = |port| Op::SetFirewall { firewall: firewall(port), anew: false };
+    let set = |port| Op::Firewall(FirewallOp::Set { firewall: firewall(port), anew: false });
     let observe = || with_kernel(&space, |kernel| kernel.observe(&own()).unwrap().firewall);
     let apply = |op: Op| with_kernel(&space, |kernel| kernel.apply(&[op]).unwrap());
     assert_eq!(observe(), None);
@@ -282,8 +302,8 @@ fn the_firewall_table_is_replaced_and_a_foreign_rule_in_it_noticed() {
     apply(set(51820));
     assert_eq!(observe(), Some(firewall(51820)));
     space.run("nft add table inet other").unwrap();
-    apply(Op::RemoveFirewall);
-    apply(Op::RemoveFirewall);
+    apply(Op::Firewall(FirewallOp::Remove));
+    apply(Op::Firewall(FirewallOp::Remove));
     assert_eq!(observe(), None);
     assert_eq!(space.run("nft list tables").unwrap(), "table inet other\n");
 }
@@ -293,9 +313,11 @@ fn sysctls_are_recorded_before_they_change_and_restored() {
     let (_holder, space) = machine();
     space.set_sysctls(&[("net/ipv4/conf/eth0/rp_filter", "1")]).unwrap();
     let state = tempfile::tempdir().unwrap();
-    let set =
-        |value| Op::SetUnderlaySysctl { interface: "eth0".into(), sysctl: UnderlaySysctl::RpFilter, value };
-    let restore = Op::RestoreUnderlaySysctl { interface: "eth0".into(), sysctl: UnderlaySysctl::RpFilter };
+    let set = |value| {
+        Op::Sysctl(SysctlOp::Set { interface: "eth0".into(), sysctl: UnderlaySysctl::RpFilter, value })
+    };
+    let restore =
+        Op::Sysctl(SysctlOp::Restore { interface: "eth0".into(), sysctl: UnderlaySysctl::RpFilter });
     let saved: BTreeMap<_, _> = [("eth0".to_owned(), [(UnderlaySysctl::RpFilter, 1)].into())].into();
     with_kernel_and_state(&space, state.path(), |kernel| {
         assert_eq!(kernel.observe(&own()).unwrap().underlays["eth0"].rp_filter, 1);
@@ -349,7 +371,7 @@ fn the_model_in_memory_does_what_the_kernel_does() {
                 }
                 let ops = teardown(&model)
                     .into_iter()
-                    .filter(|op| !matches!(op, Op::RemoveLink))
+                    .filter(|op| !matches!(op, Op::Interface(InterfaceOp::Remove)))
                     .collect::<Vec<_>>();
                 kernel.apply(&ops).unwrap();
                 let left = kernel.observe(&own()).unwrap();
@@ -380,7 +402,7 @@ fn the_model_in_memory_does_what_nftables_does() {
                     }
                 }
                 if let Some(last) = done.last() {
-                    kernel.apply(&[Op::RemoveFirewall]).unwrap();
+                    kernel.apply(&[Op::Firewall(FirewallOp::Remove)]).unwrap();
                     kernel.apply(&done).unwrap();
                     assert_same(&kernel.observe(&own()).unwrap(), &model, last);
                 }
@@ -408,13 +430,13 @@ fn firewall_op() -> impl Strategy<Value = Op> {
     };
     let source = || (peer(), addresses()).prop_map(|(peer, addresses)| Source { peer, addresses });
     prop_oneof![
-        3 => (firewall, prop::bool::weighted(0.2)).prop_map(|(firewall, anew)| Op::SetFirewall { firewall, anew }),
-        3 => peer().prop_map(|peer| Op::JudgePeer { peer }),
-        1 => peer().prop_map(|peer| Op::ForgetPeer { peer }),
-        8 => source().prop_map(Op::AdmitSource),
-        4 => source().prop_map(Op::RefuseSource),
-        1 => prop::collection::btree_set(source(), 0..3).prop_map(|sources| Op::ReplaceSources { sources }),
-        1 => Just(Op::RemoveFirewall),
+        3 => (firewall, prop::bool::weighted(0.2)).prop_map(|(firewall, anew)| Op::Firewall(FirewallOp::Set { firewall, anew })),
+        3 => peer().prop_map(|peer| Op::Firewall(FirewallOp::JudgePeer { peer })),
+        1 => peer().prop_map(|peer| Op::Firewall(FirewallOp::ForgetPeer { peer })),
+        8 => source().prop_map(|it| FirewallOp::AdmitSource(it).into()),
+        4 => source().prop_map(|it| FirewallOp::RefuseSource(it).into()),
+        1 => prop::collection::btree_set(source(), 0..3).prop_map(|sources| Op::Firewall(FirewallOp::ReplaceSources { sources })),
+        1 => Just(Op::Firewall(FirewallOp::Remove)),
     ]
 }
 
@@ -434,11 +456,11 @@ fn assert_same(kernel: &Observed, model: &Observed, op: &Op) {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        4 => any_rule().prop_map(Op::AddRule),
-        3 => any_rule().prop_map(Op::RemoveRule),
-        4 => any_route().prop_map(Op::SetRoute),
-        2 => any_route().prop_map(Op::RemoveRoute),
-        1 => prop::sample::select(vec![1300, 1420]).prop_map(|mtu| Op::SetMtu { mtu }),
+        4 => any_rule().prop_map(|it| RtnetlinkOp::AddRule(it).into()),
+        3 => any_rule().prop_map(|it| RtnetlinkOp::RemoveRule(it).into()),
+        4 => any_route().prop_map(|it| RtnetlinkOp::SetRoute(it).into()),
+        2 => any_route().prop_map(|it| RtnetlinkOp::RemoveRoute(it).into()),
+        1 => prop::sample::select(vec![1300, 1420]).prop_map(|mtu| Op::Rtnetlink(RtnetlinkOp::SetMtu { mtu })),
     ]
 }
 

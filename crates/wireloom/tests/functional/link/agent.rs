@@ -7,7 +7,7 @@ use wireloom_lab::{
     Layout, Pinger, Promise,
     mesh::{KeyPair, write_key},
 };
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::device::request,

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, UdpSocket};
 
 use nix::net::if_::if_nametoindex;
 use wireloom_lab::{Lab, Layout, Node, PATIENCE, mesh::KeyPair, require, until};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::device::request,

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, process::Command};
 
 use wireloom_lab::{Layout, Node, PATIENCE, until};
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::device::request,

@@ -12,7 +12,7 @@ use wireloom_lab::{
     agent::{self, Agent},
     routing, until,
 };
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 use wireloom_types::LinkAddress;
 
 use crate::{

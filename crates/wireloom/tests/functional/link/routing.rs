@@ -8,7 +8,7 @@ use wireloom_lab::{
     routing::{babeld, bird, bird_log, birdc, frr, learn},
     until,
 };
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::device::{process, wait_until_gone},

@@ -11,7 +11,7 @@ use wireloom_lab::{
     probe::{Exchange, probe},
     until,
 };
-use wireloom_plan::kernel::Family;
+use wireloom_plan::routing::Family;
 
 use super::{
     BACKUP, PRIMARY,

@@ -1,0 +1,152 @@
+//! The kernel that runs this process.
+
+mod apply;
+pub(crate) mod backend;
+mod greeting;
+mod observe;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use wireloom_netlink::{Client, Protocol};
+use wireloom_plan::{observed::Observed, op::Op};
+use wireloom_types::{PrivateKey, PublicKey, interface::AGENT_ALIAS};
+
+use self::greeting::Greeting;
+use crate::{
+    Kernel,
+    error::{Attempt, Cause, Error},
+    nft::{Nftables, Refusals},
+    rtnetlink::{Rtnetlink, interface},
+    state::StateDir,
+    wireguard::{Backend, DeviceState, in_kernel::KernelDevice, userspace::UserspaceDevice},
+};
+
+/// The kernel that runs this process, in its network namespace.
+pub struct Linux {
+    /// The name of our interface.
+    interface: String,
+    table: u32,
+    state: StateDir,
+    rtnetlink: Rtnetlink,
+    nftables: Nftables,
+    kernel_device: KernelDevice,
+    userspace_device: UserspaceDevice,
+    /// The back end that should carry the packets; absent when any will do.
+    wanted: Option<Backend>,
+    greeting: Greeting,
+    private_key: Option<PrivateKey>,
+    /// The endpoints that we configured, to tell them from those learnt by roaming.
+    configured_endpoints: BTreeMap<PublicKey, SocketAddr>,
+}
+
+impl Linux {
+    /// Opens the sockets to the kernel; changes nothing. `interface` and `table` are ours.
+    ///
+    /// # Errors
+    /// The netlink socket cannot be opened.
+    pub fn open(interface: &str, table: u32, state: StateDir) -> Result<Self, Error> {
+        Ok(Self {
+            interface: interface.to_owned(),
+            table,
+            state,
+            rtnetlink: Client::open(Protocol::Route).attempt(|| "open a netlink socket".into())?,
+            nftables: Nftables::new(interface),
+            kernel_device: KernelDevice::new(interface),
+            userspace_device: UserspaceDevice::new(interface),
+            wanted: None,
+            greeting: Greeting::default(),
+            private_key: None,
+            configured_endpoints: BTreeMap::new(),
+        })
+    }
+
+    /// Sets the key that [`DeviceOp::Configure`](wireloom_plan::op::DeviceOp::Configure) gives to the device.
+    pub fn set_private_key(&mut self, key: PrivateKey) {
+        self.private_key = Some(key);
+    }
+
+    /// The endpoints that were configured, by public key in base64.
+    #[must_use]
+    pub fn configured_endpoints(&self) -> BTreeMap<String, SocketAddr> {
+        self.configured_endpoints.iter().map(|(key, endpoint)| (key.to_string(), *endpoint)).collect()
+    }
+
+    /// Remembers the endpoints that another process configured, by public key in base64. Malformed keys are
+    /// skipped.
+    pub fn remember_endpoints(&mut self, configured: &BTreeMap<String, SocketAddr>) {
+        let known = configured.iter().filter_map(|(key, endpoint)| Some((key.parse().ok()?, *endpoint)));
+        self.configured_endpoints.extend(known);
+    }
+
+    /// The port of our netlink socket: notifications of our own changes carry it.
+    #[must_use]
+    pub fn netlink_port(&self) -> u32 {
+        self.rtnetlink.port()
+    }
+
+    /// Calls `changed`, from another thread, whenever somebody else changes our nftables table.
+    ///
+    /// # Errors
+    /// The netlink socket cannot be opened, or the thread not be started.
+    pub fn watch_nftables(&self, changed: impl Fn() + Send + 'static) -> Result<(), Error> {
+        self.nftables.watch(changed).map_err(Cause::from).attempt(|| "listen to nftables".into())
+    }
+
+    /// The packets that the firewall refused, as of the last observation; `None` when it checks no sources.
+    #[must_use]
+    pub fn refusals(&self) -> Option<&Refusals> {
+        self.nftables.refusals()
+    }
+
+    /// The WireGuard device with its counters; `None` when it does not exist or is not ours.
+    ///
+    /// # Errors
+    /// The device cannot be read.
+    pub fn device(&mut self) -> Result<Option<DeviceState>, Error> {
+        match self.find_interface()?.filter(|found| found.interface.is_ours()) {
+            Some(found) => self.read_device(found.backend),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes sure that no foreign interface has our name.
+    ///
+    /// # Errors
+    /// There is an interface with our name that Wireloom did not make.
+    pub fn refuse_foreign_interface(&mut self) -> Result<(), Error> {
+        match self.find_interface()? {
+            Some(found) if !found.interface.is_ours() => {
+                let interface = &self.interface;
+                Err(Cause::Permanent(format!(
+                    "an interface with that name exists and is not Wireloom's (its alias is not `{AGENT_ALIAS}`); \
+                     remove it with `ip link delete {interface}`, or choose another name in agent.toml"
+                )))
+                .attempt(|| format!("use interface {interface}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn find_interface(&mut self) -> Result<Option<interface::Found>, Error> {
+        interface::by_name(&mut self.rtnetlink, &self.interface)
+            .attempt(|| format!("look up interface {}", self.interface))
+    }
+
+    fn read_device(&mut self, backend: Backend) -> Result<Option<DeviceState>, Error> {
+        let interface = self.interface.clone();
+        self.wireguard(backend).read().attempt(|| format!("read the WireGuard device of {interface}"))
+    }
+}
+
+impl Kernel for Linux {
+    fn observe(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
+        self.observe_all(own)
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {
+        self.apply_all(ops)
+    }
+}

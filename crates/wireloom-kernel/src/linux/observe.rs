@@ -1,0 +1,126 @@
+//! Reads the kernel for the planner.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::SystemTime,
+};
+
+use wireloom_plan::{
+    observed::{Device, Observed, Peer, Underlay},
+    sysctl::{ALL, UnderlaySysctl},
+};
+
+use super::Linux;
+use crate::{
+    error::{Attempt, Error},
+    rtnetlink::{address, interface, neighbour, route, rule},
+    sysctl,
+};
+
+impl Linux {
+    pub(super) fn observe_all(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
+        let mut observed = self.observe_without_device(own)?;
+        if observed.interface.is_some() {
+            observed.device = self.observe_device()?;
+        }
+        Ok(observed)
+    }
+
+    /// Reads what is there to be removed: everything except the device, which may be unable to answer.
+    ///
+    /// # Errors
+    /// The first thing that cannot be read.
+    pub fn observe_for_removal(&mut self) -> Result<Observed, Error> {
+        self.observe_without_device(&BTreeSet::new())
+    }
+
+    fn observe_without_device(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
+        let found = self.find_interface()?;
+        let index = found.as_ref().map(|found| found.index);
+        let assigned = address::observe(&mut self.rtnetlink).attempt(|| "list the addresses".into())?;
+        let table = self.nftables.observe().attempt(|| "read the nftables table `inet wireloom`".into())?;
+        let on_ours = assigned.iter().filter(|each| Some(each.interface) == index);
+        let (mut neighbours, mut link_routes) = (BTreeMap::new(), BTreeSet::new());
+        if let Some(found) = found.as_ref().filter(|found| found.interface.is_ours()) {
+            neighbours = neighbour::observe(&mut self.rtnetlink, found.index)
+                .attempt(|| "list the neighbours".into())?;
+            link_routes = route::observe_link_routes(&mut self.rtnetlink, found.index)
+                .attempt(|| "list the routes to neighbours".into())?;
+        }
+        Ok(Observed {
+            neighbours,
+            link_routes,
+            send_redirects: sysctl::read(ALL, UnderlaySysctl::SendRedirects)? != Some(0),
+            addresses: on_ours.map(|each| each.address).collect(),
+            device: None,
+            interface: found.map(|found| found.interface),
+            rules: rule::observe(&mut self.rtnetlink, self.table).attempt(|| "list the rules".into())?,
+            routes: route::observe(&mut self.rtnetlink, self.table, index)
+                .attempt(|| format!("list the routes of table {}", self.table))?,
+            underlays: self.observe_underlays(&assigned, own)?,
+            saved_sysctls: self
+                .state
+                .saved_sysctls()
+                .attempt(|| format!("read the saved sysctls in {}", self.state.path().display()))?,
+            firewall: table.firewall,
+            judged_peers: table.judged_peers,
+            sources: table.sources,
+        })
+    }
+
+    fn observe_device(&mut self) -> Result<Option<Device>, Error> {
+        let Some(found) = self.find_interface()? else { return Ok(None) };
+        let Some(state) = self.read_device(found.backend)? else { return Ok(None) };
+        let now = SystemTime::now();
+        self.remember_sessions(&state, now);
+        // A device of another back end must be recreated.
+        if self.wanted.is_some_and(|wanted| wanted != found.backend) {
+            return Ok(None);
+        }
+        self.configured_endpoints.retain(|key, _| state.peers.contains_key(key));
+        let peers = state.peers.into_iter().map(|(key, peer)| {
+            let observed = Peer {
+                handshake_age: peer.handshake_age(now),
+                endpoint: peer.endpoint,
+                configured_endpoint: self.configured_endpoints.get(&key).copied(),
+                allowed_ips: peer.allowed_ips,
+                persistent_keepalive: peer.persistent_keepalive,
+            };
+            (key, observed)
+        });
+        Ok(Some(Device {
+            peers: peers.collect(),
+            public_key: state.public_key,
+            listen_port: state.listen_port,
+            fwmark: state.fwmark,
+            source_check: state.source_check,
+        }))
+    }
+
+    fn observe_underlays(
+        &mut self,
+        assigned: &[address::Assigned],
+        own: &BTreeSet<IpAddr>,
+    ) -> Result<BTreeMap<String, Underlay>, Error> {
+        let mut by_index: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
+        let usable = assigned.iter().filter(|each| each.usable);
+        for each in usable.filter(|each| own.contains(&each.address.addr())) {
+            by_index.entry(each.interface).or_default().insert(each.address.addr());
+        }
+        let mut underlays = BTreeMap::new();
+        for (index, addresses) in by_index {
+            let found = interface::by_index(&mut self.rtnetlink, index)
+                .attempt(|| format!("look up interface {index}"))?;
+            let Some(found) = found.filter(|found| found.name != self.interface) else { continue };
+            // Absent when the interface was removed this moment.
+            let rp_filter = sysctl::read(&found.name, UnderlaySysctl::RpFilter)?.unwrap_or(0);
+            let src_valid_mark = sysctl::read(&found.name, UnderlaySysctl::SrcValidMark)?.unwrap_or(0) != 0;
+            underlays.insert(
+                found.name,
+                Underlay { mtu: found.interface.mtu, addresses, rp_filter, src_valid_mark },
+            );
+        }
+        Ok(underlays)
+    }
+}

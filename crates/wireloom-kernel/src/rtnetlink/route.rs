@@ -1,0 +1,285 @@
+//! Routes of our table, and routes to neighbours in the table `main` (`ip route`).
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType, RouteVia,
+    },
+};
+use nix::errno::Errno;
+use wireloom_plan::routing::{Family, PROTOCOL, Route, RouteKind};
+
+use super::{Request, Rtnetlink, address_family, is_absent_family, unspecified};
+use crate::error::Cause;
+
+/// `RT_TABLE_MAIN` of include/uapi/linux/rtnetlink.h.
+const MAIN: u32 = 254;
+
+/// Every route in the table. Those out of our interface (given by its index, if it exists) are
+/// [`RouteKind::Device`]; shapes that Wireloom never writes are [`RouteKind::Other`].
+pub(crate) fn observe(
+    netlink: &mut Rtnetlink,
+    table: u32,
+    interface: Option<u32>,
+) -> Result<BTreeSet<Route>, Cause> {
+    let mut routes = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        // With strict checking, the kernel filters by it.
+        request.attributes.push(RouteAttribute::Table(table));
+        routes.extend(dump(netlink, request)?.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(message) if table_of(&message) == table => {
+                decode(&message, interface)
+            }
+            _ => None,
+        }));
+    }
+    Ok(routes)
+}
+
+/// The destinations of our host routes out of our interface in the table `main`.
+pub(crate) fn observe_link_routes(
+    netlink: &mut Rtnetlink,
+    interface: u32,
+) -> Result<BTreeSet<IpAddr>, Cause> {
+    let mut addresses = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        // With strict checking, the kernel filters by all three.
+        request.header.protocol = PROTOCOL.into();
+        request.attributes.push(RouteAttribute::Table(MAIN));
+        request.attributes.push(RouteAttribute::Oif(interface));
+        addresses.extend(dump(netlink, request)?.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(message) if table_of(message) == MAIN => {
+                let route = decode(message, Some(interface))?;
+                let single = route.destination.prefix_len() == route.destination.max_prefix_len();
+                let ours = route.is_ours() && matches!(route.kind, RouteKind::Device { .. });
+                (ours && single).then_some(route.destination.addr())
+            }
+            _ => None,
+        }));
+    }
+    Ok(addresses)
+}
+
+/// Empty when the kernel has no such table or does not support the family.
+fn dump(netlink: &mut Rtnetlink, request: RouteMessage) -> Result<Vec<RouteNetlinkMessage>, Cause> {
+    match netlink.dump(&RouteNetlinkMessage::GetRoute(request)) {
+        // inet_dump_fib: a table without routes need not exist.
+        Err(error) if error.errno() == Some(Errno::ENOENT) || is_absent_family(&error) => Ok(Vec::new()),
+        dumped => Ok(dumped?),
+    }
+}
+
+pub(crate) fn add_link_route(address: IpAddr, interface: u32) -> Result<Request, Cause> {
+    set(&link_route(address), MAIN, Some(interface))
+}
+
+pub(crate) fn remove_link_route(address: IpAddr, interface: u32) -> Result<Request, Cause> {
+    remove(&link_route(address), MAIN, Some(interface))
+}
+
+fn link_route(address: IpAddr) -> Route {
+    Route::ours(address.into(), RouteKind::Device { gateway: None, source: None })
+}
+
+/// Whether a notification is about one of our routes to neighbours.
+pub(crate) fn concerns_link_routes(message: &RouteMessage, interface: u32) -> bool {
+    message.header.protocol == PROTOCOL.into()
+        && table_of(message) == MAIN
+        && message.attributes.contains(&RouteAttribute::Oif(interface))
+}
+
+/// `NLM_F_REPLACE` finds the route with the same destination and metric, whatever its kind.
+pub(crate) fn set(route: &Route, table: u32, interface: Option<u32>) -> Result<Request, Cause> {
+    let message = RouteNetlinkMessage::NewRoute(encode(route, table, interface)?);
+    Ok(Request { message, flags: NLM_F_CREATE | NLM_F_REPLACE })
+}
+
+pub(crate) fn remove(route: &Route, table: u32, interface: Option<u32>) -> Result<Request, Cause> {
+    Ok(Request { message: RouteNetlinkMessage::DelRoute(encode(route, table, interface)?), flags: 0 })
+}
+
+/// Whether a notification is about a route of the table.
+pub(crate) fn concerns(message: &RouteMessage, table: u32) -> bool {
+    table_of(message) == table
+}
+
+fn table_of(message: &RouteMessage) -> u32 {
+    let attribute = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    attribute.unwrap_or(message.header.table.into())
+}
+
+fn encode(route: &Route, table: u32, interface: Option<u32>) -> Result<RouteMessage, Cause> {
+    let mut message = RouteMessage::default();
+    let mut scope = RouteScope::Universe;
+    let mut flags = RouteFlags::empty();
+    let attributes = &mut message.attributes;
+    attributes.push(RouteAttribute::Table(table));
+    attributes.push(RouteAttribute::Destination(route.destination.network().into()));
+    if route.metric != 0 {
+        attributes.push(RouteAttribute::Priority(route.metric));
+    }
+    let kind = match &route.kind {
+        RouteKind::Device { gateway, source } => {
+            let interface = interface.ok_or_else(|| Cause::Transient("our interface is gone".into()))?;
+            attributes.push(RouteAttribute::Oif(interface));
+            attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
+            match gateway {
+                Some(gateway) => {
+                    attributes.push(next_hop(*gateway, route.destination));
+                    // A peer is always a neighbour, whichever route leads to its address.
+                    flags = RouteFlags::Onlink;
+                }
+                // ip-route(8): "for direct unicast routes, link"; IPv6 has no scopes.
+                None if route.destination.addr().is_ipv4() => scope = RouteScope::Link,
+                None => {}
+            }
+            RouteType::Unicast
+        }
+        RouteKind::Throw => RouteType::Throw,
+        RouteKind::Unreachable => RouteType::Unreachable,
+        RouteKind::Other => {
+            return Err(Cause::Permanent("it is of a kind that Wireloom does not write".into()));
+        }
+    };
+    message.header = RouteHeader {
+        address_family: address_family(Family::of(route.destination.addr())),
+        destination_prefix_length: route.destination.prefix_len(),
+        // RT_TABLE_UNSPEC: RTA_TABLE decides, which has room for every table number.
+        table: 0,
+        protocol: route.protocol.into(),
+        scope,
+        kind,
+        flags,
+        ..RouteHeader::default()
+    };
+    Ok(message)
+}
+
+/// A next hop of the other family needs `RTA_VIA` (RFC 5549; `ip route add … via inet6 …`).
+fn next_hop(gateway: IpAddr, destination: IpNet) -> RouteAttribute {
+    match (gateway, destination) {
+        (IpAddr::V6(gateway), IpNet::V4(_)) => RouteAttribute::Via(RouteVia::Inet6(gateway)),
+        (IpAddr::V4(gateway), IpNet::V6(_)) => RouteAttribute::Via(RouteVia::Inet(gateway)),
+        _ => RouteAttribute::Gateway(gateway.into()),
+    }
+}
+
+/// `None` for a route of another family, and for one that does not parse.
+fn decode(message: &RouteMessage, interface: Option<u32>) -> Option<Route> {
+    let mut destination = unspecified(super::family(message.header.address_family)?);
+    let mut metric = 0;
+    let (mut gateway, mut source, mut out) = (None, None, None);
+    let mut plain = message.header.tos == 0 && message.header.source_prefix_length == 0;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = ip(address)?,
+            RouteAttribute::Priority(value) => metric = *value,
+            RouteAttribute::Oif(index) => out = Some(*index),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::Via(RouteVia::Inet(address)) => gateway = Some((*address).into()),
+            RouteAttribute::Via(RouteVia::Inet6(address)) => gateway = Some((*address).into()),
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            // The table is known; the others are the kernel's own bookkeeping.
+            RouteAttribute::Table(_) | RouteAttribute::CacheInfo(_) | RouteAttribute::Preference(_) => {}
+            _ => plain = false,
+        }
+    }
+    let kind = match message.header.kind {
+        RouteType::Throw if plain => RouteKind::Throw,
+        RouteType::Unreachable if plain => RouteKind::Unreachable,
+        RouteType::Unicast if plain && out.is_some() && out == interface => {
+            RouteKind::Device { gateway, source }
+        }
+        _ => RouteKind::Other,
+    };
+    Some(Route {
+        destination: IpNet::new(destination, message.header.destination_prefix_length).ok()?,
+        kind,
+        metric,
+        protocol: message.header.protocol.into(),
+    })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{Emitable, Parseable};
+
+    use super::*;
+
+    const WG0: u32 = 7;
+
+    fn route(destination: &str, kind: RouteKind) -> Route {
+        let destination: IpNet = destination.parse().unwrap();
+        let metric = if destination.addr().is_ipv4() { 0 } else { 1024 };
+        Route { destination, kind, metric, protocol: 157 }
+    }
+
+    fn device(gateway: Option<&str>, source: Option<&str>) -> RouteKind {
+        let address = |text: &str| text.parse().unwrap();
+        RouteKind::Device { gateway: gateway.map(address), source: source.map(address) }
+    }
+
+    fn through_bytes(message: &RouteMessage) -> RouteMessage {
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        RouteMessage::parse(bytes.as_slice()).unwrap()
+    }
+
+    #[test]
+    fn every_route_is_read_back_as_written() {
+        let routes = [
+            route("10.161.2.0/24", device(None, None)),
+            route("10.161.2.0/24", device(None, Some("192.0.2.1"))),
+            route("10.161.2.0/24", device(Some("100.64.0.2"), None)),
+            route("10.161.2.0/24", device(Some("fe80::2"), None)),
+            route("fd61:0:0:2::/64", device(None, Some("2001:db8::1"))),
+            route("10.161.1.7/32", RouteKind::Throw),
+            route("fd61:0:0:1::/64", RouteKind::Throw),
+            route("10.161.0.0/16", RouteKind::Unreachable),
+            route("0.0.0.0/0", RouteKind::Unreachable),
+        ];
+        for route in routes {
+            let message = through_bytes(&encode(&route, 51820, Some(WG0)).unwrap());
+            assert_eq!(table_of(&message), 51820);
+            assert_eq!(decode(&message, Some(WG0)), Some(route));
+        }
+    }
+
+    #[test]
+    fn a_route_out_of_another_interface_is_other() {
+        let message = encode(&route("10.161.2.0/24", device(None, None)), 1, Some(WG0)).unwrap();
+        assert_eq!(decode(&message, Some(8)).unwrap().kind, RouteKind::Other);
+        assert_eq!(decode(&message, None).unwrap().kind, RouteKind::Other);
+    }
+
+    #[test]
+    fn a_route_with_a_selector_that_wireloom_never_writes_is_other() {
+        let mut message = encode(&route("10.161.2.0/24", RouteKind::Throw), 1, None).unwrap();
+        message.header.tos = 4;
+        assert_eq!(decode(&message, None).unwrap().kind, RouteKind::Other);
+    }
+
+    #[test]
+    fn a_route_through_an_absent_interface_is_an_error() {
+        assert!(encode(&route("10.161.2.0/24", device(None, None)), 1, None).is_err());
+    }
+}

@@ -1,0 +1,137 @@
+//! Notifications of multicast groups.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use netlink_packet_core::NLM_F_REQUEST;
+use netlink_sys::{Socket, SocketAddr};
+use nix::{
+    errno::Errno,
+    sys::socket::{setsockopt, sockopt},
+};
+
+use crate::{Message, Messages, Protocol, message};
+
+/// Bytes of one read. A notification is one message of a few hundred bytes, or a batch of at most two pages
+/// (`NLMSG_GOODSIZE`).
+const READ: usize = 64 << 10;
+
+/// A socket that is a member of multicast groups. It blocks unless told otherwise.
+pub struct Subscription {
+    socket: Socket,
+    datagram: Vec<u8>,
+}
+
+/// What a read brought.
+#[derive(Debug)]
+pub enum Received<'a> {
+    /// Notifications, and answers to [`Subscription::request`].
+    Messages(Messages<'a>),
+    /// The receive buffer was full, so that notifications were dropped: anything may have changed.
+    Overrun,
+}
+
+impl Subscription {
+    /// Joins the groups (`RTNLGRP_…`, `NFNLGRP_…`), with a receive buffer of so many bytes. Where the process
+    /// may not exceed `net.core.rmem_max`, the buffer is smaller.
+    ///
+    /// # Errors
+    /// The socket cannot be opened or set up: `EPROTONOSUPPORT` when the kernel does not have the protocol.
+    pub fn open(protocol: Protocol, groups: &[u32], receive_buffer: usize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol.number())?;
+        if setsockopt(&socket, sockopt::RcvBufForce, &receive_buffer).is_err() {
+            setsockopt(&socket, sockopt::RcvBuf, &receive_buffer)?;
+        }
+        socket.bind(&SocketAddr::new(0, 0))?;
+        for group in groups {
+            socket.add_membership(*group)?;
+        }
+        Ok(Self { socket, datagram: Vec::with_capacity(READ) })
+    }
+
+    /// Whether [`receive`](Self::receive) returns `WouldBlock` when nothing is queued.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        self.socket.set_non_blocking(nonblocking)
+    }
+
+    /// Sends a request whose answer arrives among the notifications, in the order of the changes.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn request<M: Message>(&self, message: M) -> io::Result<()> {
+        let mut datagram = Vec::new();
+        message::append(&mut datagram, message, NLM_F_REQUEST, 0);
+        self.socket.send_to(&datagram, &SocketAddr::new(0, 0), 0).map(drop)
+    }
+
+    /// Reads one datagram.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn receive(&mut self) -> io::Result<Received<'_>> {
+        loop {
+            self.datagram.clear();
+            match self.socket.recv(&mut self.datagram, 0) {
+                Ok(_) => return Ok(Received::Messages(Messages::of(&self.datagram))),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                    return Ok(Received::Overrun);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl AsFd for Subscription {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::NetlinkPayload;
+    use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
+
+    use super::*;
+
+    /// `RTNLGRP_LINK` of include/uapi/linux/rtnetlink.h.
+    const LINK: u32 = 1;
+
+    #[test]
+    fn the_answer_to_a_request_arrives_among_the_notifications() {
+        let mut subscription = Subscription::open(Protocol::Route, &[LINK], 64 << 10).unwrap();
+        subscription.set_nonblocking(true).unwrap();
+        let mut loopback = LinkMessage::default();
+        loopback.header.index = 1;
+        subscription.request(RouteNetlinkMessage::GetLink(loopback)).unwrap();
+        // The kernel answers within the send; somebody else's changes may come before.
+        loop {
+            let Received::Messages(messages) = subscription.receive().unwrap() else { continue };
+            for message in messages {
+                let payload = message.unwrap().parse::<RouteNetlinkMessage>().unwrap();
+                match payload {
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))
+                        if link.header.index == 1 =>
+                    {
+                        return;
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_queued_would_block() {
+        let mut subscription = Subscription::open(Protocol::Route, &[], 64 << 10).unwrap();
+        subscription.set_nonblocking(true).unwrap();
+        assert_eq!(subscription.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+}

@@ -1,0 +1,54 @@
+//! Our interface and the WireGuard device behind it.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use serde::Serialize;
+use wireloom_types::{PeerLookup, PublicKey, SourceCheck};
+
+use super::{View, neighbours};
+
+/// Bytes that WireGuard over IPv6 adds to a packet: 40 (IPv6) + 8 (UDP) + 16 (header) + 16 (tag).
+pub const HEADROOM: u32 = 80;
+
+/// The MTU of an Ethernet underlay in bytes, assumed when no underlay is known.
+const ETHERNET_MTU: u32 = 1500;
+
+/// The desired WireGuard device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DesiredDevice {
+    /// The public half of the device's private key.
+    pub public_key: PublicKey,
+    /// UDP port.
+    pub listen_port: u16,
+    /// The mark on the packets that the device sends.
+    pub fwmark: u32,
+    /// Decides the kind of interface.
+    pub peer_lookup: PeerLookup,
+    /// Who checks the sources of received packets.
+    pub source_check: SourceCheck,
+}
+
+impl View<'_> {
+    pub(super) fn mtu(&self) -> u32 {
+        let underlay = || self.host.underlays.values().map(|underlay| underlay.mtu).min();
+        self.settings.mtu.unwrap_or_else(|| underlay().unwrap_or(ETHERNET_MTU).saturating_sub(HEADROOM))
+    }
+
+    pub(super) fn device(&self) -> DesiredDevice {
+        DesiredDevice {
+            public_key: self.host.public_key,
+            listen_port: self.settings.listen_port,
+            fwmark: self.settings.fwmark,
+            peer_lookup: self.settings.peer_lookup,
+            source_check: self.settings.source_check,
+        }
+    }
+
+    /// This node's own addresses on the link, each with a full-length prefix: a wider one would create a
+    /// route to addresses that no peer has, and in a partial mesh to peers that are not there. Empty except
+    /// in link mode: packets have the addresses of workloads and hosts.
+    pub(super) fn addresses(&self) -> BTreeSet<IpNet> {
+        neighbours::declared(self.own, self.settings).map(IpNet::from).collect()
+    }
+}

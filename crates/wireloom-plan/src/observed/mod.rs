@@ -1,0 +1,143 @@
+//! The kernel as the shell observes it: everything that a plan depends on and changes.
+//!
+//! What makes each object ours is in ARCHITECTURE.md, "Kernel ownership".
+
+mod apply;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use serde::Serialize;
+use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
+
+pub use self::apply::ApplyError;
+use crate::{
+    firewall::{Firewall, Source},
+    routing::{Route, RouteKind, Rule},
+    sysctl::{ALL, UnderlaySysctl},
+};
+
+/// Everything of the kernel that a plan depends on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Observed {
+    /// The interface with our name, whoever made it.
+    pub interface: Option<Interface>,
+    /// The WireGuard device behind the interface. Absent when nothing answers for it, so that it must be
+    /// recreated. (A failure that a retry may fix is an error of the shell, not an absence.)
+    pub device: Option<Device>,
+    /// The addresses on our interface, except link-local ones.
+    pub addresses: BTreeSet<IpNet>,
+    /// Our permanent neighbours on our interface, and their link addresses.
+    pub neighbours: BTreeMap<IpAddr, LinkAddress>,
+    /// Our host routes in the table `main`, out of our interface.
+    pub link_routes: BTreeSet<IpAddr>,
+    /// Every rule that looks up our table, at any priority, in the kernel's order.
+    pub rules: Vec<Rule>,
+    /// Every route in our table.
+    pub routes: BTreeSet<Route>,
+    /// The interfaces that carry this node's own addresses, by name.
+    pub underlays: BTreeMap<String, Underlay>,
+    /// `net.ipv4.conf.all.send_redirects`. It or an interface's own sysctl enables redirects.
+    pub send_redirects: bool,
+    /// The values of underlay sysctls before we changed them, by interface, from the state directory.
+    /// Includes interfaces that are no longer underlays.
+    pub saved_sysctls: BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>,
+    /// The chains of our nftables table `inet wireloom`.
+    pub firewall: Option<Firewall>,
+    /// The peers for which the table counts refused packets, one counter each.
+    pub judged_peers: BTreeSet<LinkAddress>,
+    /// The addresses that the table lets each peer send from.
+    pub sources: BTreeSet<Source>,
+}
+
+impl Observed {
+    /// The value of a sysctl that we may set; `None` for an interface that is no underlay.
+    pub fn sysctl(&self, interface: &str, sysctl: UnderlaySysctl) -> Option<u8> {
+        match sysctl {
+            UnderlaySysctl::SendRedirects => (interface == ALL).then_some(u8::from(self.send_redirects)),
+            UnderlaySysctl::RpFilter => Some(self.underlays.get(interface)?.rp_filter),
+            UnderlaySysctl::SrcValidMark => Some(u8::from(self.underlays.get(interface)?.src_valid_mark)),
+        }
+    }
+
+    /// The routes in our table to exactly this destination.
+    pub fn routes_to(&self, destination: IpNet) -> impl Iterator<Item = &Route> {
+        // The least of all routes to it: `Route` orders by destination first.
+        let least = Route {
+            destination,
+            kind: RouteKind::Device { gateway: None, source: None },
+            metric: 0,
+            protocol: 0,
+        };
+        self.routes.range(least..).take_while(move |route| route.destination == destination)
+    }
+}
+
+/// The interface with our name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Interface {
+    /// `IFLA_IFALIAS`; that of our interface is [`AGENT_ALIAS`].
+    pub alias: Option<String>,
+    /// Bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// The peer lookup that its kind allows: an Ethernet interface (TAP) has neighbours, a point-to-point
+    /// interface (TUN, or the kernel's WireGuard) has none.
+    pub peer_lookup: PeerLookup,
+}
+
+impl Interface {
+    /// Made by this agent or by an earlier one.
+    pub fn is_ours(&self) -> bool {
+        self.alias.as_deref() == Some(AGENT_ALIAS)
+    }
+}
+
+/// A WireGuard device as its back end describes it, without secrets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Device {
+    /// Derived from the private key; absent when none is set.
+    pub public_key: Option<PublicKey>,
+    /// UDP port.
+    pub listen_port: u16,
+    /// The mark on the packets that the device sends; 0 is none.
+    pub fwmark: u32,
+    /// Who checks the sources of received packets.
+    pub source_check: SourceCheck,
+    /// All of its peers.
+    pub peers: BTreeMap<PublicKey, Peer>,
+}
+
+/// One peer of the device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Peer {
+    /// Where the device sends to now: the configured endpoint, or one learnt by roaming.
+    pub endpoint: Option<SocketAddr>,
+    /// The endpoint that this agent last configured; absent after a restart, because nobody remembers it.
+    pub configured_endpoint: Option<SocketAddr>,
+    /// The peer's allowed-IPs.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Seconds; 0 is off.
+    pub persistent_keepalive: u16,
+    /// The time since the last handshake, if there was one.
+    pub handshake_age: Option<Duration>,
+}
+
+/// An interface that carries this node's own addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Underlay {
+    /// Bytes.
+    pub mtu: u32,
+    /// Those of its addresses that packets may have as their source. IPv6 addresses in duplicate address
+    /// detection are left out, because the kernel refuses a route with such a source.
+    pub addresses: BTreeSet<IpAddr>,
+    /// `net.ipv4.conf.IFACE.rp_filter`: 0 off, 1 strict, 2 loose.
+    pub rp_filter: u8,
+    /// `net.ipv4.conf.IFACE.src_valid_mark`.
+    pub src_valid_mark: bool,
+}
