@@ -25,7 +25,7 @@ pub const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The values of sysctls before their first change, by interface.
-pub type SavedSysctls = BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>;
+pub(crate) type SavedSysctls = BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>;
 
 /// The state directory: `/var/lib/wireloom` unless systemd gives another.
 #[derive(Debug, Clone)]
@@ -110,7 +110,7 @@ impl StateDir {
     ///
     /// # Errors
     /// The operating system's error, or a parse error when the record is damaged.
-    pub fn saved_sysctls(&self) -> io::Result<SavedSysctls> {
+    pub(crate) fn saved_sysctls(&self) -> io::Result<SavedSysctls> {
         match fs::read(self.sysctl_path()) {
             Ok(text) => Ok(serde_json::from_slice(&text)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(SavedSysctls::new()),
@@ -122,7 +122,7 @@ impl StateDir {
     ///
     /// # Errors
     /// The operating system's error.
-    pub fn save_sysctls(&self, saved: &SavedSysctls) -> io::Result<()> {
+    pub(crate) fn save_sysctls(&self, saved: &SavedSysctls) -> io::Result<()> {
         if saved.is_empty() {
             return remove_if_there(&self.sysctl_path());
         }
@@ -156,7 +156,7 @@ impl StateDir {
     ///
     /// # Errors
     /// The operating system's error.
-    pub fn begin_creating(&self, interface: &str) -> io::Result<()> {
+    pub(crate) fn begin_creating(&self, interface: &str) -> io::Result<()> {
         self.create()?;
         write_atomically(&self.creating_path(), interface.as_bytes())
     }
@@ -165,7 +165,7 @@ impl StateDir {
     ///
     /// # Errors
     /// The operating system's error.
-    pub fn creating(&self) -> io::Result<Option<String>> {
+    pub(crate) fn creating(&self) -> io::Result<Option<String>> {
         match fs::read_to_string(self.creating_path()) {
             Ok(interface) => Ok(Some(interface)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -177,7 +177,7 @@ impl StateDir {
     ///
     /// # Errors
     /// The operating system's error.
-    pub fn end_creating(&self) -> io::Result<()> {
+    pub(crate) fn end_creating(&self) -> io::Result<()> {
         remove_if_there(&self.creating_path())
     }
 

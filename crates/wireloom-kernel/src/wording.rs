@@ -140,8 +140,7 @@ pub fn rule(rule: &Rule) -> String {
 }
 
 /// A route as `ip route show` prints it. `interface` is the name of ours.
-#[must_use]
-pub fn route(route: &Route, interface: &str) -> String {
+pub(crate) fn route(route: &Route, interface: &str) -> String {
     match &route.kind {
         RouteKind::Device { gateway, source } => {
             let inet6 = |gateway: &IpAddr| route.destination.addr().is_ipv4() && gateway.is_ipv6();

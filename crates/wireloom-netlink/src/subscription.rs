@@ -18,7 +18,7 @@ use crate::{Message, Messages, Protocol, message};
 /// (`NLMSG_GOODSIZE`).
 const READ: usize = 64 << 10;
 
-/// A socket that is a member of multicast groups. It blocks unless told otherwise.
+/// A socket that is a member of multicast groups. It blocks by default.
 pub struct Subscription {
     socket: Socket,
     datagram: Vec<u8>,
@@ -34,8 +34,8 @@ pub enum Received<'a> {
 }
 
 impl Subscription {
-    /// Joins the groups (`RTNLGRP_…`, `NFNLGRP_…`), with a receive buffer of so many bytes. Where the process
-    /// may not exceed `net.core.rmem_max`, the buffer is smaller.
+    /// Joins the groups (`RTNLGRP_…`, `NFNLGRP_…`). `receive_buffer` is in bytes; `net.core.rmem_max` bounds it
+    /// unless the process has CAP_NET_ADMIN.
     ///
     /// # Errors
     /// The socket cannot be opened or set up: `EPROTONOSUPPORT` when the kernel does not have the protocol.
@@ -51,10 +51,10 @@ impl Subscription {
         Ok(Self { socket, datagram: Vec::with_capacity(READ) })
     }
 
-    /// Whether [`receive`](Self::receive) returns `WouldBlock` when nothing is queued.
+    /// Sets whether [`receive`](Self::receive) returns `WouldBlock` when nothing is queued.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's error.
     pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
         self.socket.set_non_blocking(nonblocking)
     }
@@ -62,7 +62,7 @@ impl Subscription {
     /// Sends a request whose answer arrives among the notifications, in the order of the changes.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's error.
     pub fn request<M: Message>(&self, message: M) -> io::Result<()> {
         let mut datagram = Vec::new();
         message::append(&mut datagram, message, NLM_F_REQUEST, 0);
@@ -72,7 +72,7 @@ impl Subscription {
     /// Reads one datagram.
     ///
     /// # Errors
-    /// The operating system's.
+    /// The operating system's error.
     pub fn receive(&mut self) -> io::Result<Received<'_>> {
         loop {
             self.datagram.clear();

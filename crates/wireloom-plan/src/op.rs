@@ -3,7 +3,11 @@
 //! They are nested by target, so that code that serves one target takes that target's operations and no
 //! others. [`steps`] groups a list of them into what is carried out together.
 
-use std::{collections::BTreeSet, mem::discriminant, net::IpAddr, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    mem::discriminant,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -17,7 +21,7 @@ use crate::{
 
 /// One change of the kernel. The order of a list of operations is part of its meaning.
 ///
-/// Serialized flat: the target does not show, `op` names the operation.
+/// The JSON form is flat: `op` names the operation, and the target does not appear.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Op {
@@ -33,11 +37,11 @@ pub enum Op {
     Sysctl(SysctlOp),
 }
 
-/// A change that takes the back end that carries the interface's packets.
+/// A change that the interface's back end carries out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
 pub enum InterfaceOp {
-    /// Create the interface, with our alias, and the WireGuard device behind it.
+    /// Creates the interface, with our alias, and the WireGuard device behind it.
     #[serde(rename = "create_link")]
     Create {
         /// Bytes.
@@ -47,13 +51,13 @@ pub enum InterfaceOp {
         /// Who checks the sources of received packets.
         source_check: SourceCheck,
     },
-    /// Start a device behind an interface that outlived its device: its addresses, routes and
+    /// Starts a device behind an interface that outlived its device: its addresses, routes and
     /// neighbours are still there.
     StartDevice {
         /// Who checks the sources of received packets.
         source_check: SourceCheck,
     },
-    /// Remove the interface and the WireGuard device behind it. The kernel removes its addresses and the
+    /// Removes the interface and the WireGuard device behind it. The kernel removes its addresses and the
     /// routes through it.
     #[serde(rename = "remove_link")]
     Remove,
@@ -63,7 +67,7 @@ pub enum InterfaceOp {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
 pub enum DeviceOp {
-    /// Set the device's private key (which only the shell holds), port, mark and source check. A new key
+    /// Sets the device's private key (which only the shell holds), port, mark and source check. A new key
     /// changes the link address of an interface in link mode, which then loses its neighbours.
     #[serde(rename = "configure_device")]
     Configure {
@@ -76,9 +80,9 @@ pub enum DeviceOp {
         /// Who checks the sources of received packets.
         source_check: SourceCheck,
     },
-    /// Add a peer, or replace its whole configuration.
+    /// Adds a peer, or replaces its whole configuration.
     SetPeer(SetPeer),
-    /// Remove a peer.
+    /// Removes a peer.
     RemovePeer {
         /// The peer's key.
         public_key: PublicKey,
@@ -98,59 +102,60 @@ pub struct SetPeer {
     pub persistent_keepalive: u16,
 }
 
-/// A change that is one rtnetlink request. Consecutive ones of a kind are independent of each other.
+/// A change that is one rtnetlink request. Consecutive ones of a kind are sent together; the kernel tries all of
+/// them, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
 pub enum RtnetlinkOp {
-    /// Change the interface's MTU.
+    /// Changes the interface's MTU.
     SetMtu {
         /// Bytes.
         mtu: u32,
     },
-    /// Bring the interface up.
+    /// Brings the interface up.
     SetUp,
-    /// Add an address to our interface.
+    /// Adds an address to our interface.
     AddAddress {
         /// With its prefix length.
         address: IpNet,
     },
-    /// Remove an address from our interface.
+    /// Removes an address from our interface.
     RemoveAddress {
         /// With its prefix length.
         address: IpNet,
     },
-    /// Add a permanent neighbour to our interface, replacing any entry for the address.
+    /// Adds a permanent neighbour to our interface, replacing any entry for the address.
     SetNeighbour {
         /// The peer's IP address on the link.
         address: IpAddr,
         /// The peer's link address.
         link_address: LinkAddress,
     },
-    /// Remove one of our permanent neighbours.
+    /// Removes one of our permanent neighbours.
     RemoveNeighbour {
         /// The IP address.
         address: IpAddr,
     },
-    /// Add a host route to the table `main`, out of our interface.
+    /// Adds a host route to the table `main`, out of our interface.
     AddLinkRoute {
         /// The peer's IP address on the link.
         address: IpAddr,
     },
-    /// Remove such a route.
+    /// Removes such a route.
     RemoveLinkRoute {
         /// The IP address.
         address: IpAddr,
     },
-    /// Add a route to our table, replacing the one with the same destination and metric if there is one
+    /// Adds a route to our table, replacing the one with the same destination and metric if there is one
     /// (`NLM_F_CREATE | NLM_F_REPLACE`): every packet meets the old route or the new one.
     SetRoute(Route),
-    /// Remove one of our routes.
+    /// Removes one of our routes.
     RemoveRoute(Route),
-    /// Add a rule after those of its priority (`NLM_F_CREATE` without `NLM_F_EXCL`: `rule_exists` in
+    /// Adds a rule after those of its priority (`NLM_F_CREATE` without `NLM_F_EXCL`: `rule_exists` in
     /// `net/core/fib_rules.c` ignores the invert flag and takes "from all" for any source, so it would
     /// find rules other than this one).
     AddRule(Rule),
-    /// Remove the first rule that matches as `rule_find` in `net/core/fib_rules.c` matches: a field that
+    /// Removes the first rule that matches as `rule_find` in `net/core/fib_rules.c` matches: a field that
     /// is zero or absent in the request matches anything, and the invert flag is ignored. The request
     /// carries everything that the [`Rule`] has, its protocol included. The plan relies on exactly this
     /// matching.
@@ -169,7 +174,7 @@ impl RtnetlinkOp {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
 pub enum FirewallOp {
-    /// Set the table's chains.
+    /// Sets the table's chains.
     #[serde(rename = "set_firewall")]
     Set {
         /// The chains.
@@ -177,27 +182,27 @@ pub enum FirewallOp {
         /// Whether the table is emptied first. Otherwise its sets stay as they are, counters included.
         anew: bool,
     },
-    /// Count the refused packets of this peer.
+    /// Counts the refused packets of this peer.
     JudgePeer {
         /// The source link address of its packets.
         peer: LinkAddress,
     },
-    /// Stop counting them, and discard the counter.
+    /// Stops counting them, and discards the counter.
     ForgetPeer {
         /// The source link address of its packets.
         peer: LinkAddress,
     },
-    /// Let a peer send from these addresses.
+    /// Lets a peer send from these addresses.
     AdmitSource(Source),
-    /// Stop letting it.
+    /// Stops letting it.
     RefuseSource(Source),
-    /// Replace all admitted sources at once. The kernel does this faster than many single changes:
+    /// Replaces all admitted sources at once. The kernel does this faster than many single changes:
     /// removing one range from a set of 15,000 takes it half a millisecond.
     ReplaceSources {
         /// Those of one peer do not overlap.
         sources: BTreeSet<Source>,
     },
-    /// Remove the table.
+    /// Removes the table.
     #[serde(rename = "remove_firewall")]
     Remove,
 }
@@ -206,7 +211,7 @@ pub enum FirewallOp {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
 pub enum SysctlOp {
-    /// Set it; the shell records the value that it had first.
+    /// Sets it; the shell records the value that it had first.
     #[serde(rename = "set_underlay_sysctl")]
     Set {
         /// The interface.
@@ -216,7 +221,7 @@ pub enum SysctlOp {
         /// Its new value.
         value: u8,
     },
-    /// Restore the recorded value and delete the record. If the interface is gone, only delete the record.
+    /// Restores the recorded value and deletes the record. If the interface is gone, only deletes the record.
     #[serde(rename = "restore_underlay_sysctl")]
     Restore {
         /// The interface.

@@ -75,7 +75,7 @@ impl Planner {
         }
     }
 
-    /// A whole snapshot; only the nodes that differ cost more than a comparison.
+    /// Replaces the whole cluster. Only nodes that differ cost more than a comparison.
     pub fn set_cluster(&mut self, cluster: Cluster) {
         if self.derived.is_none() || self.cluster.pools != cluster.pools {
             self.cluster = cluster;

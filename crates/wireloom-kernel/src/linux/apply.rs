@@ -54,10 +54,7 @@ impl Linux {
             InterfaceOp::Create { mtu, peer_lookup, source_check } => {
                 self.create_interface(*mtu, *peer_lookup, *source_check)
             }
-            InterfaceOp::StartDevice { source_check } => {
-                self.lose_sessions();
-                self.wireguard(Backend::Userspace).create(PeerLookup::Gateway, *source_check)
-            }
+            InterfaceOp::StartDevice { source_check } => self.start_device(*source_check),
             InterfaceOp::Remove => self.remove_interface(),
         };
         outcome.attempt(|| wording::interface(op, &self.interface))
@@ -184,8 +181,20 @@ impl Linux {
         Ok(self.state.end_creating()?)
     }
 
+    /// Starts a device behind an interface that stayed. If somebody deletes the interface meanwhile, the device
+    /// creates a new one, which [`Self::finish_creation`] marks as ours before the next pass.
+    fn start_device(&mut self, source_check: SourceCheck) -> Result<(), Cause> {
+        self.state.begin_creating(&self.interface)?;
+        self.lose_sessions();
+        self.wireguard(Backend::Userspace).create(PeerLookup::Gateway, source_check)?;
+        match interface::by_name(&mut self.rtnetlink, &self.interface)? {
+            Some(found) if found.interface.is_ours() => Ok(self.state.end_creating()?),
+            _ => Err(Cause::Transient("somebody deleted the interface meanwhile".into())),
+        }
+    }
+
     /// Marks the interface as ours if an agent was killed after creating it and before marking it, or timed
-    /// out while a device was still creating it.
+    /// out while a device was still creating it, or somebody deleted it while a device was starting behind it.
     ///
     /// # Errors
     /// The record of the creation cannot be read, or the interface cannot be marked.

@@ -74,9 +74,9 @@ impl Linux {
                 turned_back.push(Change::SetKeepalive { public_key, endpoint: None, seconds });
             }
         }
-        // Two transactions: one alone would send nothing.
+        // Two transactions: in a single one the last value would win and nothing be sent.
         for changes in [turned, turned_back].iter().filter(|changes| !changes.is_empty()) {
-            self.wireguard(backend).change(changes).attempt(|| "greet the peers".into())?;
+            self.wireguard(backend).change(changes).attempt(|| "start handshakes with the peers".into())?;
         }
         Ok(())
     }

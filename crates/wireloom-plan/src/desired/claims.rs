@@ -22,7 +22,7 @@ pub(crate) struct Index {
     keys: BTreeMap<PublicKey, Vec<String>>,
     /// Nodes and their keys by link address; empty except in link mode.
     link_addresses: BTreeMap<LinkAddress, Vec<(String, PublicKey)>>,
-    /// The link address of each key. It is a hash, which costs more than to look it up.
+    /// The link address of each key: looking it up is cheaper than hashing the key again.
     link_address_of: BTreeMap<PublicKey, LinkAddress>,
     prefixes: BTreeMap<IpNet, Vec<String>>,
     /// The number of claimed prefixes of each length. A mesh uses few lengths.

@@ -7,7 +7,7 @@ use wireloom_types::{LinkAddress, PublicKey};
 use super::{View, neighbours};
 use crate::{cluster::Node, routing::Family};
 
-/// A node: this one or another. It is the same for all prefixes that the node claims.
+/// A node, this one or another, with what is the same for all prefixes that it claims.
 pub(super) struct Member<'a> {
     pub(super) name: &'a str,
     pub(super) node: &'a Node,
@@ -28,7 +28,7 @@ pub(super) struct Identity {
 }
 
 impl<'a> View<'a> {
-    /// The node of this name.
+    /// The node with this name.
     pub(super) fn member(&self, name: &str) -> Option<Member<'a>> {
         self.cluster.nodes.get_key_value(name).map(|(name, node)| self.member_of(name, node))
     }

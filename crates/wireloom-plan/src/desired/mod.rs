@@ -1,8 +1,8 @@
 //! The desired state of this node's kernel: a function of the cluster, the settings and a few facts about
 //! this machine.
 //!
-//! Every object in it follows from a few entries of the [`Index`], independently of the other objects. That
-//! lets [`crate::planner::Planner`] derive again only what one changed node touches.
+//! Every object in it follows from a few entries of an index of the cluster's claims, independently of the
+//! other objects. That lets [`crate::planner::Planner`] derive again only what one changed node touches.
 
 mod claims;
 mod firewall;

@@ -92,8 +92,8 @@ impl<'a> View<'a> {
         several.then(|| Warning::SharedLinkAddress { link_address, nodes: nodes() })
     }
 
-    /// About a claimed prefix: equal claims, and narrower ones inside. A single address inside
-    /// another node's block is borrowed, which is as it should be.
+    /// Warnings about a claimed prefix: equal claims, and narrower claims inside it. A single address inside
+    /// another node's block is borrowed, which is intended.
     pub(super) fn warnings_of_claim(&self, claim: &Claim<'a>) -> impl Iterator<Item = Warning> + use<> {
         let (prefix, owner) = (claim.prefix, self.first(claim.claimants).unwrap_or_default());
         let refused = || claim.claimants.iter().filter(|name| *name != owner).cloned().collect();

@@ -42,7 +42,7 @@ use wireloom_types::PeerLookup;
 /// give the same list.
 ///
 /// Foreign objects stay: an interface with our name but without our alias is a refusal, and a route in our
-/// table with a protocol other than ours is left alone (see [`foreign_routes`]).
+/// table with a protocol other than ours is left alone.
 ///
 /// # Errors
 /// [`Refusal::ForeignInterface`]
@@ -103,7 +103,7 @@ pub(crate) fn diff_touched(
 }
 
 /// A warning for each route in our table that somebody else made.
-pub fn foreign_routes<'a>(
+pub(crate) fn foreign_routes<'a>(
     observed: &'a Observed,
     desired: &'a Desired,
 ) -> impl Iterator<Item = Warning> + use<'a> {

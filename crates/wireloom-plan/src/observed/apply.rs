@@ -18,8 +18,8 @@ use crate::{
     sysctl::{ALL, UnderlaySysctl},
 };
 
-/// A refusal of the kernel. A plan for the kernel as it is never meets one; the fix is to observe again and
-/// make a new plan.
+/// A refusal of the kernel. A plan that was made for the kernel's current state never meets one; the fix is to
+/// observe again and make a new plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// `EEXIST`
@@ -248,7 +248,8 @@ impl Observed {
         }
     }
 
-    /// An interface takes its addresses, its neighbours, the routes through it and the device behind it along.
+    /// Removes the interface and, as the kernel does, its addresses, its neighbours, the routes through it and
+    /// the device behind it.
     pub(crate) fn forget_interface(&mut self) {
         self.interface = None;
         self.device = None;

@@ -71,7 +71,8 @@ struct Arguments {
     only: Vec<String>,
 
     /// The cable between the machines: as the kernel makes it, or without segmentation and receive offload.
-    #[arg(long, value_delimiter = ',', value_name = "KIND,…", default_values_t = [Underlay::Plain, Underlay::NoOffload])]
+    #[arg(long, value_delimiter = ',', value_name = "KIND,…")]
+    #[arg(default_values_t = [Underlay::Plain, Underlay::NoOffload])]
     underlay: Vec<Underlay>,
 
     /// Adds the figures to this file, and prints the table of all figures in it: the rounds of one table can run at

@@ -183,7 +183,7 @@ impl Drop for Kept {
     }
 }
 
-/// Kills these processes. Whether all of them existed.
+/// Kills these processes, and returns whether all of them existed.
 fn kill(pids: &[u32]) -> bool {
     let status = Command::new("kill").arg("-KILL").args(pids.iter().map(ToString::to_string)).status();
     status.is_ok_and(|status| status.success())
@@ -216,8 +216,7 @@ fn look_around(arguments: &[&str], check: impl Fn(&dyn Fn(&str) -> String)) {
     kept.take_down();
 }
 
-/// How many processes there are for each processor that could run, but at least 1 (the load of the last minute,
-/// proc(5)).
+/// The load of the last minute for each processor (`/proc/loadavg`, proc(5)), but at least 1.
 fn crowd() -> f64 {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap();
     let load: f64 = load.split(' ').next().unwrap().parse().unwrap();

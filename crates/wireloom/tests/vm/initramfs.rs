@@ -43,7 +43,6 @@ const TOOLS: &[(&str, &str)] = &[
     ("pgrep", "procps"),
     ("ps", "procps"),
     ("sysctl", "procps"),
-    ("socat", "socat"),
     ("tcpdump", "tcpdump"),
     ("flock", "util-linux"),
     ("nsenter", "util-linux"),

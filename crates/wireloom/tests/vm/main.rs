@@ -121,7 +121,7 @@ fn test(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }
 
-/// Ends the wait for a report that will not come, because whoever should have closed it panicked.
+/// Ends the wait for a report that will not come because the thread that should have closed it panicked.
 struct CloseOnDrop<'a>(&'a Report);
 
 impl Drop for CloseOnDrop<'_> {

@@ -12,7 +12,7 @@ use super::message::{self, Message};
 use crate::{error::Cause, wireguard::DeviceState};
 
 /// The commands of drivers/net/wireguard/netlink.c for one device. Their twin in memory is
-/// [`Twin`](super::twin::Twin).
+/// `twin::Twin`.
 pub(super) trait Commands {
     /// `WG_CMD_GET_DEVICE`; `None` when the interface is gone or of another kind.
     fn get(&mut self) -> Result<Option<DeviceState>, Cause>;

@@ -200,9 +200,9 @@ fn allowed_ip(ip: IpNet) -> WireguardAllowedIp {
 
 /// Reads a dump. A peer with many allowed-IPs continues in the next message
 /// (`wg_get_device_dump` in drivers/net/wireguard/netlink.c).
-pub(super) fn device<'a>(told: impl IntoIterator<Item = &'a WireguardAttribute>) -> DeviceState {
+pub(super) fn device<'a>(attributes: impl IntoIterator<Item = &'a WireguardAttribute>) -> DeviceState {
     let mut device = DeviceState::default();
-    for attribute in told {
+    for attribute in attributes {
         match attribute {
             // Absent when there is no private key. The private key itself is ignored.
             WireguardAttribute::PublicKey(key) => device.public_key = Some(PublicKey::from_bytes(*key)),
@@ -219,14 +219,14 @@ pub(super) fn device<'a>(told: impl IntoIterator<Item = &'a WireguardAttribute>)
     device
 }
 
-fn add_peer(device: &mut DeviceState, told: &WireguardPeer) {
-    let key = told.0.iter().find_map(|attribute| match attribute {
+fn add_peer(device: &mut DeviceState, described: &WireguardPeer) {
+    let key = described.0.iter().find_map(|attribute| match attribute {
         WireguardPeerAttribute::PublicKey(key) => Some(PublicKey::from_bytes(*key)),
         _ => None,
     });
     let Some(key) = key else { return };
     let peer = device.peers.entry(key).or_default();
-    for attribute in &told.0 {
+    for attribute in &described.0 {
         match attribute {
             WireguardPeerAttribute::Endpoint(endpoint) => peer.endpoint = Some(*endpoint),
             WireguardPeerAttribute::PersistentKeepalive(seconds) => peer.persistent_keepalive = *seconds,
@@ -239,12 +239,12 @@ fn add_peer(device: &mut DeviceState, told: &WireguardPeer) {
     }
 }
 
-fn prefix(told: &WireguardAllowedIp) -> Option<IpNet> {
-    let address = told.0.iter().find_map(|attribute| match attribute {
+fn prefix(described: &WireguardAllowedIp) -> Option<IpNet> {
+    let address = described.0.iter().find_map(|attribute| match attribute {
         WireguardAllowedIpAttr::IpAddr(address) => Some(*address),
         _ => None,
     })?;
-    let length = told.0.iter().find_map(|attribute| match attribute {
+    let length = described.0.iter().find_map(|attribute| match attribute {
         WireguardAllowedIpAttr::Cidr(length) => Some(*length),
         _ => None,
     })?;
@@ -294,7 +294,7 @@ mod tests {
             WireguardPeerAttribute::PublicKey([2; 32]),
             WireguardPeerAttribute::LastHandshake(WireguardTimeSpec { seconds: 0, nano_seconds: 0 }),
         ]);
-        let told = [
+        let attributes = [
             WireguardAttribute::PrivateKey([7; 32]),
             WireguardAttribute::PublicKey([3; 32]),
             WireguardAttribute::ListenPort(51820),
@@ -317,7 +317,7 @@ mod tests {
             peers: [(KEY, peer), (PublicKey::from_bytes([2; 32]), PeerState::default())].into(),
             ..DeviceState::default()
         };
-        assert_eq!(device(&told), expected);
+        assert_eq!(device(&attributes), expected);
         assert_eq!(device(&[]), DeviceState::default());
     }
 

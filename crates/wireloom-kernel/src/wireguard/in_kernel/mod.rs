@@ -20,7 +20,7 @@ use self::{
 use super::{Change, DeviceState, WireguardDevice};
 use crate::{
     error::Cause,
-    random_key,
+    random_key::random_key,
     rtnetlink::{Request, Rtnetlink, interface},
 };
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::Cause,
-    random_key,
+    random_key::random_key,
     wireguard::{Change, DeviceState},
 };
 

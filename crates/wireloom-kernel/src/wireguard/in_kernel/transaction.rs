@@ -18,7 +18,7 @@ pub(super) struct AllowedIps {
     owners: HashMap<IpNet, PublicKey>,
 }
 
-/// The differences.
+/// The differences to send.
 #[derive(Default)]
 pub(super) struct Transaction<'a> {
     pub(super) configure: Option<Configure<'a>>,
@@ -41,17 +41,17 @@ pub(super) enum Step {
     Remove(PublicKey),
 }
 
-/// What to set of a peer.
+/// The settings of a peer to change.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SetPeer {
     pub(super) public_key: PublicKey,
     pub(super) endpoint: Option<SocketAddr>,
     pub(super) persistent_keepalive: u16,
-    /// Do not create the peer.
+    /// Whether an absent peer stays absent.
     pub(super) update_only: bool,
-    /// Remove all allowed-IPs that the peer has, because they are not known.
+    /// Whether all allowed-IPs that the peer has are removed first, because they are not known.
     pub(super) replace: bool,
-    /// Allowed-IPs to add to those that it has, and to take from their owners.
+    /// Allowed-IPs that it gets in addition; their owners lose them.
     pub(super) gained: Vec<IpNet>,
 }
 

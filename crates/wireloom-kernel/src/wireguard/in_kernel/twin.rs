@@ -66,9 +66,9 @@ impl Twin {
         }
     }
 
-    fn set_peer(&mut self, told: &WireguardPeer) -> Result<(), Cause> {
+    fn set_peer(&mut self, request: &WireguardPeer) -> Result<(), Cause> {
         let (mut key, mut flags) = (None, WireguardPeerFlags::empty());
-        for attribute in &told.0 {
+        for attribute in &request.0 {
             match attribute {
                 WireguardPeerAttribute::PublicKey(bytes) => key = Some(PublicKey::from_bytes(*bytes)),
                 WireguardPeerAttribute::Flags(given) => flags = *given,
@@ -91,7 +91,7 @@ impl Twin {
             return Ok(());
         }
         self.state.peers.entry(key).or_default();
-        for attribute in &told.0 {
+        for attribute in &request.0 {
             match attribute {
                 WireguardPeerAttribute::Endpoint(endpoint) => self.peer(key).endpoint = Some(*endpoint),
                 WireguardPeerAttribute::PersistentKeepalive(seconds) => {
@@ -106,9 +106,9 @@ impl Twin {
         Ok(())
     }
 
-    fn set_allowed_ip(&mut self, key: PublicKey, told: &WireguardAllowedIp) -> Result<(), Cause> {
+    fn set_allowed_ip(&mut self, key: PublicKey, request: &WireguardAllowedIp) -> Result<(), Cause> {
         let (mut address, mut length, mut removed) = (None::<IpAddr>, None, false);
-        for attribute in &told.0 {
+        for attribute in &request.0 {
             match attribute {
                 WireguardAllowedIpAttr::IpAddr(given) => address = Some(*given),
                 WireguardAllowedIpAttr::Cidr(given) => length = Some(*given),

@@ -16,7 +16,9 @@ fn a_change_that_asks_for_a_port_in_use_is_refused_as_a_whole() {
     let node = &lab.nodes[0];
     assert!(run(node, "device wg0").status.success());
     for address in ["0.0.0.0:7000", "[::]:7000"] {
-        let squatter = node.host.space.inside(|| UdpSocket::bind(address).unwrap()).unwrap();
+        // A program that another test has just started may still hold the descriptor of the squatter before.
+        let bind = || node.host.space.inside(|| UdpSocket::bind(address)).unwrap();
+        let squatter = until(PATIENCE, "the port to be free", || bind().ok()).unwrap();
         for state in ["down", "up"] {
             node.run(&format!("ip link set wg0 {state}")).unwrap();
             node.run("wg set wg0 listen-port 6000 fwmark 1").unwrap();
@@ -28,7 +30,7 @@ fn a_change_that_asks_for_a_port_in_use_is_refused_as_a_whole() {
         drop(squatter);
         node.run("ip link set wg0 down").unwrap();
     }
-    node.run("wg set wg0 listen-port 7000").unwrap();
+    until(PATIENCE, "the port to be free", || node.run("wg set wg0 listen-port 7000").ok()).unwrap();
 }
 
 #[test]
@@ -79,7 +81,8 @@ fn wg_sets_and_shows_every_setting() {
 
     // `syncconf` sends the differences only; back and forth it ends where it began.
     let fewer = format!(
-        "[Interface]\nListenPort = 7001\nPrivateKey = {private}\n[Peer]\nPublicKey = {other}\nAllowedIPs = 10.1.0.0/16\n"
+        "[Interface]\nListenPort = 7001\nPrivateKey = {private}\n\
+         [Peer]\nPublicKey = {other}\nAllowedIPs = 10.1.0.0/16\n"
     );
     write(&fewer);
     node.run("wg syncconf wg0 /run/wg0.conf").unwrap();
@@ -161,7 +164,8 @@ fn five_thousand_peers_are_configured_by_one_request() {
     for peer in 1..=5000_u32 {
         let [_, _, high, low] = peer.to_be_bytes();
         all += &format!(
-            "public_key={peer:064x}\nendpoint=192.168.1.2:9\nallowed_ip=10.{high}.{low}.0/24\nallowed_ip=fd00:{peer:x}::/32\n"
+            "public_key={peer:064x}\nendpoint=192.168.1.2:9\n\
+             allowed_ip=10.{high}.{low}.0/24\nallowed_ip=fd00:{peer:x}::/32\n"
         );
     }
     all += "\n";

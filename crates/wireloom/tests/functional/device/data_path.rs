@@ -131,7 +131,7 @@ fn transfers_arrive_intact_where_the_kernel_offers_fewer_offloads() {
                     pair.node(place).run(command).unwrap();
                 }
             }
-            // The lacks add up.
+            // Offloads that were turned off before stay off.
             pair.exchange_streams(1, 16);
             for (from, to, target) in pair.ways() {
                 bursts(&from.host.space, &to.host.space, target, 3, false);
@@ -161,7 +161,7 @@ fn packets_leave_the_tunnel_with_right_checksums() {
     assert!(frames.iter().all(|frame| frame.len() <= 1420), "each fits the tunnel");
     assert_eq!(faults(&frames, LinkType::Raw), Vec::<String>::new());
 
-    // The judge is awake: it finds a fault that is made on purpose.
+    // And `tcpdump` does find faults: this one is made on purpose.
     let last = frames.iter_mut().find(|frame| frame.len() == 1420).expect("a full packet").last_mut();
     *last.expect("it has bytes") ^= 1;
     assert_eq!(faults(&frames, LinkType::Raw).len(), 1);

@@ -121,7 +121,7 @@ fn a_link_keeps_its_number_of_queues_when_another_process_takes_it_over() {
 /// is on the way when the interface goes down is lost, and TCP sends it again.
 #[test]
 fn streams_survive_changes_of_port_mark_mtu_and_state() {
-    /// Of each stream, after each change: so many that they were not all under way before it.
+    /// What each stream must bring after each change: more than can have been under way before it.
     const BYTES: u64 = 4 << 20;
     let tunnel = Tunnel::established_with(Program::WireloomThreads);
     let [far, node] = [0, 1].map(|place| tunnel.node(place));
