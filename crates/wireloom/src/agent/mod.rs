@@ -106,7 +106,7 @@ impl Agent {
             Event::Settings => {
                 let outcome = self.reload();
                 self.report.settings_error = outcome.err().map(|error| {
-                    let error = format!("{error:#}; the settings of before stay in force");
+                    let error = format!("{error:#}; the previous settings stay in force");
                     tracing::error!("{error}");
                     error
                 });

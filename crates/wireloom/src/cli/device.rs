@@ -153,7 +153,7 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
         match end {
             End::InterfaceDeleted => "the interface was deleted",
             End::SocketRemoved => "the control socket was removed",
-            End::Signalled => "told to by a signal",
+            End::Signalled => "a signal asked for it",
         }
     );
     Ok(ExitCode::SUCCESS)

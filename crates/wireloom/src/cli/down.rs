@@ -89,9 +89,9 @@ fn agent_runs(interface: &str) -> String {
     match RunFile::read(interface) {
         Some(RunFile { pid, .. }) => {
             format!(
-                "the agent runs (process {pid}); stop it first, with `systemctl stop wireloom` or `kill {pid}`"
+                "the agent is running (process {pid}); stop it first, with `systemctl stop wireloom` or `kill {pid}`"
             )
         }
-        None => "the agent runs; stop it first, with `systemctl stop wireloom`".into(),
+        None => "the agent is running; stop it first, with `systemctl stop wireloom`".into(),
     }
 }

@@ -118,11 +118,11 @@ fn running_agent(interface: &str) -> anyhow::Result<Option<RunFile>> {
 fn link_mode(settings: &Settings) -> Option<&'static str> {
     match (settings.peer_lookup, settings.source_check) {
         (PeerLookup::Destination, SourceCheck::AllowedIps) => None,
-        (PeerLookup::Destination, _) => Some("the destination selects the peer; sources are not judged"),
+        (PeerLookup::Destination, _) => Some("the destination selects the peer; sources are not checked"),
         (PeerLookup::Gateway, SourceCheck::Off) => {
-            Some("the next hop selects the peer; sources are not judged")
+            Some("the next hop selects the peer; sources are not checked")
         }
-        (PeerLookup::Gateway, _) => Some("the next hop selects the peer; the firewall judges sources"),
+        (PeerLookup::Gateway, _) => Some("the next hop selects the peer; the firewall checks sources"),
     }
 }
 
