@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use wireloom_membership::{file, mistake::TomlFile};
+use wireloom_membership::{config_file::TomlFile, file};
 
 fuzz_target!(|text: &str| {
     let toml = TomlFile::from_text(Path::new("mesh.toml"), text);

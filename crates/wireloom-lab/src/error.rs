@@ -1,8 +1,8 @@
-//! What can go wrong in the laboratory.
+//! The laboratory's errors.
 
 use std::{io, time::Duration};
 
-/// The result of work in the laboratory.
+/// A result whose error is the laboratory's.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong in the laboratory.
@@ -11,22 +11,22 @@ pub enum Error {
     /// A program is not installed.
     #[error("the program `{program}` is missing: install the Debian package `{package}`")]
     MissingTool {
-        /// What was looked for.
+        /// The program's name.
         program: &'static str,
-        /// Where Debian has it.
+        /// The Debian package that has it.
         package: &'static str,
     },
-    /// Neither root nor allowed to make a user namespace.
+    /// This process is not root and may not make a user namespace either.
     #[error(
         "network namespaces need root or user namespaces, and this system refuses both: {reason}\n\
          run it as root, or allow user namespaces (sysctl user.max_user_namespaces, \
          kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
     )]
     NotPermitted {
-        /// What `unshare` said.
+        /// What `unshare` printed.
         reason: String,
     },
-    /// A program ended with a failure.
+    /// A program failed.
     #[error("`{command}` in {place} failed ({status}): {stderr}")]
     Command {
         /// The command line.
@@ -35,35 +35,35 @@ pub enum Error {
         place: String,
         /// How it ended.
         status: std::process::ExitStatus,
-        /// What it said, both streams.
+        /// What it printed, on standard output and standard error.
         stderr: String,
     },
     /// A system call failed.
     #[error("cannot {operation}")]
     Io {
-        /// What was tried.
+        /// What was tried, such as `open a packet socket in node-a`.
         operation: String,
-        /// Why it failed.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// More came than a capture could keep up with.
+    /// A capture's socket buffer overflowed.
     #[error("a capture lost {packets} packets: it cannot say what crossed the underlay")]
     Overflow {
-        /// How many.
+        /// How many packets the kernel dropped.
         packets: u32,
     },
-    /// Something that was waited for did not come true.
+    /// Something did not happen in time.
     #[error("waited {patience:?} in vain for {what}")]
     Timeout {
-        /// What was waited for.
+        /// What was expected to happen, such as `the agent on node-a to end`.
         what: String,
-        /// How long.
+        /// How long it was given.
         patience: Duration,
     },
-    /// A program's output was not of the expected form.
+    /// A program printed something that could not be parsed.
     #[error("{what} printed something unexpected: {output:?}")]
     Output {
-        /// Which program.
+        /// The program, or its command line.
         what: String,
         /// What it printed.
         output: String,
@@ -71,7 +71,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// For `map_err` on a system call: names the operation.
+    /// Names the operation whose system call failed, for `map_err`.
     pub(crate) fn io<E: Into<io::Error>>(operation: impl Into<String>) -> impl FnOnce(E) -> Self {
         let operation = operation.into();
         move |source| Self::Io { operation, source: source.into() }

@@ -1,57 +1,54 @@
-//! A network laboratory: nodes, pods and the network between them, as namespaces of this machine.
+//! A network laboratory on one machine: nodes, pods and the network between them, in namespaces.
 //!
 //! ```text
-//!              pod ── cni0 ┐                                  ┌ cni0 ── pod
-//!   node-a     10.161.1.2  ├ eth0 ───── underlay ───── eth0 ┤  10.161.2.2     node-b
-//!                          ┘ 192.168.1.1      192.168.1.2    └
+//!  ┌ node-a ────────────────────┐               ┌ node-b ────────────────────┐
+//!  │ pod-1 ── cni0        eth0 ─┼── underlay ───┼─ eth0        cni0 ── pod-1 │
+//!  │ 10.161.1.2     192.168.1.1 │               │ 192.168.1.2     10.161.2.2 │
+//!  └────────────────────────────┘               └────────────────────────────┘
 //! ```
 //!
-//! - [`Lab`] builds it all and takes it all away: on drop, on panic, and when this process is killed.
-//! - [`Node`] is a machine: own network, processes, `/run`, `/etc/wireloom` and `/var/lib/wireloom`. Its
-//!   main table routes the other nodes' pods over the underlay, as a cluster's network plugin does.
-//! - [`Place`] is where traffic starts or ends: a node's own network (the *host*) or a pod's.
-//! - [`Capture`] sees what crosses the underlay: WireGuard, or plaintext.
-//! - [`probe`] is one exchange between two places and what the capture saw of it; [`Matrix`] is a probe
-//!   for every direction, pair of nodes and family; [`Pinger`] and [`Stream`] run while things change.
-//! - [`mesh`] and [`agent`] write the files of a mesh and run `wireloom` on its nodes.
-//! - [`Link`] makes the nodes routers on one common link, and [`routing`] runs daemons on them.
+//! Functional tests, the tunnel bench and `wireloom-demo` are built on it. It needs no privileges: an ordinary
+//! user becomes root of a user namespace first ([`become_root`]).
 //!
-//! Nothing here is unsafe or needs privileges on the machine itself: see [`become_root`].
+//! ```no_run
+//! use wireloom_lab::{Lab, Layout, Matrix, Promise};
+//!
+//! let lab = Lab::new(&Layout { nodes: 3, ..Layout::default() })?;
+//! lab.nodes[0].run("ip route show")?;
+//! let matrix = Matrix::measure(&lab)?;
+//! assert!(matrix.broken(Promise::PLAINTEXT).is_empty());
+//! # Ok::<(), wireloom_lab::Error>(())
+//! ```
+//!
+//! - `network`: the machines. [`Lab`] builds them and takes them down, [`Node`] is one of them, [`Place`] is where
+//!   traffic starts or ends (a node's own network or a pod's), [`Space`] runs work inside.
+//! - `programs`: what runs on the nodes. [`agent`] and the files that it reads ([`mesh`]), [`routing`] daemons, and
+//!   the configurations that the [`guide`] to link mode shows.
+//! - `scenarios`: laboratories with programs already running. Routers on one [`Link`]; the [`unscoped`] rule of
+//!   Calico issue #9751.
+//! - `traffic`: measuring. [`Capture`] sees what crosses the underlay, [`probe()`] makes one exchange, [`Matrix`]
+//!   probes every pair of nodes, [`Pinger`] and [`Stream`] run while something changes.
 
-pub mod agent;
-mod capture;
-pub mod control;
 mod error;
-pub mod guide;
-mod layout;
-mod link;
-mod matrix;
-pub mod mesh;
 mod network;
-mod node;
-mod pinger;
-pub mod probe;
+mod programs;
 mod root;
-pub mod routing;
-mod space;
-mod stream;
+mod scenarios;
 mod tools;
-pub mod unscoped;
+mod traffic;
 mod wait;
 
 pub use self::{
-    capture::{Capture, Content, Packet},
     error::{Error, Result},
-    layout::{Addresses, FAMILIES, Layout},
-    link::{Link, Topology},
-    matrix::{Direction, Matrix, Measurement, Promise},
-    network::Lab,
-    node::{Node, Place},
-    pinger::{PingReport, Pinger},
-    probe::{Cell, Wire, probe},
+    network::{Addresses, FAMILIES, Holder, Lab, Layout, Node, Place, Space},
+    programs::{agent, control, guide, mesh, routing},
     root::become_root,
-    space::{Holder, Space},
-    stream::{Stream, StreamReport},
+    scenarios::{Link, Topology, unscoped},
     tools::require,
+    traffic::{
+        Capture, Cell, Content, Direction, Matrix, Measurement, Packet, PingReport, Pinger, Promise, Stream,
+        StreamReport, Wire,
+        probe::{self, probe},
+    },
     wait::{PATIENCE, at_this_pace, finish, until},
 };

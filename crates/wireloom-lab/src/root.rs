@@ -1,24 +1,29 @@
-//! Being root, of the machine or of a user namespace.
+//! Becoming root: of the machine, or of a user namespace.
 
 use std::{
-    env, fs, io,
+    env, io,
     os::unix::process::CommandExt as _,
     process::{Command, Stdio},
 };
 
-use super::{Error, Result, tools};
+use caps::{CapSet, Capability};
 
-/// Bits of `CapEff` in `/proc/self/status` (`include/uapi/linux/capability.h`): `CAP_NET_ADMIN`,
-/// `CAP_NET_RAW` and `CAP_SYS_ADMIN`.
-const NEEDED: u64 = 1 << 12 | 1 << 13 | 1 << 21;
+use crate::{Error, Result, tools};
 
-/// Returns when this process may make namespaces. Else it starts this program again, with the same
-/// arguments and process id, as root of a user namespace of its own.
+/// What it takes to make namespaces and to work in them.
+const NEEDED: [Capability; 3] =
+    [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW, Capability::CAP_SYS_ADMIN];
+
+/// Makes sure that this process may make namespaces. If it may not, the program is executed again as root of a new
+/// user namespace, with the same arguments and process id, so call this first: what ran before runs twice.
 ///
 /// # Errors
 /// [`Error::NotPermitted`] where user namespaces are forbidden.
 pub fn become_root() -> Result<()> {
-    if capabilities()? & NEEDED == NEEDED {
+    let effective = caps::read(None, CapSet::Effective);
+    let effective =
+        effective.map_err(io::Error::other).map_err(Error::io("read this process's capabilities"))?;
+    if NEEDED.iter().all(|capability| effective.contains(capability)) {
         return Ok(());
     }
     tools::require(&["unshare"])?;
@@ -27,7 +32,7 @@ pub fn become_root() -> Result<()> {
         command.args(["--user", "--map-root-user", "--"]);
         command
     };
-    // Tried first on a program that does nothing: once replaced, this process could not explain a refusal.
+    // Try it on a program that does nothing first: once replaced, this process could not explain a refusal.
     let trial = unshare().arg("true").stdin(Stdio::null()).output().map_err(Error::io("run unshare"))?;
     if !trial.status.success() {
         let reason = String::from_utf8_lossy(&trial.stderr).trim().to_owned();
@@ -36,13 +41,4 @@ pub fn become_root() -> Result<()> {
     let program = env::current_exe().map_err(Error::io("find this program's file"))?;
     let failure = unshare().arg(program).args(env::args_os().skip(1)).exec();
     Err(Error::io("run unshare")(failure))
-}
-
-fn capabilities() -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status").map_err(Error::io("read /proc/self/status"))?;
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .ok_or_else(|| Error::io("read CapEff")(io::Error::from(io::ErrorKind::InvalidData)))
 }

@@ -1,4 +1,4 @@
-//! The system's own programs that the laboratory is built with.
+//! The programs that the laboratory needs from the system, and the Debian packages that have them.
 
 use std::{
     env,
@@ -6,14 +6,14 @@ use std::{
     path::PathBuf,
 };
 
-use super::{Error, Result};
+use crate::{Error, Result};
 
-/// Programs and the Debian packages that have them.
+/// Programs, each with its Debian package.
 const PACKAGES: &[(&str, &str)] = &[
     ("babeld", "babeld"),
     ("bird", "bird2"),
     ("birdc", "bird2"),
-    // Not where programs are looked for.
+    // FRR's daemons are not in PATH.
     ("/usr/lib/frr/zebra", "frr"),
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),
@@ -36,14 +36,14 @@ const PACKAGES: &[(&str, &str)] = &[
     ("wireguard-go", "wireguard-go"),
 ];
 
-/// Where Debian keeps administrators' programs; an ordinary user's `PATH` lacks them.
+/// Where Debian keeps administrators' programs, which an ordinary user's `PATH` lacks.
 const ADMINISTRATORS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// `PATH` with the administrators' directories.
+/// This process's `PATH`, followed by the administrators' directories.
 pub(crate) fn search_path() -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
     let directories = env::split_paths(&path).chain(ADMINISTRATORS.map(PathBuf::from));
-    env::join_paths(directories).expect("the parts of a PATH hold no separator")
+    env::join_paths(directories).expect("the parts of a PATH contain no separator")
 }
 
 /// Checks that each of these programs is installed.
@@ -54,7 +54,7 @@ pub fn require(programs: &[&str]) -> Result<()> {
     require_in(&search_path(), programs)
 }
 
-/// Programs that no package is named for here are left to fail by themselves.
+/// A program that [`PACKAGES`] does not list counts as installed: it fails when it is run.
 fn require_in(path: &OsStr, programs: &[&str]) -> Result<()> {
     for (program, package) in PACKAGES.iter().filter(|(program, _)| programs.contains(program)) {
         if !env::split_paths(path).any(|directory| directory.join(program).is_file()) {

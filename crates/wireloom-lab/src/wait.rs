@@ -1,4 +1,4 @@
-//! Waiting, with a bound and a message: for conditions, and for programs to end.
+//! Waiting with a limit and a message: for conditions, and for programs to end.
 
 use std::{
     env,
@@ -13,22 +13,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Error, Result};
+use crate::{Error, Result};
 
-/// How long tests wait for something that should come true soon: generous, for a busy machine.
+/// How long to wait for something that should happen soon: 20 s, generous enough for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long tests wait for a program that they run to end, unless they say otherwise.
-pub(super) const PROGRAM: Duration = Duration::from_secs(60);
+/// How long to wait for a program to end, unless the caller says otherwise.
+pub(crate) const PROGRAM: Duration = Duration::from_secs(60);
 
-/// For what a killed program had written to arrive.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long to wait for the last output of a program that was killed.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
-/// Between two looks at a condition.
+/// Time between two checks of a condition.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// A time to wait, on this machine: where the environment's `WIRELOOM_LAB_PACE` is a whole number,
-/// everything takes so many times longer than usual (tests/vm says so of an emulated machine).
+/// Scales a time to this machine: multiplies it by `WIRELOOM_LAB_PACE` from the environment, a whole number
+/// (default 1). `tests/vm` sets it for an emulated machine, which is slower than a real one.
 #[must_use]
 pub fn at_this_pace(time: Duration) -> Duration {
     static PACE: OnceLock<u32> = OnceLock::new();
@@ -36,16 +36,16 @@ pub fn at_this_pace(time: Duration) -> Duration {
     time * *PACE.get_or_init(pace)
 }
 
-/// Polls until `condition` gives something.
+/// Polls until `condition` returns `Some`, and returns what is in it.
 ///
 /// # Errors
-/// [`Error::Timeout`], naming `what`, when `patience` ([at this pace](at_this_pace)) is over and the
-/// condition still gives nothing.
+/// [`Error::Timeout`], naming `what`, when `condition` still returns `None` after `patience`
+/// ([scaled](at_this_pace) to this machine).
 pub fn until<T>(patience: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> Result<T> {
     let patience = at_this_pace(patience);
     let deadline = Instant::now() + patience;
     loop {
-        // Read the clock first: a condition is looked at once more after the deadline.
+        // The clock is read before the condition, so the condition is checked once more after the deadline.
         let begun = Instant::now();
         let over = begun >= deadline;
         if let Some(found) = condition() {
@@ -54,23 +54,24 @@ pub fn until<T>(patience: Duration, what: &str, mut condition: impl FnMut() -> O
         if over {
             return Err(Error::Timeout { what: what.to_owned(), patience });
         }
-        // A look may start processes: half of the time, at least, is left to what is waited for.
+        // A check may start processes. Sleeping as long as it took leaves half of the time to what is awaited.
         sleep(at_this_pace(INTERVAL).max(begun.elapsed()));
     }
 }
 
-/// Closes a program's standard input, waits for it to end and returns what it wrote.
+/// Closes a program's standard input, waits for it to end, and returns its exit status and output.
 ///
 /// # Errors
-/// [`Error::Timeout`], with `what` and what the program had written, when it has not ended after `patience`
-/// ([at this pace](at_this_pace)), or something that it started still holds its output open. It is killed.
+/// [`Error::Timeout`], naming `what` and the output so far, when the program has not ended after `patience`
+/// ([scaled](at_this_pace) to this machine), or a process that it started still holds its output open. The program is
+/// killed.
 pub fn finish(mut child: Child, what: &str, patience: Duration) -> Result<Output> {
     let patience = at_this_pace(patience);
     let deadline = Instant::now() + patience;
     drop(child.stdin.take());
     let pipes = [child.stdout.take().map(Pipe::read), child.stderr.take().map(Pipe::read)];
     let written = || pipes.each_ref().map(|pipe| pipe.as_ref().map(Pipe::written).unwrap_or_default());
-    // A program whose output ends is about to end: this wait needs no polling.
+    // A program that has closed its output is about to end, so most of the wait needs no polling.
     let is_closed = pipes.iter().flatten().all(|pipe| pipe.is_closed_by(deadline));
     let mut interval = Duration::from_micros(100);
     loop {
@@ -82,7 +83,7 @@ pub fn finish(mut child: Child, what: &str, patience: Duration) -> Result<Output
         if Instant::now() >= deadline {
             let _ = child.kill();
             let _ = child.wait();
-            let deadline = Instant::now() + LAST_WORDS;
+            let deadline = Instant::now() + LAST_OUTPUT;
             for pipe in pipes.iter().flatten() {
                 let _ = pipe.is_closed_by(deadline);
             }
@@ -90,8 +91,8 @@ pub fn finish(mut child: Child, what: &str, patience: Duration) -> Result<Output
             let what = match ended {
                 None => format!("{what} to end; it had written: {stdout}{stderr}"),
                 Some(status) => format!(
-                    "the output of {what} to end: it has ended ({status}), what it started holds it open; it \
-                     had written: {stdout}{stderr}"
+                    "the output of {what} to end: it has ended ({status}), but a process that it started holds its \
+                     output open; it had written: {stdout}{stderr}"
                 ),
             };
             return Err(Error::Timeout { what, patience });
@@ -101,7 +102,7 @@ pub fn finish(mut child: Child, what: &str, patience: Duration) -> Result<Output
     }
 }
 
-/// What a program writes to a pipe. A thread reads it, so that the program is never held back.
+/// What a program writes to a pipe. A thread reads it continuously, so that the program never blocks.
 struct Pipe {
     written: Arc<Mutex<Vec<u8>>>,
     /// Disconnected when the pipe is closed.
@@ -153,8 +154,8 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_ends_gives_its_status_and_all_that_it_wrote() {
-        // More than a pipe holds, and not before its input is closed.
+    fn a_program_that_ends_returns_its_status_and_all_of_its_output() {
+        // It writes more than a pipe holds, once its input is closed.
         let child = start("read -r line; head -c 200000 /dev/zero; echo trouble >&2; exit 7");
         let output = finish(child, "a script", PATIENCE).unwrap();
         assert_eq!((output.status.code(), output.stdout.len()), (Some(7), 200_000));
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_hangs_is_killed_and_named_with_what_it_wrote() {
+    fn a_program_that_hangs_is_killed_and_reported_with_its_output() {
         let begun = Instant::now();
         let child = start("echo begun; exec sleep 1000");
         let error = finish(child, "a script", Duration::from_millis(300)).unwrap_err().to_string();
@@ -171,9 +172,9 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_keeps_its_starters_output_is_named() {
+    fn a_daemon_that_holds_its_parents_output_open_is_reported() {
         let child = start("sleep 5 & exit 0");
         let error = finish(child, "a script", Duration::from_millis(300)).unwrap_err().to_string();
-        assert!(error.contains("what it started holds it open"), "{error}");
+        assert!(error.contains("a process that it started holds its output open"), "{error}");
     }
 }

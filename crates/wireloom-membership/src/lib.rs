@@ -1,47 +1,64 @@
-//! Where the agent learns who is in the mesh.
+//! Membership sources: where the agent learns which nodes are in the mesh.
 //!
-//! A source delivers the whole mesh first, and again whenever it changed; what goes wrong with it
-//! is delivered too, and leaves the last whole state in force. Nothing is removed from the kernel
-//! before the first snapshot is there.
+//! ```text
+//!  mesh.toml ──▶ Source ──┬─ Event::Snapshot(Cluster) ──▶ agent ──▶ planner
+//!                         └─ Event::Problem(Error)    ──▶ agent's log, `wireloom status`
+//! ```
+//!
+//! A source delivers the whole mesh first, and again after every change. When it fails it delivers the problem, and
+//! the last snapshot stays in force. Before the first snapshot the agent changes nothing in the kernel.
+//!
+//! ```no_run
+//! use wireloom_membership::{Event, Source};
+//!
+//! let source = Source::File("/etc/wireloom/mesh.toml".into());
+//! source.follow(|event| match event {
+//!     Event::Snapshot(cluster) => println!("{} nodes", cluster.nodes.len()),
+//!     Event::Problem(error) => eprintln!("{error}"),
+//! })?;
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! Each kind of source has a module of its own; today there is [`file`](mod@file). [`config_file`] reads and watches
+//! the TOML files that operators write: `mesh.toml` here, `agent.toml` in the binary.
 
 use std::{io, path::PathBuf};
 
 use wireloom_plan::cluster::Cluster;
 
-use crate::{mistake::Mistake, watch::watch};
+use crate::config_file::Mistake;
 
+pub mod config_file;
 pub mod file;
-pub mod mistake;
-pub mod watch;
 
 /// Where the membership comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// `mesh.toml`, watched.
+    /// A `mesh.toml`, which is watched.
     File(PathBuf),
 }
 
 impl Source {
-    /// The mesh as it is now.
+    /// Reads the mesh once.
     ///
     /// # Errors
-    /// It cannot be had.
+    /// The source cannot be read, or what it says is not a valid mesh.
     pub fn read(&self) -> Result<Cluster, Error> {
         match self {
             Self::File(path) => file::read(path),
         }
     }
 
-    /// Delivers what there is and what changes, from a thread of its own, for as long as the process lives.
+    /// Starts a thread that delivers the mesh as it is now and after every change, for as long as the process lives.
     ///
     /// # Errors
-    /// The thread cannot be had.
+    /// The operating system's, when the thread cannot be started.
     pub fn follow(&self, deliver: impl Fn(Event) + Send + 'static) -> io::Result<()> {
         match self {
             Self::File(path) => {
-                let file = path.clone();
-                watch(path.clone(), move || {
-                    deliver(match file::read(&file) {
+                let path = path.clone();
+                config_file::watch(path.clone(), move || {
+                    deliver(match file::read(&path) {
                         Ok(cluster) => Event::Snapshot(cluster),
                         Err(error) => Event::Problem(error),
                     });
@@ -51,27 +68,27 @@ impl Source {
     }
 }
 
-/// What a source has to say.
+/// What a source delivers.
 #[derive(Debug)]
 pub enum Event {
     /// The whole mesh as it is now.
     Snapshot(Cluster),
-    /// The mesh cannot be had; what was delivered before stays in force.
+    /// Why the mesh cannot be read now. The last snapshot stays in force.
     Problem(Error),
 }
 
-/// Why the mesh cannot be had. All of these end by themselves once the file is mended: it is watched.
+/// Why the mesh cannot be read. A followed source reads it again after the next change, so nobody has to retry.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// It says something that it may not.
+    /// The file's content is not a valid mesh.
     #[error(transparent)]
     Mistake(#[from] Mistake),
 }

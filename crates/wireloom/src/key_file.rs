@@ -1,4 +1,4 @@
-//! The private key's file: made when absent, its owner's only, never shown.
+//! The private key's file: made when absent, readable by its owner only, never shown.
 
 use std::{
     fs::File,
@@ -11,43 +11,26 @@ use wireloom_kernel::random_key;
 use wireloom_types::PrivateKey;
 use zeroize::Zeroizing;
 
-/// The key cannot be had.
+/// Why there is no usable key.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file cannot be read or made.
+pub(crate) enum Error {
+    /// The file cannot be read or made; `action` says which.
     #[error("cannot {action} the private key {}: {source}", path.display())]
-    Io {
-        /// Read or create.
-        action: &'static str,
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Others can read it.
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    /// Users other than its owner can read or write the file.
     #[error(
-        "the private key {} is open to others (mode {mode:03o}); close it with `chmod 600 {}` and consider a new key",
+        "the private key {} is accessible to other users (mode {mode:03o}); run `chmod 600 {}`, and consider \
+         making a new key",
         path.display(), path.display()
     )]
-    Open {
-        /// Which file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// It holds something else.
+    Open { path: PathBuf, mode: u32 },
+    /// The file holds something else.
     #[error("{} holds no private key; write one with `wireloom key generate`", path.display())]
-    Malformed {
-        /// Which file.
-        path: PathBuf,
-    },
+    Malformed { path: PathBuf },
 }
 
 /// Reads the key; `None` when there is no file.
-///
-/// # Errors
-/// The file cannot be read, is open to others, or holds something else.
-pub fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
+pub(crate) fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
     let failed = |source| Error::Io { action: "read", path: path.to_owned(), source };
     let file = match File::open(path) {
         Ok(file) => file,
@@ -58,7 +41,7 @@ pub fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
     if mode & 0o077 != 0 {
         return Err(Error::Open { path: path.to_owned(), mode });
     }
-    // A key is 44 characters and a line end; what is longer is none.
+    // A key is 44 characters and a line end; anything much longer is not a key.
     let mut text = Zeroizing::new(String::with_capacity(128));
     let malformed = || Error::Malformed { path: path.to_owned() };
     match file.take(127).read_to_string(&mut text) {
@@ -68,18 +51,15 @@ pub fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
     PrivateKey::from_base64(text.trim()).map(Some).map_err(|_| malformed())
 }
 
-/// Reads the key, or makes one, readable by its owner only.
-///
-/// # Errors
-/// As [`read`], or the file cannot be made.
-pub fn read_or_create(path: &Path) -> Result<PrivateKey, Error> {
+/// Reads the key, or makes one when there is no file.
+pub(crate) fn read_or_create(path: &Path) -> Result<PrivateKey, Error> {
     match read(path)? {
         Some(key) => Ok(key),
         None => create(path).map_err(|source| Error::Io { action: "create", path: path.to_owned(), source }),
     }
 }
 
-/// The file appears whole or not at all, and never replaces one that appeared meanwhile.
+/// Makes a key. Its file appears whole or not at all, and never replaces one that appeared meanwhile.
 fn create(path: &Path) -> io::Result<PrivateKey> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -100,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_absent_key_is_made_for_its_owner_only_and_kept() {
+    fn an_absent_key_is_made_once_and_readable_by_its_owner_only() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sub/wg0.key");
         assert!(read(&path).unwrap().is_none());
@@ -121,14 +101,14 @@ mod tests {
         assert_eq!(
             error,
             format!(
-                "the private key {path} is open to others (mode 640); close it with `chmod 600 {path}` and consider \
-                 a new key"
+                "the private key {path} is accessible to other users (mode 640); run `chmod 600 {path}`, and \
+                 consider making a new key"
             )
         );
     }
 
     #[test]
-    fn what_is_no_key_is_refused_and_not_shown() {
+    fn a_file_without_a_key_is_refused_and_not_shown() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("wg0.key");
         for content in [&b"not-a-key"[..], b"", b"\xff\xfe", &[b'A'; 4096]] {

@@ -1,8 +1,15 @@
-//! The parts of the `wireloom` program: the agent's loop, its settings, and the commands.
+//! The parts of the `wireloom` program.
+//!
+//! - `cli`: the commands. Those that do one thing and end are here whole.
+//! - `agent`: the agent's thread, its events, and how it starts.
+//! - `reconcile`: the agent's core, which observes, plans and applies, and knows no clock, thread or file.
+//! - `config`: `agent.toml`. `key_file`: the private key. `run_file`: what the agent tells `wireloom status`.
 
-pub mod agent;
-pub mod cli;
-pub mod config;
-pub mod key_file;
-pub mod reconcile;
-pub mod run_file;
+mod agent;
+mod cli;
+mod config;
+mod key_file;
+mod reconcile;
+mod run_file;
+
+pub use self::cli::main;

@@ -1,4 +1,4 @@
-//! `/run/wireloom/IFNAME.json`: what only the agent knows, for `wireloom status` and the next agent.
+//! The run file, `/run/wireloom/IFNAME.json`: what only the agent knows, for `wireloom status` and the next agent.
 
 use std::{
     collections::BTreeMap,
@@ -12,52 +12,46 @@ use std::{
 use serde::{Deserialize, Serialize};
 use wireloom_kernel::state;
 
-/// Owner-only, and gone with the next boot.
+/// The directory of run files: readable by its owner only, and emptied by a reboot. What must outlive that is in the
+/// state directory.
 const DIRECTORY: &str = "/run/wireloom";
 
-/// What the agent says of itself.
+/// What the agent reports about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunFile {
-    /// The agent's process.
-    pub pid: u32,
-    /// Who carries the packets, and why.
+pub(crate) struct RunFile {
+    /// The agent's process id.
+    pub(crate) pid: u32,
+    /// Which WireGuard carries the packets, and why.
     #[serde(default)]
-    pub backend: Option<String>,
-    /// Seconds since 1970, when the last pass ended.
-    pub last_pass: Option<u64>,
+    pub(crate) backend: Option<String>,
+    /// When the last pass ended, in seconds since 1970.
+    pub(crate) last_pass: Option<u64>,
     /// Why the last pass did not reach the desired state.
-    pub trouble: Option<String>,
-    /// Why the membership of before is in force.
-    pub membership_error: Option<String>,
-    /// Why the settings of before are in force.
-    pub settings_error: Option<String>,
-    /// The endpoints that were configured, by public key: whoever looks next tells them from those
-    /// learnt by roaming.
+    pub(crate) trouble: Option<String>,
+    /// Why the previous membership is still in force.
+    pub(crate) membership_error: Option<String>,
+    /// Why the previous settings are still in force.
+    pub(crate) settings_error: Option<String>,
+    /// The endpoints that were configured, by public key: they distinguish a changed endpoint from one that WireGuard
+    /// learned by roaming.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub configured_endpoints: BTreeMap<String, SocketAddr>,
+    pub(crate) configured_endpoints: BTreeMap<String, SocketAddr>,
 }
 
 impl RunFile {
-    /// What the agent of an interface wrote last, running or not; `None` when there is nothing to read.
-    #[must_use]
-    pub fn read(interface: &str) -> Option<Self> {
+    /// What the agent of an interface wrote last, whether it still runs or not; `None` when there is no readable file.
+    pub(crate) fn read(interface: &str) -> Option<Self> {
         serde_json::from_slice(&fs::read(path(interface)).ok()?).ok()
     }
 
-    /// Writes it, whole.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn write(&self, interface: &str) -> io::Result<()> {
+    /// Writes the file atomically.
+    pub(crate) fn write(&self, interface: &str) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(DIRECTORY)?;
         state::write_atomically(&path(interface), &serde_json::to_vec(self)?)
     }
 
-    /// Removes it.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn remove(interface: &str) -> io::Result<()> {
+    /// Removes the file, if there is one.
+    pub(crate) fn remove(interface: &str) -> io::Result<()> {
         state::remove_if_there(&path(interface))
     }
 }

@@ -1,13 +1,13 @@
-//! Who claims which name and which addresses, and that nobody claims another's.
+//! The claims of nodes to names and addresses, checked against each other: no two nodes may claim the same.
 
 use std::{collections::BTreeMap, net::IpAddr, ops::Range};
 
 use ipnet::IpNet;
 
 use super::{Located, Mesh, MeshNode};
-use crate::mistake::{Mistake, TomlFile};
+use crate::config_file::{Mistake, TomlFile};
 
-/// One line that claims a CIDR for a node.
+/// A node's claim to a CIDR, and its place in the file.
 struct Claim<'a> {
     cidr: IpNet,
     node: &'a str,
@@ -42,7 +42,7 @@ fn pools_are_distinct(file: &TomlFile, pools: &[Located<IpNet>]) -> Result<(), M
     for pool in pools {
         if let Some(first) = seen.insert(pool.value, pool.span.start) {
             let what = format!(
-                "the pool {} is declared at line {} already; remove one",
+                "the pool {} is already declared at line {}; remove one of the two",
                 pool.value,
                 file.line(first)
             );
@@ -62,7 +62,7 @@ fn addresses_are_distinct(
         for address in addresses(node) {
             if let Some((other, first)) = seen.insert(address.value, (&node.name.value, address.span.start)) {
                 let what = format!(
-                    "{:?} claims the address {}, as {other:?} does at line {}; remove one",
+                    "{:?} claims the address {}, as {other:?} does at line {}; remove one of the two",
                     node.name.value,
                     address.value,
                     file.line(first)
@@ -74,8 +74,8 @@ fn addresses_are_distinct(
     Ok(())
 }
 
-/// No CIDR may be claimed twice or lie inside another claim; only a single address may lie inside
-/// a block: it is borrowed, and the longest prefix routes it to the node that has it.
+/// Checks that no CIDR is claimed twice or lies inside another one. Only a single address may lie inside another
+/// node's block: it is borrowed, and longest-prefix routing sends it to the node that has it.
 fn workloads_do_not_overlap(file: &TomlFile, nodes: &[MeshNode]) -> Result<(), Mistake> {
     let mut claims: Vec<Claim<'_>> = nodes
         .iter()
@@ -84,7 +84,7 @@ fn workloads_do_not_overlap(file: &TomlFile, nodes: &[MeshNode]) -> Result<(), M
             node.workloads.iter().map(move |cidr| Claim { cidr: cidr.value, node: name, span: &cidr.span })
         })
         .collect();
-    // A block sorts before all that lies in it, so its neighbours tell; the later line is the mistaken one.
+    // A block sorts directly before everything that lies in it, so comparing with the last block is enough.
     claims.sort_by_key(|claim| (claim.cidr.network(), claim.cidr.prefix_len(), claim.span.start));
     let mut block: Option<&Claim<'_>> = None;
     let mut previous: Option<&Claim<'_>> = None;
@@ -104,6 +104,7 @@ fn workloads_do_not_overlap(file: &TomlFile, nodes: &[MeshNode]) -> Result<(), M
     Ok(())
 }
 
+/// The mistake of two claims that overlap. It is reported at the later one.
 fn overlap(file: &TomlFile, one: &Claim<'_>, other: &Claim<'_>) -> Mistake {
     let (first, second) = if one.span.start < other.span.start { (one, other) } else { (other, one) };
     let relation = if first.cidr == second.cidr {

@@ -1,4 +1,7 @@
-//! `mesh.toml`: the mesh in one file, watched.
+//! `mesh.toml`: the mesh in one file.
+//!
+//! Reading takes three steps: the file as written (`MeshText`), every value parsed by itself but still with its
+//! place in the file (`Mesh`), and the claims of the nodes checked against each other (`claims`).
 
 use std::{
     collections::BTreeSet,
@@ -13,26 +16,25 @@ use toml::Spanned;
 use wireloom_plan::cluster::{Cluster, Node};
 use wireloom_types::{KeyError, PublicKey};
 
-use super::Error;
-use crate::mistake::{Mistake, TomlFile};
+use crate::{
+    Error,
+    config_file::{Mistake, TomlFile},
+};
 
 mod claims;
 #[cfg(test)]
 mod tests;
 
 /// Reads the mesh from a file.
-///
-/// # Errors
-/// The file cannot be read, or the first mistake in it.
-pub fn read(path: &Path) -> Result<Cluster, Error> {
+pub(crate) fn read(path: &Path) -> Result<Cluster, Error> {
     let file = TomlFile::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     Ok(parse(&file)?)
 }
 
-/// The mesh that a file describes.
+/// The mesh that a `mesh.toml` describes.
 ///
 /// # Errors
-/// The first mistake in it.
+/// The first mistake in the file.
 pub fn parse(file: &TomlFile) -> Result<Cluster, Mistake> {
     if file.is_blank() {
         return Err(
@@ -42,13 +44,13 @@ pub fn parse(file: &TomlFile) -> Result<Cluster, Mistake> {
     let written: MeshText = file.parse()?;
     let mesh = Mesh::read(file, &written)?;
     if mesh.nodes.is_empty() {
-        return Err(file.mistake_as_a_whole("no node is in it; describe each with [[nodes]]"));
+        return Err(file.mistake_as_a_whole("there are no nodes; describe each with [[nodes]]"));
     }
     claims::check(file, &mesh)?;
     Ok(mesh.into())
 }
 
-/// The file as it is written.
+/// The file as written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct MeshText {
@@ -78,7 +80,7 @@ struct NodeText {
     link_addresses: Vec<Spanned<String>>,
 }
 
-/// The file as it is meant: every value by itself is right, and still knows its place.
+/// The file with its values parsed: each is valid by itself, and still knows its place in the file.
 struct Mesh {
     pools: Vec<Located<IpNet>>,
     nodes: Vec<MeshNode>,
@@ -93,6 +95,7 @@ struct MeshNode {
     link_addresses: Vec<Located<IpAddr>>,
 }
 
+/// A value and the bytes of the file that it was read from.
 struct Located<T> {
     value: T,
     span: Range<usize>,
@@ -147,7 +150,11 @@ fn read_list<T>(
 
 fn name(text: &str) -> Result<String, String> {
     match text.trim() {
-        "" => Err("the node has no name; write the one that its agent goes by".into()),
+        "" => Err(
+            "the node has no name; write the name that its agent uses (`node` in agent.toml, or the host \
+                   name)"
+                .into(),
+        ),
         name => Ok(name.to_owned()),
     }
 }
@@ -170,13 +177,13 @@ fn address(text: &str) -> Result<IpAddr, String> {
     match text.parse::<IpAddr>() {
         Ok(address) if !address.is_unspecified() && !address.is_multicast() => Ok(address),
         _ => Err(format!(
-            "{text:?} is not a host's address; write one such as \"192.0.2.1\" or \"2001:db8::1\", without a prefix \
-             length"
+            "{text:?} is not the address of a host; write one such as \"192.0.2.1\" or \"2001:db8::1\", without a \
+             prefix length"
         )),
     }
 }
 
-/// An address on the link between the peers.
+/// An address on the link between the peers. Link-local ones derive from the keys and are not declared.
 fn link_address(text: &str) -> Result<IpAddr, String> {
     let address = address(text)?;
     let link_local = match address {
@@ -185,7 +192,7 @@ fn link_address(text: &str) -> Result<IpAddr, String> {
     };
     if link_local {
         return Err(format!(
-            "{text:?} is link-local; remove it: every peer has the link-local address that follows from its key"
+            "{text:?} is link-local; remove it: each peer's link-local address derives from its key"
         ));
     }
     Ok(address)

@@ -47,7 +47,7 @@ fn the_documented_file_becomes_a_cluster() {
 }
 
 #[test]
-fn one_key_on_two_nodes_is_for_the_plan_to_report() {
+fn one_key_on_two_nodes_is_left_for_the_planner_to_report() {
     let text = format!(
         "[[nodes]]\nname = \"a\"\npublic_key = \"{KEY}\"\n[[nodes]]\nname = \"b\"\npublic_key = \"{KEY}\"\n"
     );
@@ -55,29 +55,29 @@ fn one_key_on_two_nodes_is_for_the_plan_to_report() {
 }
 
 #[test]
-fn each_mistake_names_its_line_and_the_mend() {
+fn each_mistake_names_its_line_and_the_fix() {
     let cases = [
         ("", "mesh.toml: the file is empty; describe the mesh with [[nodes]] (and [[pools]])"),
         ("# all gone\n\n", "mesh.toml: the file is empty; describe the mesh with [[nodes]] (and [[pools]])"),
-        ("[[pools]]\ncidr = \"10.0.0.0/8\"", "mesh.toml: no node is in it; describe each with [[nodes]]"),
+        ("[[pools]]\ncidr = \"10.0.0.0/8\"", "mesh.toml: there are no nodes; describe each with [[nodes]]"),
         (
             "[[nodes]]\nname = \"a\"\nkey = \"x\"",
             "mesh.toml:3: unknown field `key`, expected one of `name`, `public_key`, `endpoint`, `addresses`, \
-             `workloads`, `link_addresses`; remove it or mend its spelling",
+             `workloads`, `link_addresses`; remove it or fix its spelling",
         ),
         (
             "[[pool]]\ncidr = \"10.0.0.0/8\"",
-            "mesh.toml:1: unknown field `pool`, expected `pools` or `nodes`; remove it or mend its spelling",
+            "mesh.toml:1: unknown field `pool`, expected `pools` or `nodes`; remove it or fix its spelling",
         ),
         (
             "[[nodes]]\nname = \"a\"\nlink_addresses = [\"fe80::1\"]",
-            "mesh.toml:3: \"fe80::1\" is link-local; remove it: every peer has the link-local address that follows \
-             from its key",
+            "mesh.toml:3: \"fe80::1\" is link-local; remove it: each peer's link-local address derives from its key",
         ),
         ("[[nodes]]\nworkloads = []", "mesh.toml:1: missing field `name`; add it to this table"),
         (
             "[[nodes]]\nname = \" \"",
-            "mesh.toml:2: the node has no name; write the one that its agent goes by",
+            "mesh.toml:2: the node has no name; write the name that its agent uses (`node` in agent.toml, or the \
+             host name)",
         ),
         (
             "[[nodes]]\nname = \"a\"\nworkloads = [\"10.161.1.0\"]",
@@ -108,7 +108,7 @@ fn each_mistake_names_its_line_and_the_mend() {
         ),
         (
             "[[nodes]]\nname = \"a\"\naddresses = [\"192.168.1.1/24\"]",
-            "mesh.toml:3: \"192.168.1.1/24\" is not a host's address; write one such as \"192.0.2.1\" or \
+            "mesh.toml:3: \"192.168.1.1/24\" is not the address of a host; write one such as \"192.0.2.1\" or \
              \"2001:db8::1\", without a prefix length",
         ),
         (
@@ -117,29 +117,34 @@ fn each_mistake_names_its_line_and_the_mend() {
         ),
         (
             "[[nodes]]\nname = \"a\"\n[[pools]]\ncidr = \"10.0.0.0/8\"\n[[pools]]\ncidr = \"10.0.0.0/8\"",
-            "mesh.toml:6: the pool 10.0.0.0/8 is declared at line 4 already; remove one",
+            "mesh.toml:6: the pool 10.0.0.0/8 is already declared at line 4; remove one of the two",
         ),
         (
-            "[[nodes]]\nname = \"a\"\naddresses = [\"192.0.2.1\"]\n[[nodes]]\nname = \"b\"\naddresses = [\"192.0.2.1\"]",
-            "mesh.toml:6: \"b\" claims the address 192.0.2.1, as \"a\" does at line 3; remove one",
+            "[[nodes]]\nname = \"a\"\naddresses = [\"192.0.2.1\"]\n\
+             [[nodes]]\nname = \"b\"\naddresses = [\"192.0.2.1\"]",
+            "mesh.toml:6: \"b\" claims the address 192.0.2.1, as \"a\" does at line 3; remove one of the two",
         ),
         (
-            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.0/24\"]\n[[nodes]]\nname = \"b\"\nworkloads = [\"10.1.0.0/24\"]",
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.0/24\"]\n\
+             [[nodes]]\nname = \"b\"\nworkloads = [\"10.1.0.0/24\"]",
             "mesh.toml:6: \"b\" claims 10.1.0.0/24, which \"a\" claims at line 3; give each block to one node (only \
              a single address may lie inside another's block)",
         ),
         (
-            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.0/16\"]\n[[nodes]]\nname = \"b\"\nworkloads = [\"10.1.3.0/24\"]",
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.0/16\"]\n\
+             [[nodes]]\nname = \"b\"\nworkloads = [\"10.1.3.0/24\"]",
             "mesh.toml:6: \"b\" claims 10.1.3.0/24, which lies inside 10.1.0.0/16 that \"a\" claims at line 3; give \
              each block to one node (only a single address may lie inside another's block)",
         ),
         (
-            "[[nodes]]\nname = \"a\"\nworkloads = [\"fd61::/64\"]\n[[nodes]]\nname = \"b\"\nworkloads = [\"fd61::/48\"]",
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"fd61::/64\"]\n\
+             [[nodes]]\nname = \"b\"\nworkloads = [\"fd61::/48\"]",
             "mesh.toml:6: \"b\" claims fd61::/48, which holds fd61::/64 that \"a\" claims at line 3; give each block \
              to one node (only a single address may lie inside another's block)",
         ),
         (
-            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.9/32\"]\n[[nodes]]\nname = \"b\"\nworkloads = [\"10.1.0.9/32\"]",
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.9/32\"]\n\
+             [[nodes]]\nname = \"b\"\nworkloads = [\"10.1.0.9/32\"]",
             "mesh.toml:6: \"b\" claims 10.1.0.9/32, which \"a\" claims at line 3; give each block to one node (only \
              a single address may lie inside another's block)",
         ),
@@ -151,7 +156,7 @@ fn each_mistake_names_its_line_and_the_mend() {
 }
 
 #[test]
-fn a_borrowed_address_hides_no_overlap_behind_it() {
+fn a_borrowed_address_between_two_blocks_does_not_hide_their_overlap() {
     let text = "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.0/16\", \"10.1.2.3/32\"]\n\
                 [[nodes]]\nname = \"b\"\nworkloads = [\"10.1.2.128/25\"]";
     assert!(mesh(text).unwrap_err().to_string().contains("lies inside 10.1.0.0/16"));

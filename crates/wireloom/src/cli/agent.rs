@@ -1,36 +1,32 @@
-//! `wireloom agent`: runs in the foreground until it is told to stop.
+//! `wireloom agent`: runs in the foreground until a signal ends it.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Args;
 use tracing_subscriber::EnvFilter;
 
-/// Join this node to the mesh and program Linux so that the right traffic, and only that, is encrypted.
+use super::SettingsFile;
+
+/// Run the node agent: join this node to the mesh, and encrypt the right traffic and no other
 ///
-/// SIGTERM stops the agent and leaves the data path up; `wireloom down` takes all of it away. SIGHUP
-/// reads the settings again.
+/// The agent reads agent.toml and the mesh file, programs policy rules, routes, the WireGuard interface and the
+/// firewall, and repairs whatever other programs change. It stays in the foreground and logs to standard error; the
+/// environment variable WIRELOOM_LOG sets the level (error, warn, info, debug, trace).
+///
+/// SIGTERM and SIGINT end the agent and leave the data path up, so a restart drops no packet; `wireloom down` removes
+/// it. Changes of agent.toml and the mesh file are applied at once. SIGHUP reads agent.toml and the private key again.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The settings [default: /etc/wireloom/agent.toml, which may be absent]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: SettingsFile,
 }
 
 pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     super::require_net_admin("agent")?;
-    // The journal has clocks of its own (systemd.exec(5), $JOURNAL_STREAM).
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let filter = EnvFilter::try_from_env("WIRELOOM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false);
-    if journal {
-        log.without_time().init();
-    } else {
-        log.init();
-    }
-    crate::agent::run(arguments.config)?;
+    // The journal adds the time itself (systemd.exec(5), $JOURNAL_STREAM).
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    super::log::start(filter, !journal);
+    crate::agent::run(arguments.settings.config)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,7 @@
 //! `wireloom device`: a userspace WireGuard interface.
 
 use std::{
-    io::{self, BufRead, BufReader, IsTerminal, Write},
+    io::{self, BufRead, BufReader, Write},
     num::NonZero,
     process::{Command, ExitCode, Stdio},
 };
@@ -12,57 +12,66 @@ use tracing_subscriber::EnvFilter;
 use wireloom_engine::process::{End, Interface};
 use wireloom_types::{Mode, PeerLookup, SourceCheck};
 
-/// Make a userspace WireGuard interface, for `wg`, `wg-quick` and the agent to configure.
+/// Make a userspace WireGuard interface, for `wg`, `wg-quick` or the agent to configure
 ///
-/// It goes to the background once the interface exists and its control socket,
-/// /var/run/wireguard/IFNAME.sock, answers. Deleting the interface or the socket ends it. A link
-/// (--peer-lookup gateway) stays when the process ends otherwise, and is taken over by the next one.
+/// The process goes to the background once the interface exists and its control socket,
+/// /var/run/wireguard/IFNAME.sock, answers. Deleting the interface or the socket ends it. In link mode (--peer-lookup
+/// gateway) the interface stays when the process ends in any other way, and the next process takes it over.
+///
+/// For wg-quick, make a symbolic link `wireloom-device` to this program and set
+/// WG_QUICK_USERSPACE_IMPLEMENTATION=wireloom-device.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// The interface's name.
+    /// The name of the interface
     #[arg(value_name = "IFNAME")]
     interface: String,
 
-    /// Which peer gets a packet: the one whose allowed IPs have its destination, or the one that is the
-    /// next hop which routing chose; then the interface is a link, and peers are neighbours on it.
+    /// What selects the peer that a packet goes to
+    ///
+    /// `destination` is standard WireGuard: the peer whose allowed IPs hold the packet's destination. `gateway` is
+    /// link mode: the peer that routing chose as the next hop; the interface is an Ethernet link, and peers are
+    /// neighbours on it.
     #[arg(long, value_name = "destination|gateway", default_value_t = PeerLookup::Destination)]
     peer_lookup: PeerLookup,
 
-    /// Who judges whether a source address may come from a peer: its allowed IPs, the firewall (by the
-    /// peer's link address), or nobody.
+    /// What decides whether a packet from a peer may have its source address
+    ///
+    /// `allowed-ips` is standard WireGuard: the peer's allowed IPs. `firewall` leaves it to nftables rules, which know
+    /// a peer by its link address. `off` accepts every source.
     #[arg(long, value_name = "allowed-ips|firewall|off", default_value_t = SourceCheck::AllowedIps)]
     source_check: SourceCheck,
 
-    /// How many threads carry packets, each with a queue of the interface and UDP sockets of its own.
+    /// How many threads carry packets, each with its own interface queue and UDP sockets
     ///
-    /// One carries both directions of everything on up to two cores, where a second one would only
-    /// compete with the programs that send and receive. With more cores it is half of them, up to 8.
-    #[arg(long, value_name = "N", env = "WIRELOOM_THREADS", default_value_t = default_threads(), value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX))]
+    /// The default is half of the processor's cores, at least 1 and at most 8: each thread carries packets in both
+    /// directions, and on one or two cores a second one would only compete with the programs that send and receive.
+    #[arg(long, value_name = "N", env = "WIRELOOM_THREADS", default_value_t = default_threads())]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX))]
     threads: u16,
 
-    /// Stay in the foreground and log to standard error.
+    /// Stay in the foreground and log to standard error
     #[arg(short, long)]
     foreground: bool,
 
-    /// What to log; the environment's LOG_LEVEL tells it as well, as it does for wireguard-go.
+    /// How much to log [default: the environment variable LOG_LEVEL as for wireguard-go, else info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<LogLevel>,
 
-    /// Say so on standard output once the interface is ready, and leave the terminal then.
+    /// Print a line once the interface is ready, and leave the terminal then
     #[arg(long, hide = true, requires = "foreground")]
     detach_when_ready: bool,
 }
 
-/// As many queues as an interface may have (`MAX_TAP_QUEUES` in drivers/net/tun.c).
+/// The most queues that an interface can have (`MAX_TAP_QUEUES` in drivers/net/tun.c).
 const THREADS_MAX: i64 = 256;
 
-/// See [`Arguments::threads`]. Beyond eight, more threads cost more memory than they are known to bring.
+/// The default of [`Arguments::threads`]. More than eight threads cost memory and were not seen to carry more.
 fn default_threads() -> u16 {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     (cores / 2).clamp(1, 8) as u16
 }
 
-/// How much to log; the names are wireguard-go's `LOG_LEVEL`, and some more.
+/// How much to log: the names of wireguard-go's `LOG_LEVEL`, and more.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum LogLevel {
     Silent,
@@ -73,8 +82,8 @@ enum LogLevel {
 }
 
 impl LogLevel {
-    /// What the environment says. The variable's name is a common one: a value that is not for us is
-    /// no mistake.
+    /// The level that `LOG_LEVEL` names, or the default. Other programs use that variable too, so a value that we do
+    /// not know is no mistake.
     fn from_environment() -> Self {
         let value = std::env::var("LOG_LEVEL").unwrap_or_default();
         <Self as clap::ValueEnum>::from_str(&value, true).unwrap_or(Self::Info)
@@ -90,7 +99,7 @@ impl LogLevel {
     }
 }
 
-/// What the background process says when it is ready.
+/// The line that the background process prints when it is ready.
 const READY: &str = "ready\n";
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
@@ -99,8 +108,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if arguments.foreground { serve(arguments, mode, level) } else { start_in_background(arguments, level) }
 }
 
-/// Starts this program once more, in the foreground of a session of its own, and waits until it is
-/// ready. (A fork alone would do, but not in safe code, and not with threads about.)
+/// Starts this program again, in the foreground of a session of its own, and waits until it is ready. A fork would do
+/// the same, but it is neither safe code nor safe once there are threads.
 fn start_in_background(arguments: &Arguments, level: LogLevel) -> anyhow::Result<ExitCode> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let mut child = Command::new(program)
@@ -119,26 +128,20 @@ fn start_in_background(arguments: &Arguments, level: LogLevel) -> anyhow::Result
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start the background process")?;
-    let mut said = String::new();
+    let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout).read_line(&mut said).context("cannot hear from the background process")?;
+        BufReader::new(stdout).read_line(&mut line).context("cannot read from the background process")?;
     }
-    if said == READY {
+    if line == READY {
         return Ok(ExitCode::SUCCESS);
     }
-    // It has told the reason on the standard error that we share.
+    // It has printed the reason on standard error, which we share.
     child.wait().context("cannot wait for the background process")?;
     Ok(ExitCode::FAILURE)
 }
 
 fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<ExitCode> {
-    let filter = EnvFilter::new(level.name());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    super::log::start(EnvFilter::new(level.name()), true);
     let threads = NonZero::new(usize::from(arguments.threads)).unwrap_or(NonZero::<usize>::MIN);
     let interface = Interface::open(&arguments.interface, mode, threads)?;
     if arguments.detach_when_ready {
@@ -150,13 +153,13 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
         match end {
             End::InterfaceDeleted => "the interface was deleted",
             End::SocketRemoved => "the control socket was removed",
-            End::Signalled => "told to by a signal",
+            End::Signalled => "a signal asked for it",
         }
     );
     Ok(ExitCode::SUCCESS)
 }
 
-/// Becomes a background process: a session of its own, no hold on a directory, the terminal let go.
+/// Becomes a background process: in a session of its own, in the root directory, without a terminal.
 fn detach() -> anyhow::Result<()> {
     setsid()?;
     chdir("/")?;

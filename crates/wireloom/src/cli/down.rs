@@ -1,6 +1,6 @@
-//! `wireloom down`: takes everything away that the agent programmed.
+//! `wireloom down`: removes everything that the agent programmed.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -10,18 +10,20 @@ use wireloom_kernel::{
     state::{LOCK_PATIENCE, Programmed, StateDir},
     wording,
 };
-use wireloom_plan::diff::teardown;
+use wireloom_plan::{diff::teardown, settings::Settings};
 
+use super::SettingsFile;
 use crate::{config::Config, run_file::RunFile};
 
-/// Take everything away: rules, routes, the interface and its process, the firewall; sysctls go back.
+/// Remove everything that the agent programmed, and keep the private key
 ///
-/// Only the private key stays. It needs neither a valid agent.toml nor a mesh file.
+/// Removes the policy rules, the routes, the interface with its device process, the firewall table and the agent's
+/// records, and restores sysctls. Stop the agent first. The agent recorded what it programmed, so neither a valid
+/// agent.toml nor a mesh file is needed.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The settings [default: /etc/wireloom/agent.toml, which may be absent]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: SettingsFile,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
@@ -46,7 +48,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     })?;
     if let Some(left) = teardown(&kernel.observe_for_removal()?).first() {
         bail!(
-            "something came back while it was taken away: it still takes to {}",
+            "something came back while it was removed, and it is still necessary to {}; find out which other program \
+             made it",
             wording::op(left, &programmed.interface)
         );
     }
@@ -54,13 +57,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     state.clear().with_context(|| format!("cannot clear {}", state.path().display()))?;
     drop(lock);
     if ops.is_empty() {
-        anstream::println!("nothing of Wireloom's is here");
+        anstream::println!("nothing to remove: Wireloom has programmed nothing here");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the agent recorded; without a record what `agent.toml` says, and if that cannot be
-/// read, the defaults.
+/// The interface and table that the agent recorded; without a record those of `agent.toml`, and the defaults when that
+/// cannot be read.
 fn what_is_programmed(arguments: &Arguments, state: &StateDir) -> anyhow::Result<Programmed> {
     let recorded = state
         .programmed()
@@ -68,25 +71,27 @@ fn what_is_programmed(arguments: &Arguments, state: &StateDir) -> anyhow::Result
     if let Some(programmed) = recorded {
         return Ok(programmed);
     }
-    match Config::load(arguments.config.as_deref()) {
-        Ok(config) => Ok(Programmed { interface: config.settings.interface, table: config.settings.table }),
-        Err(error) => {
-            anstream::eprintln!(
-                "{} {error}; interface wg0 and table 1 are assumed",
-                "warning:".yellow().bold()
-            );
-            Ok(Programmed { interface: "wg0".into(), table: 1 })
-        }
-    }
+    let settings = Config::load(arguments.settings.config.as_deref()).map(|config| config.settings);
+    let Settings { interface, table, .. } = settings.unwrap_or_else(|error| {
+        let defaults = Settings::defaults("");
+        anstream::eprintln!(
+            "{} {error}; assuming interface {} and table {}",
+            "warning:".yellow().bold(),
+            defaults.interface,
+            defaults.table
+        );
+        defaults
+    });
+    Ok(Programmed { interface, table })
 }
 
 fn agent_runs(interface: &str) -> String {
     match RunFile::read(interface) {
         Some(RunFile { pid, .. }) => {
             format!(
-                "the agent runs (process {pid}); stop it first, with `systemctl stop wireloom` or `kill {pid}`"
+                "the agent is running (process {pid}); stop it first, with `systemctl stop wireloom` or `kill {pid}`"
             )
         }
-        None => "the agent runs; stop it first, with `systemctl stop wireloom`".into(),
+        None => "the agent is running; stop it first, with `systemctl stop wireloom`".into(),
     }
 }

@@ -1,4 +1,4 @@
-//! `wireloom key`: keys, as `wg genkey` and `wg pubkey` make them, and what follows from them.
+//! `wireloom key`: keys, as `wg genkey` and `wg pubkey` make them, and what derives from them.
 
 use std::{
     io::{self, Read, Write},
@@ -10,7 +10,7 @@ use wireloom_kernel::random_key;
 use wireloom_types::{LinkAddress, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
-/// Make keys.
+/// Make a private key, or derive a public key or a link address
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -19,24 +19,26 @@ pub(super) struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Prints a new private key.
+    /// Print a new private key, as `wg genkey` does
     Generate,
-    /// Reads a private key from standard input and prints its public key.
+    /// Read a private key from standard input and print its public key, as `wg pubkey` does
     Public,
-    /// Prints the link address of the peer with a public key: its name on a link (`wireloom device
-    /// --peer-lookup gateway`) and in the firewall.
+    /// Print the link address of the peer with a public key
+    ///
+    /// The link address is the MAC address by which the kernel and the firewall know a peer in link mode
+    /// (`wireloom device --peer-lookup gateway`).
     LinkAddress {
-        /// The public key; it is read from standard input when absent.
+        /// The public key [default: read from standard input]
         key: Option<PublicKey>,
     },
 }
 
-/// More than any private key with white space around it, in bytes.
+/// The most that is read from standard input, in bytes: more than any key with white space around it.
 const INPUT_MAX: u64 = 1024;
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let text = match &arguments.command {
-        Command::Generate => random_key().context("cannot draw a key")?.expose_base64(),
+        Command::Generate => random_key().context("cannot make a key")?.expose_base64(),
         Command::Public => {
             let key = PrivateKey::from_base64(&input()?).context("standard input holds no private key")?;
             Zeroizing::new(key.public_key().to_string())

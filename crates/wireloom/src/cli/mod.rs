@@ -3,30 +3,32 @@
 use std::{
     ffi::{OsStr, OsString},
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::{Context, bail};
-use clap::{Parser, Subcommand};
+use caps::{CapSet, Capability};
+use clap::{Args, Parser, Subcommand};
 
 mod agent;
 mod device;
 mod down;
 mod key;
+mod log;
 mod plan;
 mod situation;
 mod status;
 
-/// WireGuard with its concerns pulled apart: node agent, link layer, userspace device.
+/// WireGuard with routing, encryption and filtering separated: a node agent, link mode, a userspace device
 #[derive(Debug, Parser)]
-#[command(name = "wireloom", version, arg_required_else_help = true)]
+#[command(name = "wireloom", version, arg_required_else_help = true, max_term_width = 100)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
-/// To add a command: a variant here, its arm in [`Command::run`], and its file beside this one.
+/// To add a command, add a variant here, its arm in [`Command::run`], and its file beside this one.
 #[derive(Debug, Subcommand)]
 enum Command {
     Agent(agent::Arguments),
@@ -35,7 +37,7 @@ enum Command {
     Down(down::Arguments),
     Device(device::Arguments),
     Key(key::Arguments),
-    /// Only says where the demo is now
+    /// Says where the demo is now
     #[command(hide = true, disable_help_flag = true)]
     Demo {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -60,13 +62,21 @@ impl Command {
     }
 }
 
-/// Runs the command that the program's arguments name; errors go to stderr with exit status 1.
+/// The option of all commands that read `agent.toml`.
+#[derive(Debug, Args)]
+struct SettingsFile {
+    /// The settings file [default: /etc/wireloom/agent.toml, which may be absent]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs the command that the program's arguments name. Errors go to standard error, with exit status 1.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse_from(spell_out(std::env::args_os())) {
         Ok(arguments) => arguments,
         Err(usage) => {
-            // Not clap's own status 2: from `wireloom plan` that says that something would change.
+            // Not clap's own status 2, by which `wireloom plan` says that something would change.
             let shown = usage.print().is_ok();
             return if shown && !usage.use_stderr() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
@@ -77,8 +87,8 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// `wireloom-device IFNAME` is `wireloom device IFNAME`, so that
-/// `WG_QUICK_USERSPACE_IMPLEMENTATION` can name a link to this program.
+/// Turns `wireloom-device IFNAME` into `wireloom device IFNAME`: wg-quick's `WG_QUICK_USERSPACE_IMPLEMENTATION` names a
+/// program without arguments, which can be a symbolic link to this one.
 fn spell_out(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<_> = arguments.collect();
     let called = arguments.first().and_then(|path| Path::new(path).file_name());
@@ -88,8 +98,7 @@ fn spell_out(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     arguments
 }
 
-/// Writes to standard output, coloured on a terminal only. A reader that has seen enough (`| head`) is
-/// no error.
+/// Writes to standard output, coloured on a terminal only. A reader that closes the pipe (`| head`) is no error.
 fn show(text: &str) -> anyhow::Result<()> {
     match anstream::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write"),
@@ -97,16 +106,10 @@ fn show(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// CAP_NET_ADMIN of include/uapi/linux/capability.h.
-const CAP_NET_ADMIN: u32 = 12;
-
-/// Refuses to begin what an ordinary user cannot do.
+/// Refuses a command that an ordinary user cannot run.
 fn require_net_admin(command: &str) -> anyhow::Result<()> {
-    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0);
-    if effective >> CAP_NET_ADMIN & 1 == 0 {
-        bail!("`wireloom {command}` takes root (CAP_NET_ADMIN); run it with sudo");
+    if !caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_ADMIN)? {
+        bail!("`wireloom {command}` needs root (CAP_NET_ADMIN); run it with sudo");
     }
     Ok(())
 }

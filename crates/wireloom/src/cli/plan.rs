@@ -1,6 +1,6 @@
 //! `wireloom plan`: what would change in the kernel now.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Args;
 use owo_colors::OwoColorize;
@@ -11,17 +11,17 @@ use wireloom_plan::{
     warning::Warning,
 };
 
-use super::situation::Situation;
+use super::{SettingsFile, situation::Situation};
 
-/// Show what would change in the kernel now, operation by operation; changes nothing.
+/// Show what the agent would change in the kernel now, and change nothing
 ///
-/// Exits with status 2 when something would change.
+/// Prints one line for each operation. The exit status is 0 when nothing would change, 2 when something would, and 1
+/// on errors.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The settings [default: /etc/wireloom/agent.toml, which may be absent]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// For programs
+    #[command(flatten)]
+    settings: SettingsFile,
+    /// Print the operations and warnings as JSON
     #[arg(long)]
     json: bool,
 }
@@ -29,18 +29,18 @@ pub(super) struct Arguments {
 #[derive(Serialize)]
 struct Output<'a> {
     ops: &'a [Op],
-    warnings: Vec<Told<'a>>,
+    warnings: Vec<WarningReport<'a>>,
 }
 
-/// A warning for programs, and in words.
+/// A warning as JSON, and its text.
 #[derive(Serialize)]
-pub(super) struct Told<'a> {
+pub(super) struct WarningReport<'a> {
     #[serde(flatten)]
     warning: &'a Warning,
     pub(super) text: String,
 }
 
-impl<'a> From<&'a Warning> for Told<'a> {
+impl<'a> From<&'a Warning> for WarningReport<'a> {
     fn from(warning: &'a Warning) -> Self {
         Self { warning, text: warning.to_string() }
     }
@@ -48,13 +48,14 @@ impl<'a> From<&'a Warning> for Told<'a> {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     super::require_net_admin("plan")?;
-    let situation = Situation::observe(arguments.config.as_deref())?;
+    let situation = Situation::observe(arguments.settings.config.as_deref())?;
     let plan = match &situation.cluster {
         Ok(cluster) => situation.plan(cluster)?,
         Err(error) => anyhow::bail!("{error}"),
     };
     if arguments.json {
-        let output = Output { ops: &plan.ops, warnings: plan.warnings.iter().map(Told::from).collect() };
+        let output =
+            Output { ops: &plan.ops, warnings: plan.warnings.iter().map(WarningReport::from).collect() };
         super::show(&format!("{}\n", serde_json::to_string_pretty(&output)?))?;
     } else {
         let interface = &situation.config.settings.interface;
@@ -71,7 +72,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(if plan.ops.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
 }
 
-/// What comes, what goes and what changes, at a glance.
+/// Shows at a glance whether an operation adds, removes or changes something.
 fn sign(op: &Op) -> String {
     let (plus, minus, tilde) = ("+".green(), "-".red(), "~".yellow());
     match op {

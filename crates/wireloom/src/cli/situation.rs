@@ -1,4 +1,4 @@
-//! This node as it is now, for the commands that only look.
+//! This node as it is now, for `plan` and `status`.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use wireloom_types::PublicKey;
 
 use crate::{config::Config, key_file, run_file::RunFile};
 
-/// What is configured, what is there and what would be done about it.
+/// What is configured and what is in the kernel.
 pub(super) struct Situation {
     pub(super) config: Config,
     pub(super) public_key: Option<PublicKey>,
@@ -21,12 +21,12 @@ pub(super) struct Situation {
     pub(super) observed: Observed,
     pub(super) device: Option<DeviceState>,
     pub(super) backend: Option<Backend>,
-    /// `None` when the firewall judges nobody.
+    /// What the firewall refused; `None` when it does not check sources.
     pub(super) refusals: Option<Refusals>,
 }
 
 impl Situation {
-    /// Looks around; changes nothing.
+    /// Reads the configuration and the kernel, and changes nothing.
     pub(super) fn observe(config_path: Option<&Path>) -> anyhow::Result<Self> {
         let config = Config::load(config_path)?;
         let key = key_file::read(&config.private_key_file)?;
@@ -50,7 +50,7 @@ impl Situation {
         })
     }
 
-    /// What an agent would do now. A key that is not there yet would be made: any stands for it.
+    /// What an agent would do now. It would make a private key where there is none; a key of zeros stands for that.
     pub(super) fn plan(&self, cluster: &Cluster) -> Result<Plan, Refusal> {
         let public_key = self.public_key.unwrap_or(PublicKey::from_bytes([0; 32]));
         Planner::new(self.config.settings.clone(), public_key, cluster.clone()).plan(&self.observed)

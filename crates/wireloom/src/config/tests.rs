@@ -1,3 +1,6 @@
+use wireloom_plan::settings::{KeylessPeers, Scope};
+use wireloom_types::{PeerLookup, SourceCheck};
+
 use super::*;
 
 fn parse(text: &str) -> Result<Config, Mistake> {
@@ -66,7 +69,7 @@ fn the_documented_file_is_the_defaults_written_out() {
 }
 
 #[test]
-fn every_other_value_is_taken() {
+fn every_other_value_is_read() {
     let text = r#"
         node = "n"
         [wireguard]
@@ -90,25 +93,29 @@ fn every_other_value_is_taken() {
 }
 
 #[test]
-fn each_mistake_names_its_line_and_the_mend() {
+fn each_mistake_names_its_line_and_the_fix() {
     let cases = [
         (
             "\n[wireguard]\nport = 1",
             "agent.toml:3: unknown field `port`, expected one of `interface`, `listen_port`, `private_key_file`, \
-             `backend`, `mtu`, `persistent_keepalive`; remove it or mend its spelling",
+             `backend`, `mtu`, `persistent_keepalive`; remove it or fix its spelling",
         ),
-        ("node = \"\"", "agent.toml:1: the node's name is empty; remove the line to take the host name"),
+        (
+            "node = \"\"",
+            "agent.toml:1: the node's name is empty; write a name, or remove the line to use the host name",
+        ),
         (
             "[wireguard]\ninterface = \"a-very-long-interface\"",
-            "agent.toml:2: \"a-very-long-interface\" cannot name an interface; take 1 to 15 bytes such as \"wg0\"",
+            "agent.toml:2: \"a-very-long-interface\" is not an interface name; use 1 to 15 bytes without spaces, \
+             \"/\", \":\" or \"%\", such as \"wg0\"",
         ),
         (
             "[wireguard]\n\nlisten_port = 0",
-            "agent.toml:3: 0 is not a UDP port; take 1 to 65535, such as 51820",
+            "agent.toml:3: 0 is not a UDP port; use 1 to 65535, such as 51820",
         ),
         (
             "[wireguard]\nprivate_key_file = \"wg0.key\"",
-            "agent.toml:2: \"wg0.key\" depends on where the agent was started; write the whole path, from / on",
+            "agent.toml:2: \"wg0.key\" is a relative path; write an absolute one, which starts with /",
         ),
         (
             "[wireguard]\nbackend = \"quick\"",
@@ -116,24 +123,24 @@ fn each_mistake_names_its_line_and_the_mend() {
         ),
         (
             "[link]\nsource_check = \"off\"\n[wireguard]\nbackend = \"kernel\"",
-            "agent.toml:4: the kernel's WireGuard can do nothing of [link]; write backend = \"userspace\" (or \
-             \"auto\", which takes the userspace engine then), or remove [link]",
+            "agent.toml:4: the kernel's WireGuard cannot do what [link] asks for; write backend = \"userspace\" (or \
+             \"auto\", which then chooses it), or remove [link]",
         ),
         (
             "[wireguard]\nmtu = 1000",
-            "agent.toml:2: an MTU of 1000 cannot carry IPv6; take 1280 to 65535, or remove the line",
+            "agent.toml:2: an MTU of 1000 cannot carry IPv6; use 1280 to 65535, or remove the line",
         ),
         (
             "[wireguard]\npersistent_keepalive = -1",
-            "agent.toml:2: -1 seconds is not a keepalive; take 0 (off) to 65535",
+            "agent.toml:2: -1 seconds is not a keepalive interval; use 0 (off) to 65535",
         ),
         (
             "[routing]\nrule_priority = 32766",
-            "agent.toml:2: a rule at priority 32766 is not between the local and the main table; take 1 to 32765",
+            "agent.toml:2: a rule at priority 32766 is not between those of the tables local and main; use 1 to 32765",
         ),
         (
             "[routing]\ntable = 254",
-            "agent.toml:2: table 254 is not free for routes of ours; take 1 to 252 or 256 and up",
+            "agent.toml:2: table 254 is not free: the kernel uses it itself; use 1 to 252, or 256 and above",
         ),
         (
             "[routing]\nfwmark = \"0x0\"",
@@ -143,15 +150,15 @@ fn each_mistake_names_its_line_and_the_mend() {
         ("[routing]\nscope = \"all\"", "agent.toml:2: unknown variant `all`, expected `pool` or `node`"),
         (
             "[link]\npeer_lookup = \"gateway\"\nsource_check = \"allowed-ips\"",
-            "agent.toml:1: peer_lookup = \"gateway\" does not go with source_check = \"allowed-ips\", since a \
-             gateway forwards packets whose sources no allowed-IPs name; remove the line for the firewall, or write \
-             source_check = \"off\"",
+            "agent.toml:1: source_check = \"allowed-ips\" does not work with peer_lookup = \"gateway\", because a \
+             gateway forwards packets whose sources are in nobody's allowed-IPs; remove source_check to use the \
+             firewall, or write source_check = \"off\"",
         ),
         (
             "[link]\nsource_check = \"firewall\"",
-            "agent.toml:1: source_check = \"firewall\" does not go with peer_lookup = \"destination\": the firewall \
-             knows a peer by its link address, which only a link has; add peer_lookup = \"gateway\", or remove the \
-             line for allowed-ips",
+            "agent.toml:1: source_check = \"firewall\" needs peer_lookup = \"gateway\", because the firewall \
+             recognises a peer by its link address, which exists in link mode only; write peer_lookup = \"gateway\", \
+             or remove source_check to use allowed-ips",
         ),
         (
             "[membership]\nsource = \"etcd\"",
@@ -177,7 +184,7 @@ fn only_the_default_file_may_be_absent() {
 }
 
 #[test]
-fn each_back_end_can_be_had() {
+fn each_back_end_can_be_chosen() {
     let backend = |name: &str| parse(&format!("[wireguard]\nbackend = \"{name}\"")).unwrap().backend;
     assert_eq!(
         ["auto", "kernel", "userspace"].map(backend),
@@ -186,7 +193,7 @@ fn each_back_end_can_be_had() {
 }
 
 #[test]
-fn peers_as_neighbours_are_judged_by_the_firewall_unless_nobody_is_to_judge() {
+fn link_mode_checks_sources_in_the_firewall_unless_the_check_is_off() {
     let settings = |text: &str| parse(text).unwrap().settings;
     for text in [
         "[link]\npeer_lookup = \"gateway\"",

@@ -1,7 +1,7 @@
-//! The level-triggered loop's heart: observe, plan, apply, observe.
+//! The core of the agent's level-triggered loop: observe, plan, apply, observe again.
 //!
-//! Whatever happened (membership, settings, a rule that somebody deleted, a restart), a pass
-//! brings the kernel to the desired state. It knows no clock, no thread and no file.
+//! Whatever happened (the membership or the settings changed, somebody deleted a rule, the agent restarted), a pass
+//! brings the kernel to the desired state. This module knows no clock, no thread and no file.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -15,43 +15,46 @@ use wireloom_types::PublicKey;
 #[cfg(test)]
 mod tests;
 
-/// After so many rounds of plan and apply the kernel must be as desired; if it is not, somebody
-/// works against us, or the kernel keeps what it is told in a form that we do not read back.
+/// How many rounds of plan and apply a pass may take. If the kernel is not as desired then, another program undoes our
+/// changes, or the kernel reads back something other than what we wrote.
 const ROUNDS: usize = 4;
 
-/// How many operations of one pass are told one by one.
-const TOLD: usize = 20;
+/// How many operations of one pass are logged one by one.
+const LOGGED: usize = 20;
 
 /// Brings a kernel to the state that follows from the membership and the settings.
-pub struct Reconciler<K> {
+pub(crate) struct Reconciler<K> {
     kernel: K,
     settings: Settings,
     public_key: PublicKey,
-    /// Absent until the first whole snapshot: before it nothing is changed, let alone removed.
+    /// Absent until the first snapshot: before it nothing is changed, let alone removed.
     planner: Option<Planner>,
-    /// The kernel as the last pass left it; absent when it must be observed.
+    /// The kernel as the last pass left it; absent when it must be observed again.
     mirror: Option<Observed>,
     warnings: BTreeSet<Warning>,
 }
 
 /// Why a pass did not reach the desired state.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
-    /// There is no plan; the kernel stays as it is until the operator mends the cause.
+pub(crate) enum Trouble {
+    /// There is no plan. The kernel stays as it is until the operator fixes the cause.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The kernel could not be read.
     #[error(transparent)]
     Observe(Error),
     /// Operations failed.
-    #[error("{}", told(.0))]
+    #[error("{}", first_of(.0))]
     Apply(Vec<Error>),
-    /// The operations succeed, and yet more are needed each time.
-    #[error("the kernel does not stay as it was told: after {ROUNDS} rounds it still takes to {0}")]
+    /// The operations succeed, and yet more are needed after each round; this is one of them.
+    #[error(
+        "the kernel does not stay as programmed: after {ROUNDS} rounds it is still necessary to {0}; find out which \
+         other program changes it"
+    )]
     Unsettled(String),
 }
 
-fn told(errors: &[Error]) -> String {
+fn first_of(errors: &[Error]) -> String {
     match errors {
         [] => String::new(),
         [one] => one.to_string(),
@@ -60,9 +63,8 @@ fn told(errors: &[Error]) -> String {
 }
 
 impl Trouble {
-    /// True when the next pass may succeed without anybody's doing.
-    #[must_use]
-    pub fn retry_can_help(&self) -> bool {
+    /// Whether the next pass may succeed although nobody changed anything.
+    pub(crate) fn retry_can_help(&self) -> bool {
         match self {
             Self::Refused(_) => false,
             Self::Observe(error) => error.retry_can_help(),
@@ -73,19 +75,19 @@ impl Trouble {
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// Waits for the first snapshot.
-    pub fn new(kernel: K, settings: Settings, public_key: PublicKey) -> Self {
+    /// A reconciler that waits for the first snapshot.
+    pub(crate) fn new(kernel: K, settings: Settings, public_key: PublicKey) -> Self {
         Self { kernel, settings, public_key, planner: None, mirror: None, warnings: BTreeSet::new() }
     }
 
-    /// A whole snapshot of the membership.
-    pub fn set_cluster(&mut self, cluster: Cluster) {
+    /// Takes a snapshot of the membership.
+    pub(crate) fn set_cluster(&mut self, cluster: Cluster) {
         match &mut self.planner {
             Some(planner) => {
                 let own = own_addresses(planner.cluster(), &self.settings);
                 planner.set_cluster(cluster);
                 if own_addresses(planner.cluster(), &self.settings) != own {
-                    // The underlay is known by them.
+                    // The underlay interfaces are found by these addresses.
                     self.mirror = None;
                 }
             }
@@ -93,8 +95,8 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Other settings, or another private key, whose public half this is.
-    pub fn set_settings(&mut self, settings: Settings, public_key: PublicKey) {
+    /// Takes new settings, and the public half of the device's private key.
+    pub(crate) fn set_settings(&mut self, settings: Settings, public_key: PublicKey) {
         match &mut self.planner {
             Some(planner) if public_key == self.public_key => planner.set_settings(settings.clone()),
             Some(planner) => *planner = Planner::new(settings.clone(), public_key, planner.cluster().clone()),
@@ -105,55 +107,47 @@ impl<K: Kernel> Reconciler<K> {
         self.mirror = None;
     }
 
-    /// The kernel may have been changed by somebody else.
-    pub fn distrust_kernel(&mut self) {
+    /// Makes the next pass observe the kernel: somebody else may have changed it.
+    pub(crate) fn distrust_kernel(&mut self) {
         self.mirror = None;
     }
 
     /// The kernel that is reconciled.
-    pub fn kernel_mut(&mut self) -> &mut K {
+    pub(crate) fn kernel_mut(&mut self) -> &mut K {
         &mut self.kernel
     }
 
-    /// The public half of the key that the device shall have.
-    #[must_use]
-    pub fn public_key(&self) -> PublicKey {
+    /// The public half of the device's private key.
+    pub(crate) fn public_key(&self) -> PublicKey {
         self.public_key
     }
 
-    /// True once a whole snapshot has come.
-    #[must_use]
-    pub fn has_cluster(&self) -> bool {
+    /// Whether a snapshot of the membership has arrived.
+    pub(crate) fn has_cluster(&self) -> bool {
         self.planner.is_some()
     }
 
-    /// This node's own addresses, as the membership has them.
-    #[must_use]
-    pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
+    /// This node's own addresses, according to the membership.
+    pub(crate) fn own_addresses(&self) -> BTreeSet<IpAddr> {
         self.planner
             .as_ref()
             .map(|planner| own_addresses(planner.cluster(), &self.settings))
             .unwrap_or_default()
     }
 
-    /// The kernel as the last pass left it, when that succeeded.
-    #[must_use]
-    pub fn mirror(&self) -> Option<&Observed> {
+    /// The kernel as the last pass left it, if that pass succeeded.
+    pub(crate) fn mirror(&self) -> Option<&Observed> {
         self.mirror.as_ref()
     }
 
-    /// What the operator should know, as of the last pass.
-    #[must_use]
-    pub fn warnings(&self) -> &BTreeSet<Warning> {
+    /// The warnings of the last pass.
+    pub(crate) fn warnings(&self) -> &BTreeSet<Warning> {
         &self.warnings
     }
 
-    /// Brings the kernel to the desired state, and says how many operations that took. Without a
-    /// snapshot it does nothing.
-    ///
-    /// # Errors
-    /// What stands in the way; the next pass begins with a look at the kernel.
-    pub fn pass(&mut self) -> Result<usize, Trouble> {
+    /// Brings the kernel to the desired state, and returns how many operations that took. Without a snapshot of the
+    /// membership it does nothing. After an error the next pass observes the kernel first.
+    pub(crate) fn pass(&mut self) -> Result<usize, Trouble> {
         let Some(mut planner) = self.planner.take() else { return Ok(0) };
         let outcome = match self.mirror.take() {
             Some(mirror) => self.follow_changes(&mut planner, mirror),
@@ -163,8 +157,8 @@ impl<K: Kernel> Reconciler<K> {
         outcome
     }
 
-    /// Only the membership changed, so only what it touched is looked at: one node of thousands
-    /// costs what that node costs.
+    /// The pass when only the membership changed: it plans only what the change touches and does not observe the
+    /// kernel, so that the cost of one changed node does not depend on how many nodes there are.
     fn follow_changes(&mut self, planner: &mut Planner, mut mirror: Observed) -> Result<usize, Trouble> {
         let ops = planner.changes(&mirror)?;
         self.apply(&ops)?;
@@ -176,6 +170,7 @@ impl<K: Kernel> Reconciler<K> {
         Ok(ops.len())
     }
 
+    /// The pass when the kernel must be observed: plan and apply until nothing is left to do.
     fn settle(&mut self, planner: &mut Planner) -> Result<usize, Trouble> {
         let own = own_addresses(planner.cluster(), &self.settings);
         let mut done = 0;
@@ -197,10 +192,10 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), Trouble> {
-        for op in ops.iter().take(TOLD) {
+        for op in ops.iter().take(LOGGED) {
             tracing::info!("{}", wording::op(op, &self.settings.interface));
         }
-        if let Some(more @ 1..) = ops.len().checked_sub(TOLD) {
+        if let Some(more @ 1..) = ops.len().checked_sub(LOGGED) {
             tracing::info!("and {more} more changes");
         }
         self.kernel.apply(ops).map_err(Trouble::Apply)

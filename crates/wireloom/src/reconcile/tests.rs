@@ -1,4 +1,4 @@
-//! The loop against the kernel's twin in memory.
+//! The reconciler against the kernel's twin in memory.
 
 use std::{io, net::SocketAddr};
 
@@ -16,15 +16,15 @@ use super::*;
 const KEYS: [PublicKey; 3] =
     [PublicKey::from_bytes([1; 32]), PublicKey::from_bytes([2; 32]), PublicKey::from_bytes([3; 32])];
 
-/// A kernel in memory that can fail and that counts.
+/// A kernel in memory that can fail, and that counts observations.
 #[derive(Default)]
 struct Memory {
     observed: Observed,
     observations: usize,
     applied: Vec<Op>,
-    /// Operations that fail.
+    /// Whether an operation fails.
     refuses: Option<fn(&Op) -> bool>,
-    /// What somebody else does after each application.
+    /// What another program does after each application.
     meddler: Option<fn(&mut Observed)>,
 }
 
@@ -42,7 +42,7 @@ impl Kernel for Memory {
                 let cause = Cause::from(io::Error::other("the test says so"));
                 return Err(vec![Error::new(wording::op(op, "wg0"), cause)]);
             }
-            self.observed.apply(op).expect("the planner asks for what the kernel takes");
+            self.observed.apply(op).expect("the planner asks only for what the kernel accepts");
             self.applied.push(op.clone());
         }
         if let Some(meddler) = self.meddler {
@@ -118,7 +118,7 @@ fn a_pass_settles_and_the_next_one_does_nothing() {
 }
 
 #[test]
-fn one_changed_node_costs_no_look_at_the_kernel() {
+fn one_changed_node_costs_no_observation_of_the_kernel() {
     let mut reconciler = settled(2);
     reconciler.set_cluster(cluster(3));
     assert_eq!(reconciler.pass().unwrap(), 2, "{:?}", reconciler.kernel.applied);
@@ -138,7 +138,7 @@ fn what_somebody_removed_comes_back() {
 }
 
 #[test]
-fn another_mode_is_reached_and_left_live() {
+fn the_mode_can_be_switched_there_and_back() {
     let mut reconciler = settled(2);
     let scoped = reconciler.kernel.observed.clone();
     let settings = Settings::defaults("n0");
@@ -164,7 +164,7 @@ fn another_key_is_given_to_the_device() {
 }
 
 #[test]
-fn after_a_failure_the_kernel_is_looked_at_and_the_rest_is_done() {
+fn after_a_failure_the_kernel_is_observed_and_the_rest_is_done() {
     let mut reconciler = settled(2);
     reconciler.kernel.refuses = Some(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::SetRoute(_))));
     reconciler.set_cluster(cluster(3));
@@ -194,15 +194,15 @@ fn a_foreign_interface_is_refused_until_it_goes() {
 }
 
 #[test]
-fn who_works_against_us_is_told_of_and_not_fought_for_ever() {
+fn a_program_that_undoes_our_changes_is_reported_and_not_fought_for_ever() {
     let mut reconciler = reconciler();
     reconciler.kernel.meddler = Some(|observed| observed.rules.clear());
     reconciler.set_cluster(cluster(2));
     let trouble = reconciler.pass().unwrap_err();
     assert_eq!(
         trouble.to_string(),
-        "the kernel does not stay as it was told: after 4 rounds it still takes to add the rule `IPv4 99: from \
-         10.161.0.0/16 fwmark 0/0xa lookup 1`"
+        "the kernel does not stay as programmed: after 4 rounds it is still necessary to add the rule `IPv4 99: from \
+         10.161.0.0/16 fwmark 0/0xa lookup 1`; find out which other program changes it"
     );
     assert!(reconciler.kernel.observations <= ROUNDS + 1);
 }

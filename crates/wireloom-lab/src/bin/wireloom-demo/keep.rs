@@ -1,4 +1,4 @@
-//! `--keep`: what was built stays, and its user learns to find the way in it.
+//! `--keep`: leaves the laboratory up, and prints how to look around in it.
 
 use std::{fs, os::unix::process::parent_id};
 
@@ -15,13 +15,13 @@ pub(super) fn mesh(mesh: DemoMesh) -> anyhow::Result<()> {
     let DemoMesh { lab, agents, .. } = mesh;
     agents.into_iter().for_each(Agent::leave);
     let commands = [
-        ("ip rule show pref 99".into(), "what is sent into the tunnel"),
-        ("ip route show table 1".into(), "and whereto"),
+        ("ip rule show pref 99".into(), "which packets enter the tunnel"),
+        ("ip route show table 1".into(), "and for which destinations"),
         ("wg show".into(), "peers and handshakes (Debian package wireguard-tools)"),
-        (format!("{wireloom} status"), "the same, with the agent's warnings"),
+        (format!("{wireloom} status"), "all of this at once, and the agent's warnings"),
         (format!("ping -c 3 {}", far_pod.v4), "from this host to a pod on node-b"),
         (format!("ip netns exec pod-1 ping -c 3 {}", far_pod.v6), "from this node's pod"),
-        ("editor /etc/wireloom/agent.toml".into(), "the agent follows every change"),
+        ("editor /etc/wireloom/agent.toml".into(), "the agent applies every change at once"),
     ];
     keep(lab, "The mesh", "node", &commands)
 }
@@ -30,18 +30,21 @@ pub(super) fn mesh(mesh: DemoMesh) -> anyhow::Result<()> {
 pub(super) fn link(link: Link) -> anyhow::Result<()> {
     let far_host = link.lab.nodes[1].pods[0].addresses;
     let commands = [
-        ("birdc show ospf neighbors".into(), "who is on the link"),
-        ("ip route".into(), "what OSPF found"),
-        ("ip neighbour show dev wg0".into(), "a peer's link address is its key's"),
+        ("birdc show ospf neighbors".into(), "the other routers, as OSPF sees them"),
+        ("ip route".into(), "the routes that OSPF learned"),
+        ("ip neighbour show dev wg0".into(), "each peer's link address, which derives from its key"),
         ("wg show".into(), "peers and handshakes (Debian package wireguard-tools)"),
-        ("nft list table inet sources".into(), "who may send from where, and how many were refused"),
-        (format!("ip netns exec pod-1 ping -c 3 {}", far_host.v4), "between hosts behind routers"),
+        ("nft list table inet sources".into(), "each peer's allowed sources, and packets dropped"),
+        (
+            format!("ip netns exec pod-1 ping -c 3 {}", far_host.v4),
+            "from a host behind this router to another",
+        ),
     ];
     keep(link.lab, "The link", "router", &commands)
 }
 
 fn keep(lab: Lab, what: &str, place: &str, commands: &[(String, &str)]) -> anyhow::Result<()> {
-    // Of another user namespace than our caller's: who looks around from there has to enter it as well.
+    // When we became root in a user namespace of our own, our caller has to enter that as well.
     let enter = match (fs::read_link("/proc/self/ns/user"), fs::read_link(parent("ns/user"))) {
         (Ok(ours), Ok(theirs)) if ours == theirs => "nsenter --net --mount --pid --wdns=/ --target",
         _ => "nsenter --user --preserve-credentials --net --mount --pid --wdns=/ --target",

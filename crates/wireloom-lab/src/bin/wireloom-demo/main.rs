@@ -1,5 +1,7 @@
-//! `wireloom-demo`: a mesh in network namespaces, in three states, each measured with real packets.
-//! `wireloom-demo link`: routers on one link, with routing daemons.
+//! The demos: meshes in network namespaces, measured with real packets.
+//!
+//! - `wireloom-demo`: WireGuard's usual fault with policy routing, the agent's fix, and hosts encrypted too.
+//! - `wireloom-demo link`: link mode with a routing daemon.
 
 mod keep;
 mod link;
@@ -21,14 +23,19 @@ use wireloom_lab::{become_root, require};
 
 use self::{mesh::DemoMesh, state::State};
 
-/// For which the pings go on when a state has come about.
+/// How long the pings continue after a state is reached.
 const AFTERMATH: Duration = Duration::from_millis(300);
 
-/// Build a mesh in network namespaces, as root or not: show the fault, the fix and the encryption
+/// Show on a mesh of three nodes what the agent fixes, with real packets
+///
+/// Builds the mesh in network namespaces of this machine, takes it through three states and measures each: plain
+/// WireGuard with one policy rule for all sources (hosts lose their connections to pods), the agent's scoped rules
+/// (pod to pod is encrypted, the rest is direct), and the hosts' own traffic encrypted too. Needs no root, changes
+/// nothing outside its namespaces, and exits with status 1 if a result is not as promised.
 #[derive(Debug, clap::Parser)]
-#[command(name = "wireloom-demo", version)]
+#[command(name = "wireloom-demo", version, max_term_width = 100)]
 struct Arguments {
-    /// Leave the mesh up, and say how to look around in it
+    /// Leave everything up, and print how to look around and how to take it down
     #[arg(long, global = true)]
     keep: bool,
 
@@ -36,10 +43,13 @@ struct Arguments {
     other: Option<Other>,
 }
 
-/// Demos beside the mesh.
+/// Demos other than the mesh.
 #[derive(Debug, clap::Subcommand)]
 enum Other {
-    /// Four routers on one link with BIRD: OSPF finds the ways, one router dies, a forged source is refused
+    /// Show link mode: four routers on one WireGuard interface, with OSPF by BIRD
+    ///
+    /// The routers learn each other's prefixes, one router is killed and traffic moves to another, and a forged
+    /// source address is dropped by the firewall.
     Link,
 }
 
@@ -70,7 +80,7 @@ fn wireloom() -> anyhow::Result<PathBuf> {
 fn mesh(keep: bool) -> anyhow::Result<ExitCode> {
     require(&["ip", "nft", "unshare", "mount"])?;
     if keep {
-        // What the hints name.
+        // The printed commands use them.
         require(&["nsenter", "ping"])?;
     }
     become_root()?;
@@ -83,7 +93,7 @@ fn mesh(keep: bool) -> anyhow::Result<ExitCode> {
         let pings = mesh.pings()?;
         mesh.enter(state)?;
         let matrix = mesh.settle(state)?;
-        // What the switch costs may come a little after it.
+        // Packets that the change costs may be lost a little after it.
         sleep(AFTERMATH);
         table::show(state, &matrix, &pings.stop()?);
         broken.extend(table::broken(state, &matrix));

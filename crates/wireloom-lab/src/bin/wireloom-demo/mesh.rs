@@ -1,4 +1,4 @@
-//! The demo's mesh: nodes in a laboratory, WireGuard first by hand and then by the agent.
+//! The demo's mesh: nodes in a laboratory, with WireGuard set up first by hand, then by the agent.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,10 +15,10 @@ use wireloom_plan::routing::Family;
 
 use super::state::State;
 
-/// For a state to come about; each takes about a second.
+/// How long a state may take to be reached; it usually takes about a second.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between two pings.
+/// Time between two pings.
 const INTERVAL: Duration = Duration::from_millis(10);
 
 pub(super) struct DemoMesh {
@@ -51,7 +51,7 @@ impl DemoMesh {
         &self.wireloom
     }
 
-    /// Leads there from the state before.
+    /// Starts the change to a state, from the one before it.
     pub(super) fn enter(&mut self, state: State) -> anyhow::Result<()> {
         match state {
             State::Unscoped => {
@@ -73,19 +73,19 @@ impl DemoMesh {
         Ok(())
     }
 
-    /// Measures until the state has come about, or it is clear that it does not.
+    /// Measures until the state is reached or [`PATIENCE`] is over, and returns the last measurement.
     pub(super) fn settle(&self, state: State) -> anyhow::Result<Matrix> {
         Ok(Matrix::settle(&self.lab, state.promise(), PATIENCE)?)
     }
 
-    /// Pings from pod to pod, over both families, until they are stopped.
+    /// Starts pings from a pod to a pod, over both families.
     pub(super) fn pings(&self) -> anyhow::Result<Pings> {
         let [from, to] = [&self.lab.nodes[0].pods[0], &self.lab.nodes[1].pods[0]];
         let start = |family| Pinger::start(from, to, family, INTERVAL);
         Ok(Pings([start(Family::V4)?, start(Family::V6)?]))
     }
 
-    /// What the agents had to say, for when a promise was broken.
+    /// Prints the agents' logs.
     pub(super) fn print_logs(&self) -> anyhow::Result<()> {
         for node in &self.lab.nodes {
             anstream::eprintln!("\nthe agent's log on {}:\n{}", node.name, agent::log(node)?);
@@ -94,11 +94,11 @@ impl DemoMesh {
     }
 }
 
-/// Pings over both families that go on.
+/// Running pings over both families.
 pub(super) struct Pings([Pinger; 2]);
 
 impl Pings {
-    /// Both families' counts together.
+    /// Stops the pings, and adds the counts of both families.
     pub(super) fn stop(self) -> anyhow::Result<PingReport> {
         let [v4, v6] = self.0.map(Pinger::stop);
         let (v4, v6) = (v4?, v6?);

@@ -1,15 +1,15 @@
-//! The three states that the demo shows.
+//! The three states of the demo's mesh.
 
 use wireloom_lab::Promise;
 
-/// What the mesh is in; each follows from the one before on the live mesh.
+/// A state of the mesh. Each is reached from the one before it, on the live mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// One rule for all sources, allowed-IPs for pods alone: the break.
+    /// The fault: one rule for all sources, while allowed-IPs hold pods only.
     Unscoped,
-    /// `encrypt_host_traffic = false`: the mend.
+    /// The fix: `encrypt_host_traffic = false`.
     Scoped,
-    /// `encrypt_host_traffic = true`.
+    /// Hosts encrypted too: `encrypt_host_traffic = true`.
     Host,
 }
 
@@ -34,20 +34,24 @@ impl State {
 
     pub(super) fn title(self) -> &'static str {
         match self {
-            Self::Unscoped => "One rule for all sources, allowed-IPs for pods alone",
-            Self::Scoped => "Rules for the pods' addresses, by the agent",
+            Self::Unscoped => "The fault: one rule for all sources, while allowed-IPs hold pods only",
+            Self::Scoped => "The fix: the agent's rules match pods' addresses only",
             Self::Host => "Hosts encrypted too: encrypt_host_traffic = true",
         }
     }
 
-    /// What the rows show, in a sentence.
+    /// What the table shows, in one sentence.
     pub(super) fn meaning(self) -> &'static str {
         match self {
             Self::Unscoped => {
-                "What a host sends to a pod enters the tunnel, and the far end refuses its source (Calico issue #9751)."
+                "A host's packets to pods enter the tunnel, and the far end drops them (Calico issue #9751)."
             }
-            Self::Scoped => "Started on the broken mesh: only what comes from a pod is sent into the tunnel.",
-            Self::Host => "Switched in agent.toml on the live mesh: all but WireGuard's own packets.",
+            Self::Scoped => {
+                "Agents were started on the broken mesh: now only packets from pods enter the tunnel."
+            }
+            Self::Host => {
+                "Changed in agent.toml on the live mesh: everything but WireGuard's own packets enters the tunnel."
+            }
         }
     }
 }

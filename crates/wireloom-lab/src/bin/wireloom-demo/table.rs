@@ -1,4 +1,4 @@
-//! What the demo prints.
+//! The demo's output: one table for each state.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use wireloom_plan::routing::Family;
 
 use super::state::State;
 
-/// Columns of one family's cell.
+/// The width of a cell, in columns.
 const WIDTH: usize = 28;
 
 pub(super) fn introduction(nodes: usize) {
     let pairs = nodes * (nodes - 1);
     anstream::println!(
-        "\n{} {nodes} nodes with a pod each, in network namespaces. Every cell is measured: pings between\n\
-         all {pairs} pairs of nodes, over IPv4 and IPv6, and a capture on the network between them.\n",
+        "\n{} {nodes} nodes with one pod each, in network namespaces. Every cell is measured with pings\n\
+         between all {pairs} pairs of nodes, and a capture of the network between them.\n",
         "Wireloom demo.".bold()
     );
 }
@@ -36,14 +36,14 @@ pub(super) fn show(state: State, matrix: &Matrix, pings: &PingReport) {
         let style = if *lost == 0 { Style::new().green() } else { Style::new().yellow() };
         anstream::println!(
             "     {}{}",
-            "pod → pod pings lost while this was switched: ".dimmed(),
+            "pod → pod pings lost during the change: ".dimmed(),
             format_args!("{lost} of {sent}").style(style)
         );
     }
     anstream::println!();
 }
 
-/// What all pairs of nodes agree on; where they do not, how many are as promised.
+/// The outcome of all pairs of nodes; where they differ, how many are as promised.
 fn cell(cells: &[Cell], promised: Cell) -> String {
     let first = cells[0];
     if cells.iter().any(|cell| *cell != first) {
@@ -62,19 +62,19 @@ fn cell(cells: &[Cell], promised: Cell) -> String {
         Wire::Encrypted => ("encrypted", Style::new().cyan()),
         Wire::Direct => ("direct", Style::new()),
         Wire::Nothing => ("nothing seen", Style::new().dimmed()),
-        // A request in plaintext, and its reply in the tunnel.
+        // The request was in plaintext, its reply in the tunnel.
         Wire::Both => ("reply encrypted", Style::new().yellow()),
     };
     let reach = format!("{mark} {reach:<7}");
     format!("{}{}{}", reach.style(style), wire.style(wire_style), padding(&[&reach, wire].concat()))
 }
 
-/// Colours have no width: padded is what remains of the column after the text without them.
+/// The spaces that fill a cell after this text, which has no colour codes: those have no width.
 fn padding(text: &str) -> String {
     " ".repeat(WIDTH.saturating_sub(text.chars().count()))
 }
 
-/// The cells that are not as promised, a line for each direction and family.
+/// The cells that are not as promised, in one line for each direction and family.
 pub(super) fn broken(state: State, matrix: &Matrix) -> Vec<String> {
     let mut lines = Vec::new();
     let rows = Direction::ALL.into_iter().flat_map(|direction| FAMILIES.map(|family| (direction, family)));
@@ -84,7 +84,7 @@ pub(super) fn broken(state: State, matrix: &Matrix) -> Vec<String> {
         let broken: Vec<_> = all.iter().filter(|measured| measured.cell != promised).collect();
         if let Some(first) = broken.first() {
             lines.push(format!(
-                "({}) {direction} over {}: promised is \"{promised}\"; {} of {} pairs are not, such as {} to {}: {}",
+                "({}) {direction} over {}: should be \"{promised}\"; {} of {} pairs are not, such as {} to {}: {}",
                 state.letter(),
                 family_name(family),
                 broken.len(),
@@ -108,10 +108,10 @@ fn family_name(family: Family) -> &'static str {
 pub(super) fn conclusion(broken: &[String], took: Duration) {
     let took = took.as_secs_f64();
     if broken.is_empty() {
-        anstream::println!("{} in {took:.1} s.", "Every cell is as the design promises,".green().bold());
+        anstream::println!("{} The demo took {took:.1} s.", "Every result is as promised.".green().bold());
         return;
     }
-    anstream::eprintln!("{} ({took:.1} s)", "Not as the design promises:".red().bold());
+    anstream::eprintln!("{} The demo took {took:.1} s.", "Not every result is as promised.".red().bold());
     for line in broken {
         anstream::eprintln!("  {line}");
     }
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn cells_have_one_width_and_say_when_a_promise_is_broken() {
+    fn cells_have_the_same_width_and_show_a_broken_promise() {
         for (cells, expected) in [
             ([ENCRYPTED, ENCRYPTED], "✓ works  encrypted"),
             ([LOST, LOST], "! lost   reply encrypted"),
@@ -155,7 +155,7 @@ mod tests {
         let matrix = Matrix(vec![measured("pod-1 on node-b", ENCRYPTED), measured("pod-1 on node-c", LOST)]);
         assert_eq!(
             broken(State::Scoped, &matrix),
-            ["(b) pod → pod over IPv6: promised is \"reachable, encrypted\"; 1 of 2 pairs are not, such as \
+            ["(b) pod → pod over IPv6: should be \"reachable, encrypted\"; 1 of 2 pairs are not, such as \
               pod-1 on node-a to pod-1 on node-c: unreachable, half encrypted"]
         );
     }

@@ -124,8 +124,8 @@ fn a_mistake_in_the_settings_leaves_the_last_good_ones_in_force() {
     let whole = settle(&fleet);
     let good = node.host.space.read(SETTINGS).unwrap().unwrap();
     node.host.space.write(SETTINGS, &format!("{good}fwmark = 0\n")).unwrap();
-    let told = "a firewall mark is 1 to 0xffffffff, such as \"0xa\"; its bits must be Wireloom's own; the settings of \
-                before stay in force";
+    let told = "a firewall mark is 1 to 0xffffffff, such as \"0xa\"; its bits must be Wireloom's own; the previous \
+                settings stay in force";
     fleet.wait("the mistake to be logged", |_| agent::log(node).unwrap().contains(told));
     assert_eq!(programmed(node), whole);
     let (code, _, errors) = run(node, "status");
@@ -266,7 +266,7 @@ fn down_is_refused_while_the_agent_runs_and_needs_no_valid_settings() {
     let node = &fleet.lab.nodes[0];
     let (code, _, errors) = run(node, "down");
     assert_eq!(code, 1);
-    assert!(errors.contains("the agent runs (process "), "{errors}");
+    assert!(errors.contains("the agent is running (process "), "{errors}");
     assert_eq!(rules(node), RULES);
 
     fleet.agents.remove(0).kill().unwrap();

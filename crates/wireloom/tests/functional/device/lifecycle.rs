@@ -142,7 +142,7 @@ fn in_the_foreground_a_device_logs_what_happens() {
         "the interface is up",
         "line 2: listen_port takes a UDP port: 0 to 65535",
         "dropped so far: none",
-        "told to by a signal",
+        "a signal asked for it",
     ] {
         assert!(log.contains(words), "{words:?} in {log}");
     }

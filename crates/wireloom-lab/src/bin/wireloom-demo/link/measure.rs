@@ -18,20 +18,20 @@ use super::{
     table::{Measured, Row},
 };
 
-/// For OSPF to find neighbours and ways: it listens for four seconds before it elects.
+/// How long OSPF may take to find neighbours and routes: it listens for four seconds before it elects.
 const CONVERGENCE: Duration = Duration::from_secs(20);
 
-/// Within which the ways must lead around a dead router: BFD gives it up after one second, and
-/// BIRD's OSPF computes its ways once a second.
+/// How long traffic may be lost when a router dies: BFD declares it down after one second, and BIRD's OSPF computes
+/// its routes once a second.
 const FAILOVER: Duration = Duration::from_secs(5);
 
-/// Between two pings.
+/// Time between two pings.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// With a forged source.
+/// How many packets have a forged source.
 const FORGED: usize = 20;
 
-/// Until every router has a route to what is behind every other.
+/// Waits until every router has a route to the prefix behind every other.
 pub(super) fn learning(link: &Link) -> anyhow::Result<Row> {
     let began = Instant::now();
     let nodes = &link.lab.nodes;
@@ -41,7 +41,7 @@ pub(super) fn learning(link: &Link) -> anyhow::Result<Row> {
         pairs.filter(|(from, to)| from.name != to.name && knows(from, to, k)).count()
     };
     let mut seconds = [None; 2];
-    let _ = until(CONVERGENCE, "OSPF to find all ways", || {
+    let _ = until(CONVERGENCE, "OSPF to find all routes", || {
         for (k, seconds) in seconds.iter_mut().enumerate() {
             if seconds.is_none() && learnt(k) == all {
                 *seconds = Some(began.elapsed().as_secs_f64());
@@ -49,26 +49,21 @@ pub(super) fn learning(link: &Link) -> anyhow::Result<Row> {
         }
         seconds.iter().all(Option::is_some).then_some(())
     });
-    let mut k = 0;
-    let measured = seconds.map(|seconds| {
-        let words = match seconds {
-            Some(seconds) => format!("{all} of {all} in {seconds:.1} s"),
-            None => format!("{} of {all}", learnt(k)),
-        };
-        k += 1;
-        Measured { words, kept: seconds.is_some() }
+    let measured = [0, 1].map(|k| match seconds[k] {
+        Some(seconds) => Measured { words: format!("{all} of {all} in {seconds:.1} s"), kept: true },
+        None => Measured { words: format!("{} of {all}", learnt(k)), kept: false },
     });
     Ok(Row { what: "prefixes that OSPF teaches the routers", promise: "all".into(), measured })
 }
 
-/// Whether a router has a route by its link to the prefix (of one family) behind another.
+/// Whether a router has a route over the link to the prefix behind another; `family` is an index into [`FAMILIES`].
 fn knows(from: &Node, to: &Node, family: usize) -> bool {
     let option = ["-4", "-6"][family];
     let shown = from.run(&format!("ip {option} route show {}", to.block[family]));
     shown.is_ok_and(|routes| routes.contains("dev wg0"))
 }
 
-/// Hosts behind routers, each to each.
+/// Probes from the host behind each router to the host behind each other one.
 pub(super) fn hosts(link: &Link) -> anyhow::Result<Row> {
     let nodes = &link.lab.nodes;
     let mut measured = Vec::new();
@@ -87,7 +82,7 @@ pub(super) fn hosts(link: &Link) -> anyhow::Result<Row> {
     Ok(row("hosts that reach each other", "all, encrypted".into(), measured))
 }
 
-/// The router that serves dies; another one does as well, at a higher cost.
+/// Kills the router that the service is reached on. Another router offers it too, at a higher cost.
 pub(super) fn failover(link: &mut Link) -> anyhow::Result<[Row; 2]> {
     let service = link.service(BACKUP);
     let [before, after] = [PRIMARY, BACKUP].map(|router| link.lab.nodes[router].name.clone());
@@ -100,11 +95,11 @@ pub(super) fn failover(link: &mut Link) -> anyhow::Result<[Row; 2]> {
     for family in FAMILIES {
         pingers.push(Pinger::start(&client.pods[0], &service, family, INTERVAL)?);
     }
-    // A second of pings that arrive, as the yardstick.
+    // A second of pings that are answered, for comparison.
     std::thread::sleep(Duration::from_secs(1));
     drop(link.lab.nodes.remove(PRIMARY));
     let client = &link.lab.nodes[0];
-    // A machine that was killed forwards until the kernel has taken it apart.
+    // A killed machine forwards until the kernel has taken its namespace apart, so a new route alone proves nothing.
     let is_elsewhere = |family, was: &Option<String>| {
         self::gateway(client, &service, family).is_ok_and(|now| now.is_some() && now != *was)
     };
@@ -112,7 +107,7 @@ pub(super) fn failover(link: &mut Link) -> anyhow::Result<[Row; 2]> {
         let cell = probe(link.lab.underlay(), &client.pods[0], &service, family, Exchange::Ping);
         cell.is_ok_and(|cell| cell.reachable)
     };
-    let _ = until(4 * FAILOVER, "the way to lead to the other router", || {
+    let _ = until(4 * FAILOVER, "traffic to move to the other router", || {
         FAMILIES
             .into_iter()
             .zip(&first)
@@ -144,11 +139,11 @@ pub(super) fn failover(link: &mut Link) -> anyhow::Result<[Row; 2]> {
     ])
 }
 
-/// The next hop by which a node sends what its first pod sends to a place.
+/// The next hop of a node's route from its first pod to a place; `None` when there is no route.
 fn gateway(node: &Node, to: &Place, family: Family) -> anyhow::Result<Option<String>> {
     let source = node.pods[0].addresses.of(family);
     let target = to.addresses.of(family);
-    // Unreachable: an answer as well.
+    // `ip` fails when the destination is unreachable.
     let Ok(route) = node.run(&format!("ip route get {target} from {source} iif lan0")) else {
         return Ok(None);
     };
@@ -156,20 +151,20 @@ fn gateway(node: &Node, to: &Place, family: Family) -> anyhow::Result<Option<Str
     Ok(words.next().map(str::to_owned))
 }
 
-/// A router sends from an address that is behind another one: what the firewall lets through and counts.
+/// Sends from a router with a source address that is behind another one: the firewall must drop and count the packets.
 pub(super) fn forgery(link: &Link) -> anyhow::Result<Row> {
     let [liar, victim, .., robbed] = &link.lab.nodes[..] else { anyhow::bail!("three routers at least") };
     let (source, target) = (&robbed.pods[0], &victim.pods[0]);
     let mut measured = Vec::new();
     for (family, stolen) in FAMILIES.into_iter().zip(source.addresses.single()) {
-        // Without `nodad` an IPv6 address is not to be had at once.
+        // Without `nodad` an IPv6 address cannot be used at once.
         let nodad = if family == Family::V6 { "nodad" } else { "" };
         liar.run(&format!("ip address add {stolen} dev lo {nodad}"))?;
         let before = refused(victim, family)?;
         let server = bind(&target.space, target, family, 9)?;
         server.set_read_timeout(Some(Duration::from_millis(300)))?;
         let forger = bind(&liar.host.space, source, family, 0)?;
-        // Each longer than the one before: datagrams of one length come out of the tunnel as one packet,
+        // Each is longer than the one before: datagrams of one length would leave the tunnel as one GRO packet,
         // which the firewall counts once.
         for len in 1..=FORGED {
             forger.send_to(&[b'!'; FORGED][..len], SocketAddr::new(target.addresses.of(family), 9))?;
@@ -191,7 +186,7 @@ fn bind(space: &Space, place: &Place, family: Family, port: u16) -> anyhow::Resu
     socket.with_context(|| format!("cannot bind {address} in {}", space.place()))
 }
 
-/// Packets that a router's firewall has refused for their source.
+/// How many packets a router's firewall has dropped because of their source.
 fn refused(node: &Node, family: Family) -> anyhow::Result<usize> {
     let counter = if family == Family::V4 { "refused4" } else { "refused6" };
     let shown = node.run(&format!("nft list counter inet sources {counter}"))?;

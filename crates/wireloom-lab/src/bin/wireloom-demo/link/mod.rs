@@ -1,4 +1,4 @@
-//! `wireloom demo link`: four routers on one link with BIRD, each step measured with real packets.
+//! `wireloom-demo link`: four routers on one link with BIRD, each step measured with real packets.
 
 mod measure;
 mod table;
@@ -10,7 +10,8 @@ use wireloom_lab::{Link, Topology, become_root, guide, require, routing};
 use self::table::Row;
 use super::keep;
 
-/// Where the service is, and where it is as well when that one dies; places in the laboratory.
+/// The router that the service is reached on, and the one that it is reached on once that is dead: indices into the
+/// laboratory's nodes.
 const PRIMARY: usize = 2;
 const BACKUP: usize = 3;
 const ROUTERS: u8 = 4;
@@ -18,7 +19,7 @@ const ROUTERS: u8 = 4;
 pub(super) fn run(keep: bool) -> anyhow::Result<ExitCode> {
     require(&["ip", "nft", "unshare", "mount", "bird", "birdc"])?;
     if keep {
-        // What the hints name.
+        // The printed commands use them.
         require(&["nsenter", "ping"])?;
     }
     become_root()?;
@@ -30,8 +31,8 @@ pub(super) fn run(keep: bool) -> anyhow::Result<ExitCode> {
     }
     table::introduction(ROUTERS.into());
     for node in &link.lab.nodes {
-        // An operator's own rules, not the agent's: those know what a mesh file declares, each prefix for one
-        // node, and here OSPF finds what nobody declared, some of it behind two routers.
+        // An operator's own rules. The agent's would not do: a mesh file declares each prefix for one node, while
+        // OSPF finds prefixes that nobody declared, one of them behind two routers.
         node.host.space.feed("nft -f -", guide::SOURCE_CHECK)?;
         routing::bird(node, guide::BIRD_OSPF)?;
     }

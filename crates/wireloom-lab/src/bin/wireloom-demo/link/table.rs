@@ -1,10 +1,10 @@
-//! What the demo prints: a table that grows by a row with every measurement.
+//! The demo's output: a table that grows by one row with each measurement.
 
 use std::time::Duration;
 
 use owo_colors::OwoColorize as _;
 
-/// Columns.
+/// The widths of the columns.
 const WHAT: usize = 40;
 const PROMISE: usize = 20;
 const FAMILY: usize = 26;
@@ -16,7 +16,7 @@ pub(super) struct Row {
     pub(super) measured: [Measured; 2],
 }
 
-/// What was found, in words, and whether it is as promised.
+/// A measurement in words, and whether it is as promised.
 pub(super) struct Measured {
     pub(super) words: String,
     pub(super) kept: bool,
@@ -24,8 +24,8 @@ pub(super) struct Measured {
 
 pub(super) fn introduction(routers: usize) {
     anstream::println!(
-        "\n{} {routers} routers, one WireGuard interface each, and every other router a neighbour on it.\n\
-         Allowed-IPs name the routers' own addresses on the link; what is behind them, OSPF finds out.\n",
+        "\n{} {routers} routers with one WireGuard interface each, on which all others are neighbours.\n\
+         Allowed-IPs hold the routers' own addresses on the link; OSPF announces what is behind them.\n",
         "Wireloom demo: link mode.".bold()
     );
     let head = format!("{:<WHAT$}{:<PROMISE$}{:<FAMILY$}IPv6", "", "promised", "IPv4");
@@ -44,17 +44,17 @@ pub(super) fn show(row: &Row) {
     anstream::println!("     {:<WHAT$}{:<PROMISE$}{v4}{}", row.what, row.promise, v6.trim_end());
 }
 
-/// Was everything as promised?
+/// Prints the outcome, and returns whether everything was as promised.
 pub(super) fn conclusion(rows: &[Row], took: Duration) -> bool {
     let took = took.as_secs_f64();
     let broken: Vec<_> = rows.iter().filter(|row| row.measured.iter().any(|cell| !cell.kept)).collect();
     if broken.is_empty() {
-        anstream::println!("\n{} in {took:.1} s.", "Everything is as promised,".green().bold());
+        anstream::println!("\n{} The demo took {took:.1} s.", "Every result is as promised.".green().bold());
         return true;
     }
-    anstream::eprintln!("\n{} ({took:.1} s)", "Not as promised:".red().bold());
+    anstream::eprintln!("\n{} The demo took {took:.1} s.", "Not every result is as promised.".red().bold());
     for Row { what, promise, measured: [v4, v6] } in broken {
-        anstream::eprintln!("  {what}: promised is \"{promise}\"; IPv4: {}; IPv6: {}", v4.words, v6.words);
+        anstream::eprintln!("  {what}: should be \"{promise}\"; IPv4: {}; IPv6: {}", v4.words, v6.words);
     }
     false
 }

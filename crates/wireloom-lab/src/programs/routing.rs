@@ -1,14 +1,14 @@
-//! Routing daemons on the nodes of a laboratory: each goes to the background and ends with its node.
+//! Routing daemons on the nodes: each runs in the background and ends with its node.
 
-use super::{Error, Node, PATIENCE, Result, require, until};
+use crate::{Error, Node, PATIENCE, Result, require, until};
 
-/// Where a node's BIRD writes to.
+/// The log of a node's BIRD.
 const BIRD_LOG: &str = "/run/bird/log";
 
-/// Starts BIRD with this configuration; `birdc` on the node finds it.
+/// Starts BIRD with this configuration, at the control socket where `birdc` looks for it.
 ///
 /// # Errors
-/// With what BIRD says of the configuration; when it is not installed.
+/// [`Error::MissingTool`]; [`Error::Command`] with BIRD's complaint about the configuration.
 pub fn bird(node: &Node, configuration: &str) -> Result<()> {
     require(&["bird", "birdc"])?;
     node.run("mkdir -p /run/bird")?;
@@ -17,18 +17,18 @@ pub fn bird(node: &Node, configuration: &str) -> Result<()> {
     node.run("bird -c /run/bird/bird.conf").map(drop)
 }
 
-/// What BIRD answers to a command of `birdc`.
+/// Runs a `birdc` command and returns BIRD's answer.
 ///
 /// # Errors
-/// When it does not run.
+/// [`Error::Command`] when BIRD does not run.
 pub fn birdc(node: &Node, command: &str) -> Result<String> {
     node.run(&format!("birdc -r {command}"))
 }
 
-/// What a node's BIRD has logged.
+/// Everything that a node's BIRD has logged so far.
 ///
 /// # Errors
-/// When it cannot be read.
+/// [`Error::Io`] when the log exists and cannot be read.
 pub fn bird_log(node: &Node) -> Result<String> {
     Ok(node.host.space.read(BIRD_LOG)?.unwrap_or_default())
 }
@@ -36,7 +36,7 @@ pub fn bird_log(node: &Node) -> Result<String> {
 /// Starts babeld with this configuration.
 ///
 /// # Errors
-/// When it is not installed, or does not start.
+/// [`Error::MissingTool`]; [`Error::Command`] when it does not start.
 pub fn babeld(node: &Node, configuration: &str) -> Result<()> {
     require(&["babeld"])?;
     node.host.space.write("/run/babeld.conf", configuration)?;
@@ -44,19 +44,19 @@ pub fn babeld(node: &Node, configuration: &str) -> Result<()> {
         .map(drop)
 }
 
-/// Starts FRR's zebra and these daemons with one configuration, of which each takes its part.
+/// Starts FRR's zebra and these daemons. All read the same configuration, and each takes its own part of it.
 ///
-/// They insist on a group `frrvty` with their user in it: in a user namespace there is root alone, so
-/// the node gets a list of groups where that is root's. Their debris goes to a directory of the node's.
+/// The daemons insist that their user is in a group `frrvty`. A user namespace has no user but root, so the node gets
+/// an `/etc/group` that puts root in it. They write to `/var/tmp`, which the node gets for itself.
 ///
 /// # Errors
-/// When FRR is not installed, or a daemon does not start.
+/// [`Error::MissingTool`]; [`Error::Command`] when a daemon does not start.
 pub fn frr(node: &Node, daemons: &[&str], configuration: &str) -> Result<()> {
     require(&["/usr/lib/frr/zebra"])?;
     let space = &node.host.space;
     node.run("mkdir -p /run/frr")?;
     node.run("mount -t tmpfs tmpfs /var/tmp")?;
-    // In place of the link to the machine's own list.
+    // Replaces the symbolic link to the machine's own file.
     space.write("/etc/group", "root:x:0:root\nfrrvty:x:0:root\n")?;
     space.write("/run/frr/frr.conf", configuration)?;
     for daemon in ["zebra"].iter().chain(daemons) {
@@ -68,10 +68,10 @@ pub fn frr(node: &Node, daemons: &[&str], configuration: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a node's kernel has a route to exactly this prefix by a next hop on `wg0`.
+/// Waits until a node's kernel has a route to exactly this prefix through `wg0`.
 ///
 /// # Errors
-/// When it does not come, with the routes that are there.
+/// [`Error::Output`] with the node's routes when there is none after [`PATIENCE`].
 pub fn learn(node: &Node, prefix: ipnet::IpNet) -> Result<()> {
     let family = if prefix.addr().is_ipv4() { "-4" } else { "-6" };
     let shown = || node.run(&format!("ip {family} route show {prefix}"));

@@ -7,8 +7,8 @@
 //!                               router 3 …
 //! ```
 //!
-//! Allowed-IPs name the peers' addresses on the link and nothing else, and no main table knows another
-//! router's pods: what is behind a router is for [routing daemons](super::routing) to tell.
+//! Allowed-IPs hold the peers' addresses on the link and nothing else, and no main table has a route to another
+//! router's pods: [routing daemons](crate::routing) announce what is behind each router.
 
 use std::{
     fmt::Write as _,
@@ -17,36 +17,37 @@ use std::{
 
 use base64ct::{Base64, Encoding as _};
 
-use super::{
+use crate::{
     Addresses, Lab, Layout, Node, Place, Result,
-    layout::{SERVICE, link_address},
+    control::{configure, hex},
     mesh::{KeyPair, PORT},
-    unscoped::{configure, hex},
+    network::layout::{SERVICE, link_address},
 };
 
-/// Who is whose peer.
+/// Which routers are peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Topology {
-    /// Everybody is everybody's, and the link is a subnet: a /24 and a /64.
+    /// Every two routers are peers, and the link is a subnet: a /24 and a /64.
     Full,
-    /// The first router is everybody's, the others know no more than it; addresses stand alone (/32 and
-    /// /128), with a route to each peer's.
+    /// The first router (the hub) is the only peer of each other one. Addresses are /32 and /128, with a route to
+    /// each peer's.
     Hub,
 }
 
-/// Routers on one common link; everything goes when it is dropped.
+/// Routers on one common link. Dropping it takes everything down.
 #[derive(Debug)]
 pub struct Link {
-    /// The routers, the first one first; their pods are the hosts behind them.
+    /// The routers; their pods are the hosts behind them.
     pub lab: Lab,
-    /// Theirs: always the same ones, so that what derives from a key can be written down.
+    /// The routers' keys, in the order of [`Lab::nodes`]. They never change, so tests and guide can name what
+    /// derives from a key.
     pub keys: Vec<KeyPair>,
     topology: Topology,
     wireloom: PathBuf,
 }
 
 impl Link {
-    /// Builds it, with a pod behind each router; `wireloom` is the program.
+    /// Builds a link of 1 to 26 routers, each with one pod behind it. `wireloom` is the path of the program.
     ///
     /// # Errors
     /// When a program fails, or the device refuses its configuration.
@@ -60,17 +61,17 @@ impl Link {
         let keys = (1..).zip(&lab.nodes).map(key).collect::<Result<_>>()?;
         let link = Self { lab, keys, topology, wireloom: wireloom.to_owned() };
         let routers = 0..link.lab.nodes.len();
-        // All of them before the first packet: who is not there does not hear it, and WireGuard tries
-        // again after five seconds.
+        // All devices run before the first packet is sent: an initiation to a device that is not there yet is lost,
+        // and WireGuard retries after five seconds only.
         routers.clone().try_for_each(|router| link.start_device(router))?;
-        routers.into_iter().try_for_each(|router| link.raise(router))?;
+        routers.into_iter().try_for_each(|router| link.bring_up(router))?;
         Ok(link)
     }
 
-    /// Starts the device of a router (by its place in [`Lab::nodes`]), with its key and peers.
+    /// Starts the device of a router (an index into [`Lab::nodes`]) and gives it its key and peers.
     ///
     /// # Errors
-    /// When it does not start, or refuses them.
+    /// When it does not start, or refuses its configuration.
     pub fn start_device(&self, router: usize) -> Result<()> {
         let node = &self.lab.nodes[router];
         let device = "device wg0 --peer-lookup gateway --source-check off";
@@ -84,7 +85,7 @@ impl Link {
         link_address(number(router))
     }
 
-    /// The other routers that this one has as peers.
+    /// The peers of a router: their indices and nodes.
     pub fn peers(&self, router: usize) -> impl Iterator<Item = (usize, &Node)> {
         let all = self.lab.nodes.iter().enumerate();
         all.filter(move |(other, _)| {
@@ -92,7 +93,8 @@ impl Link {
         })
     }
 
-    /// What a router's neighbours call it in their routes: its link addresses, and the `fe80` one.
+    /// The next hops by which other routers' routes can name this one: its IPv4 and IPv6 addresses on the link, and
+    /// its link-local one.
     #[must_use]
     pub fn gateways(&self, router: usize) -> [String; 3] {
         let Addresses { v4, v6 } = self.address(router);
@@ -102,7 +104,8 @@ impl Link {
         [v4.to_string(), v6.to_string(), own.split('/').next().unwrap_or_default().to_owned()]
     }
 
-    /// A service behind a router, on an interface of this name: the same address on every router.
+    /// Adds the service behind a router, on an interface of this name. Its address is the same on every router that
+    /// has it.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -118,7 +121,7 @@ impl Link {
         self.lab.nodes[router].host.space.feed("ip -batch -", &batch).map(drop)
     }
 
-    /// The service as this router has it.
+    /// The service on a router, as a place.
     #[must_use]
     pub fn service(&self, router: usize) -> Place {
         let node = &self.lab.nodes[router];
@@ -129,7 +132,7 @@ impl Link {
         }
     }
 
-    /// In the words of the control socket (<https://www.wireguard.com/xplatform/>).
+    /// A router's key and peers, for the control socket.
     fn configuration(&self, router: usize) -> Result<String> {
         let private = hex(&self.keys[router].private)?;
         let mut request = format!("private_key={private}\nlisten_port={PORT}\n");
@@ -144,8 +147,9 @@ impl Link {
         Ok(request)
     }
 
-    /// Addresses, and the settings that a link needs where a packet may go out as it came in.
-    fn raise(&self, router: usize) -> Result<()> {
+    /// Brings up a router's interfaces with their addresses. ICMP redirects are off: on a link, a packet often leaves
+    /// by the interface that it came in by.
+    fn bring_up(&self, router: usize) -> Result<()> {
         let node = &self.lab.nodes[router];
         let Addresses { v4, v6 } = self.address(router);
         let (v4_length, v6_length) = match self.topology {
@@ -173,7 +177,7 @@ impl Link {
     }
 }
 
-/// Of the router at this place, from 1.
+/// The number of the router at an index: numbers start at 1.
 fn number(router: usize) -> u8 {
     u8::try_from(router + 1).expect("a laboratory has 26 nodes at most")
 }

@@ -11,12 +11,12 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{Error, Node, PATIENCE, Result, until};
+use crate::{Error, Node, PATIENCE, Result, until};
 
-/// Where it writes to: standard output and standard error.
+/// The file on the node that an agent's standard output and standard error are appended to.
 const LOG: &str = "/run/agent.log";
 
-/// A running `wireloom agent`; dropped, it is killed, and what it made stays.
+/// A running `wireloom agent`. Dropping it kills the process and leaves everything that it programmed.
 #[derive(Debug)]
 pub struct Agent {
     process: Child,
@@ -24,10 +24,10 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts it, with the files that are in the node's `/etc/wireloom`.
+    /// Starts the agent of the program `wireloom`. It reads the node's `/etc/wireloom`.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// [`Error::Io`] when it cannot be started.
     pub fn start(wireloom: &Path, node: &Node) -> Result<Self> {
         let space = &node.host.space;
         let mut command = Command::new(wireloom);
@@ -40,47 +40,47 @@ impl Agent {
         Ok(Self { process, place: node.name.clone() })
     }
 
-    /// Its process id, as seen from this process.
+    /// The agent's process id, as seen from this process.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
 
-    /// Has it ended, and how?
+    /// The agent's exit status, or `None` while it runs.
     ///
     /// # Errors
-    /// When the kernel does not tell.
+    /// [`Error::Io`], from `waitpid`.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.process.try_wait().map_err(Error::io(format!("look after the agent on {}", self.place)))
+        self.process.try_wait().map_err(Error::io(format!("wait for the agent on {}", self.place)))
     }
 
-    /// Asks it to read its settings again.
+    /// Tells the agent to read its settings again (SIGHUP).
     ///
     /// # Errors
-    /// When it has ended.
+    /// [`Error::Io`] when it has ended.
     pub fn reload(&self) -> Result<()> {
         self.signal(Signal::SIGHUP)
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Tells the agent to end (SIGTERM), and waits until it has.
     ///
     /// # Errors
-    /// When it does not.
+    /// [`Error::Timeout`] when it has not ended after [`PATIENCE`].
     pub fn terminate(mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         let what = format!("the agent on {} to end", self.place);
         until(PATIENCE, &what, || self.ended().transpose())?
     }
 
-    /// Ends it without asking (`kill -9`).
+    /// Kills the agent (SIGKILL), and waits until it has ended.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// [`Error::Io`] when the kernel refuses.
     pub fn kill(mut self) -> Result<()> {
         self.process.kill().and_then(|()| self.process.wait()).map(drop).map_err(Error::io("kill an agent"))
     }
 
-    /// Lets it outlive this process.
+    /// Lets the agent outlive this process.
     pub fn leave(self) {
         std::mem::forget(self);
     }
@@ -98,18 +98,18 @@ impl Drop for Agent {
     }
 }
 
-/// What the agents of this node have written so far.
+/// Everything that the agents of this node have logged so far.
 ///
 /// # Errors
-/// When it cannot be read.
+/// [`Error::Io`] when the log exists and cannot be read.
 pub fn log(node: &Node) -> Result<String> {
     Ok(node.host.space.read(LOG)?.unwrap_or_default())
 }
 
-/// Removes everything that the agent made on this node.
+/// Runs `wireloom down` on this node, which removes everything that the agent programmed, and returns its output.
 ///
 /// # Errors
-/// With what `wireloom down` said, when it fails.
+/// [`Error::Command`] with its output when it fails.
 pub fn down(wireloom: &Path, node: &Node) -> Result<String> {
     node.run(&format!("{} down", wireloom.display()))
 }

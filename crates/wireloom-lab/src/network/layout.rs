@@ -1,4 +1,4 @@
-//! How large a laboratory is, and which addresses its parts have.
+//! The size of a laboratory, and its address plan.
 
 use std::{
     fmt,
@@ -11,24 +11,24 @@ use wireloom_plan::routing::Family;
 /// Both families, in the order in which results are shown.
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-/// How large a laboratory is.
+/// The size of a laboratory, and what differs between network plugins.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout {
-    /// Machines: 1 to 26.
+    /// How many machines: 1 to 26.
     pub nodes: u8,
-    /// On each node: 0 to 200.
+    /// How many pods on each machine: 0 to 200.
     pub pods: u8,
     /// `net.ipv4.conf.{all,default}.rp_filter` on every node: 0 off, 1 strict, 2 loose.
     pub rp_filter: u8,
-    /// The bridge to the pods has the first address of the node's block, as bridging network plugins do:
-    /// one more source address for the kernel to choose from. Else it has link-local ones alone, as
-    /// Calico's nodes do.
+    /// True: the bridge to the pods has the first address of the node's block, as bridging network plugins set
+    /// it, and the kernel has one more source address to choose from. False: it has link-local addresses only,
+    /// as a Calico node does.
     pub block_address: bool,
-    /// Bytes. Larger than the tunnel's, and every new TCP stream loses its first flight to path MTU
-    /// discovery; network plugins set what the tunnel takes.
+    /// The MTU inside the pods, in bytes. With more than the tunnel's, every new TCP stream loses its first
+    /// flight to path MTU discovery; network plugins set the tunnel's.
     pub pod_mtu: u16,
-    /// Every node's main table leads to the other nodes' pods over the underlay, as network plugins see to.
-    /// Else only a routing daemon can find them.
+    /// True: every node's main table routes the other nodes' pods over the underlay, as network plugins do.
+    /// False: that is left to routing daemons.
     pub routed: bool,
 }
 
@@ -41,9 +41,9 @@ impl Default for Layout {
 /// One address of each family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Addresses {
-    /// IPv4
+    /// The IPv4 address.
     pub v4: Ipv4Addr,
-    /// IPv6
+    /// The IPv6 address.
     pub v6: Ipv6Addr,
 }
 
@@ -57,13 +57,13 @@ impl Addresses {
         }
     }
 
-    /// Both.
+    /// Both addresses, IPv4 first.
     #[must_use]
     pub fn both(self) -> [IpAddr; 2] {
         FAMILIES.map(|family| self.of(family))
     }
 
-    /// Both as prefixes that hold nothing else: /32 and /128.
+    /// Both addresses as prefixes: a /32 and a /128.
     #[must_use]
     pub fn single(self) -> [IpNet; 2] {
         self.both().map(IpNet::from)
@@ -76,7 +76,7 @@ impl fmt::Display for Addresses {
     }
 }
 
-/// Pods take their addresses from here: 10.161.0.0/16 and fd00:10:161::/48.
+/// The pools that hold all pods' addresses: 10.161.0.0/16 and fd00:10:161::/48.
 pub(crate) fn pools() -> [IpNet; 2] {
     [
         Ipv4Net::new_assert(Ipv4Addr::new(10, 161, 0, 0), 16).into(),
@@ -84,43 +84,44 @@ pub(crate) fn pools() -> [IpNet; 2] {
     ]
 }
 
-/// Node `n` (from 1) on the underlay: 192.168.1.n and fd00:192:168:1::n, in a /24 and a /64.
-pub(crate) fn host(n: u8) -> Addresses {
+/// The addresses of node `n` (from 1) on the underlay: 192.168.1.n and fd00:192:168:1::n, in a /24 and a /64.
+pub(super) fn host(n: u8) -> Addresses {
     Addresses {
         v4: Ipv4Addr::new(192, 168, 1, n),
         v6: Ipv6Addr::new(0xfd00, 0x192, 0x168, 1, 0, 0, 0, n.into()),
     }
 }
 
-/// What pods send to when nodes have no address of their block: 169.254.1.1 and fe80::1.
-pub(crate) fn link_local() -> Addresses {
+/// The pods' gateway on a node without an address of its block: 169.254.1.1 and fe80::1, as Calico has it.
+pub(super) fn link_local() -> Addresses {
     Addresses { v4: Ipv4Addr::new(169, 254, 1, 1), v6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1) }
 }
 
-/// Address `k` of node `n`'s block; 1 is the node's own where it has one.
-pub(crate) fn pod(n: u8, k: u8) -> Addresses {
+/// Addresses `k` of node `n`'s block: 10.161.n.k and fd00:10:161:n::k. With [`Layout::block_address`] the node has
+/// number 1 itself.
+pub(super) fn pod(n: u8, k: u8) -> Addresses {
     Addresses {
         v4: Ipv4Addr::new(10, 161, n, k),
         v6: Ipv6Addr::new(0xfd00, 0x10, 0x161, n.into(), 0, 0, 0, k.into()),
     }
 }
 
-/// Router `n` on a [common link](super::Link): 100.64.0.n and fd64::n.
+/// The addresses of router `n` on a [`Link`](crate::Link): 100.64.0.n and fd64::n.
 pub(crate) fn link_address(n: u8) -> Addresses {
     Addresses { v4: Ipv4Addr::new(100, 64, 0, n), v6: Ipv6Addr::new(0xfd64, 0, 0, 0, 0, 0, 0, n.into()) }
 }
 
-/// Where several routers serve the same.
+/// The addresses of the service that several routers of a [`Link`](crate::Link) offer: 10.200.0.1 and fd00:10:200::1.
 pub(crate) const SERVICE: Addresses =
     Addresses { v4: Ipv4Addr::new(10, 200, 0, 1), v6: Ipv6Addr::new(0xfd00, 0x10, 0x200, 0, 0, 0, 0, 1) };
 
-/// Node `n`'s block of pod addresses: 10.161.n.0/24 and fd00:10:161:n::/64.
-pub(crate) fn block(n: u8) -> [IpNet; 2] {
+/// The blocks of node `n`'s pods: 10.161.n.0/24 and fd00:10:161:n::/64.
+pub(super) fn block(n: u8) -> [IpNet; 2] {
     let first = pod(n, 0);
     [Ipv4Net::new_assert(first.v4, 24).into(), Ipv6Net::new_assert(first.v6, 64).into()]
 }
 
-/// `node-a` for 1, and so on.
-pub(crate) fn node_name(n: u8) -> String {
+/// The name of node `n`: `node-a` for 1, and so on.
+pub(super) fn node_name(n: u8) -> String {
     format!("node-{}", char::from(b'a' + n - 1))
 }

@@ -1,4 +1,4 @@
-//! What crosses the underlay, as an eavesdropper on its cables sees it.
+//! A capture of the underlay: what an eavesdropper on its cables sees.
 
 use std::{
     io::{ErrorKind, IoSliceMut},
@@ -23,87 +23,89 @@ use nix::{
     },
 };
 
-use super::{Error, Result, Space, mesh};
+use crate::{Error, Result, Space, mesh};
 
-/// `PACKET_OUTGOING` of `include/uapi/linux/if_packet.h`: a second look at what came in by another cable.
+/// `PACKET_OUTGOING` of `include/uapi/linux/if_packet.h`. The bridge sends out of one cable what came in by another,
+/// so every packet is seen once more as an outgoing one.
 const OUTGOING: u8 = 4;
 
-/// Bytes; root of the machine gets them, others what `net.core.rmem_max` allows.
+/// Bytes of the socket's receive buffer. Root of the machine gets all of them, other users what
+/// `net.core.rmem_max` allows.
 const BUFFER: usize = 64 << 20;
 
-/// Milliseconds after which a listener looks whether its capture is over.
+/// Milliseconds between two checks whether the capture is over.
 const POLL_MS: u8 = 100;
 
 /// A packet on the underlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
-    /// Outermost source.
+    /// The source in the outermost IP header.
     pub source: IpAddr,
-    /// Outermost destination.
+    /// The destination in the outermost IP header.
     pub destination: IpAddr,
-    /// What it carries.
+    /// The payload of the outermost IP header.
     pub content: Content,
 }
 
 /// What a packet on the underlay carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// A WireGuard message (the UDP port and the message's first four bytes say so).
+    /// A WireGuard message, recognised by its UDP port ([`mesh::PORT`]) and its first four bytes.
     WireGuard {
-        /// 1 initiation, 2 response, 3 cookie reply, 4 transport data.
+        /// The message type: 1 initiation, 2 response, 3 cookie reply, 4 transport data.
         message: u8,
-        /// Bytes of UDP payload.
+        /// The length of the UDP payload, in bytes.
         length: usize,
     },
     /// An ICMP or ICMPv6 echo request or reply.
     Echo {
-        /// Identifier.
+        /// The identifier.
         id: u16,
     },
-    /// UDP that is not WireGuard.
+    /// A UDP datagram that is not WireGuard.
     Udp {
-        /// Source port.
+        /// The source port.
         source: u16,
-        /// Destination port.
+        /// The destination port.
         destination: u16,
     },
-    /// TCP.
+    /// A TCP segment.
     Tcp {
-        /// Source port.
+        /// The source port.
         source: u16,
-        /// Destination port.
+        /// The destination port.
         destination: u16,
     },
-    /// ICMPv6 of the link: neighbour and router discovery, group membership.
+    /// ICMPv6 that never leaves the link: neighbour and router discovery, multicast listener discovery.
     Link,
-    /// Anything else.
+    /// Any other IP packet.
     Other,
 }
 
-/// An open capture: it sees what crosses the underlay from the moment that it is opened.
+/// An open capture of the underlay.
 ///
-/// A thread empties the kernel's buffer all the while: for an ordinary user it is small.
+/// A thread empties the socket's buffer continuously, because an ordinary user's buffer is small.
 #[derive(Debug)]
-pub struct Capture(Arc<Ear>);
+pub struct Capture(Arc<Listener>);
 
 #[derive(Debug)]
-struct Ear {
+struct Listener {
     socket: OwnedFd,
-    heard: Mutex<Heard>,
+    captured: Mutex<Captured>,
     over: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct Heard {
+struct Captured {
     packets: Vec<Packet>,
-    trouble: Option<Error>,
+    error: Option<Error>,
 }
 
 impl Capture {
-    /// Starts to capture in the underlay's namespace, on every cable.
+    /// Starts to capture in the underlay's namespace ([`Lab::underlay`](crate::Lab::underlay)), on every cable.
     ///
     /// # Errors
-    /// When the kernel refuses the socket.
+    /// [`Error::Io`] when the kernel refuses the socket.
     pub fn open(underlay: &Space) -> Result<Self> {
         let socket = underlay.open("open a packet socket", || {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -113,25 +115,26 @@ impl Capture {
             setsockopt(&socket, sockopt::RxqOvfl, &1)?;
             Ok::<_, Errno>(socket)
         })?;
-        let ear = Arc::new(Ear { socket, heard: Mutex::default(), over: AtomicBool::new(false) });
-        let listener = Arc::clone(&ear);
-        thread::spawn(move || listener.listen());
-        Ok(Self(ear))
+        let listener =
+            Arc::new(Listener { socket, captured: Mutex::default(), over: AtomicBool::new(false) });
+        let thread = Arc::clone(&listener);
+        thread::spawn(move || thread.listen());
+        Ok(Self(listener))
     }
 
     /// Every IP packet since the capture was opened or last drained.
     ///
-    /// The kernel captures a packet before its receiver gets it: who drains after a reply has arrived
-    /// sees the request and the reply.
+    /// The kernel captures a packet before it delivers it, so a drain after a reply has arrived returns both the
+    /// request and the reply.
     ///
     /// # Errors
-    /// When the socket fails, or its buffer was too small for what came.
+    /// [`Error::Io`] when the socket fails; [`Error::Overflow`] when its buffer was too small.
     pub fn drain(&self) -> Result<Vec<Packet>> {
-        let mut heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.receive(&mut heard);
-        match heard.trouble.take() {
-            Some(trouble) => Err(trouble),
-            None => Ok(mem::take(&mut heard.packets)),
+        let mut captured = self.0.captured.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.receive(&mut captured);
+        match captured.error.take() {
+            Some(error) => Err(error),
+            None => Ok(mem::take(&mut captured.packets)),
         }
     }
 }
@@ -142,45 +145,45 @@ impl Drop for Capture {
     }
 }
 
-impl Ear {
+impl Listener {
     fn listen(&self) {
         while !self.over.load(Ordering::Relaxed) {
             let mut sockets = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
             let _ = poll(&mut sockets, PollTimeout::from(POLL_MS));
-            let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-            self.receive(&mut heard);
+            let mut captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
+            self.receive(&mut captured);
         }
     }
 
-    /// Takes all that the kernel has by now.
-    fn receive(&self, heard: &mut Heard) {
+    /// Empties the socket's buffer.
+    fn receive(&self, captured: &mut Captured) {
         let mut frame = vec![0; 1 << 16];
         loop {
             match self.receive_one(&mut frame) {
-                Ok(packet) => heard.packets.extend(packet),
+                Ok(packet) => captured.packets.extend(packet),
                 Err(Error::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => return,
-                Err(trouble) => {
-                    heard.trouble = Some(trouble);
+                Err(error) => {
+                    captured.error = Some(error);
                     return;
                 }
             }
         }
     }
 
-    /// `None` for what is of no interest.
+    /// Receives one frame; `None` when it is an outgoing copy or not an IP packet.
     fn receive_one(&self, frame: &mut [u8]) -> Result<Option<Packet>> {
-        let mut notes = cmsg_space!(u32);
+        let mut control = cmsg_space!(u32);
         let mut buffer = [IoSliceMut::new(frame)];
         let flags = MsgFlags::empty();
-        let message = match recvmsg::<LinkAddr>(self.socket.as_raw_fd(), &mut buffer, Some(&mut notes), flags)
-        {
+        let received = recvmsg::<LinkAddr>(self.socket.as_raw_fd(), &mut buffer, Some(&mut control), flags);
+        let message = match received {
             Ok(message) => message,
-            // A cable went: the packets stay.
+            // ENETDOWN: a cable was removed. Packets from the others still come.
             Err(Errno::EINTR | Errno::ENETDOWN) => return Ok(None),
             Err(error) => return Err(Error::io("read the capture")(error)),
         };
-        for note in message.cmsgs().map_err(Error::io("read the capture"))? {
-            if let ControlMessageOwned::RxqOvfl(packets) = note {
+        for control in message.cmsgs().map_err(Error::io("read the capture"))? {
+            if let ControlMessageOwned::RxqOvfl(packets) = control {
                 return Err(Error::Overflow { packets });
             }
         }
@@ -190,7 +193,7 @@ impl Ear {
     }
 }
 
-/// `None` for what is not IP (ARP).
+/// The IP packet in an Ethernet frame; `None` for ARP and other protocols.
 fn parse(frame: &[u8]) -> Option<Packet> {
     let packet = LaxSlicedPacket::from_ethernet(frame).ok()?;
     let (source, destination): (IpAddr, IpAddr) = match packet.net.as_ref()? {
@@ -210,7 +213,7 @@ fn parse(frame: &[u8]) -> Option<Packet> {
         },
         Some(TransportSlice::Icmpv6(icmp)) => match icmp.icmp_type() {
             Icmpv6Type::EchoRequest(echo) | Icmpv6Type::EchoReply(echo) => Content::Echo { id: echo.id },
-            _ if is_of_the_link(icmp.type_u8()) => Content::Link,
+            _ if stays_on_the_link(icmp.type_u8()) => Content::Link,
             _ => Content::Other,
         },
         _ => Content::Other,
@@ -218,7 +221,7 @@ fn parse(frame: &[u8]) -> Option<Packet> {
     Some(Packet { source, destination, content })
 }
 
-/// WireGuard messages start with their type and three zero bytes.
+/// The WireGuard message in a UDP datagram: it starts with its type and three zero bytes.
 fn wireguard(source: u16, destination: u16, payload: &[u8]) -> Option<Content> {
     match payload {
         [message @ 1..=4, 0, 0, 0, ..] if source == mesh::PORT || destination == mesh::PORT => {
@@ -228,8 +231,8 @@ fn wireguard(source: u16, destination: u16, payload: &[u8]) -> Option<Content> {
     }
 }
 
-/// Multicast listener discovery (RFC 2710, RFC 3810) and neighbour discovery (RFC 4861).
-fn is_of_the_link(icmpv6_type: u8) -> bool {
+/// Whether it is multicast listener discovery (RFC 2710, RFC 3810) or neighbour discovery (RFC 4861).
+fn stays_on_the_link(icmpv6_type: u8) -> bool {
     matches!(icmpv6_type, 130..=137 | 143)
 }
 
@@ -254,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn wireguard_is_known_by_port_and_first_bytes() {
+    fn wireguard_is_recognised_by_port_and_first_bytes() {
         let data = [&[4, 0, 0, 0][..], &[9; 60]].concat();
         assert_eq!(content(&frame(51820, &data)), Some(Content::WireGuard { message: 4, length: 64 }));
         let plain = |port| Some(Content::Udp { source: 40000, destination: port });
@@ -275,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_frames_are_no_trouble() {
+    fn truncated_frames_do_not_panic() {
         let whole = frame(51820, &[4; 100]);
         for length in 0..whole.len() {
             let _ = parse(&whole[..length]);

@@ -1,4 +1,4 @@
-//! The behaviour matrix: every direction between every two nodes, over both families, measured.
+//! The behaviour matrix: a probe for every direction, ordered pair of nodes, and family.
 
 use std::{
     fmt, thread,
@@ -8,28 +8,25 @@ use std::{
 use serde::Serialize;
 use wireloom_plan::routing::Family;
 
-use super::{
-    Capture, Cell, Lab, Node, Place, Result, Wire, at_this_pace,
-    layout::FAMILIES,
-    probe::{Exchange, LENGTHS, Mark, attempt},
-};
+use super::probe::{Exchange, LENGTHS, Mark, attempt};
+use crate::{Capture, Cell, FAMILIES, Lab, Node, Place, Result, Wire, at_this_pace};
 
-/// From what to what, each on another node.
+/// The kinds of the two ends, which are on different nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
-    /// From a node's own address to another node's pod.
+    /// From a node's own address to a pod.
     HostToPod,
     /// From a pod to a pod.
     PodToPod,
-    /// From a pod to another node's own address.
+    /// From a pod to a node's own address.
     PodToHost,
-    /// From a node's own address to another's.
+    /// From a node's own address to a node's own address.
     HostToHost,
 }
 
 impl Direction {
-    /// In the order in which they are shown.
+    /// All directions, in the order in which they are shown.
     pub const ALL: [Self; 4] = [Self::HostToPod, Self::PodToPod, Self::PodToHost, Self::HostToHost];
 
     fn ends<'a>(self, from: &'a Node, to: &'a Node) -> (&'a Place, &'a Place) {
@@ -53,7 +50,7 @@ impl fmt::Display for Direction {
     }
 }
 
-/// What each direction ought to give, as the table of the design has it.
+/// The outcome that each direction should have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Promise([Cell; 4]);
 
@@ -61,15 +58,15 @@ const DIRECT: Cell = Cell { reachable: true, wire: Wire::Direct };
 const ENCRYPTED: Cell = Cell { reachable: true, wire: Wire::Encrypted };
 
 impl Promise {
-    /// No tunnel at all.
+    /// Without a tunnel.
     pub const PLAINTEXT: Self = Self([DIRECT; 4]);
-    /// `encrypt_host_traffic = false`.
+    /// With `encrypt_host_traffic = false`.
     pub const SCOPED: Self = Self([DIRECT, ENCRYPTED, DIRECT, DIRECT]);
-    /// `encrypt_host_traffic = true`.
+    /// With `encrypt_host_traffic = true`.
     pub const HOST: Self = Self([ENCRYPTED; 4]);
-    /// One rule for all sources, while allowed-IPs hold pods alone (issue #9751 of Calico): what a host
-    /// sends to a pod goes into the tunnel, and the far end refuses its source. So the host's packets
-    /// are lost, be they requests (encrypted) or replies to requests that came in plaintext (both).
+    /// With one rule for all sources while allowed-IPs hold pods only (Calico issue #9751): a host's packets to a pod
+    /// enter the tunnel, and the far end drops them for their source. Both its requests (seen encrypted) and its
+    /// replies to requests that came in plaintext (seen as both) are lost.
     pub const UNSCOPED: Self = Self([
         Cell { reachable: false, wire: Wire::Encrypted },
         ENCRYPTED,
@@ -77,7 +74,7 @@ impl Promise {
         DIRECT,
     ]);
 
-    /// For one direction.
+    /// The outcome that one direction should have.
     #[must_use]
     pub fn of(self, direction: Direction) -> Cell {
         self.0[direction as usize]
@@ -87,27 +84,27 @@ impl Promise {
 /// One measured cell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Measurement {
-    /// From what to what.
+    /// The kinds of the two ends.
     pub direction: Direction,
-    /// Over which family.
+    /// The family of the probe's addresses.
     pub family: Family,
-    /// Where the request started.
+    /// The [name](Place::name) of the place that sent the request.
     pub from: String,
-    /// Where it should end.
+    /// The [name](Place::name) of the place that it was sent to.
     pub to: String,
-    /// What became of it.
+    /// The outcome.
     pub cell: Cell,
 }
 
-/// Every direction, family and ordered pair of nodes.
+/// The measurements of every direction, family and ordered pair of nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Matrix(pub Vec<Measurement>);
 
 impl Matrix {
-    /// Measures, as many probes at a time as can be told apart.
+    /// Measures every cell, as many at a time as can be told apart on the underlay.
     ///
     /// # Errors
-    /// When a probe cannot be made.
+    /// When a probe cannot be made, or a capture lost packets.
     pub fn measure(lab: &Lab) -> Result<Self> {
         let pairs = lab.nodes.iter().flat_map(|from| lab.nodes.iter().map(move |to| (from, to)));
         let cells: Vec<_> = pairs
@@ -144,11 +141,11 @@ impl Matrix {
         Ok(Self(measured))
     }
 
-    /// Measures until everything is as promised, or `patience` is over; the last measurement is returned
-    /// either way.
+    /// Measures again and again until every cell is as promised or `patience` ([scaled](at_this_pace) to this machine)
+    /// is over, and returns the last matrix either way.
     ///
     /// # Errors
-    /// When a probe cannot be made.
+    /// When a probe cannot be made, or a capture lost packets.
     pub fn settle(lab: &Lab, promise: Promise, patience: Duration) -> Result<Self> {
         let deadline = Instant::now() + at_this_pace(patience);
         loop {
@@ -165,7 +162,7 @@ impl Matrix {
         self.0.iter().filter(move |cell| cell.direction == direction && cell.family == family)
     }
 
-    /// The cells that are not as promised, each in a line of its own; empty when all are.
+    /// The cells that are not as promised, each described in one line; empty when all are as promised.
     #[must_use]
     pub fn broken(&self, promise: Promise) -> Vec<String> {
         let broken = self.0.iter().filter(|measured| measured.cell != promise.of(measured.direction));

@@ -1,4 +1,4 @@
-//! A mistake in a file that the operator wrote: where it is, and how to mend it.
+//! A TOML file that an operator wrote, and mistakes in it: where each is, and how to fix it.
 
 use std::{
     fmt, io,
@@ -8,14 +8,14 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// What is wrong in a file, on which line, and what to write instead.
+/// A mistake in a file: what is wrong, on which line, and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mistake {
     /// The file.
     pub file: PathBuf,
-    /// Counted from 1; absent when the mistake is the file's as a whole.
+    /// The line, counted from 1; absent when no single line is wrong.
     pub line: Option<usize>,
-    /// What is wrong and the mend, in one sentence.
+    /// What is wrong and how to fix it, in one sentence.
     pub what: String,
 }
 
@@ -31,7 +31,7 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// A TOML file in memory, which turns byte spans into lines.
+/// A TOML file in memory. It knows on which line a byte is, so that a [`Mistake`] can name the line.
 #[derive(Debug)]
 pub struct TomlFile {
     path: PathBuf,
@@ -39,21 +39,21 @@ pub struct TomlFile {
 }
 
 impl TomlFile {
-    /// Reads the file whole.
+    /// Reads the whole file.
     ///
     /// # Errors
-    /// The operating system's, as it gives it: the caller knows what an absent file means.
+    /// The operating system's error, unchanged: the caller knows what an absent file means.
     pub fn read(path: &Path) -> io::Result<Self> {
         Ok(Self { path: path.to_owned(), text: std::fs::read_to_string(path)? })
     }
 
-    /// The same from text at hand.
+    /// Takes `text` for the content of a file at `path`, which is not read.
     #[must_use]
     pub fn from_text(path: &Path, text: &str) -> Self {
         Self { path: path.to_owned(), text: text.to_owned() }
     }
 
-    /// True when nothing but white space and comments is in it.
+    /// True when the file holds nothing but white space and comments.
     #[must_use]
     pub fn is_blank(&self) -> bool {
         self.text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
@@ -62,12 +62,12 @@ impl TomlFile {
     /// Parses the text.
     ///
     /// # Errors
-    /// The first mistake, with its line.
+    /// The first mistake in the text: a syntax error, an unknown or missing field, or a value that `T` rejects.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Mistake> {
         toml::from_str(&self.text).map_err(|error| {
             let mut what = error.message().replace('\n', "; ");
             if what.starts_with("unknown field") {
-                what.push_str("; remove it or mend its spelling");
+                what.push_str("; remove it or fix its spelling");
             } else if what.starts_with("missing field") {
                 what.push_str("; add it to this table");
             }
@@ -78,13 +78,13 @@ impl TomlFile {
         })
     }
 
-    /// A mistake at a place that the parser reported.
+    /// A mistake at a span of bytes, as the parser reports them.
     #[must_use]
     pub fn mistake(&self, span: &Range<usize>, what: impl Into<String>) -> Mistake {
         Mistake { line: Some(self.line(span.start)), ..self.mistake_as_a_whole(what) }
     }
 
-    /// A mistake that no single line made.
+    /// A mistake that is on no single line.
     #[must_use]
     pub fn mistake_as_a_whole(&self, what: impl Into<String>) -> Mistake {
         Mistake { file: self.path.clone(), line: None, what: what.into() }

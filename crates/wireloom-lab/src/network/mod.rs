@@ -1,31 +1,40 @@
-//! The laboratory as a whole: an underlay, the nodes on it, and who has which pod.
+//! The laboratory as a whole: an underlay, the nodes on it, and their pods.
+
+mod holder;
+pub(crate) mod layout;
+mod node;
+mod space;
 
 use std::fmt::Write as _;
 
-use super::{
-    Addresses, Holder, Layout, Node, Result, Space, become_root,
-    layout::{FAMILIES, pod},
-    node::READY_AT_ONCE,
+pub use self::{
+    holder::Holder,
+    layout::{Addresses, FAMILIES, Layout},
+    node::{Node, Place},
+    space::Space,
 };
+use self::{layout::pod, node::NO_DUPLICATE_ADDRESS_DETECTION};
+use crate::{Result, become_root};
 
-/// Machines on one network, in namespaces; everything goes when it is dropped.
+/// Machines on one network, in namespaces. Dropping it takes everything down; so do a panic and the death of this
+/// process, even by SIGKILL.
 #[derive(Debug)]
 pub struct Lab {
-    /// `node-a` first.
+    /// The machines, in the order of their names: `node-a` first.
     pub nodes: Vec<Node>,
     underlay: Space,
     underlay_holder: Holder,
 }
 
 impl Lab {
-    /// Builds a laboratory; becomes root of a user namespace first where that is needed.
+    /// Builds a laboratory. An ordinary user becomes root of a user namespace first ([`become_root`]).
     ///
     /// # Errors
     /// When a program is missing, or the kernel refuses.
     pub fn new(layout: &Layout) -> Result<Self> {
         become_root()?;
         let (underlay_holder, underlay) = Holder::new("the underlay")?;
-        underlay.set_sysctls(&READY_AT_ONCE)?;
+        underlay.set_sysctls(&NO_DUPLICATE_ADDRESS_DETECTION)?;
         underlay.feed(
             "ip -batch -",
             "link set lo up\nlink add underlay type bridge mcast_snooping 0\nlink set underlay up\n",
@@ -42,13 +51,13 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Plugs every node in, with routes to the other nodes' pods where that is asked for.
+    /// Connects every node to the underlay, and adds routes to the other nodes' pods when `routed`.
     fn connect(&self, routed: bool) -> Result<()> {
-        // Process ids are looked up as those of this pid namespace: so `ip` must run here.
+        // `ip` must run in our own pid namespace: `netns {pid}` below is a process id of this one.
         let mut cables = String::new();
         for node in &self.nodes {
-            // One segment: what is sent as one is cut before it crosses, so that a capture sees every
-            // datagram, and a probe finds its own by its length.
+            // At most one segment in a packet: senders split GSO packets before they reach the cable, so a
+            // capture sees each datagram by itself, and a probe recognises its own by the length.
             let (name, pid) = (&node.name, node.pid());
             let _ = writeln!(
                 cables,
@@ -62,8 +71,8 @@ impl Lab {
         })
     }
 
-    /// Address `k` (2 to 254) of node `owner`'s block goes to a new pod on node `borrower`; nodes are
-    /// named by their places in [`Lab::nodes`].
+    /// Gives address `k` (2 to 254) of the block of node `owner` to a new pod on node `borrower`, as an IPAM does
+    /// that lends single addresses across nodes. Both nodes are indices into [`Lab::nodes`].
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -73,8 +82,8 @@ impl Lab {
         Ok(addresses)
     }
 
-    /// A new pod on a node, with any addresses; every main table routes them there, as the network
-    /// plugin would.
+    /// Adds a pod with any addresses to node `home` (an index into [`Lab::nodes`]), and routes them there in every
+    /// node's main table, as a network plugin does.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -84,7 +93,8 @@ impl Lab {
         self.route_to(addresses, home)
     }
 
-    /// A borrowed address moves to another node: its pod ends and one is made there.
+    /// Moves a pod's addresses to node `to` (an index into [`Lab::nodes`]): removes the pod that has them, and adds
+    /// one there.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -109,16 +119,16 @@ impl Lab {
         others.try_for_each(|(_, node)| node.host.space.feed("ip -batch -", &batch).map(drop))
     }
 
-    /// The network between the nodes: where captures are made.
+    /// The network between the nodes, where a [`Capture`](crate::Capture) listens.
     #[must_use]
     pub fn underlay(&self) -> &Space {
         &self.underlay
     }
 
-    /// Lets the laboratory outlive this process; killing the returned processes takes it down.
+    /// Lets the laboratory outlive this process. Killing all processes whose ids are returned (SIGKILL) takes it down.
     ///
     /// # Errors
-    /// When a part of it has gone already.
+    /// When a part of it has already ended.
     pub fn keep(mut self) -> Result<Vec<u32>> {
         let nodes = self.nodes.iter_mut().map(|node| &mut node.holder);
         nodes.chain([&mut self.underlay_holder]).map(Holder::keep).collect()

@@ -1,4 +1,4 @@
-//! Watches a file through its directory, because editors replace files instead of writing them.
+//! Watching a file. The watch is on its directory, because editors replace files instead of writing to them.
 
 use std::{
     fs, io,
@@ -13,21 +13,21 @@ use notify::{
     event::{AccessKind, AccessMode},
 };
 
-/// How often the file is looked at besides: its directory may be absent, replaced, or on a file
-/// system that notifies nobody.
-const GLANCE: Duration = Duration::from_secs(2);
+/// How often the file is read even without a notification: its directory may be absent, be replaced, or lie on a file
+/// system without notifications.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A file is read when its directory was quiet for so long: editors write in several steps.
+/// How long the directory must be quiet before the file is read: editors write in several steps.
 const QUIET: Duration = Duration::from_millis(10);
 
-/// A directory that is never quiet does not put it off for longer than this.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// How long a directory that is never quiet can delay the reading.
+const QUIET_LIMIT: Duration = Duration::from_millis(200);
 
-/// Starts a thread that calls `changed` once now and then whenever the file's content differs from
-/// the time before; that it can't be read (any more, or for another reason) is a difference too.
+/// Starts a thread that calls `changed` once at the start, and again whenever the file's content differs from the last
+/// time. A file that cannot be read counts as different from one that can, and from one that fails for another reason.
 ///
 /// # Errors
-/// The thread cannot be had.
+/// The operating system's, when the thread cannot be started.
 pub fn watch(path: PathBuf, changed: impl FnMut() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name("watch".into()).spawn(move || run(&path, changed))?;
     Ok(())
@@ -40,12 +40,16 @@ fn run(path: &Path, mut changed: impl FnMut()) {
         let _ = sender.send(event);
     });
     if let Err(error) = &watcher {
-        tracing::warn!("{} is looked at every {} s only: {error}", path.display(), GLANCE.as_secs());
+        let seconds = POLL_INTERVAL.as_secs();
+        tracing::warn!(
+            "no notifications of changes of {}; it is read every {seconds} s: {error}",
+            path.display()
+        );
     }
     let mut watched = None;
     let mut before = None;
     loop {
-        // A directory of the same name may be another one by now.
+        // The directory may have been replaced by another one of the same name.
         if let Ok(watcher) = &mut watcher {
             keep_watching(watcher, directory, &mut watched);
         }
@@ -67,19 +71,19 @@ fn keep_watching(watcher: &mut RecommendedWatcher, directory: &Path, watched: &m
     }
 }
 
-/// Returns when the file should be looked at.
+/// Returns when the file should be read again.
 fn wait(events: &Receiver<notify::Result<Event>>) {
-    let glance = Instant::now() + GLANCE;
+    let poll = Instant::now() + POLL_INTERVAL;
     loop {
-        match events.recv_timeout(glance.saturating_duration_since(Instant::now())) {
+        match events.recv_timeout(poll.saturating_duration_since(Instant::now())) {
             Ok(event) if is_change(&event) => break,
             Ok(_) => {}
             Err(RecvTimeoutError::Timeout) => return,
-            // Without a watcher there are glances only.
-            Err(RecvTimeoutError::Disconnected) => return thread::sleep(GLANCE),
+            // There is no watcher: only polling is left.
+            Err(RecvTimeoutError::Disconnected) => return thread::sleep(POLL_INTERVAL),
         }
     }
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + QUIET_LIMIT;
     while Instant::now() < end {
         match events.recv_timeout(QUIET) {
             Ok(_) => {}
@@ -88,7 +92,7 @@ fn wait(events: &Receiver<notify::Result<Event>>) {
     }
 }
 
-/// Our own reading is no change.
+/// Whether an event may have changed the file. Our own reading causes events too, which do not count.
 fn is_change(event: &notify::Result<Event>) -> bool {
     match event {
         Ok(event) => match event.kind {
@@ -105,7 +109,7 @@ mod tests {
 
     use super::*;
 
-    /// The content at each call.
+    /// Receives the file's content at each call of `changed`.
     fn contents(path: &Path) -> Receiver<Option<String>> {
         let (sender, receiver) = mpsc::channel();
         let watched = path.to_owned();
@@ -116,7 +120,8 @@ mod tests {
         receiver
     }
 
-    /// The next content. A file that is written in place is empty for a moment, and may be caught so.
+    /// The next content. A file that is written in place is empty for a moment and may be read then, so that is
+    /// skipped.
     fn next(contents: &Receiver<Option<String>>) -> Option<String> {
         loop {
             let content = contents.recv_timeout(Duration::from_secs(10)).unwrap();
@@ -127,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn writing_replacing_and_removing_are_seen() {
+    fn writing_replacing_and_removing_the_file_are_noticed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("mesh.toml");
         let contents = contents(&path);
@@ -142,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_may_come_later() {
+    fn the_directory_may_be_made_later() {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join("etc");
         let path = directory.join("mesh.toml");
@@ -154,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn other_files_and_the_same_content_are_no_change() {
+    fn other_files_and_rewriting_the_same_content_do_not_count() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("mesh.toml");
         fs::write(&path, "same").unwrap();

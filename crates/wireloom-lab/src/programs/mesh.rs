@@ -1,4 +1,4 @@
-//! The files of a mesh: `mesh.toml` and `agent.toml`, and each node's key.
+//! The files that an agent reads: `mesh.toml`, `agent.toml` and the node's private key.
 
 use std::{
     env,
@@ -13,83 +13,80 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wireloom_plan::routing::Family;
 
-use super::{Lab, Node, Result, layout};
+use crate::{Lab, Node, Result, network::layout};
 
-/// The port that every node's WireGuard listens on.
+/// The UDP port that every node's WireGuard listens on.
 pub const PORT: u16 = 51820;
 
-/// Where the agent looks for its settings.
+/// The agent's settings file.
 pub const SETTINGS: &str = "/etc/wireloom/agent.toml";
-/// Where the mesh's members are, unless the settings say otherwise.
+/// The agent's default mesh file.
 pub const MEMBERS: &str = "/etc/wireloom/mesh.toml";
-/// Where the private key is, unless the settings say otherwise.
+/// The agent's default private key file.
 pub const KEY: &str = "/var/lib/wireloom/wg0.key";
 
 /// A key pair, both halves in base64.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyPair {
-    /// For the laboratory's own nodes alone: it is no secret.
+    /// The private key. It protects nothing outside the laboratory, so it may be shown.
     pub private: String,
-    /// Its other half.
+    /// The public key.
     pub public: String,
 }
 
 impl KeyPair {
-    /// A new one, by `wireloom key`.
+    /// Makes a new pair with `wireloom key`, run on `place`.
     ///
     /// # Errors
-    /// When the program cannot be run.
+    /// When the program `wireloom` cannot be run.
     pub fn generate(wireloom: &Path, place: &Node) -> Result<Self> {
         let private = place.run(&format!("{} key generate", wireloom.display()))?.trim().to_owned();
         Self::of(wireloom, place, private)
     }
 
-    /// The pair that this private key is of.
-    ///
-    /// # Errors
-    /// When the program cannot be run.
-    pub(super) fn of(wireloom: &Path, place: &Node, private: String) -> Result<Self> {
+    /// The pair of a given private key.
+    pub(crate) fn of(wireloom: &Path, place: &Node, private: String) -> Result<Self> {
         let program = wireloom.display();
         let public = place.host.space.feed(&format!("{program} key public"), &private)?.trim().to_owned();
         Ok(Self { private, public })
     }
 }
 
-/// What `mesh.toml` says.
+/// The content of `mesh.toml`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Mesh {
-    /// See the design.
+    /// The `[[pools]]` entries.
     pub pools: Vec<Pool>,
-    /// In the order of [`Lab::nodes`].
+    /// The `[[nodes]]` entries, in the order of [`Lab::nodes`].
     pub nodes: Vec<Member>,
 }
 
 /// A `[[pools]]` entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Pool {
-    /// Its range.
+    /// The pool's prefix.
     pub cidr: IpNet,
 }
 
 /// A `[[nodes]]` entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Member {
-    /// Host name.
+    /// The node's name.
     pub name: String,
-    /// Base64; absent: this node does not encrypt.
+    /// The node's public key in base64; a node without one does not encrypt.
     pub public_key: Option<String>,
-    /// Where its WireGuard listens.
+    /// The address and port at which its WireGuard listens.
     pub endpoint: Option<SocketAddr>,
-    /// Its own.
+    /// The node's own addresses.
     pub addresses: Vec<IpAddr>,
-    /// Where its pods live.
+    /// The prefixes of its pods.
     pub workloads: Vec<IpNet>,
-    /// Its own on the link between the peers.
+    /// The node's addresses on the link between the peers (link mode).
     pub link_addresses: Vec<IpAddr>,
 }
 
 impl Mesh {
-    /// The laboratory's pools and nodes; WireGuard runs over IPv4.
+    /// The mesh of a laboratory whose nodes have these keys, in order. WireGuard runs over IPv4.
     #[must_use]
     pub fn of(lab: &Lab, keys: &[KeyPair]) -> Self {
         let member = |(node, key): (&Node, &KeyPair)| Member {
@@ -106,7 +103,7 @@ impl Mesh {
         }
     }
 
-    /// Writes it on every node.
+    /// Writes `mesh.toml` on every node.
     ///
     /// # Errors
     /// When a node's file cannot be written.
@@ -114,17 +111,17 @@ impl Mesh {
         lab.nodes.iter().try_for_each(|node| self.write_on(node))
     }
 
-    /// Writes it on one node.
+    /// Writes `mesh.toml` on one node.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn write_on(&self, node: &Node) -> Result<()> {
-        let text = toml::to_string(self).expect("a mesh has nothing that TOML cannot say");
+        let text = toml::to_string(self).expect("TOML can express every mesh");
         node.host.space.write(MEMBERS, &text)
     }
 }
 
-/// Writes a node's private key, for its owner alone.
+/// Writes a node's private key file, readable by its owner only.
 ///
 /// # Errors
 /// When it cannot be written.
@@ -135,8 +132,8 @@ pub fn write_key(node: &Node, key: &KeyPair) -> Result<()> {
     })
 }
 
-/// Writes `agent.toml` on one node: its name, these lines of the `[routing]` section, and the back end
-/// that the environment's `WIRELOOM_LAB_BACKEND` names (the default is the agent's own).
+/// Writes `agent.toml` on one node: its name, these lines of the `[routing]` section, and the back end that
+/// `WIRELOOM_LAB_BACKEND` names in the environment (absent: the agent's default).
 ///
 /// # Errors
 /// When it cannot be written.

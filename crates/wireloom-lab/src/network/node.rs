@@ -6,18 +6,17 @@ use ipnet::IpNet;
 use wireloom_plan::routing::Family;
 
 use super::{
-    Addresses, Holder, Layout, PATIENCE, Result, Space,
+    Addresses, Holder, Layout, Space,
     layout::{FAMILIES, block, host, link_local, node_name, pod},
-    mesh, until,
 };
+use crate::{PATIENCE, Result, mesh, until};
 
-/// On every namespace before its first interface: addresses are usable at once, without duplicate
-/// address detection.
-pub(super) const READY_AT_ONCE: [(&str, &str); 2] =
+/// Set in every namespace before its first interface: IPv6 addresses are usable at once.
+pub(super) const NO_DUPLICATE_ADDRESS_DETECTION: [(&str, &str); 2] =
     [("net/ipv6/conf/all/accept_dad", "0"), ("net/ipv6/conf/default/accept_dad", "0")];
 
-/// On every node: it forwards, and of what a new namespace takes over from the machine's own IPv4
-/// settings, nothing that matters here is left to chance.
+/// Set on every node: it forwards. A new network namespace copies IPv4 settings from the machine
+/// (`net.core.devconf_inherit_init_net`), so the ones that matter here are set, not assumed.
 const FORWARDING: [(&str, &str); 4] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
@@ -30,39 +29,39 @@ const FORWARDING: [(&str, &str); 4] = [
 pub struct Place {
     /// `node-a`, or `pod-1 on node-a`.
     pub name: String,
-    /// Its namespaces; a pod shares mounts and processes with its node.
+    /// Its namespaces. A pod shares mounts and processes with its node.
     pub space: Space,
-    /// Its own.
+    /// Its own addresses: a node's on the underlay, or a pod's.
     pub addresses: Addresses,
 }
 
-/// A machine: its own network, processes, `/run`, `/etc/wireloom` and `/var/lib/wireloom`.
+/// A machine with its own network, processes, `/run`, `/etc/wireloom` and `/var/lib/wireloom`.
 #[derive(Debug)]
 pub struct Node {
-    /// `node-a` and so on.
+    /// The host name: `node-a` and so on.
     pub name: String,
     /// The node's own network.
     pub host: Place,
-    /// Those that [`Layout::pods`] asked for, and [borrowers](super::Lab::lend_address).
+    /// The pods: first the [`Layout::pods`] ones, then those [added later](super::Lab::attach).
     pub pods: Vec<Place>,
-    /// Where its pods live: one prefix for each family.
+    /// The prefixes of its pods' addresses, IPv4 first.
     pub block: [IpNet; 2],
     pub(super) number: u8,
     pub(super) holder: Holder,
-    /// On the bridge `cni0`.
+    /// The pods' gateway: the addresses of the bridge `cni0`.
     gateway: Addresses,
     pods_made: u32,
     pod_mtu: u16,
 }
 
 impl Node {
-    /// The process whose namespaces are this node's: `nsenter --target PID --all`.
+    /// The process that holds this node's namespaces: `nsenter --target PID --all` enters them.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.holder.pid()
     }
 
-    /// Runs a command line on the node; see [`Space::run`].
+    /// Runs a command line in the node's own network, as [`Space::run`] does.
     ///
     /// # Errors
     /// When it fails.
@@ -70,7 +69,7 @@ impl Node {
         self.host.space.run(line)
     }
 
-    /// Where the WireGuard of this node listens, over one family.
+    /// The address and port at which this node's WireGuard listens.
     #[must_use]
     pub fn endpoint(&self, family: Family) -> SocketAddr {
         (self.host.addresses.of(family), mesh::PORT).into()
@@ -80,7 +79,7 @@ impl Node {
         let name = node_name(number);
         let (holder, space) = Holder::new(&name)?;
         let rp_filter = layout.rp_filter.to_string();
-        space.set_sysctls(&READY_AT_ONCE)?;
+        space.set_sysctls(&NO_DUPLICATE_ADDRESS_DETECTION)?;
         space.set_sysctls(&FORWARDING)?;
         space.set_sysctls(&[
             ("net/ipv4/conf/all/rp_filter", &rp_filter),
@@ -101,11 +100,11 @@ impl Node {
         })
     }
 
-    /// Addresses on the cable to the underlay and on the bridge to the pods, and routes to the others' pods.
+    /// Brings up `eth0` and the bridge `cni0` with their addresses, and adds routes to the pods of `others`.
     pub(super) fn connect<'a>(&self, others: impl Iterator<Item = &'a Self>) -> Result<()> {
         let (own, gateway) = (self.host.addresses, self.gateway);
-        // Left to itself, a bridge takes the lowest address of its ports: when that pod goes, the others send
-        // to an address that nobody has, until they ask again after half a minute.
+        // The bridge needs a fixed MAC address. Without one it takes the lowest of its ports': when that pod goes,
+        // the others keep sending to a stale address until their neighbour entries expire, half a minute later.
         let bridge = format!("02:00:00:00:01:{:02x}", self.number);
         let mut batch = format!(
             "link set lo up\n\
@@ -130,7 +129,7 @@ impl Node {
         self.host.space.feed("ip -batch -", &batch).map(drop)
     }
 
-    /// A pod on this node's bridge, with an address of the node's block or a borrowed one.
+    /// Adds a pod to this node's bridge, with addresses of the node's block or borrowed ones.
     pub(super) fn add_pod(&mut self, addresses: Addresses) -> Result<()> {
         self.pods_made += 1;
         let name = format!("pod-{}", self.pods_made);
@@ -139,13 +138,13 @@ impl Node {
         space.run(&format!("ip netns add {name}"))?;
         let place = format!("{name} on {}", self.name);
         let inside = space.named_network(&name, place.clone())?;
-        inside.set_sysctls(&READY_AT_ONCE)?;
+        inside.set_sysctls(&NO_DUPLICATE_ADDRESS_DETECTION)?;
         let mut outside = format!(
             "link add {name} type veth peer name eth0 netns {name}\n\
              link set {name} master cni0 up\n"
         );
         for single in addresses.single() {
-            // Stronger than the way to where a borrowed address was before.
+            // Replaces the route to the node that had a borrowed address before.
             let _ = writeln!(outside, "route replace {single} dev cni0");
         }
         space.feed("ip -batch -", &outside)?;
@@ -165,7 +164,7 @@ impl Node {
         Ok(())
     }
 
-    /// A bridge forwards to a port once the kernel has noticed its carrier, up to a second later.
+    /// Waits until the bridge forwards to every pod: the kernel notices a port's carrier up to a second late.
     pub(super) fn wait_for_pods(&self) -> Result<()> {
         until(PATIENCE, &format!("the pods of {} to be connected", self.name), || {
             let ports = self.host.space.run("ip -o link show master cni0").ok()?;
@@ -173,16 +172,17 @@ impl Node {
         })
     }
 
+    /// Removes a pod, by its index in [`Node::pods`].
     pub(super) fn remove_pod(&mut self, k: usize) -> Result<()> {
         let pod = self.pods.remove(k);
-        // `pod-1 on node-a`: the first word names its network and its interface here.
+        // `pod-1 on node-a`: the first word is the name of its network namespace, and of its interface here.
         let name = pod.name.split(' ').next().unwrap_or_default();
         let space = &self.host.space;
         space.run(&format!("ip link del {name}"))?;
         space.run(&format!("ip netns del {name}"))?;
         for single in pod.addresses.single() {
             space.run(&format!("ip route flush {single}"))?;
-            // The address may come back with another pod, that is: another link address.
+            // The address may come back with another pod, which has another MAC address.
             space.run(&format!("ip neigh flush to {single} dev cni0"))?;
         }
         Ok(())

@@ -1,22 +1,22 @@
-//! The broken state of issue #9751 of Calico, made by hand on the nodes of a mesh: one policy rule for
-//! all sources, while the peers' allowed-IPs hold pods alone.
+//! The fault of Calico issue #9751, set up by hand on the nodes of a mesh: one policy rule covers all sources, while
+//! the peers' allowed-IPs hold pods only.
 
 use std::fmt::Write as _;
 
-use base64ct::{Base64, Encoding as _};
 use wireloom_plan::routing::PROTOCOL;
 use wireloom_types::interface::AGENT_ALIAS;
 
-use super::{
-    Error, Lab, Node, Result, Space, control,
+use crate::{
+    Lab, Node, Result,
+    control::{configure, hex},
     mesh::{KeyPair, Mesh, PORT},
 };
 
-/// The rule, as `ip rule add` takes it.
-pub const RULE: &str = "not from all fwmark 0xa/0xa lookup 1 pref 99";
+/// The rule, in the words of `ip rule add`.
+const RULE: &str = "not from all fwmark 0xa/0xa lookup 1 pref 99";
 
-/// Makes it on every node: `device` (a program that makes the userspace interface `wg0`
-/// when its name is added, and goes to the background), peers, routes, then the rule.
+/// Sets the fault up on every node: the interface `wg0` with its peers, the routes, then the rule. `device` is a
+/// command that takes the interface's name as one more argument, makes a userspace interface and returns.
 ///
 /// # Errors
 /// When a program fails, or the device refuses its configuration.
@@ -24,7 +24,7 @@ pub fn build(device: &str, lab: &Lab, mesh: &Mesh, keys: &[KeyPair]) -> Result<(
     for (node, key) in lab.nodes.iter().zip(keys) {
         node.run(&format!("{device} wg0"))?;
         configure(&node.host.space, "wg0", &configuration(node, mesh, key)?)?;
-        // As an agent would have left it that had the bug: the interface and its routes are its own.
+        // Interface and routes are marked as an agent's: as if an agent that has this fault had made them.
         let mut batch = format!("link set wg0 mtu 1420 alias {AGENT_ALIAS} up\n");
         for member in &mesh.nodes {
             for workload in &member.workloads {
@@ -41,7 +41,7 @@ pub fn build(device: &str, lab: &Lab, mesh: &Mesh, keys: &[KeyPair]) -> Result<(
     Ok(())
 }
 
-/// In the words of the control socket (<https://www.wireguard.com/xplatform/>).
+/// A node's key and peers, for the control socket.
 fn configuration(node: &Node, mesh: &Mesh, key: &KeyPair) -> Result<String> {
     let mut request = format!("private_key={}\nlisten_port={PORT}\nfwmark=10\n", hex(&key.private)?);
     for member in mesh.nodes.iter().filter(|member| member.name != node.name) {
@@ -53,22 +53,4 @@ fn configuration(node: &Node, mesh: &Mesh, key: &KeyPair) -> Result<String> {
         }
     }
     Ok(request)
-}
-
-/// Sends a `set=1` request to the control socket of a userspace WireGuard interface.
-///
-/// # Errors
-/// When nobody answers, or the answer is an error number.
-pub fn configure(space: &Space, interface: &str, request: &str) -> Result<()> {
-    let answer = control::request(space, interface, format!("set=1\n{request}\n").as_bytes())?;
-    match answer.trim() {
-        "errno=0" => Ok(()),
-        _ => Err(Error::Output { what: format!("the control socket of {interface}"), output: answer }),
-    }
-}
-
-pub(super) fn hex(base64: &str) -> Result<String> {
-    let bytes = Base64::decode_vec(base64)
-        .map_err(|_| Error::Output { what: "the key generator".into(), output: base64.to_owned() })?;
-    Ok(base16ct::lower::encode_string(&bytes))
 }

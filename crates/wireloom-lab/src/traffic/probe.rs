@@ -1,7 +1,7 @@
 //! One exchange between two places, and what the underlay saw of it.
 //!
-//! Encrypted packets do not tell whose they are, except by their length: every probe has a length that
-//! no other packet has at that time, and an identifier (or port) of its own for when it is plaintext.
+//! An encrypted packet is recognised by its length alone, so every probe has a length that no other packet has at
+//! that time. In plaintext a probe is recognised by its ICMP identifier or UDP port.
 
 use std::{
     fmt,
@@ -20,21 +20,21 @@ use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_plan::routing::Family;
 
-use super::{Capture, Content, Error, Packet, Place, Result, Space, at_this_pace};
+use crate::{Capture, Content, Error, Packet, Place, Result, Space, at_this_pace};
 
-/// What an exchange is made of.
+/// The protocol of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exchange {
-    /// ICMP echo: request and reply.
+    /// An ICMP echo request and its reply.
     Ping,
-    /// A datagram to a port that is listened on, and its return.
+    /// A UDP datagram and its echo.
     Udp,
 }
 
-/// What became of a probe.
+/// The outcome of a probe: one cell of the [`Matrix`](crate::Matrix).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct Cell {
-    /// The reply came back.
+    /// Whether the reply came back.
     pub reachable: bool,
     /// What the underlay saw.
     pub wire: Wire,
@@ -44,13 +44,13 @@ pub struct Cell {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Wire {
-    /// WireGuard data of its length, and nothing in plaintext.
+    /// WireGuard data messages of the probe's length, and nothing in plaintext.
     Encrypted,
     /// Plaintext only.
     Direct,
-    /// No trace.
+    /// No trace of the probe.
     Nothing,
-    /// One way encrypted, the other in plaintext.
+    /// WireGuard data messages of the probe's length and plaintext: one for each way.
     Both,
 }
 
@@ -72,17 +72,18 @@ impl fmt::Display for Cell {
     }
 }
 
-/// Requests until a place counts as unreachable: a busy machine may take seconds for a reply.
-const ATTEMPTS: u32 = 6;
-/// Bytes; root of the machine gets them, others what `net.core.rmem_max` allows.
+/// How many requests without a reply make a place unreachable: a reply may take seconds on a busy machine.
+const ATTEMPTS: u16 = 6;
+/// Bytes of a raw socket's receive buffer. Root of the machine gets all of them, other users what
+/// `net.core.rmem_max` allows.
 const BUFFER: usize = 8 << 20;
-/// For the reply to one request.
+/// How long to wait for the reply to one request.
 const REPLY_TIME: Duration = Duration::from_millis(300);
 
-/// Makes one exchange and tells what became of it.
+/// Makes one exchange and captures the underlay meanwhile. An unreachable destination is a result, not an error.
 ///
 /// # Errors
-/// When a socket cannot be had; an unreachable destination is a result.
+/// [`Error::Io`] when a socket cannot be opened; [`Error::Overflow`] when the capture lost packets.
 pub fn probe(underlay: &Space, from: &Place, to: &Place, family: Family, exchange: Exchange) -> Result<Cell> {
     let capture = Capture::open(underlay)?;
     let mark = Mark::several(1).next().expect("one was asked for");
@@ -90,7 +91,7 @@ pub fn probe(underlay: &Space, from: &Place, to: &Place, family: Family, exchang
     Ok(mark.cell(reachable, &capture.drain()?))
 }
 
-/// Makes one exchange, while the caller captures: is the destination reachable?
+/// Makes one exchange while the caller captures, and says whether the reply came back.
 pub(crate) fn attempt(
     mark: Mark,
     from: &Place,
@@ -102,7 +103,7 @@ pub(crate) fn attempt(
     match exchange {
         Exchange::Ping => {
             let ping = Ping::open(source, target, mark.id)?;
-            try_often(|n| {
+            any_attempt(|n| {
                 ping.send(n, mark.payload(family))?;
                 Ok(ping.reply(Instant::now() + at_this_pace(REPLY_TIME))?.is_some())
             })
@@ -112,7 +113,7 @@ pub(crate) fn attempt(
                 space.open("bind a UDP socket", || {
                     let socket = UdpSocket::bind((address, port))?;
                     socket.set_read_timeout(Some(at_this_pace(REPLY_TIME)))?;
-                    // An interface whose device has stopped holds on to what it was given, until no more fits.
+                    // Sending blocks when an interface whose device has stopped holds as many packets as it can.
                     socket.set_write_timeout(Some(at_this_pace(REPLY_TIME)))?;
                     Ok::<_, std::io::Error>(socket)
                 })
@@ -121,8 +122,8 @@ pub(crate) fn attempt(
             let client = bind(source, from.addresses.of(family), mark.port())?;
             let payload = vec![mark.id as u8; mark.payload(family)];
             let to = SocketAddr::new(target, mark.port());
-            try_often(|_| {
-                // Refused by a route: as good as lost.
+            any_attempt(|_| {
+                // A send that a route refuses counts as lost.
                 if client.send_to(&payload, to).is_err() {
                     return Ok(false);
                 }
@@ -134,30 +135,32 @@ pub(crate) fn attempt(
     }
 }
 
-fn try_often(mut attempt: impl FnMut(u16) -> Result<bool>) -> Result<bool> {
+/// Whether one of [`ATTEMPTS`] attempts succeeds; `attempt` gets their numbers, from 0.
+fn any_attempt(mut attempt: impl FnMut(u16) -> Result<bool>) -> Result<bool> {
     for n in 0..ATTEMPTS {
-        if attempt(n as u16)? {
+        if attempt(n)? {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// How many probes can be told apart at a time.
+/// How many probes can be told apart at a time: as many as there are lengths.
 pub(crate) const LENGTHS: usize = 56;
 
-/// What a probe is known by on the underlay.
+/// What a probe is recognised by on the underlay.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark {
-    /// ICMP identifier; also makes the UDP port.
+    /// The ICMP identifier; the length and the UDP port derive from it.
     id: u16,
 }
 
 impl Mark {
-    /// Identifiers before one comes again; a multiple of [`LENGTHS`], so that neighbours never share one.
+    /// How many identifiers there are before they repeat: a multiple of [`LENGTHS`], so that [`LENGTHS`] identifiers
+    /// in a row have different lengths, even where they wrap around.
     const IDENTIFIERS: usize = 357 * LENGTHS;
 
-    /// Marks that can be told apart while they are all in use: at most [`LENGTHS`].
+    /// At most [`LENGTHS`] marks, which can be told apart while all of them are in use.
     pub(crate) fn several(count: usize) -> impl Iterator<Item = Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         debug_assert!(count <= LENGTHS, "more marks than lengths");
@@ -165,10 +168,10 @@ impl Mark {
         (first..first + count).map(|n| Self { id: (n % Self::IDENTIFIERS) as u16 })
     }
 
-    /// What became of the exchange, given all that crossed the underlay meanwhile.
+    /// The outcome of the probe, from everything that crossed the underlay meanwhile.
     pub(crate) fn cell(self, reachable: bool, packets: &[Packet]) -> Cell {
-        let direct = packets.iter().any(|packet| self.is_on(&packet.content));
-        let encrypted = packets.iter().any(|packet| self.is_within(&packet.content));
+        let direct = packets.iter().any(|packet| self.is_plaintext_in(&packet.content));
+        let encrypted = packets.iter().any(|packet| self.is_encrypted_in(&packet.content));
         let wire = match (encrypted, direct) {
             (true, true) => Wire::Both,
             (true, false) => Wire::Encrypted,
@@ -178,13 +181,13 @@ impl Mark {
         Cell { reachable, wire }
     }
 
-    /// Bytes of the inner packet: multiples of 16, which WireGuard's padding leaves as they are, from
-    /// 320 to 1,200 (longer than handshakes and keepalives, shorter than every MTU).
+    /// The length of the inner packet in bytes, from 320 to 1,200: longer than handshakes and keepalives, shorter
+    /// than every MTU. It is a multiple of 16, so WireGuard adds no padding.
     fn inner(self) -> usize {
         16 * (20 + usize::from(self.id) % LENGTHS)
     }
 
-    /// ICMP echo and UDP have headers of the same length.
+    /// The length of the payload in bytes; ICMP echo and UDP headers have the same length.
     fn payload(self, family: Family) -> usize {
         const HEADER: usize = 8;
         self.inner() - HEADER - if family == Family::V4 { 20 } else { 40 }
@@ -194,8 +197,8 @@ impl Mark {
         10_000 + self.id
     }
 
-    /// In plaintext?
-    fn is_on(self, content: &Content) -> bool {
+    /// Whether this content is the probe in plaintext.
+    fn is_plaintext_in(self, content: &Content) -> bool {
         match content {
             Content::Echo { id } => *id == self.id,
             Content::Udp { source, destination } => *source == self.port() && *destination == self.port(),
@@ -203,13 +206,14 @@ impl Mark {
         }
     }
 
-    /// As the content of a WireGuard data message? Its header has 16 bytes, its tag 16.
-    fn is_within(self, content: &Content) -> bool {
+    /// Whether this content is a WireGuard data message with the probe inside: a header of 16 bytes, the packet, and
+    /// a tag of 16 bytes.
+    fn is_encrypted_in(self, content: &Content) -> bool {
         *content == Content::WireGuard { message: 4, length: 16 + self.inner() + 16 }
     }
 }
 
-/// A raw socket that sends echo requests and gets their replies.
+/// A raw socket that sends echo requests and receives the replies.
 #[derive(Debug)]
 pub(crate) struct Ping {
     socket: Socket,
@@ -224,17 +228,17 @@ impl Ping {
             IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
         };
         let socket = from.open("open an ICMP socket", || Socket::new(domain, Type::RAW, Some(protocol)))?;
-        // An interface whose device has stopped holds on to what it was given, until no more fits.
+        // Sending blocks when an interface whose device has stopped holds as many packets as it can.
         socket.set_write_timeout(Some(at_this_pace(REPLY_TIME))).map_err(Error::io("set a timeout"))?;
-        // A raw socket gets the answers to everybody's requests in its network, and after a stall all of them at
-        // once: what does not fit would be lost, and counted nowhere but at the socket.
+        // A raw socket receives the replies to all requests in its network, and after a stall all of them at once.
+        // What does not fit into its buffer would count as lost.
         setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)
             .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER))
-            .map_err(Error::io("enlarge a buffer"))?;
+            .map_err(Error::io("enlarge a receive buffer"))?;
         Ok(Self { socket, target, id })
     }
 
-    /// Sends a request. A refusal (an unreachable route, say) is as good as a lost packet.
+    /// Sends a request. When the kernel refuses (for want of a route, say), it counts as a lost packet.
     pub(crate) fn send(&self, seq: u16, payload: usize) -> Result<()> {
         let echo = IcmpEchoHeader { id: self.id, seq };
         let payload = vec![0x77; payload];
@@ -250,11 +254,11 @@ impl Ping {
         Ok(())
     }
 
-    /// The next reply's sequence number; `None` when there is none until the deadline.
+    /// The sequence number of the next reply; `None` when none arrives before the deadline.
     pub(crate) fn reply(&self, deadline: Instant) -> Result<Option<u16>> {
         let mut buffer = [0; 2048];
         loop {
-            // A timeout of zero would be for ever.
+            // A timeout of zero would mean none.
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_micros(1));
             self.socket.set_read_timeout(Some(left)).map_err(Error::io("set a timeout"))?;
             match (&self.socket).read(&mut buffer) {
@@ -271,7 +275,7 @@ impl Ping {
         }
     }
 
-    /// A raw socket gives IPv4 with its header, ICMPv6 without.
+    /// The echo reply in what was received: a raw socket delivers IPv4 with the IP header, ICMPv6 without it.
     fn parse(&self, packet: &[u8]) -> Option<IcmpEchoHeader> {
         match self.target {
             IpAddr::V4(_) => match LaxSlicedPacket::from_ip(packet).ok()?.transport? {

@@ -1,0 +1,7 @@
+//! What runs on the nodes, and the files that it reads.
+
+pub mod agent;
+pub mod control;
+pub mod guide;
+pub mod mesh;
+pub mod routing;

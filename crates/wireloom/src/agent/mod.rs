@@ -1,0 +1,229 @@
+//! The agent: one thread that receives events and brings the kernel to the desired state.
+//!
+//! ```text
+//!  signals, agent.toml, membership, kernel ──Event──▶ Agent ──▶ Reconciler ──▶ kernel
+//!                                                       └─────▶ log, run file (for `wireloom status`)
+//! ```
+
+mod event;
+mod start;
+
+use std::{
+    iter,
+    path::PathBuf,
+    sync::mpsc::{Receiver, RecvTimeoutError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::bail;
+use wireloom_kernel::{Interest, Linux, Monitor, state::AgentLock};
+use wireloom_plan::observed::Observed;
+
+use self::event::Event;
+pub(crate) use self::start::run;
+use crate::{config::Config, key_file, reconcile::Reconciler, run_file::RunFile};
+
+/// How often the kernel is observed even without a notification.
+const RESYNC: Duration = Duration::from_secs(30);
+
+/// The least time between two passes that the kernel's notifications cause, however many there are.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long after a failed pass the next one runs. It doubles with every further failure, up to [`RESYNC`].
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+
+/// The state of the agent's one thread.
+struct Agent {
+    config_path: Option<PathBuf>,
+    config: Config,
+    reconciler: Reconciler<Linux>,
+    monitor: Monitor,
+    interest: Interest,
+    /// When the next pass is due.
+    due: Instant,
+    last_pass: Option<Instant>,
+    /// How long to wait after the next failed pass.
+    retry: Duration,
+    /// What `wireloom status` should know.
+    report: RunFile,
+    /// What the run file says now.
+    written: Option<RunFile>,
+    _lock: AgentLock,
+}
+
+impl Agent {
+    /// Receives events until one says to stop. All events that are waiting are taken before the next pass.
+    fn run(mut self, events: &Receiver<Event>) -> anyhow::Result<()> {
+        loop {
+            match events.recv_timeout(self.due.saturating_duration_since(Instant::now())) {
+                Ok(first) => {
+                    for event in iter::once(first).chain(events.try_iter()) {
+                        if let Event::Stop = event {
+                            // Rules, routes and the device stay as they are, so packets flow on.
+                            tracing::info!("stopping; the data path stays up (`wireloom down` removes it)");
+                            return Ok(());
+                        }
+                        self.handle(event);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => self.reconciler.distrust_kernel(),
+                Err(RecvTimeoutError::Disconnected) => bail!("every source of events has ended"),
+            }
+            if Instant::now() >= self.due {
+                self.pass();
+            }
+            self.write_report();
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Membership(wireloom_membership::Event::Snapshot(cluster)) => {
+                tracing::info!(
+                    "the mesh has {} nodes and {} pools",
+                    cluster.nodes.len(),
+                    cluster.pools.len()
+                );
+                self.report.membership_error = None;
+                self.reconciler.set_cluster(cluster);
+                self.due = now;
+            }
+            Event::Membership(wireloom_membership::Event::Problem(error)) => {
+                let consequence = match self.reconciler.has_cluster() {
+                    true => "the previous mesh stays in force",
+                    false => "nothing is programmed until this is fixed",
+                };
+                let error = format!("{error}; {consequence}");
+                tracing::error!("{error}");
+                self.report.membership_error = Some(error);
+            }
+            Event::Kernel => {
+                self.reconciler.distrust_kernel();
+                let earliest = self.last_pass.map_or(now, |last| now.max(last + MIN_INTERVAL));
+                self.due = self.due.min(earliest);
+            }
+            Event::Settings => {
+                let outcome = self.reload();
+                self.report.settings_error = outcome.err().map(|error| {
+                    let error = format!("{error:#}; the previous settings stay in force");
+                    tracing::error!("{error}");
+                    error
+                });
+            }
+            Event::Stop => {}
+        }
+    }
+
+    /// Reads `agent.toml` and the private key again. On an error, nothing changes.
+    fn reload(&mut self) -> anyhow::Result<()> {
+        let config = Config::load(self.config_path.as_deref())?;
+        let (old, new) = (&self.config.settings, &config.settings);
+        if (&new.interface, new.table) != (&old.interface, old.table)
+            || config.membership != self.config.membership
+        {
+            bail!(
+                "[wireguard] interface, [routing] table and [membership] cannot change while the agent runs; stop it, \
+                 run `wireloom down`, and start it again"
+            );
+        }
+        let Some(key) = key_file::read(&config.private_key_file)? else {
+            bail!(
+                "the private key {} is gone; put it back, or restart the agent to make a new one",
+                config.private_key_file.display()
+            );
+        };
+        let public_key = key.public_key();
+        if config != self.config {
+            self.report.backend = Some(choose_backend(self.reconciler.kernel_mut(), &config)?);
+        }
+        self.reconciler.kernel_mut().set_private_key(key);
+        if config != self.config || public_key != self.reconciler.public_key() {
+            tracing::info!("the settings changed");
+            self.reconciler.set_settings(config.settings.clone(), public_key);
+            self.config = config;
+        }
+        // This also finds changes that the kernel does not announce, such as a peer that somebody removed.
+        self.reconciler.distrust_kernel();
+        self.due = Instant::now();
+        Ok(())
+    }
+
+    /// Brings the kernel to the desired state once, logs how that went, and decides when the next pass is due.
+    fn pass(&mut self) {
+        let warned = self.reconciler.warnings().clone();
+        let begun = Instant::now();
+        if let Err(error) = self.reconciler.kernel_mut().finish_creation() {
+            tracing::warn!("{error}");
+        }
+        let outcome = self.reconciler.pass();
+        let now = Instant::now();
+        self.last_pass = Some(now);
+        self.report.last_pass = Some(unix_time());
+        self.report.configured_endpoints = self.reconciler.kernel_mut().configured_endpoints();
+        for warning in self.reconciler.warnings().difference(&warned) {
+            tracing::warn!("{warning}");
+        }
+        match outcome {
+            Ok(changes) => {
+                if changes > 0 {
+                    tracing::info!("done: {changes} changes in {} ms", (now - begun).as_millis());
+                }
+                if self.report.trouble.take().is_some() {
+                    tracing::info!("recovered: the kernel is as desired again");
+                }
+                self.retry = FIRST_RETRY;
+                self.due = now + RESYNC;
+            }
+            Err(trouble) => {
+                let text = trouble.to_string();
+                if self.report.trouble.as_ref() != Some(&text) {
+                    tracing::error!("{text}");
+                }
+                self.report.trouble = Some(text);
+                self.due = now + if trouble.retry_can_help() { self.retry } else { RESYNC };
+                self.retry = (self.retry * 2).min(RESYNC);
+            }
+        }
+        self.update_interest();
+    }
+
+    /// Tells the monitor which interfaces and addresses matter now.
+    fn update_interest(&mut self) {
+        let own = self.reconciler.own_addresses();
+        let underlays = |observed: &Observed| observed.underlays.keys().cloned().collect();
+        let underlays = self.reconciler.mirror().map_or_else(|| self.interest.underlays.clone(), underlays);
+        if own != self.interest.own || underlays != self.interest.underlays {
+            self.interest.own = own;
+            self.interest.underlays = underlays;
+            self.monitor.set_interest(self.interest.clone());
+        }
+    }
+
+    /// Writes the run file when it is out of date.
+    fn write_report(&mut self) {
+        if self.written.as_ref() == Some(&self.report) {
+            return;
+        }
+        match self.report.write(&self.config.settings.interface) {
+            Ok(()) => self.written = Some(self.report.clone()),
+            Err(error) => {
+                tracing::warn!(
+                    "cannot write the run file, so `wireloom status` does not show this agent: {error}"
+                );
+            }
+        }
+    }
+}
+
+/// Seconds since 1970.
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map(|time| time.as_secs()).unwrap_or_default()
+}
+
+/// Chooses which WireGuard carries the packets, and returns which and why, in words.
+fn choose_backend(kernel: &mut Linux, config: &Config) -> Result<String, wireloom_kernel::Error> {
+    let choice = kernel.choose_backend(config.backend, &config.settings)?.to_string();
+    tracing::info!("the back end is {choice}");
+    Ok(choice)
+}

@@ -1,0 +1,99 @@
+//! Starting the agent: everything that must hold before its loop runs.
+
+use std::{path::PathBuf, sync::mpsc::channel, time::Instant};
+
+use anyhow::{Context, bail};
+use wireloom_kernel::{
+    Interest, Linux,
+    state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir},
+};
+
+use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event};
+use crate::{
+    config::{Config, DEFAULT_PATH},
+    key_file,
+    reconcile::Reconciler,
+    run_file::RunFile,
+};
+
+/// Runs the agent until SIGTERM or SIGINT, and leaves the data path up. `config_path` is an `agent.toml` other than
+/// the default one.
+///
+/// An error here keeps the agent from starting: a mistake in `agent.toml`, an unusable key, another agent, a foreign
+/// interface. Whatever goes wrong later is logged and tried again.
+pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
+    // Absolute, because a file is watched through its directory.
+    let config_path = config_path.map(std::path::absolute).transpose().context("cannot find agent.toml")?;
+    let config = Config::load(config_path.as_deref())?;
+    let state = StateDir::locate();
+    let lock = lock(&state)?;
+    record(&state, &config)?;
+    let key = key_file::read_or_create(&config.private_key_file)?;
+    let public_key = key.public_key();
+    tracing::info!("node {}, public key {public_key}", config.settings.node);
+
+    let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
+    kernel.set_private_key(key);
+    kernel.finish_creation()?;
+    kernel.refuse_foreign_interface()?;
+    let backend = choose_backend(&mut kernel, &config)?;
+    if let Some(before) = RunFile::read(&config.settings.interface) {
+        kernel.remember_endpoints(&before.configured_endpoints);
+    }
+
+    let interest = Interest {
+        interface: config.settings.interface.clone(),
+        table: config.settings.table,
+        own_port: kernel.netlink_port(),
+        ..Interest::default()
+    };
+    let (sender, events) = channel();
+    event::signals(sender.clone())?;
+    event::membership(&config.membership, sender.clone())?;
+    event::settings(config_path.clone().unwrap_or_else(|| DEFAULT_PATH.into()), sender.clone())?;
+    let monitor = event::kernel(&kernel, interest.clone(), sender)?;
+
+    let agent = Agent {
+        reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
+        config_path,
+        config,
+        monitor,
+        interest,
+        due: Instant::now() + RESYNC,
+        last_pass: None,
+        retry: FIRST_RETRY,
+        report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
+        written: None,
+        _lock: lock,
+    };
+    agent.run(&events)
+}
+
+fn lock(state: &StateDir) -> anyhow::Result<AgentLock> {
+    let directory = state.path().display();
+    match state.lock(LOCK_PATIENCE).with_context(|| format!("cannot lock {directory}"))? {
+        Some(lock) => Ok(lock),
+        None => bail!(
+            "another agent is running on this node (it holds the lock in {directory}); stop it first, for instance \
+             with `systemctl stop wireloom`"
+        ),
+    }
+}
+
+/// Records what is about to be programmed. What an agent with other settings left behind must be removed first.
+fn record(state: &StateDir, config: &Config) -> anyhow::Result<()> {
+    let wanted = Programmed { interface: config.settings.interface.clone(), table: config.settings.table };
+    let failed = || format!("cannot use the state directory {}", state.path().display());
+    match state.programmed().with_context(failed)? {
+        Some(before) if before != wanted => bail!(
+            "agent.toml asks for interface {} and table {}, but interface {} and table {} are still programmed; \
+             run `wireloom down` first",
+            wanted.interface,
+            wanted.table,
+            before.interface,
+            before.table
+        ),
+        Some(_) => Ok(()),
+        None => state.set_programmed(&wanted).with_context(failed),
+    }
+}

@@ -1,0 +1,47 @@
+//! `wireloom status`: this node, its peers, its rules, and what is wrong.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use self::report::Report;
+use super::{SettingsFile, situation::Situation};
+
+mod report;
+mod text;
+
+/// Show this node's mode, peers and rules, and what is wrong
+///
+/// Shows the handshake, traffic and endpoint of every peer, in link mode also what the firewall refused; then changes
+/// that are still to be made, warnings and errors. Works without a running agent, too.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    settings: SettingsFile,
+    /// Print the status as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    super::require_net_admin("status")?;
+    let situation = Situation::observe(arguments.settings.config.as_deref())?;
+    let mut errors = Vec::new();
+    let mut pending = Vec::new();
+    let mut warnings = Vec::new();
+    match situation.cluster.as_ref().map(|cluster| situation.plan(cluster)) {
+        Ok(Ok(plan)) => {
+            pending = plan.ops;
+            warnings.extend(plan.warnings);
+        }
+        Ok(Err(refusal)) => errors.push(refusal.to_string()),
+        Err(error) => errors.push(error.to_string()),
+    }
+    let report = Report::new(&situation, pending, &warnings, errors)?;
+    if arguments.json {
+        super::show(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
+    } else {
+        super::show(&text::text(&report))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

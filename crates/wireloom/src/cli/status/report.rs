@@ -1,0 +1,157 @@
+//! The status as data: what `--json` prints.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
+
+use ipnet::IpNet;
+use serde::Serialize;
+use wireloom_kernel::{Backend, PeerState, Refusals, state::StateDir};
+use wireloom_plan::{cluster::Cluster, op::Op, routing::Rule, settings::Settings, warning::Warning};
+use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
+
+use crate::{
+    cli::{plan::WarningReport, situation::Situation},
+    run_file::RunFile,
+};
+
+#[derive(Serialize)]
+pub(super) struct Report<'a> {
+    pub(super) node: &'a str,
+    pub(super) agent: Option<RunFile>,
+    pub(super) mode: &'static str,
+    /// How the two decisions differ from standard WireGuard's; `None` when they do not.
+    pub(super) link: Option<&'static str>,
+    pub(super) interface: Interface<'a>,
+    pub(super) peers: Vec<Peer<'a>>,
+    /// Packets that the firewall refused from senders that are no peers.
+    pub(super) refused_strangers: Option<u64>,
+    pub(super) rules: &'a [Rule],
+    /// What an agent would do now.
+    pub(super) pending: Vec<Op>,
+    pub(super) warnings: Vec<WarningReport<'a>>,
+    pub(super) errors: Vec<String>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Interface<'a> {
+    pub(super) name: &'a str,
+    pub(super) state: &'static str,
+    pub(super) backend: Option<Backend>,
+    pub(super) mtu: Option<u32>,
+    pub(super) public_key: Option<PublicKey>,
+    pub(super) listen_port: Option<u16>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Peer<'a> {
+    /// The nodes that have this key.
+    pub(super) nodes: Vec<&'a str>,
+    pub(super) public_key: PublicKey,
+    pub(super) endpoint: Option<SocketAddr>,
+    pub(super) handshake_age_seconds: Option<u64>,
+    pub(super) received: u64,
+    pub(super) sent: u64,
+    /// Packets that the firewall refused because of their source.
+    pub(super) refused: Option<u64>,
+    pub(super) allowed_ips: Vec<IpNet>,
+}
+
+impl<'a> Report<'a> {
+    /// The report of a situation. `pending`, `warnings` and `errors` are what planning for it gave.
+    pub(super) fn new(
+        situation: &'a Situation,
+        pending: Vec<Op>,
+        warnings: &'a [Warning],
+        mut errors: Vec<String>,
+    ) -> anyhow::Result<Self> {
+        let settings = &situation.config.settings;
+        let agent = running_agent(&settings.interface)?;
+        if let Some(agent) = &agent {
+            let reported =
+                [&agent.trouble, &agent.membership_error, &agent.settings_error].into_iter().flatten();
+            // The agent reports the same errors, and adds what follows from them.
+            errors.retain(|error| !reported.clone().any(|reported| reported.starts_with(error)));
+            errors.extend(reported.cloned());
+        }
+        let interface = situation.observed.interface.as_ref();
+        let cluster = situation.cluster.as_ref().ok();
+        let names = cluster.map(names_by_key).unwrap_or_default();
+        let device = situation.device.as_ref();
+        let peers = device.into_iter().flat_map(|device| &device.peers);
+        Ok(Self {
+            node: &settings.node,
+            agent,
+            mode: if settings.encrypt_host_traffic { "host" } else { "scoped" },
+            link: link_mode(settings),
+            interface: Interface {
+                name: &settings.interface,
+                state: match interface {
+                    None => "absent",
+                    Some(interface) if interface.alias.as_deref() != Some(AGENT_ALIAS) => "foreign",
+                    Some(interface) if interface.up => "up",
+                    Some(_) => "down",
+                },
+                backend: situation.backend,
+                mtu: interface.map(|interface| interface.mtu),
+                public_key: device.and_then(|device| device.public_key),
+                listen_port: device.map(|device| device.listen_port),
+            },
+            peers: peers
+                .map(|(key, peer)| Peer::new(*key, peer, &names, situation.refusals.as_ref()))
+                .collect(),
+            refused_strangers: situation.refusals.as_ref().map(|refusals| refusals.strangers),
+            rules: &situation.observed.rules,
+            pending,
+            warnings: warnings.iter().map(WarningReport::from).collect(),
+            errors,
+        })
+    }
+}
+
+/// What the agent of an interface reports, without the configured endpoints: the peers have those. `None` when no agent
+/// runs: it holds the lock then, while a run file may be left from an agent that was killed.
+fn running_agent(interface: &str) -> anyhow::Result<Option<RunFile>> {
+    let running = StateDir::locate().is_locked()?;
+    let agent = RunFile::read(interface).filter(|_| running);
+    Ok(agent.map(|agent| RunFile { configured_endpoints: BTreeMap::new(), ..agent }))
+}
+
+fn link_mode(settings: &Settings) -> Option<&'static str> {
+    match (settings.peer_lookup, settings.source_check) {
+        (PeerLookup::Destination, SourceCheck::AllowedIps) => None,
+        (PeerLookup::Destination, _) => Some("the destination selects the peer; sources are not checked"),
+        (PeerLookup::Gateway, SourceCheck::Off) => {
+            Some("the next hop selects the peer; sources are not checked")
+        }
+        (PeerLookup::Gateway, _) => Some("the next hop selects the peer; the firewall checks sources"),
+    }
+}
+
+fn names_by_key(cluster: &Cluster) -> BTreeMap<PublicKey, Vec<&str>> {
+    let mut names: BTreeMap<PublicKey, Vec<&str>> = BTreeMap::new();
+    for (name, node) in &cluster.nodes {
+        if let Some(key) = node.public_key {
+            names.entry(key).or_default().push(name);
+        }
+    }
+    names
+}
+
+impl<'a> Peer<'a> {
+    fn new(
+        key: PublicKey,
+        peer: &PeerState,
+        names: &BTreeMap<PublicKey, Vec<&'a str>>,
+        refusals: Option<&Refusals>,
+    ) -> Self {
+        Self {
+            nodes: names.get(&key).cloned().unwrap_or_default(),
+            public_key: key,
+            endpoint: peer.endpoint,
+            handshake_age_seconds: peer.handshake_age(SystemTime::now()).map(|age| age.as_secs()),
+            received: peer.received,
+            sent: peer.sent,
+            refused: refusals.and_then(|refusals| refusals.peers.get(&LinkAddress::of(key)).copied()),
+            allowed_ips: peer.allowed_ips.iter().copied().collect(),
+        }
+    }
+}

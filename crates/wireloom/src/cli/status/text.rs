@@ -1,0 +1,154 @@
+//! The status as text, for people.
+
+use comfy_table::{CellAlignment, Table, presets};
+use owo_colors::OwoColorize;
+use wireloom_kernel::wording;
+
+use super::report::{Interface, Report};
+use crate::run_file::RunFile;
+
+/// The whole status: about this node, its peers, and what is wrong.
+pub(super) fn text(report: &Report<'_>) -> String {
+    let parts = [about(report), peers(report), findings(report)];
+    parts.iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join("\n")
+}
+
+fn about(report: &Report<'_>) -> String {
+    let mut about = table();
+    about.add_row(["node", report.node]);
+    let agent = match &report.agent {
+        Some(RunFile { pid, .. }) => format!("running (process {pid})"),
+        None => "not running".into(),
+    };
+    about.add_row(["agent", &agent]);
+    let mode = match report.mode {
+        "host" => "host: the hosts' own traffic is encrypted too",
+        _ => "scoped: traffic between workloads is encrypted",
+    };
+    about.add_row(["mode", mode]);
+    if let Some(link) = report.link {
+        about.add_row(["link", link]);
+    }
+    if let Some(packets @ 1..) = report.refused_strangers {
+        about.add_row(["refused", &format!("{packets} packets from senders that are no peers in the mesh")]);
+    }
+    let Interface { name, state, backend, mtu, public_key, listen_port } = &report.interface;
+    let mut interface = format!("{name}, {state}");
+    interface.extend(mtu.map(|mtu| format!(", MTU {mtu}")));
+    interface.extend(listen_port.map(|port| format!(", port {port}")));
+    about.add_row(["interface", &interface]);
+    // The agent also knows why. Without an agent the interface still shows which back end it has.
+    let chosen = report.agent.as_ref().and_then(|agent| agent.backend.clone());
+    if let Some(backend) = chosen.or_else(|| backend.map(|backend| backend.to_string())) {
+        about.add_row(["back end", &backend]);
+    }
+    if let Some(key) = public_key {
+        about.add_row(["public key", &key.to_string()]);
+    }
+    for (position, rule) in report.rules.iter().enumerate() {
+        about.add_row([if position == 0 { "rules" } else { "" }, &wording::rule(rule)]);
+    }
+    lines(about)
+}
+
+fn peers(report: &Report<'_>) -> String {
+    if report.peers.is_empty() {
+        return String::new();
+    }
+    let mut peers = table();
+    // Only where the firewall checks sources.
+    let refused = report.refused_strangers.map(|_| "refused");
+    let header = ["peer", "endpoint", "handshake", "received", "sent"].into_iter().chain(refused);
+    peers.set_header(header.chain(["allowed IPs"]));
+    for peer in &report.peers {
+        let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
+        let name = if peer.nodes.is_empty() { peer.public_key.to_string() } else { peer.nodes.join(" ") };
+        let mut row = vec![
+            name,
+            peer.endpoint.map_or_else(|| "unknown".into(), |endpoint| endpoint.to_string()),
+            peer.handshake_age_seconds.map_or_else(|| "never".into(), |age| format!("{} ago", span(age))),
+            bytes(peer.received),
+            bytes(peer.sent),
+        ];
+        row.extend(
+            refused.map(|_| peer.refused.map_or_else(|| "not checked".into(), |packets| packets.to_string())),
+        );
+        row.push(cidrs.join(" "));
+        peers.add_row(row);
+    }
+    for column in 2..=4 + refused.iter().len() {
+        if let Some(column) = peers.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    lines(peers)
+}
+
+fn findings(report: &Report<'_>) -> String {
+    let mut text = String::new();
+    if !report.pending.is_empty() {
+        let count = report.pending.len();
+        text += &format!("{} {count} changes (`wireloom plan` shows them)\n", "pending:".yellow().bold());
+    }
+    for warning in &report.warnings {
+        text += &format!("{} {}\n", "warning:".yellow().bold(), warning.text);
+    }
+    for error in &report.errors {
+        text += &format!("{} {error}\n", "error:".red().bold());
+    }
+    text
+}
+
+fn table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table
+}
+
+fn lines(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt() + "\n"
+}
+
+fn span(seconds: u64) -> String {
+    let minutes = seconds / 60;
+    match (minutes / 60, minutes % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}
+
+/// A number of bytes in binary units, as `wg show` prints it.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut tenths = count.saturating_mul(10) / 1024;
+    let mut unit = 0;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_and_times_are_rounded_for_people() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(5 << 40), "5.0 TiB");
+        assert_eq!(bytes(u64::MAX), "1677721.5 TiB");
+        assert_eq!(span(59), "59 s");
+        assert_eq!(span(125), "2 min 5 s");
+        assert_eq!(span(7260), "2 h 1 min");
+    }
+}

@@ -1,0 +1,202 @@
+//! `agent.toml` as written, section by section, and the [`Config`] that it becomes.
+
+use serde::{Deserialize, Deserializer, de};
+use toml::Spanned;
+use wireloom_kernel::BackendSetting;
+use wireloom_membership::{
+    Source,
+    config_file::{Mistake, TomlFile},
+};
+use wireloom_plan::settings::{KeylessPeers, Scope, Settings};
+use wireloom_types::{Mode, ModeError, PeerLookup, SourceCheck};
+
+use super::{
+    Config,
+    values::{AbsolutePath, FwMark, InterfaceName, Mtu, NodeName, Port, RulePriority, Table},
+};
+
+/// The file as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) node: Option<NodeName>,
+    wireguard: WireGuard,
+    routing: Routing,
+    link: Link,
+    membership: Membership,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct WireGuard {
+    interface: InterfaceName,
+    listen_port: Port,
+    private_key_file: AbsolutePath,
+    backend: Option<Spanned<BackendSetting>>,
+    mtu: Option<Mtu>,
+    #[serde(deserialize_with = "keepalive")]
+    persistent_keepalive: u16,
+}
+
+impl Default for WireGuard {
+    fn default() -> Self {
+        let defaults = defaults();
+        Self {
+            interface: InterfaceName(defaults.interface),
+            listen_port: Port(defaults.listen_port),
+            private_key_file: AbsolutePath("/var/lib/wireloom/wg0.key".into()),
+            backend: None,
+            mtu: defaults.mtu.map(Mtu),
+            persistent_keepalive: defaults.persistent_keepalive,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Routing {
+    encrypt_host_traffic: bool,
+    scope: Scope,
+    rule_priority: RulePriority,
+    table: Table,
+    fwmark: FwMark,
+    keyless_peers: KeylessPeers,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        let defaults = defaults();
+        Self {
+            encrypt_host_traffic: defaults.encrypt_host_traffic,
+            scope: defaults.scope,
+            rule_priority: RulePriority(defaults.rule_priority),
+            table: Table(defaults.table),
+            fwmark: FwMark(defaults.fwmark),
+            keyless_peers: defaults.keyless_peers,
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "LinkText")]
+struct Link(Mode);
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LinkText {
+    peer_lookup: PeerLookup,
+    /// The default depends on `peer_lookup`.
+    source_check: Option<SourceCheck>,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self(Mode::STANDARD)
+    }
+}
+
+impl TryFrom<LinkText> for Link {
+    type Error = &'static str;
+
+    fn try_from(LinkText { peer_lookup, source_check }: LinkText) -> Result<Self, Self::Error> {
+        let default = match peer_lookup {
+            PeerLookup::Destination => SourceCheck::AllowedIps,
+            PeerLookup::Gateway => SourceCheck::Firewall,
+        };
+        Mode::new(peer_lookup, source_check.unwrap_or(default)).map(Self).map_err(|error| match error {
+            ModeError::FirewallWithoutGateway => {
+                "source_check = \"firewall\" needs peer_lookup = \"gateway\", because the firewall recognises a \
+                 peer by its link address, which exists in link mode only; write peer_lookup = \"gateway\", or remove \
+                 source_check to use allowed-ips"
+            }
+            ModeError::GatewayWithAllowedIps => {
+                "source_check = \"allowed-ips\" does not work with peer_lookup = \"gateway\", because a gateway \
+                 forwards packets whose sources are in nobody's allowed-IPs; remove source_check to use the \
+                 firewall, or write source_check = \"off\""
+            }
+        })
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Membership {
+    #[serde(deserialize_with = "source")]
+    source: SourceKind,
+    path: AbsolutePath,
+}
+
+#[derive(Debug)]
+enum SourceKind {
+    File,
+}
+
+impl Default for Membership {
+    fn default() -> Self {
+        Self { source: SourceKind::File, path: AbsolutePath("/etc/wireloom/mesh.toml".into()) }
+    }
+}
+
+/// The planner's defaults; the node's name in them is not used.
+fn defaults() -> Settings {
+    Settings::defaults("")
+}
+
+impl File {
+    pub(super) fn parse(text: &TomlFile) -> Result<Self, Mistake> {
+        let file: Self = text.parse()?;
+        let backend =
+            file.wireguard.backend.as_ref().filter(|backend| *backend.as_ref() == BackendSetting::Kernel);
+        match backend {
+            Some(backend) if file.link != Link::default() => Err(text.mistake(
+                &backend.span(),
+                "the kernel's WireGuard cannot do what [link] asks for; write backend = \"userspace\" (or \"auto\", \
+                 which then chooses it), or remove [link]",
+            )),
+            _ => Ok(file),
+        }
+    }
+
+    /// The settings that the file stands for, for a node of this name.
+    pub(super) fn with_node(self, node: String) -> Config {
+        let Self { wireguard, routing, link, membership, .. } = self;
+        Config {
+            settings: Settings {
+                node,
+                interface: wireguard.interface.0,
+                listen_port: wireguard.listen_port.0,
+                mtu: wireguard.mtu.map(|mtu| mtu.0),
+                persistent_keepalive: wireguard.persistent_keepalive,
+                encrypt_host_traffic: routing.encrypt_host_traffic,
+                scope: routing.scope,
+                rule_priority: routing.rule_priority.0,
+                table: routing.table.0,
+                fwmark: routing.fwmark.0,
+                keyless_peers: routing.keyless_peers,
+                peer_lookup: link.0.peer_lookup(),
+                source_check: link.0.source_check(),
+            },
+            private_key_file: wireguard.private_key_file.0,
+            backend: wireguard.backend.map(Spanned::into_inner).unwrap_or_default(),
+            membership: match membership.source {
+                SourceKind::File => Source::File(membership.path.0),
+            },
+        }
+    }
+}
+
+fn keepalive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    let seconds = i64::deserialize(deserializer)?;
+    u16::try_from(seconds).map_err(|_| {
+        de::Error::custom(format!("{seconds} seconds is not a keepalive interval; use 0 (off) to 65535"))
+    })
+}
+
+fn source<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SourceKind, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "file" => Ok(SourceKind::File),
+        other => {
+            Err(de::Error::custom(format!("this version has no membership source {other:?}; write \"file\"")))
+        }
+    }
+}

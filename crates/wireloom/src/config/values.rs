@@ -1,0 +1,98 @@
+//! The values of `agent.toml` that have bounds: each type accepts what the kernel accepts, and says so otherwise.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Deserializer, de};
+
+/// A type for values that `$check` accepts; its error tells the operator what to write instead.
+macro_rules! checked {
+    ($name:ident, $raw:ty => $type:ty, $check:expr) => {
+        #[derive(Debug)]
+        pub(super) struct $name(pub(super) $type);
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let check: fn($raw) -> Result<$type, String> = $check;
+                check(<$raw>::deserialize(deserializer)?).map(Self).map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+checked!(NodeName, String => String, |name| match name.as_str() {
+    "" => Err("the node's name is empty; write a name, or remove the line to use the host name".into()),
+    _ => Ok(name),
+});
+
+// IFNAMSIZ is 16 with the closing zero; dev_valid_name() in net/core/dev.c.
+checked!(InterfaceName, String => String, |name| {
+    let valid = (1..16).contains(&name.len())
+        && !matches!(name.as_str(), "." | "..")
+        && !name.contains(|c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control());
+    if valid {
+        Ok(name)
+    } else {
+        Err(format!(
+            "{name:?} is not an interface name; use 1 to 15 bytes without spaces, \"/\", \":\" or \"%\", such as \
+             \"wg0\""
+        ))
+    }
+});
+
+checked!(Port, i64 => u16, |port| {
+    u16::try_from(port)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| format!("{port} is not a UDP port; use 1 to 65535, such as 51820"))
+});
+
+checked!(AbsolutePath, PathBuf => PathBuf, |path| {
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(format!("{path:?} is a relative path; write an absolute one, which starts with /"))
+    }
+});
+
+// IPV6_MIN_MTU: below 1280 the kernel takes IPv6 off the interface (RFC 8200 section 5).
+checked!(Mtu, i64 => u32, |mtu| {
+    u32::try_from(mtu)
+        .ok()
+        .filter(|mtu| (1280..=65_535).contains(mtu))
+        .ok_or_else(|| format!("an MTU of {mtu} cannot carry IPv6; use 1280 to 65535, or remove the line"))
+});
+
+// FRA_PRIORITY: 0 is the local table's rule, 32766 the main table's. Ours must come between them.
+checked!(RulePriority, i64 => u32, |priority| {
+    u32::try_from(priority).ok().filter(|priority| (1..32_766).contains(priority)).ok_or_else(|| {
+        format!("a rule at priority {priority} is not between those of the tables local and main; use 1 to 32765")
+    })
+});
+
+// RT_TABLE_UNSPEC, _DEFAULT, _MAIN and _LOCAL in include/uapi/linux/rtnetlink.h.
+checked!(Table, i64 => u32, |table| match u32::try_from(table) {
+    Ok(0 | 253..=255) | Err(_) => {
+        Err(format!("table {table} is not free: the kernel uses it itself; use 1 to 252, or 256 and above"))
+    }
+    Ok(table) => Ok(table),
+});
+
+checked!(FwMark, FwMarkText => u32, |mark| {
+    let value = match &mark {
+        FwMarkText::Number(number) => u32::try_from(*number).ok(),
+        FwMarkText::Text(text) => match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
+            Some(digits) => u32::from_str_radix(digits, 16).ok(),
+            None => text.parse().ok(),
+        },
+    };
+    value.filter(|value| *value != 0).ok_or_else(|| {
+        "a firewall mark is 1 to 0xffffffff, such as \"0xa\"; its bits must be Wireloom's own".into()
+    })
+});
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a firewall mark is 1 to 0xffffffff, such as \"0xa\"")]
+enum FwMarkText {
+    Number(i64),
+    Text(String),
+}
