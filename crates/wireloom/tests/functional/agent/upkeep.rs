@@ -354,4 +354,5 @@ fn five_thousand_nodes_are_programmed_and_one_of_them_changed() {
         routes.contains("10.250.77.0/24") && !routes.contains("10.100.77.0/24")
     });
     assert_eq!(run(node, "plan").0, 0);
+    fleet.print_what_the_agents_took();
 }
