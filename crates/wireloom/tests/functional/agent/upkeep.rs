@@ -244,7 +244,7 @@ fn another_interface_name_or_table_needs_a_down_first() {
     assert_eq!(code, 1);
     assert!(
         errors.contains(
-            "agent.toml asks for interface wg7 and table 7, but wg0 and table 1 are still programmed; run \
+            "agent.toml asks for interface wg7 and table 7, but interface wg0 and table 1 are still programmed; run \
              `wireloom down` first"
         ),
         "{errors}"
