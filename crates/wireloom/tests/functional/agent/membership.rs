@@ -126,7 +126,14 @@ pub(crate) fn a_changed_key_is_followed() {
 pub(crate) fn a_changed_endpoint_is_followed() {
     let mut fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.settle(Promise::SCOPED);
-    // From IPv4 to IPv6: both lead to the same node.
+    // From IPv4 to IPv6: both lead to the same node. Nothing may arrive by IPv4 any more, because a late packet
+    // would make node-a roam back (section 2.1 of the WireGuard paper).
+    let refuse = format!(
+        "table ip old {{ chain input {{ type filter hook input priority 0; udp dport {PORT} drop; }} }}"
+    );
+    for node in &fleet.lab.nodes {
+        node.host.space.feed("nft -f -", &refuse).unwrap();
+    }
     let endpoint = fleet.lab.nodes[1].endpoint(Family::V6);
     fleet.edit(|mesh| mesh.nodes[1].endpoint = Some(endpoint));
     fleet.wait("the endpoint on node-a", |fleet| {

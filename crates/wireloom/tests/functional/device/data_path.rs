@@ -247,7 +247,7 @@ fn a_flood_of_one_peer_leaves_the_others_alive() {
         || {
             let mut pings = Command::new("ping");
             let (count, target) = (PINGS.to_string(), inner(0)[0].to_string());
-            pings.args(["-n", "-c", &count, "-i", "0.03", "-W", "1", &target]);
+            pings.args(["-n", "-c", &count, "-i", "0.03", "-W", "5", &target]);
             let output = bystander.host.space.output(&mut pings).unwrap();
             String::from_utf8_lossy(&output.stdout).matches(" time=").count()
         },

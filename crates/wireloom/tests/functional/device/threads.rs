@@ -136,7 +136,7 @@ fn streams_survive_changes_of_port_mark_mtu_and_state() {
             let mut streams = directions.iter().zip(&before);
             streams.all(|(streams, before)| streams.have_moved(before, BYTES)).then_some(())
         };
-        until(PATIENCE, &format!("each stream to flow on after {after}"), flow).unwrap_or_else(|error| {
+        until(3 * PATIENCE, &format!("each stream to flow on after {after}"), flow).unwrap_or_else(|error| {
             panic!("{error}: from {before:?} to {:?}", directions.each_ref().map(RunningStreams::arrived))
         });
     };
