@@ -87,12 +87,12 @@ impl Server {
             return Ok(None);
         }
         match fs::symlink_metadata(path) {
-            // Nobody listens to it: a process that was killed has left it.
+            // Nobody listens to it: a killed process left it behind.
             Ok(stale) if stale.file_type().is_socket() => fs::remove_file(path)?,
             Ok(_) => {
                 return Err(io::Error::new(
                     io::ErrorKind::AlreadyExists,
-                    "there is a file that is no socket",
+                    "the file there is not a socket; remove it",
                 ));
             }
             Err(_) => {}

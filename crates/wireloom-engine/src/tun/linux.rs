@@ -59,7 +59,7 @@ pub(crate) struct LinuxQueue {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenTunError {
     /// The name is not one that an interface can have.
-    #[error("{0:?} is no interface name: use 1 to 15 bytes without white space, '/', ':' or '%'")]
+    #[error("{0:?} is not an interface name: use 1 to 15 bytes without white space, '/', ':' or '%'")]
     BadName(String),
     /// The kernel has no TUN devices, or this process has no access to them.
     #[error(

@@ -1,4 +1,4 @@
-//! Allowed IPs: a longest-prefix-match table for IPv4 and IPv6.
+//! Allowed-IPs: a longest-prefix-match table for IPv4 and IPv6.
 
 use std::net::IpAddr;
 

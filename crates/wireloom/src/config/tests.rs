@@ -119,7 +119,7 @@ fn each_mistake_names_its_line_and_the_fix() {
         ),
         (
             "[wireguard]\nbackend = \"quick\"",
-            "agent.toml:2: \"quick\" is no back end; write \"auto\", \"kernel\" or \"userspace\"",
+            "agent.toml:2: \"quick\" is not a back end; write \"auto\", \"kernel\" or \"userspace\"",
         ),
         (
             "[link]\nsource_check = \"off\"\n[wireguard]\nbackend = \"kernel\"",

@@ -42,7 +42,7 @@ fn is_userspaces(node: &Node) -> bool {
     node.run("ip -d link show wg0").is_ok_and(|shown| shown.contains("tun"))
 }
 
-/// Key, port, mark and peers with their allowed IPs, as `wg` shows them.
+/// Key, port, mark and peers with their allowed-IPs, as `wg` shows them.
 fn configuration(node: &Node) -> BTreeSet<String> {
     let mut told = BTreeSet::new();
     for what in ["public-key", "listen-port", "fwmark", "allowed-ips", "persistent-keepalive"] {
