@@ -20,8 +20,8 @@ pub(super) fn nothing(fd: BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::empty())
 }
 
-/// The entries for packets and datagrams: the interface's descriptor in `packets`, `None` when no packets are wanted, and
-/// the sockets of `port`, one for each family. `open` is any open descriptor, for the entries that wait for nothing.
+/// The entries for packets and datagrams: the interface's descriptor, unless no packets are wanted, and the sockets of
+/// the port, one for each family. `open` is any open descriptor, for entries that wait for nothing.
 pub(super) fn traffic<'f>(
     packets: Option<BorrowedFd<'f>>,
     port: Option<&'f LinuxUdp>,

@@ -47,7 +47,7 @@ pub struct PeerConfiguration<'a> {
 impl Device {
     /// Changes the keys, the peers and their allowed-IPs, and returns what `change` returns.
     ///
-    /// This is no transaction: each change takes effect at once, and stays when a later one is refused. Only the
+    /// This is not a transaction: each change takes effect at once, and stays when a later one is refused. Only the
     /// [`Routes`] wait: the data path uses the old ones until `change` returns. Then the new ones are published as a
     /// whole, so that no packet sees half of a change.
     pub fn configure<R>(&mut self, now: Now, change: impl FnOnce(&mut Configuration<'_>) -> R) -> R {

@@ -83,7 +83,7 @@ enum LogLevel {
 
 impl LogLevel {
     /// The level that `LOG_LEVEL` names, or the default. Other programs use that variable too, so a value that we do
-    /// not know is no mistake.
+    /// not know is not a mistake.
     fn from_environment() -> Self {
         let value = std::env::var("LOG_LEVEL").unwrap_or_default();
         <Self as clap::ValueEnum>::from_str(&value, true).unwrap_or(Self::Info)

@@ -120,7 +120,7 @@ fn an_agent_that_is_killed_while_it_tries_out_the_kernel_leaves_no_device() {
     }
 }
 
-/// A socket that is told of every interface that comes or goes. To wait for news has a bound.
+/// A socket that is told of every interface that comes or goes. A wait for such news is limited.
 fn link_news() -> netlink_sys::Socket {
     let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE).unwrap();
     socket.bind_auto().unwrap();
