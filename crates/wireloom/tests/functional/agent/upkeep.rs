@@ -244,7 +244,7 @@ fn another_interface_name_or_table_needs_a_down_first() {
     assert_eq!(code, 1);
     assert!(
         errors.contains(
-            "agent.toml asks for interface wg7 and table 7, but wg0 and table 1 are still programmed; run \
+            "agent.toml asks for interface wg7 and table 7, but interface wg0 and table 1 are still programmed; run \
              `wireloom down` first"
         ),
         "{errors}"
@@ -354,4 +354,5 @@ fn five_thousand_nodes_are_programmed_and_one_of_them_changed() {
         routes.contains("10.250.77.0/24") && !routes.contains("10.100.77.0/24")
     });
     assert_eq!(run(node, "plan").0, 0);
+    fleet.print_what_the_agents_took();
 }

@@ -146,7 +146,7 @@ fn five_thousand_peers_with_four_cidrs_each_are_programmed_and_read_back() {
     programmed(&fleet, &many(&alone, 0..5_000, |_| 4), (5_000, 20_000));
     programmed(&fleet, &many(&alone, 0..5_000, |number| if number == 77 { 3 } else { 4 }), (5_000, 19_999));
     programmed(&fleet, &many(&alone, 0..2, |_| 4), (2, 8));
-    print_what_the_agent_took(&fleet);
+    fleet.print_what_the_agents_took();
 }
 
 /// The allowed-IPs of one peer do not fit into one netlink message.
@@ -158,14 +158,5 @@ fn fifty_thousand_allowed_ips_of_a_few_peers_are_programmed_and_read_back() {
     let of = |last: u32| move |number: u32| if number == 0 { last } else { 20_000 };
     programmed(&fleet, &many(&alone, 0..3, of(10_000)), (3, 50_000));
     programmed(&fleet, &many(&alone, 0..3, of(9_999)), (3, 49_999));
-    print_what_the_agent_took(&fleet);
-}
-
-/// Prints the agent's own figures, and asserts that it logged no error.
-fn print_what_the_agent_took(fleet: &Fleet) {
-    let said = agent::log(&fleet.lab.nodes[0]).unwrap();
-    assert!(!said.contains("ERROR"), "{said}");
-    for line in said.lines().filter(|line| line.contains("done:")) {
-        println!("figure: the agent: {}", line.split("INFO").last().unwrap_or(line).trim());
-    }
+    fleet.print_what_the_agents_took();
 }
