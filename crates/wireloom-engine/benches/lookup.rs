@@ -1,4 +1,4 @@
-//! The lookup of one of 10,000 peers for a packet: by its destination in the allowed IPs, and by the next hop's link
+//! The lookup of one of 10,000 peers for a packet: by its destination in the allowed-IPs, and by the next hop's link
 //! address.
 //!
 //! `cargo bench -p wireloom-engine`

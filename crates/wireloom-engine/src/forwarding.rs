@@ -22,7 +22,7 @@ pub enum Decision<'a> {
 }
 
 impl<'a> Decision<'a> {
-    /// The decision for a packet by its destination address: the peer whose allowed IPs cover it with the longest
+    /// The decision for a packet by its destination address: the peer whose allowed-IPs cover it with the longest
     /// prefix.
     #[must_use]
     pub fn by_allowed_ips(packet: &[u8], routes: &'a Routes) -> Self {

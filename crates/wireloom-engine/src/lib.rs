@@ -22,7 +22,7 @@
 //! * `punt`: the way from the workers to the engine, for whatever needs the device or the link;
 //! * `tun` and `udp`: the interface and the port, a trait each, with Linux behind it and an in-memory twin for tests;
 //! * `batch`: datagrams that are handled together, sealed or not yet;
-//! * [`forwarding`] and [`link`]: which peer gets a packet, by allowed IPs or, in link mode, by the next hop;
+//! * [`forwarding`] and [`link`]: which peer gets a packet, by allowed-IPs or, in link mode, by the next hop;
 //! * [`offload`] and [`packet`]: super-packets, and the headers of all protocols;
 //! * `runtime`: turns, wake-ups, busy polling, the crypto pool.
 //!

@@ -81,12 +81,12 @@ pub enum Event {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {cause}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// The operating system's error.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file's content is not a valid mesh.
     #[error(transparent)]

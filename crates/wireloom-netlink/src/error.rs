@@ -11,7 +11,7 @@ pub enum Error {
     #[error("{0}")]
     Refused(Refusal),
     /// The socket failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Socket(#[from] io::Error),
     /// The kernel did not answer in time.
     #[error("netlink gave no answer within {0} s")]

@@ -1,5 +1,7 @@
 //! Why there is no plan: the kernel stays as it is, and the operator must decide.
 
+use wireloom_types::interface::AGENT_ALIAS;
+
 /// A situation in which any plan could do harm, so that there is none.
 ///
 /// Nothing changes while it lasts: what was encrypted stays encrypted, and nothing foreign is touched. A retry
@@ -17,7 +19,7 @@ pub enum Refusal {
     },
     /// The interface was not made by Wireloom.
     #[error(
-        "interface `{interface}` exists and is not Wireloom's (its alias is not `wireloom`): nothing is changed; \
+        "interface `{interface}` exists and is not Wireloom's (its alias is not `{AGENT_ALIAS}`): nothing is changed; \
          remove it with `ip link delete {interface}`, or choose another name in [wireguard] interface"
     )]
     ForeignInterface {

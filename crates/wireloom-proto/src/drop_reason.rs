@@ -65,9 +65,9 @@ drop_reasons! {
     UnexpectedCookie = "unexpected-cookie",
     /// The inner packet is neither IPv4 nor IPv6, or its length field is wrong.
     BadInnerPacket = "bad-inner-packet",
-    /// The peer's allowed IPs do not include the inner source address.
+    /// The peer's allowed-IPs do not include the inner source address.
     SourceNotAllowed = "source-not-allowed",
-    /// No peer's allowed IPs include the destination of an outgoing packet.
+    /// No peer's allowed-IPs include the destination of an outgoing packet.
     NoPeerForDestination = "no-peer-for-destination",
     /// The peer has no endpoint yet, so nothing can be sent to it.
     NoEndpoint = "no-endpoint",

@@ -15,7 +15,7 @@ const IPV6_HEADER: usize = 40;
 /// The addresses and the length in a packet's IP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// The source address. A received packet's must be among its peer's allowed IPs.
+    /// The source address. A received packet's must be among its peer's allowed-IPs.
     pub source: IpAddr,
     /// The destination address. A sent packet's picks the peer.
     pub destination: IpAddr,

@@ -114,7 +114,7 @@ impl DataHeader {
     /// Reads the header of a data message.
     ///
     /// # Errors
-    /// [`DropReason::BadType`] when it is no data message, [`DropReason::BadLength`] when it is too short.
+    /// [`DropReason::BadType`] when it is not a data message, [`DropReason::BadLength`] when it is too short.
     pub fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
         if MessageKind::classify(datagram)? != MessageKind::Data {
             return Err(DropReason::BadType);
@@ -163,7 +163,7 @@ impl Initiation {
     /// Reads an initiation.
     ///
     /// # Errors
-    /// [`DropReason::BadType`] when it is no initiation, [`DropReason::BadLength`] when its length is wrong.
+    /// [`DropReason::BadType`] when it is not an initiation, [`DropReason::BadLength`] when its length is wrong.
     pub fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
         let mut reader = Reader::new(datagram, MessageKind::Initiation)?;
         Ok(Self { sender: u32::from_le_bytes(reader.take()?), noise: reader.take()?, macs: reader.macs()? })
@@ -202,7 +202,7 @@ impl Response {
     /// Reads a response.
     ///
     /// # Errors
-    /// [`DropReason::BadType`] when it is no response, [`DropReason::BadLength`] when its length is wrong.
+    /// [`DropReason::BadType`] when it is not a response, [`DropReason::BadLength`] when its length is wrong.
     pub fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
         let mut reader = Reader::new(datagram, MessageKind::Response)?;
         Ok(Self {
@@ -242,7 +242,7 @@ impl CookieReply {
     /// Reads a cookie reply.
     ///
     /// # Errors
-    /// [`DropReason::BadType`] when it is no cookie reply, [`DropReason::BadLength`] when its length is wrong.
+    /// [`DropReason::BadType`] when it is not a cookie reply, [`DropReason::BadLength`] when its length is wrong.
     pub fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
         let mut reader = Reader::new(datagram, MessageKind::CookieReply)?;
         Ok(Self {

@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The file cannot be read or made; `action` says which.
-    #[error("cannot {action} the private key {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot {action} the private key {}: {cause}", path.display())]
+    Io { action: &'static str, path: PathBuf, cause: io::Error },
     /// Users other than its owner can read or write the file.
     #[error(
         "the private key {} is accessible to other users (mode {mode:03o}); run `chmod 600 {}`, and consider \
@@ -31,13 +31,17 @@ pub(crate) enum Error {
 
 /// Reads the key; `None` when there is no file.
 pub(crate) fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
-    let failed = |source| Error::Io { action: "read", path: path.to_owned(), source };
+    let failed = |cause| Error::Io { action: "read", path: path.to_owned(), cause };
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
-    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o777;
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.is_dir() {
+        return Err(failed(io::ErrorKind::IsADirectory.into()));
+    }
+    let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(Error::Open { path: path.to_owned(), mode });
     }
@@ -55,7 +59,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
 pub(crate) fn read_or_create(path: &Path) -> Result<PrivateKey, Error> {
     match read(path)? {
         Some(key) => Ok(key),
-        None => create(path).map_err(|source| Error::Io { action: "create", path: path.to_owned(), source }),
+        None => create(path).map_err(|cause| Error::Io { action: "create", path: path.to_owned(), cause }),
     }
 }
 
@@ -105,6 +109,14 @@ mod tests {
                  consider making a new key"
             )
         );
+    }
+
+    #[test]
+    fn a_directory_in_place_of_the_key_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = read(directory.path()).unwrap_err().to_string();
+        let path = directory.path().display();
+        assert_eq!(error, format!("cannot read the private key {path}: is a directory"));
     }
 
     #[test]

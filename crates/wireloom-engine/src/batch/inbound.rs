@@ -10,8 +10,7 @@ use crate::runtime::crypto_pool::Work;
 /// enough to be still in the second-level cache when they are opened, and to let the other direction have its turn
 /// soon.
 const ENOUGH: usize = 256 << 10;
-/// The most messages in one batch, and the fewest to leave room for. A message is one datagram or a GRO run, which
-/// is guessed from the batch before.
+/// The most rooms that a batch may use, and the fewest. A room takes one datagram or one GRO run.
 pub(crate) const INBOUND_MAX: usize = 64;
 const INBOUND_MIN: usize = 8;
 /// Room for the longest datagram (65,507 bytes over IPv4), in whole pages.
@@ -77,7 +76,7 @@ impl InboundBatch {
         self.received.iter().map(|received| received.from)
     }
 
-    /// How many rooms the next batch may use.
+    /// How many rooms the next batch may use: as many as fill [`ENOUGH`] bytes if its datagrams are as long as these.
     pub(crate) fn next_limit(&self) -> usize {
         let average = self.bytes().checked_div(self.received.len());
         average.map_or(self.limit, |average| (ENOUGH / average.max(1)).clamp(INBOUND_MIN, INBOUND_MAX))

@@ -4,7 +4,10 @@ use std::{iter, mem, ops::Range};
 
 use wireloom_proto::{Endpoint, Reserved, Sealed, Transmit, message::DATA_OVERHEAD};
 
-use crate::{packet::MAX_PACKET, runtime::crypto_pool::Work};
+use crate::{
+    packet::{MAX_PACKET, udp},
+    runtime::crypto_pool::Work,
+};
 
 /// About as many bytes as one batch sends: beyond this, larger batches no longer pay.
 const ENOUGH: usize = 100 << 10;
@@ -12,9 +15,6 @@ const ENOUGH: usize = 100 << 10;
 pub(crate) const OUTBOUND_MAX: usize = 128;
 /// The longest message: the longest packet, with header and tag.
 const ROOM: usize = MAX_PACKET + DATA_OVERHEAD;
-
-/// The most bytes that one send takes: what the length field of UDP leaves over IPv4.
-const RUN_MAX: usize = 65_507;
 
 /// Datagrams that one send takes (`UDP_SEGMENT` of udp(7)): to one destination, adjacent in memory, and of one size
 /// but for the last, which may be shorter.
@@ -110,7 +110,7 @@ impl OutboundBatch {
         self.push(sealed.endpoint, len);
     }
 
-    /// Adds a copy of a datagram of the device's. There must be [`room`](Self::room) for it.
+    /// Adds a copy of a datagram that the device sends. There must be [`room`](Self::room) for it.
     pub(crate) fn push_transmit(&mut self, transmit: &Transmit<'_>) {
         let len = transmit.datagram.len();
         self.pending(len).copy_from_slice(transmit.datagram);
@@ -174,7 +174,7 @@ impl SealedBatch<'_> {
                 && next.len() <= size
                 // Only the last one may be shorter.
                 && end - start == count * size
-                && next.end - start <= RUN_MAX
+                && next.end - start <= udp::PAYLOAD_MAX
             {
                 end = next.end;
                 count += 1;

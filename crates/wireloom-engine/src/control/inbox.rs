@@ -1,4 +1,4 @@
-//! The way of requests from the clients' threads to the engine's, and of replies back.
+//! Passes requests from the clients' threads to the engine's thread, and replies back.
 
 use std::{
     io,

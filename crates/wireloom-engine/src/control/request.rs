@@ -61,13 +61,13 @@ pub struct PeerChange {
     /// The largest IP packet that the underlay carries to the peer, in bytes; the inner `None` removes the setting. An
     /// extension of ours.
     pub path_mtu: Option<Option<usize>>,
-    /// Whether the peer's present allowed IPs are removed first.
+    /// Whether the peer's present allowed-IPs are removed first.
     pub replace_allowed_ips: bool,
-    /// Changes to the allowed IPs, in the order given.
+    /// Changes to the allowed-IPs, in the order given.
     pub allowed_ips: Vec<AllowedIpChange>,
 }
 
-/// A change to a peer's allowed IPs.
+/// A change to a peer's allowed-IPs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllowedIpChange {
     /// The network becomes the peer's, and is taken from any other peer that has it.

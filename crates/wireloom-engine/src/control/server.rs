@@ -50,12 +50,12 @@ pub enum OpenControlError {
     #[error("another process already serves {0}: end it, or choose another interface name")]
     InUse(PathBuf),
     /// The system refused.
-    #[error("cannot make the control socket {path}: {source}")]
+    #[error("cannot make the control socket {path}: {cause}")]
     Failed {
         /// The socket's path.
         path: PathBuf,
         /// The system's error.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -74,7 +74,7 @@ impl Server {
         match Self::try_open(&path) {
             Ok(Some(server)) => Ok(server),
             Ok(None) => Err(OpenControlError::InUse(path)),
-            Err(source) => Err(OpenControlError::Failed { path, source }),
+            Err(cause) => Err(OpenControlError::Failed { path, cause }),
         }
     }
 
@@ -87,12 +87,12 @@ impl Server {
             return Ok(None);
         }
         match fs::symlink_metadata(path) {
-            // Nobody listens to it: a process that was killed has left it.
+            // Nobody listens to it: a killed process left it behind.
             Ok(stale) if stale.file_type().is_socket() => fs::remove_file(path)?,
             Ok(_) => {
                 return Err(io::Error::new(
                     io::ErrorKind::AlreadyExists,
-                    "there is a file that is no socket",
+                    "the file there is not a socket; remove it",
                 ));
             }
             Err(_) => {}

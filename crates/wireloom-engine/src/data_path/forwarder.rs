@@ -1,4 +1,4 @@
-//! How a data path forwards: by allowed IPs, by a link that it owns, or by a copy of the link's neighbours.
+//! How a data path forwards: by allowed-IPs, by a link that it owns, or by a copy of the link's neighbours.
 
 use std::{net::IpAddr, ops::Deref, sync::Arc};
 
@@ -19,7 +19,7 @@ pub(crate) type PublishedTable = Arc<ArcSwap<NeighbourTable>>;
 /// What decides where packets go.
 #[derive(Debug)]
 pub(crate) enum Forwarder {
-    /// The peers' allowed IPs.
+    /// The peers' allowed-IPs.
     AllowedIps,
     /// The link, in the engine's own data path.
     Link(Link),

@@ -58,7 +58,7 @@ pub(crate) struct DataPath {
 }
 
 impl DataPath {
-    /// A data path that seals and opens by itself. With `check_sources`, the peers' allowed IPs decide which source
+    /// A data path that seals and opens by itself. With `check_sources`, the peers' allowed-IPs decide which source
     /// addresses they may use.
     pub(crate) fn new(
         transport: &Arc<Transport>,
@@ -95,12 +95,12 @@ impl DataPath {
         }
     }
 
-    /// Sets whether the peers' allowed IPs decide which source addresses they may use.
+    /// Sets whether the peers' allowed-IPs decide which source addresses they may use.
     pub(crate) fn check_sources(&mut self, check: bool) {
         self.inbound.check_sources(check);
     }
 
-    /// Tells the network stack about addresses that have moved to another peer, after changes of peers and allowed IPs.
+    /// Tells the network stack about addresses that have moved to another peer, after changes of peers and allowed-IPs.
     pub(crate) fn announce(&mut self, tun: &mut impl TunQueue) {
         if let Forwarder::Link(link) = &mut self.forwarder {
             link.announce(&self.outbound.routes(), |frame| tell_stack(tun, frame));

@@ -11,7 +11,7 @@
 //! tunnel, and the peer may run any WireGuard implementation.
 //!
 //! The module is pure: bytes and times in, bytes and decisions out, without I/O. Nothing is learnt from frames or
-//! peers: the keys and the allowed IPs say who is where. When they change, `Link::announce` corrects what the network
+//! peers: the keys and the allowed-IPs say who is where. When they change, `Link::announce` corrects what the network
 //! stack was told before.
 
 mod cache;
@@ -100,7 +100,7 @@ impl Link {
     }
 
     /// Corrects what the network stack was told about addresses that have moved since: passes a frame for each to
-    /// `tell`. Call it after changes of peers and allowed IPs.
+    /// `tell`. Call it after changes of peers and allowed-IPs.
     pub(crate) fn announce(&mut self, routes: &Routes, mut tell: impl FnMut(&[u8])) {
         let mut frame = Vec::new();
         self.cache.correct(

@@ -35,7 +35,7 @@ pub(super) fn question(header: Header, packet: &[u8]) -> Option<Question> {
     }
 }
 
-/// The question in an ARP packet. `None` when it is no request, and for probes and announcements of the sender's own
+/// The question in an ARP packet. `None` when it is not a request, and for probes and announcements of the sender's own
 /// address (RFC 5227): nobody on this link may contest an address of this machine.
 fn arp_question(header: Header, packet: &[u8]) -> Option<Question> {
     /// Ethernet, IPv4, the lengths of their addresses, request.
@@ -47,7 +47,7 @@ fn arp_question(header: Header, packet: &[u8]) -> Option<Question> {
     asks.then_some(Question { asker: asker.into(), asker_link: header.source, target: target.into() })
 }
 
-/// The question in an IPv6 packet with this ICMPv6 message. `None` when it is no solicitation, and for duplicate
+/// The question in an IPv6 packet with this ICMPv6 message. `None` when it is not a solicitation, and for duplicate
 /// address detection, which has the unspecified source address (RFC 4862, section 5.4.2).
 fn solicited(header: Header, packet: &[u8], message: &[u8]) -> Option<Question> {
     let asker = v6(packet.get(8..)?)?;

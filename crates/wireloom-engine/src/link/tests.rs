@@ -164,7 +164,7 @@ fn solicitations_are_answered_with_valid_checksums() {
     let mut world = World::new();
     for (target, there) in [
         ("fd00::1".to_owned(), address(1)),
-        // Link-local addresses are derived from keys, so they are answered without being in allowed IPs.
+        // Link-local addresses are derived from keys, so they are answered without being in allowed-IPs.
         (address(2).link_local().to_string(), address(2)),
         (address(3).link_local().to_string(), address(3)),
         ("fd00::77".to_owned(), LinkAddress::NOBODY),
@@ -206,7 +206,7 @@ fn questions_to_a_single_peer_are_answered() {
     assert_eq!(there(&arp(address(1), [10, 0, 0, 9], [10, 0, 0, 1])), address(1));
     // The address has moved to another peer.
     assert_eq!(there(&arp(address(1), [10, 0, 0, 9], [10, 0, 0, 2])), address(2));
-    // An address in no peer's allowed IPs, which the stack takes for that of a peer.
+    // An address in no peer's allowed-IPs, which the stack takes for that of a peer.
     assert_eq!(there(&solicitation(address(2), "fd00::9", "fd77::1")), address(2));
     assert_eq!(there(&solicitation(address(8), "fd00::9", "fd77::1")), LinkAddress::NOBODY);
 }

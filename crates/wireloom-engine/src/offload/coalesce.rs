@@ -286,7 +286,7 @@ impl Shape {
     }
 }
 
-/// The header of an IPv4 packet that has its claimed length, no options, the right checksum, and is no fragment.
+/// The header of an IPv4 packet that has its claimed length, no options, the right checksum, and is not a fragment.
 fn plain_v4(packet: &[u8]) -> Option<ipv4::Header<'_>> {
     let header = ipv4::Header::read(packet)?;
     let plain = packet.len() > ipv4::HEADER_LEN

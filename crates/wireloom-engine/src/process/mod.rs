@@ -56,12 +56,12 @@ pub enum OpenError {
     #[error(transparent)]
     Control(#[from] OpenControlError),
     /// Another operation failed.
-    #[error("cannot {operation}: {source}")]
+    #[error("cannot {operation}: {cause}")]
     Failed {
         /// The operation.
         operation: &'static str,
         /// The system's error.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -87,7 +87,7 @@ impl Interface {
     /// # Errors
     /// [`OpenError`].
     pub fn open(name: &str, mode: Mode, threads: NonZero<usize>) -> Result<Self, OpenError> {
-        let failed = |operation| move |source: io::Error| OpenError::Failed { operation, source };
+        let failed = |operation| move |cause: io::Error| OpenError::Failed { operation, cause };
         let signals = block_signals().map_err(|error| failed("block signals")(error.into()))?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| failed("draw randomness")(io::Error::other(error)))?;

@@ -20,8 +20,8 @@ pub(super) fn nothing(fd: BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::empty())
 }
 
-/// The entries for packets and datagrams: the interface's descriptor, if its packets are wanted, and the port's sockets,
-/// as far as there are any. `open` is any open descriptor.
+/// The entries for packets and datagrams: the interface's descriptor, unless no packets are wanted, and the sockets of
+/// the port, one for each family. `open` is any open descriptor, for entries that wait for nothing.
 pub(super) fn traffic<'f>(
     packets: Option<BorrowedFd<'f>>,
     port: Option<&'f LinuxUdp>,

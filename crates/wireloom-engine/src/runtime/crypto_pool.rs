@@ -41,7 +41,7 @@ pub(crate) struct CryptoPool<J> {
     waiting: Receiver<J>,
 }
 
-/// A batch to be worked on, and its way back.
+/// A batch to be worked on, and where to send it afterwards.
 pub(crate) struct BatchJob<W> {
     batch: W,
     done: Sender<Done<W>>,
@@ -87,7 +87,7 @@ impl<J: Job> CryptoPool<J> {
     }
 }
 
-/// The way back of one batch at a time: the end that goes with the job, and ours.
+/// The channel that brings one batch back: the end that a job takes along, and ours.
 type Slot<W> = (Sender<Done<W>>, Receiver<Done<W>>);
 
 /// The batches of one queue and one direction that are in the pool, in order.

@@ -59,7 +59,7 @@ pub(crate) struct LinuxQueue {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenTunError {
     /// The name is not one that an interface can have.
-    #[error("{0:?} is no interface name: use 1 to 15 bytes without white space, '/', ':' or '%'")]
+    #[error("{0:?} is not an interface name: use 1 to 15 bytes without white space, '/', ':' or '%'")]
     BadName(String),
     /// The kernel has no TUN devices, or this process has no access to them.
     #[error(
@@ -73,12 +73,12 @@ pub enum OpenTunError {
     #[error("the interface {0} exists already: choose another name, or remove it with `ip link delete {0}`")]
     NameTaken(String),
     /// The kernel refused for another reason.
-    #[error("cannot set up the interface {name}: {source}")]
+    #[error("cannot set up the interface {name}: {cause}")]
     Failed {
         /// The interface's name.
         name: String,
         /// The kernel's error.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -94,7 +94,7 @@ impl LinuxTun {
         peer_lookup: PeerLookup,
         queues: NonZero<usize>,
     ) -> Result<(Self, Vec<LinuxQueue>), OpenTunError> {
-        let failed = |source| OpenTunError::Failed { name: name.into(), source };
+        let failed = |cause| OpenTunError::Failed { name: name.into(), cause };
         let left = peer_lookup == PeerLookup::Gateway && rtnetlink::was_left(name).map_err(failed)?;
         let mut request =
             interface_request(name, peer_lookup).ok_or_else(|| OpenTunError::BadName(name.into()))?;

@@ -2,7 +2,7 @@
 
 use std::{fs::File, os::fd::AsRawFd};
 
-use crate::offload::coalesce::Joinable;
+use crate::{offload::coalesce::Joinable, packet::udp};
 
 /// The offloads that were agreed on with the kernel.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,13 +46,11 @@ fn set(file: &File, offloads: libc::c_uint) -> bool {
 /// TCP makes them of full segments, and leaves room for the longest headers (`MAX_TCP_HEADER` in include/net/tcp.h)
 /// besides.
 pub(super) fn gso_max_size(mtu: usize) -> u32 {
-    /// The most bytes that one send of UDP over IPv4 takes.
-    const SEND_MAX: usize = 65_507;
     const TCP_HEADER_ROOM: usize = 340;
     /// The headers of IPv4 and of TCP with timestamps.
     const HEADERS: usize = 52;
     const LEAST: usize = 4096;
-    let segments = SEND_MAX / wireloom_proto::message::data_len(mtu, mtu).max(1);
+    let segments = udp::PAYLOAD_MAX / wireloom_proto::message::data_len(mtu, mtu).max(1);
     let payload = segments * mtu.saturating_sub(HEADERS);
     (payload + TCP_HEADER_ROOM).clamp(LEAST, 65_536) as u32
 }

@@ -29,7 +29,7 @@ struct Wire {
     path_mtus: VecDeque<(SocketAddr, (IpAddr, usize))>,
 }
 
-/// The datagrams that have arrived at each of those who have a port open; `None` in place of one that was closed.
+/// The sockets that have opened one port, each with the datagrams that have arrived; `None` once it is closed.
 type Port = Vec<Option<VecDeque<(SocketAddr, Vec<u8>)>>>;
 
 /// An open port of a [`MemoryNetwork`].
@@ -37,7 +37,7 @@ type Port = Vec<Option<VecDeque<(SocketAddr, Vec<u8>)>>>;
 pub(crate) struct MemoryUdp {
     network: MemoryNetwork,
     port: u16,
-    /// The position among those who have the port open.
+    /// The position among the sockets of the port.
     position: usize,
 }
 

@@ -35,7 +35,7 @@ impl<'de> Deserialize<'de> for BackendSetting {
             "kernel" => Ok(Self::Kernel),
             "userspace" => Ok(Self::Userspace),
             other => Err(de::Error::custom(format!(
-                "{other:?} is no back end; write \"auto\", \"kernel\" or \"userspace\""
+                "{other:?} is not a back end; write \"auto\", \"kernel\" or \"userspace\""
             ))),
         }
     }

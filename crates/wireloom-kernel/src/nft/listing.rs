@@ -249,7 +249,8 @@ mod tests {
         let mut objects = vec![
             json!({ "metainfo": { "version": "1.0.6", "json_schema_version": 1 } }),
             json!({ "table": { "family": "inet", "name": "wireloom", "handle": 1 } }),
-            json!({ "counter": { "family": "inet", "name": STRANGERS, "table": "wireloom", "packets": 3, "bytes": 9 } }),
+            json!({ "counter": { "family": "inet", "name": STRANGERS, "table": "wireloom",
+                "packets": 3, "bytes": 9 } }),
             json!({ "set": sources4 }),
             json!({ "set": sources6 }),
             json!({ "set": refused }),

@@ -1,4 +1,4 @@
-//! Two questions to the kernel's nftables in netlink (include/uapi/linux/netfilter/nf_tables.h): cheaper than
+//! Two netlink queries of the kernel's nftables (include/uapi/linux/netfilter/nf_tables.h): cheaper than
 //! starting `nft`.
 
 use std::io;

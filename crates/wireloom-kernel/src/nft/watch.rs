@@ -27,7 +27,7 @@ const RECEIVE_BUFFER: usize = 16 << 20;
 pub(super) struct OwnProcesses(Arc<Mutex<VecDeque<u32>>>);
 
 impl OwnProcesses {
-    /// More than can have notifications under way.
+    /// More processes than can have notifications under way.
     const REMEMBERED: usize = 32;
 
     pub(super) fn remember(&self, process: u32) {

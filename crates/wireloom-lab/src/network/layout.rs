@@ -26,7 +26,7 @@ pub struct Layout {
     pub block_address: bool,
     /// The MTU inside the pods, in bytes. With more than the tunnel's, every new TCP stream loses its first
     /// flight to path MTU discovery; network plugins set the tunnel's.
-    pub pod_mtu: u16,
+    pub pod_mtu: u32,
     /// True: every node's main table routes the other nodes' pods over the underlay, as network plugins do.
     /// False: that is left to routing daemons.
     pub routed: bool,

@@ -51,7 +51,7 @@ pub struct Node {
     /// The pods' gateway: the addresses of the bridge `cni0`.
     gateway: Addresses,
     pods_made: u32,
-    pod_mtu: u16,
+    pod_mtu: u32,
 }
 
 impl Node {

@@ -27,7 +27,7 @@ mod tests;
 
 /// Reads the mesh from a file.
 pub(crate) fn read(path: &Path) -> Result<Cluster, Error> {
-    let file = TomlFile::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let file = TomlFile::read(path).map_err(|cause| Error::Read { path: path.to_owned(), cause })?;
     Ok(parse(&file)?)
 }
 

@@ -55,7 +55,7 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// The value of a sysctl that we may set; `None` for an interface that is no underlay.
+    /// The value of a sysctl that we may set; `None` for an interface that is not an underlay.
     pub fn sysctl(&self, interface: &str, sysctl: UnderlaySysctl) -> Option<u8> {
         match sysctl {
             UnderlaySysctl::SendRedirects => (interface == ALL).then_some(u8::from(self.send_redirects)),

@@ -52,8 +52,8 @@ proptest! {
         let ops = teardown(&before);
         let mut after = before.clone();
         after.apply_all(&ops).unwrap();
-        let first_not_rule = ops.iter().position(|op| !matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)))).unwrap_or(ops.len());
-        prop_assert!(!ops[first_not_rule..].iter().any(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)))), "rules go first");
+        let removes_rule = |op: &Op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)));
+        prop_assert!(!ops.iter().skip_while(|op| removes_rule(op)).any(removes_rule), "rules go first");
         prop_assert_eq!(&after.interface, &None);
         prop_assert_eq!(&after.rules, &vec![]);
         prop_assert_eq!(&after.firewall, &None);

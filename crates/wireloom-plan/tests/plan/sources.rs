@@ -84,7 +84,8 @@ fn only_the_borrower_may_send_from_a_borrowed_address() {
     world.cluster.nodes.get_mut("c").unwrap().workloads.remove(&net("10.161.2.7/32"));
     let cluster = world.cluster.clone();
     let ops = world.machine("a").reconcile(&cluster).ops;
-    let whole = |op: &Op| matches!(op, Op::Firewall(FirewallOp::AdmitSource(source)) if source.addresses == net("10.161.2.0/24").into());
+    let block = net("10.161.2.0/24").into();
+    let whole = |op: &Op| matches!(op, Op::Firewall(FirewallOp::AdmitSource(it)) if it.addresses == block);
     let refused: Vec<_> =
         ops.iter().filter(|op| matches!(op, Op::Firewall(FirewallOp::RefuseSource(_)))).collect();
     assert_eq!(refused.len(), 3, "{ops:?}");

@@ -1,4 +1,4 @@
-//! Changing the keys, the peers and their allowed IPs.
+//! Changing the keys, the peers and their allowed-IPs.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -45,9 +45,9 @@ pub struct PeerConfiguration<'a> {
 }
 
 impl Device {
-    /// Changes the keys, the peers and their allowed IPs, and returns what `change` returns.
+    /// Changes the keys, the peers and their allowed-IPs, and returns what `change` returns.
     ///
-    /// This is no transaction: each change takes effect at once, and stays when a later one is refused. Only the
+    /// This is not a transaction: each change takes effect at once, and stays when a later one is refused. Only the
     /// [`Routes`] wait: the data path uses the old ones until `change` returns. Then the new ones are published as a
     /// whole, so that no packet sees half of a change.
     pub fn configure<R>(&mut self, now: Now, change: impl FnOnce(&mut Configuration<'_>) -> R) -> R {
@@ -108,7 +108,7 @@ impl Configuration<'_> {
         Some(self.peer_by_id(id))
     }
 
-    /// Removes a peer with its sessions and allowed IPs. Returns false when there is no such peer.
+    /// Removes a peer with its sessions and allowed-IPs. Returns false when there is no such peer.
     pub fn remove_peer(&mut self, public_key: &PublicKey) -> bool {
         let Some(id) = self.device.ids.get(public_key).copied() else {
             return false;
@@ -164,7 +164,7 @@ impl PeerConfiguration<'_> {
         self
     }
 
-    /// Adds a network to this peer's allowed IPs. Another peer that had it loses it. Host bits are ignored.
+    /// Adds a network to this peer's allowed-IPs. Another peer that had it loses it. Host bits are ignored.
     pub fn add_allowed_ip(&mut self, network: IpNet) -> &mut Self {
         let network = network.trunc();
         let path = Arc::clone(&self.peer().path);
@@ -178,7 +178,7 @@ impl PeerConfiguration<'_> {
         self
     }
 
-    /// Removes a network from this peer's allowed IPs, if it is one of them. Host bits are ignored.
+    /// Removes a network from this peer's allowed-IPs, if it is one of them. Host bits are ignored.
     pub fn remove_allowed_ip(&mut self, network: IpNet) -> &mut Self {
         let network = network.trunc();
         if self.peer().allowed_ips.remove(&network) {
@@ -188,7 +188,7 @@ impl PeerConfiguration<'_> {
         self
     }
 
-    /// Removes all of this peer's allowed IPs.
+    /// Removes all of this peer's allowed-IPs.
     pub fn clear_allowed_ips(&mut self) -> &mut Self {
         for network in std::mem::take(&mut self.peer().allowed_ips) {
             self.device.routes.remove(network);
@@ -212,7 +212,7 @@ impl Device {
         id
     }
 
-    /// Removes a peer that has no allowed IPs any more.
+    /// Removes a peer that has no allowed-IPs any more.
     fn remove_peer(&mut self, id: PeerId) {
         self.forget_sessions(id);
         self.unschedule(id);

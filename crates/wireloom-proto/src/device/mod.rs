@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `configuration` | changing keys, peers and allowed IPs |
+//! | `configuration` | changing keys, peers and allowed-IPs |
 //! | `peer`, `sessions` | what the device knows about a peer |
 //! | `handshakes` | beginning, answering and finishing handshakes |
 //! | `staging` | packets that wait for a session |

@@ -28,7 +28,7 @@ pub struct PeerStatus<'a> {
     pub endpoint: Option<Endpoint>,
     /// The interval of persistent keepalives in seconds, if they are on.
     pub persistent_keepalive: Option<NonZeroU16>,
-    /// The peer's allowed IPs, in order and without host bits.
+    /// The peer's allowed-IPs, in order and without host bits.
     pub allowed_ips: &'a BTreeSet<IpNet>,
     /// When the last handshake ended.
     pub last_handshake: Option<UnixTime>,

@@ -1,4 +1,4 @@
-//! Allowed IPs: a longest-prefix-match table for IPv4 and IPv6.
+//! Allowed-IPs: a longest-prefix-match table for IPv4 and IPv6.
 
 use std::net::IpAddr;
 
@@ -93,7 +93,7 @@ struct Trie<K, T> {
 struct Node<K, T> {
     key: K,
     len: u8,
-    /// `None` when the node only branches and is no network itself. Such a node has two children.
+    /// `None` when the node only branches and is not a network itself. Such a node has two children.
     value: Option<T>,
     children: [u32; 2],
 }

@@ -77,7 +77,7 @@ pub enum Outcome<'p, 'm> {
         /// The inner packet with its padding; empty for a keepalive.
         payload: &'m mut [u8],
     },
-    /// The datagram is no data message. It is for [`Device::handle_handshake`](crate::Device::handle_handshake).
+    /// The datagram is not a data message. It is for [`Device::handle_handshake`](crate::Device::handle_handshake).
     Handshake(Endpoint, &'m mut [u8]),
     /// The datagram is dropped.
     Dropped(DropReason),
@@ -100,7 +100,7 @@ impl Transport {
     /// the caller to check, with [`Routes::permits`].
     ///
     /// # Errors
-    /// The reason why the datagram is dropped; [`DropReason::BadType`] when it is no data message.
+    /// The reason why the datagram is dropped; [`DropReason::BadType`] when it is not a data message.
     pub fn open<'m>(
         &self,
         now: Instant,

@@ -1,4 +1,4 @@
-//! Routes: the allowed IPs of all peers, as the data path reads them.
+//! Routes: the allowed-IPs of all peers, as the data path reads them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::transport::allowed_ips::AllowedIps;
 use crate::transport::peer_path::PeerPath;
 
-/// A snapshot of all peers' allowed IPs. It says which peer gets a packet, and which sources a peer may send from.
+/// A snapshot of all peers' allowed-IPs. It says which peer gets a packet, and which sources a peer may send from.
 #[derive(Debug, Default)]
 pub struct Routes(AllowedIps<Arc<PeerPath>>);
 
@@ -15,7 +15,7 @@ impl Routes {
         Self(table)
     }
 
-    /// The peer whose allowed IPs have the longest prefix that contains the address.
+    /// The peer whose allowed-IPs have the longest prefix that contains the address.
     #[must_use]
     pub fn lookup(&self, address: IpAddr) -> Option<&Arc<PeerPath>> {
         self.0.lookup(address)

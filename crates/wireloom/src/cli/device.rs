@@ -28,7 +28,7 @@ pub(super) struct Arguments {
 
     /// What selects the peer that a packet goes to
     ///
-    /// `destination` is standard WireGuard: the peer whose allowed IPs hold the packet's destination. `gateway` is
+    /// `destination` is standard WireGuard: the peer whose allowed-IPs hold the packet's destination. `gateway` is
     /// link mode: the peer that routing chose as the next hop; the interface is an Ethernet link, and peers are
     /// neighbours on it.
     #[arg(long, value_name = "destination|gateway", default_value_t = PeerLookup::Destination)]
@@ -36,7 +36,7 @@ pub(super) struct Arguments {
 
     /// What decides whether a packet from a peer may have its source address
     ///
-    /// `allowed-ips` is standard WireGuard: the peer's allowed IPs. `firewall` leaves it to nftables rules, which know
+    /// `allowed-ips` is standard WireGuard: the peer's allowed-IPs. `firewall` leaves it to nftables rules, which know
     /// a peer by its link address. `off` accepts every source.
     #[arg(long, value_name = "allowed-ips|firewall|off", default_value_t = SourceCheck::AllowedIps)]
     source_check: SourceCheck,
@@ -83,7 +83,7 @@ enum LogLevel {
 
 impl LogLevel {
     /// The level that `LOG_LEVEL` names, or the default. Other programs use that variable too, so a value that we do
-    /// not know is no mistake.
+    /// not know is not a mistake.
     fn from_environment() -> Self {
         let value = std::env::var("LOG_LEVEL").unwrap_or_default();
         <Self as clap::ValueEnum>::from_str(&value, true).unwrap_or(Self::Info)

@@ -98,7 +98,7 @@ fn spell_out(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     arguments
 }
 
-/// Writes to standard output, coloured on a terminal only. A reader that closes the pipe (`| head`) is no error.
+/// Writes to standard output, coloured on a terminal only. A reader that closes the pipe (`| head`) is not an error.
 fn show(text: &str) -> anyhow::Result<()> {
     match anstream::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write"),

@@ -39,8 +39,8 @@ pub(crate) struct Config {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read { path: PathBuf, source: io::Error },
+    #[error("cannot read {}: {cause}", path.display())]
+    Read { path: PathBuf, cause: io::Error },
     /// `node` is not set, and the host name cannot be read either.
     #[error("cannot read the host name ({0}); set `node` in agent.toml")]
     HostName(io::Error),
@@ -58,7 +58,7 @@ impl Config {
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_none() => {
                 TomlFile::from_text(given, "")
             }
-            Err(source) => return Err(Error::Read { path: given.to_owned(), source }),
+            Err(cause) => return Err(Error::Read { path: given.to_owned(), cause }),
         };
         let file = File::parse(&file)?;
         let node = match &file.node {

@@ -119,7 +119,7 @@ fn each_mistake_names_its_line_and_the_fix() {
         ),
         (
             "[wireguard]\nbackend = \"quick\"",
-            "agent.toml:2: \"quick\" is no back end; write \"auto\", \"kernel\" or \"userspace\"",
+            "agent.toml:2: \"quick\" is not a back end; write \"auto\", \"kernel\" or \"userspace\"",
         ),
         (
             "[link]\nsource_check = \"off\"\n[wireguard]\nbackend = \"kernel\"",
@@ -128,7 +128,7 @@ fn each_mistake_names_its_line_and_the_fix() {
         ),
         (
             "[wireguard]\nmtu = 1000",
-            "agent.toml:2: an MTU of 1000 cannot carry IPv6; use 1280 to 65535, or remove the line",
+            "agent.toml:2: an MTU of 1000 is out of range; use 1280 (IPv6's least) to 65535, or remove the line",
         ),
         (
             "[wireguard]\npersistent_keepalive = -1",
@@ -140,7 +140,7 @@ fn each_mistake_names_its_line_and_the_fix() {
         ),
         (
             "[routing]\ntable = 254",
-            "agent.toml:2: table 254 is not free: the kernel uses it itself; use 1 to 252, or 256 and above",
+            "agent.toml:2: table 254 is the kernel's own or out of range; use 1 to 252, or 256 to 4294967295",
         ),
         (
             "[routing]\nfwmark = \"0x0\"",

@@ -59,7 +59,7 @@ checked!(Mtu, i64 => u32, |mtu| {
     u32::try_from(mtu)
         .ok()
         .filter(|mtu| (1280..=65_535).contains(mtu))
-        .ok_or_else(|| format!("an MTU of {mtu} cannot carry IPv6; use 1280 to 65535, or remove the line"))
+        .ok_or_else(|| format!("an MTU of {mtu} is out of range; use 1280 (IPv6's least) to 65535, or remove the line"))
 });
 
 // FRA_PRIORITY: 0 is the local table's rule, 32766 the main table's. Ours must come between them.
@@ -72,7 +72,7 @@ checked!(RulePriority, i64 => u32, |priority| {
 // RT_TABLE_UNSPEC, _DEFAULT, _MAIN and _LOCAL in include/uapi/linux/rtnetlink.h.
 checked!(Table, i64 => u32, |table| match u32::try_from(table) {
     Ok(0 | 253..=255) | Err(_) => {
-        Err(format!("table {table} is not free: the kernel uses it itself; use 1 to 252, or 256 and above"))
+        Err(format!("table {table} is the kernel's own or out of range; use 1 to 252, or 256 to 4294967295"))
     }
     Ok(table) => Ok(table),
 });

@@ -155,7 +155,8 @@ fn with_keep_the_demo_leaves_a_mesh_to_look_at_and_take_down() {
     });
 }
 
-/// What a demo has left up, by the processes that hold it. It is taken down when dropped, by a failing test as well.
+/// A mesh or link that a demo has left up, by the processes that hold it. Dropping it takes it down, also when a test
+/// fails.
 struct Kept(Vec<u32>);
 
 impl Kept {

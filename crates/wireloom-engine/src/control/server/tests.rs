@@ -188,7 +188,7 @@ fn removal_and_replacement_of_the_socket_are_noticed() {
     let fixture = Fixture::new();
     assert!(fixture.server.is_in_place());
     fs::set_permissions(fixture.path(), Permissions::from_mode(0o600)).expect("ours");
-    assert!(fixture.server.is_in_place(), "a change of its mode is no removal");
+    assert!(fixture.server.is_in_place(), "a change of its mode is not a removal");
     fs::remove_file(fixture.path()).expect("ours");
     let mut watch = [PollFd::new(fixture.server.watch(), PollFlags::POLLIN)];
     assert_eq!(poll(&mut watch, PollTimeout::from(10_000_u16)), Ok(1), "the watch is readable");

@@ -23,7 +23,7 @@ pub(super) struct Admission<'a> {
 }
 
 impl<'a> Admission<'a> {
-    /// `neighbours` is given in link mode. With `check_sources`, the peers' allowed IPs decide which source addresses
+    /// `neighbours` is given in link mode. With `check_sources`, the peers' allowed-IPs decide which source addresses
     /// they may use.
     pub(super) fn new(
         routes: &'a Routes,

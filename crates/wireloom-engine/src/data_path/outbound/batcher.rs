@@ -140,8 +140,8 @@ impl Batcher {
         used
     }
 
-    /// Sends copies of a packet to all neighbours whose endpoint is known, and returns their number. No run may be
-    /// laid out.
+    /// Sends copies of a packet to all neighbours whose endpoint is known, and returns their number. Call
+    /// [`Self::end_run`] first.
     pub(super) fn send_to_all(
         &mut self,
         packet: &[u8],
@@ -197,7 +197,7 @@ impl Batcher {
         }
     }
 
-    /// Sends the device's datagrams. No run may be laid out.
+    /// Sends the device's datagrams. Call [`Self::end_run`] first.
     pub(super) fn transmit(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) {
         loop {
             let more = loop {

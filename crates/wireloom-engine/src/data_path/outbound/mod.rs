@@ -111,7 +111,7 @@ impl Outbound {
         self.batcher.transmit(turn);
     }
 
-    /// Sends a frame that another queue's data path read, while a packet of our own may be sent in part. Returns how
+    /// Sends a frame that another queue's data path read, while one of our own may be only partly sent. Returns how
     /// many packets' worth of work that was.
     pub(super) fn send_frame(
         &mut self,

@@ -2,9 +2,9 @@
 //!
 //! The kernel queues up to 500 packets for us. They may be super-packets of 62 KB, 31 MB in all, and a ping waits
 //! behind all of it. CoDel distinguishes a good queue, which absorbs bursts and empties again, from a standing one,
-//! which only adds delay, by the shortest sojourn time of a packet in 100 ms. We do not know how long a packet stayed.
-//! But a queue that was found empty has no standing part, and one that was not found empty for 100 ms has one. So the
-//! last time at which the queue was empty takes the place of the shortest sojourn time.
+//! which only adds delay, by the shortest sojourn time of a packet in 100 ms. We do not know how long a packet waited.
+//! But when nothing is queued, nothing stands; and a queue that has held packets for 100 ms has a standing part. So the
+//! time since the queue was last empty takes the place of the shortest sojourn time.
 //!
 //! The response is CoDel's: drop one packet, then others at ever shorter intervals, until the senders have slowed down
 //! so far that the queue empties.
@@ -25,7 +25,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// The state of one queue.
 #[derive(Debug, Default)]
 pub(super) struct StandingQueue {
-    /// `None` when the queue was found empty and nothing was read since.
+    /// `None` from the moment that nothing is queued until the next packet is read.
     standing: Option<Standing>,
     /// Drops since the queue last emptied, and a part of the earlier ones.
     drops: u32,
@@ -39,7 +39,7 @@ struct Standing {
 }
 
 impl StandingQueue {
-    /// Records that the queue was found empty.
+    /// Records that nothing is queued.
     pub(super) fn emptied(&mut self) {
         if self.standing.take().is_some() {
             // A queue that soon stands again starts near the drop rate that was enough before.
@@ -74,7 +74,7 @@ mod tests {
         Instant::from_nanos(millis * 1_000_000)
     }
 
-    /// The drops in each second, for a queue that is read every millisecond and found empty when `is_empty` says so.
+    /// The drops in each second, for a queue that is read every millisecond and is empty when `is_empty` says so.
     fn drops(seconds: u64, is_empty: impl Fn(u64) -> bool) -> Vec<usize> {
         let mut queue = StandingQueue::default();
         let mut drops = Vec::new();

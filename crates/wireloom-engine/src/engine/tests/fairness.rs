@@ -127,7 +127,7 @@ fn a_standing_queue_loses_single_segments() {
     let begin = at(2);
     const TURNS: u64 = 20;
     for turn in 0..TURNS {
-        // More than a turn sends, so the queue is never found empty.
+        // More than a turn sends, so the queue is never empty.
         for _ in 0..8 {
             a.stack.send_super(stream.super_header(1000, 0), &stream.bytes(true));
         }

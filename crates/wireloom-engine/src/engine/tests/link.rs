@@ -25,7 +25,7 @@ fn a_frame_goes_to_the_peer_it_is_addressed_to_and_comes_from_its_sender_s_link_
         machine.up();
     }
     settle(at(0), &mut [&mut a, &mut b, &mut c]);
-    // Destinations in no peer's allowed IPs and in those of another peer; between them, a multicast.
+    // Destinations in no peer's allowed-IPs and in those of another peer; between them, a multicast.
     let far = packet(Ipv4Addr::new(10, 9, 9, 9), Ipv4Addr::new(172, 16, 0, 1), b"via b");
     let to_c = packet(a.inner, c.inner, b"by way of b");
     let hello = packet(a.inner, Ipv4Addr::new(224, 0, 0, 5), b"hello");

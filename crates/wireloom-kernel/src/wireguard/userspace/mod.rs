@@ -117,8 +117,8 @@ impl WireguardDevice for UserspaceDevice {
         let mut errors = tempfile::tempfile()?;
         let mut child = Command::new(this_program()?)
             .args(["device", &self.interface])
-            .args(["--peer-lookup", uapi::peer_lookup(peer_lookup)])
-            .args(["--source-check", uapi::source_check(source_check)])
+            .args(["--peer-lookup", &peer_lookup.to_string()])
+            .args(["--source-check", &source_check.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(errors.try_clone()?)

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use wireloom_types::{PeerLookup, PrivateKey, PublicKey, SourceCheck};
+use wireloom_types::{PrivateKey, PublicKey, SourceCheck};
 use zeroize::Zeroizing;
 
 use crate::wireguard::{Change, DeviceState, PeerState};
@@ -15,23 +15,6 @@ pub(super) const GET: &str = "get=1\n\n";
 
 /// Requests the source check, an extension of our own device.
 pub(super) const GET_LINK: &str = "get_link=1\n\n";
-
-/// The spelling on the device's command line.
-pub(super) fn peer_lookup(peer_lookup: PeerLookup) -> &'static str {
-    match peer_lookup {
-        PeerLookup::Destination => "destination",
-        PeerLookup::Gateway => "gateway",
-    }
-}
-
-/// The spelling on the device's command line and on its control socket.
-pub(super) fn source_check(source_check: SourceCheck) -> &'static str {
-    match source_check {
-        SourceCheck::AllowedIps => "allowed-ips",
-        SourceCheck::Firewall => "firewall",
-        SourceCheck::Off => "off",
-    }
-}
 
 /// The request of one transaction. It may hold the private key.
 pub(super) fn set(changes: &[Change<'_>]) -> Zeroizing<String> {
@@ -46,10 +29,10 @@ pub(super) fn set(changes: &[Change<'_>]) -> Zeroizing<String> {
 fn append(text: &mut String, change: &Change<'_>) {
     let written = match change {
         Change::Configure { key, listen_port, fwmark, source_check } => {
-            let (key, check) = (key.expose_hex(), self::source_check(*source_check));
+            let key = key.expose_hex();
             writeln!(
                 text,
-                "private_key={}\nlisten_port={listen_port}\nfwmark={fwmark}\nsource_check={check}",
+                "private_key={}\nlisten_port={listen_port}\nfwmark={fwmark}\nsource_check={source_check}",
                 *key
             )
         }
@@ -147,12 +130,10 @@ pub(super) fn parse_link_reply(text: &str) -> Result<SourceCheck, ReplyError> {
         Err(ReplyError::Refused(_)) => return Ok(SourceCheck::AllowedIps),
         lines => lines?,
     };
-    let known = [SourceCheck::AllowedIps, SourceCheck::Firewall, SourceCheck::Off];
-    let named = |name: &str| known.into_iter().find(|check| source_check(*check) == name);
     let missing = || ReplyError::Unreadable("source_check".into());
     let line = lines.find(|line| !matches!(line, Ok((name, _)) if *name != "source_check"));
     let (_, value) = line.ok_or_else(missing)??;
-    named(value).ok_or_else(missing)
+    value.parse().map_err(|_| missing())
 }
 
 /// Zero means never.

@@ -22,7 +22,7 @@ pub(super) struct Report<'a> {
     pub(super) link: Option<&'static str>,
     pub(super) interface: Interface<'a>,
     pub(super) peers: Vec<Peer<'a>>,
-    /// Packets that the firewall refused from senders that are no peers.
+    /// Packets that the firewall refused from senders that are not peers.
     pub(super) refused_strangers: Option<u64>,
     pub(super) rules: &'a [Rule],
     /// What an agent would do now.

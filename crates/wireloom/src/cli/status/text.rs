@@ -30,7 +30,7 @@ fn about(report: &Report<'_>) -> String {
         about.add_row(["link", link]);
     }
     if let Some(packets @ 1..) = report.refused_strangers {
-        about.add_row(["refused", &format!("{packets} packets from senders that are no peers in the mesh")]);
+        about.add_row(["refused", &format!("{packets} packets from senders that are not peers in the mesh")]);
     }
     let Interface { name, state, backend, mtu, public_key, listen_port } = &report.interface;
     let mut interface = format!("{name}, {state}");

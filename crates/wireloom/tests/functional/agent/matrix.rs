@@ -90,7 +90,7 @@ pub(crate) fn nothing_between_pods_is_readable_on_the_underlay() {
     }
     let packets = capture.drain().unwrap();
     assert_eq!(packets.iter().find(|packet| is_from_pod_to_pod(&fleet, packet)), None);
-    // Bytes, for many packets may be sent, and seen, as one.
+    // Counted in bytes, because many packets may be sent, and captured, as one.
     let data = packets.iter().map(|packet| match packet.content {
         Content::WireGuard { message: 4, length } => length,
         _ => 0,

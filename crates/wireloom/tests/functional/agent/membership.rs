@@ -190,7 +190,7 @@ pub(crate) fn a_borrowed_address_moves_between_nodes() {
     }
 }
 
-/// Every kind of mistake, and what the agent's status must name of it.
+/// Every kind of mistake, and the words that the agent's status must contain for it.
 #[test]
 fn every_mistake_in_the_mesh_file_is_reported_and_the_last_good_state_stays() {
     let fleet = Fleet::new(Layout::default(), SCOPED);

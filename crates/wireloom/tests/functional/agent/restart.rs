@@ -116,7 +116,7 @@ pub(crate) fn a_new_device_greets_its_peers_at_the_endpoints_that_the_old_one_le
         let (_, status, _) = run(a, "status --json");
         serde_json::from_str::<serde_json::Value>(&status).unwrap()["agent"]["last_pass"].as_u64()
     };
-    // Of two passes of the agent that end from now on, the second has also begun from now on: it knows.
+    // The second pass that ends from now on has also begun from now on, so it has seen the session.
     for _ in 0..2 {
         let before = ended(&fleet);
         fleet.wait("the agent to know of the session", |fleet| ended(fleet) > before);
@@ -126,7 +126,7 @@ pub(crate) fn a_new_device_greets_its_peers_at_the_endpoints_that_the_old_one_le
     a.run("ip link del wg0").unwrap();
     fleet.wait("answers to pings", |_| pinger.answered() > answered + 20);
     println!("{:?}", pinger.stop().unwrap());
-    // The new device began the handshake; a peer that had to give up the old session would have.
+    // The new device began the handshake. Without that, the peer would, once it gave up the old session.
     let initiators: Vec<_> = capture
         .drain()
         .unwrap()

@@ -80,8 +80,8 @@ fn whatever_others_break_is_repaired() {
     fleet.settle(Promise::SCOPED);
 }
 
-/// Nobody announces changes that are made by the control socket: a periodic pass finds them, or one that is asked
-/// for.
+/// The kernel does not announce changes that are made through the control socket. A periodic pass finds them, or one
+/// that is asked for.
 #[test]
 fn sighup_makes_the_agent_repair_what_nobody_announces() {
     let fleet = Fleet::new(Layout::default(), SCOPED);

@@ -187,8 +187,8 @@ fn packets_that_the_tunnel_joins_have_right_checksums() {
     }
 }
 
-/// From a pod through the tunnel to another node's pod, whose cable has no offloads: what arrives there is as
-/// complete as on any wire.
+/// From a pod through the tunnel to another node's pod, whose cable has no offloads, so packets must arrive there
+/// complete, as on any wire.
 #[test]
 fn packets_are_forwarded_from_the_tunnel_with_right_checksums() {
     let layout = Layout { routed: false, pod_mtu: 1420, ..Layout::default() };
@@ -257,13 +257,12 @@ fn a_flood_of_one_peer_leaves_the_others_alive() {
     assert!(answered > PINGS * 9 / 10, "{answered} of {PINGS} pings answered beside a flood of {sent}");
 }
 
-/// A minute of load in all, and no more memory at its end than near its beginning, but for what allocators round
-/// and for what had not been touched before: the kernel gives the pages of a batch's memory when the first burst
-/// fills them.
+/// After a minute of load, a device uses no more memory than soon after its start. Two things are allowed for: what
+/// allocators round up, and the pages of a batch's memory that no burst had filled before.
 #[cfg(feature = "slow")]
 #[test]
 fn a_minute_of_load_takes_no_memory() {
-    /// Of each kind of tunnel.
+    /// The load on each kind of tunnel.
     const LOAD: Duration = Duration::from_secs(20);
     const WARM: Duration = Duration::from_secs(5);
     /// Rounds of load after it is warm, however slow the machine is.

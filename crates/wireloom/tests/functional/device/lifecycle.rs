@@ -172,7 +172,7 @@ fn invalid_interface_names_are_refused() {
     let lab = node();
     for name in ["sixteen-bytes-xx", "a/b", "wg%d", "a:b", ".."] {
         let said = complaint(&lab.nodes[0], &format!("device {name}"));
-        assert!(said.contains("is no interface name"), "{said}");
+        assert!(said.contains("is not an interface name"), "{said}");
     }
 }
 

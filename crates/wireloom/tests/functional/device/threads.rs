@@ -276,7 +276,7 @@ fn wg_quick_passes_the_number_of_threads_in_the_environment() {
 }
 
 #[test]
-fn a_number_that_cannot_be_is_refused() {
+fn an_impossible_number_of_threads_is_refused() {
     let lab = node();
     for number in ["0", "257", "-1", "many"] {
         let output = run(&lab.nodes[0], &format!("device wg0 --threads={number}"));

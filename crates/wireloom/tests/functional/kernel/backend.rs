@@ -42,7 +42,7 @@ fn is_userspaces(node: &Node) -> bool {
     node.run("ip -d link show wg0").is_ok_and(|shown| shown.contains("tun"))
 }
 
-/// Key, port, mark and peers with their allowed IPs, as `wg` shows them.
+/// Key, port, mark and peers with their allowed-IPs, as `wg` shows them.
 fn configuration(node: &Node) -> BTreeSet<String> {
     let mut told = BTreeSet::new();
     for what in ["public-key", "listen-port", "fwmark", "allowed-ips", "persistent-keepalive"] {
@@ -120,7 +120,7 @@ fn an_agent_that_is_killed_while_it_tries_out_the_kernel_leaves_no_device() {
     }
 }
 
-/// A socket that is told of every interface that comes or goes. To wait for news has a bound.
+/// A socket that is told of every interface that comes or goes. A wait for such news is limited.
 fn link_news() -> netlink_sys::Socket {
     let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE).unwrap();
     socket.bind_auto().unwrap();

@@ -40,7 +40,7 @@ fn kind(node: &Node) -> &'static str {
     if shown.contains("wireguard") { "kernel" } else { "userspace" }
 }
 
-/// Key, port, mark and peers with their allowed IPs, as `wg` shows them.
+/// Key, port, mark and peers with their allowed-IPs, as `wg` shows them.
 fn configuration(node: &Node) -> BTreeSet<String> {
     ["public-key", "listen-port", "fwmark", "allowed-ips", "persistent-keepalive"]
         .iter()
@@ -119,7 +119,7 @@ fn many(mesh: &str, nodes: Range<u32>, cidrs: impl Fn(u32) -> u32) -> String {
     mesh
 }
 
-/// Waits until `wg` shows this many peers and allowed IPs and the agent has nothing left to do, and prints how long
+/// Waits until `wg` shows this many peers and allowed-IPs and the agent has nothing left to do, and prints how long
 /// it took.
 fn programmed(fleet: &Fleet, mesh: &str, (peers, cidrs): (usize, usize)) {
     let node = &fleet.lab.nodes[0];
@@ -149,7 +149,7 @@ fn five_thousand_peers_with_four_cidrs_each_are_programmed_and_read_back() {
     fleet.print_what_the_agents_took();
 }
 
-/// The allowed IPs of one peer do not fit into one netlink message.
+/// The allowed-IPs of one peer do not fit into one netlink message.
 #[test]
 fn fifty_thousand_allowed_ips_of_a_few_peers_are_programmed_and_read_back() {
     let fleet = fleet(&["kernel"], SCOPED);

@@ -1,5 +1,5 @@
-//! What is written to the kernel is read back as it was, and the planner's model of the kernel behaves as the kernel
-//! does.
+//! What is written to the kernel is read back as it was, and the planner's in-memory twin of the kernel behaves as the
+//! kernel does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -209,7 +209,7 @@ fn twenty_thousand_routes_and_one_that_the_kernel_refuses() {
     let wanted: BTreeSet<Route> = networks.iter().map(|network| route(*network, through(None))).collect();
     with_kernel(&space, |kernel| {
         let mut ops: Vec<Op> = wanted.iter().cloned().map(|it| RtnetlinkOp::SetRoute(it).into()).collect();
-        // A preferred source that is no address of this machine.
+        // A preferred source that is not an address of this machine.
         let bad = Route { kind: through(Some("198.51.100.1")), ..route(networks[0], RouteKind::Throw) };
         ops.insert(
             12_345,
@@ -236,7 +236,7 @@ fn rules_wait_for_routes_that_a_retry_can_set() {
     let add_rule = Op::Rtnetlink(RtnetlinkOp::AddRule(rule(Family::V4, Some("10.161.0.0/16"))));
     let set = |kind| Op::Rtnetlink(RtnetlinkOp::SetRoute(route("10.161.2.0/24".parse().unwrap(), kind)));
     let rules = |kernel: &mut Linux| kernel.observe(&own()).unwrap().rules.len();
-    // A source that is no address of this machine: the routes of the other peers must not wait for it.
+    // A source that is not an address of this machine: the routes of the other peers must not wait for it.
     let hopeless = [set(through(Some("198.51.100.1"))), add_rule.clone()];
     with_kernel(&space, |kernel| {
         assert_eq!(kernel.apply(&hopeless).unwrap_err().len(), 1);
@@ -270,7 +270,7 @@ fn addresses_are_added_and_removed_and_link_local_ones_ignored() {
             .map(|address| Op::Rtnetlink(RtnetlinkOp::AddAddress { address: *address }))
             .collect();
         kernel.apply(&ops).unwrap();
-        // An address that is there already is no error: somebody may have been faster.
+        // An address that exists already is not an error: somebody may have been faster.
         kernel.apply(&ops).unwrap();
         assert_eq!(kernel.observe(&own()).unwrap().addresses, addresses);
         let ops: Vec<Op> = addresses
@@ -352,24 +352,24 @@ fn interfaces_with_own_addresses_are_underlays() {
     assert_eq!(strangers, BTreeMap::new());
 }
 
-/// The planner relies on its model of the kernel: here both get the same operations.
+/// The planner relies on its twin of the kernel: here both get the same operations.
 #[test]
-fn the_model_in_memory_does_what_the_kernel_does() {
+fn the_twin_in_memory_does_what_the_kernel_does() {
     become_root().unwrap();
     let mut runner = TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
     runner
         .run(&prop::collection::vec(op(), 1..40), |ops| {
             let (_holder, space) = machine();
             with_kernel(&space, |kernel| {
-                let mut model = kernel.observe(&own()).unwrap();
+                let mut twin = kernel.observe(&own()).unwrap();
                 for op in &ops {
-                    // The planner never asks for what the model refuses.
-                    if model.apply(op).is_ok() {
+                    // The planner never asks for what the twin refuses.
+                    if twin.apply(op).is_ok() {
                         kernel.apply(std::slice::from_ref(op)).unwrap();
-                        assert_same(&kernel.observe(&own()).unwrap(), &model, op);
+                        assert_same(&kernel.observe(&own()).unwrap(), &twin, op);
                     }
                 }
-                let ops = teardown(&model)
+                let ops = teardown(&twin)
                     .into_iter()
                     .filter(|op| !matches!(op, Op::Interface(InterfaceOp::Remove)))
                     .collect::<Vec<_>>();
@@ -385,26 +385,26 @@ fn the_model_in_memory_does_what_the_kernel_does() {
 
 /// The same for our nftables table: operation by operation, and then all in one transaction.
 #[test]
-fn the_model_in_memory_does_what_nftables_does() {
+fn the_twin_in_memory_does_what_nftables_does() {
     become_root().unwrap();
     let mut runner = TestRunner::new(Config { cases: 16, failure_persistence: None, ..Config::default() });
     runner
         .run(&prop::collection::vec(firewall_op(), 1..30), |ops| {
             let (_holder, space) = machine();
             with_kernel(&space, |kernel| {
-                let mut model = kernel.observe(&own()).unwrap();
+                let mut twin = kernel.observe(&own()).unwrap();
                 let mut done = Vec::new();
                 for op in &ops {
-                    if model.apply(op).is_ok() {
+                    if twin.apply(op).is_ok() {
                         kernel.apply(std::slice::from_ref(op)).unwrap();
-                        assert_same(&kernel.observe(&own()).unwrap(), &model, op);
+                        assert_same(&kernel.observe(&own()).unwrap(), &twin, op);
                         done.push(op.clone());
                     }
                 }
                 if let Some(last) = done.last() {
                     kernel.apply(&[Op::Firewall(FirewallOp::Remove)]).unwrap();
                     kernel.apply(&done).unwrap();
-                    assert_same(&kernel.observe(&own()).unwrap(), &model, last);
+                    assert_same(&kernel.observe(&own()).unwrap(), &twin, last);
                 }
             });
             Ok(())
@@ -430,28 +430,30 @@ fn firewall_op() -> impl Strategy<Value = Op> {
     };
     let source = || (peer(), addresses()).prop_map(|(peer, addresses)| Source { peer, addresses });
     prop_oneof![
-        3 => (firewall, prop::bool::weighted(0.2)).prop_map(|(firewall, anew)| Op::Firewall(FirewallOp::Set { firewall, anew })),
+        3 => (firewall, prop::bool::weighted(0.2))
+            .prop_map(|(firewall, anew)| FirewallOp::Set { firewall, anew }.into()),
         3 => peer().prop_map(|peer| Op::Firewall(FirewallOp::JudgePeer { peer })),
         1 => peer().prop_map(|peer| Op::Firewall(FirewallOp::ForgetPeer { peer })),
         8 => source().prop_map(|it| FirewallOp::AdmitSource(it).into()),
         4 => source().prop_map(|it| FirewallOp::RefuseSource(it).into()),
-        1 => prop::collection::btree_set(source(), 0..3).prop_map(|sources| Op::Firewall(FirewallOp::ReplaceSources { sources })),
+        1 => prop::collection::btree_set(source(), 0..3)
+            .prop_map(|sources| FirewallOp::ReplaceSources { sources }.into()),
         1 => Just(Op::Firewall(FirewallOp::Remove)),
     ]
 }
 
 /// Asserts that both are the same. The kernel has a list of rules for each family: the order between families says
 /// nothing.
-fn assert_same(kernel: &Observed, model: &Observed, op: &Op) {
+fn assert_same(kernel: &Observed, twin: &Observed, op: &Op) {
     let by_family = |observed: &Observed| {
         let mut observed = observed.clone();
         observed.rules.sort_by_key(|rule| rule.family);
         observed
     };
-    let (kernel, model) = (by_family(kernel), by_family(model));
-    assert_eq!(kernel.rules, model.rules, "rules after {op:?}");
-    assert_eq!(kernel.routes, model.routes, "routes after {op:?}");
-    assert_eq!(kernel, model, "after {op:?}");
+    let (kernel, twin) = (by_family(kernel), by_family(twin));
+    assert_eq!(kernel.rules, twin.rules, "rules after {op:?}");
+    assert_eq!(kernel.routes, twin.routes, "routes after {op:?}");
+    assert_eq!(kernel, twin, "after {op:?}");
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -464,7 +466,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// From so few values that equal rules meet.
+/// From so few values that equal rules occur.
 fn any_rule() -> impl Strategy<Value = Rule> {
     let families = prop::sample::select(vec![Family::V4, Family::V6]);
     let marks = prop::sample::select(vec![(0, 0), (0, 0xa), (0xa, 0xa)]);

@@ -109,7 +109,7 @@ fn a_packet_longer_than_the_path_mtu_is_refused_and_tcp_goes_on() {
     let link = Link::new(2);
     link.settle();
     let node = link.node(0);
-    // As a discoverer outside would tell the device.
+    // As an outside program that discovers path MTUs would tell the device.
     let key: String = {
         let said = request(node, "get_link=1\n\n");
         said.lines().find_map(|line| line.strip_prefix("public_key=")).unwrap().to_owned()
@@ -148,7 +148,7 @@ fn the_path_mtu_is_learnt_from_the_underlay() {
             request(a, "get_link=1\n\n").contains("path_mtu=1400").then_some(())
         })
         .unwrap();
-        // Sockets that have not heard of it are told.
+        // Sockets that do not know it yet are told.
         a.run("ip route flush cache").unwrap();
         a.run("ip -6 route flush cache").unwrap();
         for (address, size) in [(v4, 1392), (v6, 1372)] {

@@ -175,7 +175,7 @@ fn a_forged_source_is_refused_and_counted_for_its_peer_unless_the_check_is_off()
 }
 
 /// Workloads come and go, blocks get holes and lose them, the agents restart and the mode changes. Meanwhile no
-/// packet from an allowed source is lost, and no count.
+/// packet from an allowed source is lost, and no counter starts again.
 #[test]
 fn changes_of_workloads_agents_and_mode_lose_neither_packets_nor_counts() {
     let mut fleet = fleet(Layout { nodes: 3, ..Layout::default() }, SCOPED);
@@ -251,8 +251,8 @@ fn whatever_somebody_does_to_the_table_is_repaired_at_once() {
     assert!(seen(a, 0));
 }
 
-/// Between two passes of the agent that nothing but the time brings about. Of several repairs in less time, one at
-/// most was left to them.
+/// The time between two periodic passes of the agent. When several repairs take less than this in all, at most one of
+/// them waited for a periodic pass.
 const PERIODIC: Duration = Duration::from_secs(30);
 
 #[test]
@@ -308,7 +308,7 @@ fn errors_of_routers_beyond_a_peer_pass_the_firewall() {
     assert_nothing_refused(&fleet);
 }
 
-/// Gives a node a network, on an interface of this name, of which the others can learn by routing daemons only.
+/// Gives a node a network, on an interface of this name, which the others can learn of from routing daemons only.
 fn serve(node: &Node, interface: &str, address: &str) {
     let nodad = if address.contains(':') { "nodad" } else { "" };
     for line in [
