@@ -5,7 +5,7 @@ use std::time::Duration;
 use wireloom_lab::{
     Cell, FAMILIES, Layout, PATIENCE, Pinger, Place, Promise, Wire,
     agent::{self, Agent},
-    mesh::{KeyPair, MEMBERS, write_key},
+    mesh::{KeyPair, MEMBERS, PORT, write_key},
     probe::{Exchange, probe},
     until,
 };
