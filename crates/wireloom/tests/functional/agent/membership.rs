@@ -129,7 +129,7 @@ pub(crate) fn a_changed_endpoint_is_followed() {
     // From IPv4 to IPv6: both lead to the same node. Nothing may arrive by IPv4 any more, because a late packet
     // would make node-a roam back (section 2.1 of the WireGuard paper).
     let refuse = format!(
-        "table ip old {{ chain input {{ type filter hook input priority 0; udp dport {PORT} drop; }} }}"
+        "table ip old {{ chain input {{ type filter hook input priority 0; udp dport {PORT} drop; }}\n}}\n"
     );
     for node in &fleet.lab.nodes {
         node.host.space.feed("nft -f -", &refuse).unwrap();
