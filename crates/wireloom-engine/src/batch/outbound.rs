@@ -92,15 +92,10 @@ impl OutboundBatch {
     }
 
     /// Adds messages of these lengths, which stand at the start of the free room, to be sealed later.
-    pub(crate) fn push_unsealed(
-        &mut self,
-        to: Endpoint,
-        lengths: impl Iterator<Item = usize>,
-        reserved: Reserved,
-    ) {
+    pub(crate) fn push_unsealed(&mut self, lengths: impl Iterator<Item = usize>, reserved: Reserved) {
         let first = self.datagrams.len();
         for len in lengths {
-            self.push(to, len);
+            self.push(reserved.endpoint, len);
         }
         self.unsealed.push(UnsealedRun { reserved, positions: first..self.datagrams.len() });
     }

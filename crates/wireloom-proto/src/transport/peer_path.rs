@@ -31,7 +31,7 @@ pub struct PeerPath {
     pub(crate) activity: Activity,
 }
 
-/// Where to send a batch that was sealed or reserved, and what the device must be told about it.
+/// Where to send a batch that was sealed, and what the device must be told about it.
 #[derive(Clone, Copy, Debug)]
 pub struct Sealed {
     /// Where to send the messages.
@@ -47,6 +47,10 @@ pub struct Sealed {
 pub struct Reserved {
     session: Arc<Session>,
     counters: Counters,
+    /// Where to send the messages, once they are sealed.
+    pub endpoint: Endpoint,
+    /// What the device must be told now, if anything.
+    pub signal: Option<Signal>,
 }
 
 impl Reserved {
@@ -155,12 +159,7 @@ impl PeerPath {
     ///
     /// # Errors
     /// [`SealError`], as for [`Self::seal`].
-    pub fn reserve(
-        &self,
-        now: Instant,
-        messages: usize,
-        bytes: usize,
-    ) -> Result<(Reserved, Sealed), SealError> {
+    pub fn reserve(&self, now: Instant, messages: usize, bytes: usize) -> Result<Reserved, SealError> {
         let session = self.session.load_full().ok_or(SealError::NoSession)?;
         let endpoint = self.endpoint().ok_or(SealError::NoEndpoint)?;
         let counters = session.reserve(now, messages)?;
@@ -168,7 +167,7 @@ impl PeerPath {
         if session.asks_for_rekey(now) {
             events |= Events::REKEY_DUE;
         }
-        Ok((Reserved { session, counters }, Sealed { endpoint, signal: events.of_peer(self.id) }))
+        Ok(Reserved { session, counters, endpoint, signal: events.of_peer(self.id) })
     }
 
     /// Records messages that are sent to the peer, `bytes` long in all.

@@ -110,14 +110,15 @@ impl Batcher {
             path.reserve(turn.now.monotonic, self.run.lengths.len(), self.run.bytes)
         };
         let used = match reserved {
-            Ok((reserved, sealed)) => {
+            Ok(reserved) => {
                 let lengths = self.run.lengths.iter().map(|(_, framed)| *framed);
-                self.batch.push_unsealed(sealed.endpoint, lengths, reserved);
+                let signal = reserved.signal;
+                self.batch.push_unsealed(lengths, reserved);
                 if self.in_pool.is_none() {
                     // While the messages are still in the cache.
                     self.batch.seal();
                 }
-                if let Some(signal) = sealed.signal {
+                if let Some(signal) = signal {
                     turn.slow_path.handle_signal(turn.now, signal);
                 }
                 self.run.bytes
