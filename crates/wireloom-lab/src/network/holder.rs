@@ -68,8 +68,13 @@ impl Holder {
             .spawn()
             .map_err(Error::io("run unshare"))?;
         let lifeline = process.stdin.take();
-        let line = process.stdout.take().and_then(|stdout| first_line(stdout, at_this_pace(PATIENCE)));
-        let Some(pid) = line.and_then(|line| line.trim().parse().ok()) else {
+        let patience = at_this_pace(PATIENCE);
+        let Some(line) = process.stdout.take().and_then(|stdout| first_line(stdout, patience)) else {
+            let _ = process.kill();
+            let _ = process.wait();
+            return Err(Error::Timeout { what: format!("the namespaces of {place} to be made"), patience });
+        };
+        let Ok(pid) = line.trim().parse() else {
             drop(lifeline);
             let what = format!("the holder of {place}'s namespaces");
             let Output { status, stderr, .. } = finish(process, &what, PATIENCE)?;
