@@ -29,6 +29,7 @@
 //! - `traffic`: measuring. [`Capture`] sees what crosses the underlay, [`probe()`] makes one exchange, [`Matrix`]
 //!   probes every pair of nodes, [`Pinger`] and [`Stream`] run while something changes.
 
+mod cluster;
 mod error;
 mod network;
 mod programs;
@@ -39,6 +40,7 @@ mod traffic;
 mod wait;
 
 pub use self::{
+    cluster::{Cluster, ClusterLayout, PodNetwork, ProxyMode, WORKLOAD_IMAGE, pack},
     error::{Error, Result},
     network::{Addresses, FAMILIES, Holder, Lab, Layout, Node, Place, Space},
     programs::{agent, control, guide, mesh, routing},
