@@ -28,9 +28,11 @@
 //!   Calico issue #9751.
 //! - `traffic`: measuring. [`Capture`] sees what crosses the underlay, [`probe()`] makes one exchange, [`Matrix`]
 //!   probes every pair of nodes, [`Pinger`] and [`Stream`] run while something changes.
+//! - [`flows`]: who reaches whom in a Kubernetes cluster, encrypted or not. The program `wireloom-workload` answers.
 
 mod cluster;
 mod error;
+pub mod flows;
 mod network;
 mod programs;
 mod root;

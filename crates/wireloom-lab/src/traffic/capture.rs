@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-use etherparse::{Icmpv4Type, Icmpv6Type, LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use etherparse::{Icmpv4Type, Icmpv6Type, Ipv6Header, LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use nix::{
     cmsg_space,
     errno::Errno,
@@ -36,14 +36,25 @@ const BUFFER: usize = 64 << 20;
 /// Milliseconds between two checks whether the capture is over.
 const POLL_MS: u8 = 100;
 
-/// A packet on the underlay.
+/// The UDP port of VXLAN (RFC 7348, section 5).
+const VXLAN_PORT: u16 = 4789;
+
+/// Bytes of a VXLAN header (RFC 7348, section 5).
+const VXLAN_HEADER: usize = 8;
+
+/// The flag of a VXLAN header that says that it has a network identifier: the only one that may be set.
+const VXLAN_FLAGS: u8 = 0x08;
+
+/// A packet on the underlay. VXLAN hides nothing, so a VXLAN datagram is shown as the packet inside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
-    /// The source in the outermost IP header.
+    /// The source in the IP header.
     pub source: IpAddr,
-    /// The destination in the outermost IP header.
+    /// The destination in the IP header.
     pub destination: IpAddr,
-    /// The payload of the outermost IP header.
+    /// The length of the packet in bytes, IP header included.
+    pub length: usize,
+    /// The payload of the IP header.
     pub content: Content,
 }
 
@@ -193,14 +204,26 @@ impl Listener {
     }
 }
 
-/// The IP packet in an Ethernet frame; `None` for ARP and other protocols.
+/// The IP packet in an Ethernet frame, inside VXLAN if there is any; `None` for ARP and other protocols.
 fn parse(frame: &[u8]) -> Option<Packet> {
     let packet = LaxSlicedPacket::from_ethernet(frame).ok()?;
-    let (source, destination): (IpAddr, IpAddr) = match packet.net.as_ref()? {
-        LaxNetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
-        LaxNetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+    let (source, destination, length): (IpAddr, IpAddr, usize) = match packet.net.as_ref()? {
+        LaxNetSlice::Ipv4(ip) => {
+            let header = ip.header();
+            (header.source_addr().into(), header.destination_addr().into(), header.total_len().into())
+        }
+        LaxNetSlice::Ipv6(ip) => {
+            let header = ip.header();
+            let length = Ipv6Header::LEN + usize::from(header.payload_length());
+            (header.source_addr().into(), header.destination_addr().into(), length)
+        }
         LaxNetSlice::Arp(_) => return None,
     };
+    if let Some(TransportSlice::Udp(udp)) = &packet.transport
+        && let Some(inner) = vxlan(udp.destination_port(), udp.payload())
+    {
+        return parse(inner);
+    }
     let content = match packet.transport {
         Some(TransportSlice::Udp(udp)) => wireguard(udp.source_port(), udp.destination_port(), udp.payload())
             .unwrap_or(Content::Udp { source: udp.source_port(), destination: udp.destination_port() }),
@@ -218,7 +241,15 @@ fn parse(frame: &[u8]) -> Option<Packet> {
         },
         _ => Content::Other,
     };
-    Some(Packet { source, destination, content })
+    Some(Packet { source, destination, length, content })
+}
+
+/// The Ethernet frame in a VXLAN datagram.
+fn vxlan(destination: u16, payload: &[u8]) -> Option<&[u8]> {
+    match payload {
+        [VXLAN_FLAGS, ..] if destination == VXLAN_PORT => payload.get(VXLAN_HEADER..),
+        _ => None,
+    }
 }
 
 /// The WireGuard message in a UDP datagram: it starts with its type and three zero bytes.
@@ -278,10 +309,34 @@ mod tests {
     }
 
     #[test]
+    fn vxlan_is_shown_as_the_packet_inside_it() {
+        let mut inner = Vec::new();
+        PacketBuilder::ethernet2([6; 6], [8; 6])
+            .ipv6([1; 16], [2; 16], 64)
+            .tcp(40000, 8080, 0, 1024)
+            .write(&mut inner, b"request")
+            .unwrap();
+        // The I flag, and network identifier 1.
+        let header = [0x08, 0, 0, 0, 0, 0, 1, 0];
+        let packet = parse(&frame(4789, &[&header[..], &inner].concat())).unwrap();
+        assert_eq!(packet.source, IpAddr::from([1; 16]));
+        assert_eq!(packet.destination, IpAddr::from([2; 16]));
+        assert_eq!(packet.length, 40 + 20 + 7);
+        assert_eq!(packet.content, Content::Tcp { source: 40000, destination: 8080 });
+
+        // Another port, and a datagram that is not VXLAN.
+        let plain = |port| Some(Content::Udp { source: 40000, destination: port });
+        assert_eq!(content(&frame(53, &[&header[..], &inner].concat())), plain(53));
+        assert_eq!(content(&frame(4789, b"hello")), plain(4789));
+    }
+
+    #[test]
     fn truncated_frames_do_not_panic() {
-        let whole = frame(51820, &[4; 100]);
-        for length in 0..whole.len() {
-            let _ = parse(&whole[..length]);
+        let vxlan = [&[8, 0, 0, 0, 0, 0, 1, 0][..], &frame(51820, &[4; 100])].concat();
+        for whole in [frame(51820, &[4; 100]), frame(4789, &vxlan)] {
+            for length in 0..whole.len() {
+                let _ = parse(&whole[..length]);
+            }
         }
     }
 }

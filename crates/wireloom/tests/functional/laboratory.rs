@@ -1,5 +1,7 @@
 //! The laboratory measures what it claims to, and leaves nothing behind.
 
+mod flows;
+
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use wireloom_lab::{

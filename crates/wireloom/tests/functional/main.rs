@@ -3,6 +3,7 @@
 //! | module | proves |
 //! |---|---|
 //! | [`laboratory`] | that the laboratory measures what it claims to, and leaves nothing behind |
+//! | `laboratory::flows` | that the flow table measures what it claims to, with the rules of a kube-proxy |
 //! | [`demo`] | that `wireloom-demo` keeps its promises, for root and for others, and with `--keep` |
 //! | **[`agent`]** | **the agent on the nodes of a mesh:** |
 //! | [`agent::matrix`] | who reaches whom in each mode, encrypted or not, and what a switch of the mode costs |

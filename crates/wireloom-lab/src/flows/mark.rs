@@ -1,0 +1,194 @@
+//! What the packets of one cell are recognised by on the underlay, while many cells are measured at a time.
+//!
+//! - *By length.* Requests and answers of a cell have a length that no other cell has at that time. It is all that
+//!   an encrypted packet shows. Handshakes and acknowledgements of TCP, WireGuard's handshakes and keepalives, and a
+//!   cluster's own traffic do not count: they are shorter, or not encrypted, or use other ports.
+//! - *By the client's port*, in plaintext. It finds the TCP handshakes of connections that carry nothing, too. A
+//!   masquerading node may change it, so there the length has to do, together with a port of a server.
+//!
+//! So of a TCP connection that never opens, what went through the tunnel is not seen.
+
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use serde::Serialize;
+use wireloom_plan::routing::Family;
+
+use super::cast::is_server_port;
+use crate::{Content, Packet, Wire, traffic::probe::LENGTHS};
+
+/// The protocol of a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// A TCP connection: a line each way.
+    Tcp,
+    /// A UDP datagram each way.
+    Udp,
+}
+
+impl Protocol {
+    /// Both protocols, in the order in which they are shown.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// The length of the header, in bytes. TCP's has the timestamps option (RFC 7323), which Linux sends by default.
+    fn header(self) -> usize {
+        match self {
+            Self::Tcp => 20 + 12,
+            Self::Udp => 8,
+        }
+    }
+}
+
+/// WireGuard pads what it encrypts to a multiple of 16 bytes.
+const PADDING: usize = 16;
+
+/// How many cells can be told apart at a time: as many as there are lengths.
+pub(super) const AT_A_TIME: usize = LENGTHS;
+
+/// Ports that nobody else uses: below those of node ports (30000) and of connections that choose none (32768).
+const CLIENT_PORTS: Range<u16> = 20_000..30_000;
+
+/// How many ports a cell has: one for each call that it may make.
+const CALLS: usize = 5;
+
+/// How many marks there are before they repeat: a multiple of [`AT_A_TIME`], so that [`AT_A_TIME`] marks in a row
+/// have different lengths, even where they wrap around.
+const MARKS: usize = 35 * AT_A_TIME;
+
+const _: () = assert!(MARKS * CALLS <= (CLIENT_PORTS.end - CLIENT_PORTS.start) as usize);
+
+/// What the packets of one cell are recognised by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mark {
+    number: usize,
+    protocol: Protocol,
+    family: Family,
+}
+
+impl Mark {
+    /// A new mark. It can be told apart from the [`AT_A_TIME`] - 1 marks before it.
+    pub(super) fn new(protocol: Protocol, family: Family) -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        Self { number: NEXT.fetch_add(1, Ordering::Relaxed) % MARKS, protocol, family }
+    }
+
+    pub(super) fn protocol(self) -> Protocol {
+        self.protocol
+    }
+
+    /// The client's port for the call of this index.
+    pub(super) fn port(self, call: usize) -> u16 {
+        debug_assert!(call < CALLS, "more calls than ports");
+        CLIENT_PORTS.start + (CALLS * self.number + call) as u16
+    }
+
+    /// The length of a request and of its answer, in bytes.
+    pub(super) fn payload(self) -> usize {
+        let ip = if self.family == Family::V4 { 20 } else { 40 };
+        self.length() - ip - self.protocol.header()
+    }
+
+    /// What the underlay saw of the cell.
+    pub(super) fn wire(self, packets: &[Packet]) -> Wire {
+        let direct = packets.iter().any(|packet| self.is_plaintext(packet));
+        let encrypted = packets.iter().any(|packet| self.is_encrypted(packet));
+        match (encrypted, direct) {
+            (true, true) => Wire::Both,
+            (true, false) => Wire::Encrypted,
+            (false, true) => Wire::Direct,
+            (false, false) => Wire::Nothing,
+        }
+    }
+
+    /// The length of the IP packet with a request or an answer, in bytes: from 320 to 1,200, a multiple of
+    /// [`PADDING`]. That is longer than handshakes, shorter than every MTU.
+    fn length(self) -> usize {
+        PADDING * (20 + self.number % AT_A_TIME)
+    }
+
+    /// Whether this packet belongs to the cell and everybody can read it.
+    fn is_plaintext(self, packet: &Packet) -> bool {
+        let ports = match (self.protocol, &packet.content) {
+            (Protocol::Tcp, Content::Tcp { source, destination })
+            | (Protocol::Udp, Content::Udp { source, destination }) => [*source, *destination],
+            _ => return false,
+        };
+        // Without the timestamps option a TCP segment is 12 bytes shorter: less than the padding.
+        let has_length = packet.length.next_multiple_of(PADDING) == self.length();
+        ports.iter().any(|port| self.ports().contains(port) || has_length && is_server_port(*port))
+    }
+
+    /// Whether this is a WireGuard data message with a request or an answer inside: a header of 16 bytes, the packet,
+    /// and a tag of 16 bytes.
+    fn is_encrypted(self, packet: &Packet) -> bool {
+        packet.content == Content::WireGuard { message: 4, length: 16 + self.length() + 16 }
+    }
+
+    fn ports(self) -> Range<u16> {
+        self.port(0)..self.port(0) + CALLS as u16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, net::Ipv4Addr};
+
+    use super::*;
+
+    fn packet(length: usize, content: Content) -> Packet {
+        let [source, destination] = [1, 2].map(|n| Ipv4Addr::new(192, 168, 1, n).into());
+        Packet { source, destination, length, content }
+    }
+
+    fn data(length: usize) -> Packet {
+        packet(60 + length, Content::WireGuard { message: 4, length })
+    }
+
+    fn mark() -> Mark {
+        Mark { number: 3, protocol: Protocol::Tcp, family: Family::V4 }
+    }
+
+    #[test]
+    fn marks_that_are_in_use_together_have_different_lengths_and_ports() {
+        let marks = || (0..MARKS).map(|number| Mark { number, ..mark() });
+        let twice: Vec<_> = marks().chain(marks()).collect();
+        for together in twice.windows(AT_A_TIME) {
+            let lengths: BTreeSet<_> = together.iter().map(|mark| mark.length()).collect();
+            assert_eq!(lengths.len(), AT_A_TIME);
+        }
+        let ports: BTreeSet<_> = marks().flat_map(Mark::ports).collect();
+        assert_eq!(ports.len(), MARKS * CALLS);
+        assert!(ports.iter().all(|port| CLIENT_PORTS.contains(port) && !is_server_port(*port)));
+    }
+
+    #[test]
+    fn an_encrypted_packet_is_found_by_its_length_alone() {
+        let mark = mark();
+        assert_eq!(mark.payload() + 20 + 32, mark.length());
+        assert_eq!(mark.wire(&[data(mark.length() + 32)]), Wire::Encrypted);
+        // A keepalive, a handshake, and another cell.
+        let handshake = packet(176, Content::WireGuard { message: 1, length: 148 });
+        assert_eq!(mark.wire(&[data(32), handshake, data(mark.length() + 48)]), Wire::Nothing);
+    }
+
+    #[test]
+    fn plaintext_is_found_by_the_clients_port_or_by_length_and_server() {
+        let mark = mark();
+        let tcp = |length, source, destination| packet(length, Content::Tcp { source, destination });
+        let handshake = tcp(60, 8080, mark.port(4));
+        let without_timestamps = tcp(mark.length() - 12, 61000, 30082);
+        assert_eq!(mark.wire(&[handshake]), Wire::Direct);
+        assert_eq!(mark.wire(&[without_timestamps.clone(), data(32)]), Wire::Direct);
+        assert_eq!(mark.wire(&[without_timestamps, data(mark.length() + 32)]), Wire::Both);
+        // The API server, another cell, another protocol.
+        let others = [
+            tcp(mark.length(), 61000, 6443),
+            tcp(mark.length() + 16, 61000, 8080),
+            packet(mark.length(), Content::Udp { source: mark.port(0), destination: 8080 }),
+        ];
+        assert_eq!(mark.wire(&others), Wire::Nothing);
+    }
+}

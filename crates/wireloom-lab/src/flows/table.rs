@@ -1,0 +1,274 @@
+//! Measuring all cells of the table, and judging them.
+
+use std::{net::SocketAddr, panic, thread, time::Duration};
+
+use serde::Serialize;
+use wireloom_plan::routing::Family;
+
+use super::{
+    call::{Answer, call},
+    flow::{Flow, Sees},
+    known_failures::is_known_failure,
+    mark::{AT_A_TIME, Mark, Protocol},
+    promise::Promise,
+    situation::Situation,
+    testbed::Testbed,
+};
+use crate::{Capture, Cell, FAMILIES, Place, Result, Wire, at_this_pace};
+
+/// How long an answer is waited for: first in every cell, then in those whose verdict is doubtful. A machine with
+/// little to do needs a few milliseconds.
+const PATIENCE: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(5)];
+
+/// The measured flow table.
+#[derive(Debug, Clone)]
+pub struct FlowTable {
+    /// The cluster's configuration, on which promises and known failures depend.
+    pub situation: Situation,
+    /// All cells: of each flow the four of [`COLUMNS`], in that order.
+    pub cells: Vec<Measured>,
+}
+
+/// The columns of the table.
+pub(super) const COLUMNS: [(Protocol, Family); 4] = [
+    (Protocol::Tcp, FAMILIES[0]),
+    (Protocol::Tcp, FAMILIES[1]),
+    (Protocol::Udp, FAMILIES[0]),
+    (Protocol::Udp, FAMILIES[1]),
+];
+
+/// A measured cell.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    /// The row.
+    pub flow: &'static Flow,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The family of the addresses.
+    pub family: Family,
+    /// Whether the right server answered, and what the underlay saw.
+    pub cell: Cell,
+    /// Why an answer does not count: it came from another pod, say. Empty when there is nothing to say.
+    pub remark: String,
+    /// How the outcome compares with the promise and the list of known failures.
+    pub verdict: Verdict,
+}
+
+/// How an outcome compares with the promise and the list of known failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// As promised.
+    Kept,
+    /// Not as promised: an error.
+    Broken,
+    /// Not as promised, which is on the list of known failures.
+    KnownFailure,
+    /// As promised, although it is on the list: an error until it is taken off.
+    Fixed,
+}
+
+impl Verdict {
+    fn of(is_kept: bool, is_known_failure: bool) -> Self {
+        match (is_kept, is_known_failure) {
+            (true, false) => Self::Kept,
+            (false, false) => Self::Broken,
+            (false, true) => Self::KnownFailure,
+            (true, true) => Self::Fixed,
+        }
+    }
+
+    /// Whether a test fails for it.
+    #[must_use]
+    pub fn is_error(self) -> bool {
+        matches!(self, Self::Broken | Self::Fixed)
+    }
+}
+
+/// A cell to be measured.
+#[derive(Debug, Clone, Copy)]
+struct Task {
+    flow: &'static Flow,
+    protocol: Protocol,
+    family: Family,
+}
+
+impl FlowTable {
+    /// Measures these flows ([`FLOWS`](super::FLOWS) for all), as many cells at a time as can be told apart. A cell
+    /// whose verdict would be an error is measured twice more, with more patience: the machine may be busy. Only
+    /// plaintext where encryption was promised has no excuse.
+    ///
+    /// # Errors
+    /// When a socket cannot be made, or a capture lost packets.
+    ///
+    /// # Panics
+    /// When the testbed lacks a pod or a service of the flows.
+    pub fn measure(
+        testbed: &Testbed,
+        situation: Situation,
+        flows: impl IntoIterator<Item = &'static Flow>,
+    ) -> Result<Self> {
+        let columns = |flow| COLUMNS.map(|(protocol, family)| Task { flow, protocol, family });
+        let tasks: Vec<_> = flows.into_iter().flat_map(columns).collect();
+        let [first, more @ ..] = PATIENCE;
+        let mut cells = measure(testbed, situation, &tasks, first)?;
+        for patience in more {
+            let doubtful: Vec<_> = (0..cells.len()).filter(|n| cells[*n].is_doubtful(situation)).collect();
+            let again: Vec<_> = doubtful.iter().map(|n| tasks[*n]).collect();
+            for (n, measured) in doubtful.iter().zip(measure(testbed, situation, &again, patience)?) {
+                cells[*n] = measured;
+            }
+        }
+        Ok(Self { situation, cells })
+    }
+}
+
+impl Measured {
+    pub(super) fn promise(&self, situation: Situation) -> Promise {
+        Promise::of(self.flow, situation)
+    }
+
+    /// Whether the verdict is an error that a busy machine could explain.
+    fn is_doubtful(&self, situation: Situation) -> bool {
+        let leaked = self.promise(situation).wire == Some(Wire::Encrypted)
+            && matches!(self.cell.wire, Wire::Direct | Wire::Both);
+        match self.verdict {
+            Verdict::Kept | Verdict::KnownFailure => false,
+            Verdict::Broken => !leaked,
+            Verdict::Fixed => true,
+        }
+    }
+}
+
+/// Measures each of the cells once, in the same order.
+fn measure(
+    testbed: &Testbed,
+    situation: Situation,
+    tasks: &[Task],
+    patience: Duration,
+) -> Result<Vec<Measured>> {
+    let mut measured = Vec::new();
+    for tasks in tasks.chunks(AT_A_TIME) {
+        let capture = Capture::open(&testbed.underlay)?;
+        let calls: Vec<_> = thread::scope(|scope| {
+            let start = |task: &Task| {
+                let mark = Mark::new(task.protocol, task.family);
+                let client = testbed.client(task.flow.from);
+                let target = testbed.target(task.flow.to, task.family);
+                let calls = task.flow.calls();
+                (mark, scope.spawn(move || call_in_turn(client, target, mark, calls, patience)))
+            };
+            let threads: Vec<_> = tasks.iter().map(start).collect();
+            threads.into_iter().map(|(mark, thread)| (mark, thread.join())).collect()
+        });
+        let packets = capture.drain()?;
+        for (Task { flow, protocol, family }, (mark, answers)) in tasks.iter().copied().zip(calls) {
+            let answers = answers.unwrap_or_else(|panic| panic::resume_unwind(panic))?;
+            let (reachable, remark) = match judge(flow, family, &answers, testbed) {
+                Ok(()) => (true, String::new()),
+                Err(remark) => (false, remark),
+            };
+            let cell = Cell { reachable, wire: mark.wire(&packets) };
+            let is_kept = Promise::of(flow, situation).is_kept_by(cell);
+            let verdict = Verdict::of(is_kept, is_known_failure(flow, family, protocol, situation));
+            measured.push(Measured { flow, protocol, family, cell, remark, verdict });
+        }
+    }
+    Ok(measured)
+}
+
+/// Makes all calls of a cell, until one is not answered.
+fn call_in_turn(
+    client: &Place,
+    target: SocketAddr,
+    mark: Mark,
+    calls: usize,
+    patience: Duration,
+) -> Result<Vec<Option<Answer>>> {
+    let mut answers = Vec::new();
+    for n in 0..calls {
+        let answer = call(&client.space, target, mark, n, at_this_pace(patience))?;
+        let is_lost = answer.is_none();
+        answers.push(answer);
+        if is_lost {
+            break;
+        }
+    }
+    Ok(answers)
+}
+
+/// Whether the right server answered every call, and saw the right client. If not, why; an empty text when there was
+/// no answer at all.
+fn judge(flow: &Flow, family: Family, answers: &[Option<Answer>], testbed: &Testbed) -> Result<(), String> {
+    let servers = flow.servers();
+    let own = testbed.client(flow.from).addresses.of(family);
+    let mut first: Option<&Answer> = None;
+    for (n, answer) in answers.iter().enumerate() {
+        let Some(answer) = answer else {
+            return Err(if n == 0 { String::new() } else { format!("no answer to call {}", n + 1) });
+        };
+        let Answer { server, client } = answer;
+        if !servers.contains(&server.as_str()) {
+            return Err(format!("{server} answered instead of {}", servers.join(" or ")));
+        }
+        let first = first.get_or_insert(answer);
+        if first.server != *server {
+            return Err(format!("{} answered first, then {server}", first.server));
+        }
+        match flow.sees {
+            Sees::Client if *client != own => {
+                return Err(format!("the server saw {} as its client", testbed.owner(*client)));
+            }
+            Sees::Another if *client == own => {
+                return Err("the server saw the client's own address".to_owned());
+            }
+            Sees::Client | Sees::Another | Sees::Any => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{FLOWS, PodNetwork, ProxyMode},
+        *,
+    };
+
+    const SITUATION: Situation =
+        Situation { wireloom: true, proxy: ProxyMode::Iptables, network: PodNetwork::Bridge };
+
+    fn measured(verdict: Verdict, reachable: bool, wire: Wire) -> Measured {
+        Measured {
+            flow: &FLOWS[0],
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+            cell: Cell { reachable, wire },
+            remark: String::new(),
+            verdict,
+        }
+    }
+
+    #[test]
+    fn the_list_of_known_failures_is_strict() {
+        assert_eq!(Verdict::of(true, false), Verdict::Kept);
+        assert_eq!(Verdict::of(false, true), Verdict::KnownFailure);
+        // Not on the list and broken; on the list and kept.
+        assert!(Verdict::of(false, false).is_error());
+        assert!(Verdict::of(true, true).is_error());
+        assert!(!Verdict::Kept.is_error() && !Verdict::KnownFailure.is_error());
+    }
+
+    #[test]
+    fn plaintext_is_not_measured_until_it_is_gone() {
+        assert_eq!(
+            measured(Verdict::Kept, true, Wire::Encrypted).promise(SITUATION).wire,
+            Some(Wire::Encrypted)
+        );
+        assert!(measured(Verdict::Broken, false, Wire::Nothing).is_doubtful(SITUATION));
+        assert!(measured(Verdict::Broken, false, Wire::Encrypted).is_doubtful(SITUATION));
+        assert!(!measured(Verdict::Broken, true, Wire::Both).is_doubtful(SITUATION));
+        assert!(!measured(Verdict::Broken, false, Wire::Direct).is_doubtful(SITUATION));
+        assert!(measured(Verdict::Fixed, true, Wire::Encrypted).is_doubtful(SITUATION));
+    }
+}
