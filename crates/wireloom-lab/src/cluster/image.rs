@@ -7,15 +7,15 @@ use std::{
 
 use crate::{Error, Result, finish, wait::PROGRAM};
 
-/// Makes an image of programs and the libraries that they need, with `deploy/image/pack`. The first program is what a
-/// container runs. `archive` is the file to write, which [`Cluster::import`](super::Cluster::import) reads.
+/// Makes an image of a program and the libraries that it needs, with `deploy/image/pack`. `path` is the program's place
+/// in the image; containers run it. `archive` is the file to write.
 ///
 /// # Errors
 /// [`Error::Command`] with its output when it fails.
-pub fn pack(archive: &Path, name: &str, programs: &[&Path]) -> Result<()> {
+pub(super) fn pack(archive: &Path, name: &str, program: &Path, path: &str) -> Result<()> {
     let script: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../deploy/image/pack"].iter().collect();
     let mut command = Command::new(&script);
-    command.arg(archive).arg(name).args(programs);
+    command.arg(archive).arg(name).arg(format!("{}={path}", program.display()));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().map_err(Error::io(format!("run {}", script.display())))?;
     let output = finish(child, &script.display().to_string(), PROGRAM)?;

@@ -1,6 +1,9 @@
 //! The size of a cluster, and what differs between clusters.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use crate::network::layout::pools;
 
@@ -30,14 +33,13 @@ pub enum ProxyMode {
     Nftables,
 }
 
-impl ProxyMode {
+impl fmt::Display for ProxyMode {
     /// Its name in kube-proxy's configuration.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
             Self::Iptables => "iptables",
             Self::Nftables => "nftables",
-        }
+        })
     }
 }
 
@@ -52,6 +54,16 @@ pub enum PodNetwork {
     /// Routes to the other nodes' pods through a VXLAN interface, which has the first address of the node's pod CIDR,
     /// as flannel does it.
     Vxlan,
+}
+
+impl fmt::Display for PodNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Bridge => "pods on a bridge",
+            Self::MasqueradingBridge => "pods on a masquerading bridge",
+            Self::Vxlan => "pods on a bridge, VXLAN between nodes",
+        })
+    }
 }
 
 /// The API server's port.

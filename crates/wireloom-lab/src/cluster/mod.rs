@@ -14,6 +14,7 @@
 
 mod certificates;
 mod control_plane;
+mod daemon_set;
 mod image;
 mod layout;
 mod network;
@@ -31,14 +32,15 @@ use serde_json::{Value, json};
 use self::{
     certificates::Authority,
     control_plane::{ADMINISTRATOR, ControlPlane, server},
+    image::pack,
     node::{Membership, NodePrograms, import},
     remains::Remains,
 };
 pub use self::{
-    image::pack,
+    daemon_set::DaemonSet,
     layout::{ClusterLayout, PodNetwork, ProxyMode},
 };
-use crate::{Addresses, Error, Lab, Layout, Node, Place, Result, tools, until};
+use crate::{Addresses, Error, Lab, Layout, Node, Place, Result, flows, tools, until};
 
 /// A Kubernetes cluster. Dropping it takes everything down; so do a panic and the death of this process, even by
 /// SIGKILL.
@@ -81,7 +83,7 @@ impl Cluster {
         ])?;
         let programs = kubernetes_programs()?;
         let remains = Remains::new()?;
-        pack(&workload_image(&remains), WORKLOAD_IMAGE, &[workload])?;
+        pack(&workload_image(&remains), WORKLOAD_IMAGE, workload, flows::PROGRAM)?;
 
         let lab = Lab::new(&Layout {
             nodes: layout.nodes + 1,
@@ -116,6 +118,12 @@ impl Cluster {
     #[must_use]
     pub fn outside(&self) -> &Node {
         &self.lab.nodes[usize::from(self.layout.nodes)]
+    }
+
+    /// A directory for files that go with the cluster.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.remains.directory()
     }
 
     /// Runs kubectl as the administrator, with a command line that is split at white space, and returns its output.

@@ -34,6 +34,7 @@ const BRIDGE_NETFILTER: [(&str, &str); 2] =
 /// Runs containerd and the kubelet (`$@`) in control groups of their own, named `$GROUP`, which are the roots of the
 /// hierarchies in a control group namespace: several kubelets of one machine do not see each other.
 ///
+/// - Pods in the node's own network see its host name, `$NAME`.
 /// - The kubelet makes links to pods' logs in `/var/log/containers`, which are not for this machine's own `/var/log`.
 /// - Pods see what is mounted for them later (secrets, say) because `/` is shared.
 /// - cpuset needs its processors before a process can enter (version 1, cpuset(7)).
@@ -53,8 +54,9 @@ if [ -z "$ENTERED" ]; then
         done
         echo $$ >"$group/cgroup.procs"
     done
-    ENTERED=yes exec unshare --cgroup sh -c "$SCRIPT" sh "$@"
+    ENTERED=yes exec unshare --cgroup --uts sh -c "$SCRIPT" sh "$@"
 fi
+echo "$NAME" >/proc/sys/kernel/hostname
 hierarchies >/run/hierarchies
 while read -r at type options; do
     umount "$at"
@@ -121,7 +123,7 @@ impl NodePrograms {
             .arg(format!("--kubeconfig={CONFIGURATION}/kubelet.kubeconfig"))
             .arg(format!("--hostname-override={}", machine.name))
             .arg(format!("--node-ip={},{}", machine.host.addresses.v4, machine.host.addresses.v6))
-            .envs([("SCRIPT", NODE), ("GROUP", &member.group), ("ENTERED", "")]);
+            .envs([("SCRIPT", NODE), ("NAME", &machine.name), ("GROUP", &member.group), ("ENTERED", "")]);
         let kubelet = Program::start(machine, "kubelet", &mut kubelet)?;
         let up =
             until(PATIENCE, &format!("containerd on {}", machine.name), || space.run("ctr version").ok());
@@ -227,7 +229,7 @@ fn proxy_configuration(machine: &Node, mode: ProxyMode) -> String {
     json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
-        "mode": mode.name(),
+        "mode": mode.to_string(),
         "clusterCIDR": cluster_cidrs(),
         "hostnameOverride": machine.name,
         "clientConnection": { "kubeconfig": format!("{CONFIGURATION}/kube-proxy.kubeconfig") },

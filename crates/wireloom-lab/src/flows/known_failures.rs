@@ -4,12 +4,8 @@
 
 use wireloom_plan::routing::Family;
 
-use super::{
-    flow::Flow,
-    mark::Protocol,
-    situation::{PodNetwork, ProxyMode, Situation},
-};
-use crate::FAMILIES;
+use super::{flow::Flow, mark::Protocol, situation::Situation};
+use crate::{FAMILIES, PodNetwork, ProxyMode};
 
 /// The issue that fixes them.
 pub const ISSUE: &str = "The promise holds whatever happens";

@@ -34,7 +34,7 @@ pub use self::{
     known_failures::ISSUE,
     manifest::manifest,
     mark::Protocol,
-    situation::{PodNetwork, ProxyMode, Situation},
+    situation::Situation,
     table::{FlowTable, Measured, Verdict},
     testbed::Testbed,
 };

@@ -118,10 +118,11 @@ fn column_name(protocol: Protocol, family: Family) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{FLOWS, Flow, PodNetwork, ProxyMode, Situation},
+        super::{FLOWS, Flow, Situation},
         *,
     };
     use crate::Cell;
+    use crate::{PodNetwork, ProxyMode};
 
     fn without_colours(text: &str) -> String {
         anstream::adapter::strip_str(text).to_string()
