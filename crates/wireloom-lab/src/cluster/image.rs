@@ -12,10 +12,10 @@ use crate::{Error, Result, finish, wait::PROGRAM};
 ///
 /// # Errors
 /// [`Error::Command`] with its output when it fails.
-pub(super) fn pack(archive: &Path, name: &str, program: &Path, path: &str) -> Result<()> {
+pub(super) fn pack(archive: &Path, name: &str, program: &Path, path: &Path) -> Result<()> {
     let script: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../deploy/image/pack"].iter().collect();
     let mut command = Command::new(&script);
-    command.arg(archive).arg(name).arg(format!("{}={path}", program.display()));
+    command.arg(archive).arg(name).arg(format!("{}={}", program.display(), path.display()));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().map_err(Error::io(format!("run {}", script.display())))?;
     let output = finish(child, &script.display().to_string(), PROGRAM)?;

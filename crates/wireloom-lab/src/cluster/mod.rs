@@ -83,7 +83,7 @@ impl Cluster {
         ])?;
         let programs = kubernetes_programs()?;
         let remains = Remains::new()?;
-        pack(&workload_image(&remains), WORKLOAD_IMAGE, workload, flows::PROGRAM)?;
+        pack(&workload_image(&remains), WORKLOAD_IMAGE, workload, Path::new(flows::PROGRAM))?;
 
         let lab = Lab::new(&Layout {
             nodes: layout.nodes + 1,
@@ -165,6 +165,16 @@ impl Cluster {
     /// [`Error::Command`] when containerd refuses it.
     pub fn import(&self, archive: &Path) -> Result<()> {
         self.nodes().iter().try_for_each(|node| import(node, archive))
+    }
+
+    /// Imports an image of one program of this machine, with the libraries that it needs, on every node.
+    ///
+    /// # Errors
+    /// [`Error::Command`] when it cannot be made, or containerd refuses it.
+    pub fn import_program(&self, image: &str, program: &Path) -> Result<()> {
+        let archive = self.directory().join("program.tar");
+        pack(&archive, image, program, program)?;
+        self.import(&archive)
     }
 
     /// The network of a running pod of the namespace `default`.

@@ -1,24 +1,41 @@
-//! What disturbances cost the traffic between pods: pings lost at one in 10 ms over each family, and packets in
-//! plaintext on the network between the nodes.
+//! What disturbances cost the traffic between pods: pings lost, at one in 10 ms, and packets in plaintext on the network
+//! between the nodes.
+//!
+//! Figures are part of the output. Promises that are not kept yet are *known failures*, each with the issue that fixes
+//! it, and strictly: one that is kept fails the test until the line here says so.
 
 use std::{
     fmt, thread,
     time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 use wireloom_lab::{
     Capture, Cluster, ClusterLayout, Content, FAMILIES, PATIENCE, Packet, Pinger, Place, WORKLOAD_IMAGE,
-    until,
+    flows, until,
 };
 
 use crate::fixtures::{TAGS, WithWireloom};
+
+/// The issues that fix known failures.
+const UPGRADE: &str = "Upgrade without anyone noticing";
 
 /// Time between two pings.
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long pings continue before and after a disturbance.
 const MARGIN: Duration = Duration::from_secs(1);
+
+/// What is promised of a figure.
+#[derive(Debug, Clone, Copy)]
+enum Expected {
+    /// It is 0.
+    Nothing,
+    /// It will be 0 once this issue is done. Today it is more.
+    KnownFailure(&'static str),
+    /// Nothing: a crash may cost packets.
+    Anything,
+}
 
 /// What a disturbance cost.
 #[derive(Debug, Default)]
@@ -33,7 +50,28 @@ impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { sent, lost, outage, plaintext } = self;
         let outage = outage.as_secs_f64();
-        write!(f, "{lost} of {sent} pings lost, {outage:.2} s at most; {plaintext} packets in plaintext")
+        write!(f, "{lost} of {sent} pings lost, for {outage:.2} s at most; {plaintext} packets in plaintext")
+    }
+}
+
+impl Cost {
+    /// Prints the figures, and compares them with what is promised.
+    fn judge(&self, disturbance: &str, lost: Expected, plaintext: Expected) {
+        println!("figure: {disturbance}: {self}");
+        for (what, figure, expected) in
+            [("pings lost", self.lost, lost), ("packets in plaintext", self.plaintext, plaintext)]
+        {
+            match expected {
+                Expected::Nothing => assert_eq!(figure, 0, "{disturbance}: {what}"),
+                Expected::KnownFailure(issue) => {
+                    assert_ne!(
+                        figure, 0,
+                        "{disturbance}: no {what}, as promised: \"{issue}\" is no longer needed here"
+                    );
+                }
+                Expected::Anything => {}
+            }
+        }
     }
 }
 
@@ -45,39 +83,27 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let on = WithWireloom::new(&ClusterLayout { nodes: 3, ..ClusterLayout::default() });
-        let pod = |node: &str| {
-            json!({
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": { "name": node.replace("node", "pod") },
-                "spec": {
-                    "nodeName": node,
-                    "terminationGracePeriodSeconds": 0,
-                    "containers": [{ "name": "c", "image": WORKLOAD_IMAGE, "imagePullPolicy": "Never" }],
-                },
-            })
-        };
-        let pods = on.cluster.nodes().iter().map(|node| pod(&node.name)).collect::<Vec<_>>();
-        let pods = json!({ "apiVersion": "v1", "kind": "List", "items": pods });
-        on.cluster.apply(&pods.to_string()).unwrap();
-        on.cluster.wait_for_pods("--all").unwrap();
+        let pods = on.cluster.nodes().iter().map(|node| {
+            let name = node.name.replace("node", "pod");
+            pod(&name, &node.name, WORKLOAD_IMAGE, &[flows::PROGRAM])
+        });
+        start(&on.cluster, pods.collect());
         Self { on }
     }
 
-    fn cluster(&self) -> &Cluster {
-        &self.on.cluster
-    }
-
     fn pod(&self, name: &str) -> Place {
-        self.cluster().pod(name).unwrap()
+        self.on.cluster.pod(name).unwrap()
     }
 
-    /// Measures what `disturb` costs the traffic from one pod to another; both must still be there afterwards.
-    fn cost(&mut self, from: &str, to: &str, disturb: impl FnOnce(&mut WithWireloom)) -> Cost {
-        let (from, to) = (self.pod(from), self.pod(to));
-        wait_for_answer(&from, &to);
-        let capture = Capture::open(self.cluster().lab.underlay()).unwrap();
-        let pingers = FAMILIES.map(|family| Pinger::start(&from, &to, family, INTERVAL).unwrap());
+    /// Measures what `disturb` costs `pod-a` and `pod-b`, which ping each other. Both must still be there afterwards.
+    fn cost(&mut self, disturb: impl FnOnce(&mut WithWireloom)) -> Cost {
+        let [a, b] = ["pod-a", "pod-b"].map(|name| self.pod(name));
+        let both_ways = || [(&a, &b), (&b, &a)].into_iter();
+        both_ways().for_each(|(from, to)| wait_for_answer(from, to));
+        let capture = Capture::open(self.on.cluster.lab.underlay()).unwrap();
+        let pingers: Vec<_> = both_ways()
+            .flat_map(|(from, to)| FAMILIES.map(|family| Pinger::start(from, to, family, INTERVAL).unwrap()))
+            .collect();
         thread::sleep(MARGIN);
         disturb(&mut self.on);
         for pinger in &pingers {
@@ -87,7 +113,7 @@ impl Stage {
         }
         thread::sleep(MARGIN);
         let mut cost = Cost::default();
-        for report in pingers.map(|pinger| pinger.stop().unwrap()) {
+        for report in pingers.into_iter().map(|pinger| pinger.stop().unwrap()) {
             cost.sent += report.sent;
             cost.lost += report.lost;
             cost.outage = cost.outage.max(report.outage);
@@ -95,6 +121,25 @@ impl Stage {
         cost.plaintext = plaintext(&capture.drain().unwrap(), &self.on.cluster);
         cost
     }
+}
+
+/// A pod that runs a program.
+fn pod(name: &str, node: &str, image: &str, command: &[&str]) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": name },
+        "spec": {
+            "nodeName": node,
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{ "name": "c", "image": image, "imagePullPolicy": "Never", "command": command }],
+        },
+    })
+}
+
+fn start(cluster: &Cluster, pods: Vec<Value>) {
+    cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": pods }).to_string()).unwrap();
+    cluster.wait_for_pods("--all").unwrap();
 }
 
 /// Waits until a pod answers another one over both families.
@@ -113,67 +158,78 @@ fn plaintext(packets: &[Packet], cluster: &Cluster) -> usize {
     let is_plaintext = |packet: &&Packet| {
         is_pod(packet.source)
             && is_pod(packet.destination)
-            && !matches!(packet.content, Content::WireGuard { .. } | Content::Link)
+            && !matches!(packet.content, Content::WireGuard { .. })
     };
     packets.iter().filter(is_plaintext).count()
 }
 
 #[test]
 fn nothing_is_lost_while_the_api_server_is_away() {
-    let mut stage = Stage::new();
-    let cost = stage.cost("pod-a", "pod-b", |on| {
+    let cost = Stage::new().cost(|on| {
         on.cluster.stop_api_server();
         thread::sleep(Duration::from_secs(60));
         on.cluster.start_api_server().unwrap();
     });
-    println!("figure: API server away for a minute: {cost}");
-    assert_eq!((cost.lost, cost.plaintext), (0, 0), "{cost}");
+    cost.judge("API server away for a minute", Expected::Nothing, Expected::Nothing);
 }
 
 #[test]
-fn a_rollout_costs() {
-    let mut stage = Stage::new();
-    let cost = stage.cost("pod-a", "pod-b", |on| on.daemon_set.roll_out(&on.cluster, TAGS[1]).unwrap());
-    println!("figure: rollout of a new version: {cost}");
+fn a_rollout_costs_traffic() {
+    let cost = Stage::new().cost(|on| on.daemon_set.roll_out(&on.cluster, TAGS[1]).unwrap());
+    let (lost, plaintext) = (Expected::KnownFailure(UPGRADE), Expected::KnownFailure(flows::ISSUE));
+    cost.judge("rollout of a new version", lost, plaintext);
 }
 
 #[test]
-fn a_killed_container_costs() {
-    let mut stage = Stage::new();
-    let cost = stage.cost("pod-a", "pod-b", |on| {
+fn a_killed_container_costs_traffic() {
+    let cost = Stage::new().cost(|on| {
         let agent = on.daemon_set.agent(&on.cluster, 1).unwrap();
         on.cluster.nodes()[1].run(&format!("kill -KILL {agent}")).unwrap();
-        until(PATIENCE, "another agent", || {
-            on.daemon_set.agent(&on.cluster, 1).ok().filter(|other| *other != agent)
-        })
-        .unwrap();
+        let other = || on.daemon_set.agent(&on.cluster, 1).ok().filter(|other| *other != agent);
+        until(PATIENCE, "another agent", other).unwrap();
         on.daemon_set.wait(&on.cluster).unwrap();
     });
-    println!("figure: container killed: {cost}");
+    cost.judge("container killed", Expected::Anything, Expected::KnownFailure(flows::ISSUE));
 }
 
 #[test]
 fn others_lose_nothing_while_a_node_is_drained_and_deleted() {
-    let mut stage = Stage::new();
-    let cost = stage.cost("pod-a", "pod-b", |on| {
+    let cost = Stage::new().cost(|on| {
         on.cluster.kubectl("drain node-c --ignore-daemonsets --force").unwrap();
         on.cluster.kubectl("delete node node-c").unwrap();
+        until(PATIENCE, "the agent of a deleted node to end", || on.daemon_set.agent(&on.cluster, 2).err())
+            .unwrap();
     });
-    println!("figure: node drained and deleted, pods of the others: {cost}");
-    assert_eq!((cost.lost, cost.plaintext), (0, 0), "{cost}");
+    cost.judge("node drained and deleted, between pods of other nodes", Expected::Nothing, Expected::Nothing);
 }
 
 #[test]
-fn a_node_restarts() {
+fn others_lose_nothing_while_a_node_restarts() {
     let mut stage = Stage::new();
-    let began = Instant::now();
+    // A pod that has something to say as soon as its node is up.
+    let a = stage.pod("pod-a").addresses;
+    let command = ["/bin/busybox", "ping", "-i", "0.01", &a.v4.to_string()];
+    stage.on.cluster.import_program("registry.local/busybox:1", "/bin/busybox".as_ref()).unwrap();
+    start(&stage.on.cluster, vec![pod("speaker", "node-c", "registry.local/busybox:1", &command)]);
+
     let mut back = Duration::ZERO;
-    let cost = stage.cost("pod-a", "pod-b", |on| {
+    let a = stage.pod("pod-a");
+    let cost = stage.cost(|on| {
+        let old = on.cluster.pod("pod-c").unwrap().addresses;
         let began = Instant::now();
         on.cluster.restart_node(2).unwrap();
-        on.cluster.wait_for_nodes().unwrap();
-        on.daemon_set.wait(&on.cluster).unwrap();
+        // The pod's container is new, and so are its addresses.
+        let new = || on.cluster.pod("pod-c").ok().filter(|new| new.addresses != old);
+        let new = until(2 * PATIENCE, "the pods of the restarted node", new).unwrap();
+        wait_for_answer(&a, &new);
         back = began.elapsed();
+        on.daemon_set.wait(&on.cluster).unwrap();
     });
-    println!("figure: node restarted, pods of the others: {cost}; {back:?} {:?}", began.elapsed());
+    println!("figure: node restarted: pods reach its pods again after {:.1} s", back.as_secs_f64());
+    let plaintext = Expected::KnownFailure(flows::ISSUE);
+    cost.judge(
+        "node restarted: pings between pods of other nodes, and all plaintext",
+        Expected::Nothing,
+        plaintext,
+    );
 }
