@@ -26,6 +26,9 @@ pub enum Error {
         /// What `unshare` printed.
         reason: String,
     },
+    /// A cluster needs root of the machine.
+    #[error("a Kubernetes cluster needs root of the machine, not of a user namespace: run it with sudo")]
+    NotRoot,
     /// A program failed.
     #[error("`{command}` in {place} failed ({status}): {stderr}")]
     Command {

@@ -22,6 +22,7 @@
 //!
 //! - `network`: the machines. [`Lab`] builds them and takes them down, [`Node`] is one of them, [`Place`] is where
 //!   traffic starts or ends (a node's own network or a pod's), [`Space`] runs work inside.
+//! - `cluster`: a Kubernetes [`Cluster`] on such machines, and Wireloom on it as a [`DaemonSet`].
 //! - `programs`: what runs on the nodes. [`agent`] and the files that it reads ([`mesh`]), [`routing`] daemons, and
 //!   the configurations that the [`guide`] to link mode shows.
 //! - `scenarios`: laboratories with programs already running. Routers on one [`Link`]; the [`unscoped`] rule of
@@ -30,6 +31,7 @@
 //!   probes every pair of nodes, [`Pinger`] and [`Stream`] run while something changes.
 //! - [`flows`]: who reaches whom in a Kubernetes cluster, encrypted or not. The program `wireloom-workload` answers.
 
+mod cluster;
 mod error;
 pub mod flows;
 mod network;
@@ -41,6 +43,7 @@ mod traffic;
 mod wait;
 
 pub use self::{
+    cluster::{Cluster, ClusterLayout, DaemonSet, PodNetwork, ProxyMode, WORKLOAD_IMAGE},
     error::{Error, Result},
     network::{Addresses, FAMILIES, Holder, Lab, Layout, Node, Place, Space},
     programs::{agent, control, guide, mesh, routing},

@@ -7,9 +7,9 @@ use wireloom_plan::routing::Family;
 use super::{
     column::{Column, Protocol},
     flow::Flow,
-    situation::{PodNetwork, ProxyMode, Situation},
+    situation::Situation,
 };
-use crate::FAMILIES;
+use crate::{FAMILIES, PodNetwork, ProxyMode};
 
 /// The issue that fixes them.
 pub const ISSUE: &str = "The promise holds whatever happens";

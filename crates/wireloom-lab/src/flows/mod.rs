@@ -35,7 +35,7 @@ pub use self::{
     flow::{FLOWS, Flow, Group},
     known_failures::ISSUE,
     manifest::manifest,
-    situation::{PodNetwork, ProxyMode, Situation},
+    situation::Situation,
     table::{FlowTable, Measured, Verdict},
     testbed::Testbed,
 };

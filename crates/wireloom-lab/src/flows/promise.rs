@@ -4,9 +4,9 @@ use std::fmt;
 
 use super::{
     flow::{Flow, Path},
-    situation::{PodNetwork, Situation},
+    situation::Situation,
 };
-use crate::{Cell, Wire};
+use crate::{Cell, PodNetwork, Wire};
 
 /// The outcome that a flow should have, over every family and protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,10 +61,8 @@ impl fmt::Display for Promise {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{FLOWS, ProxyMode},
-        *,
-    };
+    use super::{super::FLOWS, *};
+    use crate::ProxyMode;
 
     fn promise(name: &str, wireloom: bool, network: PodNetwork) -> String {
         let flow = FLOWS.iter().find(|flow| flow.name == name).unwrap();

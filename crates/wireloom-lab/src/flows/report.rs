@@ -107,10 +107,10 @@ fn cell(measured: &Measured) -> String {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{FLOWS, Flow, PodNetwork, ProxyMode, Situation},
+        super::{FLOWS, Flow, Situation},
         *,
     };
-    use crate::Cell;
+    use crate::{Cell, PodNetwork, ProxyMode};
 
     fn without_colours(text: &str) -> String {
         anstream::adapter::strip_str(text).to_string()

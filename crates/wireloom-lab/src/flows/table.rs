@@ -216,10 +216,8 @@ fn judge(flow: &Flow, family: Family, answers: &[Option<Answer>], testbed: &Test
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{FLOWS, PodNetwork, ProxyMode},
-        *,
-    };
+    use super::{super::FLOWS, *};
+    use crate::{PodNetwork, ProxyMode};
 
     const SITUATION: Situation =
         Situation { wireloom: true, proxy: ProxyMode::Iptables, network: PodNetwork::Bridge };

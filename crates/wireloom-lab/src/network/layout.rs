@@ -99,7 +99,7 @@ pub(super) fn link_local() -> Addresses {
 
 /// Addresses `k` of node `n`'s block: 10.161.n.k and fd00:10:161:n::k. With [`Layout::block_address`] the node has
 /// number 1 itself.
-pub(super) fn pod(n: u8, k: u8) -> Addresses {
+pub(crate) fn pod(n: u8, k: u8) -> Addresses {
     Addresses {
         v4: Ipv4Addr::new(10, 161, n, k),
         v6: Ipv6Addr::new(0xfd00, 0x10, 0x161, n.into(), 0, 0, 0, k.into()),

@@ -22,6 +22,7 @@ use crate::{Result, become_root};
 pub struct Lab {
     /// The machines, in the order of their names: `node-a` first.
     pub nodes: Vec<Node>,
+    layout: Layout,
     underlay: Space,
     underlay_holder: Holder,
 }
@@ -40,8 +41,8 @@ impl Lab {
             "link set lo up\nlink add underlay type bridge mcast_snooping 0\nlink set underlay up\n",
         )?;
         let nodes = (1..=layout.nodes).map(|n| Node::new(n, layout)).collect::<Result<Vec<_>>>()?;
-        let mut lab = Self { nodes, underlay, underlay_holder };
-        lab.connect(layout.routed)?;
+        let mut lab = Self { nodes, layout: *layout, underlay, underlay_holder };
+        lab.connect(&lab.nodes)?;
         for node in &mut lab.nodes {
             for k in 0..layout.pods {
                 node.add_pod(pod(node.number, k + 2))?;
@@ -51,24 +52,39 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Connects every node to the underlay, and adds routes to the other nodes' pods when `routed`.
-    fn connect(&self, routed: bool) -> Result<()> {
+    /// Connects nodes to the underlay, and adds their routes to the other nodes' pods if the layout says so.
+    fn connect(&self, nodes: &[Node]) -> Result<()> {
         // `ip` must run in our own pid namespace: `netns {pid}` below is a process id of this one.
         let mut cables = String::new();
-        for node in &self.nodes {
+        for node in nodes {
             // At most one segment in a packet: senders split GSO packets before they reach the cable, so a
             // capture sees each datagram by itself, and a probe recognises its own by the length.
-            let (name, pid) = (&node.name, node.pid());
+            let (name, pid, mac) = (&node.name, node.pid(), node.mac());
             let _ = writeln!(
                 cables,
-                "link add {name} gso_max_segs 1 type veth peer name eth0 gso_max_segs 1 netns {pid}"
+                "link add {name} gso_max_segs 1 type veth peer name eth0 address {mac} gso_max_segs 1 netns {pid}"
             );
-            let _ = writeln!(cables, "link set {} master underlay up", node.name);
+            let _ = writeln!(cables, "link set {name} master underlay up");
         }
         self.underlay.network_only().feed("ip -batch -", &cables)?;
-        self.nodes.iter().try_for_each(|node| {
-            node.connect(self.nodes.iter().filter(|other| routed && other.number != node.number))
+        nodes.iter().try_for_each(|node| {
+            let others = self.nodes.iter().filter(|other| other.number != node.number);
+            node.connect(others.filter(|_| self.layout.routed))
         })
+    }
+
+    /// Turns a node (an index into [`Lab::nodes`]) off and on again: its processes, network and files are gone, and it
+    /// comes back with its name, addresses and routes, but without pods.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn restart(&mut self, node: usize) -> Result<()> {
+        let number = self.nodes[node].number;
+        let name = self.nodes[node].name.clone();
+        self.nodes[node] = Node::new(number, &self.layout)?;
+        // The kernel removes the old network, with the other end of this cable, at its leisure.
+        self.underlay.run(&format!("ip link del {name}"))?;
+        self.connect(&self.nodes[node..=node])
     }
 
     /// Gives address `k` (2 to 254) of the block of node `owner` to a new pod on node `borrower`, as an IPAM does

@@ -46,7 +46,7 @@ pub struct Node {
     pub pods: Vec<Place>,
     /// The prefixes of its pods' addresses, IPv4 first.
     pub block: [IpNet; 2],
-    pub(super) number: u8,
+    pub(crate) number: u8,
     pub(super) holder: Holder,
     /// The pods' gateway: the addresses of the bridge `cni0`.
     gateway: Addresses,
@@ -98,6 +98,11 @@ impl Node {
             pod_mtu: layout.pod_mtu,
             holder,
         })
+    }
+
+    /// The MAC address of `eth0`. It is fixed: other nodes keep it in their neighbour tables while this one restarts.
+    pub(super) fn mac(&self) -> String {
+        format!("02:00:00:00:00:{:02x}", self.number)
     }
 
     /// Brings up `eth0` and the bridge `cni0` with their addresses, and adds routes to the pods of `others`.

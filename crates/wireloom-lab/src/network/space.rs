@@ -50,7 +50,7 @@ impl Space {
     }
 
     /// A network namespace that `ip netns add` made in here, with the same mounts and processes.
-    pub(super) fn named_network(&self, name: &str, place: String) -> Result<Self> {
+    pub(crate) fn named_network(&self, name: &str, place: String) -> Result<Self> {
         let net = self.inside(|| open(&format!("/run/netns/{name}")))??;
         Ok(Self { place, net: Arc::new(net), ..self.clone() })
     }

@@ -89,6 +89,11 @@ impl Mesh {
     /// The mesh of a laboratory whose nodes have these keys, in order. WireGuard runs over IPv4.
     #[must_use]
     pub fn of(lab: &Lab, keys: &[KeyPair]) -> Self {
+        Self::of_nodes(&lab.nodes, keys)
+    }
+
+    /// The mesh of these nodes.
+    pub(crate) fn of_nodes(nodes: &[Node], keys: &[KeyPair]) -> Self {
         let member = |(node, key): (&Node, &KeyPair)| Member {
             name: node.name.clone(),
             public_key: Some(key.public.clone()),
@@ -99,8 +104,13 @@ impl Mesh {
         };
         Self {
             pools: layout::pools().map(|cidr| Pool { cidr }).to_vec(),
-            nodes: lab.nodes.iter().zip(keys).map(member).collect(),
+            nodes: nodes.iter().zip(keys).map(member).collect(),
         }
+    }
+
+    /// The text of `mesh.toml`.
+    pub(crate) fn to_toml(&self) -> String {
+        toml::to_string(self).expect("TOML can express every mesh")
     }
 
     /// Writes `mesh.toml` on every node.
@@ -116,8 +126,7 @@ impl Mesh {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_on(&self, node: &Node) -> Result<()> {
-        let text = toml::to_string(self).expect("TOML can express every mesh");
-        node.host.space.write(MEMBERS, &text)
+        node.host.space.write(MEMBERS, &self.to_toml())
     }
 }
 

@@ -1,12 +1,14 @@
 //! A server for test pods: it tells every client who answered, and which address it saw.
 //!
 //! ```text
-//! wireloom-workload NAME PORT…
+//! wireloom-workload [NAME PORT…]
 //! ```
 //!
 //! It listens on every PORT, over TCP and UDP, IPv4 and IPv6. A request is a line; the answer is the line
 //! `NAME CLIENT-ADDRESS`, padded with spaces to the length of the request. Who watches the network can thus tell the
 //! packets of an exchange by their length, in both directions and encrypted too ([`wireloom_lab::flows`]).
+//!
+//! Without arguments it listens nowhere: the container that holds a pod's network runs it too.
 //!
 //! In a container it is process 1. The kernel delivers no signal to that one that it does not handle, so SIGTERM is
 //! blocked and waited for instead: a blocked signal stays pending, also for process 1.
@@ -16,7 +18,7 @@ mod udp;
 
 use std::{env, net::IpAddr, process::ExitCode, thread};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use nix::sys::signal::{SigSet, Signal};
 
 fn main() -> ExitCode {
@@ -32,12 +34,9 @@ fn main() -> ExitCode {
 /// Serves until SIGTERM or SIGINT arrives.
 fn run() -> anyhow::Result<()> {
     let mut arguments = env::args().skip(1);
-    let name = arguments.next().context("usage: wireloom-workload NAME PORT…")?;
+    let name = arguments.next().unwrap_or_default();
     let ports = arguments.map(|port| port.parse().with_context(|| format!("{port} is not a port")));
     let ports = ports.collect::<anyhow::Result<Vec<u16>>>()?;
-    if ports.is_empty() {
-        bail!("usage: wireloom-workload NAME PORT…");
-    }
 
     // Threads inherit the mask, so no thread of this process handles these signals.
     let end = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);

@@ -9,11 +9,9 @@ use std::{
 };
 
 use wireloom_lab::{
-    Addresses, Cell, Lab, Layout, Node, PATIENCE, Place, Wire,
+    Addresses, Cell, Lab, Layout, Node, PATIENCE, Place, PodNetwork, ProxyMode, Wire,
     agent::Agent,
-    flows::{
-        FLOWS, FlowTable, NODES, PODS, Pod, PodNetwork, ProxyMode, SERVICES, ServiceKind, Situation, Testbed,
-    },
+    flows::{FLOWS, FlowTable, NODES, PODS, Pod, SERVICES, ServiceKind, Situation, Testbed},
     probe::{Exchange, probe},
     until,
 };

@@ -1,0 +1,120 @@
+//! Wireloom on a cluster, as `deploy/kubernetes` installs it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::Cluster;
+use crate::{
+    Error, Result,
+    mesh::{KeyPair, Mesh, write_key},
+};
+
+/// The namespace and the name of the DaemonSet, and the name of its pods' container.
+const DAEMON_SET: &str = "--namespace wireloom daemonset/wireloom";
+const CONTAINER: &str = "agent";
+
+/// The name under which `deploy/kubernetes` expects Wireloom's image.
+const IMAGE: &str = "wireloom";
+
+/// Settings and image are those of the user; everything else is as `deploy/kubernetes` has it.
+const KUSTOMIZATION: &str = r#"resources: [base]
+images: [{name: wireloom, newName: "IMAGE", newTag: "TAG"}]
+configMapGenerator:
+  - name: wireloom
+    namespace: wireloom
+    behavior: replace
+    files: [agent.toml, mesh.toml]
+    options: {disableNameSuffixHash: true}
+"#;
+
+/// Wireloom on a cluster.
+#[derive(Debug)]
+pub struct DaemonSet {
+    /// The user's directory, which `kubectl apply --kustomize` reads.
+    directory: PathBuf,
+    keys: Vec<KeyPair>,
+}
+
+impl DaemonSet {
+    /// Installs Wireloom on every node and waits until every agent is ready. `wireloom` is the program, which makes the
+    /// nodes' keys; `tag` that of the image `wireloom`, which must be imported; `routing` the lines of that section of
+    /// `agent.toml`.
+    ///
+    /// # Errors
+    /// When kubectl fails, or an agent is not ready in time.
+    pub fn install(cluster: &Cluster, wireloom: &Path, tag: &str, routing: &str) -> Result<Self> {
+        let mut keys = Vec::new();
+        for node in cluster.nodes() {
+            let key = KeyPair::generate(wireloom, node)?;
+            write_key(node, &key)?;
+            keys.push(key);
+        }
+        let directory = cluster.directory().join("wireloom");
+        copy_base(&directory.join("base"))?;
+        let daemon_set = Self { directory, keys };
+        daemon_set.write("kustomization.yaml", &KUSTOMIZATION.replace("IMAGE", IMAGE).replace("TAG", tag))?;
+        daemon_set.write("agent.toml", &format!("[routing]\n{routing}\n"))?;
+        daemon_set.write("mesh.toml", &Mesh::of_nodes(cluster.nodes(), &daemon_set.keys).to_toml())?;
+        cluster.kubectl(&format!("apply --kustomize {}", daemon_set.directory.display()))?;
+        daemon_set.wait(cluster)?;
+        Ok(daemon_set)
+    }
+
+    /// Rolls out another image, and waits until every node runs it.
+    ///
+    /// # Errors
+    /// As [`DaemonSet::install`].
+    pub fn roll_out(&self, cluster: &Cluster, tag: &str) -> Result<()> {
+        cluster.kubectl(&format!("set image {DAEMON_SET} {CONTAINER}={IMAGE}:{tag}"))?;
+        self.wait(cluster)
+    }
+
+    /// Waits until every node runs the agent, and every agent is ready.
+    ///
+    /// # Errors
+    /// [`Error::Output`], with the state of the pods and what the agents logged, when that takes more than 50 s.
+    pub fn wait(&self, cluster: &Cluster) -> Result<()> {
+        let status = cluster.kubectl(&format!("rollout status {DAEMON_SET} --timeout 50s"));
+        status.map(drop).map_err(|error| {
+            let questions = [
+                "get pods --namespace wireloom --output wide",
+                "get events --namespace wireloom",
+                "logs --namespace wireloom --selector app.kubernetes.io/name=wireloom --prefix --tail 20",
+            ];
+            let answers =
+                questions.map(|line| cluster.kubectl(line).unwrap_or_else(|error| error.to_string()));
+            Error::Output { what: error.to_string(), output: answers.join("\n") }
+        })
+    }
+
+    /// The process id of the agent on a node (an index into [`Cluster::nodes`]), as the node sees it.
+    ///
+    /// # Errors
+    /// When no agent runs there.
+    pub fn agent(&self, cluster: &Cluster, node: usize) -> Result<u32> {
+        let output = cluster.nodes()[node].run("pgrep --oldest --full wireloom.agent$")?;
+        let unexpected = || Error::Output { what: "pgrep".into(), output: output.clone() };
+        output.trim().parse().map_err(|_| unexpected())
+    }
+
+    fn write(&self, file: &str, text: &str) -> Result<()> {
+        let path = self.directory.join(file);
+        fs::write(&path, text).map_err(Error::io(format!("write {}", path.display())))
+    }
+}
+
+/// Copies `deploy/kubernetes`: kustomize reads no directories by absolute paths.
+fn copy_base(to: &Path) -> Result<()> {
+    let from: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../deploy/kubernetes"].iter().collect();
+    let copy = || {
+        fs::create_dir_all(to)?;
+        for file in fs::read_dir(&from)? {
+            let file = file?;
+            fs::copy(file.path(), to.join(file.file_name()))?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    copy().map_err(Error::io(format!("copy {}", from.display())))
+}

@@ -1,0 +1,342 @@
+//! A real Kubernetes cluster on the machines of a laboratory.
+//!
+//! ```text
+//!  ┌ node-a ───────────────┐   ┌ node-b ───────────────┐   ┌ node-c ───────────────────┐
+//!  │ containerd  kubelet   │   │ containerd  kubelet   │   │ etcd  kube-apiserver      │
+//!  │ kube-proxy  cni0 pods │   │ kube-proxy  cni0 pods │   │ kube-controller-manager   │
+//!  │                  eth0 │   │                  eth0 │   │ kube-scheduler       eth0 │
+//!  └────────────────────┬──┘   └────────────────────┬──┘   └────────────────────────┬──┘
+//!                       └───────── underlay ────────┴───────────────────────────────┘
+//! ```
+//!
+//! Every program is the real one: Kubernetes' own from their Go module (`scripts/kubernetes-programs`), the others from
+//! Debian. It needs root of the machine, because containers need control groups.
+
+mod certificates;
+mod control_plane;
+mod daemon_set;
+mod image;
+mod layout;
+mod network;
+mod node;
+mod process;
+mod remains;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde_json::{Value, json};
+
+use self::{
+    certificates::Authority,
+    control_plane::{ADMINISTRATOR, ControlPlane, server},
+    image::pack,
+    node::{Membership, NodePrograms, import},
+    remains::Remains,
+};
+pub use self::{
+    daemon_set::DaemonSet,
+    layout::{ClusterLayout, PodNetwork, ProxyMode},
+};
+use crate::{Addresses, Error, Lab, Layout, Node, Place, Result, flows, tools, until};
+
+/// A Kubernetes cluster. Dropping it takes everything down; so do a panic and the death of this process, even by
+/// SIGKILL.
+#[derive(Debug)]
+pub struct Cluster {
+    // In this order they are dropped: programs, the machines, what is outside of them.
+    nodes: Vec<NodePrograms>,
+    control_plane: ControlPlane,
+    /// Its machines: the nodes, and last the control plane's, which is no node of the cluster.
+    pub lab: Lab,
+    layout: ClusterLayout,
+    authority: Authority,
+    programs: PathBuf,
+    remains: Remains,
+}
+
+/// The image that pods' networks are held by, and that test workloads run: the program `wireloom-workload`.
+pub const WORKLOAD_IMAGE: &str = node::SANDBOX_IMAGE;
+
+/// How long a node or a pod may take to become ready.
+const READY: std::time::Duration = std::time::Duration::from_secs(120);
+
+impl Cluster {
+    /// Builds a cluster whose nodes are ready. `workload` is the program `wireloom-workload`.
+    ///
+    /// # Errors
+    /// [`Error::NotRoot`]; when a program is missing or fails, with the end of its log; [`Error::Timeout`].
+    pub fn new(layout: &ClusterLayout, workload: &Path) -> Result<Self> {
+        require_root()?;
+        tools::require(&[
+            "etcd",
+            "containerd",
+            "ctr",
+            "runc",
+            "/usr/lib/cni/bridge",
+            "conntrack",
+            "iptables",
+            "nft",
+            "bridge",
+        ])?;
+        let programs = kubernetes_programs()?;
+        let remains = Remains::new()?;
+        pack(&workload_image(&remains), WORKLOAD_IMAGE, workload, flows::PROGRAM)?;
+
+        let lab = Lab::new(&Layout {
+            nodes: layout.nodes + 1,
+            pods: 0,
+            block_address: true,
+            routed: layout.network.is_routed(),
+            ..Layout::default()
+        })?;
+        lab.nodes.iter().try_for_each(default_route)?;
+        let authority = Authority::new()?;
+        let machine = &lab.nodes[usize::from(layout.nodes)];
+        let control_plane = ControlPlane::start(programs.clone(), machine, &authority)?;
+        let mut cluster =
+            Self { nodes: Vec::new(), control_plane, lab, layout: *layout, authority, programs, remains };
+        cluster.apply(&cluster.node_objects())?;
+        for node in 0..usize::from(layout.nodes) {
+            cluster.nodes.push(cluster.start_node(node)?);
+        }
+        cluster.wait_for_nodes()?;
+        // Pods need it; the controller manager makes it.
+        until(READY, "the service account of pods to exist", || cluster.get("serviceaccount default").ok())?;
+        Ok(cluster)
+    }
+
+    /// The machines that are nodes of the cluster.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.lab.nodes[..usize::from(self.layout.nodes)]
+    }
+
+    /// The control plane's machine: on the underlay, but no node of the cluster.
+    #[must_use]
+    pub fn outside(&self) -> &Node {
+        &self.lab.nodes[usize::from(self.layout.nodes)]
+    }
+
+    /// A directory for files that go with the cluster.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.remains.directory()
+    }
+
+    /// Runs kubectl as the administrator, with a command line that is split at white space, and returns its output.
+    ///
+    /// # Errors
+    /// [`Error::Command`] with its output when it fails.
+    pub fn kubectl(&self, line: &str) -> Result<String> {
+        self.outside().run(&format!("{} {line}", self.kubectl_command()))
+    }
+
+    /// The beginning of every command line of kubectl, on the control plane's machine.
+    #[must_use]
+    pub fn kubectl_command(&self) -> String {
+        format!("{} --kubeconfig {ADMINISTRATOR}", self.control_plane.kubectl())
+    }
+
+    /// Creates or changes objects: `kubectl apply` with this text, YAML or JSON.
+    ///
+    /// # Errors
+    /// As [`Cluster::kubectl`].
+    pub fn apply(&self, objects: &str) -> Result<()> {
+        let line = format!("{} apply --filename -", self.kubectl_command());
+        self.outside().host.space.feed(&line, objects).map(drop)
+    }
+
+    /// What `kubectl get` says of these objects, as JSON.
+    ///
+    /// # Errors
+    /// As [`Cluster::kubectl`].
+    pub fn get(&self, objects: &str) -> Result<Value> {
+        let output = self.kubectl(&format!("get {objects} --output json"))?;
+        serde_json::from_str(&output)
+            .map_err(|_| Error::Output { what: format!("kubectl get {objects}"), output })
+    }
+
+    /// Imports the archive of an image on every node, also on those that are restarted later.
+    ///
+    /// # Errors
+    /// [`Error::Command`] when containerd refuses it.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        self.nodes().iter().try_for_each(|node| import(node, archive))
+    }
+
+    /// The network of a running pod of the namespace `default`.
+    ///
+    /// # Errors
+    /// [`Error::Output`] when it has no network or no addresses yet.
+    pub fn pod(&self, name: &str) -> Result<Place> {
+        let pod = self.get(&format!("pod {name}"))?;
+        let unexpected =
+            || Error::Output { what: format!("kubectl get pod {name}"), output: pod["status"].to_string() };
+        let host = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+        let node = self.nodes().iter().find(|node| node.name == host).ok_or_else(unexpected)?;
+        let address = |k: usize| pod["status"]["podIPs"][k]["ip"].as_str();
+        let addresses = match (address(0).map(str::parse), address(1).map(str::parse)) {
+            (Some(Ok(v4)), Some(Ok(v6))) => Addresses { v4, v6 },
+            _ => return Err(unexpected()),
+        };
+        let label = |key: &str, value: &str| format!("labels.\"{key}\"=={value}");
+        let filter = [
+            label("io.kubernetes.pod.uid", pod["metadata"]["uid"].as_str().unwrap_or_default()),
+            label("io.cri-containerd.kind", "sandbox"),
+        ]
+        .join(",");
+        let space = &node.host.space;
+        let sandbox = space.run(&format!("ctr --namespace k8s.io containers list --quiet {filter}"))?;
+        let sandbox = sandbox.lines().next().ok_or_else(unexpected)?;
+        let info = space.run(&format!("ctr --namespace k8s.io containers info {sandbox}"))?;
+        let info: Value = serde_json::from_str(&info).map_err(|_| unexpected())?;
+        let namespaces = info["Spec"]["linux"]["namespaces"].as_array().ok_or_else(unexpected)?;
+        let network = namespaces.iter().find(|namespace| namespace["type"] == "network");
+        let network = network.and_then(|network| network["path"].as_str()?.rsplit('/').next());
+        let place = format!("{name} on {}", node.name);
+        let space = space.named_network(network.ok_or_else(unexpected)?, place.clone())?;
+        Ok(Place { name: place, space, addresses })
+    }
+
+    /// Turns a node off and on again, by its index in [`Cluster::nodes`]. What is on its disk stays: images, the
+    /// kubelet's and Wireloom's state. It does not wait until the node is ready.
+    ///
+    /// # Errors
+    /// As [`Cluster::new`].
+    pub fn restart_node(&mut self, node: usize) -> Result<()> {
+        let slot = self.nodes.remove(node);
+        drop(slot);
+        self.lab.restart(node)?;
+        default_route(&self.lab.nodes[node])?;
+        let programs = self.start_node(node)?;
+        self.nodes.insert(node, programs);
+        Ok(())
+    }
+
+    /// Waits until every node is ready.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`].
+    pub fn wait_for_nodes(&self) -> Result<()> {
+        until(READY, "every node to be ready", || {
+            let nodes = self.get("nodes").ok()?;
+            nodes["items"].as_array()?.iter().all(is_ready).then_some(())
+        })
+    }
+
+    /// Waits until these pods are ready: a selector such as `--selector app=p1`, `--all`, or names.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], with the state of the pods.
+    pub fn wait_for_pods(&self, pods: &str) -> Result<()> {
+        let state = || self.kubectl(&format!("get pods {}", pods.replace("--all", ""))).unwrap_or_default();
+        until(READY, "pods to be ready", || {
+            let line = format!("wait pods {pods} --for condition=Ready --timeout 5s");
+            self.kubectl(&line).ok()
+        })
+        .map(drop)
+        .map_err(|error| Error::Output { what: error.to_string(), output: state() })
+    }
+
+    /// Kills the API server.
+    pub fn stop_api_server(&mut self) {
+        self.control_plane.stop_api_server();
+    }
+
+    /// Starts the API server again, and waits until it is ready.
+    ///
+    /// # Errors
+    /// [`Error::Output`] with the end of its log when it is not ready in time.
+    pub fn start_api_server(&mut self) -> Result<()> {
+        let machine = &self.lab.nodes[usize::from(self.layout.nodes)];
+        self.control_plane.start_api_server(machine)
+    }
+
+    /// Lets the cluster outlive this process. Killing all processes whose ids are returned (SIGKILL) takes it down.
+    ///
+    /// # Errors
+    /// When a part of it has already ended.
+    pub fn keep(self) -> Result<Vec<u32>> {
+        let Self { nodes, control_plane, lab, mut remains, .. } = self;
+        remains.keep()?;
+        nodes.into_iter().for_each(NodePrograms::leave);
+        control_plane.leave();
+        lab.keep()
+    }
+
+    /// The nodes as objects of the API, with the pod CIDRs that the laboratory routes to them.
+    fn node_objects(&self) -> String {
+        let node = |node: &Node| {
+            json!({
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": { "name": node.name },
+                "spec": { "podCIDR": node.block[0], "podCIDRs": node.block },
+            })
+        };
+        let items: Vec<_> = self.nodes().iter().map(node).collect();
+        json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string()
+    }
+
+    fn start_node(&self, index: usize) -> Result<NodePrograms> {
+        let machine = &self.lab.nodes[index];
+        let others: Vec<_> = self.nodes().iter().filter(|node| node.number != machine.number).collect();
+        self.layout.network.connect(machine, &others)?;
+        let member = Membership {
+            programs: &self.programs,
+            server: &server(self.outside()),
+            authority: &self.authority,
+            proxy: self.layout.proxy,
+            network: self.layout.network.plugin(machine),
+            disk: self.remains.directory().join(&machine.name),
+            group: self.remains.group(&machine.name),
+            image: &workload_image(&self.remains),
+        };
+        NodePrograms::start(machine, &member)
+    }
+}
+
+/// The archive of the [`WORKLOAD_IMAGE`].
+fn workload_image(remains: &Remains) -> PathBuf {
+    remains.directory().join("workload.tar")
+}
+
+/// Whether an object's condition `Ready` is true.
+fn is_ready(object: &Value) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
+}
+
+/// Adds a default route to a gateway that does not exist. Kubernetes' programs want to see one, and packets to a
+/// service's address need a route before NAT changes it.
+fn default_route(machine: &Node) -> Result<()> {
+    machine.run("ip route add default via 192.168.1.254")?;
+    machine.run("ip -6 route add default via fd00:192:168:1::fe").map(drop)
+}
+
+/// The directory of Kubernetes' programs. They are built if this is the first time.
+fn kubernetes_programs() -> Result<PathBuf> {
+    let script: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../scripts/kubernetes-programs"].iter().collect();
+    let output = Command::new(&script).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.map_err(Error::io(format!("run {}", script.display())))?;
+    if !output.status.success() {
+        return Err(Error::Command {
+            command: "scripts/kubernetes-programs".into(),
+            place: "this machine".into(),
+            status: output.status,
+            stderr: "its messages are above".into(),
+        });
+    }
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end()))
+}
+
+/// Root of a user namespace is not enough: containers need control groups and devices.
+fn require_root() -> Result<()> {
+    let whole =
+        std::fs::read_to_string("/proc/self/uid_map").map_err(Error::io("read /proc/self/uid_map"))?;
+    let is_whole = whole.split_whitespace().eq(["0", "0", "4294967295"]);
+    if nix::unistd::geteuid().is_root() && is_whole { Ok(()) } else { Err(Error::NotRoot) }
+}

@@ -1,0 +1,90 @@
+//! What a cluster leaves outside its namespaces, and who removes it: a directory, and control groups.
+
+use std::{
+    io::Write as _,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+};
+
+use tempfile::TempDir;
+
+use crate::{Error, PATIENCE, Result, until};
+
+/// Waits until its standard input is closed: until the cluster is dropped, or its process has ended, however it ended.
+/// Then it removes the control groups named `$1-*` from every hierarchy and the directory `$2`, as soon as no process
+/// is in those groups any more: the end of a node's first process ends all others, but not at once. A line on standard
+/// input says that the cluster is kept; the same happens then, when its nodes are killed.
+const CLEANER: &str = r#"
+read -r line
+groups() { find /sys/fs/cgroup -depth -type d -path "*/$1-*" 2>/dev/null; }
+while groups "$1" | while read -r group; do cat "$group/cgroup.procs" 2>/dev/null; done | grep -q .; do
+    sleep 0.1
+done
+for try in 1 2 3 4 5 6 7 8 9 10; do
+    groups "$1" | while read -r group; do rmdir "$group" 2>/dev/null; done
+    rm -rf "$2" && [ -z "$(groups "$1")" ] && exit 0
+    sleep 0.2
+done
+echo "cannot remove everything of $1" >&2
+exit 1
+"#;
+
+/// The directory and the control groups of a cluster. Dropping it removes them, and so does the end of this process,
+/// even by SIGKILL; the nodes must have been taken down before.
+#[derive(Debug)]
+pub(super) struct Remains {
+    directory: PathBuf,
+    /// The beginning of the names of its nodes' control groups.
+    groups: String,
+    cleaner: Child,
+    lifeline: Option<ChildStdin>,
+}
+
+impl Remains {
+    pub(super) fn new() -> Result<Self> {
+        let directory = TempDir::with_prefix("wireloom-cluster-").map_err(Error::io("make a directory"))?;
+        let name = directory.path().file_name().expect("a temporary directory has a name");
+        let groups = name.to_string_lossy().into_owned();
+        let mut cleaner = Command::new("sh")
+            .args(["-c", CLEANER, "sh", &groups])
+            .arg(directory.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            // Not in the terminal's process group: Ctrl-C must not end it.
+            .process_group(0)
+            .spawn()
+            .map_err(Error::io("run sh"))?;
+        let lifeline = cleaner.stdin.take();
+        // From here on the cleaner removes the directory.
+        Ok(Self { directory: directory.keep(), groups, cleaner, lifeline })
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The name of the control group, in every hierarchy, for everything that runs on this node.
+    pub(super) fn group(&self, node: &str) -> String {
+        format!("{}-{node}", self.groups)
+    }
+
+    /// Lets directory and control groups outlive this process. They go once no process is in the groups any more.
+    pub(super) fn keep(&mut self) -> Result<()> {
+        match self.lifeline.take() {
+            Some(mut lifeline) => lifeline.write_all(b"keep\n").map_err(Error::io("write to a cleaner")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        if self.lifeline.take().is_some() {
+            // The cleaner goes on by itself if this takes longer.
+            let _ = until(PATIENCE, "a cluster's remains to be removed", || {
+                self.cleaner.try_wait().ok().flatten()
+            });
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What the tests are made of: programs, images, and a cluster with Wireloom on it.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::LazyLock,
+};
+
+use wireloom_lab::{Cluster, ClusterLayout, DaemonSet};
+
+/// Two tags of Wireloom's image, so that one can be rolled out over the other.
+pub(crate) const TAGS: [&str; 2] = ["1", "2"];
+
+/// The program `wireloom` of this build, which makes keys. What runs on the nodes is in the image.
+pub(crate) fn wireloom() -> PathBuf {
+    env!("CARGO_BIN_EXE_wireloom").into()
+}
+
+/// The tree.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The program of test pods. It belongs to another package, so cargo does not build it for these tests: they do.
+pub(crate) static WORKLOAD: LazyLock<PathBuf> = LazyLock::new(|| {
+    run(Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--package", "wireloom-lab", "--bin", "wireloom-workload"])
+        .current_dir(root()));
+    wireloom().with_file_name("wireloom-workload")
+});
+
+/// The archives of Wireloom's image, one for each of [`TAGS`], as users make them.
+pub(crate) static IMAGES: LazyLock<[PathBuf; 2]> = LazyLock::new(|| {
+    TAGS.map(|tag| {
+        let archive = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("wireloom-{tag}.tar"));
+        let mut build = Command::new(root().join("deploy/image/build"));
+        run(build.arg(format!("wireloom:{tag}")).arg(&archive));
+        archive
+    })
+});
+
+fn run(command: &mut Command) {
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status().unwrap();
+    assert!(status.success(), "{command:?}: {status}");
+}
+
+/// A cluster with Wireloom on every node, in scoped mode.
+pub(crate) struct WithWireloom {
+    pub(crate) cluster: Cluster,
+    pub(crate) daemon_set: DaemonSet,
+}
+
+impl WithWireloom {
+    pub(crate) fn new(layout: &ClusterLayout) -> Self {
+        let cluster = Cluster::new(layout, &WORKLOAD).unwrap();
+        for image in &*IMAGES {
+            cluster.import(image).unwrap();
+        }
+        let daemon_set = DaemonSet::install(&cluster, &wireloom(), TAGS[0], "").unwrap();
+        Self { cluster, daemon_set }
+    }
+}
