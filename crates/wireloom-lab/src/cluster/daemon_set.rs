@@ -18,14 +18,14 @@ const CONTAINER: &str = "agent";
 /// The name under which `deploy/kubernetes` expects Wireloom's image.
 const IMAGE: &str = "wireloom";
 
-/// Settings and image are those of the user; everything else is as `deploy/kubernetes` has it.
+/// Image and mesh are the user's own; everything else is as `deploy/kubernetes` has it.
 const KUSTOMIZATION: &str = r#"resources: [base]
 images: [{name: wireloom, newName: "IMAGE", newTag: "TAG"}]
 configMapGenerator:
   - name: wireloom
     namespace: wireloom
-    behavior: replace
-    files: [agent.toml, mesh.toml]
+    behavior: merge
+    files: [mesh.toml]
     options: {disableNameSuffixHash: true}
 "#;
 
@@ -34,17 +34,15 @@ configMapGenerator:
 pub struct DaemonSet {
     /// The user's directory, which `kubectl apply --kustomize` reads.
     directory: PathBuf,
-    keys: Vec<KeyPair>,
 }
 
 impl DaemonSet {
     /// Installs Wireloom on every node and waits until every agent is ready. `wireloom` is the program, which makes the
-    /// nodes' keys; `tag` that of the image `wireloom`, which must be imported; `routing` the lines of that section of
-    /// `agent.toml`.
+    /// nodes' keys; `tag` that of the image `wireloom`, which must be imported.
     ///
     /// # Errors
     /// When kubectl fails, or an agent is not ready in time.
-    pub fn install(cluster: &Cluster, wireloom: &Path, tag: &str, routing: &str) -> Result<Self> {
+    pub fn install(cluster: &Cluster, wireloom: &Path, tag: &str) -> Result<Self> {
         let mut keys = Vec::new();
         for node in cluster.nodes() {
             let key = KeyPair::generate(wireloom, node)?;
@@ -53,10 +51,9 @@ impl DaemonSet {
         }
         let directory = cluster.directory().join("wireloom");
         copy_base(&directory.join("base"))?;
-        let daemon_set = Self { directory, keys };
+        let daemon_set = Self { directory };
         daemon_set.write("kustomization.yaml", &KUSTOMIZATION.replace("IMAGE", IMAGE).replace("TAG", tag))?;
-        daemon_set.write("agent.toml", &format!("[routing]\n{routing}\n"))?;
-        daemon_set.write("mesh.toml", &Mesh::of_nodes(cluster.nodes(), &daemon_set.keys).to_toml())?;
+        daemon_set.write("mesh.toml", &Mesh::of_nodes(cluster.nodes(), &keys).to_toml())?;
         cluster.kubectl(&format!("apply --kustomize {}", daemon_set.directory.display()))?;
         daemon_set.wait(cluster)?;
         Ok(daemon_set)

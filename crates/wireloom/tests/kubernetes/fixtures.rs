@@ -57,7 +57,7 @@ impl WithWireloom {
         for image in &*IMAGES {
             cluster.import(image).unwrap();
         }
-        let daemon_set = DaemonSet::install(&cluster, &wireloom(), TAGS[0], "").unwrap();
+        let daemon_set = DaemonSet::install(&cluster, &wireloom(), TAGS[0]).unwrap();
         Self { cluster, daemon_set }
     }
 }

@@ -16,7 +16,7 @@ fn measure(proxy: ProxyMode, network: PodNetwork) {
     print(&before);
 
     cluster.import(&IMAGES[0]).unwrap();
-    DaemonSet::install(&cluster, &wireloom(), TAGS[0], "").unwrap();
+    DaemonSet::install(&cluster, &wireloom(), TAGS[0]).unwrap();
     situation.wireloom = true;
     let after = FlowTable::measure(&testbed, situation, FLOWS).unwrap();
     print(&after);
