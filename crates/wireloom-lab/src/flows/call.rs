@@ -8,7 +8,7 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-use super::mark::{Mark, Protocol};
+use super::{column::Protocol, mark::Mark};
 use crate::{Result, Space};
 
 /// What a server answered.
@@ -20,8 +20,7 @@ pub(super) struct Answer {
     pub(super) client: IpAddr,
 }
 
-/// How long a datagram is waited for before the request is sent again. A node that sees several first packets at a
-/// time may drop some: each of them makes an entry for the same connection.
+/// How long the answer to a datagram is waited for before the request is sent again.
 const AGAIN: Duration = Duration::from_millis(300);
 
 /// Makes the call of this index of a cell, and returns the answer; `None` when there is none within `patience`, or
@@ -92,7 +91,7 @@ fn by_udp(mut socket: &Socket, to: SocketAddr, request: &[u8], deadline: Instant
     }
 }
 
-/// The time until the deadline, and a little when it is over: no time would mean no limit.
+/// The time until the deadline, but at least a millisecond: to a socket, zero means no limit.
 fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }

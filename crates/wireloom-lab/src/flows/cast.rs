@@ -89,7 +89,7 @@ pub enum ServiceKind {
     LocalNodePort(u16),
 }
 
-/// The name of the headless service: its endpoint's addresses belong into [`Testbed::headless`](super::Testbed).
+/// The name of the headless service: its endpoint's addresses belong in [`Testbed::headless`](super::Testbed).
 pub const HEADLESS: &str = "headless";
 
 /// The services.

@@ -20,7 +20,7 @@ pub struct Flow {
 pub enum Group {
     /// From a pod to a pod or a service.
     Pod,
-    /// From a pod to a node port or a host port (node port, host port).
+    /// From a pod to a port of a node that leads to a pod: a node port or a host port.
     PodToPort,
     /// From a pod to a node itself.
     PodToNode,
@@ -67,7 +67,7 @@ pub(super) enum To {
     Node(usize),
 }
 
-/// The way of a flow, as far as promises depend on it.
+/// The path of a flow, as far as promises depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Path {
     /// Both ends are on one node.

@@ -4,7 +4,11 @@
 
 use wireloom_plan::routing::Family;
 
-use super::{flow::Flow, mark::Protocol, situation::Situation};
+use super::{
+    column::{Column, Protocol},
+    flow::Flow,
+    situation::Situation,
+};
 use crate::{FAMILIES, PodNetwork, ProxyMode};
 
 /// The issue that fixes them.
@@ -26,8 +30,8 @@ const EVERY: &[PodNetwork] = &[PodNetwork::Bridge, PodNetwork::MasqueradingBridg
 
 /// All of them are connections that NAT changes on the way (docs/agent.md, "Connections that NAT changes").
 const KNOWN_FAILURES: &[KnownFailure] = &[
-    // Routed into the tunnel, then masqueraded. The interface has no address, so IPv4 takes the first address of the
-    // node, and the far peer drops what comes from there. IPv6 takes the one that has most in common with the
+    // Routed into the tunnel, then masqueraded. The interface has no address, so IPv4 takes the first one of the node,
+    // and the far peer drops what comes from there. IPv6 takes the one that has most in common with the
     // destination (RFC 6724, section 5, rule 8): the bridge's, which lies in the node's block.
     fails("pod → node port of its own node", EVERY).over(&[Family::V4]),
     // The same, where the network plugin masquerades whatever a pod sends.
@@ -51,7 +55,7 @@ const fn fails(flow: &'static str, networks: &'static [PodNetwork]) -> KnownFail
         networks,
         proxies: &[ProxyMode::Iptables, ProxyMode::Nftables],
         families: &FAMILIES,
-        protocols: &Protocol::ALL,
+        protocols: &[Protocol::Tcp, Protocol::Udp],
     }
 }
 
@@ -63,19 +67,14 @@ impl KnownFailure {
 }
 
 /// Whether a cell is known to break its promise. Without Wireloom none is.
-pub(super) fn is_known_failure(
-    flow: &Flow,
-    family: Family,
-    protocol: Protocol,
-    situation: Situation,
-) -> bool {
+pub(super) fn is_known_failure(flow: &Flow, column: Column, situation: Situation) -> bool {
     let Situation { wireloom, proxy, network } = situation;
     let applies = |known: &&KnownFailure| {
         known.flow == flow.name
             && known.networks.contains(&network)
             && known.proxies.contains(&proxy)
-            && known.families.contains(&family)
-            && known.protocols.contains(&protocol)
+            && known.families.contains(&column.family)
+            && known.protocols.contains(&column.protocol)
     };
     wireloom && KNOWN_FAILURES.iter().any(|known| applies(&known))
 }
@@ -87,7 +86,7 @@ mod tests {
     fn known(name: &str, family: Family, wireloom: bool, network: PodNetwork) -> bool {
         let flow = FLOWS.iter().find(|flow| flow.name == name).unwrap();
         let situation = Situation { wireloom, proxy: ProxyMode::Nftables, network };
-        is_known_failure(flow, family, Protocol::Udp, situation)
+        is_known_failure(flow, Column { protocol: Protocol::Udp, family }, situation)
     }
 
     #[test]

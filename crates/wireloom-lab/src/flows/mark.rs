@@ -13,34 +13,13 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use serde::Serialize;
 use wireloom_plan::routing::Family;
 
-use super::cast::is_server_port;
+use super::{
+    cast::is_server_port,
+    column::{Column, Protocol},
+};
 use crate::{Content, Packet, Wire, traffic::probe::LENGTHS};
-
-/// The protocol of a cell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// A TCP connection: a line each way.
-    Tcp,
-    /// A UDP datagram each way.
-    Udp,
-}
-
-impl Protocol {
-    /// Both protocols, in the order in which they are shown.
-    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
-
-    /// The length of the header, in bytes. TCP's has the timestamps option (RFC 7323), which Linux sends by default.
-    fn header(self) -> usize {
-        match self {
-            Self::Tcp => 20 + 12,
-            Self::Udp => 8,
-        }
-    }
-}
 
 /// WireGuard pads what it encrypts to a multiple of 16 bytes.
 const PADDING: usize = 16;
@@ -64,19 +43,20 @@ const _: () = assert!(MARKS * CALLS <= (CLIENT_PORTS.end - CLIENT_PORTS.start) a
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mark {
     number: usize,
-    protocol: Protocol,
-    family: Family,
+    column: Column,
 }
 
 impl Mark {
-    /// A new mark. It can be told apart from the [`AT_A_TIME`] - 1 marks before it.
-    pub(super) fn new(protocol: Protocol, family: Family) -> Self {
+    /// Marks for cells in these columns, at most [`AT_A_TIME`], which can be told apart while all of them are in use.
+    pub(super) fn several(columns: impl ExactSizeIterator<Item = Column>) -> impl Iterator<Item = Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        Self { number: NEXT.fetch_add(1, Ordering::Relaxed) % MARKS, protocol, family }
+        debug_assert!(columns.len() <= AT_A_TIME, "more marks than lengths");
+        let first = NEXT.fetch_add(columns.len(), Ordering::Relaxed);
+        (first..).zip(columns).map(|(n, column)| Self { number: n % MARKS, column })
     }
 
     pub(super) fn protocol(self) -> Protocol {
-        self.protocol
+        self.column.protocol
     }
 
     /// The client's port for the call of this index.
@@ -87,8 +67,13 @@ impl Mark {
 
     /// The length of a request and of its answer, in bytes.
     pub(super) fn payload(self) -> usize {
-        let ip = if self.family == Family::V4 { 20 } else { 40 };
-        self.length() - ip - self.protocol.header()
+        let ip = if self.column.family == Family::V4 { 20 } else { 40 };
+        let transport = match self.column.protocol {
+            // With the timestamps option (RFC 7323), which Linux sends by default.
+            Protocol::Tcp => 20 + 12,
+            Protocol::Udp => 8,
+        };
+        self.length() - ip - transport
     }
 
     /// What the underlay saw of the cell.
@@ -111,7 +96,7 @@ impl Mark {
 
     /// Whether this packet belongs to the cell and everybody can read it.
     fn is_plaintext(self, packet: &Packet) -> bool {
-        let ports = match (self.protocol, &packet.content) {
+        let ports = match (self.column.protocol, &packet.content) {
             (Protocol::Tcp, Content::Tcp { source, destination })
             | (Protocol::Udp, Content::Udp { source, destination }) => [*source, *destination],
             _ => return false,
@@ -148,7 +133,7 @@ mod tests {
     }
 
     fn mark() -> Mark {
-        Mark { number: 3, protocol: Protocol::Tcp, family: Family::V4 }
+        Mark { number: 3, column: Column { protocol: Protocol::Tcp, family: Family::V4 } }
     }
 
     #[test]

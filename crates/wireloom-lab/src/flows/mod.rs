@@ -12,12 +12,13 @@
 //!
 //! - `cast`: the pods and services, and the ports that they use. `manifest` writes them for `kubectl apply`.
 //! - `testbed`: what measuring needs to know of the running cluster.
-//! - `flow`: the rows of the table. `promise` and `known_failures` say what is expected of them.
+//! - `flow`: the rows of the table; `column`: protocol and family. `promise` and `known_failures` say what is expected of them.
 //! - `call`: one request and its answer. `mark` finds its packets on the underlay.
 //! - `table` measures and judges all cells, `report` prints them.
 
 mod call;
 mod cast;
+mod column;
 mod flow;
 mod known_failures;
 mod manifest;
@@ -30,10 +31,10 @@ mod testbed;
 
 pub use self::{
     cast::{HEADLESS, NODES, PODS, PROGRAM, Pod, SERVICES, Service, ServiceKind},
+    column::{Column, Protocol},
     flow::{FLOWS, Flow, Group},
     known_failures::ISSUE,
     manifest::manifest,
-    mark::Protocol,
     situation::Situation,
     table::{FlowTable, Measured, Verdict},
     testbed::Testbed,

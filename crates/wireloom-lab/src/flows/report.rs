@@ -3,12 +3,11 @@
 use std::fmt;
 
 use owo_colors::{OwoColorize as _, Style};
-use wireloom_plan::routing::Family;
 
 use super::{
+    column::Column,
     known_failures::ISSUE,
-    mark::Protocol,
-    table::{COLUMNS, FlowTable, Measured, Verdict},
+    table::{FlowTable, Measured, Verdict},
 };
 use crate::Wire;
 
@@ -18,8 +17,8 @@ const NAME: usize = 50;
 const WIDTH: usize = 17;
 
 impl FlowTable {
-    /// The cells that are errors, in one line each: promises that are broken, and known failures that are none any
-    /// more. Empty when there are none.
+    /// The cells that are errors, in one line each: broken promises, and listed failures that do not fail any more.
+    /// Empty when there are none.
     #[must_use]
     pub fn broken(&self) -> Vec<String> {
         let errors = self.cells.iter().filter(|measured| measured.verdict.is_error());
@@ -48,10 +47,9 @@ impl FlowTable {
     }
 
     fn describe(&self, measured: &Measured) -> String {
-        let Measured { flow, protocol, family, cell, remark, verdict } = measured;
+        let Measured { flow, column, cell, remark, verdict } = measured;
         let promise = measured.promise(self.situation);
         let remark = if remark.is_empty() { String::new() } else { format!(", {remark}") };
-        let column = column_name(*protocol, *family);
         match verdict {
             Verdict::Fixed => format!(
                 "{}, {column}: {cell}, as promised: take it off the list of known failures ({})",
@@ -65,11 +63,11 @@ impl FlowTable {
 /// The table with ANSI colours; `anstream` removes them where they are not shown.
 impl fmt::Display for FlowTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heads = COLUMNS.map(|(protocol, family)| format!("{:<WIDTH$}", column_name(protocol, family)));
+        let heads = Column::ALL.map(|column| format!("{column:<WIDTH$}"));
         let head = format!("{:<NAME$}{}", "", heads.concat());
         writeln!(f, "  {}", head.trim_end().dimmed())?;
         let mut group = None;
-        for row in self.cells.chunks(COLUMNS.len()) {
+        for row in self.cells.chunks(Column::ALL.len()) {
             let flow = row[0].flow;
             if group.replace(flow.group()) != Some(flow.group()) {
                 writeln!(f, "  {}", flow.group().bold())?;
@@ -92,7 +90,7 @@ fn cell(measured: &Measured) -> String {
     };
     let (words, words_style) = match (measured.cell.reachable, measured.cell.wire) {
         // Some calls must not be answered.
-        (false, _) if measured.verdict == Verdict::Kept => ("refused", Style::new()),
+        (false, _) if measured.verdict == Verdict::Kept => ("no answer", Style::new()),
         (false, _) if measured.remark.is_empty() => ("lost", style),
         (false, _) => ("wrong answer", style),
         (true, Wire::Encrypted) => ("encrypted", Style::new().cyan()),
@@ -106,35 +104,24 @@ fn cell(measured: &Measured) -> String {
     format!("{} {}{padding}", mark.style(style), words.style(words_style))
 }
 
-fn column_name(protocol: Protocol, family: Family) -> &'static str {
-    match (protocol, family) {
-        (Protocol::Tcp, Family::V4) => "TCP IPv4",
-        (Protocol::Tcp, Family::V6) => "TCP IPv6",
-        (Protocol::Udp, Family::V4) => "UDP IPv4",
-        (Protocol::Udp, Family::V6) => "UDP IPv6",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{
         super::{FLOWS, Flow, Situation},
         *,
     };
-    use crate::Cell;
-    use crate::{PodNetwork, ProxyMode};
+    use crate::{Cell, PodNetwork, ProxyMode};
 
     fn without_colours(text: &str) -> String {
         anstream::adapter::strip_str(text).to_string()
     }
 
     fn row(flow: &'static Flow, cells: [(Verdict, bool, Wire); 4]) -> Vec<Measured> {
-        let columns = COLUMNS.into_iter().zip(cells);
+        let columns = Column::ALL.into_iter().zip(cells);
         columns
-            .map(|((protocol, family), (verdict, reachable, wire))| Measured {
+            .map(|(column, (verdict, reachable, wire))| Measured {
                 flow,
-                protocol,
-                family,
+                column,
                 cell: Cell { reachable, wire },
                 remark: String::new(),
                 verdict,
@@ -202,7 +189,7 @@ mod tests {
                 }
             }
         }
-        let widest = 2 + NAME + COLUMNS.len() * WIDTH;
+        let widest = 2 + NAME + Column::ALL.len() * WIDTH;
         assert!(widest <= 120, "{widest}");
     }
 

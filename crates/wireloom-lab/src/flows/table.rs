@@ -2,61 +2,50 @@
 
 use std::{net::SocketAddr, panic, thread, time::Duration};
 
-use serde::Serialize;
 use wireloom_plan::routing::Family;
 
 use super::{
     call::{Answer, call},
+    column::Column,
     flow::{Flow, Sees},
     known_failures::is_known_failure,
-    mark::{AT_A_TIME, Mark, Protocol},
+    mark::{AT_A_TIME, Mark},
     promise::Promise,
     situation::Situation,
     testbed::Testbed,
 };
-use crate::{Capture, Cell, FAMILIES, Place, Result, Wire, at_this_pace};
+use crate::{Capture, Cell, Place, Result, Wire, at_this_pace};
 
-/// How long an answer is waited for: first in every cell, then in those whose verdict is doubtful. A machine with
-/// little to do needs a few milliseconds.
-const PATIENCE: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(5)];
+/// How long to wait for an answer: the first time for every cell, then for those whose verdict is doubtful. On an idle
+/// machine an answer takes a few milliseconds.
+const REPLY_TIMES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(5)];
 
 /// The measured flow table.
 #[derive(Debug, Clone)]
 pub struct FlowTable {
     /// The cluster's configuration, on which promises and known failures depend.
     pub situation: Situation,
-    /// All cells: of each flow the four of [`COLUMNS`], in that order.
+    /// All cells: of each flow the columns of [`Column::ALL`], in that order.
     pub cells: Vec<Measured>,
 }
-
-/// The columns of the table.
-pub(super) const COLUMNS: [(Protocol, Family); 4] = [
-    (Protocol::Tcp, FAMILIES[0]),
-    (Protocol::Tcp, FAMILIES[1]),
-    (Protocol::Udp, FAMILIES[0]),
-    (Protocol::Udp, FAMILIES[1]),
-];
 
 /// A measured cell.
 #[derive(Debug, Clone)]
 pub struct Measured {
     /// The row.
     pub flow: &'static Flow,
-    /// The protocol.
-    pub protocol: Protocol,
-    /// The family of the addresses.
-    pub family: Family,
+    /// The column.
+    pub column: Column,
     /// Whether the right server answered, and what the underlay saw.
     pub cell: Cell,
-    /// Why an answer does not count: it came from another pod, say. Empty when there is nothing to say.
+    /// Why an answer does not count: it came from another pod, say. Empty when all count, and when one is missing.
     pub remark: String,
     /// How the outcome compares with the promise and the list of known failures.
     pub verdict: Verdict,
 }
 
 /// How an outcome compares with the promise and the list of known failures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// As promised.
     Kept,
@@ -89,8 +78,7 @@ impl Verdict {
 #[derive(Debug, Clone, Copy)]
 struct Task {
     flow: &'static Flow,
-    protocol: Protocol,
-    family: Family,
+    column: Column,
 }
 
 impl FlowTable {
@@ -108,9 +96,9 @@ impl FlowTable {
         situation: Situation,
         flows: impl IntoIterator<Item = &'static Flow>,
     ) -> Result<Self> {
-        let columns = |flow| COLUMNS.map(|(protocol, family)| Task { flow, protocol, family });
-        let tasks: Vec<_> = flows.into_iter().flat_map(columns).collect();
-        let [first, more @ ..] = PATIENCE;
+        let row = |flow| Column::ALL.map(|column| Task { flow, column });
+        let tasks: Vec<_> = flows.into_iter().flat_map(row).collect();
+        let [first, more @ ..] = REPLY_TIMES;
         let mut cells = measure(testbed, situation, &tasks, first)?;
         for patience in more {
             let doubtful: Vec<_> = (0..cells.len()).filter(|n| cells[*n].is_doubtful(situation)).collect();
@@ -151,27 +139,27 @@ fn measure(
     for tasks in tasks.chunks(AT_A_TIME) {
         let capture = Capture::open(&testbed.underlay)?;
         let calls: Vec<_> = thread::scope(|scope| {
-            let start = |task: &Task| {
-                let mark = Mark::new(task.protocol, task.family);
+            let start = |(mark, task): (Mark, &Task)| {
                 let client = testbed.client(task.flow.from);
-                let target = testbed.target(task.flow.to, task.family);
+                let target = testbed.target(task.flow.to, task.column.family);
                 let calls = task.flow.calls();
                 (mark, scope.spawn(move || call_in_turn(client, target, mark, calls, patience)))
             };
-            let threads: Vec<_> = tasks.iter().map(start).collect();
+            let marks = Mark::several(tasks.iter().map(|task| task.column));
+            let threads: Vec<_> = marks.zip(tasks).map(start).collect();
             threads.into_iter().map(|(mark, thread)| (mark, thread.join())).collect()
         });
         let packets = capture.drain()?;
-        for (Task { flow, protocol, family }, (mark, answers)) in tasks.iter().copied().zip(calls) {
+        for (Task { flow, column }, (mark, answers)) in tasks.iter().copied().zip(calls) {
             let answers = answers.unwrap_or_else(|panic| panic::resume_unwind(panic))?;
-            let (reachable, remark) = match judge(flow, family, &answers, testbed) {
+            let (reachable, remark) = match judge(flow, column.family, &answers, testbed) {
                 Ok(()) => (true, String::new()),
                 Err(remark) => (false, remark),
             };
             let cell = Cell { reachable, wire: mark.wire(&packets) };
             let is_kept = Promise::of(flow, situation).is_kept_by(cell);
-            let verdict = Verdict::of(is_kept, is_known_failure(flow, family, protocol, situation));
-            measured.push(Measured { flow, protocol, family, cell, remark, verdict });
+            let verdict = Verdict::of(is_kept, is_known_failure(flow, column, situation));
+            measured.push(Measured { flow, column, cell, remark, verdict });
         }
     }
     Ok(measured)
@@ -197,16 +185,14 @@ fn call_in_turn(
     Ok(answers)
 }
 
-/// Whether the right server answered every call, and saw the right client. If not, why; an empty text when there was
-/// no answer at all.
+/// Whether the right server answered every call, and saw the right client. If not, the remark: empty when an answer is
+/// missing.
 fn judge(flow: &Flow, family: Family, answers: &[Option<Answer>], testbed: &Testbed) -> Result<(), String> {
     let servers = flow.servers();
     let own = testbed.client(flow.from).addresses.of(family);
     let mut first: Option<&Answer> = None;
-    for (n, answer) in answers.iter().enumerate() {
-        let Some(answer) = answer else {
-            return Err(if n == 0 { String::new() } else { format!("no answer to call {}", n + 1) });
-        };
+    for answer in answers {
+        let Some(answer) = answer else { return Err(String::new()) };
         let Answer { server, client } = answer;
         if !servers.contains(&server.as_str()) {
             return Err(format!("{server} answered instead of {}", servers.join(" or ")));
@@ -239,8 +225,7 @@ mod tests {
     fn measured(verdict: Verdict, reachable: bool, wire: Wire) -> Measured {
         Measured {
             flow: &FLOWS[0],
-            protocol: Protocol::Tcp,
-            family: Family::V4,
+            column: Column::ALL[0],
             cell: Cell { reachable, wire },
             remark: String::new(),
             verdict,

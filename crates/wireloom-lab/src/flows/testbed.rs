@@ -9,18 +9,18 @@ use serde_json::Value;
 use wireloom_plan::routing::Family;
 
 use super::{
-    cast::{HEADLESS, HOST_PORT, NODES, POD_PORT, PODS, SERVER_PORT, SERVICE_PORT, SERVICES, service},
+    cast::{HEADLESS, HOST_PORT, POD_PORT, PODS, SERVER_PORT, SERVICE_PORT, SERVICES, service},
     flow::{From, To},
     manifest::manifest,
 };
 use crate::{Addresses, Cluster, Error, Place, Result, Space, WORKLOAD_IMAGE};
 
-/// A cluster in which the [cast](super::manifest) is running.
+/// A cluster in which the pods and services of [`manifest`](super::manifest()) are running.
 #[derive(Debug)]
 pub struct Testbed {
     /// The network between the nodes, for the capture.
     pub underlay: Space,
-    /// The nodes' own networks, in the order of [`NODES`].
+    /// The nodes' own networks, in the order of [`NODES`](super::NODES).
     pub nodes: [Place; 3],
     /// A machine on the underlay that is not a node.
     pub outside: Place,
@@ -99,13 +99,11 @@ impl Testbed {
         (addresses.of(family), port).into()
     }
 
-    /// What has this address, for messages: `node-b`, `pod-1`; the address itself when nothing is known to have it.
+    /// The name of the place that has this address, for messages; the address itself when none is known to have it.
     pub(super) fn owner(&self, address: IpAddr) -> String {
-        let nodes = NODES.iter().map(|name| (*name).to_owned()).zip(&self.nodes);
-        let pods = self.pods.iter().map(|(name, place)| (name.clone(), place));
-        let all = nodes.chain(pods).chain([("outside".to_owned(), &self.outside)]);
-        let mut owners = all.filter(|(_, place)| place.addresses.both().contains(&address));
-        owners.next().map_or_else(|| address.to_string(), |(name, _)| name)
+        let mut places = self.nodes.iter().chain(self.pods.values()).chain([&self.outside]);
+        let owner = places.find(|place| place.addresses.both().contains(&address));
+        owner.map_or_else(|| address.to_string(), |place| place.name.clone())
     }
 }
 

@@ -4,14 +4,14 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::LazyLock,
 };
 
 use wireloom_lab::{
     Addresses, Cell, Lab, Layout, Node, PATIENCE, Place, PodNetwork, ProxyMode, Wire,
     agent::Agent,
-    flows::{FLOWS, FlowTable, NODES, PODS, SERVICES, ServiceKind, Situation, Testbed},
+    flows::{FLOWS, FlowTable, NODES, PODS, Pod, SERVICES, ServiceKind, Situation, Testbed},
     probe::{Exchange, probe},
     until,
 };
@@ -99,17 +99,39 @@ fn connect_by_vxlan(lab: &Lab) {
     }
 }
 
-/// Starts the servers, makes the nodes translate addresses, and describes it all.
-fn testbed(lab: &Lab, network: PodNetwork) -> Testbed {
-    for pod in PODS {
-        let place = place(lab, pod.name);
-        let port = pod.port();
-        place.space.spawn(Command::new(&*WORKLOAD).arg(pod.name).arg(port.to_string())).unwrap();
-        until(PATIENCE, &format!("{} to listen", pod.name), || {
-            place.space.run("ss -Htuln").unwrap().contains(&format!(":{port} ")).then_some(())
-        })
-        .unwrap();
+/// The servers of all pods.
+struct Servers(Vec<Child>);
+
+impl Servers {
+    fn start(lab: &Lab) -> Self {
+        let start = |pod: &Pod| {
+            let mut workload = Command::new(&*WORKLOAD);
+            place(lab, pod.name).space.spawn(workload.arg(pod.name).arg(pod.port().to_string())).unwrap()
+        };
+        let servers = Self(PODS.iter().map(start).collect());
+        for pod in PODS {
+            until(PATIENCE, &format!("{} to listen", pod.name), || {
+                let sockets = place(lab, pod.name).space.run("ss -Htuln").unwrap();
+                // TCP and UDP.
+                (sockets.matches(&format!("*:{} ", pod.port())).count() == 2).then_some(())
+            })
+            .unwrap();
+        }
+        servers
     }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for server in &mut self.0 {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+}
+
+/// Makes the nodes translate addresses, and describes the laboratory for measuring.
+fn testbed(lab: &Lab, network: PodNetwork) -> Testbed {
     for (n, node) in lab.nodes[..NODES.len()].iter().enumerate() {
         node.run("ip route add 10.96.0.0/16 via 192.168.1.254").unwrap();
         node.run("ip -6 route add fd00:10:96::/112 via fd00:192:168:1::fe").unwrap();
@@ -213,6 +235,7 @@ fn fleet() -> Fleet {
 }
 
 fn measure(lab: &Lab, situation: Situation) -> FlowTable {
+    let _servers = Servers::start(lab);
     let table = FlowTable::measure(&testbed(lab, situation.network), situation, FLOWS).unwrap();
     println!("{situation}:\n{}", anstream::adapter::strip_str(&table.to_string()));
     table
@@ -256,6 +279,7 @@ fn with_vxlan_the_same_flows_fail() {
 #[test]
 fn dropped_packets_are_lost_and_a_wrong_server_is_named() {
     let lab = Lab::new(&LAYOUT).unwrap();
+    let _servers = Servers::start(&lab);
     let mut testbed = testbed(&lab, PodNetwork::Bridge);
     testbed.headless = place(&lab, "pod-c").addresses;
     let drop = "table inet test { chain forward { type filter hook forward priority 0; \
