@@ -199,15 +199,18 @@ impl Cluster {
         ]
         .join(",");
         let space = &node.host.space;
-        let sandbox = space.run(&format!("ctr --namespace k8s.io containers list --quiet {filter}"))?;
-        let sandbox = sandbox.lines().next().ok_or_else(unexpected)?;
-        let info = space.run(&format!("ctr --namespace k8s.io containers info {sandbox}"))?;
-        let info: Value = serde_json::from_str(&info).map_err(|_| unexpected())?;
-        let namespaces = info["Spec"]["linux"]["namespaces"].as_array().ok_or_else(unexpected)?;
-        let network = namespaces.iter().find(|namespace| namespace["type"] == "network");
-        let network = network.and_then(|network| network["path"].as_str()?.rsplit('/').next());
         let place = format!("{name} on {}", node.name);
-        let space = space.named_network(network.ok_or_else(unexpected)?, place.clone())?;
+        let sandboxes = space.run(&format!("ctr --namespace k8s.io containers list --quiet {filter}"))?;
+        // A sandbox from before a restart of the node may still be listed; its network is gone.
+        let networks = sandboxes.lines().filter_map(|sandbox| {
+            let info = space.run(&format!("ctr --namespace k8s.io containers info {sandbox}")).ok()?;
+            let info: Value = serde_json::from_str(&info).ok()?;
+            let namespaces = info["Spec"]["linux"]["namespaces"].as_array()?;
+            let network = namespaces.iter().find(|namespace| namespace["type"] == "network")?;
+            let name = network["path"].as_str()?.rsplit('/').next()?;
+            space.named_network(name, place.clone()).ok()
+        });
+        let space = networks.last().ok_or_else(unexpected)?;
         Ok(Place { name: place, space, addresses })
     }
 

@@ -37,6 +37,7 @@ const BRIDGE_NETFILTER: [(&str, &str); 2] =
 /// - Pods in the node's own network see its host name, `$NAME`.
 /// - The kubelet makes links to pods' logs in `/var/log/containers`, which are not for this machine's own `/var/log`.
 /// - Pods see what is mounted for them later (secrets, say) because `/` is shared.
+/// - A machine that is turned on again has no groups of containers. The kubelet would look into old ones for a minute.
 /// - cpuset needs its processors before a process can enter (version 1, cpuset(7)).
 /// - In version 2 only groups without processes can hand controllers to their children ("no internal processes",
 ///   cgroups(7)), so what runs here moves to a child.
@@ -49,6 +50,7 @@ if [ -z "$ENTERED" ]; then
     hierarchies | while read -r at type options; do
         group=$at/$GROUP
         mkdir -p "$group"
+        until find "$group" -mindepth 1 -depth -type d -exec rmdir {} +; do sleep 0.05; done
         for file in cpuset.cpus cpuset.mems; do
             [ ! -e "$at/$file" ] || [ "$type" = cgroup2 ] || cat "$at/$file" >"$group/$file"
         done
