@@ -202,7 +202,7 @@ impl Cluster {
         let place = format!("{name} on {}", node.name);
         let sandboxes = space.run(&format!("ctr --namespace k8s.io containers list --quiet {filter}"))?;
         // A sandbox from before a restart of the node may still be listed; its network is gone.
-        let networks = sandboxes.lines().filter_map(|sandbox| {
+        let mut networks = sandboxes.lines().filter_map(|sandbox| {
             let info = space.run(&format!("ctr --namespace k8s.io containers info {sandbox}")).ok()?;
             let info: Value = serde_json::from_str(&info).ok()?;
             let namespaces = info["Spec"]["linux"]["namespaces"].as_array()?;
@@ -210,7 +210,7 @@ impl Cluster {
             let name = network["path"].as_str()?.rsplit('/').next()?;
             space.named_network(name, place.clone()).ok()
         });
-        let space = networks.last().ok_or_else(unexpected)?;
+        let space = networks.next().ok_or_else(unexpected)?;
         Ok(Place { name: place, space, addresses })
     }
 
