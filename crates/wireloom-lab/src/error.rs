@@ -63,6 +63,14 @@ pub enum Error {
         /// How long it was given.
         patience: Duration,
     },
+    /// Something failed, and a log says more.
+    #[error("{what}; from the log:\n{log}")]
+    Logged {
+        /// What failed, and where the log is from.
+        what: String,
+        /// The end of the log.
+        log: String,
+    },
     /// A program printed something that could not be parsed.
     #[error("{what} printed something unexpected: {output:?}")]
     Output {

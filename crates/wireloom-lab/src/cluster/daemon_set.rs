@@ -71,7 +71,7 @@ impl DaemonSet {
     /// Waits until every node runs the agent, and every agent is ready.
     ///
     /// # Errors
-    /// [`Error::Output`], with the state of the pods and what the agents logged, when that takes more than 50 s.
+    /// [`Error::Logged`], with the state of the pods and what the agents logged, when that takes more than 50 s.
     pub fn wait(&self, cluster: &Cluster) -> Result<()> {
         let status = cluster.kubectl(&format!("rollout status {DAEMON_SET} --timeout 50s"));
         status.map(drop).map_err(|error| {
@@ -82,7 +82,7 @@ impl DaemonSet {
             ];
             let answers =
                 questions.map(|line| cluster.kubectl(line).unwrap_or_else(|error| error.to_string()));
-            Error::Output { what: error.to_string(), output: answers.join("\n") }
+            Error::Logged { what: error.to_string(), log: answers.join("\n") }
         })
     }
 

@@ -243,7 +243,7 @@ impl Cluster {
     /// Waits until these pods are ready: a selector such as `--selector app=p1`, `--all`, or names.
     ///
     /// # Errors
-    /// [`Error::Timeout`], with the state of the pods.
+    /// [`Error::Logged`], with the state of the pods.
     pub fn wait_for_pods(&self, pods: &str) -> Result<()> {
         let state = || self.kubectl(&format!("get pods {}", pods.replace("--all", ""))).unwrap_or_default();
         until(READY, "pods to be ready", || {
@@ -251,7 +251,7 @@ impl Cluster {
             self.kubectl(&line).ok()
         })
         .map(drop)
-        .map_err(|error| Error::Output { what: error.to_string(), output: state() })
+        .map_err(|error| Error::Logged { what: error.to_string(), log: state() })
     }
 
     /// Kills the API server.
@@ -262,7 +262,7 @@ impl Cluster {
     /// Starts the API server again, and waits until it is ready.
     ///
     /// # Errors
-    /// [`Error::Output`] with the end of its log when it is not ready in time.
+    /// [`Error::Logged`] when it is not ready in time.
     pub fn start_api_server(&mut self) -> Result<()> {
         let machine = &self.lab.nodes[usize::from(self.layout.nodes)];
         self.control_plane.start_api_server(machine)

@@ -53,7 +53,7 @@ pub(super) fn explain<T>(outcome: Result<T>, machine: &Node, name: &str) -> Resu
     outcome.map_err(|error| {
         let log = machine.host.space.read(&log(name)).ok().flatten().unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
-        let output = lines[lines.len().saturating_sub(LINES)..].join("\n");
-        Error::Output { what: format!("{error}; {name} on {}", machine.name), output }
+        let log = lines[lines.len().saturating_sub(LINES)..].join("\n");
+        Error::Logged { what: format!("{error}; {name} on {}", machine.name), log }
     })
 }

@@ -87,7 +87,7 @@ impl Stage {
             let name = node.name.replace("node", "pod");
             pod(&name, &node.name, WORKLOAD_IMAGE, &[flows::PROGRAM])
         });
-        start(&on.cluster, pods.collect());
+        start(&on.cluster, &pods.collect::<Vec<_>>());
         Self { on }
     }
 
@@ -137,7 +137,7 @@ fn pod(name: &str, node: &str, image: &str, command: &[&str]) -> Value {
     })
 }
 
-fn start(cluster: &Cluster, pods: Vec<Value>) {
+fn start(cluster: &Cluster, pods: &[Value]) {
     cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": pods }).to_string()).unwrap();
     cluster.wait_for_pods("--all").unwrap();
 }
@@ -208,7 +208,7 @@ fn others_lose_nothing_while_a_node_restarts() {
     let a = stage.pod("pod-a").addresses;
     let command = ["/bin/busybox", "ping", "-i", "0.01", &a.v4.to_string()];
     stage.on.cluster.import_program("registry.local/busybox:1", "/bin/busybox".as_ref()).unwrap();
-    start(&stage.on.cluster, vec![pod("speaker", "node-c", "registry.local/busybox:1", &command)]);
+    start(&stage.on.cluster, &[pod("speaker", "node-c", "registry.local/busybox:1", &command)]);
 
     let mut back = Duration::ZERO;
     let a = stage.pod("pod-a");
