@@ -34,11 +34,15 @@ pub(crate) static WORKLOAD: LazyLock<PathBuf> = LazyLock::new(|| {
 pub(crate) static IMAGES: LazyLock<[PathBuf; 2]> = LazyLock::new(|| {
     TAGS.map(|tag| {
         let archive = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("wireloom-{tag}.tar"));
-        let mut build = Command::new(root().join("deploy/image/build"));
-        run(build.arg(format!("wireloom:{tag}")).arg(&archive));
+        build_image(tag, &archive);
         archive
     })
 });
+
+pub(crate) fn build_image(tag: &str, archive: &Path) {
+    let mut build = Command::new(root().join("deploy/image/build"));
+    run(build.arg(format!("wireloom:{tag}")).arg(archive));
+}
 
 fn run(command: &mut Command) {
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status().unwrap();
