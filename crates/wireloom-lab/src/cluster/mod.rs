@@ -137,7 +137,8 @@ impl Cluster {
     /// The beginning of every command line of kubectl, on the control plane's machine.
     #[must_use]
     pub fn kubectl_command(&self) -> String {
-        format!("{} --kubeconfig {ADMINISTRATOR}", self.control_plane.kubectl())
+        // Its cache is by default in the home directory, where it would outlive the cluster.
+        format!("{} --kubeconfig {ADMINISTRATOR} --cache-dir /run/kubectl", self.control_plane.kubectl())
     }
 
     /// Creates or changes objects: `kubectl apply` with this text, YAML or JSON.
