@@ -1,10 +1,10 @@
 //! `--keep`: leaves the laboratory up, and prints how to look around in it.
 
-use std::{fs, os::unix::process::parent_id};
+use std::{env, fs, os::unix::process::parent_id};
 
 use anyhow::Context as _;
 use owo_colors::OwoColorize as _;
-use wireloom_lab::{Lab, Link, agent::Agent};
+use wireloom_lab::{Cluster, Lab, Link, Node, agent::Agent, flows::Testbed};
 
 use super::mesh::DemoMesh;
 
@@ -43,27 +43,83 @@ pub(super) fn link(link: Link) -> anyhow::Result<()> {
     keep(link.lab, "The link", "router", &commands)
 }
 
+/// Lets the cluster outlive this process.
+pub(super) fn kubernetes(cluster: Cluster, testbed: &Testbed) -> anyhow::Result<()> {
+    let sudo = if env::var_os("SUDO_USER").is_some() { "sudo " } else { "" };
+    let control_plane =
+        format!("{sudo}nsenter --net --mount --wdns=\"$PWD\" --target {}", cluster.outside().pid());
+    anstream::println!(
+        "\n{}\n  kubectl() {{ {control_plane} {} \"$@\"; }}",
+        "The cluster stays up. In any shell, this makes a kubectl for it:".bold(),
+        cluster.kubectl_command()
+    );
+    print_commands(
+        "and with it:",
+        &[
+            ("kubectl get pods --all-namespaces --output wide".into(), "everything that runs"),
+            ("kubectl --namespace wireloom logs daemonset/wireloom".into(), "what an agent did"),
+            (
+                "kubectl --namespace wireloom exec daemonset/wireloom -- wireloom status".into(),
+                "mode, peers, rules, warnings",
+            ),
+        ],
+    );
+    let caller = cluster.nodes()[0].run("pgrep --full wireloom-workload.pod-a.8080$")?;
+    let called = testbed.pods["pod-b"].addresses;
+    print_nodes(&format!("{sudo}{}", enter()), "To look around on a node:", cluster.nodes());
+    print_commands(
+        "and there:",
+        &[
+            ("ip rule show pref 99".into(), "which packets enter the tunnel"),
+            ("ip route show table 1".into(), "and for which destinations"),
+            (
+                format!("nsenter --net --target {} ping -c 3 {}", caller.trim(), called.v4),
+                "on node-a: from pod-a to pod-b on node-b",
+            ),
+            ("tcpdump -c 6 -ni eth0 udp port 51820".into(), "what others see of that meanwhile"),
+        ],
+    );
+    print_end(sudo, &cluster.keep().context("the cluster cannot be left up")?);
+    Ok(())
+}
+
 fn keep(lab: Lab, what: &str, place: &str, commands: &[(String, &str)]) -> anyhow::Result<()> {
+    print_nodes(enter(), &format!("{what} stays up. To look around on a {place}:"), &lab.nodes);
+    print_commands("and there:", commands);
+    print_end("", &lab.keep().with_context(|| format!("{what} cannot be left up"))?);
+    Ok(())
+}
+
+/// The beginning of a command that enters a node; a process id completes it.
+fn enter() -> &'static str {
     // When we became root in a user namespace of our own, our caller has to enter that as well.
-    let enter = match (fs::read_link("/proc/self/ns/user"), fs::read_link(parent("ns/user"))) {
+    match (fs::read_link("/proc/self/ns/user"), fs::read_link(parent("ns/user"))) {
         (Ok(ours), Ok(theirs)) if ours == theirs => "nsenter --net --mount --pid --wdns=/ --target",
         _ => "nsenter --user --preserve-credentials --net --mount --pid --wdns=/ --target",
-    };
-    anstream::println!("\n{}", format_args!("{what} stays up. To look around on a {place}:").bold());
-    for node in &lab.nodes {
-        anstream::println!("  {enter} {:<8} {}", node.pid(), format_args!("# {}", node.name).dimmed());
     }
-    anstream::println!("{}", "and there:".bold());
-    let width = commands.iter().map(|(command, _)| command.len()).max().unwrap_or_default();
-    for (command, meaning) in commands {
-        anstream::println!("  {command:<width$}  {}", format_args!("# {meaning}").dimmed());
-    }
-    let pids = lab.keep().with_context(|| format!("{what} cannot be left up"))?;
-    let pids: Vec<_> = pids.iter().map(ToString::to_string).collect();
-    anstream::println!("{}\n  kill -KILL {}", "To take it down:".bold(), pids.join(" "));
-    Ok(())
 }
 
 fn parent(file: &str) -> String {
     format!("/proc/{}/{file}", parent_id())
+}
+
+fn print_nodes(enter: &str, title: &str, nodes: &[Node]) {
+    anstream::println!("\n{}", title.bold());
+    for node in nodes {
+        anstream::println!("  {enter} {:<8} {}", node.pid(), format_args!("# {}", node.name).dimmed());
+    }
+}
+
+fn print_commands(title: &str, commands: &[(String, &str)]) {
+    anstream::println!("{}", title.bold());
+    let width = commands.iter().map(|(command, _)| command.len()).max().unwrap_or_default();
+    for (command, meaning) in commands {
+        anstream::println!("  {command:<width$}  {}", format_args!("# {meaning}").dimmed());
+    }
+}
+
+/// Says how to end what outlives this process.
+fn print_end(sudo: &str, pids: &[u32]) {
+    let pids: Vec<_> = pids.iter().map(ToString::to_string).collect();
+    anstream::println!("{}\n  {sudo}kill -KILL {}", "To take it down:".bold(), pids.join(" "));
 }

@@ -2,8 +2,10 @@
 //!
 //! - `wireloom-demo`: WireGuard's usual fault with policy routing, the agent's fix, and hosts encrypted too.
 //! - `wireloom-demo link`: link mode with a routing daemon.
+//! - `wireloom-demo kubernetes`: the agent on a real Kubernetes cluster.
 
 mod keep;
+mod kubernetes;
 mod link;
 mod mesh;
 mod state;
@@ -51,6 +53,17 @@ enum Other {
     /// The routers learn each other's prefixes, one router is killed and traffic moves to another, and a forged
     /// source address is dropped by the firewall.
     Link,
+
+    /// Show a real Kubernetes cluster, without Wireloom and with it
+    ///
+    /// Starts a cluster of three nodes in namespaces, and measures who reaches whom over pods, services, node ports and
+    /// host ports, and what is encrypted: first without Wireloom, then with the DaemonSet. Needs root of this machine;
+    /// scripts/demo builds and installs everything else.
+    Kubernetes {
+        /// The archive of Wireloom's image, which deploy/image/build makes
+        #[arg(long, value_name = "ARCHIVE")]
+        image: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -58,6 +71,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.other {
         None => mesh(arguments.keep),
         Some(Other::Link) => link::run(arguments.keep),
+        Some(Other::Kubernetes { image }) => kubernetes::run(&image, arguments.keep),
     };
     outcome.unwrap_or_else(|error| {
         anstream::eprintln!("wireloom-demo: {error:#}");
@@ -65,16 +79,13 @@ fn main() -> ExitCode {
     })
 }
 
-/// The program `wireloom`, which is installed beside this one.
-fn wireloom() -> anyhow::Result<PathBuf> {
-    let wireloom = env::current_exe().context("cannot find this program's file")?.with_file_name("wireloom");
-    if !wireloom.is_file() {
-        bail!(
-            "{} is missing: build it with `cargo build --package wireloom`, or run scripts/demo",
-            wireloom.display()
-        );
+/// A program that is installed beside this one.
+fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let program = env::current_exe().context("cannot find this program's file")?.with_file_name(name);
+    if !program.is_file() {
+        bail!("{} is missing: run scripts/demo, which builds it", program.display());
     }
-    Ok(wireloom)
+    Ok(program)
 }
 
 fn mesh(keep: bool) -> anyhow::Result<ExitCode> {

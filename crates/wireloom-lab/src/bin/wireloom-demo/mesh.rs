@@ -31,7 +31,7 @@ pub(super) struct DemoMesh {
 
 impl DemoMesh {
     pub(super) fn new() -> anyhow::Result<Self> {
-        let wireloom = crate::wireloom()?;
+        let wireloom = crate::program("wireloom")?;
         let lab = Lab::new(&Layout { nodes: 3, ..Layout::default() })?;
         let keys =
             lab.nodes.iter().map(|node| KeyPair::generate(&wireloom, node)).collect::<Result<Vec<_>, _>>()?;

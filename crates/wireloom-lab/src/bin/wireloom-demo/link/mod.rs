@@ -24,7 +24,7 @@ pub(super) fn run(keep: bool) -> anyhow::Result<ExitCode> {
     }
     become_root()?;
     let began = Instant::now();
-    let wireloom = crate::wireloom()?;
+    let wireloom = crate::program("wireloom")?;
     let mut link = Link::new(&wireloom, ROUTERS, Topology::Full)?;
     for (router, interface) in [(PRIMARY, "primary0"), (BACKUP, "backup0")] {
         link.serve(router, interface)?;
