@@ -22,22 +22,27 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The program of test pods. It belongs to another package, so cargo does not build it for these tests: they do.
-pub(crate) static WORKLOAD: LazyLock<PathBuf> = LazyLock::new(|| {
+/// A program of the laboratory, beside `wireloom`. It belongs to another package, so cargo does not build it for these
+/// tests: they do.
+pub(crate) fn laboratory_program(name: &str) -> PathBuf {
     run(Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--package", "wireloom-lab", "--bin", "wireloom-workload"])
+        .args(["build", "--quiet", "--locked", "--package", "wireloom-lab", "--bin", name])
         .current_dir(root()));
-    wireloom().with_file_name("wireloom-workload")
-});
+    wireloom().with_file_name(name)
+}
+
+/// The program of test pods.
+pub(crate) static WORKLOAD: LazyLock<PathBuf> = LazyLock::new(|| laboratory_program("wireloom-workload"));
 
 /// The archives of Wireloom's image, one for each of [`TAGS`], as users make them.
-pub(crate) static IMAGES: LazyLock<[PathBuf; 2]> = LazyLock::new(|| {
-    TAGS.map(|tag| {
-        let archive = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("wireloom-{tag}.tar"));
-        build_image(tag, &archive);
-        archive
-    })
-});
+pub(crate) static IMAGES: LazyLock<[PathBuf; 2]> = LazyLock::new(|| TAGS.map(image));
+
+/// Makes the archive of Wireloom's image with this tag.
+pub(crate) fn image(tag: &str) -> PathBuf {
+    let archive = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("wireloom-{tag}.tar"));
+    build_image(tag, &archive);
+    archive
+}
 
 pub(crate) fn build_image(tag: &str, archive: &Path) {
     let mut build = Command::new(root().join("deploy/image/build"));

@@ -2,12 +2,14 @@
 //!
 //! - `flows`: who reaches whom, and what the network between the nodes sees of it.
 //! - `disturbances`: what a rollout, a killed container and a lost node cost.
+//! - `demo`: `wireloom-demo kubernetes`, left up to look around, killed and interrupted.
 //! - `cluster`: the cluster itself comes and goes without a trace.
 //! - `image`: the image is the same, byte for byte, whenever it is made.
 //!
 //! They need root, Go, and what the script installs. What they measure is part of their output.
 
 mod cluster;
+mod demo;
 mod disturbances;
 mod fixtures;
 mod flows;
