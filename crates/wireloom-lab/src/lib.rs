@@ -43,7 +43,7 @@ mod traffic;
 mod wait;
 
 pub use self::{
-    cluster::{Cluster, ClusterLayout, DaemonSet, PodNetwork, ProxyMode, WORKLOAD_IMAGE},
+    cluster::{Cluster, ClusterLayout, DaemonSet, PodNetwork, ProxyMode, WORKLOAD_IMAGE, WORKLOAD_PROGRAM},
     error::{Error, Result},
     network::{Addresses, FAMILIES, Holder, Lab, Layout, Node, Place, Space},
     programs::{agent, control, guide, mesh, routing},

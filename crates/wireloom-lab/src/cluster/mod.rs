@@ -40,7 +40,7 @@ pub use self::{
     daemon_set::DaemonSet,
     layout::{ClusterLayout, PodNetwork, ProxyMode},
 };
-use crate::{Addresses, Error, Lab, Layout, Node, Place, Result, flows, tools, until};
+use crate::{Addresses, Error, Lab, Layout, Node, Place, Result, tools, until};
 
 /// A Kubernetes cluster. Dropping it takes everything down; so do a panic and the death of this process, even by
 /// SIGKILL.
@@ -59,6 +59,9 @@ pub struct Cluster {
 
 /// The image that pods' networks are held by, and that test workloads run: the program `wireloom-workload`.
 pub const WORKLOAD_IMAGE: &str = node::SANDBOX_IMAGE;
+
+/// Where that image has the program.
+pub const WORKLOAD_PROGRAM: &str = "/bin/wireloom-workload";
 
 /// How long a node or a pod may take to become ready.
 const READY: std::time::Duration = std::time::Duration::from_secs(120);
@@ -83,7 +86,7 @@ impl Cluster {
         ])?;
         let programs = kubernetes_programs()?;
         let remains = Remains::new()?;
-        pack(&workload_image(&remains), WORKLOAD_IMAGE, workload, Path::new(flows::PROGRAM))?;
+        pack(&workload_image(&remains), WORKLOAD_IMAGE, workload, Path::new(WORKLOAD_PROGRAM))?;
 
         let lab = Lab::new(&Layout {
             nodes: layout.nodes + 1,

@@ -3,9 +3,6 @@
 /// The cluster's nodes: names as in [`Lab::nodes`](crate::Lab::nodes).
 pub const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 
-/// Where the image has the program `wireloom-workload`.
-pub const PROGRAM: &str = "/bin/wireloom-workload";
-
 /// The port on which pods listen, TCP and UDP.
 pub(super) const POD_PORT: u16 = 8080;
 /// The port of a node that leads to its pod (`hostPort`).

@@ -3,11 +3,12 @@
 use serde_json::{Value, json};
 
 use super::cast::{
-    HOST_PORT, NODES, Network, POD_PORT, PODS, PROGRAM, Pod, SERVICE_PORT, SERVICES, Service, ServiceKind,
+    HOST_PORT, NODES, Network, POD_PORT, PODS, Pod, SERVICE_PORT, SERVICES, Service, ServiceKind,
 };
+use crate::WORKLOAD_PROGRAM;
 
 /// All pods and services as one `List` in JSON, for `kubectl apply --filename -`. `image` is the name and tag of an
-/// image that every node has and that holds `wireloom-workload` as [`PROGRAM`].
+/// image that every node has and that holds `wireloom-workload` as [`WORKLOAD_PROGRAM`].
 #[must_use]
 pub fn manifest(image: &str) -> String {
     let pods = PODS.iter().map(|pod| self::pod(pod, image));
@@ -39,7 +40,7 @@ fn pod(pod: &Pod, image: &str) -> Value {
                 "name": "workload",
                 "image": image,
                 "imagePullPolicy": "Never",
-                "command": [PROGRAM, pod.name, pod.port().to_string()],
+                "command": [WORKLOAD_PROGRAM, pod.name, pod.port().to_string()],
                 "ports": ports,
             }],
         },
@@ -133,7 +134,7 @@ mod tests {
         assert_eq!(server["spec"]["hostNetwork"], true);
         let container = &server["spec"]["containers"][0];
         assert_eq!(container["image"], "registry.local/workload:1");
-        assert_eq!(container["command"], json!([PROGRAM, "server-b", "9080"]));
+        assert_eq!(container["command"], json!([WORKLOAD_PROGRAM, "server-b", "9080"]));
         assert_eq!(container["ports"][1]["protocol"], "UDP");
     }
 }

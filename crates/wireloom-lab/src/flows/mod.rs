@@ -30,7 +30,7 @@ mod table;
 mod testbed;
 
 pub use self::{
-    cast::{HEADLESS, NODES, PODS, PROGRAM, Pod, SERVICES, Service, ServiceKind},
+    cast::{HEADLESS, NODES, PODS, Pod, SERVICES, Service, ServiceKind},
     column::{Column, Protocol},
     flow::{FLOWS, Flow, Group},
     known_failures::ISSUE,

@@ -12,7 +12,7 @@ use std::{
 use serde_json::{Value, json};
 use wireloom_lab::{
     Capture, Cluster, ClusterLayout, Content, FAMILIES, PATIENCE, Packet, Pinger, Place, WORKLOAD_IMAGE,
-    flows, until,
+    WORKLOAD_PROGRAM, flows, until,
 };
 
 use crate::fixtures::{TAGS, WithWireloom};
@@ -85,7 +85,7 @@ impl Stage {
         let on = WithWireloom::new(&ClusterLayout { nodes: 3, ..ClusterLayout::default() });
         let pods = on.cluster.nodes().iter().map(|node| {
             let name = node.name.replace("node", "pod");
-            pod(&name, &node.name, WORKLOAD_IMAGE, &[flows::PROGRAM])
+            pod(&name, &node.name, WORKLOAD_IMAGE, &[WORKLOAD_PROGRAM])
         });
         start(&on.cluster, &pods.collect::<Vec<_>>());
         Self { on }
