@@ -14,17 +14,12 @@ use crate::{Error, PATIENCE, Result, until};
 /// Waits until its standard input is closed: until the cluster is dropped, or its process has ended, however it ended.
 /// Then it removes the control groups named `$1-*` from every hierarchy and the directory `$2`, as soon as no process
 /// is in those groups any more: the end of a node's first process ends all others, but not at once. A line on standard
-/// input says that the cluster is kept; the same happens then, when its nodes are killed. That may take hours, so it
-/// looks less often, and does not hold the output of a program that has ended.
+/// input says that the cluster is kept; the same happens then, when its nodes are killed.
 const CLEANER: &str = r#"
-pause=0.1
-if read -r line; then
-    pause=1
-    exec 2>/dev/null
-fi
+read -r line
 groups() { find /sys/fs/cgroup -depth -type d -path "*/$1-*" 2>/dev/null; }
 while groups "$1" | while read -r group; do cat "$group/cgroup.procs" 2>/dev/null; done | grep -q .; do
-    sleep "$pause"
+    sleep 0.1
 done
 for try in 1 2 3 4 5 6 7 8 9 10; do
     groups "$1" | while read -r group; do rmdir "$group" 2>/dev/null; done
