@@ -11,16 +11,20 @@ use tempfile::TempDir;
 
 use crate::{Error, PATIENCE, Result, until};
 
-/// Waits until its standard input is closed: until the cluster is dropped, or its process has ended, however it ended.
-/// Then it removes the control groups named `$1-*` from every hierarchy and the directory `$2`, as soon as no process
-/// is in those groups any more: the end of a node's first process ends all others, but not at once. A line on standard
-/// input says that the cluster is kept; the same happens then, when its nodes are killed.
+/// Removes the control groups named `$1-*` from every hierarchy and the directory `$2`, as soon as no process is in
+/// those groups any more: the end of a node's first process ends all others, but not at once. It begins when a line
+/// comes on standard input, or its end:
+///
+/// - `dropped`: the nodes have been taken down.
+/// - `kept`: they live until somebody kills them, which can take hours, so it looks less often.
+/// - The end: the cluster's process was killed. A node that was just being started may still make a group.
 const CLEANER: &str = r#"
-read -r line
+pause=0.1
+read -r what || sleep 1
+[ "$what" != kept ] || pause=2
 groups() { find /sys/fs/cgroup -depth -type d -path "*/$1-*" 2>/dev/null; }
-while groups "$1" | while read -r group; do cat "$group/cgroup.procs" 2>/dev/null; done | grep -q .; do
-    sleep 0.1
-done
+processes() { find /sys/fs/cgroup -path "*/$1-*/cgroup.procs" -exec cat {} + 2>/dev/null; }
+while processes "$1" | grep -q .; do sleep "$pause"; done
 for try in 1 2 3 4 5 6 7 8 9 10; do
     groups "$1" | while read -r group; do rmdir "$group" 2>/dev/null; done
     rm -rf "$2" && [ -z "$(groups "$1")" ] && exit 0
@@ -71,8 +75,13 @@ impl Remains {
 
     /// Lets directory and control groups outlive this process. They go once no process is in the groups any more.
     pub(super) fn keep(&mut self) -> Result<()> {
+        self.tell("kept")
+    }
+
+    /// Tells the cleaner what becomes of the cluster, once.
+    fn tell(&mut self, what: &str) -> Result<()> {
         match self.lifeline.take() {
-            Some(mut lifeline) => lifeline.write_all(b"keep\n").map_err(Error::io("write to a cleaner")),
+            Some(mut lifeline) => writeln!(lifeline, "{what}").map_err(Error::io("write to a cleaner")),
             None => Ok(()),
         }
     }
@@ -80,7 +89,8 @@ impl Remains {
 
 impl Drop for Remains {
     fn drop(&mut self) {
-        if self.lifeline.take().is_some() {
+        if self.lifeline.is_some() {
+            let _ = self.tell("dropped");
             // The cleaner goes on by itself if this takes longer.
             let _ = until(PATIENCE, "a cluster's remains to be removed", || {
                 self.cleaner.try_wait().ok().flatten()
