@@ -8,7 +8,8 @@ use std::{
 use crate::{Error, Result, finish, wait::PROGRAM};
 
 /// Makes an image of a program and the libraries that it needs, with `deploy/image/pack`. `path` is the program's place
-/// in the image; containers run it. `archive` is the file to write.
+/// in the image; containers run it. `archive` is the file to write; its directory must exist. Temporary files are in that
+/// directory too, so nothing is left when it is removed meanwhile.
 ///
 /// # Errors
 /// [`Error::Command`] with its output when it fails.
@@ -16,6 +17,9 @@ pub(super) fn pack(archive: &Path, name: &str, program: &Path, path: &Path) -> R
     let script: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../deploy/image/pack"].iter().collect();
     let mut command = Command::new(&script);
     command.arg(archive).arg(name).arg(format!("{}={}", program.display(), path.display()));
+    if let Some(directory) = archive.parent() {
+        command.env("TMPDIR", directory);
+    }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().map_err(Error::io(format!("run {}", script.display())))?;
     let output = finish(child, &script.display().to_string(), PROGRAM)?;

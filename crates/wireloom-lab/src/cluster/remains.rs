@@ -16,12 +16,13 @@ use crate::{Error, PATIENCE, Result, until};
 /// comes on standard input, or its end:
 ///
 /// - `dropped`: the nodes have been taken down.
-/// - `kept`: they live until somebody kills them, which can take hours, so it looks less often.
+/// - `kept`: they live until somebody kills them, which can take hours, so it looks less often, and lets go of the
+///   output of a program that has ended.
 /// - The end: the cluster's process was killed. A node that was just being started may still make a group.
 const CLEANER: &str = r#"
 pause=0.1
 read -r what || sleep 1
-[ "$what" != kept ] || pause=2
+[ "$what" != kept ] || { pause=2 && exec 2>/dev/null; }
 groups() { find /sys/fs/cgroup -depth -type d -path "*/$1-*" 2>/dev/null; }
 processes() { find /sys/fs/cgroup -path "*/$1-*/cgroup.procs" -exec cat {} + 2>/dev/null; }
 while processes "$1" | grep -q .; do sleep "$pause"; done
