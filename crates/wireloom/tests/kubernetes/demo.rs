@@ -28,7 +28,7 @@ const HANGS: Duration = Duration::from_secs(240);
 
 /// A demo that was started. Dropping it ends it, and what it has left up, also when a test fails.
 struct Demo {
-    /// Its directory for temporary files: its processes have the path in their environment.
+    /// Its directory for temporary files.
     temporary: TempDir,
     process: Child,
 }
@@ -37,7 +37,8 @@ impl Demo {
     fn start(arguments: &[&str]) -> Self {
         let temporary = TempDir::with_prefix("wireloom-demo-").unwrap();
         let mut command = Command::new(&*DEMO);
-        command.arg("kubernetes").args(arguments).arg("--image").arg(&*IMAGE).env("TMPDIR", temporary.path());
+        command.arg("kubernetes").args(arguments).arg("--image").arg(&*IMAGE);
+        command.env("TMPDIR", temporary.path()).env(MARKER, temporary.path());
         command.stdin(Stdio::null()).stdout(File::create(said(&temporary)).unwrap()).stderr(Stdio::piped());
         // As a shell starts it: Ctrl-C reaches this process group.
         let process = command.process_group(0).spawn().unwrap();
@@ -74,7 +75,7 @@ impl Demo {
         let processes = names("/proc").into_iter().filter_map(|process| {
             let process = Path::new("/proc").join(process);
             let environment = fs::read(process.join("environ")).ok()?;
-            let marker = format!("TMPDIR={}", self.temporary.path().display());
+            let marker = format!("{MARKER}={}", self.temporary.path().display());
             let is_marked =
                 environment.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes());
             let line = is_marked.then(|| fs::read(process.join("cmdline")).ok())??;
@@ -113,6 +114,9 @@ impl Drop for Demo {
         }
     }
 }
+
+/// A variable in the environment of all its processes, with the path of its directory.
+const MARKER: &str = "WIRELOOM_DEMO_UNDER_TEST";
 
 /// The name of the file that the demo's output goes to, in its directory.
 const SAID: &str = "said";
@@ -182,29 +186,33 @@ fn hints<'a>(said: &'a str, title: &str) -> impl Iterator<Item = &'a str> {
     lines.map(|line| line.split('#').next().unwrap().trim())
 }
 
-#[test]
-fn a_killed_demo_leaves_nothing_behind() {
+/// Ends a demo as soon as it has left this trace, and waits until nothing of it is left.
+fn end_at(trace: &str, end: impl FnOnce(&mut Child)) {
     let mut demo = Demo::start(&[]);
-    let cluster = demo.until("a container", |demo| {
+    let cluster = demo.until(trace, |demo| {
         let cluster = demo.cluster()?;
-        demo.traces(&cluster).iter().any(|trace| trace.contains("containerd-shim")).then_some(cluster)
+        demo.traces(&cluster).iter().any(|line| line.contains(trace)).then_some(cluster)
     });
-    demo.process.kill().unwrap();
+    end(&mut demo.process);
     demo.process.wait().unwrap();
     demo.wait_for_the_end(&cluster);
 }
 
 #[test]
+fn a_killed_demo_leaves_nothing_behind() {
+    // While it makes an image, and while pods start.
+    for trace in ["deploy/image/pack", "containerd-shim"] {
+        end_at(trace, |demo| demo.kill().unwrap());
+    }
+}
+
+#[test]
 fn an_interrupted_demo_leaves_nothing_behind() {
-    let mut demo = Demo::start(&[]);
-    let cluster = demo.until("the first node's control group", |demo| {
-        let cluster = demo.cluster()?;
-        demo.traces(&cluster).iter().any(|trace| trace.starts_with("control group")).then_some(cluster)
+    // While the first node starts. Ctrl-C goes to the whole process group.
+    end_at("control group", |demo| {
+        let group = format!("-{}", demo.id());
+        assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
     });
-    let group = format!("-{}", demo.process.id());
-    assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
-    demo.process.wait().unwrap();
-    demo.wait_for_the_end(&cluster);
 }
 
 #[test]
