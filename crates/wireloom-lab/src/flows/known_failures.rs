@@ -1,6 +1,7 @@
 //! Promises that are not kept yet.
 //!
-//! The list is strict: a cell on it that keeps its promise is an error until it is taken off.
+//! The list is strict: a cell on it that keeps its promise is an error until it is taken off. So is one on it that
+//! leaks plaintext where encryption is promised.
 
 use wireloom_plan::routing::Family;
 

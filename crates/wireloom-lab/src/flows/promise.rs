@@ -47,6 +47,12 @@ impl Promise {
     pub(super) fn is_kept_by(self, cell: Cell) -> bool {
         cell.reachable == self.reachable && self.wire.is_none_or(|wire| cell.wire == wire)
     }
+
+    /// Whether the underlay saw plaintext where encryption was promised. Nothing excuses that: neither a busy machine
+    /// nor the list of known failures.
+    pub(super) fn is_leaked_by(self, cell: Cell) -> bool {
+        self.wire == Some(Wire::Encrypted) && matches!(cell.wire, Wire::Direct | Wire::Both)
+    }
 }
 
 impl fmt::Display for Promise {
@@ -87,6 +93,14 @@ mod tests {
         ] {
             assert_eq!(promise(name, wireloom, network), expected, "{name}, {wireloom}, {network}");
         }
+    }
+
+    #[test]
+    fn plaintext_is_a_leak_where_encryption_is_promised() {
+        let leaks = |promised, wire| works(promised).is_leaked_by(Cell { reachable: false, wire });
+        assert!(leaks(Wire::Encrypted, Wire::Direct) && leaks(Wire::Encrypted, Wire::Both));
+        assert!(!leaks(Wire::Encrypted, Wire::Nothing) && !leaks(Wire::Encrypted, Wire::Encrypted));
+        assert!(!leaks(Wire::Both, Wire::Direct) && !leaks(Wire::Direct, Wire::Direct));
     }
 
     #[test]

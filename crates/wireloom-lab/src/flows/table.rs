@@ -14,7 +14,7 @@ use super::{
     situation::Situation,
     testbed::Testbed,
 };
-use crate::{Capture, Cell, Place, Result, Wire, at_this_pace};
+use crate::{Capture, Cell, Place, Result, at_this_pace};
 
 /// How long to wait for an answer: the first time for every cell, then for those whose verdict is doubtful. On an idle
 /// machine an answer takes a few milliseconds.
@@ -51,19 +51,20 @@ pub enum Verdict {
     Kept,
     /// Not as promised: an error.
     Broken,
-    /// Not as promised, which is on the list of known failures.
+    /// Not as promised, which is on the list of known failures. Plaintext where encryption was promised is an error
+    /// all the same.
     KnownFailure,
     /// As promised, although it is on the list: an error until it is taken off.
     Fixed,
 }
 
 impl Verdict {
-    fn of(is_kept: bool, is_known_failure: bool) -> Self {
-        match (is_kept, is_known_failure) {
+    fn of(cell: Cell, promise: Promise, is_known_failure: bool) -> Self {
+        match (promise.is_kept_by(cell), is_known_failure) {
             (true, false) => Self::Kept,
-            (false, false) => Self::Broken,
-            (false, true) => Self::KnownFailure,
             (true, true) => Self::Fixed,
+            (false, true) if !promise.is_leaked_by(cell) => Self::KnownFailure,
+            (false, _) => Self::Broken,
         }
     }
 
@@ -118,11 +119,9 @@ impl Measured {
 
     /// Whether the verdict is an error that a busy machine could explain.
     fn is_doubtful(&self, situation: Situation) -> bool {
-        let leaked = self.promise(situation).wire == Some(Wire::Encrypted)
-            && matches!(self.cell.wire, Wire::Direct | Wire::Both);
         match self.verdict {
             Verdict::Kept | Verdict::KnownFailure => false,
-            Verdict::Broken => !leaked,
+            Verdict::Broken => !self.promise(situation).is_leaked_by(self.cell),
             Verdict::Fixed => true,
         }
     }
@@ -157,8 +156,8 @@ fn measure(
                 Err(remark) => (false, remark),
             };
             let cell = Cell { reachable, wire: mark.wire(&packets) };
-            let is_kept = Promise::of(flow, situation).is_kept_by(cell);
-            let verdict = Verdict::of(is_kept, is_known_failure(flow, column, situation));
+            let is_known_failure = is_known_failure(flow, column, situation);
+            let verdict = Verdict::of(cell, Promise::of(flow, situation), is_known_failure);
             measured.push(Measured { flow, column, cell, remark, verdict });
         }
     }
@@ -217,7 +216,7 @@ fn judge(flow: &Flow, family: Family, answers: &[Option<Answer>], testbed: &Test
 #[cfg(test)]
 mod tests {
     use super::{super::FLOWS, *};
-    use crate::{PodNetwork, ProxyMode};
+    use crate::{PodNetwork, ProxyMode, Wire};
 
     const SITUATION: Situation =
         Situation { wireloom: true, proxy: ProxyMode::Iptables, network: PodNetwork::Bridge };
@@ -234,11 +233,16 @@ mod tests {
 
     #[test]
     fn the_list_of_known_failures_is_strict() {
-        assert_eq!(Verdict::of(true, false), Verdict::Kept);
-        assert_eq!(Verdict::of(false, true), Verdict::KnownFailure);
-        // Not on the list and broken; on the list and kept.
-        assert!(Verdict::of(false, false).is_error());
-        assert!(Verdict::of(true, true).is_error());
+        let promise = Promise { reachable: true, wire: Some(Wire::Encrypted) };
+        let verdict = |reachable, wire, is_known_failure| {
+            Verdict::of(Cell { reachable, wire }, promise, is_known_failure)
+        };
+        assert_eq!(verdict(true, Wire::Encrypted, false), Verdict::Kept);
+        assert_eq!(verdict(true, Wire::Encrypted, true), Verdict::Fixed);
+        assert_eq!(verdict(false, Wire::Nothing, false), Verdict::Broken);
+        assert_eq!(verdict(false, Wire::Nothing, true), Verdict::KnownFailure);
+        assert_eq!(verdict(false, Wire::Both, true), Verdict::Broken);
+        assert!(Verdict::Broken.is_error() && Verdict::Fixed.is_error());
         assert!(!Verdict::Kept.is_error() && !Verdict::KnownFailure.is_error());
     }
 
