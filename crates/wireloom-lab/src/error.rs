@@ -29,6 +29,12 @@ pub enum Error {
     /// A cluster needs root of the machine.
     #[error("a Kubernetes cluster needs root of the machine, not of a user namespace: run it with sudo")]
     NotRoot,
+    /// The kernel lacks a module that nothing loads by itself.
+    #[error("the kernel module {module} is not loaded: run `modprobe {module}` as root")]
+    MissingModule {
+        /// The module's name.
+        module: &'static str,
+    },
     /// A program failed.
     #[error("`{command}` in {place} failed ({status}): {stderr}")]
     Command {

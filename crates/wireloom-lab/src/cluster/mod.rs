@@ -63,6 +63,9 @@ pub const WORKLOAD_IMAGE: &str = node::SANDBOX_IMAGE;
 /// Where that image has the program.
 pub const WORKLOAD_PROGRAM: &str = "/bin/wireloom-workload";
 
+/// Where br_netfilter has its sysctls.
+const BRIDGE_SYSCTLS: &str = "/proc/sys/net/bridge";
+
 /// How long a node or a pod may take to become ready.
 const READY: std::time::Duration = std::time::Duration::from_secs(120);
 
@@ -70,7 +73,8 @@ impl Cluster {
     /// Builds a cluster whose nodes are ready. `workload` is the program `wireloom-workload`.
     ///
     /// # Errors
-    /// [`Error::NotRoot`]; when a program is missing or fails, with the end of its log; [`Error::Timeout`].
+    /// [`Error::NotRoot`]; [`Error::MissingModule`]; when a program is missing or fails, with the end of its log;
+    /// [`Error::Timeout`].
     pub fn new(layout: &ClusterLayout, workload: &Path) -> Result<Self> {
         require_root()?;
         tools::require(&[
@@ -83,7 +87,12 @@ impl Cluster {
             "iptables",
             "nft",
             "bridge",
+            "jq",
+            "readelf",
         ])?;
+        if !Path::new(BRIDGE_SYSCTLS).exists() {
+            return Err(Error::MissingModule { module: "br_netfilter" });
+        }
         let programs = kubernetes_programs()?;
         let remains = Remains::new()?;
         pack(&workload_image(&remains), WORKLOAD_IMAGE, workload, Path::new(WORKLOAD_PROGRAM))?;

@@ -129,7 +129,8 @@ impl NodePrograms {
         let kubelet = Program::start(machine, "kubelet", &mut kubelet)?;
         let up =
             until(PATIENCE, &format!("containerd on {}", machine.name), || space.run("ctr version").ok());
-        explain(up, machine, "containerd")?;
+        // When containerd has no log, the kubelet's says what failed before.
+        explain(explain(up, machine, "containerd"), machine, "kubelet")?;
         import(machine, member.image)?;
 
         let mut proxy = Command::new(member.programs.join("kube-proxy"));
