@@ -1,12 +1,12 @@
 //! The laboratory's errors.
 
-use std::{io, time::Duration};
+use std::{error, fmt, io, time::Duration};
 
 /// A result whose error is the laboratory's.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong in the laboratory.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum Error {
     /// A program is not installed.
     #[error("the program `{program}` is missing: install the Debian package `{package}`")]
@@ -85,6 +85,19 @@ pub enum Error {
         /// What it printed.
         output: String,
     },
+}
+
+/// The message and its causes, for people: tests show errors with `unwrap`.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")?;
+        let mut cause = error::Error::source(self);
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
 }
 
 impl Error {
