@@ -1,12 +1,7 @@
 //! The run file, `/run/wireloom/IFNAME.json`: what only the agent knows, for `wireloom status` and the next agent.
 
 use std::{
-    collections::BTreeMap,
-    fs::{self, DirBuilder},
-    io,
-    net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
-    path::PathBuf,
+    collections::BTreeMap, fs::DirBuilder, io, net::SocketAddr, os::unix::fs::DirBuilderExt, path::PathBuf,
 };
 
 use serde::{Deserialize, Serialize};
@@ -41,7 +36,7 @@ pub(crate) struct RunFile {
 impl RunFile {
     /// What the agent of an interface wrote last, whether it still runs or not; `None` when there is no readable file.
     pub(crate) fn read(interface: &str) -> Option<Self> {
-        serde_json::from_slice(&fs::read(path(interface)).ok()?).ok()
+        serde_json::from_slice(&state::read_file(&path(interface)).ok()??).ok()
     }
 
     /// Writes the file atomically.

@@ -27,6 +27,9 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let config = Config::load(config_path.as_deref())?;
     let state = StateDir::locate();
     let lock = lock(&state)?;
+    for aside in state.set_aside_damaged(&lock)? {
+        tracing::warn!("{aside}");
+    }
     record(&state, &config)?;
     let key = key_file::read_or_create(&config.private_key_file)?;
     let public_key = key.public_key();
@@ -71,7 +74,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
 
 fn lock(state: &StateDir) -> anyhow::Result<AgentLock> {
     let directory = state.path().display();
-    match state.lock(LOCK_PATIENCE).with_context(|| format!("cannot lock {directory}"))? {
+    match state.lock(LOCK_PATIENCE).with_context(|| format!("cannot lock {directory}/agent.lock"))? {
         Some(lock) => Ok(lock),
         None => bail!(
             "another agent is running on this node (it holds the lock in {directory}); stop it first, for instance \
@@ -82,18 +85,20 @@ fn lock(state: &StateDir) -> anyhow::Result<AgentLock> {
 
 /// Records what is about to be programmed. What an agent with other settings left behind must be removed first.
 fn record(state: &StateDir, config: &Config) -> anyhow::Result<()> {
-    let wanted = Programmed { interface: config.settings.interface.clone(), table: config.settings.table };
-    let failed = || format!("cannot use the state directory {}", state.path().display());
-    match state.programmed().with_context(failed)? {
+    let settings = &config.settings;
+    let wanted = Programmed::new(settings.interface.clone(), settings.table).map_err(anyhow::Error::msg)?;
+    match state.programmed()? {
         Some(before) if before != wanted => bail!(
             "agent.toml asks for interface {} and table {}, but interface {} and table {} are still programmed; \
              run `wireloom down` first",
-            wanted.interface,
-            wanted.table,
-            before.interface,
-            before.table
+            wanted.interface(),
+            wanted.table(),
+            before.interface(),
+            before.table()
         ),
-        Some(_) => Ok(()),
-        None => state.set_programmed(&wanted).with_context(failed),
+        Some(_) => return Ok(()),
+        None => {}
     }
+    let path = state.path().display();
+    state.set_programmed(&wanted).with_context(|| format!("cannot use the state directory {path}"))
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod matrix;
 pub(crate) mod membership;
+mod records;
 mod reports;
 pub(crate) mod restart;
 pub(crate) mod rules;
