@@ -6,6 +6,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use wireloom_kernel::state;
+use wireloom_plan::removals::Recurrence;
 
 /// The directory of run files: readable by its owner only, and emptied by a reboot. What must outlive that is in the
 /// state directory.
@@ -27,6 +28,9 @@ pub(crate) struct RunFile {
     pub(crate) membership_error: Option<String>,
     /// Why the previous settings are still in force.
     pub(crate) settings_error: Option<String>,
+    /// How often other programs deleted our rules lately.
+    #[serde(default)]
+    pub(crate) rules_deleted: Option<Recurrence>,
     /// The endpoints that were configured, by public key: they distinguish a changed endpoint from one that WireGuard
     /// learned by roaming.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

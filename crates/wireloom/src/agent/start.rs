@@ -7,6 +7,7 @@ use wireloom_kernel::{
     Interest, Linux,
     state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir},
 };
+use wireloom_plan::{diff::teardown, removals::Removals};
 
 use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event};
 use crate::{
@@ -35,7 +36,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let public_key = key.public_key();
     tracing::info!("node {}, public key {public_key}", config.settings.node);
 
-    let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
+    let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state.clone())?;
     kernel.set_private_key(key);
     kernel.finish_creation()?;
     kernel.refuse_foreign_interface()?;
@@ -65,8 +66,12 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         due: Instant::now() + RESYNC,
         last_pass: None,
         retry: FIRST_RETRY,
+        started: Instant::now(),
+        removals: Removals::default(),
+        removals_logged: None,
         report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
         written: None,
+        state,
         _lock: lock,
     };
     agent.run(&events)
@@ -84,11 +89,12 @@ fn lock(state: &StateDir) -> anyhow::Result<AgentLock> {
 }
 
 /// Records what is about to be programmed. What an agent with other settings left behind must be removed first.
-fn record(state: &StateDir, config: &Config) -> anyhow::Result<()> {
+pub(super) fn record(state: &StateDir, config: &Config) -> anyhow::Result<()> {
     let settings = &config.settings;
     let wanted = Programmed::new(settings.interface.clone(), settings.table).map_err(anyhow::Error::msg)?;
     match state.programmed()? {
-        Some(before) if before != wanted => bail!(
+        Some(before) if before == wanted => return Ok(()),
+        Some(before) if !is_gone(state, &before)? => bail!(
             "agent.toml asks for interface {} and table {}, but interface {} and table {} are still programmed; \
              run `wireloom down` first",
             wanted.interface(),
@@ -96,9 +102,14 @@ fn record(state: &StateDir, config: &Config) -> anyhow::Result<()> {
             before.interface(),
             before.table()
         ),
-        Some(_) => return Ok(()),
-        None => {}
+        _ => {}
     }
     let path = state.path().display();
     state.set_programmed(&wanted).with_context(|| format!("cannot use the state directory {path}"))
+}
+
+/// Whether nothing is left of what was recorded: it never came to be, or a reboot removed it.
+fn is_gone(state: &StateDir, programmed: &Programmed) -> anyhow::Result<bool> {
+    let mut kernel = Linux::open(programmed.interface(), programmed.table(), state.clone())?;
+    Ok(teardown(&kernel.observe_for_removal()?).is_empty())
 }

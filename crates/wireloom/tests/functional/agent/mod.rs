@@ -2,6 +2,7 @@
 
 pub(crate) mod matrix;
 pub(crate) mod membership;
+pub(crate) mod ownership;
 mod records;
 mod reports;
 pub(crate) mod restart;
