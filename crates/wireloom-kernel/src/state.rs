@@ -2,10 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    env,
+    env, fmt,
     fs::{self, DirBuilder, File},
-    io::{self, Write},
-    os::unix::fs::DirBuilderExt,
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -13,16 +13,24 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg},
+    fcntl::{Flock, FlockArg, OFlag},
 };
 use serde::{Deserialize, Serialize};
-use wireloom_plan::sysctl::UnderlaySysctl;
+use wireloom_plan::{
+    settings::{is_interface_name, is_table},
+    sysctl::UnderlaySysctl,
+};
+
+use crate::error::Cause;
 
 /// Longer than another process's [`StateDir::is_locked`] holds the lock.
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often the lock is tried.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Bytes. A longer file is none of ours: the run file of a mesh of 100,000 nodes has 8 MiB.
+const LONGEST: u64 = 64 << 20;
 
 /// The values of sysctls before their first change, by interface.
 pub(crate) type SavedSysctls = BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>;
@@ -33,13 +41,89 @@ pub struct StateDir {
     path: PathBuf,
 }
 
-/// What an agent programs, so that `wireloom down` finds it even if `agent.toml` has changed.
+/// What an agent programs, so that `wireloom down` finds it even if `agent.toml` has changed. It can always be ours: it
+/// never names one of the kernel's own tables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "UncheckedProgrammed")]
 pub struct Programmed {
+    interface: String,
+    table: u32,
+}
+
+#[derive(Deserialize)]
+struct UncheckedProgrammed {
+    interface: String,
+    table: u32,
+}
+
+impl Programmed {
+    /// What is programmed with these settings: the name of our interface and the number of our table.
+    ///
+    /// # Errors
+    /// No interface can have the name, or the table is the kernel's own. In words.
+    pub fn new(interface: String, table: u32) -> Result<Self, String> {
+        if !is_interface_name(&interface) {
+            return Err(format!("{interface:?} is not an interface name"));
+        }
+        if !is_table(table) {
+            return Err(format!("table {table} is the kernel's own"));
+        }
+        Ok(Self { interface, table })
+    }
+
     /// The name of our interface.
-    pub interface: String,
+    #[must_use]
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
     /// The number of our routing table.
-    pub table: u32,
+    #[must_use]
+    pub fn table(&self) -> u32 {
+        self.table
+    }
+}
+
+impl TryFrom<UncheckedProgrammed> for Programmed {
+    type Error = String;
+
+    fn try_from(unchecked: UncheckedProgrammed) -> Result<Self, String> {
+        Self::new(unchecked.interface, unchecked.table)
+    }
+}
+
+/// Why a record cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The operating system's error.
+    #[error("cannot read {}: {cause}", path.display())]
+    Io {
+        /// The record.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// No agent wrote what is there.
+    #[error(
+        "{} is damaged ({what}); `wireloom agent`, when it starts, and `wireloom down` move it aside and do without it",
+        path.display()
+    )]
+    Damaged {
+        /// The record.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// A damaged record, moved aside.
+#[derive(Debug)]
+pub struct SetAside {
+    path: PathBuf,
+    what: String,
+    kept: PathBuf,
+    /// What follows from its loss.
+    consequence: &'static str,
 }
 
 /// The lock of a running agent. The kernel releases it when the process ends.
@@ -86,7 +170,13 @@ impl StateDir {
     pub fn lock(&self, patience: Duration) -> io::Result<Option<AgentLock>> {
         self.create()?;
         let deadline = Instant::now() + patience;
-        let mut file = File::options().create(true).truncate(false).write(true).open(self.lock_path())?;
+        let mut file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            // A FIFO in its place would wait for a reader.
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(self.lock_path())?;
         loop {
             file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => return Ok(Some(AgentLock { _file: file })),
@@ -109,12 +199,15 @@ impl StateDir {
     /// The values of sysctls before we changed them.
     ///
     /// # Errors
-    /// The operating system's error, or a parse error when the record is damaged.
-    pub(crate) fn saved_sysctls(&self) -> io::Result<SavedSysctls> {
-        match fs::read(self.sysctl_path()) {
-            Ok(text) => Ok(serde_json::from_slice(&text)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(SavedSysctls::new()),
-            Err(error) => Err(error),
+    /// [`RecordError`]
+    pub(crate) fn saved_sysctls(&self) -> Result<SavedSysctls, RecordError> {
+        let path = self.sysctl_path();
+        let saved: SavedSysctls = read_record(&path, from_json)?.unwrap_or_default();
+        match saved.keys().find(|interface| !is_interface_name(interface)) {
+            Some(other) => {
+                Err(RecordError::Damaged { path, what: format!("{other:?} is not an interface name") })
+            }
+            None => Ok(saved),
         }
     }
 
@@ -133,13 +226,9 @@ impl StateDir {
     /// What an agent programmed, unless `wireloom down` removed it.
     ///
     /// # Errors
-    /// The operating system's error, or a parse error when the record is damaged.
-    pub fn programmed(&self) -> io::Result<Option<Programmed>> {
-        match fs::read(self.programmed_path()) {
-            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+    /// [`RecordError`]
+    pub fn programmed(&self) -> Result<Option<Programmed>, RecordError> {
+        read_record(&self.programmed_path(), from_json)
     }
 
     /// Records what an agent is about to program.
@@ -164,13 +253,12 @@ impl StateDir {
     /// The name of the interface that a killed agent was creating.
     ///
     /// # Errors
-    /// The operating system's error.
-    pub(crate) fn creating(&self) -> io::Result<Option<String>> {
-        match fs::read_to_string(self.creating_path()) {
-            Ok(interface) => Ok(Some(interface)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+    /// [`RecordError`]
+    pub(crate) fn creating(&self) -> Result<Option<String>, RecordError> {
+        read_record(&self.creating_path(), |text| match str::from_utf8(text) {
+            Ok(interface) if is_interface_name(interface) => Ok(interface.to_owned()),
+            _ => Err("it holds no interface name".into()),
+        })
     }
 
     /// Records that the interface is created and marked.
@@ -181,7 +269,44 @@ impl StateDir {
         remove_if_there(&self.creating_path())
     }
 
-    /// Removes everything but the private key.
+    /// Moves every damaged record aside, so that everything goes on without it and nothing is lost. Only who holds the
+    /// lock may.
+    ///
+    /// # Errors
+    /// [`RecordError::Io`] when a record cannot be read or moved.
+    pub fn set_aside_damaged(&self, _lock: &AgentLock) -> Result<Vec<SetAside>, RecordError> {
+        let outcomes = [
+            (
+                self.programmed().map(drop),
+                "what an agent programmed is taken from agent.toml; if an earlier agent.toml said otherwise, `ip \
+                 rule` and `ip route show table all proto 157` show what is left of that",
+            ),
+            (
+                self.saved_sysctls().map(drop),
+                "the values from before the first start, which it held, are not restored; check \
+                 net.ipv4.conf.*.{rp_filter,src_valid_mark,send_redirects}",
+            ),
+            (
+                self.creating().map(drop),
+                "an interface that a killed agent was just creating may be left, which `ip link delete` removes",
+            ),
+        ];
+        let mut all = Vec::new();
+        for (outcome, consequence) in outcomes {
+            match outcome {
+                Ok(()) => {}
+                Err(RecordError::Damaged { path, what }) => {
+                    let kept =
+                        move_aside(&path).map_err(|cause| RecordError::Io { path: path.clone(), cause })?;
+                    all.push(SetAside { path, what, kept, consequence });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Removes everything but the private key, and damaged records that were moved aside.
     ///
     /// # Errors
     /// The operating system's error.
@@ -207,6 +332,81 @@ impl StateDir {
     fn lock_path(&self) -> PathBuf {
         self.path.join("agent.lock")
     }
+}
+
+impl From<RecordError> for Cause {
+    fn from(error: RecordError) -> Self {
+        match error {
+            RecordError::Io { cause, .. } => Self::Io(cause),
+            RecordError::Damaged { .. } => Self::Permanent(error.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for SetAside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, what, kept, consequence } = self;
+        write!(f, "{} is damaged ({what}) and is kept as {}: {consequence}", path.display(), kept.display())
+    }
+}
+
+/// Reads a record; `None` when there is no file.
+fn read_record<T>(
+    path: &Path,
+    parse: impl FnOnce(&[u8]) -> Result<T, String>,
+) -> Result<Option<T>, RecordError> {
+    let damaged = |what| RecordError::Damaged { path: path.to_owned(), what };
+    match read_file(path) {
+        Ok(text) => text.as_deref().map(parse).transpose().map_err(damaged),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(damaged(error.to_string())),
+        Err(cause) => Err(RecordError::Io { path: path.to_owned(), cause }),
+    }
+}
+
+fn from_json<T: for<'de> Deserialize<'de>>(text: &[u8]) -> Result<T, String> {
+    match text.is_empty() {
+        true => Err("it is empty".into()),
+        false => serde_json::from_slice(text).map_err(|error| error.to_string()),
+    }
+}
+
+/// Reads a file that an agent wrote; `None` when there is none. It never waits, whatever is in the file's place.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] when it is not a regular file of at most 64 MiB; otherwise the operating system's
+/// error.
+pub fn read_file(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let invalid = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    let metadata = match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        metadata => metadata?,
+    };
+    // Not even opened: that waits for the other end of a FIFO, and may do anything to a device.
+    if !metadata.is_file() {
+        return invalid("it is not a regular file");
+    }
+    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    let mut content = Vec::new();
+    file.take(LONGEST + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > LONGEST { invalid("it is longer than 64 MiB") } else { Ok(Some(content)) }
+}
+
+/// Renames a file to `….damaged`, or with a number if there is such a file already.
+fn move_aside(path: &Path) -> io::Result<PathBuf> {
+    let names = (1..).map(|number| match number {
+        1 => with_suffix(path, ".damaged"),
+        number => with_suffix(path, &format!(".damaged-{number}")),
+    });
+    let mut free = names.filter(|name| fs::symlink_metadata(name).is_err());
+    let kept = free.next().ok_or_else(|| io::Error::other("every name is taken"))?;
+    fs::rename(path, &kept)?;
+    Ok(kept)
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 /// Replaces a file: readers see either the old file or the new one, even after a power cut.
@@ -236,6 +436,8 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -251,12 +453,120 @@ mod tests {
         assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
     }
 
+    /// In words, and what makes it at a path.
+    type Damage = (&'static str, fn(&Path));
+
+    /// What an agent, a crash or a stranger may leave in a record's place.
+    const DAMAGES: [Damage; 8] = [
+        ("empty", |path| fs::write(path, "").unwrap()),
+        ("cut short", |path| fs::write(path, r#"{"interface":"wg"#).unwrap()),
+        ("binary", |path| fs::write(path, [0xff; 100]).unwrap()),
+        ("of another shape", |path| fs::write(path, "[[ ]]").unwrap()),
+        ("huge", |path| File::create(path).unwrap().set_len(10 << 30).unwrap()),
+        ("a FIFO", |path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap()),
+        ("a directory", |path| fs::create_dir(path).unwrap()),
+        ("a device", |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()),
+    ];
+
     #[test]
-    fn a_damaged_record_is_an_error() {
+    fn damaged_records_are_named_and_kept_aside() {
+        for (what, damage) in DAMAGES {
+            let directory = tempfile::tempdir().unwrap();
+            let state = StateDir::at(directory.path());
+            let paths = [state.programmed_path(), state.sysctl_path(), state.creating_path()];
+            paths.iter().for_each(|path| damage(path));
+            let errors = [
+                state.programmed().unwrap_err(),
+                state.saved_sysctls().unwrap_err(),
+                state.creating().unwrap_err(),
+            ];
+            for (error, path) in errors.iter().zip(&paths) {
+                let text = error.to_string();
+                assert!(text.starts_with(&format!("{} is damaged (", path.display())), "{what}: {text}");
+            }
+            let lock = state.lock(Duration::ZERO).unwrap().unwrap();
+            let aside = state.set_aside_damaged(&lock).unwrap();
+            assert_eq!(aside.len(), 3, "{what}");
+            for (aside, path) in aside.iter().zip(&paths) {
+                let kept = with_suffix(path, ".damaged");
+                assert!(aside.to_string().contains(&kept.display().to_string()), "{aside}");
+                assert!(fs::symlink_metadata(kept).is_ok() && fs::symlink_metadata(path).is_err(), "{what}");
+            }
+            assert_eq!(state.programmed().unwrap(), None);
+            assert!(state.set_aside_damaged(&lock).unwrap().is_empty());
+            // A second one does not replace the first, and clearing keeps both.
+            damage(&paths[0]);
+            state.set_aside_damaged(&lock).unwrap();
+            state.clear().unwrap();
+            for suffix in [".damaged", ".damaged-2"] {
+                assert!(fs::symlink_metadata(with_suffix(&paths[0], suffix)).is_ok(), "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_never_names_what_cannot_be_ours() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::at(directory.path());
-        fs::write(state.sysctl_path(), "{").unwrap();
-        assert_eq!(state.saved_sysctls().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        for (interface, table) in [
+            ("wg0", 0),
+            ("wg0", 253),
+            ("wg0", 254),
+            ("wg0", 255),
+            ("", 1),
+            ("..", 1),
+            ("../../etc/x", 1),
+            ("a name of 16 by.", 1),
+        ] {
+            let text = serde_json::json!({ "interface": interface, "table": table }).to_string();
+            fs::write(state.programmed_path(), &text).unwrap();
+            let error = state.programmed().unwrap_err();
+            assert!(matches!(error, RecordError::Damaged { .. }), "{text}");
+        }
+        fs::write(state.sysctl_path(), r#"{"../../x":{"rp_filter":1}}"#).unwrap();
+        assert!(state.saved_sysctls().unwrap_err().to_string().contains("not an interface name"));
+    }
+
+    #[test]
+    fn a_fifo_as_lock_is_an_error_and_no_wait() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::at(directory.path());
+        nix::unistd::mkfifo(&state.lock_path(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(state.lock(Duration::ZERO).is_err());
+    }
+
+    /// Bytes that are nothing, and bytes that are nearly a record.
+    fn content() -> impl Strategy<Value = Vec<u8>> {
+        let interface = prop_oneof![Just("wg0".to_owned()), "\\PC{0,20}"];
+        let table = prop_oneof![0..260_u64, any::<u64>()];
+        let record = (interface, table).prop_map(|(interface, table)| {
+            serde_json::json!({ "interface": interface, "table": table }).to_string().into_bytes()
+        });
+        let saved = ("\\PC{0,20}", any::<u16>()).prop_map(|(interface, value)| {
+            serde_json::json!({ interface: { "rp_filter": value } }).to_string().into_bytes()
+        });
+        prop_oneof![proptest::collection::vec(any::<u8>(), 0..200), record, saved]
+    }
+
+    proptest! {
+        #[test]
+        fn no_content_panics_or_leads_to_a_table_of_the_kernel(bytes in content()) {
+            let directory = tempfile::tempdir().unwrap();
+            let state = StateDir::at(directory.path());
+            for path in [state.programmed_path(), state.sysctl_path(), state.creating_path()] {
+                fs::write(path, &bytes).unwrap();
+            }
+            let lock = state.lock(Duration::ZERO).unwrap().unwrap();
+            let aside = state.set_aside_damaged(&lock).unwrap().len();
+            prop_assert!(aside >= 1, "nothing is all of them at once");
+            if let Some(programmed) = state.programmed().unwrap() {
+                prop_assert!(![0, 253, 254, 255].contains(&programmed.table()));
+                prop_assert!(!programmed.interface().contains('/'));
+            }
+            prop_assert!(state.saved_sysctls().unwrap().keys().all(|interface| !interface.contains('/')));
+            let left = fs::read_dir(directory.path()).unwrap().count();
+            prop_assert_eq!(left, 4, "three records or what was in their place, and the lock");
+        }
     }
 
     #[test]
@@ -278,7 +588,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::at(directory.path());
         fs::write(directory.path().join("wg0.key"), "secret").unwrap();
-        let programmed = Programmed { interface: "wg0".into(), table: 1 };
+        let programmed = Programmed::new("wg0".into(), 1).unwrap();
         state.set_programmed(&programmed).unwrap();
         assert_eq!(state.programmed().unwrap(), Some(programmed));
         state.begin_creating("wg0").unwrap();

@@ -116,27 +116,10 @@ fn sysctl(op: &SysctlOp) -> String {
     }
 }
 
-/// A rule as `ip rule show` prints it, after its family and priority.
+/// A rule as `ip rule show` prints it, after its family.
 #[must_use]
 pub fn rule(rule: &Rule) -> String {
-    let mut text = format!("{} {}:", rule.family, rule.priority);
-    if rule.invert {
-        text += " not";
-    }
-    text += &rule.from.map_or(" from all".into(), |from| format!(" from {from}"));
-    if let Some(to) = rule.other.to {
-        text += &format!(" to {to}");
-    }
-    if rule.mask != 0 {
-        text += &match rule.mark {
-            0 => format!(" fwmark 0/{:#x}", rule.mask),
-            mark => format!(" fwmark {mark:#x}/{:#x}", rule.mask),
-        };
-    }
-    if !rule.other.attributes.is_empty() || rule.other.tos != 0 {
-        text += " (further selectors)";
-    }
-    text + &format!(" lookup {}", rule.table)
+    format!("{} {rule}", rule.family)
 }
 
 /// A route as `ip route show` prints it. `interface` is the name of ours.
@@ -152,31 +135,6 @@ pub(crate) fn route(route: &Route, interface: &str) -> String {
         }
         RouteKind::Throw => format!("throw {}", route.destination),
         RouteKind::Unreachable => format!("unreachable {}", route.destination),
-        RouteKind::Other => format!("{} (foreign)", route.destination),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use wireloom_plan::routing::{Family, OtherSelectors};
-
-    use super::*;
-
-    #[test]
-    fn rules_are_written_as_iproute2_prints_them() {
-        let scoped = Rule {
-            family: Family::V4,
-            priority: 99,
-            invert: false,
-            from: Some("10.161.0.0/16".parse().unwrap()),
-            mark: 0,
-            mask: 0xa,
-            table: 1,
-            protocol: 157,
-            other: OtherSelectors::default(),
-        };
-        assert_eq!(rule(&scoped), "IPv4 99: from 10.161.0.0/16 fwmark 0/0xa lookup 1");
-        let host = Rule { invert: true, from: None, mark: 0xa, ..scoped };
-        assert_eq!(rule(&host), "IPv4 99: not from all fwmark 0xa/0xa lookup 1");
+        RouteKind::Other(_) => route.to_string(),
     }
 }

@@ -12,9 +12,10 @@ use wireloom_types::PublicKey;
 use crate::{
     cluster::{Cluster, Node},
     desired::{Desired, Host, Index, View},
-    diff::{diff, diff_touched, foreign_routes},
+    diff::{diff, diff_touched},
     observed::Observed,
     op::Op,
+    ownership,
     refusal::Refusal,
     settings::Settings,
     touched::Touched,
@@ -44,6 +45,9 @@ pub struct Planner {
     /// Absent when the next plan must derive it from scratch.
     derived: Option<Derived>,
     pending: Pending,
+    /// Whether something of ours was ever seen in our table: from then on it is ours, even if everything in it is
+    /// deleted.
+    holds_table: bool,
 }
 
 /// What the next call of [`Planner::changes`] must compare.
@@ -64,12 +68,20 @@ struct Derived {
 impl Planner {
     /// Starts with a whole snapshot of the membership. `public_key` belongs to the key file's private key.
     pub fn new(settings: Settings, public_key: PublicKey, cluster: Cluster) -> Self {
-        Self { settings, public_key, cluster, derived: None, pending: Pending::Everything }
+        Self {
+            settings,
+            public_key,
+            cluster,
+            derived: None,
+            pending: Pending::Everything,
+            holds_table: false,
+        }
     }
 
     /// Replaces the settings; the next plan compares everything.
     pub fn set_settings(&mut self, settings: Settings) {
         if self.settings != settings {
+            self.holds_table &= settings.table == self.settings.table;
             self.settings = settings;
             self.derived = None;
         }
@@ -123,9 +135,12 @@ impl Planner {
     /// # Errors
     /// [`Refusal`]: nothing may be changed.
     pub fn plan(&mut self, observed: &Observed) -> Result<Plan, Refusal> {
+        self.refuse_foreign_table(observed)?;
+        let settings = self.settings.clone();
         let (desired, pending) = self.derive(observed)?;
         let ops = diff(observed, desired)?;
-        let warnings = desired.warnings.iter().cloned().chain(foreign_routes(observed, desired)).collect();
+        let of_others = ownership::warnings(observed, desired, &settings);
+        let warnings = desired.warnings.iter().cloned().chain(of_others).collect();
         *pending = Pending::none();
         Ok(Plan { ops, warnings })
     }
@@ -136,6 +151,7 @@ impl Planner {
     /// # Errors
     /// [`Refusal`]: nothing may be changed.
     pub fn changes(&mut self, observed: &Observed) -> Result<Vec<Op>, Refusal> {
+        self.refuse_foreign_table(observed)?;
         let (desired, pending) = self.derive(observed)?;
         let ops = match pending {
             Pending::Everything => diff(observed, desired)?,
@@ -151,6 +167,13 @@ impl Planner {
     /// [`Refusal`]: nothing may be changed.
     pub fn desired(&mut self, observed: &Observed) -> Result<&Desired, Refusal> {
         Ok(self.derive(observed)?.0)
+    }
+
+    /// Whether the table is ours is judged while nothing of ours is there. The refusal is about rules and routes: what
+    /// refuses plaintext must not depend on it.
+    fn refuse_foreign_table(&mut self, observed: &Observed) -> Result<(), Refusal> {
+        self.holds_table = self.holds_table || ownership::holds_table(observed);
+        if self.holds_table { Ok(()) } else { ownership::refuse_foreign_table(observed, &self.settings) }
     }
 
     fn derive(&mut self, observed: &Observed) -> Result<(&Desired, &mut Pending), Refusal> {

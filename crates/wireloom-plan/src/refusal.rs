@@ -2,6 +2,14 @@
 
 use wireloom_types::interface::AGENT_ALIAS;
 
+use crate::{
+    ownership::{self, Owner},
+    routing::{Route, Rule},
+};
+
+/// How many foreign rules and routes a message names.
+const NAMED: usize = 8;
+
 /// A situation in which any plan could do harm, so that there is none.
 ///
 /// Nothing changes while it lasts: what was encrypted stays encrypted, and nothing foreign is touched. A retry
@@ -26,9 +34,40 @@ pub enum Refusal {
         /// Its name.
         interface: String,
     },
+    /// Somebody else's rules or routes use our table, and nothing of ours is there yet.
+    #[error(
+        "table {table} belongs to {}: {}; no rule and no route is programmed, and theirs stay; {}",
+        owner.map_or_else(|| "another program".to_owned(), |owner| owner.to_string()),
+        uses(rules, routes, *table),
+        ownership::advice(*free_table)
+    )]
+    ForeignTable {
+        /// The table.
+        table: u32,
+        /// Who that probably is.
+        owner: Option<Owner>,
+        /// Their rules that look it up.
+        rules: Vec<Rule>,
+        /// Their routes in it.
+        routes: Vec<Route>,
+        /// A table that nobody uses.
+        free_table: Option<u32>,
+    },
     /// Without a mark, WireGuard's own packets would be routed into the tunnel again.
     #[error(
         "`fwmark` is 0, which marks nothing: nothing is changed; set [routing] fwmark to bits that nothing else uses"
     )]
     NoMark,
+}
+
+/// The rules and routes by which somebody else uses a table, as iproute2 prints them.
+fn uses(rules: &[Rule], routes: &[Route], table: u32) -> String {
+    let rules = rules.iter().map(|rule| format!("the {} rule `{rule}`", rule.family));
+    let routes = routes.iter().map(|route| format!("the route `{route}` in table {table}"));
+    let mut uses: Vec<String> = rules.chain(routes).collect();
+    if let Some(more @ 1..) = uses.len().checked_sub(NAMED) {
+        uses.truncate(NAMED);
+        uses.push(format!("and {more} more"));
+    }
+    uses.join(", ")
 }

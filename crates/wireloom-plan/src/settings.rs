@@ -55,6 +55,20 @@ impl Settings {
     }
 }
 
+/// Whether a table can be ours. The kernel keeps `RT_TABLE_UNSPEC`, `_DEFAULT`, `_MAIN` and `_LOCAL`
+/// (include/uapi/linux/rtnetlink.h) for itself.
+pub fn is_table(number: u32) -> bool {
+    !matches!(number, 0 | 253..=255)
+}
+
+/// Whether an interface can have this name: `IFNAMSIZ` is 16 with the closing zero, and `dev_valid_name` of
+/// net/core/dev.c has the characters. `%` makes a pattern.
+pub fn is_interface_name(name: &str) -> bool {
+    (1..16).contains(&name.len())
+        && !matches!(name, "." | "..")
+        && !name.contains(|c: char| matches!(c, '/' | ':' | '%') || c.is_whitespace() || c.is_control())
+}
+
 /// The sources that scoped rules match.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]

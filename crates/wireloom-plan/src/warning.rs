@@ -6,7 +6,11 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wireloom_types::{LinkAddress, PublicKey};
 
-use crate::routing::{Family, Route};
+use crate::{
+    ownership,
+    removals::Recurrence,
+    routing::{Family, Route, Rule},
+};
 
 /// Something about the cluster, the settings or the kernel that may be a mistake.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -90,6 +94,25 @@ pub enum Warning {
         /// Whether it is in the place of a route of ours.
         blocks_ours: bool,
     },
+    /// A rule that somebody else made leads to our table.
+    ForeignRule {
+        /// The rule.
+        rule: Rule,
+    },
+    /// Calico's Felix runs here, and our table is one of those that it takes for its own.
+    TableOfFelix {
+        /// Our table.
+        table: u32,
+        /// A table that nobody uses.
+        free_table: Option<u32>,
+    },
+    /// Another program deletes our rules again and again.
+    RulesDeleted {
+        /// Our table.
+        table: u32,
+        /// How often.
+        recurrence: Recurrence,
+    },
     /// A peer without a declared endpoint.
     NoEndpoint {
         /// Its name.
@@ -110,6 +133,11 @@ pub enum Severity {
 }
 
 impl Warning {
+    /// Whether it is about what others made in the kernel, not about the cluster and the settings.
+    pub fn is_about_others(&self) -> bool {
+        matches!(self, Self::ForeignRule { .. } | Self::ForeignRoute { .. } | Self::TableOfFelix { .. })
+    }
+
     /// How much the warning matters.
     pub fn severity(&self) -> Severity {
         match self {
@@ -117,6 +145,7 @@ impl Warning {
             Self::OwnNodeKeyless
             | Self::KeylessNode { .. }
             | Self::NestedPrefixes { .. }
+            | Self::ForeignRule { .. }
             | Self::ForeignRoute { blocks_ours: false, .. } => Severity::Warning,
             Self::OwnKeyDiffers { .. }
             | Self::SharedKey { .. }
@@ -125,6 +154,8 @@ impl Warning {
             | Self::AddressInScope { .. }
             | Self::NoOwnAddress { .. }
             | Self::ContestedPrefix { .. }
+            | Self::TableOfFelix { .. }
+            | Self::RulesDeleted { .. }
             | Self::ForeignRoute { blocks_ours: true, .. } => Severity::Error,
         }
     }
@@ -193,8 +224,8 @@ impl fmt::Display for Warning {
             Self::ForeignRoute { route, blocks_ours } => {
                 write!(
                     f,
-                    "route {} (protocol {}, metric {}) in our table is not ours and stays; ",
-                    route.destination, route.protocol, route.metric,
+                    "the route `{route}` in our table is not ours and stays, and packets of workloads that it \
+                     matches follow it; ",
                 )?;
                 f.write_str(if *blocks_ours {
                     "it is in the place of a route of ours: move it to another table"
@@ -202,6 +233,24 @@ impl fmt::Display for Warning {
                     "move it to another table"
                 })
             }
+            Self::ForeignRule { rule } => write!(
+                f,
+                "the {} rule `{rule}` leads to our table, is not ours and stays; let it look up another table",
+                rule.family,
+            ),
+            Self::TableOfFelix { table, free_table } => write!(
+                f,
+                "Felix of Calico runs here (nftables has `cali-` chains) and takes table {table} for its own, even with \
+                 its WireGuard off: at every refresh, by default every 90 s, it deletes our rules there, and packets \
+                 leave in plaintext until they are back; {}",
+                ownership::advice(*free_table),
+            ),
+            Self::RulesDeleted { table, recurrence } => write!(
+                f,
+                "our rules were deleted {recurrence}: another program owns table {table}, and packets leave in \
+                 plaintext until our rules are back; find out which one does it, or move away: run `wireloom down`, \
+                 set another [routing] table in agent.toml, and start the agent again",
+            ),
             Self::NoEndpoint { node } => write!(
                 f,
                 "node {node} declares no endpoint, so only it can start a session; \

@@ -3,10 +3,11 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
+use nix::fcntl::OFlag;
 use wireloom_kernel::random_key;
 use wireloom_types::PrivateKey;
 use zeroize::Zeroizing;
@@ -32,7 +33,9 @@ pub(crate) enum Error {
 /// Reads the key; `None` when there is no file.
 pub(crate) fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
     let failed = |cause| Error::Io { action: "read", path: path.to_owned(), cause };
-    let file = match File::open(path) {
+    // Opening a FIFO would wait for its other end.
+    let opened = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
+    let file = match opened {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
@@ -40,6 +43,9 @@ pub(crate) fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
     let metadata = file.metadata().map_err(failed)?;
     if metadata.is_dir() {
         return Err(failed(io::ErrorKind::IsADirectory.into()));
+    }
+    if !metadata.is_file() {
+        return Err(failed(io::Error::other("it is not a regular file")));
     }
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
@@ -117,6 +123,19 @@ mod tests {
         let error = read(directory.path()).unwrap_err().to_string();
         let path = directory.path().display();
         assert_eq!(error, format!("cannot read the private key {path}: is a directory"));
+    }
+
+    #[test]
+    fn a_fifo_or_device_in_place_of_the_key_is_named_and_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let error = read_or_create(&fifo).unwrap_err().to_string();
+        let expected = format!("cannot read the private key {}: it is not a regular file", fifo.display());
+        assert_eq!(error, expected);
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
+        assert!(read(&link).is_err());
     }
 
     #[test]

@@ -1,16 +1,12 @@
 //! The run file, `/run/wireloom/IFNAME.json`: what only the agent knows, for `wireloom status` and the next agent.
 
 use std::{
-    collections::BTreeMap,
-    fs::{self, DirBuilder},
-    io,
-    net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
-    path::PathBuf,
+    collections::BTreeMap, fs::DirBuilder, io, net::SocketAddr, os::unix::fs::DirBuilderExt, path::PathBuf,
 };
 
 use serde::{Deserialize, Serialize};
 use wireloom_kernel::state;
+use wireloom_plan::removals::Recurrence;
 
 /// The directory of run files: readable by its owner only, and emptied by a reboot. What must outlive that is in the
 /// state directory.
@@ -32,6 +28,9 @@ pub(crate) struct RunFile {
     pub(crate) membership_error: Option<String>,
     /// Why the previous settings are still in force.
     pub(crate) settings_error: Option<String>,
+    /// How often other programs deleted our rules lately.
+    #[serde(default)]
+    pub(crate) rules_deleted: Option<Recurrence>,
     /// The endpoints that were configured, by public key: they distinguish a changed endpoint from one that WireGuard
     /// learned by roaming.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -41,7 +40,7 @@ pub(crate) struct RunFile {
 impl RunFile {
     /// What the agent of an interface wrote last, whether it still runs or not; `None` when there is no readable file.
     pub(crate) fn read(interface: &str) -> Option<Self> {
-        serde_json::from_slice(&fs::read(path(interface)).ok()?).ok()
+        serde_json::from_slice(&state::read_file(&path(interface)).ok()??).ok()
     }
 
     /// Writes the file atomically.

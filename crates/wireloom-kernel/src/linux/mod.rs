@@ -63,6 +63,11 @@ impl Linux {
         })
     }
 
+    /// Changes the number of our table. What is in the one before stays there.
+    pub fn set_table(&mut self, table: u32) {
+        self.table = table;
+    }
+
     /// Sets the key that [`DeviceOp::Configure`](wireloom_plan::op::DeviceOp::Configure) gives to the device.
     pub fn set_private_key(&mut self, key: PrivateKey) {
         self.private_key = Some(key);

@@ -8,6 +8,8 @@ use std::{
 
 use wireloom_plan::{
     observed::{Device, Observed, Peer, Underlay},
+    ownership::{PROPOSALS, is_contested},
+    routing::Rule,
     sysctl::{ALL, UnderlaySysctl},
 };
 
@@ -48,16 +50,19 @@ impl Linux {
             link_routes = route::observe_link_routes(&mut self.rtnetlink, found.index)
                 .attempt(|| "list the routes to neighbours".into())?;
         }
-        Ok(Observed {
+        let rules = rule::observe(&mut self.rtnetlink).attempt(|| "list the rules".into())?;
+        let mut observed = Observed {
             neighbours,
             link_routes,
             send_redirects: sysctl::read(ALL, UnderlaySysctl::SendRedirects)? != Some(0),
             addresses: on_ours.map(|each| each.address).collect(),
             device: None,
             interface: found.map(|found| found.interface),
-            rules: rule::observe(&mut self.rtnetlink, self.table).attempt(|| "list the rules".into())?,
+            rules: rules.iter().filter(|rule| rule.table == self.table).cloned().collect(),
             routes: route::observe(&mut self.rtnetlink, self.table, index)
                 .attempt(|| format!("list the routes of table {}", self.table))?,
+            felix: self.nftables.has_felix().attempt(|| "list the chains of nftables".into())?,
+            free_table: None,
             underlays: self.observe_underlays(&assigned, own)?,
             saved_sysctls: self
                 .state
@@ -66,7 +71,24 @@ impl Linux {
             firewall: table.firewall,
             judged_peers: table.judged_peers,
             sources: table.sources,
-        })
+        };
+        if is_contested(&observed, self.table) {
+            observed.free_table = self.find_free_table(&rules)?;
+        }
+        Ok(observed)
+    }
+
+    /// The first proposal that no rule looks up and that has no routes.
+    fn find_free_table(&mut self, rules: &[Rule]) -> Result<Option<u32>, Error> {
+        let mut unused = PROPOSALS.filter(|table| rules.iter().all(|rule| rule.table != *table));
+        unused
+            .find_map(|table| match route::is_empty(&mut self.rtnetlink, table) {
+                Ok(false) => None,
+                Ok(true) => Some(Ok(table)),
+                Err(cause) => Some(Err(cause)),
+            })
+            .transpose()
+            .attempt(|| "look for a free table".into())
     }
 
     fn observe_device(&mut self) -> Result<Option<Device>, Error> {

@@ -3,7 +3,7 @@
 //!
 //! Not every observation starts `nft`: the kernel itself tells whether the table exists (without link mode and
 //! host mode it does not, and `nft` need not be installed), and whether anything changed since the last
-//! observation.
+//! observation. It also tells whether Calico's Felix has chains in other tables.
 
 mod listing;
 mod netlink;
@@ -45,12 +45,14 @@ pub(super) struct Nftables {
     interface: String,
     /// The last observation, and the generation of nftables in which it was made.
     seen: Option<(Generation, Table)>,
+    /// Whether Felix has chains here, and the generation in which it was asked.
+    felix: Option<(Generation, bool)>,
     own: OwnProcesses,
 }
 
 impl Nftables {
     pub(super) fn new(interface: &str) -> Self {
-        Self { interface: interface.to_owned(), seen: None, own: OwnProcesses::default() }
+        Self { interface: interface.to_owned(), seen: None, felix: None, own: OwnProcesses::default() }
     }
 
     /// Reads the table. The counters may be older than the call.
@@ -66,6 +68,23 @@ impl Nftables {
             if generation.is_some() && netlink::table_exists()? { self.list()? } else { Table::default() };
         self.seen = generation.map(|generation| (generation, table.clone()));
         Ok(table)
+    }
+
+    /// Whether Calico's Felix programs this machine with nftables, or with iptables-nft.
+    pub(super) fn has_felix(&mut self) -> Result<bool, Cause> {
+        let Some(generation) = netlink::generation()? else { return Ok(false) };
+        match &self.felix {
+            Some((seen, felix)) if *seen == generation => Ok(*felix),
+            _ => {
+                let felix = match netlink::has_felix() {
+                    // Somebody changes nftables all the time: the last answer does.
+                    Err(Cause::Transient(_)) => self.felix.as_ref().is_some_and(|(_, felix)| *felix),
+                    felix => felix?,
+                };
+                self.felix = Some((generation, felix));
+                Ok(felix)
+            }
+        }
     }
 
     fn list(&self) -> Result<Table, Cause> {

@@ -1,7 +1,7 @@
-//! Two netlink queries of the kernel's nftables (include/uapi/linux/netfilter/nf_tables.h): cheaper than
+//! Netlink queries of the kernel's nftables (include/uapi/linux/netfilter/nf_tables.h): cheaper than
 //! starting `nft`.
 
-use std::io;
+use std::{io, iter};
 
 use netlink_packet_core::{DecodeError, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
 use nix::errno::Errno;
@@ -37,14 +37,52 @@ pub(super) fn table_exists() -> Result<bool, Cause> {
     Ok(ask(&Message::new(GET_TABLE, INET, &name))?.is_some())
 }
 
+/// Whether Felix has chains here: their names hold `cali-`, in the tables `filter`, `nat`, `mangle` and `raw` that
+/// iptables-nft makes, and in Felix's own.
+pub(super) fn has_felix() -> Result<bool, Cause> {
+    const GET_CHAIN: u16 = 4;
+    /// `NFTA_CHAIN_NAME`
+    const NAME: u16 = 3;
+    // NFPROTO_UNSPEC: the chains of all families.
+    let request = Message::new(GET_CHAIN, 0, &[]);
+    let mut client = match Client::open(Protocol::Netfilter) {
+        Err(error) if is_without_netfilter(&error) => return Ok(false),
+        client => client?,
+    };
+    match client.dump(&request) {
+        Ok(chains) => Ok(chains.iter().any(|chain| {
+            attribute(&chain.payload, NAME).is_some_and(|name| name.windows(5).any(|part| part == b"cali-"))
+        })),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The first attribute in a payload. In every object of a table it is the table's name
 /// (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and so on are all 1); in a generation it is its number.
 pub(super) fn first_attribute(payload: &[u8]) -> Option<&[u8]> {
-    let [l0, l1, k0, k1] = *payload.get(HEADER_LEN..)?.first_chunk()?;
-    let length = usize::from(u16::from_ne_bytes([l0, l1]));
-    // NLA_TYPE_MASK of include/uapi/linux/netlink.h
-    let kind = u16::from_ne_bytes([k0, k1]) & 0x3fff;
-    payload.get(HEADER_LEN + 4..HEADER_LEN + length).filter(|_| kind == 1)
+    let (kind, value) = attributes(payload).next()?;
+    (kind == 1).then_some(value)
+}
+
+/// The attribute of a type.
+fn attribute(payload: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(payload).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+/// The attributes in a payload, by type, up to the first that does not fit.
+fn attributes(payload: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = payload.get(HEADER_LEN..).unwrap_or_default();
+    iter::from_fn(move || {
+        let [l0, l1, k0, k1] = *rest.first_chunk()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        // NLA_TYPE_MASK of include/uapi/linux/netlink.h
+        let kind = u16::from_ne_bytes([k0, k1]) & 0x3fff;
+        let value = rest.get(4..length)?;
+        // NLA_ALIGNTO
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
 }
 
 /// The object that a request asks for; `None` when there is none.
@@ -55,12 +93,14 @@ fn ask(request: &Message) -> Result<Option<Message>, Cause> {
     };
     match client.get(request) {
         Ok(answer) => Ok(Some(answer)),
-        // A kernel without nftables does not know the request.
-        Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP)) => {
-            Ok(None)
-        }
+        Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether there is no such object. A kernel without nftables does not know the request.
+fn is_absent(error: &wireloom_netlink::Error) -> bool {
+    matches!(error.errno(), Some(Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP))
 }
 
 /// Whether a socket cannot be opened because the kernel has no netfilter.
@@ -123,11 +163,23 @@ mod tests {
         assert_eq!(first_attribute(&Message::new(16, 0, &[]).payload), None);
         for cut in 0..payload.len() {
             let _ = first_attribute(&payload[..cut]);
+            assert_eq!(attribute(&payload[..cut], 3), None);
         }
         let mut lying = payload.clone();
         lying[HEADER_LEN] = 2;
         assert_eq!(first_attribute(&lying), None);
         lying[HEADER_LEN] = 200;
         assert_eq!(first_attribute(&lying), None);
+    }
+
+    #[test]
+    fn a_later_attribute_is_found_behind_padding() {
+        let mut payload = Message::new(4, 0, b"filter\0").payload;
+        let name = Message::new(4, 0, b"cali-FORWARD\0").payload;
+        let start = payload.len();
+        payload.extend(&name[HEADER_LEN..]);
+        payload[start + 2..start + 4].copy_from_slice(&3_u16.to_ne_bytes());
+        assert_eq!(attribute(&payload, 3), Some(&b"cali-FORWARD\0"[..]));
+        assert_eq!(attribute(&payload, 2), None);
     }
 }

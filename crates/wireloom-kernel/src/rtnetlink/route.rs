@@ -10,8 +10,8 @@ use netlink_packet_route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType, RouteVia,
     },
 };
-use nix::errno::Errno;
-use wireloom_plan::routing::{Family, PROTOCOL, Route, RouteKind};
+use nix::{errno::Errno, net::if_::if_indextoname};
+use wireloom_plan::routing::{Family, OtherRoute, PROTOCOL, Route, RouteKind};
 
 use super::{Request, Rtnetlink, address_family, is_absent_family, unspecified};
 use crate::error::Cause;
@@ -40,6 +40,11 @@ pub(crate) fn observe(
         }));
     }
     Ok(routes)
+}
+
+/// Whether the table has no routes.
+pub(crate) fn is_empty(netlink: &mut Rtnetlink, table: u32) -> Result<bool, Cause> {
+    Ok(observe(netlink, table, None)?.is_empty())
 }
 
 /// The destinations of our host routes out of our interface in the table `main`.
@@ -148,7 +153,7 @@ fn encode(route: &Route, table: u32, interface: Option<u32>) -> Result<RouteMess
         }
         RouteKind::Throw => RouteType::Throw,
         RouteKind::Unreachable => RouteType::Unreachable,
-        RouteKind::Other => {
+        RouteKind::Other(_) => {
             return Err(Cause::Permanent("it is of a kind that Wireloom does not write".into()));
         }
     };
@@ -201,7 +206,11 @@ fn decode(message: &RouteMessage, interface: Option<u32>) -> Option<Route> {
         RouteType::Unicast if plain && out.is_some() && out == interface => {
             RouteKind::Device { gateway, source }
         }
-        _ => RouteKind::Other,
+        kind => RouteKind::Other(OtherRoute {
+            kind: name_of(kind),
+            gateway,
+            interface: out.and_then(|index| if_indextoname(index).ok()?.into_string().ok()),
+        }),
     };
     Some(Route {
         destination: IpNet::new(destination, message.header.destination_prefix_length).ok()?,
@@ -209,6 +218,23 @@ fn decode(message: &RouteMessage, interface: Option<u32>) -> Option<Route> {
         metric,
         protocol: message.header.protocol.into(),
     })
+}
+
+/// The type as iproute2 names it (`rtnl_rtntype_n2a`); empty for unicast, which it leaves out.
+fn name_of(kind: RouteType) -> &'static str {
+    match kind {
+        RouteType::Unicast => "",
+        RouteType::Local => "local",
+        RouteType::Broadcast => "broadcast",
+        RouteType::Anycast => "anycast",
+        RouteType::Multicast => "multicast",
+        RouteType::BlackHole => "blackhole",
+        RouteType::Unreachable => "unreachable",
+        RouteType::Prohibit => "prohibit",
+        RouteType::Throw => "throw",
+        RouteType::Nat => "nat",
+        _ => "(of another type)",
+    }
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -267,15 +293,16 @@ mod tests {
     #[test]
     fn a_route_out_of_another_interface_is_other() {
         let message = encode(&route("10.161.2.0/24", device(None, None)), 1, Some(WG0)).unwrap();
-        assert_eq!(decode(&message, Some(8)).unwrap().kind, RouteKind::Other);
-        assert_eq!(decode(&message, None).unwrap().kind, RouteKind::Other);
+        assert!(matches!(decode(&message, Some(8)).unwrap().kind, RouteKind::Other(_)));
+        assert!(matches!(decode(&message, None).unwrap().kind, RouteKind::Other(_)));
     }
 
     #[test]
     fn a_route_with_a_selector_that_wireloom_never_writes_is_other() {
         let mut message = encode(&route("10.161.2.0/24", RouteKind::Throw), 1, None).unwrap();
         message.header.tos = 4;
-        assert_eq!(decode(&message, None).unwrap().kind, RouteKind::Other);
+        let kind = decode(&message, None).unwrap().kind;
+        assert!(matches!(kind, RouteKind::Other(OtherRoute { kind: "throw", .. })), "{kind:?}");
     }
 
     #[test]

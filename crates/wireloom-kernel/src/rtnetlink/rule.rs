@@ -19,8 +19,8 @@ use crate::error::Cause;
 /// `FRA_SUPPRESS_PREFIXLEN` and `FRA_SUPPRESS_IFGROUP` when nothing is suppressed (-1).
 const NOT_SET: u32 = u32::MAX;
 
-/// Every rule that looks up the table, in the kernel's order.
-pub(crate) fn observe(netlink: &mut Rtnetlink, table: u32) -> Result<Vec<Rule>, Cause> {
+/// Every rule that looks up a table, in the kernel's order.
+pub(crate) fn observe(netlink: &mut Rtnetlink) -> Result<Vec<Rule>, Cause> {
     let mut rules = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RuleMessage::default();
@@ -30,7 +30,7 @@ pub(crate) fn observe(netlink: &mut Rtnetlink, table: u32) -> Result<Vec<Rule>, 
             dumped => dumped?,
         };
         rules.extend(dumped.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewRule(message) => decode(&message).filter(|rule| rule.table == table),
+            RouteNetlinkMessage::NewRule(message) => decode(&message),
             _ => None,
         }));
     }

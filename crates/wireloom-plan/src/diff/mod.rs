@@ -25,6 +25,7 @@ mod teardown;
 
 use std::borrow::Cow;
 
+pub(crate) use routes::is_blocked;
 pub use teardown::teardown;
 
 use crate::{
@@ -32,17 +33,17 @@ use crate::{
     observed::Observed,
     op::{DeviceOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
     refusal::Refusal,
-    routing::{Route, RouteKind},
+    routing::{Route, RouteKind, Rule},
     touched::Touched,
-    warning::Warning,
 };
 use wireloom_types::PeerLookup;
 
 /// The operations that lead from observed to desired; empty when nothing has to change. The same arguments
 /// give the same list.
 ///
-/// Foreign objects stay: an interface with our name but without our alias is a refusal, and a route in our
-/// table with a protocol other than ours is left alone.
+/// Foreign objects stay: an interface with our name but without our alias is a refusal, and a rule or route of our
+/// table with a protocol other than ours is left alone. Whether the table is ours at all is not asked here (see
+/// [`crate::ownership`]).
 ///
 /// # Errors
 /// [`Refusal::ForeignInterface`]
@@ -66,7 +67,8 @@ pub fn diff(observed: &Observed, desired: &Desired) -> Result<Vec<Op>, Refusal> 
     ops.extend(neighbours.early.into_iter().map(Op::Rtnetlink));
 
     let routes = routes::changes(&observed, desired, routes::all(&observed, desired));
-    let rules = rules::changes(&observed.rules, &desired.rules);
+    let replaced = |rule: &Rule| rule.is_ours() || rule.is_unscoped(desired.device.fwmark);
+    let rules = rules::changes(&observed.rules, &desired.rules, replaced);
     let tables = [routes.early, rules, routes.late, neighbours.late];
     ops.extend(tables.into_iter().flatten().map(Op::Rtnetlink));
     ops.extend(peers.shrink.into_iter().map(Op::Device));
@@ -100,20 +102,6 @@ pub(crate) fn diff_touched(
     ops.extend(peers.shrink.into_iter().map(Op::Device));
     ops.extend(firewall.late.into_iter().map(Op::Firewall));
     Ok(ops)
-}
-
-/// A warning for each route in our table that somebody else made.
-pub(crate) fn foreign_routes<'a>(
-    observed: &'a Observed,
-    desired: &'a Desired,
-) -> impl Iterator<Item = Warning> + use<'a> {
-    observed.routes.iter().filter(|route| !route.is_ours()).map(|route| Warning::ForeignRoute {
-        route: route.clone(),
-        blocks_ours: desired
-            .routes
-            .get(&route.destination)
-            .is_some_and(|kind| routes::is_blocked(observed, &routes::ours(route.destination, kind))),
-    })
 }
 
 fn refuse_foreign_interface(observed: &Observed, desired: &Desired) -> Result<(), Refusal> {

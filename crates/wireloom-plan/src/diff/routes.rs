@@ -33,7 +33,7 @@ pub(super) fn ours(destination: IpNet, kind: &RouteKind) -> Route {
 }
 
 /// Whether somebody else's route is in the place of this one, so that setting ours would replace it.
-pub(super) fn is_blocked(observed: &Observed, wanted: &Route) -> bool {
+pub(crate) fn is_blocked(observed: &Observed, wanted: &Route) -> bool {
     observed.routes_to(wanted.destination).any(|route| !route.is_ours() && route.metric == wanted.metric)
 }
 

@@ -39,6 +39,11 @@ pub struct Observed {
     pub rules: Vec<Rule>,
     /// Every route in our table.
     pub routes: BTreeSet<Route>,
+    /// Whether Calico's Felix programs this machine: nftables has chains of its name.
+    pub felix: bool,
+    /// One of [`PROPOSALS`](crate::ownership::PROPOSALS) that no rule and no route uses. Looked for only when our
+    /// table is contested.
+    pub free_table: Option<u32>,
     /// The interfaces that carry this node's own addresses, by name.
     pub underlays: BTreeMap<String, Underlay>,
     /// `net.ipv4.conf.all.send_redirects`. It or an interface's own sysctl enables redirects.

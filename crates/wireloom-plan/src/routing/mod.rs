@@ -1,5 +1,6 @@
 //! Routes and policy rules of the kernel.
 
+mod iproute2;
 mod rule;
 
 use std::{fmt, net::IpAddr};
@@ -7,6 +8,7 @@ use std::{fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::Serialize;
 
+pub(crate) use self::iproute2::Protocol;
 pub use self::rule::{OtherSelectors, Rule};
 pub(crate) use self::rule::{find_rule, insert_rule};
 
@@ -86,5 +88,16 @@ pub enum RouteKind {
     /// Refuses it with an ICMP error.
     Unreachable,
     /// Anything else; only foreign routes do.
-    Other,
+    Other(OtherRoute),
+}
+
+/// What a route does that Wireloom never writes, as far as a message names it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct OtherRoute {
+    /// The route's type as iproute2 names it (`blackhole`); empty for `unicast`.
+    pub kind: &'static str,
+    /// Next hop.
+    pub gateway: Option<IpAddr>,
+    /// The name of the interface that it leads out of.
+    pub interface: Option<String>,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::Family;
+use super::{Family, PROTOCOL};
 
 /// A policy rule that looks up our table.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -28,6 +28,22 @@ pub struct Rule {
     pub protocol: u8,
     /// Selectors that Wireloom never writes, kept so that the rule can be deleted exactly.
     pub other: OtherSelectors,
+}
+
+impl Rule {
+    /// Made by this agent or by an earlier one.
+    pub fn is_ours(&self) -> bool {
+        self.protocol == PROTOCOL
+    }
+
+    /// The rule of Calico issue #9751, whoever made it: it leads everything without the mark to the table, and has
+    /// no other selector. An upgrade replaces it at any priority.
+    pub fn is_unscoped(&self, mark: u32) -> bool {
+        self.invert
+            && self.from.is_none()
+            && (self.mark, self.mask) == (mark, mark)
+            && self.other == OtherSelectors::default()
+    }
 }
 
 /// Selectors of a rule that Wireloom never writes; empty in every rule that it does write.

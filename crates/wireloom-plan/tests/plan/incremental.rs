@@ -6,6 +6,7 @@ use wireloom_plan::{
     desired::{Host, desired},
     observed::Observed,
     planner::Planner,
+    routing::{Route, RouteKind},
     settings::Settings,
 };
 
@@ -42,6 +43,8 @@ proptest! {
     ) {
         let mut mesh = first.clone();
         let mut planner = Planner::new(settings.clone(), own, first);
+        // On a running node: at a start, what others have in the table would be refused.
+        kernel.routes.insert(Route::ours("192.0.2.0/24".parse().unwrap(), RouteKind::Throw));
         let ops = planner.plan(&kernel).unwrap().ops;
         kernel.apply_all(&ops).unwrap();
         let host = Host::of(own, &kernel);

@@ -55,7 +55,8 @@ proptest! {
         let removes_rule = |op: &Op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)));
         prop_assert!(!ops.iter().skip_while(|op| removes_rule(op)).any(removes_rule), "rules go first");
         prop_assert_eq!(&after.interface, &None);
-        prop_assert_eq!(&after.rules, &vec![]);
+        let foreign = before.rules.iter().filter(|rule| !rule.is_ours());
+        prop_assert!(sorted(after.rules.iter()) == sorted(foreign), "foreign rules stay");
         prop_assert_eq!(&after.firewall, &None);
         prop_assert!(after.judged_peers.is_empty() && after.sources.is_empty());
         prop_assert!(after.saved_sysctls.is_empty());
@@ -93,9 +94,13 @@ fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
     assert_eq!(after.addresses, wanted.addresses);
     assert_eq!(after.neighbours, wanted.neighbours);
     assert!(after.link_routes.iter().eq(link_routes(wanted)));
-    let mut rules = after.rules.clone();
-    rules.sort();
-    assert!(rules.iter().eq(&wanted.rules), "{rules:?} should be {:?}", wanted.rules);
+    let rules = sorted(rules_of_ours(after, wanted));
+    assert!(rules.iter().copied().eq(&wanted.rules), "{rules:?} should be {:?}", wanted.rules);
+    assert_eq!(
+        sorted(foreign_rules(after, wanted)),
+        sorted(foreign_rules(before, wanted)),
+        "foreign rules stay"
+    );
 
     let ours: BTreeMap<IpNet, &Route> =
         after.routes.iter().filter(|route| route.is_ours()).map(|route| (route.destination, route)).collect();
@@ -173,12 +178,18 @@ fn assert_safe_to_do(op: &Op, before: &Observed, now: &Observed, wanted: &Desire
             );
         }
         Op::Rtnetlink(RtnetlinkOp::RemoveRoute(route)) if !wanted.routes.contains_key(&route.destination) => {
-            assert!(now.rules.iter().all(|rule| wanted.rules.contains(rule)), "rules before {route:?}");
+            assert!(
+                rules_of_ours(now, wanted).all(|rule| wanted.rules.contains(rule)),
+                "rules before {route:?}"
+            );
         }
         Op::Device(DeviceOp::RemovePeer { .. })
         | Op::Firewall(FirewallOp::Remove)
         | Op::Sysctl(SysctlOp::Restore { .. }) => {
-            assert!(now.rules.iter().all(|rule| wanted.rules.contains(rule)), "rules go before {op:?}");
+            assert!(
+                rules_of_ours(now, wanted).all(|rule| wanted.rules.contains(rule)),
+                "rules go before {op:?}"
+            );
         }
         _ => {}
     }
@@ -215,6 +226,7 @@ fn assert_nothing_refused(before: &Observed, now: &Observed, wanted: &Desired) {
 fn assert_nothing_lost(before: &Observed, now: &Observed, wanted: &Desired) {
     let kept: Vec<&Rule> = before.rules.iter().filter(|rule| wanted.rules.contains(rule)).collect();
     assert!(kept.iter().all(|rule| now.rules.contains(rule)), "a desired rule was removed");
+    assert!(foreign_rules(before, wanted).all(|rule| now.rules.contains(rule)), "a foreign rule was removed");
 
     if before.device.is_none() || now.device.is_none() {
         return; // The interface has no device, so it is recreated.
@@ -231,7 +243,7 @@ fn assert_nothing_lost(before: &Observed, now: &Observed, wanted: &Desired) {
     let held = now.device.as_ref().unwrap().peers.values().flat_map(|peer| &peer.allowed_ips);
     let held: BTreeSet<_> = held.collect();
     // A desired prefix always has an owner; the others have one until the old rules are gone.
-    let old_rules = now.rules.iter().any(|rule| !wanted.rules.contains(rule));
+    let old_rules = rules_of_ours(now, wanted).any(|rule| !wanted.rules.contains(rule));
     let wanted: BTreeSet<_> = wanted.peers.values().flat_map(|peer| &peer.allowed_ips).collect();
     let own = now.device.as_ref().unwrap().public_key;
     let peers = before.device.as_ref().unwrap().peers.iter().filter(|(key, _)| Some(**key) != own);
@@ -286,4 +298,19 @@ fn through_our_interface(route: &Route) -> bool {
 /// The foreign routes that the removal of our interface does not remove.
 fn foreign_routes(observed: &Observed) -> impl Iterator<Item = &Route> {
     observed.routes.iter().filter(|route| !route.is_ours() && !through_our_interface(route))
+}
+
+/// The rules that a plan may remove.
+fn rules_of_ours<'a>(observed: &'a Observed, wanted: &'a Desired) -> impl Iterator<Item = &'a Rule> {
+    observed.rules.iter().filter(|rule| rule.is_ours() || rule.is_unscoped(wanted.device.fwmark))
+}
+
+fn foreign_rules<'a>(observed: &'a Observed, wanted: &'a Desired) -> impl Iterator<Item = &'a Rule> {
+    observed.rules.iter().filter(|rule| !rule.is_ours() && !rule.is_unscoped(wanted.device.fwmark))
+}
+
+fn sorted<'a>(rules: impl Iterator<Item = &'a Rule>) -> Vec<&'a Rule> {
+    let mut rules: Vec<_> = rules.collect();
+    rules.sort();
+    rules
 }

@@ -2,7 +2,7 @@
 
 use wireloom_plan::{
     op::{DeviceOp, Op, RtnetlinkOp},
-    routing::{Family, PROTOCOL, Route, RouteKind},
+    routing::{Family, OtherRoute, PROTOCOL, Route, RouteKind},
     settings::KeylessPeers,
     warning::Warning,
 };
@@ -224,8 +224,12 @@ fn the_routes_of_a_removed_node_are_removed() {
 fn foreign_routes_stay_and_are_reported() {
     let cluster = three_nodes();
     let mut machine = Machine::new("a", key(1), &cluster);
-    let beside = Route { protocol: 4, ..Route::ours(net("172.16.0.0/12"), RouteKind::Other) };
-    let in_the_way = Route { protocol: 4, ..Route::ours(net("10.161.2.0/24"), RouteKind::Other) };
+    machine.reconcile(&cluster);
+    machine.kernel.routes.remove(&Route::ours(net("10.161.2.0/24"), DEVICE));
+    let beside =
+        Route { protocol: 4, ..Route::ours(net("172.16.0.0/12"), RouteKind::Other(OtherRoute::default())) };
+    let in_the_way =
+        Route { protocol: 4, ..Route::ours(net("10.161.2.0/24"), RouteKind::Other(OtherRoute::default())) };
     machine.kernel.routes.extend([beside.clone(), in_the_way.clone()]);
     let plan = machine.reconcile(&cluster);
     assert!(machine.kernel.routes.is_superset(&[beside.clone(), in_the_way.clone()].into()));

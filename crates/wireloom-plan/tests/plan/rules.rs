@@ -138,7 +138,7 @@ fn an_unscoped_rule_is_replaced_in_one_pass_and_scoped_rules_come_first() {
         "not from all fwmark 0xa/0xa lookup 1 proto 0",
         "not from all fwmark 0xa/0xa lookup 1 priority 98",
         "not from all fwmark 0xa/0xa lookup 1 priority 32000 proto 157",
-        "from all fwmark 0/0 lookup 1 proto 0",
+        "from all fwmark 0/0 lookup 1 proto 157",
     ] {
         let mut machine = machine();
         machine.kernel.rules = vec![rule(found)];
@@ -170,12 +170,11 @@ fn a_rule_that_a_loose_delete_request_hits_is_never_missing() {
     machine.reconcile(&cluster);
     let good = machine.kernel.rules.clone();
     for bad in [
-        "from all fwmark 0/0 lookup 1 proto 0",
+        "from all fwmark 0/0 lookup 1 proto 157",
+        "not from all fwmark 0xa/0xa lookup 1 proto 0",
         "not from 10.161.0.0/16 fwmark 0/0xa lookup 1 proto 157",
         "from 10.161.0.0/16 fwmark 0x2/0xa lookup 1 proto 157",
         "from 10.161.0.0/16 fwmark 0/0xa lookup 1 proto 157",
-        "from 10.161.0.0/16 fwmark 0/0xa lookup 1 proto 3",
-        "from 10.161.0.0/16 fwmark 0/0xa lookup 1 proto 0",
     ] {
         for before in [false, true] {
             machine.kernel.rules.clone_from(&good);

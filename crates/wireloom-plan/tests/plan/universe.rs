@@ -12,7 +12,7 @@ use wireloom_plan::{
     cluster::{Cluster, Node},
     firewall::{Firewall, IncomingMark, Source},
     observed::{Device, Interface, Observed, Peer, Underlay},
-    routing::{Family, OtherSelectors, PROTOCOL, Route, RouteKind, Rule},
+    routing::{Family, OtherRoute, OtherSelectors, PROTOCOL, Route, RouteKind, Rule},
     settings::{KeylessPeers, Scope, Settings},
     sysctl::{ALL, UnderlaySysctl},
 };
@@ -211,7 +211,7 @@ fn route() -> impl Strategy<Value = Route> {
         device.prop_map(|(gateway, source)| RouteKind::Device { gateway, source }),
         Just(RouteKind::Throw),
         Just(RouteKind::Unreachable),
-        Just(RouteKind::Other),
+        Just(RouteKind::Other(OtherRoute::default())),
     ];
     let metric = prop_oneof![4 => Just(None), 1 => Just(Some(5_u32))];
     let protocol = sample::select(vec![PROTOCOL, PROTOCOL, PROTOCOL, 4]);
@@ -321,6 +321,8 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
                 neighbours: if up { neighbours } else { BTreeMap::new() },
                 link_routes: if up { link_routes } else { BTreeSet::new() },
                 send_redirects,
+                felix: false,
+                free_table: None,
                 rules,
                 routes,
                 underlays,

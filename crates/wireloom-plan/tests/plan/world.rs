@@ -132,7 +132,7 @@ impl Machine {
                         None => Way::Refused, // ENOKEY
                     };
                 }
-                Some(RouteKind::Other) => panic!("{to} met a route that is not modelled"),
+                Some(RouteKind::Other(_)) => panic!("{to} met a route that is not modelled"),
             }
         }
         Way::Direct

@@ -16,8 +16,11 @@ use std::{
 };
 
 use anyhow::bail;
-use wireloom_kernel::{Interest, Linux, Monitor, state::AgentLock};
-use wireloom_plan::observed::Observed;
+use wireloom_kernel::{
+    Interest, Linux, Monitor,
+    state::{AgentLock, StateDir},
+};
+use wireloom_plan::{diff::teardown, observed::Observed, removals::Removals, warning::Warning};
 
 use self::event::Event;
 pub(crate) use self::start::run;
@@ -28,6 +31,9 @@ const RESYNC: Duration = Duration::from_secs(30);
 
 /// The least time between two passes that the kernel's notifications cause, however many there are.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The least time between two warnings in the log that our rules are deleted again and again.
+const REMOVALS_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long after a failed pass the next one runs. It doubles with every further failure, up to [`RESYNC`].
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -44,10 +50,16 @@ struct Agent {
     last_pass: Option<Instant>,
     /// How long to wait after the next failed pass.
     retry: Duration,
+    /// When the agent started: what happens is dated from it.
+    started: Instant,
+    removals: Removals,
+    /// When the log last said that our rules are deleted again and again.
+    removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
     report: RunFile,
     /// What the run file says now.
     written: Option<RunFile>,
+    state: StateDir,
     _lock: AgentLock,
 }
 
@@ -119,12 +131,10 @@ impl Agent {
     fn reload(&mut self) -> anyhow::Result<()> {
         let config = Config::load(self.config_path.as_deref())?;
         let (old, new) = (&self.config.settings, &config.settings);
-        if (&new.interface, new.table) != (&old.interface, old.table)
-            || config.membership != self.config.membership
-        {
+        if new.interface != old.interface || config.membership != self.config.membership {
             bail!(
-                "[wireguard] interface, [routing] table and [membership] cannot change while the agent runs; stop it, \
-                 run `wireloom down`, and start it again"
+                "[wireguard] interface and [membership] cannot change while the agent runs; stop it, run `wireloom \
+                 down`, and start it again"
             );
         }
         let Some(key) = key_file::read(&config.private_key_file)? else {
@@ -134,6 +144,9 @@ impl Agent {
             );
         };
         let public_key = key.public_key();
+        if config.settings.table != self.config.settings.table {
+            self.move_to_table(&config)?;
+        }
         if config != self.config {
             self.report.backend = Some(choose_backend(self.reconciler.kernel_mut(), &config)?);
         }
@@ -146,6 +159,22 @@ impl Agent {
         // This also finds changes that the kernel does not announce, such as a peer that somebody removed.
         self.reconciler.distrust_kernel();
         self.due = Instant::now();
+        Ok(())
+    }
+
+    /// Changes our table, as an operator does whose first choice belonged to another program.
+    fn move_to_table(&mut self, config: &Config) -> anyhow::Result<()> {
+        let kernel = self.reconciler.kernel_mut();
+        if !teardown(&kernel.observe_for_removal()?).is_empty() {
+            bail!(
+                "[routing] table cannot change once something is programmed; stop the agent, run `wireloom down`, and \
+                 start it again"
+            );
+        }
+        start::record(&self.state, config)?;
+        kernel.set_table(config.settings.table);
+        self.interest.table = config.settings.table;
+        self.monitor.set_interest(self.interest.clone());
         Ok(())
     }
 
@@ -164,6 +193,7 @@ impl Agent {
         for warning in self.reconciler.warnings().difference(&warned) {
             tracing::warn!("{warning}");
         }
+        self.count_removals(now);
         match outcome {
             Ok(changes) => {
                 if changes > 0 {
@@ -186,6 +216,23 @@ impl Agent {
             }
         }
         self.update_interest();
+    }
+
+    /// Counts how often other programs delete our rules, and reports it.
+    fn count_removals(&mut self, now: Instant) {
+        let since_start = now - self.started;
+        let deleted = self.reconciler.rules_were_deleted();
+        if deleted {
+            tracing::info!("another program deleted rules of ours");
+            self.removals.note(since_start);
+        }
+        self.report.rules_deleted = self.removals.recurrence(since_start);
+        let quiet = self.removals_logged.is_none_or(|logged| now - logged >= REMOVALS_LOG_INTERVAL);
+        if let Some(recurrence) = self.report.rules_deleted.filter(|_| deleted && quiet) {
+            let table = self.config.settings.table;
+            tracing::warn!("{}", Warning::RulesDeleted { table, recurrence });
+            self.removals_logged = Some(now);
+        }
     }
 
     /// Tells the monitor which interfaces and addresses matter now.

@@ -7,6 +7,7 @@ use wireloom_kernel::{
     Interest, Linux,
     state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir},
 };
+use wireloom_plan::{diff::teardown, removals::Removals};
 
 use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event};
 use crate::{
@@ -27,12 +28,15 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let config = Config::load(config_path.as_deref())?;
     let state = StateDir::locate();
     let lock = lock(&state)?;
+    for aside in state.set_aside_damaged(&lock)? {
+        tracing::warn!("{aside}");
+    }
     record(&state, &config)?;
     let key = key_file::read_or_create(&config.private_key_file)?;
     let public_key = key.public_key();
     tracing::info!("node {}, public key {public_key}", config.settings.node);
 
-    let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
+    let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state.clone())?;
     kernel.set_private_key(key);
     kernel.finish_creation()?;
     kernel.refuse_foreign_interface()?;
@@ -62,8 +66,12 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         due: Instant::now() + RESYNC,
         last_pass: None,
         retry: FIRST_RETRY,
+        started: Instant::now(),
+        removals: Removals::default(),
+        removals_logged: None,
         report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
         written: None,
+        state,
         _lock: lock,
     };
     agent.run(&events)
@@ -71,7 +79,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
 
 fn lock(state: &StateDir) -> anyhow::Result<AgentLock> {
     let directory = state.path().display();
-    match state.lock(LOCK_PATIENCE).with_context(|| format!("cannot lock {directory}"))? {
+    match state.lock(LOCK_PATIENCE).with_context(|| format!("cannot lock {directory}/agent.lock"))? {
         Some(lock) => Ok(lock),
         None => bail!(
             "another agent is running on this node (it holds the lock in {directory}); stop it first, for instance \
@@ -81,19 +89,27 @@ fn lock(state: &StateDir) -> anyhow::Result<AgentLock> {
 }
 
 /// Records what is about to be programmed. What an agent with other settings left behind must be removed first.
-fn record(state: &StateDir, config: &Config) -> anyhow::Result<()> {
-    let wanted = Programmed { interface: config.settings.interface.clone(), table: config.settings.table };
-    let failed = || format!("cannot use the state directory {}", state.path().display());
-    match state.programmed().with_context(failed)? {
-        Some(before) if before != wanted => bail!(
+pub(super) fn record(state: &StateDir, config: &Config) -> anyhow::Result<()> {
+    let settings = &config.settings;
+    let wanted = Programmed::new(settings.interface.clone(), settings.table).map_err(anyhow::Error::msg)?;
+    match state.programmed()? {
+        Some(before) if before == wanted => return Ok(()),
+        Some(before) if !is_gone(state, &before)? => bail!(
             "agent.toml asks for interface {} and table {}, but interface {} and table {} are still programmed; \
              run `wireloom down` first",
-            wanted.interface,
-            wanted.table,
-            before.interface,
-            before.table
+            wanted.interface(),
+            wanted.table(),
+            before.interface(),
+            before.table()
         ),
-        Some(_) => Ok(()),
-        None => state.set_programmed(&wanted).with_context(failed),
+        _ => {}
     }
+    let path = state.path().display();
+    state.set_programmed(&wanted).with_context(|| format!("cannot use the state directory {path}"))
+}
+
+/// Whether nothing is left of what was recorded: it never came to be, or a reboot removed it.
+fn is_gone(state: &StateDir, programmed: &Programmed) -> anyhow::Result<bool> {
+    let mut kernel = Linux::open(programmed.interface(), programmed.table(), state.clone())?;
+    Ok(teardown(&kernel.observe_for_removal()?).is_empty())
 }

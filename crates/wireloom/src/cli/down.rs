@@ -29,18 +29,27 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     super::require_net_admin("down")?;
     let state = StateDir::locate();
-    let programmed = what_is_programmed(arguments, &state)?;
-    let lock =
-        state.lock(LOCK_PATIENCE).with_context(|| format!("cannot lock {}", state.path().display()))?;
+    let lock = state
+        .lock(LOCK_PATIENCE)
+        .with_context(|| format!("cannot lock {}/agent.lock", state.path().display()))?;
     let Some(lock) = lock else {
-        bail!("{}", agent_runs(&programmed.interface));
+        // A record that nobody can read is no reason not to name the agent.
+        let recorded = state.programmed().ok().flatten();
+        let interface =
+            recorded.map_or_else(|| Settings::defaults("").interface, |it| it.interface().to_owned());
+        bail!("{}", agent_runs(&interface));
     };
+    for aside in state.set_aside_damaged(&lock)? {
+        anstream::eprintln!("{} {aside}", "warning:".yellow().bold());
+    }
+    let programmed = what_is_programmed(arguments, &state)?;
+    let interface = programmed.interface();
 
-    let mut kernel = Linux::open(&programmed.interface, programmed.table, state.clone())?;
+    let mut kernel = Linux::open(interface, programmed.table(), state.clone())?;
     kernel.finish_creation()?;
     let ops = teardown(&kernel.observe_for_removal()?);
     for op in &ops {
-        anstream::println!("{} {}", "-".red(), wording::op(op, &programmed.interface));
+        anstream::println!("{} {}", "-".red(), wording::op(op, interface));
     }
     kernel.apply(&ops).map_err(|errors| {
         let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -50,10 +59,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         bail!(
             "something came back while it was removed, and it is still necessary to {}; find out which other program \
              made it",
-            wording::op(left, &programmed.interface)
+            wording::op(left, interface)
         );
     }
-    RunFile::remove(&programmed.interface).context("cannot remove the run file")?;
+    RunFile::remove(interface).context("cannot remove the run file")?;
     state.clear().with_context(|| format!("cannot clear {}", state.path().display()))?;
     drop(lock);
     if ops.is_empty() {
@@ -65,10 +74,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 /// The interface and table that the agent recorded; without a record those of `agent.toml`, and the defaults when that
 /// cannot be read.
 fn what_is_programmed(arguments: &Arguments, state: &StateDir) -> anyhow::Result<Programmed> {
-    let recorded = state
-        .programmed()
-        .with_context(|| format!("cannot read what is programmed in {}", state.path().display()))?;
-    if let Some(programmed) = recorded {
+    if let Some(programmed) = state.programmed()? {
         return Ok(programmed);
     }
     let settings = Config::load(arguments.settings.config.as_deref()).map(|config| config.settings);
@@ -82,7 +88,7 @@ fn what_is_programmed(arguments: &Arguments, state: &StateDir) -> anyhow::Result
         );
         defaults
     });
-    Ok(Programmed { interface, table })
+    Programmed::new(interface, table).map_err(anyhow::Error::msg)
 }
 
 fn agent_runs(interface: &str) -> String {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, de};
+use wireloom_plan::settings::{is_interface_name, is_table};
 
 /// A type for values that `$check` accepts; its error tells the operator what to write instead.
 macro_rules! checked {
@@ -24,12 +25,8 @@ checked!(NodeName, String => String, |name| match name.as_str() {
     _ => Ok(name),
 });
 
-// IFNAMSIZ is 16 with the closing zero; dev_valid_name() in net/core/dev.c.
 checked!(InterfaceName, String => String, |name| {
-    let valid = (1..16).contains(&name.len())
-        && !matches!(name.as_str(), "." | "..")
-        && !name.contains(|c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control());
-    if valid {
+    if is_interface_name(&name) {
         Ok(name)
     } else {
         Err(format!(
@@ -69,12 +66,10 @@ checked!(RulePriority, i64 => u32, |priority| {
     })
 });
 
-// RT_TABLE_UNSPEC, _DEFAULT, _MAIN and _LOCAL in include/uapi/linux/rtnetlink.h.
-checked!(Table, i64 => u32, |table| match u32::try_from(table) {
-    Ok(0 | 253..=255) | Err(_) => {
-        Err(format!("table {table} is the kernel's own or out of range; use 1 to 252, or 256 to 4294967295"))
-    }
-    Ok(table) => Ok(table),
+checked!(Table, i64 => u32, |table| {
+    u32::try_from(table).ok().filter(|table| is_table(*table)).ok_or_else(|| {
+        format!("table {table} is the kernel's own or out of range; use 1 to 252, or 256 to 4294967295")
+    })
 });
 
 checked!(FwMark, FwMarkText => u32, |mark| {

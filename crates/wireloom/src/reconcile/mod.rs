@@ -7,8 +7,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use wireloom_kernel::{Error, Kernel, wording};
 use wireloom_plan::{
-    cluster::Cluster, observed::Observed, op::Op, planner::Planner, refusal::Refusal, settings::Settings,
-    warning::Warning,
+    cluster::Cluster, observed::Observed, op::Op, planner::Planner, refusal::Refusal, routing::Rule,
+    settings::Settings, warning::Warning,
 };
 use wireloom_types::PublicKey;
 
@@ -32,6 +32,10 @@ pub(crate) struct Reconciler<K> {
     /// The kernel as the last pass left it; absent when it must be observed again.
     mirror: Option<Observed>,
     warnings: BTreeSet<Warning>,
+    /// The rules that are there unless another program deleted them; empty when nobody knows.
+    expected_rules: BTreeSet<Rule>,
+    /// Whether the last pass found that another program had deleted rules of ours.
+    rules_deleted: bool,
 }
 
 /// Why a pass did not reach the desired state.
@@ -77,7 +81,16 @@ impl Trouble {
 impl<K: Kernel> Reconciler<K> {
     /// A reconciler that waits for the first snapshot.
     pub(crate) fn new(kernel: K, settings: Settings, public_key: PublicKey) -> Self {
-        Self { kernel, settings, public_key, planner: None, mirror: None, warnings: BTreeSet::new() }
+        Self {
+            kernel,
+            settings,
+            public_key,
+            planner: None,
+            mirror: None,
+            warnings: BTreeSet::new(),
+            expected_rules: BTreeSet::new(),
+            rules_deleted: false,
+        }
     }
 
     /// Takes a snapshot of the membership.
@@ -145,9 +158,15 @@ impl<K: Kernel> Reconciler<K> {
         &self.warnings
     }
 
+    /// Whether the last pass found that another program had deleted rules of ours.
+    pub(crate) fn rules_were_deleted(&self) -> bool {
+        self.rules_deleted
+    }
+
     /// Brings the kernel to the desired state, and returns how many operations that took. Without a snapshot of the
     /// membership it does nothing. After an error the next pass observes the kernel first.
     pub(crate) fn pass(&mut self) -> Result<usize, Trouble> {
+        self.rules_deleted = false;
         let Some(mut planner) = self.planner.take() else { return Ok(0) };
         let outcome = match self.mirror.take() {
             Some(mirror) => self.follow_changes(&mut planner, mirror),
@@ -161,11 +180,13 @@ impl<K: Kernel> Reconciler<K> {
     /// kernel, so that the cost of one changed node does not depend on how many nodes there are.
     fn follow_changes(&mut self, planner: &mut Planner, mut mirror: Observed) -> Result<usize, Trouble> {
         let ops = planner.changes(&mirror)?;
-        self.apply(&ops)?;
+        self.apply(&ops, planner.desired(&mirror)?.rules.clone())?;
         if mirror.apply_all(&ops).is_err() {
             return Ok(ops.len() + self.settle(planner)?);
         }
-        self.warnings = planner.desired(&mirror)?.warnings.clone();
+        // What others made in the kernel is as it was observed last.
+        self.warnings.retain(Warning::is_about_others);
+        self.warnings.extend(planner.desired(&mirror)?.warnings.iter().cloned());
         self.mirror = Some(mirror);
         Ok(ops.len())
     }
@@ -177,28 +198,35 @@ impl<K: Kernel> Reconciler<K> {
         let mut rounds = 0..ROUNDS;
         loop {
             let observed = self.kernel.observe(&own).map_err(Trouble::Observe)?;
+            self.rules_deleted |= self.expected_rules.iter().any(|rule| !observed.rules.contains(rule));
             let plan = planner.plan(&observed)?;
             self.warnings = plan.warnings;
+            let rules = planner.desired(&observed)?.rules.clone();
             if plan.ops.is_empty() {
+                self.expected_rules = rules;
                 self.mirror = Some(observed);
                 return Ok(done);
             }
             if rounds.next().is_none() {
                 return Err(Trouble::Unsettled(wording::op(&plan.ops[0], &self.settings.interface)));
             }
-            self.apply(&plan.ops)?;
+            self.apply(&plan.ops, rules)?;
             done += plan.ops.len();
         }
     }
 
-    fn apply(&mut self, ops: &[Op]) -> Result<(), Trouble> {
+    /// Carries out operations after which these rules are there.
+    fn apply(&mut self, ops: &[Op], rules: BTreeSet<Rule>) -> Result<(), Trouble> {
+        self.expected_rules.clear();
         for op in ops.iter().take(LOGGED) {
             tracing::info!("{}", wording::op(op, &self.settings.interface));
         }
         if let Some(more @ 1..) = ops.len().checked_sub(LOGGED) {
             tracing::info!("and {more} more changes");
         }
-        self.kernel.apply(ops).map_err(Trouble::Apply)
+        self.kernel.apply(ops).map_err(Trouble::Apply)?;
+        self.expected_rules = rules;
+        Ok(())
     }
 }
 

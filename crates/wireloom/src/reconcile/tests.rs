@@ -7,7 +7,7 @@ use wireloom_plan::{
     cluster::Node,
     observed::{Interface, Underlay},
     op::RtnetlinkOp,
-    routing::RouteKind,
+    routing::{Family, OtherSelectors, RouteKind},
 };
 use wireloom_types::{PeerLookup, interface::AGENT_ALIAS};
 
@@ -202,7 +202,70 @@ fn a_program_that_undoes_our_changes_is_reported_and_not_fought_for_ever() {
     assert_eq!(
         trouble.to_string(),
         "the kernel does not stay as programmed: after 4 rounds it is still necessary to add the rule `IPv4 99: from \
-         10.161.0.0/16 fwmark 0/0xa lookup 1`; find out which other program changes it"
+         10.161.0.0/16 fwmark 0/0xa lookup 1 proto 157`; find out which other program changes it"
     );
     assert!(reconciler.kernel.observations <= ROUNDS + 1);
+}
+
+fn foreign_rule() -> Rule {
+    let from = Some("203.0.113.2/32".parse().unwrap());
+    Rule {
+        family: Family::V4,
+        priority: 1000,
+        invert: false,
+        from,
+        mark: 0,
+        mask: 0,
+        table: 1,
+        protocol: 0,
+        other: OtherSelectors::default(),
+    }
+}
+
+#[test]
+fn a_foreign_table_is_refused_until_another_one_is_set() {
+    let mut reconciler = reconciler();
+    reconciler.kernel.observed.rules.push(foreign_rule());
+    reconciler.set_cluster(cluster(2));
+    let trouble = reconciler.pass().unwrap_err();
+    assert!(matches!(trouble, Trouble::Refused(Refusal::ForeignTable { .. })));
+    assert!(reconciler.kernel.applied.is_empty());
+
+    // The kernel shows what is in the new table.
+    reconciler.kernel.observed.rules.clear();
+    reconciler.set_settings(Settings { table: 15_700, ..Settings::defaults("n0") }, KEYS[0]);
+    assert!(reconciler.pass().unwrap() > 0);
+    assert!(reconciler.kernel.observed.rules.iter().all(|rule| rule.table == 15_700));
+}
+
+#[test]
+fn a_warning_about_others_stays_while_the_mesh_changes() {
+    let mut reconciler = settled(2);
+    reconciler.kernel.observed.rules.push(foreign_rule());
+    reconciler.distrust_kernel();
+    reconciler.pass().unwrap();
+    let warning = Warning::ForeignRule { rule: foreign_rule() };
+    assert!(reconciler.warnings().contains(&warning));
+    reconciler.set_cluster(cluster(3));
+    reconciler.pass().unwrap();
+    assert!(reconciler.warnings().contains(&warning));
+    assert_eq!(reconciler.kernel.observations, 1);
+}
+
+#[test]
+fn only_what_others_delete_counts_as_deleted() {
+    let mut reconciler = settled(2);
+    assert!(!reconciler.rules_were_deleted());
+    reconciler.kernel.observed.rules.clear();
+    reconciler.distrust_kernel();
+    reconciler.pass().unwrap();
+    assert!(reconciler.rules_were_deleted());
+    // It is said of one pass only, and not of rules that we replace.
+    let settings = Settings { encrypt_host_traffic: true, ..Settings::defaults("n0") };
+    reconciler.set_settings(settings, KEYS[0]);
+    reconciler.pass().unwrap();
+    assert!(!reconciler.rules_were_deleted());
+    reconciler.distrust_kernel();
+    reconciler.pass().unwrap();
+    assert!(!reconciler.rules_were_deleted());
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use wireloom_plan::warning::Warning;
 
 use self::report::Report;
 use super::{SettingsFile, situation::Situation};
@@ -37,7 +38,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Ok(Err(refusal)) => errors.push(refusal.to_string()),
         Err(error) => errors.push(error.to_string()),
     }
-    let report = Report::new(&situation, pending, &warnings, errors)?;
+    let agent = report::running_agent(&situation.config.settings.interface)?;
+    let table = situation.config.settings.table;
+    let deleted = agent.as_ref().and_then(|agent| agent.rules_deleted);
+    warnings.extend(deleted.map(|recurrence| Warning::RulesDeleted { table, recurrence }));
+    let report = Report::new(&situation, agent, pending, &warnings, errors);
     if arguments.json {
         super::show(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else {

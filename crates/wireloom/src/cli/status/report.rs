@@ -56,15 +56,16 @@ pub(super) struct Peer<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// The report of a situation. `pending`, `warnings` and `errors` are what planning for it gave.
+    /// The report of a situation. `agent` is what a running agent reports; `pending`, `warnings` and `errors` are what
+    /// planning for it gave.
     pub(super) fn new(
         situation: &'a Situation,
+        agent: Option<RunFile>,
         pending: Vec<Op>,
         warnings: &'a [Warning],
         mut errors: Vec<String>,
-    ) -> anyhow::Result<Self> {
+    ) -> Self {
         let settings = &situation.config.settings;
-        let agent = running_agent(&settings.interface)?;
         if let Some(agent) = &agent {
             let reported =
                 [&agent.trouble, &agent.membership_error, &agent.settings_error].into_iter().flatten();
@@ -77,7 +78,7 @@ impl<'a> Report<'a> {
         let names = cluster.map(names_by_key).unwrap_or_default();
         let device = situation.device.as_ref();
         let peers = device.into_iter().flat_map(|device| &device.peers);
-        Ok(Self {
+        Self {
             node: &settings.node,
             agent,
             mode: if settings.encrypt_host_traffic { "host" } else { "scoped" },
@@ -103,13 +104,13 @@ impl<'a> Report<'a> {
             pending,
             warnings: warnings.iter().map(WarningReport::from).collect(),
             errors,
-        })
+        }
     }
 }
 
 /// What the agent of an interface reports, without the configured endpoints: the peers have those. `None` when no agent
 /// runs: it holds the lock then, while a run file may be left from an agent that was killed.
-fn running_agent(interface: &str) -> anyhow::Result<Option<RunFile>> {
+pub(super) fn running_agent(interface: &str) -> anyhow::Result<Option<RunFile>> {
     let running = StateDir::locate().is_locked()?;
     let agent = RunFile::read(interface).filter(|_| running);
     Ok(agent.map(|agent| RunFile { configured_endpoints: BTreeMap::new(), ..agent }))

@@ -2,6 +2,8 @@
 
 pub(crate) mod matrix;
 pub(crate) mod membership;
+pub(crate) mod ownership;
+mod records;
 mod reports;
 pub(crate) mod restart;
 pub(crate) mod rules;

@@ -3,7 +3,7 @@
 use wireloom_lab::{Layout, Node, Promise, agent, unscoped};
 
 use crate::{
-    fixtures::fleet::{Fleet, rules, run},
+    fixtures::fleet::{Fleet, rules},
     fixtures::monitor::RuleMonitor,
     wireloom,
 };
@@ -111,22 +111,4 @@ fn foreign(node: &Node) -> String {
     let links = ["lo", "eth0", "foreign0", "foreign1"]
         .map(|name| node.run(&format!("ip -d link show dev {name}")).unwrap());
     [&rules[..], &routes[..], &links[..]].concat().join("\n--\n")
-}
-
-#[test]
-pub(crate) fn a_foreign_route_in_our_table_is_reported_and_stays() {
-    let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
-    let node = &fleet.lab.nodes[0];
-    node.run("ip route add unreachable 192.0.2.0/24 table 1 proto 80").unwrap();
-    let shown = |fleet: &Fleet| fleet.lab.nodes[0].run("ip -d route show table 1").unwrap();
-    let before = shown(&fleet);
-    fleet.start();
-    fleet.settle(Promise::SCOPED);
-    fleet.wait("the foreign route to be reported", |fleet| {
-        run(&fleet.lab.nodes[0], "status").1.contains("192.0.2.0/24")
-    });
-    assert!(shown(&fleet).contains(&before), "{}", shown(&fleet));
-    fleet.agents.clear();
-    agent::down(wireloom(), &fleet.lab.nodes[0]).unwrap();
-    assert_eq!(shown(&fleet), before);
 }

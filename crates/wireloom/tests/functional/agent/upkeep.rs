@@ -66,7 +66,7 @@ fn whatever_others_break_is_repaired() {
     for damage in [
         &["ip rule del pref 99", "ip -6 rule del pref 99"][..],
         &["ip route flush table 1", "ip -6 route flush table 1"],
-        &["ip rule add from 10.9.0.0/16 lookup 1 pref 98"],
+        &["ip rule add from 10.9.0.0/16 lookup 1 pref 98 protocol 157"],
         &["ip address add 10.9.9.9/32 dev wg0"],
         &["ip link set wg0 mtu 1280"],
         &["ip link set wg0 down"],

@@ -54,7 +54,9 @@ on_a_link! {
         the_scoped_rule_comes_before_the_unscoped_one_goes
         an_unscoped_rule_at_another_priority_goes_too
         rules_routes_and_links_of_others_stay_as_they_are
-        a_foreign_route_in_our_table_is_reported_and_stays
+    }
+    ownership {
+        a_rule_and_a_route_that_come_later_are_a_warning_and_stay
     }
     restart {
         an_agent_that_gets_sigterm_leaves_the_data_path_up
