@@ -10,13 +10,13 @@ mod start;
 
 use std::{
     iter,
-    path::PathBuf,
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::bail;
 use wireloom_kernel::{Interest, Linux, Monitor, state::AgentLock};
+use wireloom_membership::config_file::{ReadError, TomlFile};
 use wireloom_plan::observed::Observed;
 
 use self::event::Event;
@@ -32,9 +32,15 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// How long after a failed pass the next one runs. It doubles with every further failure, up to [`RESYNC`].
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 
+/// What an error in `agent.toml` means.
+const SETTINGS_STAY: &str = "the previous settings stay in force";
+
 /// The state of the agent's one thread.
 struct Agent {
-    config_path: Option<PathBuf>,
+    /// The last `agent.toml` that could be read.
+    file: TomlFile,
+    /// There has been an `agent.toml` since the start. Until then, its absence is no mistake.
+    has_file: bool,
     config: Config,
     reconciler: Reconciler<Linux>,
     monitor: Monitor,
@@ -94,30 +100,40 @@ impl Agent {
                     true => "the previous mesh stays in force",
                     false => "nothing is programmed until this is fixed",
                 };
-                let error = format!("{error}; {consequence}");
-                tracing::error!("{error}");
-                self.report.membership_error = Some(error);
+                self.report.membership_error = Some(match error {
+                    wireloom_membership::Error::Read(error) => log_unread(&error, consequence),
+                    error => log_error(&error.to_string(), consequence),
+                });
             }
             Event::Kernel => {
                 self.reconciler.distrust_kernel();
                 let earliest = self.last_pass.map_or(now, |last| now.max(last + MIN_INTERVAL));
                 self.due = self.due.min(earliest);
             }
-            Event::Settings => {
-                let outcome = self.reload();
-                self.report.settings_error = outcome.err().map(|error| {
-                    let error = format!("{error:#}; the previous settings stay in force");
-                    tracing::error!("{error}");
-                    error
-                });
+            Event::Settings(Ok(file)) => {
+                self.file = file;
+                self.has_file = true;
+                self.reload();
             }
+            // Whoever writes a new file may remove the old one first, so that is no reason to take the defaults.
+            Event::Settings(Err(error)) if self.has_file || !error.is_absent() => {
+                self.report.settings_error = Some(log_unread(&error, SETTINGS_STAY));
+            }
+            Event::Settings(Err(_)) | Event::Reload => self.reload(),
             Event::Stop => {}
         }
     }
 
-    /// Reads `agent.toml` and the private key again. On an error, nothing changes.
-    fn reload(&mut self) -> anyhow::Result<()> {
-        let config = Config::load(self.config_path.as_deref())?;
+    /// Takes the settings of the last `agent.toml`, and reports why that is impossible.
+    fn reload(&mut self) {
+        let outcome = self.try_reload();
+        self.report.settings_error =
+            outcome.err().map(|error| log_error(&format!("{error:#}"), SETTINGS_STAY));
+    }
+
+    /// Takes the settings of the last `agent.toml`, and reads the private key again. On an error, nothing changes.
+    fn try_reload(&mut self) -> anyhow::Result<()> {
+        let config = Config::from_file(&self.file)?;
         let (old, new) = (&self.config.settings, &config.settings);
         if (&new.interface, new.table) != (&old.interface, old.table)
             || config.membership != self.config.membership
@@ -219,6 +235,23 @@ impl Agent {
 /// Seconds since 1970.
 fn unix_time() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map(|time| time.as_secs()).unwrap_or_default()
+}
+
+/// Logs that a file cannot be read and what follows, and returns it.
+fn log_unread(error: &ReadError, consequence: &str) -> String {
+    if !error.is_unfinished() {
+        return log_error(&error.to_string(), consequence);
+    }
+    let text = format!("{error}; {consequence}");
+    tracing::warn!("{text}");
+    text
+}
+
+/// Logs an error and what follows, and returns it.
+fn log_error(error: &str, consequence: &str) -> String {
+    let text = format!("{error}; {consequence}");
+    tracing::error!("{text}");
+    text
 }
 
 /// Chooses which WireGuard carries the packets, and returns which and why, in words.
