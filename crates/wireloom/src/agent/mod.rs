@@ -41,6 +41,8 @@ struct Agent {
     file: TomlFile,
     /// There has been an `agent.toml` since the start. Until then, its absence is no mistake.
     has_file: bool,
+    /// Why `agent.toml` cannot be read now.
+    unread: Option<String>,
     config: Config,
     reconciler: Reconciler<Linux>,
     monitor: Monitor,
@@ -111,15 +113,19 @@ impl Agent {
                 self.due = self.due.min(earliest);
             }
             Event::Settings(Ok(file)) => {
-                self.file = file;
-                self.has_file = true;
+                (self.file, self.has_file, self.unread) = (file, true, None);
                 self.reload();
             }
             // Whoever writes a new file may remove the old one first, so that is no reason to take the defaults.
             Event::Settings(Err(error)) if self.has_file || !error.is_absent() => {
-                self.report.settings_error = Some(log_unread(&error, SETTINGS_STAY));
+                self.unread = Some(log_unread(&error, SETTINGS_STAY));
+                self.report.settings_error.clone_from(&self.unread);
             }
-            Event::Settings(Err(_)) | Event::Reload => self.reload(),
+            Event::Settings(Err(_)) => {
+                self.unread = None;
+                self.reload();
+            }
+            Event::Reload => self.reload(),
             Event::Stop => {}
         }
     }
@@ -127,8 +133,8 @@ impl Agent {
     /// Takes the settings of the last `agent.toml`, and reports why that is impossible.
     fn reload(&mut self) {
         let outcome = self.try_reload();
-        self.report.settings_error =
-            outcome.err().map(|error| log_error(&format!("{error:#}"), SETTINGS_STAY));
+        let error = outcome.err().map(|error| log_error(&format!("{error:#}"), SETTINGS_STAY));
+        self.report.settings_error = error.or_else(|| self.unread.clone());
     }
 
     /// Takes the settings of the last `agent.toml`, and reads the private key again. On an error, nothing changes.

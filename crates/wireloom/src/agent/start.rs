@@ -66,6 +66,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
         file,
         has_file,
+        unread: None,
         config,
         monitor,
         interest,
