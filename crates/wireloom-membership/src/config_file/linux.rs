@@ -121,7 +121,7 @@ impl Linux {
             return Some(Sign::Lost);
         }
         if event.name.as_deref() != self.path.file_name() {
-            return has(AddWatchFlags::IN_MOVED_TO).then_some(Sign::NeighbourMoved);
+            return has(AddWatchFlags::IN_MOVED_TO).then_some(Sign::NeighbourRenamed);
         }
         let sign = if has(AddWatchFlags::IN_MOVED_TO) {
             Sign::Replaced

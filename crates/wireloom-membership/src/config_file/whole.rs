@@ -4,9 +4,9 @@
 //! takes one, and not every file system or owner allows it. So the file's notifications are followed instead
 //! (inotify(7)): whoever changes a file in place is heard, and so is the close after that.
 //!
-//! Two things cannot be heard. Who had the file open before we listened, or writes to it on another machine, is judged
-//! by the file's times: it must not have changed for [`SETTLE`]. And of two programs that write to one file at the same
-//! time, the first one's close counts.
+//! Two things cannot be heard. Who had the file open before we listened, writes to it on another machine, or replaces it
+//! behind a link, is judged by the file's times: it must not have changed for [`SETTLE`]. And of two programs that write
+//! to one file at the same time, the first one's close counts.
 
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,9 @@ pub(super) enum Sign {
     Replaced,
     /// The name was removed.
     Removed,
-    /// Something beside the file was renamed. It may be a link on the way to the file: that is how Kubernetes replaces
-    /// all files of a ConfigMap at once.
-    NeighbourMoved,
+    /// Something beside the file was renamed. It may be a link on the way to the file, which leads to another one now:
+    /// that is how Kubernetes replaces all files of a ConfigMap at once.
+    NeighbourRenamed,
     /// The content was changed, or cut off.
     Written,
     /// Somebody who had opened the file for writing closed it.
@@ -76,15 +76,13 @@ pub(super) struct Wholeness {
     known: Known,
     /// The inode that `known` is about; `None` when it is the one that the next stamp shows.
     inode: Option<(u64, u64)>,
-    /// [`Sign::NeighbourMoved`] came after the last stamp.
-    neighbour_moved: bool,
     /// The last stamp, and when it was first seen.
     last: Option<(Stamp, Instant)>,
 }
 
 impl Wholeness {
     pub(super) fn new() -> Self {
-        Self { known: Known::Nothing, inode: None, neighbour_moved: false, last: None }
+        Self { known: Known::Nothing, inode: None, last: None }
     }
 
     /// Takes note of a sign.
@@ -93,7 +91,8 @@ impl Wholeness {
             Sign::Created => (self.known, self.inode) = (Known::Writer, None),
             Sign::Replaced => (self.known, self.inode) = (Known::Done(None), None),
             Sign::Removed => (self.known, self.inode) = (Known::Nothing, None),
-            Sign::NeighbourMoved => self.neighbour_moved = true,
+            // If it matters, the next stamp shows another inode.
+            Sign::NeighbourRenamed => {}
             Sign::Written => self.known = Known::Writer,
             Sign::Closed => self.known = Known::Done(None),
             Sign::Lost => self.known = Known::Nothing,
@@ -103,9 +102,8 @@ impl Wholeness {
     /// Judges the file by all signs so far and its stamp. `age` is the time since the stamp's `changed`, by the clock
     /// of the wall; zero when that lies in the future.
     pub(super) fn judge(&mut self, stamp: Stamp, age: Duration, now: Instant) -> Verdict {
-        let neighbour_moved = std::mem::take(&mut self.neighbour_moved);
         if self.inode.replace(stamp.inode).is_some_and(|inode| inode != stamp.inode) {
-            self.known = if neighbour_moved { Known::Done(None) } else { Known::Nothing };
+            self.known = Known::Nothing;
         }
         let since = match self.last {
             Some((last, since)) if last == stamp => since,
