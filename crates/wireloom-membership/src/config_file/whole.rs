@@ -4,9 +4,9 @@
 //! takes one, and not every file system or owner allows it. So the file's notifications are followed instead
 //! (inotify(7)): whoever changes a file in place is heard, and so is the close after that.
 //!
-//! Two things cannot be heard. Who had the file open before we listened, writes to it on another machine, or replaces it
-//! behind a link, is judged by the file's times: it must not have changed for [`SETTLE`]. And of two programs that write
-//! to one file at the same time, the first one's close counts.
+//! Two things cannot be heard. Who had the file open before we listened, writes to it on another machine, or replaces
+//! it behind a link, is judged by the file's times: it must not have changed for [`SETTLE`]. And of two programs that
+//! write to one file at the same time, the first one's close counts.
 
 use std::time::{Duration, Instant};
 
