@@ -22,11 +22,11 @@
 //! Each kind of source has a module of its own; today there is [`file`](mod@file). [`config_file`] reads and watches
 //! the TOML files that operators write: `mesh.toml` here, `agent.toml` in the binary.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, thread};
 
 use wireloom_plan::cluster::Cluster;
 
-use crate::config_file::Mistake;
+use crate::config_file::{Mistake, ReadError, Watch};
 
 pub mod config_file;
 pub mod file;
@@ -56,13 +56,16 @@ impl Source {
     pub fn follow(&self, deliver: impl Fn(Event) + Send + 'static) -> io::Result<()> {
         match self {
             Self::File(path) => {
-                let path = path.clone();
-                config_file::watch(path.clone(), move || {
-                    deliver(match file::read(&path) {
-                        Ok(cluster) => Event::Snapshot(cluster),
-                        Err(error) => Event::Problem(error),
-                    });
-                })
+                let mut watch = Watch::new(path.clone());
+                thread::Builder::new().name("mesh".into()).spawn(move || {
+                    loop {
+                        deliver(match file::cluster(watch.next_version()) {
+                            Ok(cluster) => Event::Snapshot(cluster),
+                            Err(error) => Event::Problem(error),
+                        });
+                    }
+                })?;
+                Ok(())
             }
         }
     }
@@ -81,13 +84,8 @@ pub enum Event {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("cannot read {}: {cause}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The operating system's error.
-        cause: io::Error,
-    },
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// The file's content is not a valid mesh.
     #[error(transparent)]
     Mistake(#[from] Mistake),

@@ -1,12 +1,14 @@
 //! A TOML file that an operator wrote, and mistakes in it: where each is, and how to fix it.
 
 use std::{
-    fmt, io,
+    fmt,
     ops::Range,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{ReadError, Watch};
 
 /// A mistake in a file: what is wrong, on which line, and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,25 +34,31 @@ impl fmt::Display for Mistake {
 }
 
 /// A TOML file in memory. It knows on which line a byte is, so that a [`Mistake`] can name the line.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TomlFile {
     path: PathBuf,
     text: String,
 }
 
 impl TomlFile {
-    /// Reads the whole file.
+    /// Reads the file once it is whole. That takes up to a second after a change.
     ///
     /// # Errors
-    /// The operating system's error, unchanged: the caller knows what an absent file means.
-    pub fn read(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), text: std::fs::read_to_string(path)? })
+    /// Why it cannot be read now. [`ReadError::Unfinished`] comes after 5 s.
+    pub fn read(path: &Path) -> Result<Self, ReadError> {
+        Watch::new(path.to_owned()).next_version()
     }
 
     /// Takes `text` for the content of a file at `path`, which is not read.
     #[must_use]
     pub fn from_text(path: &Path, text: &str) -> Self {
         Self { path: path.to_owned(), text: text.to_owned() }
+    }
+
+    /// The whole text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// True when the file holds nothing but white space and comments.

@@ -18,7 +18,7 @@ use wireloom_types::{KeyError, PublicKey};
 
 use crate::{
     Error,
-    config_file::{Mistake, TomlFile},
+    config_file::{Mistake, ReadError, TomlFile},
 };
 
 mod claims;
@@ -27,8 +27,12 @@ mod tests;
 
 /// Reads the mesh from a file.
 pub(crate) fn read(path: &Path) -> Result<Cluster, Error> {
-    let file = TomlFile::read(path).map_err(|cause| Error::Read { path: path.to_owned(), cause })?;
-    Ok(parse(&file)?)
+    cluster(TomlFile::read(path))
+}
+
+/// The mesh of a file that has been read, or could not be.
+pub(crate) fn cluster(read: Result<TomlFile, ReadError>) -> Result<Cluster, Error> {
+    Ok(parse(&read?)?)
 }
 
 /// The mesh that a `mesh.toml` describes.

@@ -1,20 +1,25 @@
 //! The events that the agent's thread receives, and the threads that send them.
 
-use std::{io, path::PathBuf, sync::mpsc::Sender, thread};
+use std::{io, sync::mpsc::Sender, thread};
 
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
 };
 use wireloom_kernel::{Interest, Linux, Monitor};
-use wireloom_membership::{Source, config_file::watch};
+use wireloom_membership::{
+    Source,
+    config_file::{ReadError, TomlFile, Watch},
+};
 
 pub(super) enum Event {
     Membership(wireloom_membership::Event),
     /// Something of ours in the kernel may have been changed by somebody else.
     Kernel,
-    /// `agent.toml` changed, or SIGHUP asks to read it again.
-    Settings,
+    /// `agent.toml` changed, or cannot be read now.
+    Settings(Result<TomlFile, ReadError>),
+    /// SIGHUP.
+    Reload,
     /// SIGTERM or SIGINT.
     Stop,
 }
@@ -24,7 +29,7 @@ pub(super) fn signals(events: Sender<Event>) -> io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
-            let event = if signal == SIGHUP { Event::Settings } else { Event::Stop };
+            let event = if signal == SIGHUP { Event::Reload } else { Event::Stop };
             if events.send(event).is_err() {
                 return;
             }
@@ -40,11 +45,12 @@ pub(super) fn membership(source: &Source, events: Sender<Event>) -> io::Result<(
     })
 }
 
-/// Sends an event for every change of `agent.toml`.
-pub(super) fn settings(path: PathBuf, events: Sender<Event>) -> io::Result<()> {
-    watch(path, move || {
-        let _ = events.send(Event::Settings);
-    })
+/// Sends an event for every further version of `agent.toml`.
+pub(super) fn settings(mut file: Watch, events: Sender<Event>) -> io::Result<()> {
+    thread::Builder::new()
+        .name("settings".into())
+        .spawn(move || while events.send(Event::Settings(file.next_version())).is_ok() {})?;
+    Ok(())
 }
 
 /// Sends an event for every notification of rtnetlink and nftables that matters. What matters to rtnetlink's monitor

@@ -10,7 +10,6 @@ mod start;
 
 use std::{
     iter,
-    path::PathBuf,
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant, SystemTime},
 };
@@ -20,6 +19,7 @@ use wireloom_kernel::{
     Interest, Linux, Monitor,
     state::{AgentLock, StateDir},
 };
+use wireloom_membership::config_file::{ReadError, TomlFile};
 use wireloom_plan::{diff::teardown, observed::Observed, removals::Removals, warning::Warning};
 
 use self::event::Event;
@@ -38,9 +38,17 @@ const REMOVALS_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// How long after a failed pass the next one runs. It doubles with every further failure, up to [`RESYNC`].
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 
+/// What an error in `agent.toml` means.
+const SETTINGS_STAY: &str = "the previous settings stay in force";
+
 /// The state of the agent's one thread.
 struct Agent {
-    config_path: Option<PathBuf>,
+    /// The last `agent.toml` that could be read.
+    file: TomlFile,
+    /// There has been an `agent.toml` since the start. Until then, its absence is no mistake.
+    has_file: bool,
+    /// Why `agent.toml` cannot be read now.
+    unread: Option<String>,
     config: Config,
     reconciler: Reconciler<Linux>,
     monitor: Monitor,
@@ -106,30 +114,44 @@ impl Agent {
                     true => "the previous mesh stays in force",
                     false => "nothing is programmed until this is fixed",
                 };
-                let error = format!("{error}; {consequence}");
-                tracing::error!("{error}");
-                self.report.membership_error = Some(error);
+                self.report.membership_error = Some(match error {
+                    wireloom_membership::Error::Read(error) => log_unread(&error, consequence),
+                    error => log_error(&error.to_string(), consequence),
+                });
             }
             Event::Kernel => {
                 self.reconciler.distrust_kernel();
                 let earliest = self.last_pass.map_or(now, |last| now.max(last + MIN_INTERVAL));
                 self.due = self.due.min(earliest);
             }
-            Event::Settings => {
-                let outcome = self.reload();
-                self.report.settings_error = outcome.err().map(|error| {
-                    let error = format!("{error:#}; the previous settings stay in force");
-                    tracing::error!("{error}");
-                    error
-                });
+            Event::Settings(Ok(file)) => {
+                (self.file, self.has_file, self.unread) = (file, true, None);
+                self.reload();
             }
+            // Whoever writes a new file may remove the old one first, so that is no reason to take the defaults.
+            Event::Settings(Err(error)) if self.has_file || !error.is_absent() => {
+                self.unread = Some(log_unread(&error, SETTINGS_STAY));
+                self.report.settings_error.clone_from(&self.unread);
+            }
+            Event::Settings(Err(_)) => {
+                self.unread = None;
+                self.reload();
+            }
+            Event::Reload => self.reload(),
             Event::Stop => {}
         }
     }
 
-    /// Reads `agent.toml` and the private key again. On an error, nothing changes.
-    fn reload(&mut self) -> anyhow::Result<()> {
-        let config = Config::load(self.config_path.as_deref())?;
+    /// Takes the settings of the last `agent.toml`, and reports why that is impossible.
+    fn reload(&mut self) {
+        let outcome = self.try_reload();
+        let error = outcome.err().map(|error| log_error(&format!("{error:#}"), SETTINGS_STAY));
+        self.report.settings_error = error.or_else(|| self.unread.clone());
+    }
+
+    /// Takes the settings of the last `agent.toml`, and reads the private key again. On an error, nothing changes.
+    fn try_reload(&mut self) -> anyhow::Result<()> {
+        let config = Config::from_file(&self.file)?;
         let (old, new) = (&self.config.settings, &config.settings);
         if new.interface != old.interface || config.membership != self.config.membership {
             bail!(
@@ -266,6 +288,23 @@ impl Agent {
 /// Seconds since 1970.
 fn unix_time() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map(|time| time.as_secs()).unwrap_or_default()
+}
+
+/// Logs that a file cannot be read and what follows, and returns it.
+fn log_unread(error: &ReadError, consequence: &str) -> String {
+    if !error.is_unfinished() {
+        return log_error(&error.to_string(), consequence);
+    }
+    let text = format!("{error}; {consequence}");
+    tracing::warn!("{text}");
+    text
+}
+
+/// Logs an error and what follows, and returns it.
+fn log_error(error: &str, consequence: &str) -> String {
+    let text = format!("{error}; {consequence}");
+    tracing::error!("{text}");
+    text
 }
 
 /// Chooses which WireGuard carries the packets, and returns which and why, in words.

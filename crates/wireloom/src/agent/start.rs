@@ -1,17 +1,22 @@
 //! Starting the agent: everything that must hold before its loop runs.
 
-use std::{path::PathBuf, sync::mpsc::channel, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc::channel,
+    time::Instant,
+};
 
 use anyhow::{Context, bail};
 use wireloom_kernel::{
     Interest, Linux,
     state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir},
 };
+use wireloom_membership::config_file::Watch;
 use wireloom_plan::{diff::teardown, removals::Removals};
 
 use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event};
 use crate::{
-    config::{Config, DEFAULT_PATH},
+    config::{Config, DEFAULT_PATH, file_or_defaults},
     key_file,
     reconcile::Reconciler,
     run_file::RunFile,
@@ -25,7 +30,11 @@ use crate::{
 pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     // Absolute, because a file is watched through its directory.
     let config_path = config_path.map(std::path::absolute).transpose().context("cannot find agent.toml")?;
-    let config = Config::load(config_path.as_deref())?;
+    let mut watch = Watch::new(config_path.as_deref().unwrap_or(Path::new(DEFAULT_PATH)).to_owned());
+    let read = watch.next_version();
+    let has_file = read.is_ok();
+    let file = file_or_defaults(read, config_path.as_deref())?;
+    let config = Config::from_file(&file)?;
     let state = StateDir::locate();
     let lock = lock(&state)?;
     for aside in state.set_aside_damaged(&lock)? {
@@ -54,12 +63,14 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let (sender, events) = channel();
     event::signals(sender.clone())?;
     event::membership(&config.membership, sender.clone())?;
-    event::settings(config_path.clone().unwrap_or_else(|| DEFAULT_PATH.into()), sender.clone())?;
+    event::settings(watch, sender.clone())?;
     let monitor = event::kernel(&kernel, interest.clone(), sender)?;
 
     let agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
-        config_path,
+        file,
+        has_file,
+        unread: None,
         config,
         monitor,
         interest,

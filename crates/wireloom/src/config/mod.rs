@@ -8,7 +8,7 @@ use std::{
 use wireloom_kernel::BackendSetting;
 use wireloom_membership::{
     Source,
-    config_file::{Mistake, TomlFile},
+    config_file::{Mistake, ReadError, TomlFile},
 };
 use wireloom_plan::settings::Settings;
 
@@ -39,8 +39,8 @@ pub(crate) struct Config {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The file cannot be read.
-    #[error("cannot read {}: {cause}", path.display())]
-    Read { path: PathBuf, cause: io::Error },
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// `node` is not set, and the host name cannot be read either.
     #[error("cannot read the host name ({0}); set `node` in agent.toml")]
     HostName(io::Error),
@@ -50,22 +50,34 @@ pub(crate) enum Error {
 }
 
 impl Config {
-    /// Reads `agent.toml`. Without a path the file is [`DEFAULT_PATH`] and may be absent: every setting has a default.
+    /// Reads `agent.toml`, [`DEFAULT_PATH`] unless another one is named.
     pub(crate) fn load(path: Option<&Path>) -> Result<Self, Error> {
-        let given = path.unwrap_or(Path::new(DEFAULT_PATH));
-        let file = match TomlFile::read(given) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_none() => {
-                TomlFile::from_text(given, "")
-            }
-            Err(cause) => return Err(Error::Read { path: given.to_owned(), cause }),
-        };
-        let file = File::parse(&file)?;
+        let read = TomlFile::read(path.unwrap_or(Path::new(DEFAULT_PATH)));
+        Self::from_file(&file_or_defaults(read, path)?)
+    }
+
+    /// The settings of an `agent.toml` that has been read.
+    pub(crate) fn from_file(file: &TomlFile) -> Result<Self, Error> {
+        let file = File::parse(file)?;
         let node = match &file.node {
             Some(node) => node.0.clone(),
             None => host_name().map_err(Error::HostName)?,
         };
         Ok(file.with_node(node))
+    }
+}
+
+/// The default file may be absent: every setting has a default, so an empty file takes its place. `path` is the file
+/// that was named.
+pub(crate) fn file_or_defaults(
+    read: Result<TomlFile, ReadError>,
+    path: Option<&Path>,
+) -> Result<TomlFile, ReadError> {
+    match read {
+        Err(error) if error.is_absent() && path.is_none() => {
+            Ok(TomlFile::from_text(Path::new(DEFAULT_PATH), ""))
+        }
+        read => read,
     }
 }
 

@@ -1,11 +1,17 @@
-//! The mesh file changes, and the mesh follows; a bad edit changes nothing.
+//! The mesh file changes, and the mesh follows; a bad edit changes nothing, and neither does half of one.
 
-use std::time::Duration;
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    thread,
+    time::{Duration, Instant},
+};
 
+use serde_json::Value;
 use wireloom_lab::{
-    Cell, FAMILIES, Layout, PATIENCE, Pinger, Place, Promise, Wire,
+    Capture, Cell, Content, FAMILIES, Layout, PATIENCE, Packet, Pinger, Place, Promise, Wire,
     agent::{self, Agent},
-    mesh::{KeyPair, MEMBERS, PORT, write_key},
+    mesh::{KeyPair, MEMBERS, PORT, SETTINGS, write_key},
     probe::{Exchange, probe},
     until,
 };
@@ -261,5 +267,165 @@ fn an_agent_without_a_mesh_file_waits_for_one() {
     });
     assert!(rules(&fleet.lab.nodes[0]).is_empty());
     fleet.edit(|_| {});
+    fleet.settle(Promise::SCOPED);
+}
+
+/// A file on a node that is being written in place.
+fn open_in_place(fleet: &Fleet, node: usize, path: &str) -> File {
+    let open = || OpenOptions::new().write(true).truncate(true).open(path).unwrap();
+    fleet.lab.nodes[node].host.space.inside(open).unwrap()
+}
+
+/// Between a node's name and its key, the file is valid TOML for a node without a key.
+#[test]
+fn a_mesh_file_written_in_place_is_obeyed_once_it_is_closed() {
+    let fleet = Fleet::new(Layout::default(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+    let good = a.host.space.read(MEMBERS).unwrap().unwrap();
+    let text = good.replace("10.161.0.0/16", "10.160.0.0/15");
+    let name = "name = \"node-b\"\n";
+    let (before, after) = text.split_at(text.find(name).unwrap() + name.len());
+    let pingers = FAMILIES
+        .map(|family| Pinger::start(&a.pods[0], &b.pods[0], family, Duration::from_millis(10)).unwrap());
+    let capture = Capture::open(fleet.lab.underlay()).unwrap();
+    let mut file = open_in_place(&fleet, 0, MEMBERS);
+    file.write_all(before.as_bytes()).unwrap();
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(rules(a)[0], "from 10.161.0.0/16 fwmark 0/0xa lookup 1");
+    assert!(!agent::log(a).unwrap().contains("mesh.toml"), "three seconds are no reason to complain");
+    fleet.wait_for_status(&[
+        "a program has been writing /etc/wireloom/mesh.toml",
+        "the previous mesh stays in force",
+    ]);
+    assert!(agent::log(a).unwrap().contains("WARN"));
+    file.write_all(after.as_bytes()).unwrap();
+    let closed = Instant::now();
+    drop(file);
+    fleet.wait("the edited pool", |fleet| {
+        rules(&fleet.lab.nodes[0])[0] == "from 10.160.0.0/15 fwmark 0/0xa lookup 1"
+    });
+    println!("figure: in force {} ms after the close", closed.elapsed().as_millis());
+    until(PATIENCE, "the report to go", || (!run(a, "status").1.contains("mesh.toml")).then_some(()))
+        .unwrap();
+    for pinger in pingers {
+        let report = pinger.stop().unwrap();
+        assert_eq!(report.lost, 0, "{report:?}\n{}", fleet.counters());
+    }
+    let packets = capture.drain().unwrap();
+    let encrypted = |packet: &&Packet| matches!(packet.content, Content::WireGuard { .. });
+    assert!(packets.iter().filter(encrypted).count() > 100, "{} packets", packets.len());
+    let plain = packets.iter().filter(|packet| matches!(packet.content, Content::Echo { .. })).count();
+    assert_eq!(plain, 0, "pings in plaintext");
+}
+
+/// Half of the settings is the settings with defaults for the other half. An absent file is all defaults.
+#[test]
+fn settings_written_in_place_are_obeyed_once_they_are_closed() {
+    let fleet = Fleet::new(Layout::default(), "encrypt_host_traffic = true");
+    fleet.settle(Promise::HOST);
+    let node = &fleet.lab.nodes[0];
+    let good = node.host.space.read(SETTINGS).unwrap().unwrap();
+    let half = good.split("encrypt_host_traffic").next().unwrap();
+    let host_mode = rules(node);
+    let mut file = open_in_place(&fleet, 0, SETTINGS);
+    file.write_all(half.as_bytes()).unwrap();
+    fleet.wait_for_status(&[
+        "a program has been writing /etc/wireloom/agent.toml",
+        "the previous settings stay in force",
+    ]);
+    fleet.agents[0].reload().unwrap();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(rules(node), host_mode);
+    drop(file);
+    // Now the file is whole, and scoped mode is the default.
+    fleet.wait("scoped rules", |fleet| rules(&fleet.lab.nodes[0]) != host_mode);
+    node.host.space.write(SETTINGS, &good).unwrap();
+    fleet.wait("host mode", |fleet| rules(&fleet.lab.nodes[0]) == host_mode);
+    node.run(&format!("rm {SETTINGS}")).unwrap();
+    let absent = ["cannot read /etc/wireloom/agent.toml", "the previous settings stay in force"];
+    let settings_error = || {
+        let status: Value = serde_json::from_str(&run(node, "status --json").1).unwrap();
+        status["agent"]["settings_error"].as_str().unwrap_or_default().to_owned()
+    };
+    fleet.wait("the absent file", |_| absent.iter().all(|words| settings_error().contains(words)));
+    fleet.agents[0].reload().unwrap();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(rules(node), host_mode);
+    assert!(settings_error().contains(absent[0]));
+    node.host.space.write(SETTINGS, &good).unwrap();
+    fleet.wait("the report to go", |_| settings_error().is_empty());
+    fleet.settle(Promise::HOST);
+}
+
+/// What may lie where a file should, how it is made at `FILE`, and what the agent calls it.
+const NO_FILES: [(&str, &str); 4] = [
+    ("mkdir FILE", "mesh.toml is a directory, not a file"),
+    ("mkfifo FILE", "mesh.toml is a FIFO, not a file"),
+    ("ln -s /dev/zero FILE", "mesh.toml is a character device, not a file"),
+    ("truncate -s 10G FILE", "mesh.toml has 10737418240 bytes"),
+];
+
+#[test]
+fn what_is_no_mesh_file_is_refused_and_the_next_file_is_read() {
+    let mut fleet = Fleet::new(Layout::default(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    let good = fleet.lab.nodes[0].host.space.read(MEMBERS).unwrap().unwrap();
+    let remove = |fleet: &Fleet| {
+        fleet.lab.nodes[0].run(&format!("rm -rf {MEMBERS}")).unwrap();
+    };
+    let (a, b) = (&fleet.lab.nodes[0].pods[0], &fleet.lab.nodes[1].pods[0]);
+    let pinger = Pinger::start(a, b, Family::V4, Duration::from_millis(10)).unwrap();
+    for (make, words) in NO_FILES {
+        remove(&fleet);
+        fleet.lab.nodes[0].run(&make.replace("FILE", MEMBERS)).unwrap();
+        fleet.wait_for_status(&[words, "the previous mesh stays in force"]);
+        remove(&fleet);
+        fleet.lab.nodes[0].host.space.write(MEMBERS, &good).unwrap();
+        until(PATIENCE, "the report to go", || {
+            (!run(&fleet.lab.nodes[0], "status").1.contains("mesh.toml")).then_some(())
+        })
+        .unwrap();
+    }
+    let report = pinger.stop().unwrap();
+    assert_eq!(report.lost, 0, "{report:?}\n{}", fleet.counters());
+    // At the start, an agent waits for a file.
+    for (make, words) in NO_FILES {
+        fleet.agents.remove(0).terminate().unwrap();
+        remove(&fleet);
+        fleet.lab.nodes[0].run(&make.replace("FILE", MEMBERS)).unwrap();
+        fleet.lab.nodes[0].run("truncate -s 0 /run/agent.log").unwrap();
+        fleet.agents.insert(0, Agent::start(wireloom(), &fleet.lab.nodes[0]).unwrap());
+        fleet.wait(words, |fleet| agent::log(&fleet.lab.nodes[0]).unwrap().contains(words));
+        let status = fs::read_to_string(format!("/proc/{}/status", fleet.agents[0].pid())).unwrap();
+        let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+        let kib: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
+        assert!(kib < 100 << 10, "{make}: {peak}");
+        remove(&fleet);
+        fleet.lab.nodes[0].host.space.write(MEMBERS, &good).unwrap();
+        fleet.wait("the mesh", |fleet| {
+            agent::log(&fleet.lab.nodes[0]).unwrap().contains("the mesh has 2 nodes")
+        });
+    }
+    fleet.settle(Promise::SCOPED);
+}
+
+#[test]
+fn settings_that_are_no_file_keep_the_agent_from_starting() {
+    let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
+    for (make, words) in NO_FILES {
+        let node = &fleet.lab.nodes[0];
+        node.run(&format!("rm -rf {SETTINGS}")).unwrap();
+        node.run(&make.replace("FILE", SETTINGS)).unwrap();
+        let mut started = Agent::start(wireloom(), node).unwrap();
+        let ended = until(PATIENCE, "the agent to end", || started.ended().unwrap()).unwrap();
+        assert!(!ended.success());
+        let words = words.replace("mesh.toml", "agent.toml");
+        let log = agent::log(node).unwrap();
+        assert!(log.contains(&words), "{log}");
+    }
+    fleet.lab.nodes[0].run(&format!("rm -rf {SETTINGS}")).unwrap();
+    fleet.route(SCOPED);
+    fleet.start();
     fleet.settle(Promise::SCOPED);
 }

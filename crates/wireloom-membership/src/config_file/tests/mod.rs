@@ -1,0 +1,4 @@
+//! Following a file, on a disk in memory and on the real one.
+
+mod memory;
+mod real;
