@@ -23,7 +23,7 @@ use nix::{
 use super::{
     error::ReadError,
     follow::Disk,
-    whole::{Sign, Stamp},
+    whole::{SETTLE, Sign, Stamp},
 };
 
 /// The size of the largest file that is read, in bytes.
@@ -191,9 +191,11 @@ impl Disk for Linux {
         if metadata.len() > SIZE_LIMIT {
             return Err(ReadError::TooBig { path: self.path.clone(), size: metadata.len() });
         }
-        self.opened = Some(opened);
         let stamp = stamp(&metadata);
-        Ok((stamp, age(stamp)))
+        let real = fs::read_link(descriptor_path(&opened));
+        let age = if real.is_ok_and(|real| is_published_whole(&real)) { SETTLE } else { age(stamp) };
+        self.opened = Some(opened);
+        Ok((stamp, age))
     }
 
     fn read(&mut self) -> Result<(Vec<u8>, Stamp), ReadError> {
@@ -244,6 +246,14 @@ fn open_path(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)
 }
 
+/// Whether a file, by its path without links, belongs to a volume of Kubernetes, such as a ConfigMap. The kubelet writes
+/// all files of one into a new directory, `..TIMESTAMP`, before the link `..data` leads there
+/// (`pkg/volume/util/atomic_writer.go`). So they are finished, and a new container need not wait for them to settle.
+fn is_published_whole(real: &Path) -> bool {
+    let directory = real.parent().and_then(Path::file_name);
+    directory.is_some_and(|name| name.as_encoded_bytes().starts_with(b".."))
+}
+
 /// The path that leads to what is open, whatever has become of its name.
 fn descriptor_path(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
@@ -282,4 +292,22 @@ fn age(stamp: Stamp) -> Duration {
     };
     let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
     changed.elapsed().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_of_kubernetes_volumes_are_published_whole() {
+        for (path, expected) in [
+            ("/etc/wireloom/..2026_11_28_17_00_00.123456789/agent.toml", true),
+            ("/etc/wireloom/agent.toml", false),
+            ("/etc/wireloom/..agent.toml", false),
+            ("/etc/..wireloom/conf/agent.toml", false),
+            ("/agent.toml", false),
+        ] {
+            assert_eq!(is_published_whole(Path::new(path)), expected, "{path}");
+        }
+    }
 }
