@@ -20,7 +20,7 @@ use wireloom_kernel::{
     state::{AgentLock, StateDir},
 };
 use wireloom_membership::config_file::{ReadError, TomlFile};
-use wireloom_plan::{diff::teardown, observed::Observed, removals::Removals, warning::Warning};
+use wireloom_plan::{observed::Observed, removals::Removals, warning::Warning};
 
 use self::event::Event;
 pub(crate) use self::start::run;
@@ -166,11 +166,12 @@ impl Agent {
             );
         };
         let public_key = key.public_key();
-        if config.settings.table != self.config.settings.table {
-            self.move_to_table(&config)?;
-        }
         if config != self.config {
             self.report.backend = Some(choose_backend(self.reconciler.kernel_mut(), &config)?);
+        }
+        // Last of what can fail: from then on the kernel and the record are about the new table.
+        if config.settings.table != self.config.settings.table {
+            self.move_to_table(&config)?;
         }
         self.reconciler.kernel_mut().set_private_key(key);
         if config != self.config || public_key != self.reconciler.public_key() {
@@ -187,7 +188,7 @@ impl Agent {
     /// Changes our table, as an operator does whose first choice belonged to another program.
     fn move_to_table(&mut self, config: &Config) -> anyhow::Result<()> {
         let kernel = self.reconciler.kernel_mut();
-        if !teardown(&kernel.observe_for_removal()?).is_empty() {
+        if !start::holds_nothing(kernel)? {
             bail!(
                 "[routing] table cannot change once something is programmed; stop the agent, run `wireloom down`, and \
                  start it again"

@@ -12,7 +12,7 @@ use wireloom_kernel::{
     state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir},
 };
 use wireloom_membership::config_file::Watch;
-use wireloom_plan::{diff::teardown, removals::Removals};
+use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
 use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event};
 use crate::{
@@ -121,6 +121,11 @@ pub(super) fn record(state: &StateDir, config: &Config) -> anyhow::Result<()> {
 
 /// Whether nothing is left of what was recorded: it never came to be, or a reboot removed it.
 fn is_gone(state: &StateDir, programmed: &Programmed) -> anyhow::Result<bool> {
-    let mut kernel = Linux::open(programmed.interface(), programmed.table(), state.clone())?;
-    Ok(teardown(&kernel.observe_for_removal()?).is_empty())
+    holds_nothing(&mut Linux::open(programmed.interface(), programmed.table(), state.clone())?)
+}
+
+/// Whether nothing of ours is in the kernel. Recorded sysctls do not count: they belong to no table, and the record
+/// outlives a reboot.
+pub(super) fn holds_nothing(kernel: &mut Linux) -> anyhow::Result<bool> {
+    Ok(teardown(&kernel.observe_for_removal()?).iter().all(|op| matches!(op, Op::Sysctl(_))))
 }
