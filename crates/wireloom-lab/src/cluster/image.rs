@@ -8,8 +8,8 @@ use std::{
 use crate::{Error, Result, finish, wait::PROGRAM};
 
 /// Makes an image of a program and the libraries that it needs, with `deploy/image/pack`. `path` is the program's place
-/// in the image; containers run it. `archive` is the file to write; its directory must exist. Temporary files are in that
-/// directory too, so nothing is left when it is removed meanwhile.
+/// in the image; containers run it. `archive` is the file to write; its directory must exist. Temporary files are in
+/// that directory too, so nothing is left when it is removed meanwhile.
 ///
 /// # Errors
 /// [`Error::Command`] with its output when it fails.

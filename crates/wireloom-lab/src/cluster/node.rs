@@ -45,7 +45,9 @@ const NODE: &str = r#"
 set -e
 mount --make-rshared /
 [ -n "$ENTERED" ] || mount -t tmpfs tmpfs /var/log
-hierarchies() { sed -nE 's/^[0-9]+ [0-9]+ [0-9:]+ [^ ]+ ([^ ]+) .* - (cgroup2?) [^ ]+ (.*)$/\1 \2 \3/p' /proc/self/mountinfo; }
+hierarchies() {
+    sed -nE 's/^[0-9]+ [0-9]+ [0-9:]+ [^ ]+ ([^ ]+) .* - (cgroup2?) [^ ]+ (.*)$/\1 \2 \3/p' /proc/self/mountinfo
+}
 if [ -z "$ENTERED" ]; then
     hierarchies | while read -r at type options; do
         group=$at/$GROUP

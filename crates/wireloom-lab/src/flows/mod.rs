@@ -12,7 +12,8 @@
 //!
 //! - `cast`: the pods and services, and the ports that they use. `manifest` writes them for `kubectl apply`.
 //! - `testbed`: what measuring needs to know of the running cluster.
-//! - `flow`: the rows of the table; `column`: protocol and family. `promise` and `known_failures` say what is expected of them.
+//! - `flow`: the rows of the table; `column`: protocol and family. `promise` and `known_failures` say what is expected
+//!   of them.
 //! - `call`: one request and its answer. `mark` finds its packets on the underlay.
 //! - `table` measures and judges all cells, `report` prints them.
 

@@ -198,8 +198,8 @@ mod tests {
         assert_eq!(
             table().broken(),
             [
-                "pod → node port of its own node, UDP IPv6: reachable, encrypted, as promised: take it off the list of known \
-                 failures (with Wireloom, kube-proxy in nftables mode, pods on a bridge)",
+                "pod → node port of its own node, UDP IPv6: reachable, encrypted, as promised: take it off the list of \
+                 known failures (with Wireloom, kube-proxy in nftables mode, pods on a bridge)",
                 "pod → another node, TCP IPv6: unreachable, direct (promised: reachable, direct; with Wireloom, \
                  kube-proxy in nftables mode, pods on a bridge)",
             ]

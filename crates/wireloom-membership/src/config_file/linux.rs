@@ -246,8 +246,8 @@ fn open_path(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)
 }
 
-/// Whether a file, by its path without links, belongs to a volume of Kubernetes, such as a ConfigMap. The kubelet writes
-/// all files of one into a new directory, `..TIMESTAMP`, before the link `..data` leads there
+/// Whether a file, by its path without links, belongs to a volume of Kubernetes, such as a ConfigMap. The kubelet
+/// writes all files of one into a new directory, `..TIMESTAMP`, before the link `..data` leads there
 /// (`pkg/volume/util/atomic_writer.go`). So they are finished, and a new container need not wait for them to settle.
 fn is_published_whole(real: &Path) -> bool {
     let directory = real.parent().and_then(Path::file_name);

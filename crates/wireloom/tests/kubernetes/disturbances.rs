@@ -1,5 +1,5 @@
-//! What disturbances cost the traffic between pods: pings lost, at one in 10 ms, and packets in plaintext on the network
-//! between the nodes.
+//! What disturbances cost the traffic between pods: pings lost, at one in 10 ms, and packets in plaintext on the
+//! network between the nodes.
 //!
 //! Figures are part of the output. Promises that are not kept yet are *known failures*, each with the issue that fixes
 //! it, and strictly: one that is kept fails the test until the line here says so.
