@@ -241,8 +241,8 @@ impl fmt::Display for Warning {
             Self::TableOfFelix { table, free_table } => write!(
                 f,
                 "Felix of Calico runs here (nftables has `cali-` chains) and takes table {table} for its own, even \
-                 with its WireGuard off: at every refresh, by default every 90 s, it deletes our rules there, and packets \
-                 leave in plaintext until they are back; {}",
+                 with its WireGuard off: at every refresh, by default every 90 s, it deletes our rules there, and \
+                 packets leave in plaintext until they are back; {}",
                 ownership::advice(*free_table),
             ),
             Self::RulesDeleted { table, recurrence } => write!(
