@@ -32,6 +32,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Bytes. A longer file is none of ours: the run file of a mesh of 100,000 nodes has 8 MiB.
 const LONGEST: u64 = 64 << 20;
 
+/// What the name of a file ends with while it is being written.
+const UNFINISHED: &str = ".unfinished";
+
 /// The values of sysctls before their first change, by interface.
 pub(crate) type SavedSysctls = BTreeMap<String, BTreeMap<UnderlaySysctl, u8>>;
 
@@ -217,7 +220,7 @@ impl StateDir {
     /// The operating system's error.
     pub(crate) fn save_sysctls(&self, saved: &SavedSysctls) -> io::Result<()> {
         if saved.is_empty() {
-            return remove_if_there(&self.sysctl_path());
+            return remove_written(&self.sysctl_path());
         }
         self.create()?;
         write_atomically(&self.sysctl_path(), &serde_json::to_vec_pretty(saved)?)
@@ -266,7 +269,7 @@ impl StateDir {
     /// # Errors
     /// The operating system's error.
     pub(crate) fn end_creating(&self) -> io::Result<()> {
-        remove_if_there(&self.creating_path())
+        remove_written(&self.creating_path())
     }
 
     /// Moves every damaged record aside, so that everything goes on without it and nothing is lost. Only who holds the
@@ -312,7 +315,7 @@ impl StateDir {
     /// The operating system's error.
     pub fn clear(&self) -> io::Result<()> {
         for path in [self.sysctl_path(), self.creating_path(), self.programmed_path(), self.lock_path()] {
-            remove_if_there(&path)?;
+            remove_written(&path)?;
         }
         Ok(())
     }
@@ -409,18 +412,30 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Replaces a file: readers see either the old file or the new one, even after a power cut.
+/// Replaces a file: readers see either the old file or the new one, even after a power cut. One process at a time
+/// writes: the one that holds the [`AgentLock`].
 ///
 /// # Errors
 /// The operating system's error.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    // A temporary file is accessible by its owner only (0600).
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    // The same name each time, so that a writer that was killed leaves one file at most.
+    let unfinished = with_suffix(path, UNFINISHED);
+    remove_if_there(&unfinished)?;
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&unfinished)?;
     file.write_all(content)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
     File::open(directory)?.sync_all()
+}
+
+/// Removes a file that was [written atomically](write_atomically), and what a writer that was killed has left of it.
+///
+/// # Errors
+/// The operating system's error.
+pub fn remove_written(path: &Path) -> io::Result<()> {
+    remove_if_there(&with_suffix(path, UNFINISHED))?;
+    remove_if_there(path)
 }
 
 /// Removes a file if it exists.
@@ -436,9 +451,27 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_a_killed_writer_leaves_is_replaced_and_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wg0.json");
+        let left = || fs::write(directory.path().join("wg0.json.unfinished"), "half").unwrap();
+        left();
+        write_atomically(&path, b"whole").unwrap();
+        let names = || fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names().collect::<Vec<_>>(), ["wg0.json"]);
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        left();
+        remove_written(&path).unwrap();
+        assert_eq!(names().count(), 0);
+    }
 
     #[test]
     fn sysctls_are_read_back_as_saved_and_the_file_goes_with_the_last_one() {

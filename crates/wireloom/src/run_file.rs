@@ -51,7 +51,7 @@ impl RunFile {
 
     /// Removes the file, if there is one.
     pub(crate) fn remove(interface: &str) -> io::Result<()> {
-        state::remove_if_there(&path(interface))
+        state::remove_written(&path(interface))
     }
 }
 
