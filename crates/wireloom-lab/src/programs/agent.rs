@@ -46,6 +46,17 @@ impl Agent {
         self.process.id()
     }
 
+    /// The agent's process id, as seen on its node (`NSpid` in proc_pid_status(5)); `None` once it has ended.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when `/proc` cannot be read.
+    pub fn pid_on_node(&self) -> Result<Option<u32>> {
+        let path = format!("/proc/{}/status", self.pid());
+        let status = std::fs::read_to_string(&path).map_err(Error::io(format!("read {path}")))?;
+        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        Ok(ids.and_then(|ids| ids.split_whitespace().last()?.parse().ok()))
+    }
+
     /// The agent's exit status, or `None` while it runs.
     ///
     /// # Errors

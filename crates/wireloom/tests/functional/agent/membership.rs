@@ -11,7 +11,7 @@ use serde_json::Value;
 use wireloom_lab::{
     Capture, Cell, Content, FAMILIES, Layout, PATIENCE, Packet, Pinger, Place, Promise, Wire,
     agent::{self, Agent},
-    mesh::{KeyPair, MEMBERS, PORT, SETTINGS, write_key},
+    mesh::{KeyPair, MEMBERS, SETTINGS, write_key},
     probe::{Exchange, probe},
     until,
 };
@@ -132,14 +132,8 @@ pub(crate) fn a_changed_key_is_followed() {
 pub(crate) fn a_changed_endpoint_is_followed() {
     let mut fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.settle(Promise::SCOPED);
-    // From IPv4 to IPv6: both lead to the same node. Nothing may arrive by IPv4 any more, because a late packet
-    // would make node-a roam back (section 2.1 of the WireGuard paper).
-    let refuse = format!(
-        "table ip old {{ chain input {{ type filter hook input priority 0; udp dport {PORT} drop; }}\n}}\n"
-    );
-    for node in &fleet.lab.nodes {
-        node.host.space.feed("nft -f -", &refuse).unwrap();
-    }
+    // From IPv4 to IPv6: both lead to the same node.
+    fleet.refuse_wireguard_over_ipv4();
     let endpoint = fleet.lab.nodes[1].endpoint(Family::V6);
     fleet.edit(|mesh| mesh.nodes[1].endpoint = Some(endpoint));
     fleet.wait("the endpoint on node-a", |fleet| {

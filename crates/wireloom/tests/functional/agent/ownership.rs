@@ -82,7 +82,7 @@ fn a_table_of_another_program_is_refused_and_another_one_works_live() {
         let pool = "from 10.161.0.0/16 fwmark 0/0xa lookup 15701";
         assert!(rules(node).iter().any(|rule| rule == pool), "{:?}", rules(node));
         assert_theirs_stay(node, ROUTE);
-        assert!(!status(node).contains("belongs to"), "{}", status(node));
+        fleet.wait("the end of the report", |_| !status(node).contains("belongs to"));
     }
     // Now that something is programmed, the table stays.
     fleet.route("table = 15702");

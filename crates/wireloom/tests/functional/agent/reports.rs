@@ -27,8 +27,7 @@ fn plan_prints_what_would_change_and_changes_nothing() {
     // The agent does what was planned, and nothing is left to do.
     fleet.start();
     fleet.settle(Promise::SCOPED);
-    let (status, stdout, stderr) = run(&fleet.lab.nodes[0], "plan");
-    assert_eq!(status, 0, "{stdout}{stderr}");
+    fleet.wait_until_done(&fleet.lab.nodes[0]);
     // Without an agent, a change of the mesh file shows up as a plan.
     fleet.agents.clear();
     fleet.edit(|mesh| mesh.pools.push(Pool { cidr: "10.162.0.0/16".parse().unwrap() }));

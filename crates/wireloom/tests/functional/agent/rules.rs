@@ -1,6 +1,6 @@
 //! The policy rules as iproute2 prints them: they follow pools, scope and mode.
 
-use wireloom_lab::{Layout, PATIENCE, Promise, agent::Agent, mesh::Pool, until};
+use wireloom_lab::{Layout, Promise, agent::Agent, mesh::Pool};
 
 use crate::{
     fixtures::fleet::{Fleet, rules, run},
@@ -51,17 +51,13 @@ pub(crate) fn a_second_pass_changes_nothing() {
         let mut fleet = Fleet::new(Layout::default(), mode);
         fleet.settle(if mode == HOST { Promise::HOST } else { Promise::SCOPED });
         let node = &fleet.lab.nodes[0];
-        let (status, stdout, stderr) = run(node, "plan");
-        assert_eq!(status, 0, "{mode}: a plan on a settled node:\n{stdout}{stderr}");
+        fleet.wait_until_done(node);
         // An agent that finds everything in place touches no rule either.
         fleet.agents.clear();
         let mut monitor = RuleMonitor::start(node);
-        let _again = Agent::start(wireloom(), node).unwrap();
-        until(PATIENCE, "the agent to take over", || {
-            let (status, shown, _) = run(node, "status");
-            (status == 0 && shown.contains("node-b")).then_some(())
-        })
-        .unwrap();
+        let again = Agent::start(wireloom(), node).unwrap();
+        fleet.wait_for_report(node, &again);
+        fleet.wait_until_done(node);
         assert_eq!(monitor.seen(), "");
     }
 }

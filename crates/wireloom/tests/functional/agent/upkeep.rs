@@ -4,10 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 use wireloom_lab::{
-    Layout, Node, PATIENCE, Promise,
+    Layout, Node, Promise,
     agent::{self, Agent},
     mesh::{KEY, KeyPair, MEMBERS, SETTINGS, write_key},
-    until,
 };
 use wireloom_plan::routing::Family;
 
@@ -47,9 +46,11 @@ fn programmed(node: &Node) -> String {
 }
 
 fn settle(fleet: &Fleet) -> String {
+    let node = &fleet.lab.nodes[0];
     fleet.settle(Promise::SCOPED);
     fleet.wait_for_cables();
-    programmed(&fleet.lab.nodes[0])
+    fleet.wait_until_done(node);
+    programmed(node)
 }
 
 fn status(node: &Node) -> Value {
@@ -111,7 +112,7 @@ fn a_running_agent_takes_every_setting() {
             .all(|part| shown.contains(part))
             && rules(node).is_empty()
     });
-    assert_eq!(run(node, "plan").0, 0);
+    fleet.wait_until_done(node);
     node.host.space.write(SETTINGS, &format!("node = \"{}\"\n", node.name)).unwrap();
     fleet.wait("the defaults to be back", |_| programmed(node) == whole);
     fleet.settle(Promise::SCOPED);
@@ -154,6 +155,7 @@ fn a_new_private_key_is_taken_on_sighup() {
 fn a_new_endpoint_in_the_mesh_file_is_taken_and_a_roaming_peer_is_left_alone() {
     let mut fleet = Fleet::new(Layout::default(), SCOPED);
     settle(&fleet);
+    fleet.refuse_wireguard_over_ipv4();
     assert!(fleet.agents.remove(0).terminate().unwrap().success());
     let endpoint = fleet.lab.nodes[1].endpoint(Family::V6);
     fleet.edit(|mesh| mesh.nodes[1].endpoint = Some(endpoint));
@@ -166,11 +168,14 @@ fn a_new_endpoint_in_the_mesh_file_is_taken_and_a_roaming_peer_is_left_alone() {
     // Where a peer roams to is nothing to repair.
     fleet.agents.remove(1).kill().unwrap();
     let [one, other] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+    fleet.wait_until_done(one);
     other.run("wg set wg0 listen-port 51999").unwrap();
-    let ping = format!("ping -c 1 -W 5 {}", one.pods[0].addresses.v4);
-    other.pods[0].space.run(&ping).unwrap();
-    assert!(one.run("wg show wg0 endpoints").unwrap().contains(":51999"));
-    assert_eq!(run(one, "plan").0, 0);
+    let ping = format!("ping -c 1 -W 1 {}", one.pods[0].addresses.v4);
+    fleet.wait("an answer to a ping", |_| other.pods[0].space.run(&ping).is_ok());
+    let endpoints = one.run("wg show wg0 endpoints").unwrap();
+    assert!(endpoints.contains(":51999"), "{endpoints}");
+    let (status, plan, errors) = run(one, "plan");
+    assert_eq!(status, 0, "{plan}{errors}");
 }
 
 /// The kernel would refuse IPv6 routes there, and the IPv4 rules would wait for them.
@@ -182,11 +187,11 @@ fn a_node_with_ipv6_turned_off_encrypts_ipv4() {
     fleet.start();
     let node = &fleet.lab.nodes[0];
     fleet.wait("the rules", |_| rules(node) == RULES);
-    fleet.wait("nothing to be left to do", |_| run(node, "plan").0 == 0);
+    fleet.wait_until_done(node);
     // The operator turns it off again while the agent runs.
     node.host.space.set_sysctls(&[("net/ipv6/conf/all/disable_ipv6", "1")]).unwrap();
     fleet.agents[0].reload().unwrap();
-    fleet.wait("nothing to be left to do", |_| run(node, "plan").0 == 0);
+    fleet.wait_until_done(node);
     assert!(node.run("ip -6 route show table 1").unwrap().contains("dev wg0"));
 }
 
@@ -219,8 +224,10 @@ fn an_interface_that_comes_up_late_is_adopted() {
         let shown = fleet.lab.nodes[0].run("ip link show wg0").unwrap();
         shown.contains("alias wireloom")
     });
+    fleet.wait("the end of the creation", |_| {
+        node.host.space.read("/var/lib/wireloom/creating").unwrap().is_none()
+    });
     assert_eq!(index(node), before);
-    assert_eq!(node.host.space.read("/var/lib/wireloom/creating").unwrap(), None);
 }
 
 fn log(fleet: &Fleet) -> String {
@@ -297,6 +304,7 @@ fn status_shows_the_same_to_people_and_as_json() {
     let fleet = Fleet::new(Layout::default(), SCOPED);
     settle(&fleet);
     let node = &fleet.lab.nodes[0];
+    fleet.wait_for_report(node, &fleet.agents[0]);
     let report = status(node);
     assert_eq!(report["node"], node.name);
     assert_eq!(report["mode"], "scoped");
@@ -345,7 +353,7 @@ fn five_thousand_nodes_are_programmed_and_one_of_them_changed() {
     let routes = |node: &Node| node.run("ip route show table 1 dev wg0").unwrap_or_default();
     fleet.wait("the routes", |_| routes(node).lines().count() == 4_999 && rules(node).len() == 2);
     assert_eq!(node.run("wg show wg0 peers").unwrap().lines().count(), 4_999);
-    until(PATIENCE, "nothing to be left to do", || (run(node, "plan").0 == 0).then_some(())).unwrap();
+    fleet.wait_until_done(node);
 
     assert!(mesh.contains("\"10.100.77.0/24\""));
     node.host.space.write(MEMBERS, &mesh.replace("\"10.100.77.0/24\"", "\"10.250.77.0/24\"")).unwrap();
@@ -353,6 +361,6 @@ fn five_thousand_nodes_are_programmed_and_one_of_them_changed() {
         let routes = routes(node);
         routes.contains("10.250.77.0/24") && !routes.contains("10.100.77.0/24")
     });
-    assert_eq!(run(node, "plan").0, 0);
+    fleet.wait_until_done(node);
     fleet.print_what_the_agents_took();
 }

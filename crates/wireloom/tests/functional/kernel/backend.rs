@@ -82,6 +82,7 @@ fn auto_takes_the_kernels_wireguard_unless_an_interface_exists() {
             .enumerate()
     {
         let node = &fleet.lab.nodes[place];
+        fleet.wait_for_report(node, &fleet.agents[place]);
         let (_, status, _) = run(node, "status");
         assert!(status.contains(choice), "{status}");
         assert!(agent::log(node).unwrap().contains(choice));
@@ -151,8 +152,7 @@ fn the_back_end_is_switched_live_and_keeps_key_port_and_peers() {
             assert!(*outage < BEFORE_ANY_TIMER, "{report:?}");
         }
         fleet.settle(Promise::SCOPED);
-        let (code, plan, _) = run(node, "plan");
-        assert_eq!(code, 0, "{plan}");
+        fleet.wait_until_done(node);
     }
     let private = &fleet.keys[0].private;
     assert!(!agent::log(node).unwrap().contains(private.as_str()), "the key is in the log");

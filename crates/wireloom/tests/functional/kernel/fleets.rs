@@ -65,8 +65,7 @@ fn nodes_on_the_kernel_and_on_the_userspace_engine_are_one_mesh() {
         let kinds: Vec<_> = fleet.lab.nodes.iter().map(kind).collect();
         assert_eq!(kinds, backends);
         for node in &fleet.lab.nodes {
-            let (status, plan, _) = run(node, "plan");
-            assert_eq!(status, 0, "{plan}");
+            fleet.wait_until_done(node);
         }
     }
 }

@@ -80,7 +80,7 @@ fn peers_are_permanent_neighbours_and_the_next_hops_of_their_workloads() {
         b.run("ip route show 100.64.0.1").unwrap().contains("dev wg0 proto 157")
     });
     assert_eq!(b.host.space.sysctl("net/ipv4/conf/all/send_redirects").unwrap(), "0");
-    assert_eq!(run(b, "plan").0, 0);
+    fleet.wait_until_done(b);
 }
 
 /// Another key means another link address, for the node's own interface and for the others' neighbour entries.
@@ -124,7 +124,7 @@ fn after_a_change_of_key_packets_flow_on_to_the_new_neighbour() {
         fleet.keys[place] = key;
         fleet.settle(Promise::SCOPED);
         for node in &fleet.lab.nodes {
-            fleet.wait("nothing to be done", |_| run(node, "plan").0 == 0);
+            fleet.wait_until_done(node);
         }
     }
 }

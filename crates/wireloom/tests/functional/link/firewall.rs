@@ -190,7 +190,7 @@ fn changes_of_workloads_agents_and_mode_lose_neither_packets_nor_counts() {
     let start = |family| Pinger::start(pods[1], pods[0], family, Duration::from_millis(5)).unwrap();
     let pingers = [Family::V4, Family::V6].map(start);
     let settled = |fleet: &Fleet| {
-        fleet.wait("the change to be made", |fleet| fleet.lab.nodes.iter().all(is_done));
+        fleet.lab.nodes.iter().for_each(|node| fleet.wait_until_done(node));
     };
     // The last address of each of the second node's blocks, which none of its pods has.
     let lent = fleet.mesh.nodes[1].workloads.clone().into_iter().map(|block| block.broadcast());
@@ -230,6 +230,7 @@ fn whatever_somebody_does_to_the_table_is_repaired_at_once() {
     let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
     watch(a);
     take_forged(b);
+    fleet.wait_until_done(a);
     let good = table(a);
     let begun = Instant::now();
     for line in [
@@ -446,11 +447,11 @@ fn the_sources_of_two_thousand_peers_are_programmed_and_one_of_them_changed() {
         "the sources of {peers} peers are checked {} ms after the agent's start",
         begun.elapsed().as_millis()
     );
+    fleet.wait_until_done(node);
     for set in ["sources4", "sources6"] {
         // The declaration of the set's type has the same sign once.
         assert_eq!(count(set, " . "), 3 * peers as usize + 1);
     }
-    fleet.wait("nothing to be left to do", |_| is_done(node));
 
     let changed: ipnet::IpNet = "10.250.77.0/24".parse().unwrap();
     fleet.mesh.nodes[77].workloads[0] = changed;
@@ -462,5 +463,5 @@ fn the_sources_of_two_thousand_peers_are_programmed_and_one_of_them_changed() {
     let get = format!("nft get element inet wireloom sources4 {{ {} . 10.250.77.1 }}", peer.trim());
     fleet.wait("the changed source", |_| node.host.space.run(&get).is_ok());
     println!("one changed peer after {} ms", begun.elapsed().as_millis());
-    fleet.wait("nothing to be left to do", |_| is_done(node));
+    fleet.wait_until_done(node);
 }
