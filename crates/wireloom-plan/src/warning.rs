@@ -188,7 +188,7 @@ impl fmt::Display for Warning {
             Self::KeylessNode { node } => write!(
                 f,
                 "node {node} has no public key, so traffic with it is not encrypted; \
-                 publish its key, or refuse such traffic with keyless_peers = \"reject\"",
+                 publish its key, or refuse such traffic with unproven_peers = \"reject\"",
             ),
             Self::UncoveredWorkload { workload } => write!(
                 f,

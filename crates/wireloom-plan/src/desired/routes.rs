@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::{View, member::Member};
 use crate::{
     routing::{Family, RouteKind},
-    settings::KeylessPeers,
+    settings::UnprovenPeers,
 };
 
 impl View<'_> {
@@ -32,16 +32,16 @@ impl View<'_> {
             Some(RouteKind::Device { gateway, source: self.source(family) })
         } else {
             // A host that cannot encrypt stays reachable itself; the setting is about workloads.
-            workload.then_some(match self.settings.keyless_peers {
-                KeylessPeers::Plaintext => RouteKind::Throw,
-                KeylessPeers::Reject => RouteKind::Unreachable,
+            workload.then_some(match self.settings.unproven_peers {
+                UnprovenPeers::Plaintext => RouteKind::Throw,
+                UnprovenPeers::Reject => RouteKind::Unreachable,
             })
         }
     }
 
     /// Keeps every address of a pool from leaving in plaintext, even before a node claims it.
     fn backstop(&self, destination: IpNet) -> Option<RouteKind> {
-        let reject = self.settings.keyless_peers == KeylessPeers::Reject;
+        let reject = self.settings.unproven_peers == UnprovenPeers::Reject;
         (reject && self.cluster.pools.contains(&destination)).then_some(RouteKind::Unreachable)
     }
 

@@ -4,7 +4,7 @@ use wireloom_plan::{
     cluster::Cluster,
     op::{DeviceOp, InterfaceOp, Op, RtnetlinkOp},
     routing::RouteKind,
-    settings::{KeylessPeers, Settings},
+    settings::{UnprovenPeers, Settings},
     sysctl::{ALL, UnderlaySysctl},
     warning::Warning,
 };
@@ -96,15 +96,15 @@ fn every_mode_works_in_link_mode() {
 
 #[test]
 fn a_keyless_node_is_treated_as_without_link_mode() {
-    for (keyless_peers, fate) in
-        [(KeylessPeers::Plaintext, Fate::Direct), (KeylessPeers::Reject, Fate::Refused)]
+    for (unproven_peers, fate) in
+        [(UnprovenPeers::Plaintext, Fate::Direct), (UnprovenPeers::Reject, Fate::Refused)]
     {
         let mut cluster = mesh();
         cluster.nodes.get_mut("b").unwrap().public_key = None;
         let mut world = World::new(cluster);
         world.settings(|settings| {
             link_mode(settings);
-            settings.keyless_peers = keyless_peers;
+            settings.unproven_peers = unproven_peers;
         });
         world.reconcile();
         let [there, _] = world.exchange(

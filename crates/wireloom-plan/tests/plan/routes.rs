@@ -3,7 +3,7 @@
 use wireloom_plan::{
     op::{DeviceOp, Op, RtnetlinkOp},
     routing::{Family, OtherRoute, PROTOCOL, Route, RouteKind},
-    settings::KeylessPeers,
+    settings::UnprovenPeers,
     warning::Warning,
 };
 
@@ -76,7 +76,7 @@ fn with_reject_nothing_for_a_keyless_node_or_a_pool_leaves_in_plaintext() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("b").unwrap().public_key = None;
     let mut world = World::new(cluster);
-    world.settings(|settings| settings.keyless_peers = KeylessPeers::Reject);
+    world.settings(|settings| settings.unproven_peers = UnprovenPeers::Reject);
     world.reconcile();
     let a = &world.machines["a"];
     assert_eq!(a.route("10.161.2.0/24"), Some(&RouteKind::Unreachable));
@@ -99,7 +99,7 @@ fn the_backstop_is_added_after_narrower_routes_and_removed_before_them() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("b").unwrap().workloads.insert(net("10.161.1.9/32"));
     let mut machine = Machine::new("a", key(1), &cluster);
-    machine.settings.keyless_peers = KeylessPeers::Reject;
+    machine.settings.unproven_peers = UnprovenPeers::Reject;
     let ops = machine.plan(&cluster).ops;
     let set = |prefix: &str| {
         place(

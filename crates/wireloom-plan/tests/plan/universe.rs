@@ -13,7 +13,7 @@ use wireloom_plan::{
     firewall::{Firewall, IncomingMark, Source},
     observed::{Device, Interface, Observed, Peer, Underlay},
     routing::{Family, OtherRoute, OtherSelectors, PROTOCOL, Route, RouteKind, Rule},
-    settings::{KeylessPeers, Scope, Settings},
+    settings::{UnprovenPeers, Scope, Settings},
     sysctl::{ALL, UnderlaySysctl},
 };
 use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
@@ -148,7 +148,7 @@ prop_compose! {
             scope: if node_scope { Scope::Node } else { Scope::Pool },
             rule_priority,
             fwmark,
-            keyless_peers: if reject { KeylessPeers::Reject } else { KeylessPeers::Plaintext },
+            unproven_peers: if reject { UnprovenPeers::Reject } else { UnprovenPeers::Plaintext },
             peer_lookup,
             source_check,
             ..Settings::defaults(OWN)

@@ -146,7 +146,7 @@ fn every_text_names_the_fix() {
     assert_eq!(
         keyless.to_string(),
         "node b has no public key, so traffic with it is not encrypted; \
-         publish its key, or refuse such traffic with keyless_peers = \"reject\""
+         publish its key, or refuse such traffic with unproven_peers = \"reject\""
     );
     let shared = Warning::SharedKey { public_key: key(0), nodes: vec!["b".to_owned(), "c".to_owned()] };
     assert_eq!(
