@@ -13,7 +13,7 @@ use wireloom_plan::{
     firewall::{Firewall, IncomingMark, Source},
     observed::{Device, Interface, Observed, Peer, Underlay},
     routing::{Family, OtherRoute, OtherSelectors, PROTOCOL, Route, RouteKind, Rule},
-    settings::{UnprovenPeers, Scope, Settings},
+    settings::{Scope, Settings, UnprovenPeers},
     sysctl::{ALL, UnderlaySysctl},
 };
 use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
