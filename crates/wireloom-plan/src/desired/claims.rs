@@ -321,7 +321,7 @@ mod tests {
             endpoint: None,
             addresses: BTreeSet::new(),
             workloads,
-            link_addresses: BTreeSet::new(),
+            ..Node::default()
         })
     }
 
