@@ -96,9 +96,9 @@ impl LinuxTun {
         queues: NonZero<usize>,
     ) -> Result<(Self, Vec<LinuxQueue>), OpenTunError> {
         let failed = |cause| OpenTunError::Failed { name: name.into(), cause };
-        let left = rtnetlink::was_left(name).map_err(failed)?;
         let mut request =
             interface_request(name, peer_lookup).ok_or_else(|| OpenTunError::BadName(name.into()))?;
+        let left = rtnetlink::was_left(name).map_err(failed)?;
         let file = open_clone_device(name)?;
         let headers = offloads::has_headers(&file);
         if headers {
