@@ -6,11 +6,11 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use wireloom_types::PublicKey;
 
 /// A snapshot of the whole mesh.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
     /// The ranges from which workloads get their addresses; no host bits set.
     pub pools: BTreeSet<IpNet>,
@@ -19,7 +19,8 @@ pub struct Cluster {
 }
 
 /// One node: where it is and which workloads run on it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Node {
     /// Absent when the node does not encrypt.
     pub public_key: Option<PublicKey>,
@@ -32,4 +33,23 @@ pub struct Node {
     pub workloads: BTreeSet<IpNet>,
     /// The node's IP addresses on the WireGuard interface, for link mode.
     pub link_addresses: BTreeSet<IpAddr>,
+    /// Those of its workload addresses that its WireGuard interface has. Masqueraded packets that leave by it have them
+    /// as their source.
+    pub tunnel_addresses: BTreeSet<IpAddr>,
+    /// Whether it encrypts. A node that is to leave the mesh says `false` first, and goes direct again.
+    pub encrypt: bool,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            public_key: None,
+            endpoint: None,
+            addresses: BTreeSet::new(),
+            workloads: BTreeSet::new(),
+            link_addresses: BTreeSet::new(),
+            tunnel_addresses: BTreeSet::new(),
+            encrypt: true,
+        }
+    }
 }

@@ -25,6 +25,7 @@ pub mod refusal;
 pub mod removals;
 pub mod routing;
 pub mod settings;
+pub mod standing;
 pub mod sysctl;
 mod touched;
 pub mod warning;

@@ -14,7 +14,7 @@ use serde::Serialize;
 use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck};
 
 use crate::{
-    firewall::{Firewall, Source},
+    firewall::{Firewall, Guarded, Source},
     routing::{Route, Rule},
     sysctl::UnderlaySysctl,
 };
@@ -202,6 +202,10 @@ pub enum FirewallOp {
         /// Those of one peer do not overlap.
         sources: BTreeSet<Source>,
     },
+    /// Adds an element to a set of the guard.
+    Guard(Guarded),
+    /// Removes an element, and its counter.
+    Unguard(Guarded),
     /// Removes the table.
     #[serde(rename = "remove_firewall")]
     Remove,
@@ -229,6 +233,9 @@ pub enum SysctlOp {
         /// The sysctl.
         sysctl: UnderlaySysctl,
     },
+    /// Sets `rp_filter` of our own interface to loose (2), because source validation runs after destination NAT, with
+    /// the addresses swapped and without the mark. Nothing is recorded: the interface is ours.
+    LoosenOwn,
 }
 
 /// Consecutive operations that are carried out together.

@@ -26,8 +26,10 @@ pub struct Settings {
     pub table: u32,
     /// The mark on WireGuard's own packets; all its bits are ours.
     pub fwmark: u32,
-    /// What happens to traffic for a node that cannot encrypt.
-    pub keyless_peers: KeylessPeers,
+    /// What happens to traffic for the workloads of a node that has not proved that it can encrypt.
+    pub unproven_peers: UnprovenPeers,
+    /// Whether the firewall refuses in plaintext what routing should encrypt.
+    pub guard: bool,
     /// What decides which peer gets an outgoing packet.
     pub peer_lookup: PeerLookup,
     /// Who checks that a peer may send from a source address.
@@ -48,7 +50,8 @@ impl Settings {
             rule_priority: 99,
             table: 1,
             fwmark: 0xa,
-            keyless_peers: KeylessPeers::default(),
+            unproven_peers: UnprovenPeers::default(),
+            guard: true,
             peer_lookup: PeerLookup::default(),
             source_check: SourceCheck::default(),
         }
@@ -80,13 +83,13 @@ pub enum Scope {
     Node,
 }
 
-/// What happens to traffic for workloads of a node without a usable key.
+/// What happens to traffic for workloads of a node of which we have no proof that it encrypts with us.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum KeylessPeers {
+pub enum UnprovenPeers {
     /// It leaves in plaintext, so that a fleet can enable encryption node by node.
     #[default]
     Plaintext,
-    /// It is refused.
+    /// It is refused unless it is encrypted.
     Reject,
 }

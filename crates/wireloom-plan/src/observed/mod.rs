@@ -16,7 +16,7 @@ use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface:
 
 pub use self::apply::ApplyError;
 use crate::{
-    firewall::{Firewall, Source},
+    firewall::{Firewall, Guarded, Source},
     routing::{Route, RouteKind, Rule},
     sysctl::{ALL, UnderlaySysctl},
 };
@@ -58,6 +58,16 @@ pub struct Observed {
     pub judged_peers: BTreeSet<LinkAddress>,
     /// The addresses that the table lets each peer send from.
     pub sources: BTreeSet<Source>,
+    /// The elements of the guard's sets.
+    pub guarded: BTreeSet<Guarded>,
+    /// The interfaces other than ours that lead to other machines: those that carry one of this node's addresses outside
+    /// its workloads, those of routes with a gateway and of default routes, those that encapsulate, and network cards.
+    pub outward: BTreeSet<String>,
+    /// The addresses that this machine has, whoever configured them, with the prefix length of each; without those of
+    /// our own interface and without link-local ones.
+    pub here: BTreeSet<IpNet>,
+    /// `net.ipv4.conf.all.rp_filter`. The greater one of it and an interface's own applies.
+    pub rp_filter_all: u8,
 }
 
 impl Observed {
@@ -98,6 +108,8 @@ pub struct Interface {
     /// It outlived its device, with its addresses, neighbours and routes, and a new device of the wanted back end can
     /// be started behind it: it is a persistent TUN or TAP that no process holds.
     pub left: bool,
+    /// `net.ipv4.conf.IFACE.rp_filter`: 0 off, 1 strict, 2 loose.
+    pub rp_filter: u8,
 }
 
 impl Interface {

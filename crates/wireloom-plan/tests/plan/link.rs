@@ -4,7 +4,7 @@ use wireloom_plan::{
     cluster::Cluster,
     op::{DeviceOp, InterfaceOp, Op, RtnetlinkOp},
     routing::RouteKind,
-    settings::{KeylessPeers, Settings},
+    settings::{Settings, UnprovenPeers},
     sysctl::{ALL, UnderlaySysctl},
     warning::Warning,
 };
@@ -96,15 +96,15 @@ fn every_mode_works_in_link_mode() {
 
 #[test]
 fn a_keyless_node_is_treated_as_without_link_mode() {
-    for (keyless_peers, fate) in
-        [(KeylessPeers::Plaintext, Fate::Direct), (KeylessPeers::Reject, Fate::Refused)]
+    for (unproven_peers, fate) in
+        [(UnprovenPeers::Plaintext, Fate::Direct), (UnprovenPeers::Reject, Fate::Refused)]
     {
         let mut cluster = mesh();
         cluster.nodes.get_mut("b").unwrap().public_key = None;
         let mut world = World::new(cluster);
         world.settings(|settings| {
             link_mode(settings);
-            settings.keyless_peers = keyless_peers;
+            settings.unproven_peers = unproven_peers;
         });
         world.reconcile();
         let [there, _] = world.exchange(
@@ -185,7 +185,7 @@ fn redirects_are_off_on_all_interfaces_and_restored_afterwards() {
     });
     world.reconcile();
     let kernel = &world.machine("a").kernel;
-    assert!(kernel.send_redirects && kernel.saved_sysctls.is_empty());
+    assert!(kernel.send_redirects && !kernel.saved_sysctls.contains_key(ALL));
     assert!(kernel.addresses.is_empty() && kernel.neighbours.is_empty() && kernel.link_routes.is_empty());
 }
 

@@ -17,6 +17,7 @@
 //!
 //! `world` provides machines with in-memory kernels, and packets between them.
 
+mod guard;
 mod host;
 mod incremental;
 mod json;

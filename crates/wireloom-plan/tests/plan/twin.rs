@@ -76,6 +76,7 @@ fn kernel_with_interface(up: bool) -> Observed {
         up,
         peer_lookup: PeerLookup::Destination,
         left: false,
+        rp_filter: 0,
     });
     Observed { interface, device: Some(Device::default()), ..Observed::default() }
 }

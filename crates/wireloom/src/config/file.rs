@@ -7,7 +7,7 @@ use wireloom_membership::{
     Source,
     config_file::{Mistake, TomlFile},
 };
-use wireloom_plan::settings::{KeylessPeers, Scope, Settings};
+use wireloom_plan::settings::{Scope, Settings, UnprovenPeers};
 use wireloom_types::{Mode, ModeError, PeerLookup, SourceCheck};
 
 use super::{
@@ -60,7 +60,7 @@ struct Routing {
     rule_priority: RulePriority,
     table: Table,
     fwmark: FwMark,
-    keyless_peers: KeylessPeers,
+    unproven_peers: UnprovenPeers,
 }
 
 impl Default for Routing {
@@ -72,7 +72,7 @@ impl Default for Routing {
             rule_priority: RulePriority(defaults.rule_priority),
             table: Table(defaults.table),
             fwmark: FwMark(defaults.fwmark),
-            keyless_peers: defaults.keyless_peers,
+            unproven_peers: defaults.unproven_peers,
         }
     }
 }
@@ -172,7 +172,7 @@ impl File {
                 rule_priority: routing.rule_priority.0,
                 table: routing.table.0,
                 fwmark: routing.fwmark.0,
-                keyless_peers: routing.keyless_peers,
+                unproven_peers: routing.unproven_peers,
                 peer_lookup: link.0.peer_lookup(),
                 source_check: link.0.source_check(),
             },

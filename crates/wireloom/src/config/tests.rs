@@ -1,4 +1,4 @@
-use wireloom_plan::settings::{KeylessPeers, Scope};
+use wireloom_plan::settings::{Scope, UnprovenPeers};
 use wireloom_types::{PeerLookup, SourceCheck};
 
 use super::*;
@@ -23,7 +23,7 @@ fn defaults() -> Config {
             rule_priority: 99,
             table: 1,
             fwmark: 0xa,
-            keyless_peers: KeylessPeers::Plaintext,
+            unproven_peers: UnprovenPeers::Plaintext,
             peer_lookup: PeerLookup::Destination,
             source_check: SourceCheck::AllowedIps,
         },
@@ -55,7 +55,7 @@ fn the_documented_file_is_the_defaults_written_out() {
         rule_priority = 99
         table = 1
         fwmark = "0xa"
-        keyless_peers = "plaintext"
+        unproven_peers = "plaintext"
         [link]
         peer_lookup = "destination"
         source_check = "allowed-ips"
@@ -79,7 +79,7 @@ fn every_other_value_is_read() {
         encrypt_host_traffic = true
         scope = "node"
         fwmark = 1
-        keyless_peers = "reject"
+        unproven_peers = "reject"
     "#;
     let mut expected = defaults();
     expected.settings.node = "n".into();
@@ -88,7 +88,7 @@ fn every_other_value_is_read() {
     expected.settings.encrypt_host_traffic = true;
     expected.settings.scope = Scope::Node;
     expected.settings.fwmark = 1;
-    expected.settings.keyless_peers = KeylessPeers::Reject;
+    expected.settings.unproven_peers = UnprovenPeers::Reject;
     assert_eq!(parse(text).unwrap(), expected);
 }
 

@@ -79,7 +79,7 @@ pub(crate) fn a_node_without_a_key_is_reached_in_plaintext() {
 
 #[test]
 pub(crate) fn a_node_without_a_key_is_not_reached_where_the_settings_reject_it() {
-    let mut fleet = three_nodes("keyless_peers = \"reject\"");
+    let mut fleet = three_nodes("unproven_peers = \"reject\"");
     fleet.mesh.nodes[2].public_key = None;
     fleet.edit(|_| {});
     fleet.start();
@@ -92,9 +92,9 @@ pub(crate) fn a_node_without_a_key_is_not_reached_where_the_settings_reject_it()
         "{table}"
     );
     // Switched live, both ways.
-    fleet.route("keyless_peers = \"plaintext\"");
+    fleet.route("unproven_peers = \"plaintext\"");
     fleet.expect_pods(0, 2, DIRECT);
-    fleet.route("keyless_peers = \"reject\"");
+    fleet.route("unproven_peers = \"reject\"");
     fleet.expect_pods(0, 2, REFUSED);
 }
 
