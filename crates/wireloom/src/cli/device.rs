@@ -15,9 +15,9 @@ use wireloom_types::{Mode, PeerLookup, SourceCheck};
 /// Make a userspace WireGuard interface, for `wg`, `wg-quick` or the agent to configure
 ///
 /// The process goes to the background once the interface exists and its control socket,
-/// /var/run/wireguard/IFNAME.sock, answers. Deleting the interface or the socket ends it. With --persistent, and in link
-/// mode (--peer-lookup gateway), the interface stays when the process ends in any other way, and the next process takes
-/// it over.
+/// /var/run/wireguard/IFNAME.sock, answers. Deleting the interface or the socket ends it. With --persistent, and in
+/// link mode (--peer-lookup gateway), the interface stays when the process ends in any other way, and the next process
+/// takes it over.
 ///
 /// For wg-quick, make a symbolic link `wireloom-device` to this program and set
 /// WG_QUICK_USERSPACE_IMPLEMENTATION=wireloom-device.
