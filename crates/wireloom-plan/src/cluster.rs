@@ -6,11 +6,11 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use wireloom_types::PublicKey;
 
 /// A snapshot of the whole mesh.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
     /// The ranges from which workloads get their addresses; no host bits set.
     pub pools: BTreeSet<IpNet>,
@@ -19,7 +19,8 @@ pub struct Cluster {
 }
 
 /// One node: where it is and which workloads run on it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Node {
     /// Absent when the node does not encrypt.
     pub public_key: Option<PublicKey>,
