@@ -217,7 +217,7 @@ fn node(number: u32) -> Node {
         endpoint: Some((address, 51820).into()),
         addresses: [address, address6].into(),
         workloads: [v4([10, 0, 0, 0], 24), v4([100, 64, 0, 0], 26), v6(1), v6(2)].into(),
-        link_addresses: BTreeSet::new(),
+        ..Node::default()
     }
 }
 

@@ -80,6 +80,7 @@ fn every_operation_is_one_flat_object_named_by_op() {
     let firewall = Firewall {
         mark_incoming: Some(IncomingMark { port: 51820, mark: 0xa }),
         judge_sources: true,
+        guard: None,
         altered: false,
     };
     let ops: [Op; 27] = [

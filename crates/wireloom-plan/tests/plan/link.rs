@@ -4,7 +4,7 @@ use wireloom_plan::{
     cluster::Cluster,
     op::{DeviceOp, InterfaceOp, Op, RtnetlinkOp},
     routing::RouteKind,
-    settings::{UnprovenPeers, Settings},
+    settings::{Settings, UnprovenPeers},
     sysctl::{ALL, UnderlaySysctl},
     warning::Warning,
 };

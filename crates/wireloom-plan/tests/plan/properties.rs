@@ -10,13 +10,14 @@ use proptest::prelude::*;
 use wireloom_plan::{
     desired::{Desired, Host, desired},
     diff::{diff, teardown},
+    firewall::Guarded,
     observed::Observed,
     op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
     routing::{Route, RouteKind, Rule},
 };
 
 use crate::{
-    universe::{cluster, key_file, observed, settings},
+    universe::{cluster, key_file, observed, settings, standings},
     world::are_one,
 };
 
@@ -43,6 +44,7 @@ proptest! {
             assert_safe_to_do(&run[0], &before, &now, &wanted);
             now.apply_all(run).unwrap();
             assert_nothing_refused(&before, &now, &wanted);
+            assert_guarded(&before, &now, &wanted);
             assert_nothing_lost(&before, &now, &wanted);
         }
     }
@@ -58,7 +60,7 @@ proptest! {
         let foreign = before.rules.iter().filter(|rule| !rule.is_ours());
         prop_assert!(sorted(after.rules.iter()) == sorted(foreign), "foreign rules stay");
         prop_assert_eq!(&after.firewall, &None);
-        prop_assert!(after.judged_peers.is_empty() && after.sources.is_empty());
+        prop_assert!(after.judged_peers.is_empty() && after.sources.is_empty() && after.guarded.is_empty());
         prop_assert!(after.saved_sysctls.is_empty());
         // The kernel removes a foreign route through our interface together with the interface.
         let foreign = before.routes.iter().filter(|route| !route.is_ours() && !through_our_interface(route));
@@ -68,9 +70,10 @@ proptest! {
 }
 
 fn before_and_wanted() -> impl Strategy<Value = (Observed, Desired)> {
-    (observed(), cluster(), settings(), key_file()).prop_map(|(observed, cluster, settings, own)| {
+    let inputs = (cluster(), settings(), standings(), key_file());
+    (observed(), inputs).prop_map(|(observed, (cluster, settings, standings, own))| {
         let host = Host::of(own, &observed);
-        let wanted = desired(&cluster, &settings, &host).unwrap();
+        let wanted = desired(&cluster, &settings, &standings, &host).unwrap();
         (observed, wanted)
     })
 }
@@ -118,6 +121,7 @@ fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
     assert_eq!(after.firewall, wanted.firewall);
     assert_eq!(after.judged_peers, wanted.judged_peers);
     assert_eq!(after.sources, wanted.sources);
+    assert_eq!(after.guarded, wanted.guarded);
     for (interface, sysctls) in &wanted.sysctls {
         assert!(sysctls.iter().all(|(sysctl, value)| after.sysctl(interface, *sysctl) == Some(*value)));
     }
@@ -219,6 +223,26 @@ fn assert_nothing_refused(before: &Observed, now: &Observed, wanted: &Desired) {
         }
         let counted = before.judged_peers.intersection(&wanted.judged_peers);
         assert!(counted.into_iter().all(|peer| now.judged_peers.contains(peer)), "counts are kept");
+    }
+}
+
+/// What the guard refuses before and afterwards, it refuses at every moment.
+fn assert_guarded(before: &Observed, now: &Observed, wanted: &Desired) {
+    let guards =
+        |kernel: &Observed| kernel.firewall.as_ref().is_some_and(|firewall| firewall.guard.is_some());
+    let is_wanted = wanted.firewall.as_ref().is_some_and(|firewall| firewall.guard.is_some());
+    if !guards(before) || !is_wanted {
+        return;
+    }
+    assert!(guards(now), "the guard was missing");
+    let holds = |guarded: &BTreeSet<Guarded>, set, address| {
+        guarded.iter().any(|element| element.set == set && element.addresses.contains(address))
+    };
+    for element in &before.guarded {
+        for address in [element.addresses.first(), element.addresses.last()] {
+            let stays = holds(&wanted.guarded, element.set, address);
+            assert!(!stays || holds(&now.guarded, element.set, address), "{address} left {:?}", element.set);
+        }
     }
 }
 

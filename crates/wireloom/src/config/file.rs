@@ -7,7 +7,7 @@ use wireloom_membership::{
     Source,
     config_file::{Mistake, TomlFile},
 };
-use wireloom_plan::settings::{UnprovenPeers, Scope, Settings};
+use wireloom_plan::settings::{Scope, Settings, UnprovenPeers};
 use wireloom_types::{Mode, ModeError, PeerLookup, SourceCheck};
 
 use super::{

@@ -1,4 +1,4 @@
-use wireloom_plan::settings::{UnprovenPeers, Scope};
+use wireloom_plan::settings::{Scope, UnprovenPeers};
 use wireloom_types::{PeerLookup, SourceCheck};
 
 use super::*;
