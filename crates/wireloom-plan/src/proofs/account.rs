@@ -78,7 +78,7 @@ impl Proofs {
         let others = cluster.nodes.iter().filter(|(name, _)| **name != self.node);
         others
             .map(|(name, node)| {
-                let account = match self.memory.nodes.get(name) {
+                let account = match self.memory.nodes.get(name).filter(|proof| proof.holds()) {
                     Some(proof) => Account::Proven { since: proof.since(), ends: proof.ends() },
                     None => Account::Unproven {
                         since: self.awaited.get(name).copied().unwrap_or_default(),
@@ -97,13 +97,16 @@ impl Proofs {
     /// The nodes to ask for a handshake, once nothing is [`unmet`](Self::unmet): those that it would prove and whose
     /// endpoints are known.
     pub fn to_ask(&self) -> impl Iterator<Item = Candidate<'_>> {
-        self.provable().filter_map(|(name, node, key)| Some(Candidate { name, key, endpoint: node.endpoint? }))
+        self.provable()
+            .filter_map(|(name, node, key)| Some(Candidate { name, key, endpoint: node.endpoint? }))
     }
 
     /// Why nobody is asked for a handshake, if so.
     pub fn unmet(&self, preconditions: &Preconditions) -> Option<Because> {
         let own = self.cluster.as_ref().and_then(|cluster| cluster.nodes.get(&self.node));
-        let uses = |family| own.is_some_and(|own: &Node| own.workloads.iter().any(|it| Family::of(it.addr()) == family));
+        let uses = |family| {
+            own.is_some_and(|own: &Node| own.workloads.iter().any(|it| Family::of(it.addr()) == family))
+        };
         let Preconditions { interface_up, forwarding_v4, forwarding_v6 } = *preconditions;
         if !interface_up {
             return Some(Because::InterfaceDown);
@@ -134,9 +137,9 @@ impl fmt::Display for Because {
             Self::NoForwarding { family: Family::V6 } => {
                 f.write_str("this machine does not forward IPv6; set net.ipv6.conf.all.forwarding=1")
             }
-            Self::NoAnswer => {
-                f.write_str("it has not answered; start its agent, and let UDP through to its endpoint and back")
-            }
+            Self::NoAnswer => f.write_str(
+                "it has not answered; start its agent, and let UDP through to its endpoint and back",
+            ),
         }
     }
 }

@@ -59,14 +59,7 @@ impl Proofs {
     /// Starts from what an earlier agent remembered. `node` is this node's name, `own_key` the public half of the
     /// device's private key.
     pub fn new(node: String, own_key: PublicKey, memory: Memory) -> Self {
-        Self {
-            node,
-            own_key,
-            memory,
-            cluster: None,
-            claimants: BTreeMap::new(),
-            awaited: BTreeMap::new(),
-        }
+        Self { node, own_key, memory, cluster: None, claimants: BTreeMap::new(), awaited: BTreeMap::new() }
     }
 
     /// Changes this node's name and key.
@@ -193,13 +186,12 @@ impl Proofs {
         let mut released = false;
         self.memory.nodes.retain(|name, proof| {
             proof.tolerate(now);
-            match cluster.nodes.get(name) {
+            let lasts = match cluster.nodes.get(name) {
                 Some(node) => proof.set_encrypt(node.encrypt && own.encrypt, now),
-                None if !own.encrypt => proof.set_encrypt(false, now),
-                None => {}
-            }
+                None => own.encrypt || proof.set_encrypt(false, now),
+            };
             released |= proof.releases(now);
-            let kept = proof.go_on(now);
+            let kept = lasts && proof.go_on(now);
             if !kept {
                 self.awaited.insert(name.clone(), now);
             }

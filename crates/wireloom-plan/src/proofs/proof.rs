@@ -18,6 +18,10 @@ use crate::cluster::Node;
 /// sent every three seconds), and a mesh file reaches its nodes one after the other.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
+/// How long after a node has become direct its peer stays in the device: the other side may become direct that much
+/// later, and encrypts until then.
+const LINGER: Duration = Duration::from_secs(60);
+
 /// What outlives the agent: the proven nodes, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
@@ -36,6 +40,8 @@ pub struct Proof {
     pub(super) ingress: bool,
     /// When its record or ours began to say `encrypt = false`.
     pub(super) ending: Option<Duration>,
+    /// Whether that was long enough ago for it to be direct.
+    pub(super) direct: bool,
     /// When its record vanished.
     pub(super) left: Option<Duration>,
     /// What its record said last.
@@ -52,6 +58,7 @@ impl Proof {
             since: now,
             ingress: false,
             ending: None,
+            direct: false,
             left: None,
             addresses: node.addresses.clone(),
             workloads: node.workloads.clone(),
@@ -64,6 +71,11 @@ impl Proof {
         self.since
     }
 
+    /// Whether traffic for its workloads is encrypted or refused.
+    pub(super) fn holds(&self) -> bool {
+        !self.direct
+    }
+
     /// When the node goes direct again, because its record or ours says `encrypt = false`; since 1970.
     pub fn ends(&self) -> Option<Duration> {
         self.ending.map(|ending| ending + PATIENCE)
@@ -73,7 +85,7 @@ impl Proof {
         let lasts = self.ending.is_none();
         Standing {
             key: self.key,
-            egress: true,
+            egress: !self.direct,
             ingress: lasts && self.ingress,
             fresh: lasts && !self.ingress && self.left.is_none(),
         }
@@ -83,7 +95,8 @@ impl Proof {
     pub(super) fn next_change(&self) -> Option<Duration> {
         let taken = (self.ending.is_none() && !self.ingress).then(|| self.since + PATIENCE);
         let released = self.given_up.values().chain(&self.left).map(|time| *time + GIVEN_UP);
-        released.chain(taken).chain(self.ends()).min()
+        let forgotten = self.ends().map(|end| if self.direct { end + LINGER } else { end });
+        released.chain(taken).chain(forgotten).min()
     }
 
     /// Copes with a clock that was set back.
@@ -94,9 +107,10 @@ impl Proof {
         }
     }
 
-    /// Takes what its record and ours say: whether both encrypt.
-    pub(super) fn set_encrypt(&mut self, encrypt: bool, now: Duration) {
+    /// Takes what its record and ours say: whether both encrypt. Returns whether there still is a proof.
+    pub(super) fn set_encrypt(&mut self, encrypt: bool, now: Duration) -> bool {
         match (encrypt, self.ending) {
+            (true, Some(_)) if self.direct => return false,
             (false, None) => {
                 self.ending = Some(now);
                 self.ingress = false;
@@ -109,6 +123,7 @@ impl Proof {
             }
             _ => {}
         }
+        true
     }
 
     /// Whether something that it gave up need not be refused any longer.
@@ -121,8 +136,9 @@ impl Proof {
         if self.ending.is_none() && now >= self.since + PATIENCE {
             self.ingress = true;
         }
-        let ended = self.ends().is_some_and(|end| now >= end);
+        self.direct = self.ends().is_some_and(|end| now >= end);
+        let forgotten = self.ends().is_some_and(|end| now >= end + LINGER);
         let gone = self.left.is_some_and(|left| now >= left + GIVEN_UP);
-        !ended && !gone
+        !forgotten && !gone
     }
 }

@@ -123,8 +123,13 @@ fn down_leaves_the_machine_as_it_was() {
 #[test]
 fn a_foreign_interface_with_our_name_is_a_refusal_and_stays() {
     let mut machine = machine();
-    machine.kernel.interface =
-        Some(Interface { alias: None, mtu: 1420, up: true, peer_lookup: PeerLookup::Destination, rp_filter: 0 });
+    machine.kernel.interface = Some(Interface {
+        alias: None,
+        mtu: 1420,
+        up: true,
+        peer_lookup: PeerLookup::Destination,
+        rp_filter: 0,
+    });
     let mut planner = Planner::new(Settings::defaults("a"), key(1), three_nodes());
     let refusal = planner.plan(&machine.kernel).unwrap_err();
     assert_eq!(refusal, Refusal::ForeignInterface { interface: "wg0".to_owned() });

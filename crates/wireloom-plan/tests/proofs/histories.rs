@@ -56,7 +56,10 @@ fn happen(world: &mut World, event: &Event) {
         }),
         Event::Workloads(node, blocks) => world.edit(|mesh| {
             let blocks = blocks.iter().map(|block| net(&format!("10.161.{block}.0/24")));
-            mesh.nodes.get_mut(NAMES[*node]).into_iter().for_each(|node| node.workloads = blocks.clone().collect());
+            mesh.nodes
+                .get_mut(NAMES[*node])
+                .into_iter()
+                .for_each(|node| node.workloads = blocks.clone().collect());
         }),
         Event::Leave(node) => world.edit(|mesh| _ = mesh.nodes.remove(NAMES[*node])),
         Event::Join(node) => {
@@ -114,15 +117,16 @@ fn check(
         let encrypts = own_encrypts && record.is_none_or(|record| record.encrypt);
         count(&mut noted.not_encrypting, name, !encrypts, passed);
         count(&mut noted.left, name, record.is_none(), passed);
-        let standing = world.standing(name);
-        let (was, is) = (before.get(*name), standing.as_ref());
+        let standing = world.standing(name).filter(|standing| standing.egress);
+        let (was, is) = (before.get(*name).filter(|standing| standing.egress), standing.as_ref());
         let ended = noted.not_encrypting.contains_key(name);
         let gone = noted.left.contains_key(name);
 
         // Egress lasts until 15 seconds after `encrypt = false`, or until the node has been gone for a minute or
         // has left nothing.
         if was.is_some() && is.is_none() {
-            let directly = noted.not_encrypting.get(name).is_some_and(|time| *time >= Duration::from_secs(15));
+            let directly =
+                noted.not_encrypting.get(name).is_some_and(|time| *time >= Duration::from_secs(15));
             let left_nothing = !world.effective.nodes.contains_key(*name);
             prop_assert!(directly || (gone && left_nothing), "{name} fell back");
         }

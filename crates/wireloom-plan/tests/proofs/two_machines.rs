@@ -191,7 +191,8 @@ fn nothing_is_lost_although_keepalives_are() {
 }
 
 #[test]
-fn an_agent_that_is_dead_for_a_moment_costs_nothing_and_one_that_stays_dead_costs_what_it_sends_in_plaintext() {
+fn an_agent_that_is_dead_for_a_moment_costs_nothing_and_one_that_stays_dead_costs_what_it_sends_in_plaintext()
+{
     let mut pair = Pair::new([millis(0), millis(500)]);
     pair.b.alive = false;
     pair.handshake();
