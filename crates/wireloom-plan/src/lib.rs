@@ -17,6 +17,7 @@ pub mod cluster;
 pub mod desired;
 pub mod diff;
 pub mod firewall;
+pub mod holdback;
 pub mod observed;
 pub mod op;
 pub mod ownership;

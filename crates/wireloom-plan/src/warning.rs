@@ -113,6 +113,13 @@ pub enum Warning {
         /// How often.
         recurrence: Recurrence,
     },
+    /// Most peers are missing from the mesh, and stay in force for now.
+    RemovalsHeld {
+        /// The names of the missing nodes.
+        nodes: Vec<String>,
+        /// When the last of them goes, in seconds from now.
+        seconds: u64,
+    },
     /// A peer without a declared endpoint.
     NoEndpoint {
         /// Its name.
@@ -156,6 +163,7 @@ impl Warning {
             | Self::ContestedPrefix { .. }
             | Self::TableOfFelix { .. }
             | Self::RulesDeleted { .. }
+            | Self::RemovalsHeld { .. }
             | Self::ForeignRoute { blocks_ours: true, .. } => Severity::Error,
         }
     }
@@ -251,11 +259,27 @@ impl fmt::Display for Warning {
                  plaintext until our rules are back; find out which one does it, or move away: run `wireloom down`, \
                  set another [routing] table in agent.toml, and start the agent again",
             ),
+            Self::RemovalsHeld { nodes, seconds } => write!(
+                f,
+                "the mesh no longer has {} nodes, most of this node's peers ({}); they stay in force for {seconds} s \
+                 and are then removed; if that is meant, run `wireloom reload --now`, otherwise put them back",
+                nodes.len(),
+                first_of(nodes),
+            ),
             Self::NoEndpoint { node } => write!(
                 f,
                 "node {node} declares no endpoint, so only it can start a session; \
                  declare one if others must reach it at any time",
             ),
         }
+    }
+}
+
+/// The first few of many names.
+fn first_of(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    match names.len().checked_sub(SHOWN) {
+        Some(more @ 1..) => format!("{} and {more} more", names[..SHOWN].join(", ")),
+        _ => names.join(", "),
     }
 }

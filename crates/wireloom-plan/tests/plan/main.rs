@@ -11,12 +11,14 @@
 //! - `host`: sysctls, firewall, interface, and the removal of everything
 //! - `twin`: the in-memory kernel does what Linux was measured to do
 //! - `json`: the JSON form of operations
+//! - `holdback`: removals of many nodes at once are held back
 //! - `warnings`: the warnings to the operator
 //! - `properties`: from arbitrary kernels to arbitrary meshes
 //! - `incremental`: updating change by change gives the same as planning from scratch
 //!
 //! `world` provides machines with in-memory kernels, and packets between them.
 
+mod holdback;
 mod host;
 mod incremental;
 mod json;

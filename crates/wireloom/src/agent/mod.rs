@@ -6,12 +6,13 @@
 //! ```
 
 mod event;
+mod holding;
 mod start;
 
 use std::{
     iter,
     sync::mpsc::{Receiver, RecvTimeoutError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::bail;
@@ -22,9 +23,14 @@ use wireloom_kernel::{
 use wireloom_membership::config_file::{ReadError, TomlFile};
 use wireloom_plan::{observed::Observed, removals::Removals, warning::Warning};
 
-use self::event::Event;
 pub(crate) use self::start::run;
-use crate::{config::Config, key_file, reconcile::Reconciler, run_file::RunFile};
+use self::{event::Event, holding::Holding};
+use crate::{
+    config::Config,
+    key_file,
+    reconcile::Reconciler,
+    run_file::{RunFile, unix_time},
+};
 
 /// How often the kernel is observed even without a notification.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -61,6 +67,7 @@ struct Agent {
     /// When the agent started: what happens is dated from it.
     started: Instant,
     removals: Removals,
+    holding: Holding,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -75,7 +82,7 @@ impl Agent {
     /// Receives events until one says to stop. All events that are waiting are taken before the next pass.
     fn run(mut self, events: &Receiver<Event>) -> anyhow::Result<()> {
         loop {
-            match events.recv_timeout(self.due.saturating_duration_since(Instant::now())) {
+            match events.recv_timeout(self.wakes_at().saturating_duration_since(Instant::now())) {
                 Ok(first) => {
                     for event in iter::once(first).chain(events.try_iter()) {
                         if let Event::Stop = event {
@@ -89,9 +96,11 @@ impl Agent {
                 Err(RecvTimeoutError::Timeout) => self.reconciler.distrust_kernel(),
                 Err(RecvTimeoutError::Disconnected) => bail!("every source of events has ended"),
             }
+            self.let_go();
             if Instant::now() >= self.due {
                 self.pass();
             }
+            self.record_mesh();
             self.write_report();
         }
     }
@@ -105,20 +114,9 @@ impl Agent {
                     cluster.nodes.len(),
                     cluster.pools.len()
                 );
-                self.report.membership_error = None;
-                self.reconciler.set_cluster(cluster);
-                self.due = now;
+                self.obey(cluster, false);
             }
-            Event::Membership(wireloom_membership::Event::Problem(error)) => {
-                let consequence = match self.reconciler.has_cluster() {
-                    true => "the previous mesh stays in force",
-                    false => "nothing is programmed until this is fixed",
-                };
-                self.report.membership_error = Some(match error {
-                    wireloom_membership::Error::Read(error) => log_unread(&error, consequence),
-                    error => log_error(&error.to_string(), consequence),
-                });
-            }
+            Event::Membership(wireloom_membership::Event::Problem(error)) => self.keep_mesh(error),
             Event::Kernel => {
                 self.reconciler.distrust_kernel();
                 let earliest = self.last_pass.map_or(now, |last| now.max(last + MIN_INTERVAL));
@@ -137,9 +135,21 @@ impl Agent {
                 self.unread = None;
                 self.reload();
             }
-            Event::Reload => self.reload(),
+            Event::Reread(read) => self.take_reread(read),
             Event::Stop => {}
         }
+    }
+
+    /// Goes on with the last mesh, because there is no other, and reports why.
+    fn keep_mesh(&mut self, error: wireloom_membership::Error) {
+        let consequence = match self.reconciler.cluster() {
+            Some(_) => "the previous mesh stays in force",
+            None => "nothing is programmed until this is fixed",
+        };
+        self.report.membership_error = Some(match error {
+            wireloom_membership::Error::Read(error) => log_unread(&error, consequence),
+            error => log_error(&error.to_string(), consequence),
+        });
     }
 
     /// Takes the settings of the last `agent.toml`, and reports why that is impossible.
@@ -284,11 +294,6 @@ impl Agent {
             }
         }
     }
-}
-
-/// Seconds since 1970.
-fn unix_time() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map(|time| time.as_secs()).unwrap_or_default()
 }
 
 /// Logs that a file cannot be read and what follows, and returns it.

@@ -14,7 +14,7 @@ use wireloom_kernel::{
 use wireloom_membership::config_file::Watch;
 use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
-use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event};
+use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding};
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
     key_file,
@@ -30,7 +30,8 @@ use crate::{
 pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     // Absolute, because a file is watched through its directory.
     let config_path = config_path.map(std::path::absolute).transpose().context("cannot find agent.toml")?;
-    let mut watch = Watch::new(config_path.as_deref().unwrap_or(Path::new(DEFAULT_PATH)).to_owned());
+    let path = config_path.as_deref().unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
+    let mut watch = Watch::new(path.clone());
     let read = watch.next_version();
     let has_file = read.is_ok();
     let file = file_or_defaults(read, config_path.as_deref())?;
@@ -61,7 +62,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         ..Interest::default()
     };
     let (sender, events) = channel();
-    event::signals(sender.clone())?;
+    event::signals(path, config.membership.clone(), sender.clone())?;
     event::membership(&config.membership, sender.clone())?;
     event::settings(watch, sender.clone())?;
     let monitor = event::kernel(&kernel, interest.clone(), sender)?;
@@ -80,6 +81,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         started: Instant::now(),
         removals: Removals::default(),
         removals_logged: None,
+        holding: Holding::new(state.mesh()?),
         report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
         written: None,
         state,

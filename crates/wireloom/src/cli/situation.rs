@@ -11,7 +11,11 @@ use wireloom_plan::{
 };
 use wireloom_types::PublicKey;
 
-use crate::{config::Config, key_file, run_file::RunFile};
+use crate::{
+    config::Config,
+    key_file,
+    run_file::{Held, RunFile},
+};
 
 /// What is configured and what is in the kernel.
 pub(super) struct Situation {
@@ -30,12 +34,20 @@ impl Situation {
     pub(super) fn observe(config_path: Option<&Path>) -> anyhow::Result<Self> {
         let config = Config::load(config_path)?;
         let key = key_file::read(&config.private_key_file)?;
-        let cluster = config.membership.read();
+        let state = StateDir::locate();
+        let agent = RunFile::read(&config.settings.interface);
+        let mut cluster = config.membership.read();
+        if let (Ok(cluster), Some(held)) =
+            (&mut cluster, agent.as_ref().and_then(|agent| agent.held.as_ref()))
+            && state.is_locked()?
+        {
+            add_held(cluster, held, &state)?;
+        }
         let own = cluster.as_ref().ok().and_then(|cluster| cluster.nodes.get(&config.settings.node));
         let own = own.map(|node| node.addresses.clone()).unwrap_or_default();
-        let mut kernel = Linux::open(&config.settings.interface, config.settings.table, StateDir::locate())?;
+        let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
         kernel.expect_backend(config.backend, &config.settings);
-        if let Some(agent) = RunFile::read(&config.settings.interface) {
+        if let Some(agent) = agent {
             kernel.remember_endpoints(&agent.configured_endpoints);
         }
         let observed = kernel.observe(&own)?;
@@ -55,4 +67,15 @@ impl Situation {
         let public_key = self.public_key.unwrap_or(PublicKey::from_bytes([0; 32]));
         Planner::new(self.config.settings.clone(), public_key, cluster.clone()).plan(&self.observed)
     }
+}
+
+/// Adds the nodes that the running agent keeps in force although the mesh lacks them, as it recorded them.
+fn add_held(cluster: &mut Cluster, held: &Held, state: &StateDir) -> anyhow::Result<()> {
+    let mut recorded = state.mesh()?.unwrap_or_default();
+    for name in &held.nodes {
+        if let Some(node) = recorded.nodes.remove(name) {
+            cluster.nodes.entry(name.clone()).or_insert(node);
+        }
+    }
+    Ok(())
 }
