@@ -11,8 +11,8 @@ use crate::{cluster::Node, routing::Family};
 /// handshake before it holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Preconditions {
-    /// Our interface is there and up.
-    pub interface_up: bool,
+    /// Everything is programmed, and our interface is up.
+    pub ready: bool,
     /// `net.ipv4.ip_forward`.
     pub forwarding_v4: bool,
     /// `net.ipv6.conf.all.forwarding`.
@@ -58,8 +58,8 @@ pub enum Because {
     WeDoNotEncrypt,
     /// Only it can begin a handshake.
     NoEndpoint,
-    /// Our interface is not up yet.
-    InterfaceDown,
+    /// Something is still to be programmed here, or our interface is down.
+    NotReady,
     /// This machine does not forward packets of a family that its workloads use.
     NoForwarding {
         /// The family.
@@ -107,9 +107,9 @@ impl Proofs {
         let uses = |family| {
             own.is_some_and(|own: &Node| own.workloads.iter().any(|it| Family::of(it.addr()) == family))
         };
-        let Preconditions { interface_up, forwarding_v4, forwarding_v6 } = *preconditions;
-        if !interface_up {
-            return Some(Because::InterfaceDown);
+        let Preconditions { ready, forwarding_v4, forwarding_v6 } = *preconditions;
+        if !ready {
+            return Some(Because::NotReady);
         }
         let forwards = [(Family::V4, forwarding_v4), (Family::V6, forwarding_v6)];
         let lacking = forwards.into_iter().find(|(family, forwards)| !forwards && uses(*family));
@@ -130,7 +130,7 @@ impl fmt::Display for Because {
             Self::NoEndpoint => {
                 f.write_str("its record has no endpoint, so only it can begin; add one, or start its agent")
             }
-            Self::InterfaceDown => f.write_str("this node's own interface is not up"),
+            Self::NotReady => f.write_str("this node itself is not ready; see the errors here"),
             Self::NoForwarding { family: Family::V4 } => {
                 f.write_str("this machine does not forward IPv4; set net.ipv4.ip_forward=1")
             }

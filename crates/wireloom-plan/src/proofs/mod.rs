@@ -99,6 +99,11 @@ impl Proofs {
         if released { self.with_given_up(now) } else { None }
     }
 
+    /// The mesh as the membership has it.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
     /// What is to outlive this process. It must be safe before the planner gets the [`Standings`] that follow from it.
     pub fn memory(&self) -> &Memory {
         &self.memory

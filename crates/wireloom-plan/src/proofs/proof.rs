@@ -72,7 +72,7 @@ impl Proof {
     }
 
     /// Whether traffic for its workloads is encrypted or refused.
-    pub(super) fn holds(&self) -> bool {
+    pub fn holds(&self) -> bool {
         !self.direct
     }
 

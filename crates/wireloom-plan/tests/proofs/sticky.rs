@@ -10,7 +10,7 @@ use wireloom_plan::{
 
 use crate::world::{START, World, key, seconds};
 
-const READY: Preconditions = Preconditions { interface_up: true, forwarding_v4: true, forwarding_v6: true };
+const READY: Preconditions = Preconditions { ready: true, forwarding_v4: true, forwarding_v6: true };
 
 fn because(world: &World, name: &str) -> Option<Because> {
     match &world.proofs.accounts(&READY)[name] {
@@ -178,8 +178,8 @@ fn nobody_is_asked_while_we_could_not_deliver() {
     let mut world = World::new();
     assert_eq!(world.proofs.unmet(&READY), None);
     assert_eq!(world.proofs.to_ask().map(|it| it.name.to_owned()).collect::<Vec<_>>(), ["b", "c", "d"]);
-    let down = Preconditions { interface_up: false, ..READY };
-    assert_eq!(world.proofs.unmet(&down), Some(Because::InterfaceDown));
+    let unready = Preconditions { ready: false, ..READY };
+    assert_eq!(world.proofs.unmet(&unready), Some(Because::NotReady));
     let still = Preconditions { forwarding_v4: false, ..READY };
     assert_eq!(world.proofs.unmet(&still), Some(Because::NoForwarding { family: Family::V4 }));
     let without_v6 = Preconditions { forwarding_v6: false, ..READY };
