@@ -22,6 +22,7 @@ pub mod observed;
 pub mod op;
 pub mod ownership;
 pub mod planner;
+pub mod proofs;
 pub mod refusal;
 pub mod removals;
 pub mod routing;

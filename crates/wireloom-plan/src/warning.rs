@@ -127,6 +127,13 @@ pub enum Warning {
         /// When the last of them goes, in seconds from now.
         seconds: u64,
     },
+    /// `agent.toml` calls a setting by its former name.
+    RenamedSetting {
+        /// The former name.
+        old: &'static str,
+        /// The name.
+        new: &'static str,
+    },
     /// A peer without a declared endpoint.
     NoEndpoint {
         /// Its name.
@@ -159,6 +166,7 @@ impl Warning {
             Self::OwnNodeKeyless
             | Self::KeylessNode { .. }
             | Self::NestedPrefixes { .. }
+            | Self::RenamedSetting { .. }
             | Self::ForeignRule { .. }
             | Self::ForeignRoute { blocks_ours: false, .. } => Severity::Warning,
             Self::OwnKeyDiffers { .. }
@@ -207,6 +215,9 @@ impl fmt::Display for Warning {
                  mesh; generate a new key for one of them",
                 nodes.join(", "),
             ),
+            Self::RenamedSetting { old, new } => {
+                write!(f, "agent.toml calls {new} by its former name {old}; rename it, with the same value")
+            }
             Self::KeylessNode { node } => write!(
                 f,
                 "node {node} has no public key, so traffic with it is not encrypted; \

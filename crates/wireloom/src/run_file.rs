@@ -11,7 +11,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 use wireloom_kernel::state;
-use wireloom_plan::{removals::Recurrence, warning::Warning};
+use wireloom_plan::{proofs::Account, removals::Recurrence, warning::Warning};
 
 /// The directory of run files: readable by its owner only, and emptied by a reboot. What must outlive that is in the
 /// state directory.
@@ -43,6 +43,12 @@ pub(crate) struct RunFile {
     /// machine's monotonic clock.
     #[serde(default)]
     pub(crate) reread: Option<u64>,
+    /// Whether each other node is proven, and why not.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) standing: BTreeMap<String, Account>,
+    /// Why the next agent will not know who is proven.
+    #[serde(default)]
+    pub(crate) proofs_error: Option<String>,
     /// The endpoints that were configured, by public key: they distinguish a changed endpoint from one that WireGuard
     /// learned by roaming.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -14,12 +14,13 @@ mod file;
 mod lock;
 mod mesh;
 mod programmed;
+mod proofs;
 mod record;
 mod sysctls;
 #[cfg(test)]
 mod tests;
 
-use self::{creating::CREATING, mesh::MESH, programmed::PROGRAMMED, record::AnyRecord, sysctls::SYSCTLS};
+use self::{creating::CREATING, mesh::MESH, programmed::PROGRAMMED, proofs::PROOFS, record::AnyRecord, sysctls::SYSCTLS};
 pub use self::{
     file::{read_file, remove_if_there, remove_written, write_atomically},
     lock::{AgentLock, LOCK_PATIENCE},
@@ -29,7 +30,7 @@ pub use self::{
 
 /// Every record of the state directory, in the order of their removal: what `wireloom down` goes by is the last. To
 /// add one, add a module with its `Record`, and its place here.
-const ALL: [&dyn AnyRecord; 4] = [&MESH, &SYSCTLS, &CREATING, &PROGRAMMED];
+const ALL: [&dyn AnyRecord; 5] = [&MESH, &PROOFS, &SYSCTLS, &CREATING, &PROGRAMMED];
 
 /// The state directory: `/var/lib/wireloom` unless systemd gives another.
 #[derive(Debug, Clone)]

@@ -32,7 +32,7 @@ impl Agent {
     pub(super) fn obey(&mut self, snapshot: Cluster, meant: bool) {
         self.report.membership_error = None;
         let now = self.started.elapsed();
-        let in_force = self.reconciler.cluster().or(self.holding.earlier.as_ref());
+        let in_force = self.proving.cluster().or(self.holding.earlier.as_ref());
         let holdback = &mut self.holding.holdback;
         let mesh = match meant {
             true => holdback.take_as_meant(in_force, snapshot, now),
@@ -44,7 +44,7 @@ impl Agent {
     /// Removes the nodes that have been held back long enough.
     pub(super) fn let_go(&mut self) {
         let now = self.started.elapsed();
-        let Some(in_force) = self.reconciler.cluster() else { return };
+        let Some(in_force) = self.proving.cluster() else { return };
         if let Some(rest) = self.holding.holdback.let_go(in_force, now) {
             tracing::warn!("the removals that were held back are carried out: nobody put the nodes back");
             self.put_in_force(rest);
@@ -62,9 +62,10 @@ impl Agent {
         self.due = Instant::now();
     }
 
-    /// When the next pass is due, or something is to be let go.
+    /// When the next pass is due, something is to be let go, or the device to be looked at.
     pub(super) fn wakes_at(&self) -> Instant {
-        self.holding.holdback.due().map_or(self.due, |due| self.due.min(self.started + due))
+        let due = self.due.min(self.proving.next_look());
+        self.holding.holdback.due().map_or(due, |let_go| due.min(self.started + let_go))
     }
 
     /// Records the mesh in force if it has changed.
@@ -72,7 +73,7 @@ impl Agent {
         if !self.holding.unrecorded {
             return;
         }
-        let Some(mesh) = self.reconciler.cluster() else { return };
+        let Some(mesh) = self.proving.cluster() else { return };
         if let Err(error) = self.state.set_mesh(mesh) {
             tracing::warn!(
                 "cannot record the mesh in {}, so the next agent will not notice if most of it is missing: {error}",
@@ -83,9 +84,9 @@ impl Agent {
     }
 
     fn put_in_force(&mut self, mesh: Cluster) {
-        self.holding.unrecorded |= self.reconciler.cluster() != Some(&mesh);
+        self.holding.unrecorded |= self.proving.cluster() != Some(&mesh);
         self.holding.earlier = None;
-        self.reconciler.set_cluster(mesh);
+        self.set_cluster(mesh);
         self.due = Instant::now();
         self.report_held();
     }

@@ -7,6 +7,7 @@
 
 mod event;
 mod holding;
+mod proving;
 mod start;
 
 use std::{
@@ -24,7 +25,7 @@ use wireloom_membership::config_file::{ReadError, TomlFile};
 use wireloom_plan::{removals::Removals, warning::Warning};
 
 pub(crate) use self::start::run;
-use self::{event::Event, holding::Holding};
+use self::{event::Event, holding::Holding, proving::Proving};
 use crate::{
     config::Config,
     key_file,
@@ -68,6 +69,7 @@ struct Agent {
     started: Instant,
     removals: Removals,
     holding: Holding,
+    proving: Proving,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -93,13 +95,15 @@ impl Agent {
                         self.handle(event);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => self.reconciler.distrust_kernel(),
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= self.due => self.reconciler.distrust_kernel(),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("every source of events has ended"),
             }
             self.let_go();
             if Instant::now() >= self.due {
                 self.pass();
             }
+            self.prove();
             self.record_mesh();
             self.write_report();
         }
@@ -186,6 +190,8 @@ impl Agent {
         self.reconciler.kernel_mut().set_private_key(key);
         if config != self.config || public_key != self.reconciler.public_key() {
             tracing::info!("the settings changed");
+            config.warnings.difference(&self.config.warnings).for_each(|warning| tracing::warn!("{warning}"));
+            self.proving.set_identity(&config.settings.node, public_key);
             self.reconciler.set_settings(config.settings.clone(), public_key);
             self.config = config;
         }

@@ -14,7 +14,7 @@ use wireloom_kernel::{
 use wireloom_membership::config_file::Watch;
 use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
-use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding};
+use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, proving::Proving};
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
     key_file,
@@ -44,6 +44,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     record(&state, &config)?;
     let key = key_file::read_or_create(&config.private_key_file)?;
     let public_key = key.public_key();
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     tracing::info!("node {}, public key {public_key}", config.settings.node);
 
     let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state.clone())?;
@@ -67,6 +68,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     event::settings(watch, sender.clone())?;
     let monitor = event::kernel(&kernel, interest.clone(), sender)?;
 
+    let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
     let agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
         file,
@@ -82,6 +84,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         removals: Removals::default(),
         removals_logged: None,
         holding: Holding::new(state.mesh()?),
+        proving,
         report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
         written: None,
         state,

@@ -45,6 +45,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     warnings.extend(deleted.map(|recurrence| Warning::RulesDeleted { table, recurrence }));
     let held = agent.as_ref().and_then(|agent| agent.held.as_ref());
     warnings.extend(held.map(|held| held.warning(unix_time())));
+    warnings.extend(situation.config.warnings.iter().cloned());
     let report = Report::new(&situation, agent, pending, &warnings, errors);
     if arguments.json {
         super::show(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
