@@ -96,6 +96,7 @@ impl Agent {
                 Err(RecvTimeoutError::Timeout) => self.reconciler.distrust_kernel(),
                 Err(RecvTimeoutError::Disconnected) => bail!("every source of events has ended"),
             }
+            self.answer();
             self.let_go();
             if Instant::now() >= self.due {
                 self.pass();
@@ -114,7 +115,7 @@ impl Agent {
                     cluster.nodes.len(),
                     cluster.pools.len()
                 );
-                self.obey(cluster, false);
+                self.obey(cluster);
             }
             Event::Membership(wireloom_membership::Event::Problem(error)) => self.keep_mesh(error),
             Event::Kernel => {
@@ -135,7 +136,7 @@ impl Agent {
                 self.unread = None;
                 self.reload();
             }
-            Event::Reread(read) => self.take_reread(read),
+            Event::Reread(read) => self.holding.asked = Some(read),
             Event::Stop => {}
         }
     }
