@@ -31,6 +31,8 @@ pub enum Warning {
         public_key: PublicKey,
         /// Their names.
         nodes: Vec<String>,
+        /// The one that has proved the key, and stays. Without one, all of them are left out.
+        kept_by: Option<String>,
     },
     /// The keys of several nodes hash to the same link address: none of them is a peer.
     SharedLinkAddress {
@@ -41,6 +43,11 @@ pub enum Warning {
     },
     /// A node does not encrypt.
     KeylessNode {
+        /// Its name.
+        node: String,
+    },
+    /// A node of which we have a proof has no key now: traffic with its workloads is refused.
+    ProvenNodeKeyless {
         /// Its name.
         node: String,
     },
@@ -164,6 +171,7 @@ impl Warning {
             | Self::ForeignRoute { blocks_ours: false, .. } => Severity::Warning,
             Self::OwnKeyDiffers { .. }
             | Self::SharedKey { .. }
+            | Self::ProvenNodeKeyless { .. }
             | Self::SharedLinkAddress { .. }
             | Self::UncoveredWorkload { .. }
             | Self::AddressInScope { .. }
@@ -189,10 +197,16 @@ impl fmt::Display for Warning {
                 "this node's key file holds {key_file} but the membership says {membership}: \
                  no peer will answer; publish the former, or put the private key of the latter into the key file",
             ),
-            Self::SharedKey { public_key, nodes } => write!(
+            Self::SharedKey { public_key, nodes, kept_by: None } => write!(
                 f,
                 "nodes {} claim the same key {public_key} and are left out of the mesh; \
                  generate a key of its own for each of them",
+                nodes.join(", "),
+            ),
+            Self::SharedKey { public_key, nodes, kept_by: Some(owner) } => write!(
+                f,
+                "nodes {} claim the same key {public_key}; {owner} has proved that it has it, and the others are left \
+                 out of the mesh; generate a key of its own for each of them",
                 nodes.join(", "),
             ),
             Self::SharedLinkAddress { link_address, nodes } => write!(
@@ -208,6 +222,12 @@ impl fmt::Display for Warning {
                 f,
                 "node {node} has no public key, so traffic with it is not encrypted; \
                  publish its key, or refuse such traffic with unproven_peers = \"reject\"",
+            ),
+            Self::ProvenNodeKeyless { node } => write!(
+                f,
+                "node {node} has proved that it encrypts, but its record has no public key now, or has just vanished, \
+                 so traffic with its workloads is refused; put its key back, or write encrypt = false in its record if \
+                 it is to be reached in plaintext",
             ),
             Self::UncoveredWorkload { workload } => write!(
                 f,

@@ -18,6 +18,7 @@
 //!
 //! `world` provides machines with in-memory kernels, and packets between them.
 
+mod guard;
 mod holdback;
 mod host;
 mod incremental;
