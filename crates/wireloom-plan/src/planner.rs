@@ -11,7 +11,7 @@ use wireloom_types::PublicKey;
 
 use crate::{
     cluster::{Cluster, Node},
-    desired::{Desired, Host, Index, View, changes_for_all},
+    desired::{Desired, Host, Index, View},
     diff::{diff, diff_guard, diff_touched},
     observed::Observed,
     op::Op,
@@ -278,6 +278,8 @@ impl Pending {
 /// What must be known from before a change.
 struct Before {
     touched: Touched,
+    /// See [`View::changes_for_all`].
+    changes_for_all: bool,
     can_encrypt: bool,
 }
 
@@ -298,7 +300,8 @@ impl Derived {
         touched.extend(view.reach(new));
         (touched.judged_peers, touched.sources) = view.sources_of(&touched);
         touched.guarded = view.guarded_of(&touched);
-        if changes_for_all(&inputs.cluster, &inputs.settings, [old, new]) {
+        let changes_for_all = view.changes_for_all([old, new]);
+        if changes_for_all {
             touched.guarded.extend(view.guarded_of_all());
         }
         for peer in &touched.judged_peers {
@@ -310,7 +313,7 @@ impl Derived {
         for guarded in &touched.guarded {
             self.desired.guarded.remove(guarded);
         }
-        Some(Before { touched, can_encrypt: view.can_encrypt() })
+        Some(Before { touched, changes_for_all, can_encrypt: view.can_encrypt() })
     }
 
     /// After the change: derives again what it touched. False when it touched everything.
@@ -326,7 +329,7 @@ impl Derived {
         if view.can_encrypt() != before.can_encrypt {
             return false;
         }
-        let Before { mut touched, .. } = before;
+        let Before { mut touched, changes_for_all, .. } = before;
         touched.extend(view.reach(nodes[1]));
 
         let desired = &mut self.desired;
@@ -345,7 +348,7 @@ impl Derived {
         touched.judged_peers.extend(peers);
         touched.sources.extend(sources);
         let mut guarded = view.guarded_of(&touched);
-        if changes_for_all(&inputs.cluster, &inputs.settings, nodes) {
+        if changes_for_all {
             guarded.extend(view.guarded_of_all());
         }
         desired.guarded.extend(&guarded);

@@ -1,6 +1,7 @@
 //! The kernel that runs this process.
 
 mod apply;
+mod asking;
 pub(crate) mod backend;
 mod greeting;
 mod observe;

@@ -12,10 +12,10 @@ use ipnet::IpNet;
 
 use super::{View, claims::Claim, member::Member, sources::remainder};
 use crate::{
-    cluster::{Cluster, Node},
+    cluster::Node,
     firewall::{Guard, GuardSet, Guarded, IncomingMark},
     routing::Family,
-    settings::{Settings, UnprovenPeers},
+    settings::UnprovenPeers,
     touched::Touched,
 };
 
@@ -109,25 +109,25 @@ impl View<'_> {
         let pools = pools.iter().map(|pool| Guarded { set: GuardSet::Pools, addresses: (*pool).into() });
         pools.chain(nodes).collect()
     }
-}
 
-/// Whether the elements that depend on all nodes may change when this node does.
-pub(crate) fn changes_for_all(
-    cluster: &Cluster,
-    settings: &Settings,
-    [old, new]: [Option<&Node>; 2],
-) -> bool {
-    let in_a_pool = |prefix: &IpNet| cluster.pools.iter().any(|pool| pool.contains(prefix));
-    let matters = |node: Option<&Node>| -> BTreeSet<IpNet> {
-        let Some(node) = node else { return BTreeSet::new() };
-        let outside = node.workloads.iter().copied().filter(|workload| !in_a_pool(workload));
-        let addresses =
-            node.addresses.difference(&node.tunnel_addresses).map(|address| IpNet::from(*address));
-        let own = |address: &IpNet| node.workloads.iter().any(|workload| workload.contains(address));
-        let inside = addresses.filter(|address| in_a_pool(address) || own(address));
-        outside.chain(inside.filter(|_| !settings.encrypt_host_traffic)).collect()
-    };
-    settings.guard && matters(old) != matters(new)
+    /// Whether the elements that depend on all nodes may change when a node other than ours does.
+    pub(crate) fn changes_for_all(&self, [old, new]: [Option<&Node>; 2]) -> bool {
+        let in_a_pool = |prefix: &IpNet| self.cluster.pools.iter().any(|pool| pool.contains(prefix));
+        let matters = |node: Option<&Node>| -> [BTreeSet<IpNet>; 2] {
+            let Some(node) = node else { return Default::default() };
+            let outside = node.workloads.iter().copied().filter(|workload| !in_a_pool(workload));
+            let addresses =
+                node.addresses.difference(&node.tunnel_addresses).map(|address| IpNet::from(*address));
+            let claimed = |address: &IpNet| {
+                node.workloads.iter().any(|workload| workload.contains(address))
+                    || !self.index.claimants(*address).is_empty()
+                    || self.index.around(*address).next().is_some()
+            };
+            let inside = addresses.filter(|address| in_a_pool(address) || claimed(address));
+            [outside.collect(), inside.filter(|_| !self.settings.encrypt_host_traffic).collect()]
+        };
+        self.settings.guard && matters(old) != matters(new)
+    }
 }
 
 fn as_v4(address: IpAddr) -> Option<Ipv4Addr> {

@@ -23,7 +23,6 @@ use std::{
 
 pub(crate) use claims::Index;
 pub(crate) use firewall::LOOSE;
-pub(crate) use guard::changes_for_all;
 pub use interface::{DesiredDevice, HEADROOM};
 use ipnet::IpNet;
 pub(crate) use neighbours::is_link_local;

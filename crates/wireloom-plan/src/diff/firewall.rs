@@ -56,16 +56,14 @@ pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
         );
     }
     if wanted.guard.is_some() {
-        let none = BTreeSet::new();
-        match present.filter(|present| present.guard.is_some()) {
-            Some(_) => changes.guard(
+        if present.is_some_and(|present| present.guard.is_some()) {
+            changes.guard(
                 difference(&desired.guarded, &observed.guarded),
                 difference(&observed.guarded, &desired.guarded),
-            ),
-            // Repaired at once, whatever routing is like.
-            None => {
-                changes.early.extend(difference(&desired.guarded, &none).into_iter().map(FirewallOp::Guard))
-            }
+            );
+        } else {
+            // At once, whatever routing is like.
+            changes.early.extend(desired.guarded.iter().copied().map(FirewallOp::Guard));
         }
     }
     if *wanted != meanwhile {
@@ -126,7 +124,8 @@ impl FirewallChanges {
 impl FirewallChanges {
     /// Adds the elements that are new, and removes the old ones.
     fn guard(&mut self, new: Vec<Guarded>, old: Vec<Guarded>) {
-        let refuses = |element: &Guarded| matches!(element.set, GuardSet::RefusedOut | GuardSet::RefusedIn);
+        // In host mode the sets have our own addresses, and theirs.
+        let refuses = |element: &Guarded| !matches!(element.set, GuardSet::Pools | GuardSet::Nodes);
         let (new_refusals, new): (Vec<_>, Vec<_>) = new.into_iter().partition(refuses);
         let (old_refusals, old): (Vec<_>, Vec<_>) = old.into_iter().partition(refuses);
         // What another element takes the place of stays refused meanwhile.

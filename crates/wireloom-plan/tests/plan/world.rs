@@ -61,9 +61,12 @@ pub(crate) fn proven(public_key: PublicKey) -> Standing {
     Standing { key: public_key, egress: true, ingress: true, fresh: false }
 }
 
-/// All other nodes with a key of their own have proved it long ago.
+/// All other nodes with a key of their own have proved it long ago, if this one has such a key.
 pub(crate) fn all_proven(name: &str, cluster: &Cluster) -> Standings {
     let holders = |key| cluster.nodes.values().filter(move |node| node.public_key == Some(key)).count();
+    if cluster.nodes.get(name).and_then(|node| node.public_key).is_none_or(|key| holders(key) != 1) {
+        return Standings::new();
+    }
     let proved = |(other, node): (&String, &Node)| {
         let key = node.public_key.filter(|key| other != name && holders(*key) == 1)?;
         Some((other.clone(), proven(key)))

@@ -17,6 +17,7 @@ mod down;
 mod key;
 mod log;
 mod plan;
+mod reload;
 mod situation;
 mod status;
 
@@ -34,6 +35,7 @@ enum Command {
     Agent(agent::Arguments),
     Plan(plan::Arguments),
     Status(status::Arguments),
+    Reload(reload::Arguments),
     Down(down::Arguments),
     Device(device::Arguments),
     Key(key::Arguments),
@@ -51,6 +53,7 @@ impl Command {
             Self::Agent(arguments) => agent::run(arguments),
             Self::Plan(arguments) => plan::run(&arguments),
             Self::Status(arguments) => status::run(&arguments),
+            Self::Reload(arguments) => reload::run(&arguments),
             Self::Down(arguments) => down::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),
             Self::Key(arguments) => key::run(&arguments),

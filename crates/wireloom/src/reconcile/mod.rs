@@ -155,9 +155,9 @@ impl<K: Kernel> Reconciler<K> {
         self.public_key
     }
 
-    /// Whether a snapshot of the membership has arrived.
-    pub(crate) fn has_cluster(&self) -> bool {
-        self.planner.is_some()
+    /// The mesh in force; `None` until a snapshot of the membership has arrived.
+    pub(crate) fn cluster(&self) -> Option<&Cluster> {
+        self.planner.as_ref().map(Planner::cluster)
     }
 
     /// The kernel as the last pass left it, if that pass succeeded.
