@@ -166,7 +166,7 @@ impl Objects {
         let placed = self.chain(chain).is_some_and(|found| {
             chain.listed().iter().all(|(key, value)| found.get(key).unwrap_or(&Value::Null) == value)
         });
-        placed && self.rules_of(chain).map(in_order).eq(rules.iter().map(|rule| in_order(&rule.listed)))
+        placed && self.rules_of(chain).map(normal).eq(rules.iter().map(|rule| normal(&rule.listed)))
     }
 
     fn has_chain(&self, chain: &Chain) -> bool {
@@ -186,8 +186,10 @@ impl Objects {
 impl ListedSet {
     fn is(&self, set: &Set) -> bool {
         let listed = set.listed();
-        let mut properties =
-            listed.iter().map(|(key, value)| self.properties.get(*key).unwrap_or(&Value::Null) == value);
+        let mut properties = listed.iter().map(|(key, value)| {
+            let found = self.properties.get(*key).unwrap_or(&Value::Null);
+            normal_property(key, found) == normal_property(key, value)
+        });
         self.name == set.name && properties.all(|same| same)
     }
 }
@@ -215,15 +217,28 @@ fn interfaces(rule: &Value) -> BTreeSet<String> {
     }
 }
 
-/// Sorts the members of a rule's anonymous sets, whose order depends on the kernel.
-fn in_order(expressions: &Value) -> Value {
-    let mut expressions = expressions.clone();
-    for expression in expressions.as_array_mut().into_iter().flatten() {
-        if let Some(Value::Array(members)) = expression.pointer_mut("/match/right/set") {
-            members.sort_by_key(ToString::to_string);
+/// What nft lists in one way or another: sorts the members of anonymous sets, whose order depends on the kernel, and
+/// takes a single flag out of its list, as nft does from 1.1 on.
+fn normal(listed: &Value) -> Value {
+    match listed {
+        Value::Array(all) => all.iter().map(normal).collect(),
+        Value::Object(all) => {
+            all.iter().map(|(key, value)| (key.clone(), normal_property(key, value))).collect()
         }
+        other => other.clone(),
     }
-    expressions
+}
+
+fn normal_property(key: &str, value: &Value) -> Value {
+    match (key, value) {
+        ("flags", Value::Array(flags)) if flags.len() == 1 => flags[0].clone(),
+        ("set", Value::Array(members)) => {
+            let mut members = members.clone();
+            members.sort_by_key(ToString::to_string);
+            members.into()
+        }
+        (_, value) => normal(value),
+    }
 }
 
 #[cfg(test)]
@@ -437,6 +452,17 @@ mod tests {
         assert!(parse(b"{", "wg0").firewall.unwrap().altered);
         let listed = listed(&firewall()).to_string();
         assert!(parse(listed.as_bytes(), "wg1").firewall.unwrap().altered, "another interface");
+    }
+
+    #[test]
+    fn a_single_flag_is_listed_with_or_without_a_list() {
+        let mut listed = listed(&firewall());
+        for set in listed["nftables"].as_array_mut().unwrap().iter_mut().filter_map(|it| it.get_mut("set")) {
+            if set.get("flags").is_some() {
+                set["flags"] = json!("interval");
+            }
+        }
+        assert_eq!(read(&listed).firewall, Some(firewall()));
     }
 
     #[test]
