@@ -150,7 +150,7 @@ impl Key {
 pub(super) fn is_for_us() -> Expression {
     let key = Key {
         text: "fib daddr type".into(),
-        listed: json!({ "fib": { "result": "type", "flags": "daddr" } }),
+        listed: json!({ "fib": { "result": "type", "flags": ["daddr"] } }),
     };
     key.is("local")
 }

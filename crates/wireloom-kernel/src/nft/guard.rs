@@ -199,3 +199,80 @@ fn is_to(of: GuardSet, family: Family) -> Expression {
 fn in_set(key: Key, of: GuardSet, family: Family) -> Expression {
     key.is_in(set(of, family).name)
 }
+
+#[cfg(test)]
+mod tests {
+    use wireloom_plan::firewall::IncomingMark;
+
+    use super::*;
+
+    fn texts(guard: &Guard, of: &Chain) -> Vec<String> {
+        let chains = chains(guard, "wg0");
+        let chain = chains.into_iter().find(|(chain, _)| chain.name == of.name);
+        chain.into_iter().flat_map(|(_, rules)| rules).map(|rule| rule.text).collect()
+    }
+
+    fn scoped() -> Guard {
+        Guard { mark: 0xa, reject: true, outward: ["eth0".into()].into(), ..Guard::default() }
+    }
+
+    fn host() -> Guard {
+        Guard { datagrams: Some(IncomingMark { port: 51820, mark: 0xa }), ..scoped() }
+    }
+
+    #[test]
+    fn what_was_proved_is_refused_before_what_was_not() {
+        let egress = texts(&scoped(), &GUARD_EGRESS);
+        let at = |text: &str| {
+            egress.iter().position(|rule| rule == text).unwrap_or_else(|| panic!("{text} in {egress:#?}"))
+        };
+        let places = [
+            at("oifname \"wg0\" accept"),
+            at("ct direction reply ct original ip daddr != @pools4 accept"),
+            at("ip daddr @nodes4 accept"),
+            at("ip saddr @own4 ip daddr @refused_out4 reject with icmp type admin-prohibited"),
+            at(
+                "iifname \"wg0\" oifname \"eth0\" ip saddr @pools4 ip daddr @pools4 counter name \"returned\" \
+                reject with icmp type admin-prohibited",
+            ),
+            at(
+                "oifname \"eth0\" ip6 saddr @own6 ip6 daddr @pools6 counter name \"unproven_out\" reject with icmpv6 \
+                type admin-prohibited",
+            ),
+        ];
+        assert!(places.is_sorted(), "{egress:#?}");
+    }
+
+    #[test]
+    fn in_host_mode_datagrams_pass_and_no_answers() {
+        assert_eq!(texts(&host(), &GUARD_OUTPUT)[0], "udp sport 51820 meta mark and 0xa == 0xa accept");
+        assert_eq!(texts(&host(), &GUARD_INGRESS)[1], "udp dport 51820 fib daddr type local accept");
+        assert!(texts(&host(), &GUARD_ANSWERS).is_empty());
+        for chain in [GUARD_EGRESS, GUARD_INGRESS, GUARD_OUTPUT] {
+            assert!(texts(&host(), &chain).iter().all(|rule| !rule.contains("@nodes")));
+        }
+    }
+
+    #[test]
+    fn without_interfaces_that_lead_out_no_rule_is_about_them() {
+        let guard = Guard { outward: [].into(), ..scoped() };
+        for chain in [GUARD_EGRESS, GUARD_INGRESS] {
+            let rules = texts(&guard, &chain);
+            assert!(rules.iter().all(|rule| !rule.contains("counter name")), "{rules:#?}");
+        }
+    }
+
+    #[test]
+    fn errors_about_workloads_get_a_source_or_are_refused() {
+        let about = "oifname != \"wg0\" icmp type { destination-unreachable, time-exceeded, parameter-problem } \
+                     ip daddr @pools4 ip daddr != @own4 ip daddr != @nodes4 ct reply ip saddr @pools4 ct reply ip daddr \
+                     @pools4";
+        let guard = Guard { error_source_v4: Some([10, 161, 1, 1].into()), ..scoped() };
+        assert!(texts(&guard, &GUARD_ERRORS).contains(&format!("{about} ip saddr set 10.161.1.1")));
+        let refused = format!("{about} counter name \"errors_refused\" drop");
+        for guard in [guard, scoped()] {
+            assert!(texts(&guard, &GUARD_OUTPUT).contains(&refused), "{:#?}", texts(&guard, &GUARD_OUTPUT));
+        }
+        assert!(texts(&scoped(), &GUARD_ERRORS).is_empty());
+    }
+}

@@ -88,3 +88,35 @@ fn if_absent(saved: &str) -> Option<String> {
     let rest = saved.strip_prefix(COMMENT)?.strip_prefix(&anew)?;
     Some(format!("create table inet {TABLE}\n{rest}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use wireloom_plan::firewall::Guard;
+
+    use super::*;
+
+    #[test]
+    fn a_saved_guard_is_loaded_only_where_there_is_no_table() {
+        let directory = tempfile::tempdir().unwrap();
+        let saved = Saved::new(StateDir::at(directory.path()), Nft::default());
+        let firewall =
+            Firewall { guard: Some(Guard { mark: 0xa, ..Guard::default() }), ..Firewall::default() };
+        let table = Table { firewall: Some(firewall.clone()), ..Table::default() };
+        saved.write(&table, &firewall, "wg0").unwrap();
+        let text = fs::read_to_string(directory.path().join(NAME)).unwrap();
+        let script = if_absent(&text).unwrap();
+        assert!(script.starts_with("create table inet wireloom\nadd set "), "{script}");
+        assert!(!script.contains("add table") && !script.contains("delete"), "{script}");
+        saved.remove().unwrap();
+        assert!(!directory.path().join(NAME).exists());
+    }
+
+    #[test]
+    fn a_file_that_no_agent_wrote_is_not_loaded() {
+        assert_eq!(if_absent(""), None);
+        assert_eq!(if_absent("flush ruleset\n"), None);
+        assert_eq!(if_absent(&format!("{COMMENT}flush ruleset\n")), None);
+    }
+}
