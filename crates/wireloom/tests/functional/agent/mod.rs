@@ -1,5 +1,6 @@
 //! The agent on the nodes of a mesh.
 
+mod guard;
 pub(crate) mod matrix;
 pub(crate) mod membership;
 pub(crate) mod ownership;
