@@ -1,7 +1,6 @@
 //! The agent on the nodes of a mesh.
 
-mod holdback;
-pub(crate) mod matrix;
+bapub(crate) mod matrix;
 pub(crate) mod membership;
 pub(crate) mod ownership;
 mod records;
