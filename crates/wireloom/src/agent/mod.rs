@@ -95,7 +95,9 @@ impl Agent {
                         self.handle(event);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) if Instant::now() >= self.due => self.reconciler.distrust_kernel(),
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= self.due => {
+                    self.reconciler.distrust_kernel()
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("every source of events has ended"),
             }

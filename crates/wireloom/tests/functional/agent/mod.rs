@@ -4,6 +4,7 @@ mod holdback;
 pub(crate) mod matrix;
 pub(crate) mod membership;
 pub(crate) mod ownership;
+mod proofs;
 mod records;
 mod reports;
 pub(crate) mod restart;
