@@ -12,6 +12,7 @@ use caps::{CapSet, Capability};
 use clap::{Args, Parser, Subcommand};
 
 mod agent;
+mod boot_guard;
 mod device;
 mod down;
 mod key;
@@ -35,6 +36,7 @@ enum Command {
     Plan(plan::Arguments),
     Status(status::Arguments),
     Down(down::Arguments),
+    BootGuard(boot_guard::Arguments),
     Device(device::Arguments),
     Key(key::Arguments),
     /// Says where the demo is now
@@ -52,6 +54,7 @@ impl Command {
             Self::Plan(arguments) => plan::run(&arguments),
             Self::Status(arguments) => status::run(&arguments),
             Self::Down(arguments) => down::run(&arguments),
+            Self::BootGuard(arguments) => boot_guard::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),
             Self::Key(arguments) => key::run(&arguments),
             Self::Demo { .. } => bail!(
