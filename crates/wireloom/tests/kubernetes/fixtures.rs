@@ -12,6 +12,9 @@ use wireloom_lab::{Cluster, ClusterLayout, DaemonSet};
 /// Two tags of Wireloom's image, so that one can be rolled out over the other.
 pub(crate) const TAGS: [&str; 2] = ["1", "2"];
 
+/// The boot unit on a node.
+pub(crate) const BOOT_UNIT: &str = "/etc/systemd/system/wireloom-guard.service";
+
 /// The program `wireloom` of this build, which makes keys. What runs on the nodes is in the image.
 pub(crate) fn wireloom() -> PathBuf {
     env!("CARGO_BIN_EXE_wireloom").into()
