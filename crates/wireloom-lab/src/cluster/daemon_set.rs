@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use super::Cluster;
 use crate::{
-    Error, Result,
+    Error, PATIENCE, Result,
     mesh::{KeyPair, Mesh, write_key},
+    until,
 };
 
 /// The namespace and the name of the DaemonSet, and the names of its pods' containers.
@@ -127,6 +128,23 @@ impl DaemonSet {
             let answers =
                 questions.map(|line| cluster.kubectl(line).unwrap_or_else(|error| error.to_string()));
             Error::Logged { what: error.to_string(), log: answers.join("\n") }
+        })
+    }
+
+    /// Waits until every node has a proof of every other one: `proven` of each peer in `wireloom status`. Before that,
+    /// a node's pods are reached in plaintext, unless the settings say otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`].
+    pub fn wait_for_proofs(&self, cluster: &Cluster) -> Result<()> {
+        let nodes = cluster.nodes();
+        nodes.iter().enumerate().try_for_each(|(n, node)| {
+            until(2 * PATIENCE, &format!("every peer of {} to be proven", node.name), || {
+                let status = self.status(cluster, n).ok()?;
+                let peers = status["peers"].as_array()?;
+                let is_proven = |peer: &Value| peer["proven"] == true;
+                (peers.len() == nodes.len() - 1 && peers.iter().all(is_proven)).then_some(())
+            })
         })
     }
 

@@ -91,7 +91,6 @@ impl Stage {
             pod(&name, &node.name, WORKLOAD_IMAGE, &[WORKLOAD_PROGRAM])
         });
         start(&on.cluster, &pods.collect::<Vec<_>>());
-        wait_for_proofs(&on);
         Self { on }
     }
 
@@ -144,19 +143,6 @@ fn pod(name: &str, node: &str, image: &str, command: &[&str]) -> Value {
 fn start(cluster: &Cluster, pods: &[Value]) {
     cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": pods }).to_string()).unwrap();
     cluster.wait_for_pods("--all").unwrap();
-}
-
-/// Waits until every node has a proof of every other one. Before that, a node's pods are reached in plaintext.
-fn wait_for_proofs(on: &WithWireloom) {
-    let nodes = on.cluster.nodes().len();
-    for node in 0..nodes {
-        until(2 * PATIENCE, "every peer to be proven", || {
-            let status = on.daemon_set.status(&on.cluster, node).ok()?;
-            let peers = status["peers"].as_array()?;
-            (peers.len() == nodes - 1 && peers.iter().all(|peer| peer["proven"] == true)).then_some(())
-        })
-        .unwrap();
-    }
 }
 
 /// Waits until a pod answers another one over both families.

@@ -57,7 +57,7 @@ fn run(command: &mut Command) {
     assert!(status.success(), "{command:?}: {status}");
 }
 
-/// A cluster with Wireloom on every node, in scoped mode.
+/// A cluster with Wireloom on every node, in scoped mode, where all nodes have proved themselves.
 pub(crate) struct WithWireloom {
     pub(crate) cluster: Cluster,
     pub(crate) daemon_set: DaemonSet,
@@ -70,6 +70,7 @@ impl WithWireloom {
             cluster.import(image).unwrap();
         }
         let daemon_set = DaemonSet::install(&cluster, &wireloom(), TAGS[0]).unwrap();
+        daemon_set.wait_for_proofs(&cluster).unwrap();
         Self { cluster, daemon_set }
     }
 }
