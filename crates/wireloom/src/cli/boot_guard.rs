@@ -95,7 +95,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             Ok(Installed::Already) => anstream::println!("{UNITS}/{NAME} is installed already"),
             Ok(Installed::Masked) => anstream::println!("{UNITS}/{NAME} is masked, and stays so"),
             Err(error) if *if_possible => anstream::eprintln!(
-                "{} no boot unit on this host: {error:#}; from a boot until the agent runs, traffic of workloads can \
+                "{} no boot unit: {error:#}; from a boot until the agent runs, traffic of workloads can \
                  leave in plaintext",
                 "warning:".yellow().bold()
             ),
@@ -118,7 +118,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 fn install(root: &Path, state: &Path) -> anyhow::Result<Installed> {
     let units = on(root, UNITS);
     if !units.is_dir() {
-        bail!("it has no {UNITS}: it does not run systemd");
+        bail!("the host has no {UNITS}: it does not run systemd");
     }
     let path = units.join(NAME);
     let content = unit(nft(root)?, state)?;
@@ -197,7 +197,7 @@ fn nft(root: &Path) -> anyhow::Result<&'static str> {
     // A link may lead to another place of the host, which is elsewhere as seen from here: it is not followed.
     let found = PROGRAMS.into_iter().find(|path| fs::symlink_metadata(on(root, path)).is_ok());
     found.with_context(|| {
-        format!("it has no nft, neither {} nor {}; install nftables on it", PROGRAMS[0], PROGRAMS[1])
+        format!("the host has no nft, neither {} nor {}; install nftables on it", PROGRAMS[0], PROGRAMS[1])
     })
 }
 
@@ -370,7 +370,7 @@ mod tests {
         let host = TestHost::new("/usr/sbin/nft");
         fs::remove_file(host.path("/usr/sbin/nft")).unwrap();
         let error = host.install().unwrap_err().to_string();
-        assert_eq!(error, "it has no nft, neither /usr/sbin/nft nor /sbin/nft; install nftables on it");
+        assert_eq!(error, "the host has no nft, neither /usr/sbin/nft nor /sbin/nft; install nftables on it");
         assert_eq!(host.files(), ["sysinit.target.wants"]);
         // A link of the host may lead nowhere as seen from a container.
         symlink("/opt/nftables/nft", host.path("/usr/sbin/nft")).unwrap();
@@ -378,7 +378,7 @@ mod tests {
 
         let empty = tempfile::tempdir().unwrap();
         let error = install(empty.path(), Path::new(STATE)).unwrap_err().to_string();
-        assert_eq!(error, "it has no /etc/systemd/system: it does not run systemd");
+        assert_eq!(error, "the host has no /etc/systemd/system: it does not run systemd");
         assert_eq!(remove(empty.path()).unwrap(), Vec::<PathBuf>::new());
     }
 
