@@ -40,9 +40,17 @@ impl Linux {
     fn observe_without_device(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
         let found = self.find_interface()?;
         let index = found.as_ref().map(|found| found.index);
+        let mut interface = found.as_ref().map(|found| found.interface.clone());
+        if let Some(interface) = &mut interface {
+            // Absent when it was removed this moment.
+            interface.rp_filter = sysctl::read(&self.interface, UnderlaySysctl::RpFilter)?.unwrap_or(0);
+        }
         let assigned = address::observe(&mut self.rtnetlink).attempt(|| "list the addresses".into())?;
         let table = self.nftables.observe().attempt(|| "read the nftables table `inet wireloom`".into())?;
-        let on_ours = assigned.iter().filter(|each| Some(each.interface) == index);
+        let (on_ours, elsewhere): (Vec<&address::Assigned>, Vec<&address::Assigned>) =
+            assigned.iter().partition(|each| Some(each.interface) == index);
+        let with_own = elsewhere.iter().filter(|each| own.contains(&each.address.addr()));
+        let with_own = with_own.map(|each| each.interface).collect();
         let (mut neighbours, mut link_routes) = (BTreeMap::new(), BTreeSet::new());
         if let Some(found) = found.as_ref().filter(|found| found.interface.is_ours()) {
             neighbours = neighbour::observe(&mut self.rtnetlink, found.index)
@@ -55,9 +63,12 @@ impl Linux {
             neighbours,
             link_routes,
             send_redirects: sysctl::read(ALL, UnderlaySysctl::SendRedirects)? != Some(0),
-            addresses: on_ours.map(|each| each.address).collect(),
+            rp_filter_all: sysctl::read(ALL, UnderlaySysctl::RpFilter)?.unwrap_or(0),
+            addresses: on_ours.iter().map(|each| each.address).collect(),
+            here: elsewhere.iter().map(|each| each.address).collect(),
+            outward: self.observe_outward(&rules, &with_own)?,
             device: None,
-            interface: found.map(|found| found.interface),
+            interface,
             rules: rules.iter().filter(|rule| rule.table == self.table).cloned().collect(),
             routes: route::observe(&mut self.rtnetlink, self.table, index)
                 .attempt(|| format!("list the routes of table {}", self.table))?,
@@ -71,6 +82,7 @@ impl Linux {
             firewall: table.firewall,
             judged_peers: table.judged_peers,
             sources: table.sources,
+            guarded: table.guarded,
         };
         if is_contested(&observed, self.table) {
             observed.free_table = self.find_free_table(&rules)?;

@@ -95,7 +95,7 @@ fn change(index: u32, with: impl FnOnce(&mut LinkMessage)) -> Request {
     Request { message: RouteNetlinkMessage::NewLink(message), flags: 0 }
 }
 
-/// `None` for a message without a name.
+/// `None` for a message without a name. `rp_filter`, which is not in the message, is 0.
 pub(crate) fn decode(message: &LinkMessage) -> Option<Found> {
     let mut name = None;
     // A TAP is an Ethernet interface; a TUN and the kernel's WireGuard are not.
@@ -105,7 +105,7 @@ pub(crate) fn decode(message: &LinkMessage) -> Option<Found> {
     };
     let mut backend = Backend::Userspace;
     let up = message.header.flags.contains(LinkFlags::Up);
-    let mut interface = Interface { alias: None, mtu: 0, up, peer_lookup };
+    let mut interface = Interface { alias: None, mtu: 0, up, peer_lookup, rp_filter: 0 };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value.clone()),

@@ -20,7 +20,7 @@ use wireloom_kernel::{
     state::{AgentLock, StateDir},
 };
 use wireloom_membership::config_file::{ReadError, TomlFile};
-use wireloom_plan::{observed::Observed, removals::Removals, warning::Warning};
+use wireloom_plan::{removals::Removals, warning::Warning};
 
 use self::event::Event;
 pub(crate) use self::start::run;
@@ -258,14 +258,14 @@ impl Agent {
         }
     }
 
-    /// Tells the monitor which interfaces and addresses matter now.
+    /// Tells the monitor which interfaces matter now.
     fn update_interest(&mut self) {
-        let own = self.reconciler.own_addresses();
-        let underlays = |observed: &Observed| observed.underlays.keys().cloned().collect();
-        let underlays = self.reconciler.mirror().map_or_else(|| self.interest.underlays.clone(), underlays);
-        if own != self.interest.own || underlays != self.interest.underlays {
-            self.interest.own = own;
-            self.interest.underlays = underlays;
+        let Some(observed) = self.reconciler.mirror() else { return };
+        if observed.outward != self.interest.outward
+            || !observed.underlays.keys().eq(&self.interest.underlays)
+        {
+            self.interest.outward = observed.outward.clone();
+            self.interest.underlays = observed.underlays.keys().cloned().collect();
             self.monitor.set_interest(self.interest.clone());
         }
     }

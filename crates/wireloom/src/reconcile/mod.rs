@@ -160,14 +160,6 @@ impl<K: Kernel> Reconciler<K> {
         self.planner.is_some()
     }
 
-    /// This node's own addresses, according to the membership.
-    pub(crate) fn own_addresses(&self) -> BTreeSet<IpAddr> {
-        self.planner
-            .as_ref()
-            .map(|planner| own_addresses(planner.cluster(), &self.settings))
-            .unwrap_or_default()
-    }
-
     /// The kernel as the last pass left it, if that pass succeeded.
     pub(crate) fn mirror(&self) -> Option<&Observed> {
         self.mirror.as_ref()
