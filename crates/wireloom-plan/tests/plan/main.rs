@@ -11,6 +11,7 @@
 //! - `host`: sysctls, firewall, interface, and the removal of everything
 //! - `twin`: the in-memory kernel does what Linux was measured to do
 //! - `json`: the JSON form of operations
+//! - `guard`: whose addresses are workloads, and where plaintext is refused
 //! - `holdback`: removals of many nodes at once are held back
 //! - `warnings`: the warnings to the operator
 //! - `properties`: from arbitrary kernels to arbitrary meshes

@@ -94,6 +94,7 @@ fn nothing_happens_before_the_first_snapshot() {
         mtu: 1420,
         up: true,
         peer_lookup: PeerLookup::Destination,
+        left: false,
         rp_filter: 2,
     });
     assert_eq!(reconciler.pass().unwrap(), 0);
@@ -187,6 +188,7 @@ fn a_foreign_interface_is_refused_until_it_goes() {
         mtu: 1500,
         up: true,
         peer_lookup: PeerLookup::Destination,
+        left: false,
         rp_filter: 2,
     });
     reconciler.set_cluster(cluster(2));

@@ -9,6 +9,7 @@ mod records;
 mod reports;
 pub(crate) mod restart;
 pub(crate) mod rules;
+pub(crate) mod survival;
 mod trouble;
 pub(crate) mod upgrade;
 mod upkeep;

@@ -417,7 +417,7 @@ fn firewall_op() -> impl Strategy<Value = Op> {
     let firewall =
         (prop::option::of(51820..51822_u16), prop::bool::weighted(0.8)).prop_map(|(port, judge)| {
             let mark_incoming = port.map(|port| IncomingMark { port, mark: 0xa });
-            Firewall { guard: None, mark_incoming, judge_sources: judge, altered: false }
+            Firewall { mark_incoming, judge_sources: judge, guard: None, altered: false }
         });
     let peer = || (1..4_u8).prop_map(|number| LinkAddress::from_bytes([2, 0, 0, 0, 0, number]));
     let addresses = || {
