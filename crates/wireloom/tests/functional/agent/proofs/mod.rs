@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use wireloom_lab::{
-    Capture, Cell, Content, FAMILIES, Layout, Pinger, Wire,
+    Capture, Cell, Content, FAMILIES, Layout, Packet, Pinger, Wire,
     agent::{self, Agent},
 };
 
@@ -59,12 +59,12 @@ impl Fleet {
         self.wait(&what, |fleet| fleet.standing(node, other).get(word).is_some());
     }
 
-    /// The number of pings between pods in plaintext among what was captured.
-    fn plain(&self, capture: &Capture) -> usize {
+    /// The pings between pods in plaintext among what was captured.
+    fn plain(&self, capture: &Capture) -> Vec<Packet> {
         let is_pod = |address| self.mesh.pools.iter().any(|pool| pool.cidr.contains(&address));
         let packets = capture.drain().unwrap();
-        let echoes = packets.iter().filter(|packet| matches!(packet.content, Content::Echo { .. }));
-        echoes.filter(|echo| is_pod(echo.source) && is_pod(echo.destination)).count()
+        let echoes = packets.into_iter().filter(|packet| matches!(packet.content, Content::Echo { .. }));
+        echoes.filter(|echo| is_pod(echo.source) && is_pod(echo.destination)).collect()
     }
 }
 

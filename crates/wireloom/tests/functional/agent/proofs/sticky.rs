@@ -13,7 +13,9 @@ fn a_proof_outlives_agent_and_device_of_the_other_side() {
     fleet.settle(Promise::SCOPED);
     fleet.wait_for_standing(0, "node-b", true);
     // All of node-b's Wireloom goes, and the agent of node-a starts anew.
-    fleet.agents.drain(..).for_each(|agent| drop(agent.terminate().unwrap()));
+    for agent in fleet.agents.drain(..) {
+        agent.terminate().unwrap();
+    }
     fleet.lab.nodes[1].run("ip link delete wg0").unwrap();
     let capture = Capture::open(fleet.lab.underlay()).unwrap();
     let pingers = fleet.ping(0, 1);
@@ -21,7 +23,7 @@ fn a_proof_outlives_agent_and_device_of_the_other_side() {
     fleet.wait_for_report(&fleet.lab.nodes[0], &fleet.agents[0]);
     thread::sleep(Duration::from_secs(3));
     assert!(fleet.standing(0, "node-b").get("proven").is_some());
-    assert_eq!(fleet.plain(&capture), 0);
+    assert_eq!(fleet.plain(&capture), []);
     drop(pingers);
     fleet.agents.push(fleet.start_agent(1));
     fleet.settle(Promise::SCOPED);
@@ -76,6 +78,6 @@ fn an_unproven_node_is_direct_and_with_reject_refused() {
     let pingers = fleet.ping(0, 1);
     fleet.agents.push(fleet.start_agent(1));
     fleet.settle(Promise::SCOPED);
-    assert_eq!(fleet.plain(&capture), 0);
+    assert_eq!(fleet.plain(&capture), []);
     drop(pingers);
 }
