@@ -20,9 +20,9 @@ use super::{
 };
 
 /// Gives the errors their source. Of type `route`, so that the kernel routes them again. It comes before NAT (-100) and
-/// before [`refusals`].
+/// before [`refusals`], which come after routing.
 pub(super) const GUARD_ERRORS: Chain =
-    Chain { name: "guard_errors", hook: Some(Hook { kind: "route", point: "output", priority: -150 }) };
+    Chain { name: "guard_errors", hook: Hook { kind: "route", point: "output", priority: -150 } };
 
 /// The counter of the errors that were refused.
 pub(super) const ERRORS_REFUSED: &str = "errors_refused";

@@ -10,17 +10,17 @@ use super::{
     errors::{self, ERRORS_REFUSED, GUARD_ERRORS},
     expression::{
         Expression, Key, Rule, accept, add_mark, connection, count, destination, drop, field, has_mark,
-        is_for_us, is_reply, jump, meta, reject, rule, source,
+        is_for_us, is_reply, meta, reject, rule, source,
     },
     guard_sets::{FAMILIES, set},
 };
 
-/// Judges what leaves. Before the filters of others (0), behind destination NAT.
+/// Judges what is forwarded, and tells the sender what is refused. Before the filters of others (0), behind destination
+/// NAT.
 pub(super) const GUARD_FORWARD: Chain = filter("guard_forward", "forward", -10);
-/// The same for what this machine sends itself.
-pub(super) const GUARD_OUTPUT: Chain = filter("guard_output", "output", -10);
-/// What both have in common.
-pub(super) const GUARD_EGRESS: Chain = Chain { name: "guard_egress", hook: None };
+/// Judges what leaves, above all what this machine sends itself: when a packet is marked or translated in the output
+/// hook, the kernel routes it again, but all chains of that hook still see the old interface. Before source NAT (100).
+pub(super) const GUARD_EGRESS: Chain = filter("guard_egress", "postrouting", -10);
 /// Judges what enters, as it was on the wire: before NAT and before connection tracking (-200), after
 /// defragmentation (-400).
 pub(super) const GUARD_INGRESS: Chain = filter("guard_ingress", "prerouting", -310);
@@ -41,16 +41,14 @@ const DISCOVERY: [&str; 5] =
     ["nd-router-solicit", "nd-router-advert", "nd-neighbor-solicit", "nd-neighbor-advert", "nd-redirect"];
 
 const fn filter(name: &'static str, point: &'static str, priority: i32) -> Chain {
-    Chain { name, hook: Some(Hook { kind: "filter", point, priority }) }
+    Chain { name, hook: Hook { kind: "filter", point, priority } }
 }
 
 /// The chains with their rules.
 pub(super) fn chains(guard: &Guard, interface: &str) -> Vec<(Chain, Vec<Rule>)> {
-    // A chain comes before those that jump to it.
     let mut all = vec![
+        (GUARD_FORWARD, judgement(guard, interface, reject)),
         (GUARD_EGRESS, egress(guard, interface)),
-        (GUARD_FORWARD, vec![rule([jump(GUARD_EGRESS.name)])]),
-        (GUARD_OUTPUT, output(guard, interface)),
         (GUARD_INGRESS, ingress(guard, interface)),
         (GUARD_ERRORS, errors::sources(guard, interface)),
     ];
@@ -66,7 +64,8 @@ pub(super) fn counters(guard: &Guard) -> impl Iterator<Item = &'static str> {
     [RETURNED, FORGED, ERRORS_REFUSED].into_iter().chain(unproven.into_iter().flatten())
 }
 
-fn egress(guard: &Guard, interface: &str) -> Vec<Rule> {
+/// What of all that leaves is refused, and how.
+fn judgement(guard: &Guard, interface: &str, refuse: fn(Family) -> Expression) -> Vec<Rule> {
     let mut rules = vec![rule([meta("oifname").is_named(interface), accept()])];
     if guard.datagrams.is_none() {
         // A connection that a workload opened towards an address that is no workload came in directly. A packet without
@@ -80,7 +79,7 @@ fn egress(guard: &Guard, interface: &str) -> Vec<Rule> {
     }
     // The lookup that counts comes last.
     rules.extend(FAMILIES.map(|family| {
-        rule([is_from(GuardSet::Own, family), is_to(GuardSet::RefusedOut, family), reject(family)])
+        rule([is_from(GuardSet::Own, family), is_to(GuardSet::RefusedOut, family), refuse(family)])
     }));
     if guard.outward.is_empty() {
         return rules;
@@ -92,7 +91,7 @@ fn egress(guard: &Guard, interface: &str) -> Vec<Rule> {
             is_from(GuardSet::Pools, family),
             is_to(GuardSet::Pools, family),
             count(RETURNED),
-            reject(family),
+            refuse(family),
         ])
     }));
     if guard.reject {
@@ -102,14 +101,15 @@ fn egress(guard: &Guard, interface: &str) -> Vec<Rule> {
                 is_from(GuardSet::Own, family),
                 is_to(GuardSet::Pools, family),
                 count(UNPROVEN_OUT),
-                reject(family),
+                refuse(family),
             ])
         }));
     }
     rules
 }
 
-fn output(guard: &Guard, interface: &str) -> Vec<Rule> {
+/// Only a few hooks, not this one, can reject.
+fn egress(guard: &Guard, interface: &str) -> Vec<Rule> {
     let mut rules = Vec::new();
     // Our own encrypted datagrams: they alone have both.
     if let Some(datagrams) = &guard.datagrams {
@@ -120,7 +120,7 @@ fn output(guard: &Guard, interface: &str) -> Vec<Rule> {
         ]));
     }
     rules.extend(errors::refusals(guard, interface));
-    rules.push(rule([jump(GUARD_EGRESS.name)]));
+    rules.extend(judgement(guard, interface, |_| drop()));
     rules
 }
 
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_was_proved_is_refused_before_what_was_not() {
-        let egress = texts(&scoped(), &GUARD_EGRESS);
+        let egress = texts(&scoped(), &GUARD_FORWARD);
         let at = |text: &str| {
             egress.iter().position(|rule| rule == text).unwrap_or_else(|| panic!("{text} in {egress:#?}"))
         };
@@ -244,11 +244,23 @@ mod tests {
     }
 
     #[test]
+    fn all_that_is_refused_when_it_is_forwarded_is_dropped_when_it_leaves() {
+        for guard in [scoped(), host()] {
+            let dropped = texts(&guard, &GUARD_EGRESS);
+            for refused in texts(&guard, &GUARD_FORWARD) {
+                let refused = refused.split("reject").next().unwrap_or_default();
+                let same = |rule: &&String| rule.strip_suffix("drop").unwrap_or(rule) == refused;
+                assert_eq!(dropped.iter().filter(same).count(), 1, "{refused} in {dropped:#?}");
+            }
+        }
+    }
+
+    #[test]
     fn in_host_mode_datagrams_pass_and_no_answers() {
-        assert_eq!(texts(&host(), &GUARD_OUTPUT)[0], "udp sport 51820 meta mark and 0xa == 0xa accept");
+        assert_eq!(texts(&host(), &GUARD_EGRESS)[0], "udp sport 51820 meta mark and 0xa == 0xa accept");
         assert_eq!(texts(&host(), &GUARD_INGRESS)[1], "udp dport 51820 fib daddr type local accept");
         assert!(texts(&host(), &GUARD_ANSWERS).is_empty());
-        for chain in [GUARD_EGRESS, GUARD_INGRESS, GUARD_OUTPUT] {
+        for chain in [GUARD_FORWARD, GUARD_INGRESS, GUARD_EGRESS] {
             assert!(texts(&host(), &chain).iter().all(|rule| !rule.contains("@nodes")));
         }
     }
@@ -256,7 +268,7 @@ mod tests {
     #[test]
     fn without_interfaces_that_lead_out_no_rule_is_about_them() {
         let guard = Guard { outward: [].into(), ..scoped() };
-        for chain in [GUARD_EGRESS, GUARD_INGRESS] {
+        for chain in [GUARD_FORWARD, GUARD_INGRESS] {
             let rules = texts(&guard, &chain);
             assert!(rules.iter().all(|rule| !rule.contains("counter name")), "{rules:#?}");
         }
@@ -271,7 +283,7 @@ mod tests {
         assert!(texts(&guard, &GUARD_ERRORS).contains(&format!("{about} ip saddr set 10.161.1.1")));
         let refused = format!("{about} counter name \"errors_refused\" drop");
         for guard in [guard, scoped()] {
-            assert!(texts(&guard, &GUARD_OUTPUT).contains(&refused), "{:#?}", texts(&guard, &GUARD_OUTPUT));
+            assert!(texts(&guard, &GUARD_EGRESS).contains(&refused), "{:#?}", texts(&guard, &GUARD_EGRESS));
         }
         assert!(texts(&scoped(), &GUARD_ERRORS).is_empty());
     }
