@@ -189,7 +189,7 @@ fn answers(guard: &Guard) -> Vec<Rule> {
             let opened_by = connection("original", family, "saddr");
             rule([
                 is_reply(),
-                in_set(opened_by, GuardSet::Pools, family),
+                in_set(&opened_by, GuardSet::Pools, family),
                 to_no_workload,
                 add_mark(guard.mark),
             ])
@@ -201,7 +201,7 @@ fn answers(guard: &Guard) -> Vec<Rule> {
 /// The connection was opened towards an address outside the pools, or towards that of a node.
 fn to_no_workload(family: Family) -> [Expression; 2] {
     let opened_to = || connection("original", family, "daddr");
-    [opened_to().is_not_in(set(GuardSet::Pools, family).name), in_set(opened_to(), GuardSet::Nodes, family)]
+    [opened_to().is_not_in(set(GuardSet::Pools, family).name), in_set(&opened_to(), GuardSet::Nodes, family)]
 }
 
 /// Lets packets from and to nodes pass.
@@ -216,14 +216,14 @@ fn discovery() -> Rule {
 }
 
 fn is_from(of: GuardSet, family: Family) -> Expression {
-    in_set(source(family), of, family)
+    in_set(&source(family), of, family)
 }
 
 fn is_to(of: GuardSet, family: Family) -> Expression {
-    in_set(destination(family), of, family)
+    in_set(&destination(family), of, family)
 }
 
-fn in_set(key: Key, of: GuardSet, family: Family) -> Expression {
+fn in_set(key: &Key, of: GuardSet, family: Family) -> Expression {
     key.is_in(set(of, family).name)
 }
 
