@@ -12,6 +12,7 @@ use caps::{CapSet, Capability};
 use clap::{Args, Parser, Subcommand};
 
 mod agent;
+mod boot_guard;
 mod device;
 mod down;
 mod key;
@@ -37,6 +38,7 @@ enum Command {
     Status(status::Arguments),
     Reload(reload::Arguments),
     Down(down::Arguments),
+    BootGuard(boot_guard::Arguments),
     Device(device::Arguments),
     Key(key::Arguments),
     /// Says where the demo is now
@@ -55,6 +57,7 @@ impl Command {
             Self::Status(arguments) => status::run(&arguments),
             Self::Reload(arguments) => reload::run(&arguments),
             Self::Down(arguments) => down::run(&arguments),
+            Self::BootGuard(arguments) => boot_guard::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),
             Self::Key(arguments) => key::run(&arguments),
             Self::Demo { .. } => bail!(

@@ -1,9 +1,11 @@
 //! The agent on the nodes of a mesh.
 
+mod guard;
 mod holdback;
 pub(crate) mod matrix;
 pub(crate) mod membership;
 pub(crate) mod ownership;
+mod proofs;
 mod records;
 mod reports;
 pub(crate) mod restart;
