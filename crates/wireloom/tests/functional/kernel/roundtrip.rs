@@ -585,18 +585,11 @@ fn guard() -> impl Strategy<Value = Guard> {
 
 fn firewall_op() -> impl Strategy<Value = Op> {
     let firewall =
-<<<<<<< HEAD
         (prop::option::of(51820..51822_u16), prop::bool::weighted(0.8), prop::option::weighted(0.8, guard()))
             .prop_map(|(port, judge, guard)| {
                 let mark_incoming = port.map(|port| IncomingMark { port, mark: 0xa });
                 Firewall { mark_incoming, judge_sources: judge, guard, altered: false }
             });
-=======
-        (prop::option::of(51820..51822_u16), prop::bool::weighted(0.8)).prop_map(|(port, judge)| {
-            let mark_incoming = port.map(|port| IncomingMark { port, mark: 0xa });
-            Firewall { mark_incoming, judge_sources: judge, guard: None, altered: false }
-        });
->>>>>>> proofs
     let peer = || (1..4_u8).prop_map(|number| LinkAddress::from_bytes([2, 0, 0, 0, 0, number]));
     let addresses = || {
         (any::<bool>(), 0..4_u8, 0..4_u8).prop_map(|(v4, one, other)| {
