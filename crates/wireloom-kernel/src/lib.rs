@@ -24,7 +24,7 @@ pub use self::{
         Linux,
         backend::{BackendChoice, BackendSetting},
     },
-    nft::Refusals,
+    nft::{GuardCounters, Refusals},
     random_key::random_key,
     rtnetlink::monitor::{Interest, Monitor},
     wireguard::{Backend, DeviceState, PeerState},

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use wireloom_plan::{
+    firewall::{GuardSet, Guarded},
     op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
     routing::{Route, RouteKind, Rule},
 };
@@ -101,6 +102,20 @@ pub(crate) fn firewall(op: &FirewallOp) -> String {
                 sources.len()
             )
         }
+        FirewallOp::Guard(Guarded { set, addresses }) => match set {
+            GuardSet::RefusedOut => format!("refuse to send to {addresses} in plaintext"),
+            GuardSet::RefusedIn => format!("refuse what comes from {addresses} in plaintext"),
+            GuardSet::Own => format!("guard what {addresses} of this node sends and receives"),
+            GuardSet::Pools => format!("count {addresses} among the pools"),
+            GuardSet::Nodes => format!("let {addresses}, which a node has, send and receive in plaintext"),
+        },
+        FirewallOp::Unguard(Guarded { set, addresses }) => match set {
+            GuardSet::RefusedOut => format!("stop refusing to send to {addresses} in plaintext"),
+            GuardSet::RefusedIn => format!("stop refusing what comes from {addresses} in plaintext"),
+            GuardSet::Own => format!("stop guarding {addresses}"),
+            GuardSet::Pools => format!("stop counting {addresses} among the pools"),
+            GuardSet::Nodes => format!("stop taking {addresses} for those of a node"),
+        },
         FirewallOp::Remove => "remove the nftables table `inet wireloom`".into(),
     }
 }
@@ -113,6 +128,7 @@ fn sysctl(op: &SysctlOp) -> String {
         SysctlOp::Restore { interface, sysctl } => {
             format!("restore net.ipv4.conf.{interface}.{}", sysctl.name())
         }
+        SysctlOp::LoosenOwn => "let our interface's source validation be loose".into(),
     }
 }
 

@@ -16,6 +16,7 @@ use wireloom_plan::{
     observed::{Observed, Underlay},
     planner::Planner,
     settings::Settings,
+    standing::{Standing, Standings},
 };
 use wireloom_types::{PeerLookup, PublicKey, SourceCheck};
 
@@ -31,7 +32,7 @@ fn from_nothing(bencher: Bencher<'_, '_>, nodes: u32) {
     let mesh = mesh(nodes);
     bencher
         .with_inputs(|| mesh.clone())
-        .bench_values(|mesh| Planner::new(settings(), key(0), mesh).plan(black_box(&machine())).unwrap());
+        .bench_values(|mesh| planner(settings(), mesh).plan(black_box(&machine())).unwrap());
 }
 
 /// The same with `encrypt_host_traffic`: six destinations per node instead of four.
@@ -39,9 +40,9 @@ fn from_nothing(bencher: Bencher<'_, '_>, nodes: u32) {
 fn from_nothing_in_host_mode(bencher: Bencher<'_, '_>, nodes: u32) {
     let mesh = mesh(nodes);
     let settings = Settings { encrypt_host_traffic: true, ..settings() };
-    bencher.with_inputs(|| (settings.clone(), mesh.clone())).bench_values(|(settings, mesh)| {
-        Planner::new(settings, key(0), mesh).plan(black_box(&machine())).unwrap()
-    });
+    bencher
+        .with_inputs(|| (settings.clone(), mesh.clone()))
+        .bench_values(|(settings, mesh)| planner(settings, mesh).plan(black_box(&machine())).unwrap());
 }
 
 /// The same in link mode, each node with an address on the link: two neighbours, one more route and six
@@ -49,15 +50,15 @@ fn from_nothing_in_host_mode(bencher: Bencher<'_, '_>, nodes: u32) {
 #[divan::bench(args = SIZES)]
 fn from_nothing_on_a_link(bencher: Bencher<'_, '_>, nodes: u32) {
     let mesh = link(nodes);
-    bencher.with_inputs(|| (link_settings(), mesh.clone())).bench_values(|(settings, mesh)| {
-        Planner::new(settings, key(0), mesh).plan(black_box(&machine())).unwrap()
-    });
+    bencher
+        .with_inputs(|| (link_settings(), mesh.clone()))
+        .bench_values(|(settings, mesh)| planner(settings, mesh).plan(black_box(&machine())).unwrap());
 }
 
 /// A node's address on the link changes, and with it the next hop of all its workloads.
 #[divan::bench(args = SIZES)]
 fn one_changed_node_on_a_link(bencher: Bencher<'_, '_>, nodes: u32) {
-    let mut planner = Planner::new(link_settings(), key(0), link(nodes));
+    let mut planner = planner(link_settings(), link(nodes));
     let mut kernel = machine();
     let ops = planner.plan(&kernel).unwrap().ops;
     kernel.apply_all(&ops).unwrap();
@@ -138,7 +139,7 @@ fn one_cidr_of_very_many(bencher: Bencher<'_, '_>) {
     }
     let mut versions = [mesh.nodes["node-00002"].clone(), mesh.nodes["node-00002"].clone()];
     versions[1].workloads.pop_last();
-    let mut planner = Planner::new(settings(), key(0), mesh);
+    let mut planner = planner(settings(), mesh);
     let mut kernel = machine();
     let ops = planner.plan(&kernel).unwrap().ops;
     kernel.apply_all(&ops).unwrap();
@@ -155,7 +156,9 @@ fn one_cidr_of_very_many(bencher: Bencher<'_, '_>) {
 fn apply_to_the_mirror(bencher: Bencher<'_, '_>, nodes: u32) {
     let before = machine();
     let host = Host::of(key(0), &before);
-    let ops = diff(&before, &desired(&mesh(nodes), &settings(), &host).unwrap()).unwrap();
+    let mesh = mesh(nodes);
+    let wanted = desired(&mesh, &settings(), &all_proven(&mesh), &host).unwrap();
+    let ops = diff(&before, &wanted).unwrap();
     bencher.with_inputs(machine).bench_values(|mut kernel| {
         kernel.apply_all(black_box(&ops)).unwrap();
         kernel
@@ -163,11 +166,25 @@ fn apply_to_the_mirror(bencher: Bencher<'_, '_>, nodes: u32) {
 }
 
 fn settled(nodes: u32) -> (Planner, Observed) {
-    let mut planner = Planner::new(settings(), key(0), mesh(nodes));
+    let mut planner = planner(settings(), mesh(nodes));
     let mut kernel = machine();
     let ops = planner.plan(&kernel).unwrap().ops;
     kernel.apply_all(&ops).unwrap();
     (planner, kernel)
+}
+
+/// A planner of a node whose peers are all proven.
+fn planner(settings: Settings, mesh: Cluster) -> Planner {
+    let standings = all_proven(&mesh);
+    let mut planner = Planner::new(settings, key(0), mesh);
+    planner.set_standings(standings);
+    planner
+}
+
+fn all_proven(mesh: &Cluster) -> Standings {
+    let proven = |key| Standing { key, egress: true, ingress: true, fresh: false };
+    let others = mesh.nodes.iter().skip(1);
+    others.map(|(name, node)| (name.clone(), proven(node.public_key.unwrap()))).collect()
 }
 
 fn settings() -> Settings {
@@ -217,7 +234,7 @@ fn node(number: u32) -> Node {
         endpoint: Some((address, 51820).into()),
         addresses: [address, address6].into(),
         workloads: [v4([10, 0, 0, 0], 24), v4([100, 64, 0, 0], 26), v6(1), v6(2)].into(),
-        link_addresses: BTreeSet::new(),
+        ..Node::default()
     }
 }
 

@@ -33,6 +33,11 @@ impl AddressRange {
         address.is_ipv4() == self.first.is_ipv4() && (self.first..=self.last).contains(&address)
     }
 
+    /// Whether the ranges have an address in common.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.contains(other.first) || other.contains(self.first)
+    }
+
     /// The remainder without these ranges, which lie inside this one, are sorted by their first address and
     /// may contain each other.
     pub(crate) fn without(self, inside: impl IntoIterator<Item = Self>) -> Vec<Self> {

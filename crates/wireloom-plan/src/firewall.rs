@@ -105,9 +105,7 @@ impl Source {
     /// Both are of the same peer and have an address in common. A set of the kernel never holds two such
     /// elements (`nft_pipapo_insert`, net/netfilter/nft_set_pipapo.c).
     pub fn overlaps(&self, other: &Self) -> bool {
-        self.peer == other.peer
-            && (self.addresses.contains(other.addresses.first())
-                || other.addresses.contains(self.addresses.first()))
+        self.peer == other.peer && self.addresses.overlaps(&other.addresses)
     }
 }
 

@@ -206,11 +206,6 @@ pub enum FirewallOp {
     Guard(Guarded),
     /// Removes an element, and its counter.
     Unguard(Guarded),
-    /// Replaces all elements of the guard's sets at once, and their counters.
-    ReplaceGuarded {
-        /// Those of one set do not overlap.
-        guarded: BTreeSet<Guarded>,
-    },
     /// Removes the table.
     #[serde(rename = "remove_firewall")]
     Remove,

@@ -12,12 +12,13 @@ use wireloom_types::PublicKey;
 use crate::{
     cluster::{Cluster, Node},
     desired::{Desired, Host, Index, View},
-    diff::{diff, diff_touched},
+    diff::{diff, diff_guard, diff_touched},
     observed::Observed,
     op::Op,
     ownership,
     refusal::Refusal,
     settings::Settings,
+    standing::{Standing, Standings},
     touched::Touched,
     warning::Warning,
 };
@@ -34,20 +35,33 @@ pub struct Plan {
 /// Holds the cluster and the desired state that follows from it.
 ///
 /// Feed it with [`set_cluster`](Self::set_cluster) (snapshots), [`set_node`](Self::set_node) and
-/// [`remove_node`](Self::remove_node) (deltas) and [`set_settings`](Self::set_settings), in any
-/// order. Then ask for [`plan`](Self::plan) after observing the kernel, or for [`changes`](Self::changes) when
+/// [`remove_node`](Self::remove_node) (deltas), [`set_standings`](Self::set_standings) and
+/// [`set_settings`](Self::set_settings), in any order. Then ask for [`plan`](Self::plan) after observing the kernel, or for [`changes`](Self::changes) when
 /// only the cluster changed.
 #[derive(Debug, Clone)]
 pub struct Planner {
-    settings: Settings,
+    inputs: Inputs,
     public_key: PublicKey,
-    cluster: Cluster,
     /// Absent when the next plan must derive it from scratch.
     derived: Option<Derived>,
     pending: Pending,
     /// Whether something of ours was ever seen in our table: from then on it is ours, even if everything in it is
     /// deleted.
     holds_table: bool,
+}
+
+/// What the desired state follows from besides the machine.
+#[derive(Debug, Clone)]
+struct Inputs {
+    settings: Settings,
+    cluster: Cluster,
+    standings: Standings,
+}
+
+impl Inputs {
+    fn view<'a>(&'a self, host: &'a Host, index: &'a Index) -> Result<View<'a>, Refusal> {
+        View::new(&self.cluster, &self.settings, &self.standings, host, index)
+    }
 }
 
 /// What the next call of [`Planner::changes`] must compare.
@@ -69,9 +83,8 @@ impl Planner {
     /// Starts with a whole snapshot of the membership. `public_key` belongs to the key file's private key.
     pub fn new(settings: Settings, public_key: PublicKey, cluster: Cluster) -> Self {
         Self {
-            settings,
+            inputs: Inputs { settings, cluster, standings: Standings::new() },
             public_key,
-            cluster,
             derived: None,
             pending: Pending::Everything,
             holds_table: false,
@@ -80,54 +93,76 @@ impl Planner {
 
     /// Replaces the settings; the next plan compares everything.
     pub fn set_settings(&mut self, settings: Settings) {
-        if self.settings != settings {
-            self.holds_table &= settings.table == self.settings.table;
-            self.settings = settings;
+        if self.inputs.settings != settings {
+            self.holds_table &= settings.table == self.inputs.settings.table;
+            self.inputs.settings = settings;
             self.derived = None;
         }
     }
 
     /// Replaces the whole cluster. Only nodes that differ cost more than a comparison.
     pub fn set_cluster(&mut self, cluster: Cluster) {
-        if self.derived.is_none() || self.cluster.pools != cluster.pools {
-            self.cluster = cluster;
+        if self.derived.is_none() || self.inputs.cluster.pools != cluster.pools {
+            self.inputs.cluster = cluster;
             self.derived = None;
             return;
         }
-        let gone: Vec<_> =
-            self.cluster.nodes.keys().filter(|name| !cluster.nodes.contains_key(*name)).cloned().collect();
+        let gone: Vec<_> = self
+            .inputs
+            .cluster
+            .nodes
+            .keys()
+            .filter(|name| !cluster.nodes.contains_key(*name))
+            .cloned()
+            .collect();
         for name in gone {
-            self.change(&name, None);
+            self.update(&name, None);
         }
         for (name, node) in cluster.nodes {
-            if self.cluster.nodes.get(&name) != Some(&node) {
-                self.change(&name, Some(node));
+            if self.inputs.cluster.nodes.get(&name) != Some(&node) {
+                self.update(&name, Some(node));
             }
         }
     }
 
     /// Adds or changes one node.
     pub fn set_node(&mut self, name: &str, node: Node) {
-        if self.cluster.nodes.get(name) != Some(&node) {
-            self.change(name, Some(node));
+        if self.inputs.cluster.nodes.get(name) != Some(&node) {
+            self.update(name, Some(node));
         }
     }
 
     /// Removes one node.
     pub fn remove_node(&mut self, name: &str) {
-        if self.cluster.nodes.contains_key(name) {
-            self.change(name, None);
+        if self.inputs.cluster.nodes.contains_key(name) {
+            self.update(name, None);
+        }
+    }
+
+    /// Replaces where this node stands with the others. Only nodes whose standing differs cost more than a comparison.
+    pub fn set_standings(&mut self, mut standings: Standings) {
+        if self.derived.is_none() {
+            self.inputs.standings = standings;
+            return;
+        }
+        let gone = self.inputs.standings.keys().filter(|name| !standings.contains_key(*name));
+        let changed = standings.iter().filter(|(name, new)| self.inputs.standings.get(*name) != Some(*new));
+        let changed: Vec<_> = gone.chain(changed.map(|(name, _)| name)).cloned().collect();
+        for name in changed {
+            let node = self.inputs.cluster.nodes.get(&name).cloned();
+            let standing = standings.remove(&name);
+            self.change(&name, node, standing);
         }
     }
 
     /// The cluster as of the last change.
     pub fn cluster(&self) -> &Cluster {
-        &self.cluster
+        &self.inputs.cluster
     }
 
     /// This node's settings.
     pub fn settings(&self) -> &Settings {
-        &self.settings
+        &self.inputs.settings
     }
 
     /// Plans everything that leads from the observed kernel to the desired one.
@@ -136,7 +171,7 @@ impl Planner {
     /// [`Refusal`]: nothing may be changed.
     pub fn plan(&mut self, observed: &Observed) -> Result<Plan, Refusal> {
         self.refuse_foreign_table(observed)?;
-        let settings = self.settings.clone();
+        let settings = self.inputs.settings.clone();
         let (desired, pending) = self.derive(observed)?;
         let ops = diff(observed, desired)?;
         let of_others = ownership::warnings(observed, desired, &settings);
@@ -169,11 +204,25 @@ impl Planner {
         Ok(self.derive(observed)?.0)
     }
 
+    /// Plans the guard alone, for when there is no plan: what should be encrypted must not leave in plaintext because
+    /// our table or our interface belongs to somebody else.
+    ///
+    /// # Errors
+    /// [`Refusal`]: this node is not in the cluster.
+    pub fn plan_guard(&mut self, observed: &Observed) -> Result<Vec<Op>, Refusal> {
+        let desired = self.derive(observed)?.0;
+        Ok(diff_guard(observed, desired))
+    }
+
     /// Whether the table is ours is judged while nothing of ours is there. The refusal is about rules and routes: what
     /// refuses plaintext must not depend on it.
     fn refuse_foreign_table(&mut self, observed: &Observed) -> Result<(), Refusal> {
         self.holds_table = self.holds_table || ownership::holds_table(observed);
-        if self.holds_table { Ok(()) } else { ownership::refuse_foreign_table(observed, &self.settings) }
+        if self.holds_table {
+            Ok(())
+        } else {
+            ownership::refuse_foreign_table(observed, &self.inputs.settings)
+        }
     }
 
     fn derive(&mut self, observed: &Observed) -> Result<(&Desired, &mut Pending), Refusal> {
@@ -182,30 +231,38 @@ impl Planner {
             Some(derived) if derived.host == host => derived,
             _ => {
                 self.pending = Pending::Everything;
-                Derived::from_scratch(&self.cluster, &self.settings, host)?
+                Derived::from_scratch(&self.inputs, host)?
             }
         };
         Ok((&self.derived.insert(derived).desired, &mut self.pending))
     }
 
-    fn change(&mut self, name: &str, new: Option<Node>) {
+    /// Changes a node's entry in the cluster.
+    fn update(&mut self, name: &str, new: Option<Node>) {
+        let standing = self.inputs.standings.get(name).copied();
+        self.change(name, new, standing);
+    }
+
+    /// Changes what is known of one node. Its entry in the cluster is `new` afterwards, its standing `standing`.
+    fn change(&mut self, name: &str, new: Option<Node>, standing: Option<Standing>) {
         // Everything depends on this node's own entry.
-        let mut derived = self.derived.take().filter(|_| name != self.settings.node);
+        let mut derived = self.derived.take().filter(|_| name != self.inputs.settings.node);
         let before = derived.as_mut().and_then(|derived| {
-            let old = self.cluster.nodes.get(name);
-            derived.retract(&self.cluster, &self.settings, name, [old, new.as_ref()])
+            let old = self.inputs.cluster.nodes.get(name);
+            derived.retract(&self.inputs, name, [old, new.as_ref()])
         });
 
-        let old = self.cluster.nodes.remove(name);
+        let inputs = &mut self.inputs;
+        let old = inputs.cluster.nodes.remove(name);
         if let Some(derived) = &mut derived {
-            derived.index.replace(name, [old.as_ref(), new.as_ref()], &self.settings);
+            derived.index.replace(name, [old.as_ref(), new.as_ref()], &inputs.settings);
         }
-        self.cluster.nodes.extend(new.map(|new| (name.to_owned(), new)));
+        put(&mut inputs.cluster.nodes, name.to_owned(), new);
+        put(&mut inputs.standings, name.to_owned(), standing);
 
         if let (Some(mut derived), Some(before)) = (derived, before) {
-            let new = self.cluster.nodes.get(name);
-            let nodes = [old.as_ref(), new];
-            if derived.derive_touched(&self.cluster, &self.settings, name, nodes, before, &mut self.pending) {
+            let nodes = [old.as_ref(), self.inputs.cluster.nodes.get(name)];
+            if derived.derive_touched(&self.inputs, name, nodes, before, &mut self.pending) {
                 self.derived = Some(derived);
             }
         }
@@ -221,57 +278,58 @@ impl Pending {
 /// What must be known from before a change.
 struct Before {
     touched: Touched,
+    /// See [`View::changes_for_all`].
+    changes_for_all: bool,
     can_encrypt: bool,
 }
 
 impl Derived {
-    fn from_scratch(cluster: &Cluster, settings: &Settings, host: Host) -> Result<Self, Refusal> {
-        let index = Index::of(cluster, settings, &host);
-        let desired = View::new(cluster, settings, &host, &index)?.desired();
+    fn from_scratch(inputs: &Inputs, host: Host) -> Result<Self, Refusal> {
+        let index = Index::of(&inputs.cluster, &inputs.settings, &host);
+        let desired = inputs.view(&host, &index)?.desired();
         Ok(Self { host, index, desired })
     }
 
-    /// Before another node changes: removes the warnings and the sources that depend on it.
-    fn retract(
-        &mut self,
-        cluster: &Cluster,
-        settings: &Settings,
-        name: &str,
-        [old, new]: [Option<&Node>; 2],
-    ) -> Option<Before> {
-        let view = View::new(cluster, settings, &self.host, &self.index).ok()?;
+    /// Before another node changes: removes the warnings and the elements of the firewall that depend on it.
+    fn retract(&mut self, inputs: &Inputs, name: &str, [old, new]: [Option<&Node>; 2]) -> Option<Before> {
+        let view = inputs.view(&self.host, &self.index).ok()?;
         for warning in view.warnings_about(name, [old, new]) {
             self.desired.warnings.remove(&warning);
         }
         let mut touched = view.reach(old);
         touched.extend(view.reach(new));
-        let (peers, sources) = view.sources_of(&touched);
-        for peer in &peers {
+        (touched.judged_peers, touched.sources) = view.sources_of(&touched);
+        touched.guarded = view.guarded_of(&touched);
+        let changes_for_all = view.changes_for_all([old, new]);
+        if changes_for_all {
+            touched.guarded.extend(view.guarded_of_all());
+        }
+        for peer in &touched.judged_peers {
             self.desired.judged_peers.remove(peer);
         }
-        for source in &sources {
+        for source in &touched.sources {
             self.desired.sources.remove(source);
         }
-        touched.judged_peers = peers;
-        touched.sources = sources;
-        Some(Before { touched, can_encrypt: view.can_encrypt() })
+        for guarded in &touched.guarded {
+            self.desired.guarded.remove(guarded);
+        }
+        Some(Before { touched, changes_for_all, can_encrypt: view.can_encrypt() })
     }
 
     /// After the change: derives again what it touched. False when it touched everything.
     fn derive_touched(
         &mut self,
-        cluster: &Cluster,
-        settings: &Settings,
+        inputs: &Inputs,
         name: &str,
         nodes: [Option<&Node>; 2],
         before: Before,
         pending: &mut Pending,
     ) -> bool {
-        let Ok(view) = View::new(cluster, settings, &self.host, &self.index) else { return false };
+        let Ok(view) = inputs.view(&self.host, &self.index) else { return false };
         if view.can_encrypt() != before.can_encrypt {
             return false;
         }
-        let Before { mut touched, .. } = before;
+        let Before { mut touched, changes_for_all, .. } = before;
         touched.extend(view.reach(nodes[1]));
 
         let desired = &mut self.desired;
@@ -289,6 +347,12 @@ impl Derived {
         desired.sources.extend(&sources);
         touched.judged_peers.extend(peers);
         touched.sources.extend(sources);
+        let mut guarded = view.guarded_of(&touched);
+        if changes_for_all {
+            guarded.extend(view.guarded_of_all());
+        }
+        desired.guarded.extend(&guarded);
+        touched.guarded.extend(guarded);
         desired.warnings.extend(view.warnings_about(name, nodes));
 
         // It may have been the first or the last node with a prefix of a family.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use ipnet::IpNet;
 use wireloom_types::{LinkAddress, PublicKey};
 
-use crate::firewall::Source;
+use crate::firewall::{Guarded, Source};
 
 /// The objects that changes of the cluster touched.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +15,7 @@ pub(crate) struct Touched {
     pub(crate) neighbours: BTreeSet<IpAddr>,
     pub(crate) judged_peers: BTreeSet<LinkAddress>,
     pub(crate) sources: BTreeSet<Source>,
+    pub(crate) guarded: BTreeSet<Guarded>,
 }
 
 impl Touched {
@@ -24,5 +25,6 @@ impl Touched {
         self.neighbours.extend(other.neighbours);
         self.judged_peers.extend(other.judged_peers);
         self.sources.extend(other.sources);
+        self.guarded.extend(other.guarded);
     }
 }

@@ -31,6 +31,8 @@ pub enum Warning {
         public_key: PublicKey,
         /// Their names.
         nodes: Vec<String>,
+        /// The one that has proved the key, and stays. Without one, all of them are left out.
+        kept_by: Option<String>,
     },
     /// The keys of several nodes hash to the same link address: none of them is a peer.
     SharedLinkAddress {
@@ -41,6 +43,11 @@ pub enum Warning {
     },
     /// A node does not encrypt.
     KeylessNode {
+        /// Its name.
+        node: String,
+    },
+    /// A node of which we have a proof has no key now: traffic with its workloads is refused.
+    ProvenNodeKeyless {
         /// Its name.
         node: String,
     },
@@ -113,6 +120,20 @@ pub enum Warning {
         /// How often.
         recurrence: Recurrence,
     },
+    /// Most peers are missing from the mesh, and stay in force for now.
+    RemovalsHeld {
+        /// The names of the missing nodes.
+        nodes: Vec<String>,
+        /// When the last of them goes, in seconds from now.
+        seconds: u64,
+    },
+    /// `agent.toml` calls a setting by its former name.
+    RenamedSetting {
+        /// The former name.
+        old: &'static str,
+        /// The name.
+        new: &'static str,
+    },
     /// A peer without a declared endpoint.
     NoEndpoint {
         /// Its name.
@@ -145,10 +166,12 @@ impl Warning {
             Self::OwnNodeKeyless
             | Self::KeylessNode { .. }
             | Self::NestedPrefixes { .. }
+            | Self::RenamedSetting { .. }
             | Self::ForeignRule { .. }
             | Self::ForeignRoute { blocks_ours: false, .. } => Severity::Warning,
             Self::OwnKeyDiffers { .. }
             | Self::SharedKey { .. }
+            | Self::ProvenNodeKeyless { .. }
             | Self::SharedLinkAddress { .. }
             | Self::UncoveredWorkload { .. }
             | Self::AddressInScope { .. }
@@ -156,6 +179,7 @@ impl Warning {
             | Self::ContestedPrefix { .. }
             | Self::TableOfFelix { .. }
             | Self::RulesDeleted { .. }
+            | Self::RemovalsHeld { .. }
             | Self::ForeignRoute { blocks_ours: true, .. } => Severity::Error,
         }
     }
@@ -173,10 +197,16 @@ impl fmt::Display for Warning {
                 "this node's key file holds {key_file} but the membership says {membership}: \
                  no peer will answer; publish the former, or put the private key of the latter into the key file",
             ),
-            Self::SharedKey { public_key, nodes } => write!(
+            Self::SharedKey { public_key, nodes, kept_by: None } => write!(
                 f,
                 "nodes {} claim the same key {public_key} and are left out of the mesh; \
                  generate a key of its own for each of them",
+                nodes.join(", "),
+            ),
+            Self::SharedKey { public_key, nodes, kept_by: Some(owner) } => write!(
+                f,
+                "nodes {} claim the same key {public_key}; {owner} has proved that it has it, and the others are left \
+                 out of the mesh; generate a key of its own for each of them",
                 nodes.join(", "),
             ),
             Self::SharedLinkAddress { link_address, nodes } => write!(
@@ -185,10 +215,19 @@ impl fmt::Display for Warning {
                  mesh; generate a new key for one of them",
                 nodes.join(", "),
             ),
+            Self::RenamedSetting { old, new } => {
+                write!(f, "agent.toml calls {new} by its former name {old}; rename it, with the same value")
+            }
             Self::KeylessNode { node } => write!(
                 f,
                 "node {node} has no public key, so traffic with it is not encrypted; \
                  publish its key, or refuse such traffic with unproven_peers = \"reject\"",
+            ),
+            Self::ProvenNodeKeyless { node } => write!(
+                f,
+                "node {node} has proved that it encrypts, but its record has no public key now, or has just vanished, \
+                 so traffic with its workloads is refused; put its key back, or write encrypt = false in its record if \
+                 it is to be reached in plaintext",
             ),
             Self::UncoveredWorkload { workload } => write!(
                 f,
@@ -251,11 +290,27 @@ impl fmt::Display for Warning {
                  plaintext until our rules are back; find out which one does it, or move away: run `wireloom down`, \
                  set another [routing] table in agent.toml, and start the agent again",
             ),
+            Self::RemovalsHeld { nodes, seconds } => write!(
+                f,
+                "the mesh no longer has {} nodes, most of this node's peers ({}); they stay in force for {seconds} s \
+                 and are then removed; if that is meant, run `wireloom reload --now`, otherwise put them back",
+                nodes.len(),
+                first_of(nodes),
+            ),
             Self::NoEndpoint { node } => write!(
                 f,
                 "node {node} declares no endpoint, so only it can start a session; \
                  declare one if others must reach it at any time",
             ),
         }
+    }
+}
+
+/// The first few of many names.
+fn first_of(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    match names.len().checked_sub(SHOWN) {
+        Some(more @ 1..) => format!("{} and {more} more", names[..SHOWN].join(", ")),
+        _ => names.join(", "),
     }
 }

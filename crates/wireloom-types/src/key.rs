@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use base64ct::{Base64, Encoding};
 use curve25519_dalek::MontgomeryPoint;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -96,6 +96,13 @@ impl Serialize for PublicKey {
     /// Base64, as `wg` writes it.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PublicKey {
+    /// Base64, as `wg` writes it.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

@@ -1,9 +1,11 @@
 //! The kernel that runs this process.
 
 mod apply;
+mod asking;
 pub(crate) mod backend;
 mod greeting;
 mod observe;
+mod outward;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +20,7 @@ use self::greeting::Greeting;
 use crate::{
     Kernel,
     error::{Attempt, Cause, Error},
-    nft::{Nftables, Refusals},
+    nft::{GuardCounters, Nftables, Refusals},
     rtnetlink::{Rtnetlink, interface},
     state::StateDir,
     wireguard::{Backend, DeviceState, in_kernel::KernelDevice, userspace::UserspaceDevice},
@@ -51,9 +53,9 @@ impl Linux {
         Ok(Self {
             interface: interface.to_owned(),
             table,
+            nftables: Nftables::new(interface, state.clone()),
             state,
             rtnetlink: Client::open(Protocol::Route).attempt(|| "open a netlink socket".into())?,
-            nftables: Nftables::new(interface),
             kernel_device: KernelDevice::new(interface),
             userspace_device: UserspaceDevice::new(interface),
             wanted: None,
@@ -92,7 +94,18 @@ impl Linux {
         self.rtnetlink.port()
     }
 
-    /// Calls `changed`, from another thread, whenever somebody else changes our nftables table.
+    /// Puts the guard that an earlier agent saved back in force, if the nftables table does not exist (after a boot, or
+    /// after somebody flushed the ruleset). Returns whether it did. From now on the saved guard is kept up to date. An
+    /// agent calls it before anything else, holding its lock.
+    ///
+    /// # Errors
+    /// The saved guard cannot be read or loaded. The first pass makes the table all the same.
+    pub fn restore_guard(&mut self) -> Result<bool, Error> {
+        self.nftables.restore_guard().attempt(|| "restore the guard".into())
+    }
+
+    /// Calls `changed`, from another thread, whenever somebody else changes our nftables table. If it is gone, that
+    /// thread first restores the guard.
     ///
     /// # Errors
     /// The netlink socket cannot be opened, or the thread not be started.
@@ -104,6 +117,12 @@ impl Linux {
     #[must_use]
     pub fn refusals(&self) -> Option<&Refusals> {
         self.nftables.refusals()
+    }
+
+    /// What the guard refused, as of the last observation; `None` without a guard.
+    #[must_use]
+    pub fn guard_counters(&self) -> Option<&GuardCounters> {
+        self.nftables.guard_counters()
     }
 
     /// The WireGuard device with its counters; `None` when it does not exist or is not ours.

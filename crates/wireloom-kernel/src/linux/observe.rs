@@ -3,7 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::SystemTime,
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use wireloom_plan::{
@@ -18,14 +19,21 @@ use crate::{
     error::{Attempt, Error},
     rtnetlink::{address, interface, neighbour, route, rule},
     sysctl,
+    wireguard::Backend,
 };
+
+/// A killed process has closed everything within milliseconds; one that has not after this long hangs.
+const PROCESS_END: Duration = Duration::from_secs(1);
+
+/// How often an awaited state is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 impl Linux {
     pub(super) fn observe_all(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
+        // Before the interface, which changes when its device ends.
+        let device = self.observe_device()?;
         let mut observed = self.observe_without_device(own)?;
-        if observed.interface.is_some() {
-            observed.device = self.observe_device()?;
-        }
+        observed.device = device.filter(|_| observed.interface.is_some());
         Ok(observed)
     }
 
@@ -38,11 +46,23 @@ impl Linux {
     }
 
     fn observe_without_device(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
-        let found = self.find_interface()?;
+        let mut found = self.find_interface()?;
+        if let Some(found) = &mut found {
+            // An interface of another back end must be recreated.
+            found.interface.left &= self.wanted.is_none_or(|wanted| wanted == found.backend);
+        }
         let index = found.as_ref().map(|found| found.index);
+        let mut interface = found.as_ref().map(|found| found.interface.clone());
+        if let Some(interface) = &mut interface {
+            // Absent when it was removed this moment.
+            interface.rp_filter = sysctl::read(&self.interface, UnderlaySysctl::RpFilter)?.unwrap_or(0);
+        }
         let assigned = address::observe(&mut self.rtnetlink).attempt(|| "list the addresses".into())?;
         let table = self.nftables.observe().attempt(|| "read the nftables table `inet wireloom`".into())?;
-        let on_ours = assigned.iter().filter(|each| Some(each.interface) == index);
+        let (on_ours, elsewhere): (Vec<&address::Assigned>, Vec<&address::Assigned>) =
+            assigned.iter().partition(|each| Some(each.interface) == index);
+        let with_own = elsewhere.iter().filter(|each| own.contains(&each.address.addr()));
+        let with_own = with_own.map(|each| each.interface).collect();
         let (mut neighbours, mut link_routes) = (BTreeMap::new(), BTreeSet::new());
         if let Some(found) = found.as_ref().filter(|found| found.interface.is_ours()) {
             neighbours = neighbour::observe(&mut self.rtnetlink, found.index)
@@ -55,9 +75,12 @@ impl Linux {
             neighbours,
             link_routes,
             send_redirects: sysctl::read(ALL, UnderlaySysctl::SendRedirects)? != Some(0),
-            addresses: on_ours.map(|each| each.address).collect(),
+            rp_filter_all: sysctl::read(ALL, UnderlaySysctl::RpFilter)?.unwrap_or(0),
+            addresses: on_ours.iter().map(|each| each.address).collect(),
+            here: elsewhere.iter().map(|each| each.address).collect(),
+            outward: self.observe_outward(&rules, &with_own)?,
             device: None,
-            interface: found.map(|found| found.interface),
+            interface,
             rules: rules.iter().filter(|rule| rule.table == self.table).cloned().collect(),
             routes: route::observe(&mut self.rtnetlink, self.table, index)
                 .attempt(|| format!("list the routes of table {}", self.table))?,
@@ -71,6 +94,7 @@ impl Linux {
             firewall: table.firewall,
             judged_peers: table.judged_peers,
             sources: table.sources,
+            guarded: table.guarded,
         };
         if is_contested(&observed, self.table) {
             observed.free_table = self.find_free_table(&rules)?;
@@ -93,7 +117,10 @@ impl Linux {
 
     fn observe_device(&mut self) -> Result<Option<Device>, Error> {
         let Some(found) = self.find_interface()? else { return Ok(None) };
-        let Some(state) = self.read_device(found.backend)? else { return Ok(None) };
+        let Some(state) = self.read_device(found.backend)? else {
+            self.await_end_of_process()?;
+            return Ok(None);
+        };
         let now = SystemTime::now();
         self.remember_sessions(&state, now);
         // A device of another back end must be recreated.
@@ -118,6 +145,19 @@ impl Linux {
             fwmark: state.fwmark,
             source_check: state.source_check,
         }))
+    }
+
+    /// A process that is killed may close its control socket before the interface: waits until nobody holds our
+    /// interface. Otherwise it would look like one whose process hangs, which must be recreated.
+    fn await_end_of_process(&mut self) -> Result<(), Error> {
+        let deadline = Instant::now() + PROCESS_END;
+        let held = |found: &interface::Found| {
+            found.backend == Backend::Userspace && found.interface.is_ours() && !found.interface.left
+        };
+        while self.find_interface()?.as_ref().is_some_and(held) && Instant::now() < deadline {
+            thread::sleep(POLL_INTERVAL);
+        }
+        Ok(())
     }
 
     fn observe_underlays(

@@ -2,31 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::IpNet;
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::{Value, json};
-use wireloom_plan::{
-    address_range::AddressRange,
-    firewall::{Firewall, IncomingMark, Source},
-};
-use wireloom_types::LinkAddress;
+use serde_json::Value;
+use wireloom_plan::firewall::{Firewall, Guard, IncomingMark};
 
 use super::{
-    Table,
-    rules::{
-        Chain, JUDGE_SOURCES, MARK_INCOMING, REFUSED, Rule, SOURCES_V4, SOURCES_V6, STRANGERS, judge_sources,
-        mark_incoming,
+    chain::Chain,
+    contents::Contents,
+    elements,
+    errors::{ERRORS_REFUSED, GUARD_ERRORS},
+    expression::{Rule, unquoted},
+    guard::{
+        FORGED, GUARD_ANSWERS, GUARD_EGRESS, GUARD_INGRESS, GUARD_OUTPUT, RETURNED, UNPROVEN_IN, UNPROVEN_OUT,
     },
+    rules::{JUDGE_SOURCES, MARK_INCOMING, STRANGERS},
+    set::Set,
+    table::Table,
 };
-
-/// Counters of packets that the firewall refused because of their source.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Refusals {
-    /// By peer; every peer is listed.
-    pub peers: BTreeMap<LinkAddress, u64>,
-    /// Packets of senders that are not peers.
-    pub strangers: u64,
-}
 
 #[derive(Deserialize)]
 struct Listing {
@@ -38,25 +30,25 @@ struct Listing {
 #[serde(rename_all = "lowercase")]
 enum Object {
     Metainfo(IgnoredAny),
-    Table(IgnoredAny),
+    Table(Value),
     Chain(Value),
     Rule(Value),
-    Set(Set),
-    Counter(Counter),
+    Set(ListedSet),
+    Counter(ListedCounter),
 }
 
 #[derive(Deserialize)]
-struct Set {
+struct ListedSet {
     name: String,
     #[serde(default)]
     elem: Vec<Value>,
     /// Its type, flags and other properties.
     #[serde(flatten)]
-    kind: BTreeMap<String, Value>,
+    properties: BTreeMap<String, Value>,
 }
 
 #[derive(Deserialize)]
-struct Counter {
+struct ListedCounter {
     #[serde(default)]
     name: String,
     packets: u64,
@@ -74,10 +66,12 @@ pub(super) fn parse(json: &[u8], interface: &str) -> Table {
 /// The objects of a listing, by kind.
 #[derive(Default)]
 struct Objects {
+    /// Whether the table has flags: it may be dormant.
+    flagged: bool,
     chains: Vec<Value>,
     rules: Vec<Value>,
-    sets: Vec<Set>,
-    counters: Vec<Counter>,
+    sets: Vec<ListedSet>,
+    counters: BTreeMap<String, u64>,
 }
 
 impl Objects {
@@ -85,11 +79,14 @@ impl Objects {
         let mut objects = Self::default();
         for object in listing.nftables {
             match object {
-                Object::Metainfo(IgnoredAny) | Object::Table(IgnoredAny) => {}
+                Object::Metainfo(IgnoredAny) => {}
+                Object::Table(table) => objects.flagged |= table.get("flags").is_some(),
                 Object::Chain(chain) => objects.chains.push(chain),
                 Object::Rule(rule) => objects.rules.push(rule),
                 Object::Set(set) => objects.sets.push(set),
-                Object::Counter(counter) => objects.counters.push(counter),
+                Object::Counter(counter) => {
+                    objects.counters.insert(counter.name, counter.packets);
+                }
             }
         }
         objects
@@ -97,58 +94,124 @@ impl Objects {
 
     /// `None` unless the table holds exactly what [`super::script`] writes.
     fn read(self, interface: &str) -> Option<Table> {
-        let mut table = Table::default();
-        let mark_incoming = self.mark_incoming()?;
-        let judge_sources = self.judges_sources(interface)?;
-        if self.chains.len() != usize::from(mark_incoming.is_some()) + usize::from(judge_sources) {
+        let firewall = Firewall {
+            mark_incoming: self.mark_incoming(),
+            judge_sources: self.has_chain(&JUDGE_SOURCES),
+            guard: self.guard(),
+            altered: false,
+        };
+        if self.flagged || !self.holds(&Contents::of(&firewall, interface)) {
             return None;
         }
-        match (self.sets.as_slice(), self.counters.as_slice()) {
-            ([], []) if !judge_sources => {}
-            ([_, _, _], [Counter { name, packets }]) if judge_sources && name == STRANGERS => {
-                table.refusals.strangers = *packets;
-                for set in &self.sets {
-                    set.read_into(&mut table)?;
-                }
-            }
-            _ => return None,
+        let mut table = Table::default();
+        for set in &self.sets {
+            elements::read(&set.name, &set.elem, &mut table)?;
         }
+        let counter = |name| self.counters.get(name).copied().unwrap_or_default();
         table.judged_peers = table.refusals.peers.keys().copied().collect();
-        table.firewall = Some(Firewall { mark_incoming, judge_sources, altered: false });
+        table.refusals.strangers = counter(STRANGERS);
+        let counters = &mut table.guard_counters;
+        counters.unproven_out = counter(UNPROVEN_OUT);
+        counters.unproven_in = counter(UNPROVEN_IN);
+        counters.returned = counter(RETURNED);
+        counters.forged = counter(FORGED);
+        counters.errors = counter(ERRORS_REFUSED);
+        table.firewall = Some(firewall);
         Some(table)
     }
 
-    /// `None` when the chain is altered, `Some(None)` when there is no such chain.
-    fn mark_incoming(&self) -> Option<Option<IncomingMark>> {
-        let mark = self.rules_of(&MARK_INCOMING).next().and_then(|expressions| {
-            let port = expressions.pointer("/0/match/right")?.as_u64()?;
-            let mark = expressions.pointer("/1/mangle/value/|/1")?.as_u64()?;
-            Some(IncomingMark { port: u16::try_from(port).ok()?, mark: u32::try_from(mark).ok()? })
-        });
-        let rules: Vec<Rule> = mark.iter().map(mark_incoming).collect();
-        let there = self.has_chain(&MARK_INCOMING, &rules)?;
-        // Our chain always has its rule.
-        (there == mark.is_some()).then_some(mark)
+    fn mark_incoming(&self) -> Option<IncomingMark> {
+        let expressions = self.rules_of(&MARK_INCOMING).next()?;
+        incoming_mark(expressions, "/0/match/right", "/1/mangle/value/|/1")
     }
 
-    fn judges_sources(&self, interface: &str) -> Option<bool> {
-        self.has_chain(&JUDGE_SOURCES, &judge_sources(interface))
-    }
-
-    /// Whether the chain exists; `None` when it is altered.
-    fn has_chain(&self, chain: &Chain, rules: &[Rule]) -> Option<bool> {
-        let Some(found) = self.chains.iter().find(|found| found["name"] == chain.name) else {
-            return Some(false);
+    fn guard(&self) -> Option<Guard> {
+        if !self.has_chain(&GUARD_EGRESS) {
+            return None;
+        }
+        let first = self.rules_of(&GUARD_OUTPUT).next();
+        let datagrams = first.and_then(|rule| incoming_mark(rule, "/0/match/right", "/1/match/right"));
+        let answer = self.rules_of(&GUARD_ANSWERS).next().and_then(last);
+        let answer = answer.and_then(|last| last.pointer("/mangle/value/|/1")?.as_u64()?.try_into().ok());
+        let forged = |rule: &&Value| {
+            rule.as_array().is_some_and(|all| all.iter().any(|each| each["counter"] == FORGED))
         };
-        let hooked = chain.listed().iter().all(|(key, value)| found.get(key) == Some(value));
-        let as_written =
-            self.rules_of(chain).map(in_order).eq(rules.iter().map(|rule| in_order(&rule.listed)));
-        (hooked && as_written).then_some(true)
+        let outward = self.rules_of(&GUARD_INGRESS).find(forged);
+        let error_sources =
+            self.rules_of(&GUARD_ERRORS).filter_map(|rule| last(rule)?.pointer("/mangle/value")?.as_str());
+        let error_sources: BTreeSet<&str> = error_sources.collect();
+        Some(Guard {
+            mark: datagrams.as_ref().map(|datagrams| datagrams.mark).or(answer)?,
+            datagrams,
+            reject: self.counters.contains_key(UNPROVEN_OUT),
+            outward: outward.map(interfaces).unwrap_or_default(),
+            error_source_v4: error_sources.iter().find_map(|source| source.parse().ok()),
+            error_source_v6: error_sources.iter().find_map(|source| source.parse().ok()),
+        })
+    }
+
+    /// Whether these chains, sets and counters are there as written, and no others.
+    fn holds(&self, contents: &Contents) -> bool {
+        let Contents { chains, sets, counters } = contents;
+        chains.len() == self.chains.len()
+            && chains.iter().all(|(chain, rules)| self.is_as_written(chain, rules))
+            && chains.iter().map(|(_, rules)| rules.len()).sum::<usize>() == self.rules.len()
+            && sets.len() == self.sets.len()
+            && sets.iter().all(|set| self.sets.iter().any(|found| found.is(set)))
+            && counters.len() == self.counters.len()
+            && counters.iter().all(|counter| self.counters.contains_key(*counter))
+    }
+
+    fn is_as_written(&self, chain: &Chain, rules: &[Rule]) -> bool {
+        let placed = self.chain(chain).is_some_and(|found| {
+            chain.listed().iter().all(|(key, value)| found.get(key).unwrap_or(&Value::Null) == value)
+        });
+        placed && self.rules_of(chain).map(in_order).eq(rules.iter().map(|rule| in_order(&rule.listed)))
+    }
+
+    fn has_chain(&self, chain: &Chain) -> bool {
+        self.chain(chain).is_some()
+    }
+
+    fn chain(&self, chain: &Chain) -> Option<&Value> {
+        self.chains.iter().find(|found| found["name"] == chain.name)
     }
 
     /// The expressions of the chain's rules.
     fn rules_of(&self, chain: &Chain) -> impl Iterator<Item = &Value> {
         self.rules.iter().filter(|rule| rule["chain"] == chain.name).map(|rule| &rule["expr"])
+    }
+}
+
+impl ListedSet {
+    fn is(&self, set: &Set) -> bool {
+        let listed = set.listed();
+        let mut properties =
+            listed.iter().map(|(key, value)| self.properties.get(*key).unwrap_or(&Value::Null) == value);
+        self.name == set.name && properties.all(|same| same)
+    }
+}
+
+fn incoming_mark(expressions: &Value, port: &str, mark: &str) -> Option<IncomingMark> {
+    Some(IncomingMark {
+        port: expressions.pointer(port)?.as_u64()?.try_into().ok()?,
+        mark: expressions.pointer(mark)?.as_u64()?.try_into().ok()?,
+    })
+}
+
+fn last(expressions: &Value) -> Option<&Value> {
+    expressions.as_array()?.last()
+}
+
+/// The interfaces that a rule matches first: one, or several in an anonymous set.
+fn interfaces(rule: &Value) -> BTreeSet<String> {
+    match rule.pointer("/0/match/right") {
+        Some(Value::String(only)) => [unquoted(only)].into(),
+        Some(several) => {
+            let members = several["set"].as_array().into_iter().flatten();
+            members.filter_map(|member| Some(member.as_str()?.to_owned())).collect()
+        }
+        None => BTreeSet::new(),
     }
 }
 
@@ -161,51 +224,6 @@ fn in_order(expressions: &Value) -> Value {
         }
     }
     expressions
-}
-
-impl Set {
-    fn read_into(&self, table: &mut Table) -> Option<()> {
-        let is = |kind: Value, flags: Option<Value>| {
-            self.kind.get("type") == Some(&kind) && self.kind.get("flags") == flags.as_ref()
-        };
-        let intervals = || Some(json!(["interval"]));
-        match self.name.as_str() {
-            SOURCES_V4 if is(json!(["ether_addr", "ipv4_addr"]), intervals()) => self.sources(table),
-            SOURCES_V6 if is(json!(["ether_addr", "ipv6_addr"]), intervals()) => self.sources(table),
-            REFUSED if is(json!("ether_addr"), None) => self.refusals(table),
-            _ => None,
-        }
-    }
-
-    fn sources(&self, table: &mut Table) -> Option<()> {
-        let sources: Option<BTreeSet<Source>> = self.elem.iter().map(source).collect();
-        table.sources.extend(sources?);
-        Some(())
-    }
-
-    fn refusals(&self, table: &mut Table) -> Option<()> {
-        for element in &self.elem {
-            let peer = element.pointer("/elem/val")?.as_str()?.parse().ok()?;
-            let packets = element.pointer("/elem/counter/packets")?.as_u64()?;
-            table.refusals.peers.insert(peer, packets);
-        }
-        Some(())
-    }
-}
-
-/// `{"concat": [LINK ADDRESS, ADDRESSES]}`
-fn source(element: &Value) -> Option<Source> {
-    let [peer, addresses] = element.get("concat")?.as_array()?.as_slice() else { return None };
-    let address = |value: &Value| value.as_str()?.parse().ok();
-    let addresses = if let Some(prefix) = addresses.get("prefix") {
-        let length = u8::try_from(prefix.get("len")?.as_u64()?).ok()?;
-        IpNet::new(address(prefix.get("addr")?)?, length).ok()?.into()
-    } else if let Some(range) = addresses.get("range") {
-        AddressRange::new(address(range.get(0)?)?, address(range.get(1)?)?)?
-    } else {
-        AddressRange::from(address(addresses)?)
-    };
-    Some(Source { peer: peer.as_str()?.parse().ok()?, addresses })
 }
 
 #[cfg(test)]

@@ -1,72 +1,88 @@
 //! The nftables table `inet wireloom`: read with `nft --json`, changed with `nft -f -`, one transaction for
 //! consecutive operations.
 //!
-//! Not every observation starts `nft`: the kernel itself tells whether the table exists (without link mode and
+//! Not every observation starts `nft`: the kernel itself tells whether the table exists (without guard, link mode and
 //! host mode it does not, and `nft` need not be installed), and whether anything changed since the last
 //! observation. It also tells whether Calico's Felix has chains in other tables.
+//!
+//! ```text
+//! script, listing ─► contents ─► rules, guard ─► errors ─► guard_sets ─► set, chain, expression
+//! watch ─► saved ─► script
+//! ```
 
+mod chain;
+mod contents;
+mod counters;
+mod elements;
+mod errors;
+mod expression;
+mod guard;
+mod guard_sets;
 mod listing;
 mod netlink;
+mod process;
 mod rules;
+mod saved;
 mod script;
+mod set;
+mod table;
 mod watch;
 
-use std::{
-    collections::BTreeSet,
-    io::{self, Write},
-    process::{Command, Output, Stdio},
-};
+use std::io;
 
-pub use listing::Refusals;
-use wireloom_plan::{
-    firewall::{Firewall, Source},
-    op::FirewallOp,
-};
-use wireloom_types::LinkAddress;
+use wireloom_plan::op::FirewallOp;
 
-use self::{netlink::Generation, watch::OwnProcesses};
-use crate::error::Cause;
+pub use self::counters::{GuardCounters, Refusals};
+use self::{netlink::Generation, process::Nft, saved::Saved, table::Table};
+use crate::{error::Cause, state::StateDir};
 
 /// The table's name, in the family `inet`.
 const TABLE: &str = "wireloom";
 
-/// The contents of the table.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Table {
-    pub(super) firewall: Option<Firewall>,
-    pub(super) judged_peers: BTreeSet<LinkAddress>,
-    pub(super) sources: BTreeSet<Source>,
-    pub(super) refusals: Refusals,
-}
-
 /// The table in this network namespace.
 pub(super) struct Nftables {
-    /// The interface whose packets' sources are checked.
+    /// The name of our interface.
     interface: String,
     /// The last observation, and the generation of nftables in which it was made.
     seen: Option<(Generation, Table)>,
+    /// The table as the last observation found it or the last change left it.
+    known: Option<Table>,
     /// Whether Felix has chains here, and the generation in which it was asked.
     felix: Option<(Generation, bool)>,
-    own: OwnProcesses,
+    nft: Nft,
+    saved: Saved,
+    /// Whether the saved guard may differ from the one in force.
+    unsaved: bool,
 }
 
 impl Nftables {
-    pub(super) fn new(interface: &str) -> Self {
-        Self { interface: interface.to_owned(), seen: None, felix: None, own: OwnProcesses::default() }
+    pub(super) fn new(interface: &str, state: StateDir) -> Self {
+        let nft = Nft::default();
+        Self {
+            interface: interface.to_owned(),
+            seen: None,
+            known: None,
+            felix: None,
+            saved: Saved::new(state, nft.clone()),
+            nft,
+            unsaved: false,
+        }
     }
 
     /// Reads the table. The counters may be older than the call.
     pub(super) fn observe(&mut self) -> Result<Table, Cause> {
         // Read first: any later change leads to another generation.
         let generation = netlink::generation()?;
-        if let Some((seen, table)) = &self.seen
-            && generation.as_ref() == Some(seen)
-        {
-            return Ok(table.clone());
-        }
-        let table =
-            if generation.is_some() && netlink::table_exists()? { self.list()? } else { Table::default() };
+        let table = match &self.seen {
+            Some((seen, table)) if generation.as_ref() == Some(seen) => table.clone(),
+            _ if generation.is_some() && netlink::table_exists()? => self.list()?,
+            _ => Table::default(),
+        };
         self.seen = generation.map(|generation| (generation, table.clone()));
+        self.known = Some(table.clone());
+        if self.unsaved {
+            self.save();
+        }
         Ok(table)
     }
 
@@ -88,17 +104,47 @@ impl Nftables {
     }
 
     fn list(&self) -> Result<Table, Cause> {
-        let output = self.nft(&["--json", "list", "table", "inet", TABLE], "")?;
-        if !output.status.success() {
-            return Err(failure(&output));
-        }
-        Ok(listing::parse(&output.stdout, &self.interface))
+        let listing = self.nft.run(&["--json", "list", "table", "inet", TABLE], "")?;
+        Ok(listing::parse(&listing, &self.interface))
     }
 
-    /// Carries out operations in one transaction.
-    pub(super) fn change(&self, ops: &[&FirewallOp]) -> Result<(), Cause> {
-        let output = self.nft(&["-f", "-"], &script::of(ops, &self.interface))?;
-        if output.status.success() { Ok(()) } else { Err(failure(&output)) }
+    /// Carries out operations in one transaction, and saves the guard, or removes the saved one.
+    pub(super) fn change(&mut self, ops: &[&FirewallOp]) -> Result<(), Cause> {
+        if self.known.is_none() {
+            self.observe()?;
+        }
+        let after = self.known.take().and_then(|before| before.after(ops));
+        let saved = self.saved.clone();
+        let _changing = saved.hold();
+        if after.as_ref().is_some_and(|after| after.guarding().is_none()) {
+            // Before the table goes: it must not come back. If the change fails, the guard is saved again.
+            saved.remove()?;
+        }
+        self.unsaved = true;
+        self.nft.load(&script::of(ops, &self.interface))?;
+        self.known = after;
+        self.save();
+        Ok(())
+    }
+
+    /// Saves the guard that is in force. A failure is no reason to stop: the next observation tries again.
+    fn save(&mut self) {
+        let Some(table) = &self.known else { return };
+        let outcome = match table.guarding() {
+            Some(firewall) => self.saved.write(table, firewall, &self.interface),
+            None => Ok(()),
+        };
+        match outcome {
+            Ok(()) => self.unsaved = false,
+            Err(error) => tracing::warn!("cannot save the guard for the next boot: {error}"),
+        }
+    }
+
+    /// Makes the saved guard's table if there is none. Returns whether it did. From now on the saved guard is kept up
+    /// to date.
+    pub(super) fn restore_guard(&mut self) -> Result<bool, Cause> {
+        self.unsaved = true;
+        self.saved.restore()
     }
 
     /// The refused packets, as of the last reading; `None` when no sources are checked.
@@ -107,40 +153,15 @@ impl Nftables {
         table.firewall.as_ref().filter(|firewall| firewall.judge_sources).map(|_| &table.refusals)
     }
 
+    /// What the guard counted, as of the last reading; `None` without a guard.
+    pub(super) fn guard_counters(&self) -> Option<&GuardCounters> {
+        let (_, table) = self.seen.as_ref()?;
+        table.guarding().map(|_| &table.guard_counters)
+    }
+
     /// Calls `changed`, from another thread, whenever somebody else changes the table, for as long as the
-    /// process lives.
+    /// process lives. That thread also restores the guard when the table is gone.
     pub(super) fn watch(&self, changed: impl Fn() + Send + 'static) -> io::Result<()> {
-        watch::start(self.own.clone(), changed)
+        watch::start(self.nft.clone(), self.saved.clone(), changed)
     }
-
-    fn nft(&self, arguments: &[&str], script: &str) -> Result<Output, Cause> {
-        let spawned = Command::new("nft")
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut child = match spawned {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Cause::Permanent(
-                    "`nft` is not installed; install nftables (the Debian package nftables)".into(),
-                ));
-            }
-            child => child?,
-        };
-        // Before it gets its script, so that its changes are recognized as ours.
-        self.own.remember(child.id());
-        if let Some(mut input) = child.stdin.take() {
-            input.write_all(script.as_bytes())?;
-        }
-        Ok(child.wait_with_output()?)
-    }
-}
-
-/// Transient, because often somebody else was faster: the next observation shows what is left to do.
-fn failure(output: &Output) -> Cause {
-    let words = String::from_utf8_lossy(&output.stderr);
-    // The first line says what is wrong; the next ones repeat the script, which may have thousands of elements.
-    let line = words.lines().next().unwrap_or("it failed without a message");
-    Cause::Transient(format!("nft says: {}", line.trim()))
 }

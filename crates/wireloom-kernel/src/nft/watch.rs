@@ -1,17 +1,15 @@
-//! Notifications of nftables: tells when somebody else changed our table.
+//! Notifications of nftables: tells when somebody else changed our table, and restores the guard at once when the
+//! table is gone.
 
-use std::{
-    collections::VecDeque,
-    io,
-    sync::{Arc, Mutex, PoisonError},
-    thread,
-};
+use std::{io, thread};
 
 use wireloom_netlink::{Messages, Protocol, RawMessage, Received, Subscription};
 
 use super::{
     TABLE,
     netlink::{INET, SUBSYSTEM, first_attribute, is_without_netfilter},
+    process::Nft,
+    saved::Saved,
 };
 
 /// `NFNLGRP_NFTABLES` of include/uapi/linux/netfilter/nfnetlink.h.
@@ -21,42 +19,27 @@ const GROUP: u32 = 7;
 /// elements should not fill it.
 const RECEIVE_BUFFER: usize = 16 << 20;
 
-/// Our last `nft` processes, whose changes are no news. A netlink socket that asks for no port gets its
-/// process's number (`netlink_autobind`, net/netlink/af_netlink.c), and notifications carry it.
-#[derive(Debug, Clone, Default)]
-pub(super) struct OwnProcesses(Arc<Mutex<VecDeque<u32>>>);
-
-impl OwnProcesses {
-    /// More processes than can have notifications under way.
-    const REMEMBERED: usize = 32;
-
-    pub(super) fn remember(&self, process: u32) {
-        let mut processes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        processes.truncate(Self::REMEMBERED - 1);
-        processes.push_front(process);
-    }
-
-    fn has(&self, process: u32) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&process)
-    }
-}
-
 /// Listens in a thread of its own, for as long as the process lives.
-pub(super) fn start(own: OwnProcesses, changed: impl Fn() + Send + 'static) -> io::Result<()> {
+pub(super) fn start(nft: Nft, saved: Saved, changed: impl Fn() + Send + 'static) -> io::Result<()> {
     let subscription = match Subscription::open(Protocol::Netfilter, &[GROUP], RECEIVE_BUFFER) {
         // A kernel without netfilter has nothing to tell.
         Err(error) if is_without_netfilter(&error) => return Ok(()),
         subscription => subscription?,
     };
-    thread::Builder::new().name("nftables".into()).spawn(move || listen(subscription, &own, changed))?;
+    thread::Builder::new().name("nftables".into()).spawn(move || {
+        listen(subscription, &nft, || {
+            restore(&saved);
+            changed();
+        });
+    })?;
     Ok(())
 }
 
-fn listen(mut subscription: Subscription, own: &OwnProcesses, changed: impl Fn()) {
+fn listen(mut subscription: Subscription, nft: &Nft, changed: impl Fn()) {
     loop {
         match subscription.receive() {
             Ok(Received::Messages(messages)) => {
-                if concerns(messages, own) {
+                if concerns(messages, nft) {
                     changed();
                 }
             }
@@ -72,9 +55,20 @@ fn listen(mut subscription: Subscription, own: &OwnProcesses, changed: impl Fn()
     }
 }
 
-fn concerns(mut messages: Messages<'_>, own: &OwnProcesses) -> bool {
+/// The agent sees to the rest, and to what this cannot do.
+fn restore(saved: &Saved) {
+    match saved.restore() {
+        Ok(true) => {
+            tracing::warn!("somebody removed the nftables table `inet {TABLE}`; the guard is restored")
+        }
+        Ok(false) => {}
+        Err(cause) => tracing::warn!("cannot restore the guard at once: {cause}"),
+    }
+}
+
+fn concerns(mut messages: Messages<'_>, nft: &Nft) -> bool {
     messages.any(|message| match message {
-        Ok(message) => is_of_our_table(&message) && !own.has(message.header.port_number),
+        Ok(message) => is_of_our_table(&message) && !nft.ran(message.header.port_number),
         Err(_) => true,
     })
 }

@@ -79,7 +79,7 @@ pub(crate) fn decode(message: &AddressMessage) -> Option<Assigned> {
     Some(Assigned { interface: message.header.index, address, usable })
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),

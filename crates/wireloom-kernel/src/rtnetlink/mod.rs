@@ -8,6 +8,7 @@ use wireloom_plan::routing::Family;
 
 pub(crate) mod address;
 pub(crate) mod interface;
+pub(crate) mod link;
 pub(crate) mod monitor;
 pub(crate) mod neighbour;
 pub(crate) mod route;

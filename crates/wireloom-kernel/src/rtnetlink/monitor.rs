@@ -4,17 +4,18 @@
 use std::{
     collections::BTreeSet,
     io,
-    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
 use netlink_packet_core::NetlinkPayload;
-use netlink_packet_route::{RouteNetlinkMessage, address::AddressMessage, link::LinkMessage};
-use nix::net::if_::if_nametoindex;
+use netlink_packet_route::{
+    RouteNetlinkMessage, address::AddressMessage, link::LinkMessage, route::RouteMessage,
+};
+use nix::net::if_::{if_indextoname, if_nametoindex};
 use wireloom_netlink::{Messages, Protocol, Received, Subscription};
 
-use super::{address, interface, neighbour, route, rule};
+use super::{address, link, neighbour, route, rule};
 
 /// `RTNLGRP_…` of include/uapi/linux/rtnetlink.h: LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE,
 /// IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE.
@@ -32,8 +33,8 @@ pub struct Interest {
     pub table: u32,
     /// The interfaces that carry this node's own addresses.
     pub underlays: BTreeSet<String>,
-    /// This node's own addresses.
-    pub own: BTreeSet<IpAddr>,
+    /// The interfaces that lead to other machines, as far as is known.
+    pub outward: BTreeSet<String>,
     /// The netlink port of our own changes, which are no news.
     pub own_port: u32,
 }
@@ -104,36 +105,54 @@ impl Interest {
             RouteNetlinkMessage::NewRule(message) | RouteNetlinkMessage::DelRule(message) => {
                 rule::concerns(message, self.table)
             }
-            RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
-                route::concerns(message, self.table)
-                    || self.index().is_some_and(|index| route::concerns_link_routes(message, index))
+            RouteNetlinkMessage::NewRoute(message) => {
+                self.holds_route(message) || self.leads_elsewhere(message)
             }
+            // A gateway's route that goes is no hurry: an interface too many leads out until the next pass.
+            RouteNetlinkMessage::DelRoute(message) => self.holds_route(message),
             RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message) => {
                 self.index().is_some_and(|index| neighbour::concerns(message, index))
             }
-            RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message) => {
-                self.holds_interface(message)
+            RouteNetlinkMessage::NewLink(message) => self.holds_interface(message),
+            RouteNetlinkMessage::DelLink(message) => {
+                link::decode(message).is_some_and(|link| self.is_known(&link.name))
             }
             RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => {
-                self.holds_address(message)
+                concerns_address(message)
             }
             _ => false,
         }
     }
 
-    fn holds_interface(&self, message: &LinkMessage) -> bool {
-        interface::decode(message)
-            .is_some_and(|found| found.name == self.interface || self.underlays.contains(&found.name))
+    fn holds_route(&self, message: &RouteMessage) -> bool {
+        route::concerns(message, self.table)
+            || self.index().is_some_and(|index| route::concerns_link_routes(message, index))
     }
 
-    fn holds_address(&self, message: &AddressMessage) -> bool {
-        address::decode(message).is_some_and(|found| {
-            self.own.contains(&found.address.addr()) || self.index() == Some(found.interface)
+    /// Whether a route leads to other machines by an interface that was not known to.
+    fn leads_elsewhere(&self, message: &RouteMessage) -> bool {
+        route::onward(message).into_iter().any(|index| {
+            let name = if_indextoname(index).ok().and_then(|name| name.into_string().ok());
+            name.is_none_or(|name| name != self.interface && !self.outward.contains(&name))
         })
+    }
+
+    /// Something of an interface that matters changed, or an interface is new that leads to other machines.
+    fn holds_interface(&self, message: &LinkMessage) -> bool {
+        link::decode(message).is_some_and(|link| self.is_known(&link.name) || link.leads_out)
+    }
+
+    fn is_known(&self, interface: &str) -> bool {
+        interface == self.interface || self.underlays.contains(interface) || self.outward.contains(interface)
     }
 
     /// The index of our interface.
     fn index(&self) -> Option<u32> {
         if_nametoindex(self.interface.as_str()).ok()
     }
+}
+
+/// Link-local addresses come and go with every container.
+fn concerns_address(message: &AddressMessage) -> bool {
+    address::decode(message).is_some_and(|found| !address::is_link_local(found.address.addr()))
 }

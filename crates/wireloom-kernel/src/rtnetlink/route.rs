@@ -16,8 +16,10 @@ use wireloom_plan::routing::{Family, OtherRoute, PROTOCOL, Route, RouteKind};
 use super::{Request, Rtnetlink, address_family, is_absent_family, unspecified};
 use crate::error::Cause;
 
-/// `RT_TABLE_MAIN` of include/uapi/linux/rtnetlink.h.
-const MAIN: u32 = 254;
+/// `RT_TABLE_DEFAULT`, `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` of include/uapi/linux/rtnetlink.h.
+pub(crate) const DEFAULT: u32 = 253;
+pub(crate) const MAIN: u32 = 254;
+pub(crate) const LOCAL: u32 = 255;
 
 /// Every route in the table. Those out of our interface (given by its index, if it exists) are
 /// [`RouteKind::Device`]; shapes that Wireloom never writes are [`RouteKind::Other`].
@@ -71,6 +73,54 @@ pub(crate) fn observe_link_routes(
         }));
     }
     Ok(addresses)
+}
+
+/// The interfaces (by index) of routes with a gateway and of default routes in these tables.
+pub(crate) fn observe_onward(
+    netlink: &mut Rtnetlink,
+    tables: &BTreeSet<u32>,
+) -> Result<BTreeSet<u32>, Cause> {
+    let mut interfaces = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        for table in tables {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            // With strict checking, the kernel filters by both.
+            request.header.kind = RouteType::Unicast;
+            request.attributes.push(RouteAttribute::Table(*table));
+            for message in dump(netlink, request)? {
+                if let RouteNetlinkMessage::NewRoute(message) = message {
+                    interfaces.extend(onward(&message));
+                }
+            }
+        }
+    }
+    Ok(interfaces)
+}
+
+/// The interfaces (by index) by which a route with a gateway, or a default route, leads to other machines.
+pub(crate) fn onward(message: &RouteMessage) -> Vec<u32> {
+    if message.header.kind != RouteType::Unicast {
+        return Vec::new();
+    }
+    let default = message.header.destination_prefix_length == 0;
+    let leads = |attributes: &[RouteAttribute]| {
+        let gateway =
+            |each: &RouteAttribute| matches!(each, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
+        default || attributes.iter().any(gateway)
+    };
+    let mut interfaces = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) if leads(&message.attributes) => interfaces.push(*index),
+            RouteAttribute::MultiPath(hops) => {
+                let onward = hops.iter().filter(|hop| leads(&hop.attributes));
+                interfaces.extend(onward.map(|hop| hop.interface_index));
+            }
+            _ => {}
+        }
+    }
+    interfaces
 }
 
 /// Empty when the kernel has no such table or does not support the family.

@@ -131,8 +131,8 @@ impl DaemonSet {
         })
     }
 
-    /// Waits until every node has a proof of every other one: `proven` of each peer in `wireloom status`. Before that,
-    /// a node's pods are reached in plaintext, unless the settings say otherwise.
+    /// Waits until every node has a proof of every other one: `standing` in `wireloom status --json`. Before that, a
+    /// node's pods are reached in plaintext, unless the settings say otherwise.
     ///
     /// # Errors
     /// [`Error::Timeout`].
@@ -141,9 +141,9 @@ impl DaemonSet {
         nodes.iter().enumerate().try_for_each(|(n, node)| {
             until(2 * PATIENCE, &format!("every peer of {} to be proven", node.name), || {
                 let status = self.status(cluster, n).ok()?;
-                let peers = status["peers"].as_array()?;
-                let is_proven = |peer: &Value| peer["proven"] == true;
-                (peers.len() == nodes.len() - 1 && peers.iter().all(is_proven)).then_some(())
+                let others = status["standing"].as_object()?;
+                let is_proven = |standing: &Value| standing.get("proven").is_some();
+                (others.len() == nodes.len() - 1 && others.values().all(is_proven)).then_some(())
             })
         })
     }

@@ -233,16 +233,35 @@ impl<'a> View<'a> {
         prefixes(node, self.settings)
     }
 
-    /// The identity of a peer with this key, if nobody else claims the key and nobody else claims ours.
-    pub(super) fn identity(&self, key: PublicKey) -> Option<Identity> {
-        let usable = self.can_encrypt() && self.is_unambiguous(key);
+    /// The identity of the peer with this name and key, if it is the rightful holder of the key and we are that of ours.
+    pub(super) fn identity(&self, name: &str, key: PublicKey) -> Option<Identity> {
+        // After `encrypt = false`, the peer stays until both sides are direct.
+        let both = || self.own.encrypt && self.cluster.nodes.get(name).is_some_and(|node| node.encrypt);
+        let wanted = self.standings.contains_key(name) || both();
+        let usable = wanted && self.can_encrypt() && self.rightful_holder(key) == Some(name);
         usable.then(|| Identity { key, link_address: self.in_link_mode().then(|| self.link_address_of(key)) })
     }
 
-    /// Exactly one node claims the key, and no other key hashes to its link address.
-    pub(super) fn is_unambiguous(&self, key: PublicKey) -> bool {
-        self.index.holders(key).len() == 1
-            && (!self.in_link_mode() || self.index.link_address_holders(self.link_address_of(key)).len() == 1)
+    /// Of the nodes that claim the key, the one that has it: the only one, or the one that proved it (for the key in
+    /// our key file, we did). `None` without such a node, and when another key hashes to the same link address.
+    pub(super) fn rightful_holder(&self, key: PublicKey) -> Option<&'a str> {
+        if self.in_link_mode() {
+            let holders = self.index.link_address_holders(self.link_address_of(key));
+            if holders.iter().any(|(_, other)| *other != key) {
+                return None;
+            }
+        }
+        let has_proved =
+            |name: &&String| self.standings.get(*name).is_some_and(|standing| standing.key == key);
+        match self.index.holders(key) {
+            [only] => Some(only),
+            several if key == self.host.public_key => several.iter().find(|name| self.is_own(name)),
+            several => {
+                let mut proved = several.iter().filter(has_proved);
+                proved.next().filter(|_| proved.next().is_none())
+            }
+        }
+        .map(String::as_str)
     }
 
     /// The link address of the peer with this key.
@@ -305,7 +324,7 @@ mod tests {
             endpoint: None,
             addresses: BTreeSet::new(),
             workloads,
-            link_addresses: BTreeSet::new(),
+            ..Node::default()
         })
     }
 
@@ -316,7 +335,12 @@ mod tests {
             asked in prefix(),
         ) {
             let settings = Settings { peer_lookup: PeerLookup::Gateway, ..Settings::defaults("own") };
-            let host = Host { public_key: PublicKey::from_bytes([9; 32]), underlays: BTreeMap::new() };
+            let host = Host {
+                public_key: PublicKey::from_bytes([9; 32]),
+                underlays: BTreeMap::new(),
+                outward: BTreeSet::new(),
+                here: BTreeSet::new(),
+            };
             let mut cluster = Cluster::default();
             let mut index = Index::of(&cluster, &settings, &host);
             for (name, node) in changes {

@@ -1,6 +1,11 @@
-//! The firewall, and the sysctls that let WireGuard's packets pass strict source validation in host mode.
+//! The firewall's chains, and the sysctls that let packets pass strict source validation.
 //!
-//! With `rp_filter=1` the kernel looks up the route back to the sender of each incoming packet. In host mode
+//! In scoped mode, source validation runs after destination NAT, with the addresses swapped and without the mark. A
+//! reply of a node port's connection, say, comes in by the underlay, from an address to which a rule leads into the
+//! tunnel; and so does every packet of a peer that encrypts later than we do. So `rp_filter` becomes loose where it is
+//! strict. The guard refuses from the underlay what that lets in: our own workloads' addresses.
+//!
+//! In host mode, with `rp_filter=1` the kernel looks up the route back to the sender of each incoming packet. In host mode
 //! that route leads into the tunnel for unmarked packets, so an incoming WireGuard packet must carry the mark
 //! (nftables) and the validation must use it (`src_valid_mark`, set on the underlay only, because setting it
 //! globally breaks other software). ARP requests are validated too and carry no mark, so `rp_filter` becomes
@@ -16,17 +21,18 @@ use crate::{
 
 /// `rp_filter`: the source must be reachable through any interface
 /// (Documentation/networking/ip-sysctl.rst).
-const LOOSE: u8 = 2;
+pub(crate) const LOOSE: u8 = 2;
 
 impl View<'_> {
     pub(super) fn firewall(&self) -> Option<Firewall> {
         let mark = IncomingMark { port: self.settings.listen_port, mark: self.settings.fwmark };
         let firewall = Firewall {
-            mark_incoming: self.settings.encrypt_host_traffic.then_some(mark),
+            mark_incoming: self.settings.encrypt_host_traffic.then(|| mark.clone()),
             judge_sources: self.judges_sources(),
+            guard: self.guard(self.settings.encrypt_host_traffic.then_some(mark)),
             altered: false,
         };
-        (firewall.mark_incoming.is_some() || firewall.judge_sources).then_some(firewall)
+        (firewall != Firewall::default()).then_some(firewall)
     }
 
     /// The sysctls by interface. IPv6 has no source validation by sysctl.
@@ -34,6 +40,9 @@ impl View<'_> {
         let no_redirects = || (ALL.to_owned(), BTreeMap::from([(UnderlaySysctl::SendRedirects, 0)]));
         let mut sysctls: BTreeMap<_, _> = self.in_link_mode().then(no_redirects).into_iter().collect();
         if !self.settings.encrypt_host_traffic {
+            let strict = self.host.underlays.iter().filter(|(_, underlay)| underlay.strict);
+            let loose = BTreeMap::from([(UnderlaySysctl::RpFilter, LOOSE)]);
+            sysctls.extend(strict.map(|(name, _)| (name.clone(), loose.clone())));
             return sysctls;
         }
         let carries_ipv4 = |name: &&String| {

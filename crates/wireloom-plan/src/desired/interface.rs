@@ -45,10 +45,15 @@ impl View<'_> {
         }
     }
 
-    /// This node's own addresses on the link, each with a full-length prefix: a wider one would create a
-    /// route to addresses that no peer has, and in a partial mesh to peers that are not there. Empty except
-    /// in link mode: packets have the addresses of workloads and hosts.
+    /// This node's address inside the tunnel of each family, and its own addresses on the link. Each has a full-length
+    /// prefix: a wider one would create a route to addresses that no peer has, and in a partial mesh to peers that are
+    /// not there.
+    ///
+    /// Masquerading on the interface chooses the address inside the tunnel, which the far end accepts. With an IPv4
+    /// address on the interface, loose source validation is loose: on one without, it fails whenever a packet comes in
+    /// by another interface than the route back (`no_addr` in `__fib_validate_source`, net/ipv4/fib_frontend.c).
     pub(super) fn addresses(&self) -> BTreeSet<IpNet> {
-        neighbours::declared(self.own, self.settings).map(IpNet::from).collect()
+        let on_the_link = neighbours::declared(self.own, self.settings);
+        on_the_link.chain(self.tunnel_addresses.into_iter().flatten()).map(IpNet::from).collect()
     }
 }

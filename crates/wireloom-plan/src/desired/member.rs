@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use wireloom_types::{LinkAddress, PublicKey};
 
 use super::{View, neighbours};
-use crate::{cluster::Node, routing::Family};
+use crate::{cluster::Node, routing::Family, standing::Standing};
 
 /// A node, this one or another, with what is the same for all prefixes that it claims.
 pub(super) struct Member<'a> {
@@ -14,6 +14,8 @@ pub(super) struct Member<'a> {
     pub(super) is_own: bool,
     /// Present if it is another node that can encrypt with us.
     pub(super) peer: Option<Identity>,
+    /// Present if we have a proof of it.
+    pub(super) standing: Option<&'a Standing>,
     /// The declared addresses on the link that it gets.
     pub(super) addresses_on_link: Vec<IpAddr>,
 }
@@ -40,7 +42,8 @@ impl<'a> View<'a> {
             name,
             node,
             is_own,
-            peer: node.public_key.filter(|_| !is_own).and_then(|key| self.identity(key)),
+            peer: node.public_key.filter(|_| !is_own).and_then(|key| self.identity(name, key)),
+            standing: self.standings.get(name).filter(|_| !is_own),
             addresses_on_link: neighbours::declared(node, self.settings).filter(owned).collect(),
         }
     }

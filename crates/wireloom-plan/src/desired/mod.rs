@@ -6,6 +6,7 @@
 
 mod claims;
 mod firewall;
+mod guard;
 mod interface;
 mod member;
 mod neighbours;
@@ -21,21 +22,23 @@ use std::{
 };
 
 pub(crate) use claims::Index;
+pub(crate) use firewall::LOOSE;
 pub use interface::{DesiredDevice, HEADROOM};
 use ipnet::IpNet;
 pub(crate) use neighbours::is_link_local;
 pub use peers::DesiredPeer;
 use serde::Serialize;
-use sources::{link_local, remainder};
+use sources::{admitted, link_local};
 use warnings::warning_of_member;
 
 use crate::{
     cluster::{Cluster, Node},
-    firewall::{Firewall, Source},
+    firewall::{Firewall, Guarded, Source},
     observed::Observed,
     refusal::Refusal,
     routing::{Family, RouteKind, Rule},
     settings::Settings,
+    standing::Standings,
     sysctl::UnderlaySysctl,
     warning::Warning,
 };
@@ -52,7 +55,7 @@ pub struct Desired {
     pub device: DesiredDevice,
     /// The device's peers.
     pub peers: BTreeMap<PublicKey, DesiredPeer>,
-    /// Addresses on our interface; empty except in link mode.
+    /// Addresses on our interface: this node's address inside the tunnel, and in link mode those on the link.
     pub addresses: BTreeSet<IpNet>,
     /// The peers' IP addresses on the link. Each that is not link-local also gets a host route in the table
     /// `main`.
@@ -69,6 +72,8 @@ pub struct Desired {
     pub judged_peers: BTreeSet<LinkAddress>,
     /// The addresses that the table lets each peer send from.
     pub sources: BTreeSet<Source>,
+    /// The elements of the guard's sets.
+    pub guarded: BTreeSet<Guarded>,
     /// What the operator should know.
     pub warnings: BTreeSet<Warning>,
 }
@@ -80,6 +85,10 @@ pub struct Host {
     pub public_key: PublicKey,
     /// The interfaces that carry this node's own addresses, by name.
     pub underlays: BTreeMap<String, HostUnderlay>,
+    /// The interfaces other than ours that lead to other machines.
+    pub outward: BTreeSet<String>,
+    /// The addresses that the machine has on other interfaces than ours.
+    pub here: BTreeSet<IpNet>,
 }
 
 /// An interface that carries this node's own addresses, without the sysctls that we change ourselves.
@@ -89,6 +98,8 @@ pub struct HostUnderlay {
     pub mtu: u32,
     /// This node's own addresses on it.
     pub addresses: BTreeSet<IpAddr>,
+    /// Whether it validated sources strictly before we changed that.
+    pub strict: bool,
 }
 
 impl Host {
@@ -98,21 +109,37 @@ impl Host {
             .underlays
             .iter()
             .map(|(name, underlay)| {
-                let facts = HostUnderlay { mtu: underlay.mtu, addresses: underlay.addresses.clone() };
+                let saved = observed.saved_sysctls.get(name);
+                let saved = saved.and_then(|saved| saved.get(&UnderlaySysctl::RpFilter));
+                let rp_filter = saved.copied().unwrap_or(underlay.rp_filter);
+                let facts = HostUnderlay {
+                    mtu: underlay.mtu,
+                    addresses: underlay.addresses.clone(),
+                    strict: rp_filter.max(observed.rp_filter_all) == STRICT,
+                };
                 (name.clone(), facts)
             })
             .collect();
-        Self { public_key, underlays }
+        Self { public_key, underlays, outward: observed.outward.clone(), here: observed.here.clone() }
     }
 }
+
+/// `rp_filter`: the source must be reachable through the interface that the packet came in by
+/// (Documentation/networking/ip-sysctl.rst).
+const STRICT: u8 = 1;
 
 /// Derives the whole desired state.
 ///
 /// # Errors
 /// [`Refusal::NodeMissing`] and [`Refusal::NoMark`]: the kernel must stay as it is.
-pub fn desired(cluster: &Cluster, settings: &Settings, host: &Host) -> Result<Desired, Refusal> {
+pub fn desired(
+    cluster: &Cluster,
+    settings: &Settings,
+    standings: &Standings,
+    host: &Host,
+) -> Result<Desired, Refusal> {
     let index = Index::of(cluster, settings, host);
-    Ok(View::new(cluster, settings, host, &index)?.desired())
+    Ok(View::new(cluster, settings, standings, host, &index)?.desired())
 }
 
 /// The cluster as this node sees it.
@@ -120,6 +147,7 @@ pub fn desired(cluster: &Cluster, settings: &Settings, host: &Host) -> Result<De
 pub(crate) struct View<'a> {
     cluster: &'a Cluster,
     settings: &'a Settings,
+    standings: &'a Standings,
     host: &'a Host,
     index: &'a Index,
     /// This node's own entry in the cluster.
@@ -128,12 +156,15 @@ pub(crate) struct View<'a> {
     can_encrypt: bool,
     /// See [`View::source`].
     sources: [Option<IpAddr>; 2],
+    /// See [`View::tunnel_address`].
+    tunnel_addresses: [Option<IpAddr>; 2],
 }
 
 impl<'a> View<'a> {
     pub(crate) fn new(
         cluster: &'a Cluster,
         settings: &'a Settings,
+        standings: &'a Standings,
         host: &'a Host,
         index: &'a Index,
     ) -> Result<Self, Refusal> {
@@ -144,10 +175,20 @@ impl<'a> View<'a> {
             .nodes
             .get(&settings.node)
             .ok_or_else(|| Refusal::NodeMissing { node: settings.node.clone() })?;
-        let mut view = Self { cluster, settings, host, index, own, can_encrypt: false, sources: [None; 2] };
-        view.can_encrypt = own
-            .public_key
-            .is_some_and(|key| view.is_unambiguous(key) && view.is_unambiguous(host.public_key));
+        let mut view = Self {
+            cluster,
+            settings,
+            standings,
+            host,
+            index,
+            own,
+            can_encrypt: false,
+            sources: [None; 2],
+            tunnel_addresses: [None; 2],
+        };
+        let is_ours = |key| view.rightful_holder(key) == Some(&settings.node);
+        view.can_encrypt = own.public_key.is_some_and(|key| is_ours(key) && is_ours(host.public_key));
+        view.tunnel_addresses = Family::ALL.map(|family| view.tunnel_address(family));
         if settings.encrypt_host_traffic {
             let here = |family| view.addresses_here().find(|address| Family::of(*address) == family);
             view.sources = Family::ALL.map(here);
@@ -162,6 +203,7 @@ impl<'a> View<'a> {
         let mut routes = Vec::new();
         let mut judged_peers = Vec::new();
         let mut sources = Vec::new();
+        let mut guarded = self.guarded_of_all();
         let mut warnings: BTreeSet<_> = self.general_warnings().collect();
         for (name, node) in &self.cluster.nodes {
             let member = self.member_of(name, node);
@@ -175,13 +217,13 @@ impl<'a> View<'a> {
             }
             if let Some(peer) = self.judged_peer(&member) {
                 judged_peers.push(peer);
-                sources.extend(owned.iter().flat_map(|claim| remainder(claim, peer)));
+                sources.extend(owned.iter().flat_map(|claim| admitted(claim, peer)));
                 sources.push(link_local(peer));
             }
+            guarded.extend(owned.iter().flat_map(|claim| self.guarded_in(claim, &member)));
             warnings.extend(warning_of_member(&member));
             warnings.extend(owned.iter().flat_map(|claim| self.warnings_of_claim(claim)));
         }
-        routes.extend(self.cluster.pools.iter().filter_map(|pool| Some((*pool, self.route(*pool)?))));
         Desired {
             interface: self.settings.interface.clone(),
             mtu: self.mtu(),
@@ -195,6 +237,7 @@ impl<'a> View<'a> {
             firewall: self.firewall(),
             judged_peers: judged_peers.into_iter().collect(),
             sources: sources.into_iter().collect(),
+            guarded,
             warnings,
         }
     }

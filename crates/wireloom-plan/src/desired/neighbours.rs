@@ -54,6 +54,6 @@ impl View<'_> {
 
     fn holder_of_link_local(&self, address: Ipv6Addr) -> Option<&str> {
         let holders = self.index.link_address_holders(LinkAddress::of_link_local(address)?);
-        holders.first().map(|(name, _)| name.as_str())
+        holders.first().and_then(|(_, key)| self.rightful_holder(*key))
     }
 }

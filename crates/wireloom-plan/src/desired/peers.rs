@@ -21,10 +21,13 @@ pub struct DesiredPeer {
     pub persistent_keepalive: u16,
 }
 
+/// Seconds. Until a peer refuses our plaintext, 15 s after its proof of us, five of these tell it that we are proven.
+const FRESH_KEEPALIVE: u16 = 3;
+
 impl View<'_> {
     /// The peer with this key, if it is the key of a node that can encrypt with us.
     pub(crate) fn peer(&self, key: PublicKey) -> Option<DesiredPeer> {
-        let member = self.member(self.index.holders(key).first()?)?;
+        let member = self.member(self.rightful_holder(key)?)?;
         member.peer?;
         Some(self.peer_with(&member, self.owned(&member).map(|claim| claim.prefix).collect()))
     }
@@ -35,7 +38,11 @@ impl View<'_> {
             node: member.name.to_owned(),
             endpoint: member.node.endpoint,
             allowed_ips,
-            persistent_keepalive: self.settings.persistent_keepalive,
+            persistent_keepalive: match self.settings.persistent_keepalive {
+                configured if !member.standing.is_some_and(|standing| standing.fresh) => configured,
+                0 => FRESH_KEEPALIVE,
+                configured => configured.min(FRESH_KEEPALIVE),
+            },
         }
     }
 }

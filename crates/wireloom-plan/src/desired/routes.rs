@@ -14,8 +14,7 @@ use crate::{
 impl View<'_> {
     /// The route to exactly this destination.
     pub(crate) fn route(&self, destination: IpNet) -> Option<RouteKind> {
-        let owner = self.owner(destination).and_then(|name| self.member(name));
-        owner.and_then(|owner| self.route_to(&owner, destination)).or_else(|| self.backstop(destination))
+        self.route_to(&self.member(self.owner(destination)?)?, destination)
     }
 
     /// The route to a prefix that this node gets.
@@ -25,24 +24,23 @@ impl View<'_> {
         if owner.is_own {
             // Own addresses need no route: the table `local` comes before ours.
             workload.then_some(RouteKind::Throw)
-        } else if owner.peer.is_some() {
+        } else if self.encrypts_to(owner, workload) {
             let family = Family::of(destination.addr());
             let on_the_link = node.link_addresses.contains(&destination.addr()) && is_single(destination);
             let gateway = if on_the_link { None } else { owner.gateway(family) };
             Some(RouteKind::Device { gateway, source: self.source(family) })
         } else {
-            // A host that cannot encrypt stays reachable itself; the setting is about workloads.
-            workload.then_some(match self.settings.unproven_peers {
-                UnprovenPeers::Plaintext => RouteKind::Throw,
-                UnprovenPeers::Reject => RouteKind::Unreachable,
-            })
+            // Refusing is the firewall's work.
+            workload.then_some(RouteKind::Throw)
         }
     }
 
-    /// Keeps every address of a pool from leaving in plaintext, even before a node claims it.
-    fn backstop(&self, destination: IpNet) -> Option<RouteKind> {
-        let reject = self.settings.unproven_peers == UnprovenPeers::Reject;
-        (reject && self.cluster.pools.contains(&destination)).then_some(RouteKind::Unreachable)
+    /// Whether packets for a prefix of this peer enter the tunnel. A host of which we have no proof stays reachable
+    /// itself: `"reject"` is about workloads.
+    fn encrypts_to(&self, owner: &Member<'_>, workload: bool) -> bool {
+        let proven = owner.standing.is_some_and(|standing| standing.egress);
+        let rejected = self.settings.unproven_peers == UnprovenPeers::Reject && workload;
+        owner.peer.is_some() && (proven || (rejected && owner.node.encrypt && self.own.encrypt))
     }
 
     /// The preferred source of the host's own packets into the tunnel. Without one the kernel may choose a

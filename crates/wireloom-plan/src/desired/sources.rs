@@ -31,7 +31,7 @@ impl View<'_> {
         let claim = self.index.claim(prefix);
         let sources = claim.and_then(|claim| {
             let owner = self.member(self.first(claim.claimants)?)?;
-            Some(remainder(&claim, self.judged_peer(&owner)?))
+            Some(admitted(&claim, self.judged_peer(&owner)?))
         });
         sources.unwrap_or_default()
     }
@@ -45,25 +45,33 @@ impl View<'_> {
             .peers
             .iter()
             .filter_map(|key| {
-                let member = self.member(self.index.holders(*key).first()?)?;
+                let member = self.member(self.rightful_holder(*key)?)?;
                 self.judged_peer(&member)
             })
             .collect();
-        // A claim that is added or removed makes or fills a hole in the next wider one.
-        let around =
-            touched.destinations.iter().filter_map(|destination| self.index.around(*destination).next());
-        let claims: BTreeSet<_> = touched.destinations.iter().copied().chain(around).collect();
-        let sources = claims.into_iter().flat_map(|claim| self.sources_in(claim));
+        let sources = self.with_those_around(touched).into_iter().flat_map(|claim| self.sources_in(claim));
         let sources = sources.chain(peers.iter().map(|peer| link_local(*peer))).collect();
         (peers, sources)
+    }
+
+    /// The claims that a change touched, and the next wider one around each: a claim that is added or removed makes or
+    /// fills a hole in that.
+    pub(super) fn with_those_around(&self, touched: &Touched) -> BTreeSet<IpNet> {
+        let around =
+            touched.destinations.iter().filter_map(|destination| self.index.around(*destination).next());
+        touched.destinations.iter().copied().chain(around).collect()
     }
 }
 
 /// The claim without the narrower claims inside it.
-pub(super) fn remainder(claim: &Claim<'_>, peer: LinkAddress) -> Vec<Source> {
+pub(super) fn remainder(claim: &Claim<'_>) -> Vec<AddressRange> {
     let inside = claim.inside().map(|(inner, _)| inner.into());
-    let remainder = AddressRange::from(claim.prefix).without(inside);
-    remainder.into_iter().map(|addresses| Source { peer, addresses }).collect()
+    AddressRange::from(claim.prefix).without(inside)
+}
+
+/// What the peer may send from because of a claim that it gets.
+pub(super) fn admitted(claim: &Claim<'_>, peer: LinkAddress) -> Vec<Source> {
+    remainder(claim).into_iter().map(|addresses| Source { peer, addresses }).collect()
 }
 
 /// The peer's link-local address, which it has whatever it claims.

@@ -79,7 +79,11 @@ impl<'a> View<'a> {
     /// The warning about a key, if several nodes claim it.
     fn warning_of_key(&self, public_key: PublicKey) -> Option<Warning> {
         let nodes = self.index.holders(public_key);
-        (nodes.len() > 1).then(|| Warning::SharedKey { public_key, nodes: nodes.to_vec() })
+        (nodes.len() > 1).then(|| Warning::SharedKey {
+            public_key,
+            nodes: nodes.to_vec(),
+            kept_by: self.rightful_holder(public_key).map(str::to_owned),
+        })
     }
 
     /// The warning about a link address, if several keys hash to it. (One key that several nodes claim has a
@@ -117,6 +121,9 @@ pub(super) fn warning_of_member(member: &Member<'_>) -> Option<Warning> {
     let node = || member.name.to_owned();
     match (member.node.public_key, member.node.endpoint) {
         _ if member.is_own => None,
+        (None, _) if member.standing.is_some_and(|standing| standing.egress) => {
+            Some(Warning::ProvenNodeKeyless { node: node() })
+        }
         (None, _) => Some(Warning::KeylessNode { node: node() }),
         (Some(_), None) => Some(Warning::NoEndpoint { node: node() }),
         (Some(_), Some(_)) => None,

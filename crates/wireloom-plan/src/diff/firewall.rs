@@ -1,17 +1,18 @@
 //! The firewall. It admits new sources before anything else is set up, and stops admitting old ones after
-//! everything else is removed. Each of the two is one transaction, in which a peer's ranges change without a
-//! gap.
+//! everything else is removed. The guard is the other way round: it stops refusing before the routes lead past the
+//! tunnel, and begins to refuse once they lead into it. Each of the two is one transaction, in which ranges change
+//! without a gap.
 
 use std::collections::BTreeSet;
 
-use wireloom_types::LinkAddress;
-
 use crate::{
     desired::Desired,
-    firewall::{Firewall, Source},
+    firewall::{Firewall, GuardSet, Guarded, Source},
     observed::Observed,
     op::FirewallOp,
+    touched::Touched,
 };
+use wireloom_types::LinkAddress;
 
 /// With more removals than this, all sources are replaced at once: for each removal, the kernel moves the
 /// bits of all remaining elements (`pipapo_drop`, net/netfilter/nft_set_pipapo.c).
@@ -36,6 +37,7 @@ pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
     let meanwhile = Firewall {
         mark_incoming: wanted.mark_incoming.clone().or_else(|| present?.mark_incoming.clone()),
         judge_sources: wanted.judge_sources || present.is_some_and(|present| present.judge_sources),
+        guard: wanted.guard.clone().or_else(|| present?.guard.clone()),
         altered: false,
     };
     if present != Some(&meanwhile) {
@@ -53,19 +55,26 @@ pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
             [difference(&desired.sources, sources), difference(sources, &desired.sources)],
         );
     }
+    if wanted.guard.is_some() {
+        if present.is_some_and(|present| present.guard.is_some()) {
+            changes.guard(
+                difference(&desired.guarded, &observed.guarded),
+                difference(&observed.guarded, &desired.guarded),
+            );
+        } else {
+            // At once, whatever routing is like.
+            changes.early.extend(desired.guarded.iter().copied().map(FirewallOp::Guard));
+        }
+    }
     if *wanted != meanwhile {
         changes.late.push(FirewallOp::Set { firewall: wanted.clone(), anew: false });
     }
     changes
 }
 
-/// The changes for some peers and sources only.
-pub(super) fn touched(
-    observed: &Observed,
-    desired: &Desired,
-    peers: &BTreeSet<LinkAddress>,
-    sources: &BTreeSet<Source>,
-) -> FirewallChanges {
+/// The changes for what changes of the cluster touched.
+pub(super) fn touched(observed: &Observed, desired: &Desired, touched: &Touched) -> FirewallChanges {
+    let Touched { judged_peers: peers, sources, guarded, .. } = touched;
     let mut changes = FirewallChanges::default();
     changes.set_elements(
         desired,
@@ -77,6 +86,10 @@ pub(super) fn touched(
             only(sources, &desired.sources, &observed.sources),
             only(sources, &observed.sources, &desired.sources),
         ],
+    );
+    changes.guard(
+        only(guarded, &desired.guarded, &observed.guarded),
+        only(guarded, &observed.guarded, &desired.guarded),
     );
     changes
 }
@@ -106,6 +119,32 @@ impl FirewallChanges {
         }
         self.late.extend(old_peers.into_iter().map(|peer| FirewallOp::ForgetPeer { peer }));
     }
+}
+
+impl FirewallChanges {
+    /// Adds the elements that are new, and removes the old ones.
+    fn guard(&mut self, new: Vec<Guarded>, old: Vec<Guarded>) {
+        // In host mode the sets have our own addresses, and theirs.
+        let refuses = |element: &Guarded| !matches!(element.set, GuardSet::Pools | GuardSet::Nodes);
+        let (new_refusals, new): (Vec<_>, Vec<_>) = new.into_iter().partition(refuses);
+        let (old_refusals, old): (Vec<_>, Vec<_>) = old.into_iter().partition(refuses);
+        // What another element takes the place of stays refused meanwhile.
+        let (replaced, ended): (Vec<_>, Vec<_>) =
+            old_refusals.into_iter().partition(|old| has_successor(old, &new_refusals));
+        self.early.extend(old.into_iter().chain(ended).map(FirewallOp::Unguard));
+        self.early.extend(new.into_iter().map(FirewallOp::Guard));
+        self.late.extend(replaced.into_iter().map(FirewallOp::Unguard));
+        self.late.extend(new_refusals.into_iter().map(FirewallOp::Guard));
+    }
+}
+
+/// Whether a new element of its set has an address in common with the old one. The new ones are sorted, and those of a
+/// set are disjoint.
+fn has_successor(old: &Guarded, new: &[Guarded]) -> bool {
+    let end = (old.set, old.addresses.last());
+    let after = new.partition_point(|new| (new.set, new.addresses.first()) <= end);
+    let last = after.checked_sub(1).map(|last| &new[last]).filter(|last| last.set == old.set);
+    last.is_some_and(|last| last.addresses.last() >= old.addresses.first())
 }
 
 /// Whether a new source has an address in common with the old one. The new ones are sorted and disjoint.

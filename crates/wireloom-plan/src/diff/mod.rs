@@ -2,7 +2,7 @@
 //!
 //! The order is the point. At every moment in between, each packet takes either its old path or its new one:
 //!
-//! 1. set sysctls and firewall, so that the underlay lets WireGuard in;
+//! 1. set sysctls and firewall, so that the underlay lets WireGuard in, and what nobody encrypts any more out;
 //! 2. create or change the interface and the device;
 //! 3. add peers and allowed-IPs;
 //! 4. add addresses, bring the interface up, and in link mode add the neighbours and the routes to them;
@@ -11,10 +11,12 @@
 //! 7. remove rules;
 //! 8. remove routes, the shortest prefixes first, and preferred sources that no rule needs any more;
 //! 9. remove neighbours, then allowed-IPs and peers;
-//! 10. remove addresses, admitted sources and the firewall, and restore sysctls.
+//! 10. refuse in plaintext what the routes now encrypt;
+//! 11. remove addresses, admitted sources and the firewall, and restore sysctls.
 //!
-//! An interface that must become one of another kind is recreated, which loses its peers, its sessions and
-//! its routes. Until they are back, its destinations are unreachable, so that nothing leaves in plaintext.
+//! An interface that outlived its device keeps its addresses and routes, and gets a new device. One that must become
+//! one of another kind is recreated, which loses its peers, its sessions and its routes. Until they are back, its
+//! destinations are unreachable, so that nothing leaves in plaintext.
 
 mod firewall;
 mod neighbours;
@@ -29,15 +31,13 @@ pub(crate) use routes::is_blocked;
 pub use teardown::teardown;
 
 use crate::{
-    desired::Desired,
+    desired::{Desired, LOOSE},
     observed::Observed,
     op::{DeviceOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
     refusal::Refusal,
     routing::{Route, RouteKind, Rule},
     touched::Touched,
 };
-use wireloom_types::PeerLookup;
-
 /// The operations that lead from observed to desired; empty when nothing has to change. The same arguments
 /// give the same list.
 ///
@@ -63,6 +63,9 @@ pub fn diff(observed: &Observed, desired: &Desired) -> Result<Vec<Op>, Refusal> 
     if observed.interface.as_ref().is_none_or(|interface| !interface.up) {
         ops.push(RtnetlinkOp::SetUp.into());
     }
+    if observed.interface.as_ref().is_none_or(|interface| interface.rp_filter != LOOSE) {
+        ops.push(SysctlOp::LoosenOwn.into());
+    }
     let neighbours = neighbours::changes(&observed, desired, neighbours::all(&observed, desired));
     ops.extend(neighbours.early.into_iter().map(Op::Rtnetlink));
 
@@ -80,6 +83,12 @@ pub fn diff(observed: &Observed, desired: &Desired) -> Result<Vec<Op>, Refusal> 
     Ok(ops)
 }
 
+/// The operations for the firewall alone.
+pub(crate) fn diff_guard(observed: &Observed, desired: &Desired) -> Vec<Op> {
+    let changes = firewall::all(observed, desired);
+    changes.early.into_iter().chain(changes.late).map(Op::Firewall).collect()
+}
+
 /// [`diff`] limited to what changes of the cluster touched.
 ///
 /// # Errors
@@ -90,7 +99,7 @@ pub(crate) fn diff_touched(
     touched: &Touched,
 ) -> Result<Vec<Op>, Refusal> {
     refuse_foreign_interface(observed, desired)?;
-    let firewall = firewall::touched(observed, desired, &touched.judged_peers, &touched.sources);
+    let firewall = firewall::touched(observed, desired, touched);
     let peers = peers::changes(observed, desired, touched.peers.iter().copied());
     let neighbours = neighbours::changes(observed, desired, touched.neighbours.iter().copied());
     let routes = routes::changes(observed, desired, touched.destinations.iter().copied());
@@ -142,10 +151,10 @@ fn restore_sysctls<'a>(
 fn raise_interface<'a>(observed: &'a Observed, desired: &Desired, ops: &mut Vec<Op>) -> Cow<'a, Observed> {
     let mut observed = Cow::Borrowed(observed);
     let wanted = &desired.device;
-    let fits = observed.interface.as_ref().is_some_and(|present| present.peer_lookup == wanted.peer_lookup);
-    // In link mode the interface outlives its device.
-    let stays = observed.device.is_some() || wanted.peer_lookup == PeerLookup::Gateway;
-    if !fits || !stays {
+    let stays = observed.interface.as_ref().is_some_and(|present| {
+        present.peer_lookup == wanted.peer_lookup && (observed.device.is_some() || present.left)
+    });
+    if !stays {
         if observed.interface.is_some() {
             let routes = refuse_meanwhile(observed.to_mut(), desired);
             ops.extend(routes.into_iter().map(|route| RtnetlinkOp::SetRoute(route).into()));

@@ -12,7 +12,8 @@ use wireloom_types::{LinkAddress, PublicKey, interface::AGENT_ALIAS};
 
 use super::{Device, Interface, Observed, Peer};
 use crate::{
-    firewall::Source,
+    desired::LOOSE,
+    firewall::{Guarded, Source},
     op::{self, DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SetPeer, Step, SysctlOp},
     routing::{Route, RouteKind, find_rule, insert_rule},
     sysctl::{ALL, UnderlaySysctl},
@@ -65,6 +66,12 @@ pub enum ApplyError {
     #[error("source `{0}` overlaps another source of its peer")]
     OverlappingSource(Source),
     /// `ENOENT`
+    #[error("the set {set:?} of the guard does not hold {addresses}", set = .0.set, addresses = .0.addresses)]
+    NotGuarded(Guarded),
+    /// `EEXIST` or `ENOTEMPTY`
+    #[error("{addresses} overlaps another element of the set {set:?} of the guard", set = .0.set, addresses = .0.addresses)]
+    OverlappingGuarded(Guarded),
+    /// `ENOENT`
     #[error("{0} is not an underlay interface")]
     NoSuchUnderlay(String),
     /// There is nothing to restore.
@@ -106,11 +113,18 @@ impl Observed {
                     return Err(ApplyError::InterfaceExists);
                 }
                 let alias = Some(AGENT_ALIAS.to_owned());
-                self.interface = Some(Interface { alias, mtu: *mtu, up: false, peer_lookup: *peer_lookup });
+                self.interface = Some(Interface {
+                    alias,
+                    mtu: *mtu,
+                    up: false,
+                    peer_lookup: *peer_lookup,
+                    left: false,
+                    rp_filter: 0,
+                });
                 self.device = Some(Device { source_check: *source_check, ..Device::default() });
             }
             InterfaceOp::StartDevice { source_check } => {
-                self.interface.as_ref().ok_or(ApplyError::NoInterface)?;
+                self.interface.as_mut().ok_or(ApplyError::NoInterface)?.left = false;
                 self.device = Some(Device { source_check: *source_check, ..Device::default() });
             }
             InterfaceOp::Remove => {
@@ -200,8 +214,15 @@ impl Observed {
     fn change_firewall(&mut self, op: &FirewallOp) -> Result<(), ApplyError> {
         match op {
             FirewallOp::Set { firewall, anew } => {
-                if *anew || !firewall.judge_sources {
+                if *anew {
                     self.forget_firewall();
+                }
+                if !firewall.judge_sources {
+                    self.judged_peers.clear();
+                    self.sources.clear();
+                }
+                if firewall.guard.is_none() {
+                    self.guarded.clear();
                 }
                 self.firewall = Some(firewall.clone());
             }
@@ -229,6 +250,26 @@ impl Observed {
                 sources.iter().try_for_each(|source| admit(&mut admitted, *source))?;
                 self.sources = admitted;
             }
+            FirewallOp::Guard(guarded) => {
+                let guards = self.firewall.as_ref().is_some_and(|firewall| firewall.guard.is_some());
+                if !guards {
+                    return Err(ApplyError::NoFirewall);
+                }
+                let neighbours =
+                    [self.guarded.range(..guarded).next_back(), self.guarded.range(guarded..).next()];
+                let overlaps = |other: &Guarded| {
+                    other.set == guarded.set && other.addresses.overlaps(&guarded.addresses)
+                };
+                if neighbours.into_iter().flatten().any(overlaps) {
+                    return Err(ApplyError::OverlappingGuarded(*guarded));
+                }
+                self.guarded.insert(*guarded);
+            }
+            FirewallOp::Unguard(guarded) => {
+                if !self.guarded.remove(guarded) {
+                    return Err(ApplyError::NotGuarded(*guarded));
+                }
+            }
             FirewallOp::Remove => {
                 self.firewall.take().ok_or(ApplyError::NoFirewall)?;
                 self.forget_firewall();
@@ -245,6 +286,10 @@ impl Observed {
                 Ok(())
             }
             SysctlOp::Restore { interface, sysctl } => self.restore_sysctl(interface, *sysctl),
+            SysctlOp::LoosenOwn => {
+                self.interface.as_mut().ok_or(ApplyError::NoInterface)?.rp_filter = LOOSE;
+                Ok(())
+            }
         }
     }
 
@@ -263,6 +308,7 @@ impl Observed {
         self.firewall = None;
         self.judged_peers.clear();
         self.sources.clear();
+        self.guarded.clear();
     }
 
     fn firewall_that_judges(&self) -> Result<(), ApplyError> {

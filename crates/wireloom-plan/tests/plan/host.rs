@@ -3,7 +3,7 @@
 use wireloom_plan::{
     desired::HEADROOM,
     diff::teardown,
-    firewall::{Firewall, IncomingMark},
+    firewall::IncomingMark,
     observed::{Device, Interface, Observed, Underlay},
     op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
     planner::Planner,
@@ -29,8 +29,10 @@ fn host_mode() -> Machine {
 fn host_mode_lets_wireguard_through_strict_source_validation() {
     let mut machine = host_mode();
     let ops = machine.reconcile(&three_nodes()).ops;
-    let mark_incoming = Some(IncomingMark { port: 51820, mark: 0xa });
-    assert_eq!(machine.kernel.firewall, Some(Firewall { mark_incoming, ..Firewall::default() }));
+    let mark = IncomingMark { port: 51820, mark: 0xa };
+    let firewall = machine.kernel.firewall.as_ref().unwrap();
+    assert_eq!(firewall.mark_incoming.as_ref(), Some(&mark));
+    assert_eq!(firewall.guard.as_ref().unwrap().datagrams, Some(mark));
     let eth0 = &machine.kernel.underlays["eth0"];
     assert_eq!((eth0.rp_filter, eth0.src_valid_mark), (2, true));
 
@@ -43,13 +45,19 @@ fn host_mode_lets_wireguard_through_strict_source_validation() {
 }
 
 #[test]
-fn scoped_mode_touches_neither_sysctls_nor_firewall() {
-    let mut machine = machine();
-    let ops = machine.reconcile(&three_nodes()).ops;
-    assert!(
-        !ops.iter()
-            .any(|op| matches!(op, Op::Sysctl(SysctlOp::Set { .. }) | Op::Firewall(FirewallOp::Set { .. })))
-    );
+fn scoped_mode_makes_strict_source_validation_loose_and_no_other() {
+    // The interface's own value, `net.ipv4.conf.all.rp_filter`, and what becomes of the former.
+    for (own, all, wanted) in [(0, 0, 0), (1, 0, 2), (2, 0, 2), (0, 1, 2), (0, 2, 0), (1, 2, 1)] {
+        let mut machine = machine();
+        machine.kernel.underlays.get_mut("eth0").unwrap().rp_filter = own;
+        machine.kernel.rp_filter_all = all;
+        machine.reconcile(&three_nodes());
+        let eth0 = &machine.kernel.underlays["eth0"];
+        assert_eq!((eth0.rp_filter, eth0.src_valid_mark), (wanted, false), "{own} with {all} for all");
+        assert_eq!(machine.kernel.interface.as_ref().unwrap().rp_filter, 2);
+        let firewall = machine.kernel.firewall.as_ref().unwrap();
+        assert!(firewall.mark_incoming.is_none() && firewall.guard.as_ref().unwrap().datagrams.is_none());
+    }
 }
 
 #[test]
@@ -59,9 +67,9 @@ fn leaving_host_mode_restores_the_sysctls_after_removing_the_rules() {
     machine.settings.encrypt_host_traffic = false;
     let ops = machine.reconcile(&three_nodes()).ops;
     let eth0 = &machine.kernel.underlays["eth0"];
-    assert_eq!((eth0.rp_filter, eth0.src_valid_mark), (1, false));
-    assert_eq!(machine.kernel.firewall, None);
-    assert!(machine.kernel.saved_sysctls.is_empty());
+    assert_eq!((eth0.rp_filter, eth0.src_valid_mark), (2, false));
+    assert_eq!(machine.kernel.firewall.as_ref().unwrap().mark_incoming, None);
+    assert_eq!(machine.kernel.saved_sysctls["eth0"], [(UnderlaySysctl::RpFilter, 1)].into());
     let last_rule =
         ops.iter().rposition(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRule(_)))).unwrap();
     let first_restored =
@@ -123,8 +131,14 @@ fn down_leaves_the_machine_as_it_was() {
 #[test]
 fn a_foreign_interface_with_our_name_is_a_refusal_and_stays() {
     let mut machine = machine();
-    machine.kernel.interface =
-        Some(Interface { alias: None, mtu: 1420, up: true, peer_lookup: PeerLookup::Destination });
+    machine.kernel.interface = Some(Interface {
+        alias: None,
+        mtu: 1420,
+        up: true,
+        peer_lookup: PeerLookup::Destination,
+        left: false,
+        rp_filter: 0,
+    });
     let mut planner = Planner::new(Settings::defaults("a"), key(1), three_nodes());
     let refusal = planner.plan(&machine.kernel).unwrap_err();
     assert_eq!(refusal, Refusal::ForeignInterface { interface: "wg0".to_owned() });
@@ -134,7 +148,43 @@ fn a_foreign_interface_with_our_name_is_a_refusal_and_stays() {
 }
 
 #[test]
-fn an_interface_without_a_device_is_recreated() {
+fn an_interface_that_outlived_its_device_gets_a_new_one_and_keeps_its_routes() {
+    let mut machine = machine();
+    machine.reconcile(&three_nodes());
+    let good = machine.kernel.clone();
+    machine.kernel.device = None;
+    machine.kernel.interface.as_mut().unwrap().left = true;
+    let ops = machine.reconcile(&three_nodes()).ops;
+    assert!(
+        matches!(
+            ops.as_slice(),
+            [
+                Op::Interface(InterfaceOp::StartDevice { .. }),
+                Op::Device(DeviceOp::Configure { .. }),
+                Op::Device(DeviceOp::SetPeer(_)),
+                Op::Device(DeviceOp::SetPeer(_)),
+            ]
+        ),
+        "{ops:?}"
+    );
+    assert_eq!(machine.kernel, good);
+}
+
+#[test]
+fn an_interface_that_outlived_its_device_is_recreated_when_another_kind_is_wanted() {
+    let mut machine = machine();
+    machine.reconcile(&three_nodes());
+    machine.kernel.device = None;
+    machine.kernel.interface.as_mut().unwrap().left = true;
+    machine.settings.peer_lookup = PeerLookup::Gateway;
+    machine.settings.source_check = SourceCheck::Off;
+    let ops = machine.reconcile(&three_nodes()).ops;
+    assert!(ops.contains(&Op::Interface(InterfaceOp::Remove)), "{ops:?}");
+    assert!(!ops.iter().any(|op| matches!(op, Op::Interface(InterfaceOp::StartDevice { .. }))), "{ops:?}");
+}
+
+#[test]
+fn an_interface_whose_device_is_gone_but_cannot_be_replaced_is_recreated() {
     let mut machine = machine();
     machine.reconcile(&three_nodes());
     let good = machine.kernel.clone();
@@ -198,6 +248,8 @@ fn a_device_that_somebody_else_configured_is_adopted() {
         mtu: 1500,
         up: false,
         peer_lookup: PeerLookup::Destination,
+        left: false,
+        rp_filter: 0,
     });
     machine.kernel.device = Some(Device { listen_port: 1234, ..Device::default() });
     machine.kernel.addresses.insert("10.9.0.1/24".parse().unwrap());
@@ -213,7 +265,7 @@ fn a_node_that_is_not_in_the_cluster_changes_nothing() {
     let mut machine = machine();
     machine.reconcile(&three_nodes());
     let mut cluster = three_nodes();
-    let mut planner = Planner::new(Settings::defaults("a"), key(1), cluster.clone());
+    let mut planner = machine.planner(&cluster);
     planner.plan(&machine.kernel).unwrap();
     planner.remove_node("a");
     let refusal = planner.plan(&machine.kernel).unwrap_err();

@@ -8,15 +8,17 @@ use wireloom_plan::{
     planner::Planner,
     routing::{Route, RouteKind},
     settings::Settings,
+    standing::Standings,
 };
 
-use crate::universe::{OWN, cluster, key_file, named_node, observed, settings};
+use crate::universe::{OWN, cluster, key_file, named_node, observed, settings, standings};
 
 #[derive(Debug, Clone)]
 enum Event {
     Node(&'static str, Option<Node>),
     Snapshot(Cluster),
     Settings(Settings),
+    Standings(Standings),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -27,6 +29,7 @@ fn event() -> impl Strategy<Value = Event> {
         8 => change,
         1 => cluster().prop_map(Event::Snapshot),
         1 => settings().prop_map(Event::Settings),
+        3 => standings().prop_map(Event::Standings),
     ]
 }
 
@@ -42,6 +45,7 @@ proptest! {
         events in collection::vec(event(), 1..12),
     ) {
         let mut mesh = first.clone();
+        let mut stands = Standings::new();
         let mut planner = Planner::new(settings.clone(), own, first);
         // On a running node: at a start, what others have in the table would be refused.
         kernel.routes.insert(Route::ours("192.0.2.0/24".parse().unwrap(), RouteKind::Throw));
@@ -67,9 +71,13 @@ proptest! {
                     settings = new.clone();
                     planner.set_settings(new);
                 }
+                Event::Standings(new) => {
+                    stands = new.clone();
+                    planner.set_standings(new);
+                }
             }
             prop_assert_eq!(planner.cluster(), &mesh);
-            prop_assert_eq!(planner.desired(&kernel).unwrap(), &desired(&mesh, &settings, &host).unwrap());
+            prop_assert_eq!(planner.desired(&kernel).unwrap(), &desired(&mesh, &settings, &stands, &host).unwrap());
 
             let ops = planner.changes(&kernel).unwrap();
             kernel.apply_all(&ops).unwrap();

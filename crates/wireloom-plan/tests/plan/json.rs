@@ -1,7 +1,7 @@
 //! The JSON form of operations, which `wireloom plan --json` and `wireloom status --json` print for programs.
 
 use wireloom_plan::{
-    firewall::{Firewall, IncomingMark, Source},
+    firewall::{Firewall, GuardSet, Guarded, IncomingMark, Source},
     op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SetPeer, SysctlOp},
     routing::{Family, OtherSelectors, Route, RouteKind, Rule},
     sysctl::UnderlaySysctl,
@@ -48,16 +48,19 @@ const EXPECTED: &[&str] = &[
     ),
     concat!(
         r#"{"op":"set_firewall","firewall":{"mark_incoming":{"port":51820,"mark":10},"judge_sources":true,"#,
-        r#""altered":false},"anew":true}"#,
+        r#""guard":null,"altered":false},"anew":true}"#,
     ),
     r#"{"op":"judge_peer","peer":"02:00:00:00:00:01"}"#,
     r#"{"op":"forget_peer","peer":"02:00:00:00:00:01"}"#,
     r#"{"op":"admit_source","peer":"02:00:00:00:00:01","addresses":"10.161.1.0/24"}"#,
     r#"{"op":"refuse_source","peer":"02:00:00:00:00:01","addresses":"10.161.1.0/24"}"#,
     r#"{"op":"replace_sources","sources":[{"peer":"02:00:00:00:00:01","addresses":"10.161.1.0/24"}]}"#,
+    r#"{"op":"guard","set":"refused_out","addresses":"10.161.2.0/24"}"#,
+    r#"{"op":"unguard","set":"own","addresses":"10.161.1.0/24"}"#,
     r#"{"op":"remove_firewall"}"#,
     r#"{"op":"set_underlay_sysctl","interface":"eth0","sysctl":"rp_filter","value":2}"#,
     r#"{"op":"restore_underlay_sysctl","interface":"eth0","sysctl":"send_redirects"}"#,
+    r#"{"op":"loosen_own"}"#,
 ];
 
 #[test]
@@ -80,9 +83,10 @@ fn every_operation_is_one_flat_object_named_by_op() {
     let firewall = Firewall {
         mark_incoming: Some(IncomingMark { port: 51820, mark: 0xa }),
         judge_sources: true,
+        guard: None,
         altered: false,
     };
-    let ops: [Op; 27] = [
+    let ops: [Op; 30] = [
         InterfaceOp::Create {
             mtu: 1420,
             peer_lookup: PeerLookup::Gateway,
@@ -124,9 +128,13 @@ fn every_operation_is_one_flat_object_named_by_op() {
         FirewallOp::AdmitSource(source).into(),
         FirewallOp::RefuseSource(source).into(),
         FirewallOp::ReplaceSources { sources: [source].into() }.into(),
+        FirewallOp::Guard(Guarded { set: GuardSet::RefusedOut, addresses: net("10.161.2.0/24").into() })
+            .into(),
+        FirewallOp::Unguard(Guarded { set: GuardSet::Own, addresses: net("10.161.1.0/24").into() }).into(),
         FirewallOp::Remove.into(),
         SysctlOp::Set { interface: "eth0".into(), sysctl: UnderlaySysctl::RpFilter, value: 2 }.into(),
         SysctlOp::Restore { interface: "eth0".into(), sysctl: UnderlaySysctl::SendRedirects }.into(),
+        SysctlOp::LoosenOwn.into(),
     ];
     let written = ops.map(|op| serde_json::to_string(&op).unwrap());
     assert_eq!(written.as_slice(), EXPECTED);

@@ -7,7 +7,7 @@ use wireloom_plan::{
     settings::Scope,
 };
 
-use crate::world::{Fate, World, ip, key, rule, three_nodes};
+use crate::world::{Fate, World, all_proven, ip, key, rule, three_nodes};
 
 const DIRECT: [Fate; 2] = [Fate::Direct; 2];
 const ENCRYPTED: [Fate; 2] = [Fate::Encrypted; 2];
@@ -116,8 +116,7 @@ fn the_mode_switches_live_both_ways() {
     }
 }
 
-/// A machine joins peers that are all in host mode: once its peers may send from their hosts, no packet is
-/// lost at any moment.
+/// A machine joins peers that are all in host mode: no packet between pods is lost at any moment.
 #[test]
 fn joining_host_mode_loses_nothing() {
     let mut world = world(true);
@@ -130,14 +129,14 @@ fn joining_host_mode_loses_nothing() {
         peers_set |= matches!(op, Op::Device(DeviceOp::SetPeer(_)));
         if peers_set {
             moments += 1;
-            assert_arrives(world, op);
+            assert_pods_reach_each_other(world, op);
         }
     });
     assert!(moments > 10);
     assert_eq!(world.matrix(), HOST);
 }
 
-/// The reverse: no packet is lost until its peers may no longer send from their hosts.
+/// The reverse.
 #[test]
 fn leaving_host_mode_loses_nothing_on_the_way() {
     let mut world = world(true);
@@ -148,16 +147,16 @@ fn leaving_host_mode_loses_nothing_on_the_way() {
         peers_set |= matches!(op, Op::Device(DeviceOp::SetPeer(_)));
         if !peers_set {
             moments += 1;
-            assert_arrives(world, op);
+            assert_pods_reach_each_other(world, op);
         }
     });
     assert!(moments > 10);
 }
 
-fn assert_arrives(world: &World, op: &Op) {
-    for fates in world.matrices() {
-        let lost = fates.as_flattened().iter().any(|fate| matches!(fate, Fate::Lost | Fate::Refused));
-        assert!(!lost, "after {op:?}: {fates:?}");
+/// Hosts do not, between nodes of different modes: each takes from the other's host what its own mode says.
+fn assert_pods_reach_each_other(world: &World, op: &Op) {
+    for [_, pod_to_pod, ..] in world.matrices() {
+        assert_eq!(pod_to_pod, ENCRYPTED, "after {op:?}");
     }
 }
 
@@ -177,18 +176,55 @@ fn no_packet_meets_a_half_built_table() {
     }
 }
 
+/// The machines learn of the proofs one after the other, and refuse plaintext from each other last.
 #[test]
-fn a_first_start_is_never_worse_than_plaintext() {
-    let mut world = World::new(three_nodes());
+fn a_node_joins_without_losing_a_packet() {
+    let cluster = three_nodes();
+    let mut world = World::new(cluster.clone());
+    let stand = |world: &mut World, name: &str, others: &[&str], ingress: bool| {
+        let mut standings = all_proven(name, &cluster);
+        standings.retain(|other, _| others.contains(&other.as_str()));
+        standings.values_mut().for_each(|standing| (standing.ingress, standing.fresh) = (ingress, !ingress));
+        world.machine(name).standings = Some(standings);
+    };
+    let step = |world: &mut World, name: &str, allowed: &[Fate]| {
+        world.step(name, |world, op| {
+            for [host_to_pod, pod_to_pod, pod_to_host, host_to_host] in world.matrices() {
+                assert!(
+                    pod_to_pod.iter().all(|fate| allowed.contains(fate)),
+                    "{name} after {op:?}: {pod_to_pod:?}"
+                );
+                assert_eq!([host_to_pod, pod_to_host, host_to_host], [DIRECT; 3], "{name} after {op:?}");
+            }
+        });
+    };
+    stand(&mut world, "b", &["c"], true);
+    stand(&mut world, "c", &["b"], true);
     for name in ["b", "c"] {
-        world.machine(name).reconcile(&three_nodes());
+        world.machine(name).reconcile(&cluster);
     }
-    world.step("a", |world, op| {
-        for [_, [there, _], ..] in world.matrices() {
-            assert!([Fate::Direct, Fate::Encrypted].contains(&there), "after {op:?}: {there:?}");
+    stand(&mut world, "a", &[], true);
+    step(&mut world, "a", &[Fate::Direct]);
+    for ingress in [false, true] {
+        for (name, others) in [("a", ["b", "c"]), ("b", ["a", "c"]), ("c", ["a", "b"])] {
+            stand(&mut world, name, &others, ingress);
+            step(&mut world, name, &[Fate::Direct, Fate::Encrypted]);
         }
-    });
-    assert_eq!(world.matrix(), SCOPED);
+        assert_eq!(world.matrix(), SCOPED, "ingress: {ingress}");
+    }
+
+    // It leaves: from the moment at which it and the others say so, plaintext is taken, and sent later.
+    for egress in [true, false] {
+        for name in ["a", "b", "c"] {
+            let mut standings = all_proven(name, &cluster);
+            for (_, standing) in standings.iter_mut().filter(|(other, _)| name == "a" || *other == "a") {
+                (standing.egress, standing.ingress) = (egress, false);
+            }
+            world.machine(name).standings = Some(standings);
+            step(&mut world, name, &[Fate::Direct, Fate::Encrypted]);
+        }
+    }
+    assert_eq!(world.matrix(), [DIRECT; 4]);
 }
 
 #[test]

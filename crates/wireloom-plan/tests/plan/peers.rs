@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use wireloom_plan::{
     observed::Peer,
-    op::{DeviceOp, Op, RtnetlinkOp, SetPeer},
+    op::{DeviceOp, FirewallOp, Op, RtnetlinkOp, SetPeer},
 };
 
 use crate::world::{Machine, key, net, three_nodes};
@@ -125,7 +125,12 @@ fn allowed_ips_shrink_after_the_route_is_removed() {
     assert!(
         matches!(
             ops.as_slice(),
-            [Op::Rtnetlink(RtnetlinkOp::RemoveRoute(_)), Op::Device(DeviceOp::SetPeer(_))]
+            [
+                Op::Firewall(FirewallOp::Unguard(_)),
+                Op::Firewall(FirewallOp::Unguard(_)),
+                Op::Rtnetlink(RtnetlinkOp::RemoveRoute(_)),
+                Op::Device(DeviceOp::SetPeer(_))
+            ]
         ),
         "{ops:?}"
     );

@@ -10,13 +10,14 @@ use proptest::prelude::*;
 use wireloom_plan::{
     desired::{Desired, Host, desired},
     diff::{diff, teardown},
+    firewall::Guarded,
     observed::Observed,
     op::{DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
     routing::{Route, RouteKind, Rule},
 };
 
 use crate::{
-    universe::{cluster, key_file, observed, settings},
+    universe::{cluster, key_file, observed, settings, standings},
     world::are_one,
 };
 
@@ -43,6 +44,7 @@ proptest! {
             assert_safe_to_do(&run[0], &before, &now, &wanted);
             now.apply_all(run).unwrap();
             assert_nothing_refused(&before, &now, &wanted);
+            assert_guarded(&before, &now, &wanted);
             assert_nothing_lost(&before, &now, &wanted);
         }
     }
@@ -58,7 +60,7 @@ proptest! {
         let foreign = before.rules.iter().filter(|rule| !rule.is_ours());
         prop_assert!(sorted(after.rules.iter()) == sorted(foreign), "foreign rules stay");
         prop_assert_eq!(&after.firewall, &None);
-        prop_assert!(after.judged_peers.is_empty() && after.sources.is_empty());
+        prop_assert!(after.judged_peers.is_empty() && after.sources.is_empty() && after.guarded.is_empty());
         prop_assert!(after.saved_sysctls.is_empty());
         // The kernel removes a foreign route through our interface together with the interface.
         let foreign = before.routes.iter().filter(|route| !route.is_ours() && !through_our_interface(route));
@@ -68,9 +70,10 @@ proptest! {
 }
 
 fn before_and_wanted() -> impl Strategy<Value = (Observed, Desired)> {
-    (observed(), cluster(), settings(), key_file()).prop_map(|(observed, cluster, settings, own)| {
+    let inputs = (cluster(), settings(), standings(), key_file());
+    (observed(), inputs).prop_map(|(observed, (cluster, settings, standings, own))| {
         let host = Host::of(own, &observed);
-        let wanted = desired(&cluster, &settings, &host).unwrap();
+        let wanted = desired(&cluster, &settings, &standings, &host).unwrap();
         (observed, wanted)
     })
 }
@@ -118,6 +121,7 @@ fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
     assert_eq!(after.firewall, wanted.firewall);
     assert_eq!(after.judged_peers, wanted.judged_peers);
     assert_eq!(after.sources, wanted.sources);
+    assert_eq!(after.guarded, wanted.guarded);
     for (interface, sysctls) in &wanted.sysctls {
         assert!(sysctls.iter().all(|(sysctl, value)| after.sysctl(interface, *sysctl) == Some(*value)));
     }
@@ -222,16 +226,35 @@ fn assert_nothing_refused(before: &Observed, now: &Observed, wanted: &Desired) {
     }
 }
 
+/// What the guard refuses before and afterwards, it refuses at every moment.
+fn assert_guarded(before: &Observed, now: &Observed, wanted: &Desired) {
+    let guards =
+        |kernel: &Observed| kernel.firewall.as_ref().is_some_and(|firewall| firewall.guard.is_some());
+    let is_wanted = wanted.firewall.as_ref().is_some_and(|firewall| firewall.guard.is_some());
+    if !guards(before) || !is_wanted {
+        return;
+    }
+    assert!(guards(now), "the guard was missing");
+    let holds = |guarded: &BTreeSet<Guarded>, set, address| {
+        guarded.iter().any(|element| element.set == set && element.addresses.contains(address))
+    };
+    for element in &before.guarded {
+        for address in [element.addresses.first(), element.addresses.last()] {
+            let stays = holds(&wanted.guarded, element.set, address);
+            assert!(!stays || holds(&now.guarded, element.set, address), "{address} left {:?}", element.set);
+        }
+    }
+}
+
 /// Objects that are there before and desired afterwards are there at every moment.
 fn assert_nothing_lost(before: &Observed, now: &Observed, wanted: &Desired) {
     let kept: Vec<&Rule> = before.rules.iter().filter(|rule| wanted.rules.contains(rule)).collect();
     assert!(kept.iter().all(|rule| now.rules.contains(rule)), "a desired rule was removed");
     assert!(foreign_rules(before, wanted).all(|rule| now.rules.contains(rule)), "a foreign rule was removed");
 
-    if before.device.is_none() || now.device.is_none() {
-        return; // The interface has no device, so it is recreated.
-    }
-    if before.interface.as_ref().is_some_and(|present| present.peer_lookup != wanted.device.peer_lookup) {
+    let Some(present) = &before.interface else { return };
+    let lives = before.device.is_some() || present.left;
+    if !lives || present.peer_lookup != wanted.device.peer_lookup {
         return assert_nothing_leaks(before, now, wanted);
     }
     for route in &before.routes {
@@ -240,13 +263,14 @@ fn assert_nothing_lost(before: &Observed, now: &Observed, wanted: &Desired) {
             assert!(now.routes_to(route.destination).any(Route::is_ours), "{route:?} was missing");
         }
     }
-    let held = now.device.as_ref().unwrap().peers.values().flat_map(|peer| &peer.allowed_ips);
+    let (Some(old), Some(new)) = (&before.device, &now.device) else { return };
+    let held = new.peers.values().flat_map(|peer| &peer.allowed_ips);
     let held: BTreeSet<_> = held.collect();
     // A desired prefix always has an owner; the others have one until the old rules are gone.
     let old_rules = rules_of_ours(now, wanted).any(|rule| !wanted.rules.contains(rule));
     let wanted: BTreeSet<_> = wanted.peers.values().flat_map(|peer| &peer.allowed_ips).collect();
-    let own = now.device.as_ref().unwrap().public_key;
-    let peers = before.device.as_ref().unwrap().peers.iter().filter(|(key, _)| Some(**key) != own);
+    let own = new.public_key;
+    let peers = old.peers.iter().filter(|(key, _)| Some(**key) != own);
     for prefix in peers.flat_map(|(_, peer)| &peer.allowed_ips) {
         let needed = old_rules || wanted.contains(prefix);
         assert!(!needed || held.contains(prefix), "no peer had {prefix} in its allowed-IPs");

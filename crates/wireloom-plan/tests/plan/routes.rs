@@ -1,7 +1,7 @@
 //! The table that the rules lead to.
 
 use wireloom_plan::{
-    op::{DeviceOp, Op, RtnetlinkOp},
+    op::{DeviceOp, FirewallOp, Op, RtnetlinkOp},
     routing::{Family, OtherRoute, PROTOCOL, Route, RouteKind},
     settings::UnprovenPeers,
     warning::Warning,
@@ -9,7 +9,7 @@ use wireloom_plan::{
 
 use crate::world::{
     End::{Host, Pod},
-    Fate, Machine, World, key, net, node, place, three_nodes,
+    Fate, Machine, World, all_proven, key, net, node, proven, three_nodes,
 };
 
 const DEVICE: RouteKind = RouteKind::Device { gateway: None, source: None };
@@ -55,20 +55,22 @@ fn a_node_that_gains_a_key_is_encrypted_from_then_on() {
     cluster.nodes.get_mut("b").unwrap().public_key = None;
     let mut machine = Machine::new("a", key(1), &cluster);
     machine.reconcile(&cluster);
+    let proven = machine.standings.insert(all_proven("a", &three_nodes())).remove("b");
+    let ops = machine.reconcile(&three_nodes()).ops;
+    assert!(matches!(ops.as_slice(), [Op::Device(DeviceOp::SetPeer(_))]), "{ops:?}");
+    assert_eq!(machine.route("10.161.2.0/24"), Some(&RouteKind::Throw), "not before it is proven");
+
+    machine.standings.as_mut().unwrap().insert("b".to_owned(), proven.unwrap());
     let ops = machine.reconcile(&three_nodes()).ops;
     assert_eq!(machine.route("10.161.2.0/24"), Some(&DEVICE));
-    // The peer is added before the routes lead to it, and the routes are replaced, not removed.
-    assert!(
-        matches!(
-            ops.as_slice(),
-            [
-                Op::Device(DeviceOp::SetPeer(_)),
-                Op::Rtnetlink(RtnetlinkOp::SetRoute(_)),
-                Op::Rtnetlink(RtnetlinkOp::SetRoute(_))
-            ]
-        ),
-        "{ops:?}"
-    );
+    // The routes are replaced, not removed, before plaintext is refused.
+    let [Op::Rtnetlink(RtnetlinkOp::SetRoute(_)), Op::Rtnetlink(RtnetlinkOp::SetRoute(_)), guard @ ..] =
+        ops.as_slice()
+    else {
+        panic!("{ops:?}")
+    };
+    assert!(guard.iter().all(|op| matches!(op, Op::Firewall(FirewallOp::Guard(_)))), "{ops:?}");
+    assert_eq!(guard.len(), 4, "both directions, both families");
 }
 
 #[test]
@@ -78,10 +80,7 @@ fn with_reject_nothing_for_a_keyless_node_or_a_pool_leaves_in_plaintext() {
     let mut world = World::new(cluster);
     world.settings(|settings| settings.unproven_peers = UnprovenPeers::Reject);
     world.reconcile();
-    let a = &world.machines["a"];
-    assert_eq!(a.route("10.161.2.0/24"), Some(&RouteKind::Unreachable));
-    assert_eq!(a.route("10.161.0.0/16"), Some(&RouteKind::Unreachable), "the backstop");
-    assert_eq!(a.route("fd61::/48"), Some(&RouteKind::Unreachable), "the backstop");
+    assert_eq!(world.machines["a"].route("10.161.2.0/24"), Some(&RouteKind::Throw), "the guard refuses");
     for (family, a, b, c) in pods() {
         assert_eq!(world.both_ways(Pod("a", a), Pod("b", b), family), Fate::Refused);
         assert_eq!(world.both_ways(Pod("a", a), Pod("c", c), family), Fate::Encrypted);
@@ -95,38 +94,6 @@ fn with_reject_nothing_for_a_keyless_node_or_a_pool_leaves_in_plaintext() {
 }
 
 #[test]
-fn the_backstop_is_added_after_narrower_routes_and_removed_before_them() {
-    let mut cluster = three_nodes();
-    cluster.nodes.get_mut("b").unwrap().workloads.insert(net("10.161.1.9/32"));
-    let mut machine = Machine::new("a", key(1), &cluster);
-    machine.settings.unproven_peers = UnprovenPeers::Reject;
-    let ops = machine.plan(&cluster).ops;
-    let set = |prefix: &str| {
-        place(
-            &ops,
-            |op| matches!(op, Op::Rtnetlink(RtnetlinkOp::SetRoute(route)) if route.destination == net(prefix)),
-        )
-    };
-    assert!(set("10.161.1.9/32") < set("10.161.1.0/24"));
-    assert!(set("10.161.1.0/24") < set("10.161.0.0/16"));
-    assert!(set("10.161.2.0/24") < set("10.161.0.0/16"));
-
-    // It is removed before them.
-    machine.reconcile(&cluster);
-    let mut smaller = cluster.clone();
-    smaller.pools.clear();
-    smaller.nodes.retain(|name, _| name == "a");
-    let ops = machine.plan(&smaller).ops;
-    let removed = |prefix: &str| {
-        place(
-            &ops,
-            |op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRoute(route)) if route.destination == net(prefix)),
-        )
-    };
-    assert!(removed("10.161.0.0/16") < removed("10.161.2.0/24"));
-}
-
-#[test]
 fn nodes_that_claim_the_same_key_are_both_left_out() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("c").unwrap().public_key = Some(key(2));
@@ -136,7 +103,7 @@ fn nodes_that_claim_the_same_key_are_both_left_out() {
     assert_eq!(machine.route("10.161.2.0/24"), Some(&RouteKind::Throw));
     assert_eq!(machine.route("10.161.3.0/24"), Some(&RouteKind::Throw));
     let nodes = vec!["b".to_owned(), "c".to_owned()];
-    assert!(plan.warnings.contains(&Warning::SharedKey { public_key: key(2), nodes }));
+    assert!(plan.warnings.contains(&Warning::SharedKey { public_key: key(2), nodes, kept_by: None }));
 
     // One of them gets another key: both are peers again.
     machine.reconcile(&three_nodes());
@@ -145,16 +112,28 @@ fn nodes_that_claim_the_same_key_are_both_left_out() {
 }
 
 #[test]
-fn with_a_node_that_shares_our_key_nobody_is_a_peer() {
+fn of_nodes_that_claim_the_same_key_the_one_that_proved_it_stays() {
     let mut cluster = three_nodes();
+    cluster.nodes.get_mut("c").unwrap().public_key = Some(key(2));
+    let mut machine = Machine::new("a", key(1), &cluster);
+    machine.standings = Some([("b".to_owned(), proven(key(2)))].into());
+    let warnings = machine.reconcile(&cluster).warnings;
+    let nodes = vec!["b".to_owned(), "c".to_owned()];
+    assert!(warnings.contains(&Warning::SharedKey {
+        public_key: key(2),
+        nodes,
+        kept_by: Some("b".to_owned())
+    }));
+    assert_eq!(machine.peers(), [key(2)]);
+    assert_eq!(machine.allowed_ips(2), ["10.161.2.0/24", "fd61:0:0:2::/64"]);
+    assert_eq!(machine.route("10.161.2.0/24"), Some(&DEVICE));
+    assert_eq!(machine.route("10.161.3.0/24"), Some(&RouteKind::Throw));
+
+    // The one that claims ours is left out, and everything else stays.
     cluster.nodes.get_mut("c").unwrap().public_key = Some(key(1));
-    let mut world = World::new(cluster);
-    world.reconcile();
-    assert_eq!(world.machines["a"].peers(), []);
-    assert_eq!(world.machines["b"].peers(), []);
-    for (family, a, b, _) in pods() {
-        assert_eq!(world.both_ways(Pod("a", a), Pod("b", b), family), Fate::Direct, "both ends agree");
-    }
+    machine.reconcile(&cluster);
+    assert_eq!(machine.peers(), [key(2)]);
+    assert_eq!(machine.route("10.161.2.0/24"), Some(&DEVICE));
 }
 
 #[test]
@@ -213,9 +192,11 @@ fn the_routes_of_a_removed_node_are_removed() {
     machine.reconcile(&cluster);
     cluster.nodes.remove("b");
     let ops = machine.reconcile(&cluster).ops;
-    // Routes go first, so that none leads to a removed peer.
-    let [routes @ .., last] = ops.as_slice() else { panic!("no operations") };
-    assert_eq!(routes.len(), 2, "{ops:?}");
+    // The guard stops refusing; then routes go first, so that none leads to a removed peer.
+    let unguards = |op: &Op| matches!(op, Op::Firewall(FirewallOp::Unguard(_)));
+    let guard = ops.iter().take_while(|op| unguards(op)).count();
+    let [routes @ .., last] = &ops[guard..] else { panic!("no operations") };
+    assert_eq!((guard, routes.len()), (4, 2), "{ops:?}");
     assert!(routes.iter().all(|op| matches!(op, Op::Rtnetlink(RtnetlinkOp::RemoveRoute(_)))), "{ops:?}");
     assert_eq!(*last, DeviceOp::RemovePeer { public_key: key(2) }.into());
 }

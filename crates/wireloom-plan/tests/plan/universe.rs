@@ -10,10 +10,11 @@ use ipnet::IpNet;
 use proptest::{collection, option, prelude::*, sample};
 use wireloom_plan::{
     cluster::{Cluster, Node},
-    firewall::{Firewall, IncomingMark, Source},
+    firewall::{Firewall, Guard, GuardSet, Guarded, IncomingMark, Source},
     observed::{Device, Interface, Observed, Peer, Underlay},
     routing::{Family, OtherRoute, OtherSelectors, PROTOCOL, Route, RouteKind, Rule},
-    settings::{UnprovenPeers, Scope, Settings},
+    settings::{Scope, Settings, UnprovenPeers},
+    standing::{Standing, Standings},
     sysctl::{ALL, UnderlaySysctl},
 };
 use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
@@ -92,15 +93,37 @@ fn node(name: &str) -> impl Strategy<Value = Node> + use<> {
     let addresses = collection::btree_set(address(), 0..3);
     let workloads = collection::btree_set(prefix(), 0..4);
     let link_addresses = collection::btree_set(link_address(), 0..3);
-    (public_key, option::weighted(0.8, endpoint()), addresses, workloads, link_addresses).prop_map(
-        |(public_key, endpoint, addresses, workloads, link_addresses)| Node {
+    let encrypt = prop::bool::weighted(0.9);
+    (public_key, option::weighted(0.8, endpoint()), addresses, workloads, link_addresses, encrypt).prop_map(
+        |(public_key, endpoint, addresses, workloads, link_addresses, encrypt)| Node {
             public_key,
             endpoint,
             addresses,
+            // The tunnel address is usually one of its workloads; anything may be written.
+            tunnel_addresses: link_addresses
+                .iter()
+                .copied()
+                .filter(|address| *address == ip("10.1.1.7"))
+                .collect(),
             workloads,
             link_addresses,
+            encrypt,
         },
     )
+}
+
+/// What the proof of the node with this name means; usually it has proved its own key.
+fn standing(name: &str) -> impl Strategy<Value = Standing> + use<> {
+    let key = prop_oneof![8 => Just(own_key(name)), 1 => any_key()];
+    (key, prop::bool::weighted(0.9), prop::bool::weighted(0.8), prop::bool::weighted(0.2))
+        .prop_map(|(key, egress, ingress, fresh)| Standing { key, egress, ingress, fresh })
+}
+
+/// Where this node stands with some of the nodes.
+pub(crate) fn standings() -> impl Strategy<Value = Standings> {
+    let named =
+        sample::select(NODES.as_slice()).prop_flat_map(|name| (Just(name.to_owned()), standing(name)));
+    collection::vec(named, 0..5).prop_map(|named| named.into_iter().collect())
 }
 
 /// A name and a node with that name.
@@ -138,7 +161,7 @@ prop_compose! {
         node_scope in any::<bool>(),
         rule_priority in sample::select(vec![99_u32, 98]),
         fwmark in sample::select(vec![0xa_u32, 0x8]),
-        reject in any::<bool>(),
+        (reject, guard) in (any::<bool>(), prop::bool::weighted(0.9)),
         (peer_lookup, source_check) in mode(),
     ) -> Settings {
         Settings {
@@ -149,6 +172,7 @@ prop_compose! {
             rule_priority,
             fwmark,
             unproven_peers: if reject { UnprovenPeers::Reject } else { UnprovenPeers::Plaintext },
+            guard,
             peer_lookup,
             source_check,
             ..Settings::defaults(OWN)
@@ -260,36 +284,84 @@ fn neighbour_addresses() -> impl Strategy<Value = IpAddr> {
     prop_oneof![link_address(), link_local]
 }
 
-/// A table and the elements of its sets: a peer's sources do not overlap, and nothing is known of the elements
-/// of an altered table.
-fn firewall() -> impl Strategy<Value = (Option<Firewall>, BTreeSet<LinkAddress>, BTreeSet<Source>)> {
+prop_compose! {
+    fn guard()(
+        datagrams in option::of(incoming_mark()),
+        mark in sample::select(vec![0xa_u32, 1]),
+        reject in any::<bool>(),
+        outward in outward(),
+        has_error_source in any::<bool>(),
+    ) -> Guard {
+        let error_source_v4 = has_error_source.then(|| [10, 1, 1, 7].into());
+        Guard { datagrams, mark, reject, outward, error_source_v4, error_source_v6: None }
+    }
+}
+
+fn outward() -> impl Strategy<Value = BTreeSet<String>> {
+    collection::btree_set(sample::select(vec!["eth0".to_owned(), "vxlan0".to_owned()]), 0..3)
+}
+
+fn incoming_mark() -> impl Strategy<Value = IncomingMark> {
     let mark = (sample::select(vec![51820_u16, 2]), sample::select(vec![0xa_u32, 1]));
-    let mark_incoming = option::of(mark.prop_map(|(port, mark)| IncomingMark { port, mark }));
-    let chains = (mark_incoming, any::<bool>(), prop::bool::weighted(0.2));
+    mark.prop_map(|(port, mark)| IncomingMark { port, mark })
+}
+
+/// The elements of the guard's sets, of which those of one set do not overlap.
+fn guarded() -> impl Strategy<Value = BTreeSet<Guarded>> {
+    let element = (sample::select(GuardSet::ALL.as_slice()), prefix())
+        .prop_map(|(set, prefix)| Guarded { set, addresses: prefix.into() });
+    collection::vec(element, 0..16).prop_map(|all| {
+        let mut guarded: BTreeSet<Guarded> = BTreeSet::new();
+        for element in all {
+            let overlaps =
+                |other: &Guarded| other.set == element.set && other.addresses.overlaps(&element.addresses);
+            if !guarded.iter().any(overlaps) {
+                guarded.insert(element);
+            }
+        }
+        guarded
+    })
+}
+
+/// A table and the elements of its sets.
+#[derive(Debug, Clone, Default)]
+struct Table {
+    firewall: Option<Firewall>,
+    judged_peers: BTreeSet<LinkAddress>,
+    sources: BTreeSet<Source>,
+    guarded: BTreeSet<Guarded>,
+}
+
+/// A peer's sources do not overlap, and nothing is known of the elements of an altered table.
+fn table() -> impl Strategy<Value = Table> {
+    let chains = (option::of(incoming_mark()), any::<bool>(), option::of(guard()), prop::bool::weighted(0.2));
     let peer = || any_key().prop_map(LinkAddress::of);
     let source = (peer(), prefix()).prop_map(|(peer, prefix)| Source { peer, addresses: prefix.into() });
-    let sets = (collection::btree_set(peer(), 0..6), collection::vec(source, 0..12));
+    let sets = (collection::btree_set(peer(), 0..6), collection::vec(source, 0..12), guarded());
     option::of((chains, sets)).prop_map(|firewall| {
-        let Some(((mark_incoming, judge_sources, altered), (peers, all))) = firewall else {
-            return (None, BTreeSet::new(), BTreeSet::new());
+        let Some(((mark_incoming, judge_sources, guard, altered), (peers, all, guarded))) = firewall else {
+            return Table::default();
         };
         if altered {
-            return (Some(Firewall { altered, ..Firewall::default() }), BTreeSet::new(), BTreeSet::new());
+            let firewall = Some(Firewall { altered, ..Firewall::default() });
+            return Table { firewall, ..Table::default() };
         }
-        let firewall = Some(Firewall { mark_incoming, judge_sources, altered });
+        let guarded = if guard.is_some() { guarded } else { BTreeSet::new() };
+        let firewall = Some(Firewall { mark_incoming, judge_sources, guard, altered });
         let mut sources: BTreeSet<Source> = BTreeSet::new();
         for source in all.into_iter().filter(|_| judge_sources) {
             if !sources.iter().any(|other| other.overlaps(&source)) {
                 sources.insert(source);
             }
         }
-        (firewall, peers.into_iter().filter(|_| judge_sources).collect(), sources)
+        let judged_peers = peers.into_iter().filter(|_| judge_sources).collect();
+        Table { firewall, judged_peers, sources, guarded }
     })
 }
 
 /// A kernel in any state that Linux allows, in which our interface is not foreign.
 pub(crate) fn observed() -> impl Strategy<Value = Observed> {
-    let interface = option::of((sample::select(vec![1420_u32, 1300]), any::<bool>(), mode()));
+    let interface = option::of((sample::select(vec![1420_u32, 1300]), any::<bool>(), mode(), any::<bool>()));
     let network = (
         interface,
         option::weighted(0.9, device()),
@@ -303,18 +375,24 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
         collection::btree_set(link_address_of_a_route(), 0..4),
         any::<bool>(),
     );
-    (network, neighbours, underlays(), saved_sysctls(), firewall()).prop_map(
-        |(network, (neighbours, link_routes, send_redirects), underlays, saved_sysctls, firewall)| {
-            let (firewall, judged_peers, sources) = firewall;
+    let here = collection::btree_set(
+        sample::select(vec!["10.1.1.1/24", "fd01::1/64", "10.1.0.0/32"]).prop_map(net),
+        0..3,
+    );
+    let machine = (underlays(), saved_sysctls(), outward(), here, 0..3_u8, 0..3_u8);
+    (network, neighbours, machine, table()).prop_map(
+        |(network, (neighbours, link_routes, send_redirects), machine, table)| {
+            let (underlays, saved_sysctls, outward, here, rp_filter, rp_filter_all) = machine;
+            let Table { firewall, judged_peers, sources, guarded } = table;
             let (interface, device, addresses, mut rules, mut routes) = network;
-            let up = interface.is_some_and(|(_, up, _)| up);
+            let up = interface.is_some_and(|(_, up, ..)| up);
             // The kernel keeps no route through an interface that is down or gone.
             routes.retain(|route| up || !matches!(route.kind, RouteKind::Device { .. }));
             rules.sort_by_key(|rule| (rule.family, rule.priority));
             Observed {
-                interface: interface.map(|(mtu, up, (peer_lookup, _))| {
+                interface: interface.map(|(mtu, up, (peer_lookup, _), left)| {
                     let alias = Some(AGENT_ALIAS.to_owned());
-                    Interface { alias, mtu, up, peer_lookup }
+                    Interface { alias, mtu, up, peer_lookup, left: left && device.is_none(), rp_filter }
                 }),
                 device: device.filter(|_| interface.is_some()),
                 addresses: if interface.is_some() { addresses } else { BTreeSet::new() },
@@ -330,6 +408,10 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
                 firewall,
                 judged_peers,
                 sources,
+                guarded,
+                outward,
+                here,
+                rp_filter_all,
             }
         },
     )

@@ -87,7 +87,11 @@ fn a_key_file_copied_from_another_node_is_reported() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("a").unwrap().public_key = Some(key(9));
     cluster.nodes.get_mut("b").unwrap().public_key = Some(key(1));
-    let shared = Warning::SharedKey { public_key: key(1), nodes: vec!["a".to_owned(), "b".to_owned()] };
+    let shared = Warning::SharedKey {
+        public_key: key(1),
+        nodes: vec!["a".to_owned(), "b".to_owned()],
+        kept_by: Some("a".to_owned()),
+    };
     assert!(warnings(&cluster, defaults()).contains(&shared));
 }
 
@@ -148,7 +152,8 @@ fn every_text_names_the_fix() {
         "node b has no public key, so traffic with it is not encrypted; \
          publish its key, or refuse such traffic with unproven_peers = \"reject\""
     );
-    let shared = Warning::SharedKey { public_key: key(0), nodes: vec!["b".to_owned(), "c".to_owned()] };
+    let shared =
+        Warning::SharedKey { public_key: key(0), nodes: vec!["b".to_owned(), "c".to_owned()], kept_by: None };
     assert_eq!(
         shared.to_string(),
         format!(

@@ -9,11 +9,13 @@ use std::{
 use ipnet::IpNet;
 use wireloom_plan::{
     cluster::{Cluster, Node},
+    firewall::GuardSet,
     observed::{Observed, Underlay},
     op::{DeviceOp, Op},
     planner::{Plan, Planner},
     routing::{Family, RouteKind, Rule},
     settings::Settings,
+    standing::{Standing, Standings},
 };
 use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck};
 
@@ -37,7 +39,7 @@ pub(crate) fn node(public_key: Option<u8>, addresses: &[&str], workloads: &[&str
         endpoint: addresses.first().map(|address| (*address, 51820).into()),
         addresses,
         workloads: workloads.iter().copied().map(net).collect(),
-        link_addresses: BTreeSet::new(),
+        ..Node::default()
     }
 }
 
@@ -54,11 +56,31 @@ pub(crate) fn three_nodes() -> Cluster {
     Cluster { pools: [net("10.161.0.0/16"), net("fd61::/48")].into(), nodes: nodes.into() }
 }
 
+/// The standing of a node that proved this key long ago.
+pub(crate) fn proven(public_key: PublicKey) -> Standing {
+    Standing { key: public_key, egress: true, ingress: true, fresh: false }
+}
+
+/// All other nodes with a key of their own have proved it long ago, if this one has such a key.
+pub(crate) fn all_proven(name: &str, cluster: &Cluster) -> Standings {
+    let holders = |key| cluster.nodes.values().filter(move |node| node.public_key == Some(key)).count();
+    if cluster.nodes.get(name).and_then(|node| node.public_key).is_none_or(|key| holders(key) != 1) {
+        return Standings::new();
+    }
+    let proved = |(other, node): (&String, &Node)| {
+        let key = node.public_key.filter(|key| other != name && holders(*key) == 1)?;
+        Some((other.clone(), proven(key)))
+    };
+    cluster.nodes.iter().filter_map(proved).collect()
+}
+
 /// A machine on which an agent runs, with its kernel.
 pub(crate) struct Machine {
     pub(crate) settings: Settings,
     pub(crate) public_key: PublicKey,
     pub(crate) kernel: Observed,
+    /// Absent: all others have proved their keys.
+    pub(crate) standings: Option<Standings>,
 }
 
 impl Machine {
@@ -66,12 +88,23 @@ impl Machine {
     pub(crate) fn new(name: &str, public_key: PublicKey, cluster: &Cluster) -> Self {
         let addresses = cluster.nodes.get(name).map(|node| node.addresses.clone()).unwrap_or_default();
         let eth0 = Underlay { mtu: 1500, addresses, rp_filter: 1, src_valid_mark: false };
-        let kernel = Observed { underlays: [("eth0".to_owned(), eth0)].into(), ..Observed::default() };
-        Self { settings: Settings::defaults(name), public_key, kernel }
+        let kernel = Observed {
+            underlays: [("eth0".to_owned(), eth0)].into(),
+            outward: ["eth0".to_owned()].into(),
+            ..Observed::default()
+        };
+        Self { settings: Settings::defaults(name), public_key, kernel, standings: None }
     }
 
     pub(crate) fn plan(&self, cluster: &Cluster) -> Plan {
-        Planner::new(self.settings.clone(), self.public_key, cluster.clone()).plan(&self.kernel).unwrap()
+        self.planner(cluster).plan(&self.kernel).unwrap()
+    }
+
+    pub(crate) fn planner(&self, cluster: &Cluster) -> Planner {
+        let mut planner = Planner::new(self.settings.clone(), self.public_key, cluster.clone());
+        let standings = self.standings.clone();
+        planner.set_standings(standings.unwrap_or_else(|| all_proven(&self.settings.node, cluster)));
+        planner
     }
 
     /// Plans, applies, and checks that nothing is left to do, as a newly started agent does.
@@ -171,6 +204,27 @@ impl Machine {
         sources.map(|source| source.addresses.to_string()).collect()
     }
 
+    /// The ranges of a set of the guard as nft lists them.
+    pub(crate) fn guarded(&self, set: GuardSet) -> Vec<String> {
+        let elements = self.kernel.guarded.iter().filter(|element| element.set == set);
+        elements.map(|element| element.addresses.to_string()).collect()
+    }
+
+    fn is_guarded(&self, set: GuardSet, address: IpAddr) -> bool {
+        self.kernel.guarded.iter().any(|element| element.set == set && element.addresses.contains(address))
+    }
+
+    /// Whether the guard refuses a packet in plaintext between a workload here and one elsewhere, which the set may name.
+    fn guard_refuses(&self, own: IpAddr, there: IpAddr, set: GuardSet) -> bool {
+        let guard = self.kernel.firewall.as_ref().and_then(|firewall| firewall.guard.as_ref());
+        let is_node = |address| self.is_guarded(GuardSet::Nodes, address);
+        guard.is_some_and(|guard| {
+            !(is_node(own) || is_node(there))
+                && self.is_guarded(GuardSet::Own, own)
+                && (self.is_guarded(set, there) || (guard.reject && self.is_guarded(GuardSet::Pools, there)))
+        })
+    }
+
     /// The longest prefix in allowed-IPs that holds the address.
     fn peer_of(&self, address: IpAddr) -> Option<PublicKey> {
         let peers = &self.kernel.device.as_ref()?.peers;
@@ -212,9 +266,9 @@ pub(crate) enum Fate {
     Direct,
     /// It arrived, through the tunnel.
     Encrypted,
-    /// The sender's kernel refused it.
+    /// The sender's kernel or its guard refused it.
     Refused,
-    /// The other end's allowed-IPs refused its source, or the tunnel ended elsewhere.
+    /// The other end's allowed-IPs or its guard refused its source, or the tunnel ended elsewhere.
     Lost,
 }
 
@@ -285,6 +339,14 @@ impl World {
     ) -> (Fate, IpAddr) {
         let bound = unbound.is_none().then_some(source);
         match self.machines[sender].way(bound, destination, 0) {
+            Way::Direct if self.machines[sender].guard_refuses(source, destination, GuardSet::RefusedOut) => {
+                (Fate::Refused, source)
+            }
+            Way::Direct
+                if self.machines[receiver].guard_refuses(destination, source, GuardSet::RefusedIn) =>
+            {
+                (Fate::Lost, source)
+            }
             Way::Direct => (Fate::Direct, source),
             Way::Refused => (Fate::Refused, source),
             Way::Tunnel { peer, source: preferred } => {

@@ -67,9 +67,19 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     for path in &boot_unit {
         anstream::println!("{} remove {}", "-".red(), path.display());
     }
+    let proven = state.proofs()?;
     RunFile::remove(interface).context("cannot remove the run file")?;
     state.clear().with_context(|| format!("cannot clear {}", state.path().display()))?;
     drop(lock);
+    let expecting: Vec<_> = proven.nodes.into_iter().filter(|(_, proof)| proof.holds()).map(|(name, _)| name).collect();
+    if !expecting.is_empty() {
+        anstream::println!(
+            "{} these nodes still expect encryption, and refuse what the workloads here send in plaintext: {}; to \
+             change that, write encrypt = false for this node in the mesh file (next time 15 s before `wireloom down`)",
+            "note:".yellow().bold(),
+            expecting.join(" ")
+        );
+    }
     if ops.is_empty() && boot_unit.is_empty() {
         anstream::println!("nothing to remove: Wireloom has programmed nothing here");
     }

@@ -18,6 +18,7 @@ mod down;
 mod key;
 mod log;
 mod plan;
+mod reload;
 mod situation;
 mod status;
 
@@ -35,6 +36,7 @@ enum Command {
     Agent(agent::Arguments),
     Plan(plan::Arguments),
     Status(status::Arguments),
+    Reload(reload::Arguments),
     Down(down::Arguments),
     BootGuard(boot_guard::Arguments),
     Device(device::Arguments),
@@ -53,6 +55,7 @@ impl Command {
             Self::Agent(arguments) => agent::run(arguments),
             Self::Plan(arguments) => plan::run(&arguments),
             Self::Status(arguments) => status::run(&arguments),
+            Self::Reload(arguments) => reload::run(&arguments),
             Self::Down(arguments) => down::run(&arguments),
             Self::BootGuard(arguments) => boot_guard::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),

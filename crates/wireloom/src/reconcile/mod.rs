@@ -3,12 +3,12 @@
 //! Whatever happened (the membership or the settings changed, somebody deleted a rule, the agent restarted), a pass
 //! brings the kernel to the desired state. This module knows no clock, no thread and no file.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, mem, net::IpAddr};
 
 use wireloom_kernel::{Error, Kernel, wording};
 use wireloom_plan::{
     cluster::Cluster, observed::Observed, op::Op, planner::Planner, refusal::Refusal, routing::Rule,
-    settings::Settings, warning::Warning,
+    settings::Settings, standing::Standings, warning::Warning,
 };
 use wireloom_types::PublicKey;
 
@@ -27,6 +27,7 @@ pub(crate) struct Reconciler<K> {
     kernel: K,
     settings: Settings,
     public_key: PublicKey,
+    standings: Standings,
     /// Absent until the first snapshot: before it nothing is changed, let alone removed.
     planner: Option<Planner>,
     /// The kernel as the last pass left it; absent when it must be observed again.
@@ -85,6 +86,7 @@ impl<K: Kernel> Reconciler<K> {
             kernel,
             settings,
             public_key,
+            standings: Standings::new(),
             planner: None,
             mirror: None,
             warnings: BTreeSet::new(),
@@ -104,20 +106,38 @@ impl<K: Kernel> Reconciler<K> {
                     self.mirror = None;
                 }
             }
-            None => self.planner = Some(Planner::new(self.settings.clone(), self.public_key, cluster)),
+            None => self.planner = Some(self.new_planner(cluster)),
         }
     }
 
     /// Takes new settings, and the public half of the device's private key.
     pub(crate) fn set_settings(&mut self, settings: Settings, public_key: PublicKey) {
         match &mut self.planner {
-            Some(planner) if public_key == self.public_key => planner.set_settings(settings.clone()),
-            Some(planner) => *planner = Planner::new(settings.clone(), public_key, planner.cluster().clone()),
-            None => {}
+            Some(planner) if public_key == self.public_key => {
+                planner.set_settings(settings.clone());
+                self.settings = settings;
+            }
+            planner => {
+                let cluster = planner.take().map(|planner| planner.cluster().clone());
+                (self.settings, self.public_key) = (settings, public_key);
+                self.planner = cluster.map(|cluster| self.new_planner(cluster));
+            }
         }
-        self.settings = settings;
-        self.public_key = public_key;
         self.mirror = None;
+    }
+
+    /// Takes where this node stands with the others.
+    pub(crate) fn set_standings(&mut self, standings: Standings) {
+        if let Some(planner) = &mut self.planner {
+            planner.set_standings(standings.clone());
+        }
+        self.standings = standings;
+    }
+
+    fn new_planner(&self, cluster: Cluster) -> Planner {
+        let mut planner = Planner::new(self.settings.clone(), self.public_key, cluster);
+        planner.set_standings(self.standings.clone());
+        planner
     }
 
     /// Makes the next pass observe the kernel: somebody else may have changed it.
@@ -135,17 +155,9 @@ impl<K: Kernel> Reconciler<K> {
         self.public_key
     }
 
-    /// Whether a snapshot of the membership has arrived.
-    pub(crate) fn has_cluster(&self) -> bool {
-        self.planner.is_some()
-    }
-
-    /// This node's own addresses, according to the membership.
-    pub(crate) fn own_addresses(&self) -> BTreeSet<IpAddr> {
-        self.planner
-            .as_ref()
-            .map(|planner| own_addresses(planner.cluster(), &self.settings))
-            .unwrap_or_default()
+    /// The mesh in force; `None` until a snapshot of the membership has arrived.
+    pub(crate) fn cluster(&self) -> Option<&Cluster> {
+        self.planner.as_ref().map(Planner::cluster)
     }
 
     /// The kernel as the last pass left it, if that pass succeeded.
@@ -199,7 +211,13 @@ impl<K: Kernel> Reconciler<K> {
         loop {
             let observed = self.kernel.observe(&own).map_err(Trouble::Observe)?;
             self.rules_deleted |= self.expected_rules.iter().any(|rule| !observed.rules.contains(rule));
-            let plan = planner.plan(&observed)?;
+            let plan = match planner.plan(&observed) {
+                Ok(plan) => plan,
+                Err(refusal) => {
+                    self.guard(planner, &observed)?;
+                    return Err(refusal.into());
+                }
+            };
             self.warnings = plan.warnings;
             let rules = planner.desired(&observed)?.rules.clone();
             if plan.ops.is_empty() {
@@ -213,6 +231,13 @@ impl<K: Kernel> Reconciler<K> {
             self.apply(&plan.ops, rules)?;
             done += plan.ops.len();
         }
+    }
+
+    /// While nothing else may be changed: brings the guard to its desired state, as far as that is known.
+    fn guard(&mut self, planner: &mut Planner, observed: &Observed) -> Result<(), Trouble> {
+        let ops = planner.plan_guard(observed).unwrap_or_default();
+        let rules = mem::take(&mut self.expected_rules);
+        self.apply(&ops, rules)
     }
 
     /// Carries out operations after which these rules are there.

@@ -11,6 +11,7 @@
 //! | [`agent::membership`] | that the mesh follows its file: keys, endpoints, nodes, borrowed addresses, mistakes |
 //! | `agent::upkeep` | that the agent repairs what others break, and takes settings while it runs |
 //! | [`agent::restart`] | that an agent's end costs no packet, and `down` leaves nothing behind |
+//! | [`agent::survival`] | that the interface outlives its device, and nothing leaves in plaintext meanwhile |
 //! | [`agent::upgrade`] | that an unscoped rule is replaced in the right order, and others' objects stay |
 //! | [`agent::ownership`] | that the table of another program is refused, and nothing of others is touched |
 //! | `agent::records` | that damaged records in the state directory stop neither agent nor `down` |

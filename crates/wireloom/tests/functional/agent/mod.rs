@@ -1,5 +1,6 @@
 //! The agent on the nodes of a mesh.
 
+mod holdback;
 pub(crate) mod matrix;
 pub(crate) mod membership;
 pub(crate) mod ownership;
@@ -7,6 +8,7 @@ mod records;
 mod reports;
 pub(crate) mod restart;
 pub(crate) mod rules;
+pub(crate) mod survival;
 mod trouble;
 pub(crate) mod upgrade;
 mod upkeep;

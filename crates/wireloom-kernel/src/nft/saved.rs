@@ -1,0 +1,90 @@
+//! The guard on disk: a script that makes the whole table, for the time before an agent runs and for the moment when
+//! somebody deletes the table.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use wireloom_plan::{firewall::Firewall, op::FirewallOp};
+
+use super::{TABLE, netlink, process::Nft, script, table::Table};
+use crate::{
+    error::Cause,
+    state::{StateDir, read_file, remove_written, write_atomically},
+};
+
+/// The name of the file in the state directory.
+const NAME: &str = "guard.nft";
+
+/// Its first line.
+const COMMENT: &str = "# Wireloom's guard. `nft -f` puts it in force, in one transaction; the agent keeps this file up to \
+                       date, and removes it where nothing is guarded.\n";
+
+/// The saved guard.
+#[derive(Debug, Clone)]
+pub(super) struct Saved {
+    state: StateDir,
+    nft: Nft,
+    /// Held while the table and the file change together.
+    changing: Arc<Mutex<()>>,
+}
+
+impl Saved {
+    pub(super) fn new(state: StateDir, nft: Nft) -> Self {
+        Self { state, nft, changing: Arc::default() }
+    }
+
+    /// Keeps the table from being restored meanwhile.
+    pub(super) fn hold(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Saves a table; it is on disk when it returns.
+    pub(super) fn write(&self, table: &Table, firewall: &Firewall, interface: &str) -> io::Result<()> {
+        let mut ops = vec![FirewallOp::Set { firewall: firewall.clone(), anew: true }];
+        ops.extend(table.judged_peers.iter().map(|peer| FirewallOp::JudgePeer { peer: *peer }));
+        ops.extend(table.sources.iter().copied().map(FirewallOp::AdmitSource));
+        ops.extend(table.guarded.iter().copied().map(FirewallOp::Guard));
+        let script = script::of(&ops.iter().collect::<Vec<_>>(), interface);
+        self.state.create()?;
+        write_atomically(&self.path(), format!("{COMMENT}{script}").as_bytes())
+    }
+
+    /// Removes the file, so that the table does not come back.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        remove_written(&self.path())
+    }
+
+    /// Makes the saved table if there is none. Returns whether it did.
+    ///
+    /// # Errors
+    /// [`Cause::Permanent`] when the file is none that [`write`](Self::write) wrote; otherwise a retry may help.
+    pub(super) fn restore(&self) -> Result<bool, Cause> {
+        let _changing = self.hold();
+        if netlink::table_exists()? {
+            return Ok(false);
+        }
+        let Some(saved) = read_file(&self.path())? else { return Ok(false) };
+        let script = str::from_utf8(&saved).ok().and_then(if_absent);
+        let script =
+            script.ok_or_else(|| Cause::Permanent(format!("{} is damaged", self.path().display())))?;
+        match self.nft.load(&script) {
+            // Somebody was faster.
+            Err(_) if netlink::table_exists()? => Ok(false),
+            loaded => loaded.map(|()| true),
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.state.path().join(NAME)
+    }
+}
+
+/// The saved script, changed to fail where there is a table already.
+fn if_absent(saved: &str) -> Option<String> {
+    let anew = format!("add table inet {TABLE}\ndelete table inet {TABLE}\nadd table inet {TABLE}\n");
+    let rest = saved.strip_prefix(COMMENT)?.strip_prefix(&anew)?;
+    Some(format!("create table inet {TABLE}\n{rest}"))
+}
