@@ -181,7 +181,8 @@ impl Claims {
         for node in cluster.nodes.values() {
             claims.keys.extend(node.public_key);
             claims.workloads.extend(&node.workloads);
-            claims.addresses.extend(node.addresses.iter().chain(&node.link_addresses));
+            let addresses = node.addresses.iter().chain(&node.link_addresses).chain(&node.tunnel_addresses);
+            claims.addresses.extend(addresses);
         }
         claims
     }
@@ -192,5 +193,6 @@ impl Claims {
         node.workloads.retain(|workload| !self.workloads.contains(workload));
         node.addresses.retain(|address| !self.addresses.contains(address));
         node.link_addresses.retain(|address| !self.addresses.contains(address));
+        node.tunnel_addresses.retain(|address| !self.addresses.contains(address));
     }
 }

@@ -27,7 +27,9 @@ impl Linux {
     /// # Errors
     /// The device cannot be read or changed.
     pub fn ask(&mut self, peers: &[PublicKey]) -> Result<(), Error> {
-        let Some(found) = self.find_interface()?.filter(|found| found.interface.is_ours()) else { return Ok(()) };
+        let Some(found) = self.find_interface()?.filter(|found| found.interface.is_ours()) else {
+            return Ok(());
+        };
         let Some(device) = self.read_device(found.backend)? else { return Ok(()) };
         let silent = peers.iter().filter_map(|public_key| {
             let peer = device.peers.get(public_key).filter(|peer| peer.last_handshake.is_none())?;

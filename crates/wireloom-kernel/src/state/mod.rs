@@ -20,7 +20,10 @@ mod sysctls;
 #[cfg(test)]
 mod tests;
 
-use self::{creating::CREATING, mesh::MESH, programmed::PROGRAMMED, proofs::PROOFS, record::AnyRecord, sysctls::SYSCTLS};
+use self::{
+    creating::CREATING, mesh::MESH, programmed::PROGRAMMED, proofs::PROOFS, record::AnyRecord,
+    sysctls::SYSCTLS,
+};
 pub use self::{
     file::{read_file, remove_if_there, remove_written, write_atomically},
     lock::{AgentLock, LOCK_PATIENCE},

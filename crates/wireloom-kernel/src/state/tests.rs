@@ -59,7 +59,6 @@ fn a_mesh_is_read_back_as_saved() {
         endpoint: Some("[2001:db8::1]:51820".parse().unwrap()),
         addresses: ["192.0.2.1".parse().unwrap()].into(),
         workloads: ["10.161.1.0/24".parse().unwrap(), "fd00::1/128".parse().unwrap()].into(),
-        link_addresses: ["100.64.0.1".parse().unwrap()].into(),
         ..Node::default()
     };
     let nodes = BTreeMap::from([("a".to_owned(), node), ("b\"\n".to_owned(), Node::default())]);

@@ -26,20 +26,21 @@ pub(super) enum Event {
     Kernel,
     /// `agent.toml` changed, or cannot be read now.
     Settings(Result<TomlFile, ReadError>),
-    /// Everything was read because of SIGHUP or SIGUSR1 (`wireloom reload`).
+    /// SIGHUP or SIGUSR1 (`wireloom reload`), and what was there then.
     Reread(Reread),
     /// SIGTERM or SIGINT.
     Stop,
 }
 
-/// `agent.toml` and the mesh, read at once.
+/// `agent.toml` and the mesh as they are on a signal; `None` for what cannot be read. They are only compared with what
+/// the watches deliver, which alone know who is in the middle of writing.
 pub(super) struct Reread {
     /// When it began, in milliseconds of [`monotonic_time`].
     pub(super) begun: u64,
     /// SIGUSR1: removals that are held back are meant.
     pub(super) meant: bool,
-    pub(super) settings: Result<TomlFile, ReadError>,
-    pub(super) membership: Result<Cluster, wireloom_membership::Error>,
+    pub(super) settings: Option<TomlFile>,
+    pub(super) membership: Option<Cluster>,
 }
 
 /// Sends an event for every signal. On SIGHUP and SIGUSR1, a thread reads `agent.toml` and the mesh first: that may
@@ -50,7 +51,9 @@ pub(super) fn signals(config: PathBuf, mesh: Source, events: Sender<Event>) -> i
     let answers = events.clone();
     thread::Builder::new().name("reread".into()).spawn(move || {
         for meant in asked {
-            reread_until_settled(&config, &mesh, meant, &answers);
+            if answers.send(Event::Reread(reread(&config, &mesh, meant))).is_err() {
+                return;
+            }
         }
     })?;
     thread::Builder::new().name("signals".into()).spawn(move || {
@@ -67,29 +70,15 @@ pub(super) fn signals(config: PathBuf, mesh: Source, events: Sender<Event>) -> i
     Ok(())
 }
 
-/// Reads everything and sends it, until twice the same was read: a watch may have sent newer content between the first
-/// reading and its event, which would then be the last word.
-fn reread_until_settled(config: &Path, mesh: &Source, meant: bool, events: &Sender<Event>) {
-    let mut before = None;
-    loop {
-        let begun = monotonic_time().unwrap_or_default();
-        // Both at once: each may wait for a writer.
-        let (settings, membership) = thread::scope(|scope| {
-            let settings = scope.spawn(|| TomlFile::read(config));
-            let membership = mesh.read();
-            (settings.join(), membership)
-        });
-        let Ok(settings) = settings else { return };
-        let text = settings.as_ref().map(|file| file.text().to_owned()).map_err(ReadError::to_string);
-        let read = (text, membership.as_ref().map(Cluster::clone).map_err(ToString::to_string));
-        if before.as_ref() == Some(&read) {
-            return;
-        }
-        before = Some(read);
-        if events.send(Event::Reread(Reread { begun, meant, settings, membership })).is_err() {
-            return;
-        }
-    }
+/// Reads everything that a signal asks for.
+fn reread(config: &Path, mesh: &Source, meant: bool) -> Reread {
+    let begun = monotonic_time().unwrap_or_default();
+    // Both at once: each may wait for a file to settle.
+    thread::scope(|scope| {
+        let membership = scope.spawn(|| mesh.read().ok());
+        let settings = TomlFile::read(config).ok();
+        Reread { begun, meant, settings, membership: membership.join().ok().flatten() }
+    })
 }
 
 /// Sends what the membership source delivers.

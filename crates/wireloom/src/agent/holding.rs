@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use wireloom_plan::{cluster::Cluster, holdback::Holdback};
 
-use super::{
-    Agent,
-    event::{Event, Reread},
-};
-use crate::run_file::{Held, unix_time};
+use super::{Agent, event::Reread};
+use crate::run_file::{Held, monotonic_time, unix_time};
+
+/// Milliseconds after which a signal that could not be obeyed is forgotten: as long as `wireloom reload` waits.
+const PATIENCE: u64 = 10_000;
 
 /// What the agent remembers about the mesh in force and what is held back in it.
 pub(super) struct Holding {
@@ -17,27 +17,24 @@ pub(super) struct Holding {
     earlier: Option<Cluster>,
     /// The mesh in force changed since it was recorded.
     unrecorded: bool,
+    /// What a signal asked to be in force, until the watches have delivered it.
+    pub(super) asked: Option<Reread>,
 }
 
 impl Holding {
     /// `earlier` is the mesh that an earlier agent recorded.
     pub(super) fn new(earlier: Option<Cluster>) -> Self {
-        Self { holdback: Holdback::default(), earlier, unrecorded: false }
+        Self { holdback: Holdback::default(), earlier, unrecorded: false, asked: None }
     }
 }
 
 impl Agent {
-    /// Puts a snapshot of the mesh in force, but for removals that are held back. `meant` says that the operator means
-    /// them.
-    pub(super) fn obey(&mut self, snapshot: Cluster, meant: bool) {
+    /// Puts a snapshot of the mesh in force, but for removals that are held back.
+    pub(super) fn obey(&mut self, snapshot: Cluster) {
         self.report.membership_error = None;
         let now = self.started.elapsed();
         let in_force = self.proving.cluster().or(self.holding.earlier.as_ref());
-        let holdback = &mut self.holding.holdback;
-        let mesh = match meant {
-            true => holdback.take_as_meant(in_force, snapshot, now),
-            false => holdback.take(in_force, snapshot, &self.config.settings.node, now),
-        };
+        let mesh = self.holding.holdback.take(in_force, snapshot, &self.config.settings.node, now);
         self.put_in_force(mesh);
     }
 
@@ -51,15 +48,44 @@ impl Agent {
         }
     }
 
-    /// Takes what was read because of a signal.
-    pub(super) fn take_reread(&mut self, read: Reread) {
-        self.report.reread = Some(read.begun);
-        self.handle(Event::Settings(read.settings));
-        match read.membership {
-            Ok(cluster) => self.obey(cluster, read.meant),
-            Err(error) => self.keep_mesh(error),
+    /// Does what a signal asked for, once the watches have delivered what was there then or why they cannot.
+    pub(super) fn answer(&mut self) {
+        let Some(asked) = self.holding.asked.take() else { return };
+        if !self.has_taken(&asked) {
+            let now = monotonic_time().unwrap_or_default();
+            self.holding.asked = Some(asked).filter(|asked| now < asked.begun + PATIENCE);
+            return;
+        }
+        self.report.reread = Some(asked.begun);
+        self.reload();
+        if asked.meant && self.report.membership_error.is_none() && self.reconciler.cluster().is_some() {
+            let mesh = self.without_held();
+            let in_force = self.reconciler.cluster();
+            let mesh = self.holding.holdback.take_as_meant(in_force, mesh, self.started.elapsed());
+            self.put_in_force(mesh);
         }
         self.due = Instant::now();
+    }
+
+    /// Whether the watches have delivered these files, or why they cannot.
+    fn has_taken(&self, asked: &Reread) -> bool {
+        let settings = match &asked.settings {
+            Some(file) => self.unread.is_some() || file.text() == self.file.text(),
+            None => self.unread.is_some() || !self.has_file,
+        };
+        let mesh = match &asked.membership {
+            Some(mesh) => self.report.membership_error.is_some() || *mesh == self.without_held(),
+            None => self.report.membership_error.is_some(),
+        };
+        settings && mesh
+    }
+
+    /// The last snapshot: the mesh in force without what is held back in it.
+    fn without_held(&self) -> Cluster {
+        let mut mesh = self.proving.cluster().cloned().unwrap_or_default();
+        let held = self.holding.holdback.held();
+        held.iter().flat_map(|held| &held.nodes).for_each(|name| drop(mesh.nodes.remove(name)));
+        mesh
     }
 
     /// When the next pass is due, something is to be let go, or the device to be looked at.

@@ -95,10 +95,13 @@ impl Agent {
                         self.handle(event);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) if Instant::now() >= self.due => self.reconciler.distrust_kernel(),
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= self.due => {
+                    self.reconciler.distrust_kernel()
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("every source of events has ended"),
             }
+            self.answer();
             self.let_go();
             if Instant::now() >= self.due {
                 self.pass();
@@ -118,7 +121,7 @@ impl Agent {
                     cluster.nodes.len(),
                     cluster.pools.len()
                 );
-                self.obey(cluster, false);
+                self.obey(cluster);
             }
             Event::Membership(wireloom_membership::Event::Problem(error)) => self.keep_mesh(error),
             Event::Kernel => {
@@ -139,7 +142,7 @@ impl Agent {
                 self.unread = None;
                 self.reload();
             }
-            Event::Reread(read) => self.take_reread(read),
+            Event::Reread(read) => self.holding.asked = Some(read),
             Event::Stop => {}
         }
     }

@@ -65,7 +65,8 @@ impl Proving {
     /// Starts from what an earlier agent recorded.
     pub(super) fn new(node: String, own_key: PublicKey, state: &StateDir) -> anyhow::Result<Self> {
         let recorded = state.proofs()?;
-        let seed = own_key.as_bytes().iter().fold(0, |seed: u64, byte| seed.rotate_left(8) ^ u64::from(*byte));
+        let seed =
+            own_key.as_bytes().iter().fold(0, |seed: u64, byte| seed.rotate_left(8) ^ u64::from(*byte));
         Ok(Self {
             proofs: Proofs::new(node, own_key, recorded.clone()),
             asking: Asking::new(seed),
@@ -162,7 +163,10 @@ impl Agent {
                 }
                 // It is tried again with the next look.
                 Err(error) => {
-                    let text = format!("cannot record in {} who has proved to encrypt: {error}", self.state.path().display());
+                    let text = format!(
+                        "cannot record in {} who has proved to encrypt: {error}",
+                        self.state.path().display()
+                    );
                     if self.report.proofs_error.is_none() {
                         self.report.proofs_error =
                             Some(log_error(&text, "a restart of this agent will not know of it"));
@@ -182,13 +186,18 @@ impl Agent {
 }
 
 fn log_changes(old: &Standings, new: &Standings) {
-    let holds = |standings: &Standings, name: &str| standings.get(name).is_some_and(|standing| standing.egress);
+    let holds =
+        |standings: &Standings, name: &str| standings.get(name).is_some_and(|standing| standing.egress);
     let names: BTreeSet<_> = old.keys().chain(new.keys()).collect();
     let changed: Vec<_> = names.into_iter().filter(|name| holds(old, name) != holds(new, name)).collect();
     for name in changed.iter().take(LOGGED) {
         match holds(new, name) {
-            true => tracing::info!("{name} is proven: traffic with its workloads is encrypted or refused from now on"),
-            false => tracing::warn!("{name} is not proven any more: traffic with its workloads may be in plaintext"),
+            true => tracing::info!(
+                "{name} is proven: traffic with its workloads is encrypted or refused from now on"
+            ),
+            false => tracing::warn!(
+                "{name} is not proven any more: traffic with its workloads may be in plaintext"
+            ),
         }
     }
     if let Some(more @ 1..) = changed.len().checked_sub(LOGGED) {

@@ -31,16 +31,22 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     // Absolute, because a file is watched through its directory.
     let config_path = config_path.map(std::path::absolute).transpose().context("cannot find agent.toml")?;
     let path = config_path.as_deref().unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
+    let state = StateDir::locate();
+    let lock = lock(&state)?;
+    // Before anything that can be mistaken or take time.
+    match wireloom_kernel::restore_guard(&state) {
+        Ok(true) => tracing::info!("restored the guard of the last agent"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!("{error}"),
+    }
+    for aside in state.set_aside_damaged(&lock)? {
+        tracing::warn!("{aside}");
+    }
     let mut watch = Watch::new(path.clone());
     let read = watch.next_version();
     let has_file = read.is_ok();
     let file = file_or_defaults(read, config_path.as_deref())?;
     let config = Config::from_file(&file)?;
-    let state = StateDir::locate();
-    let lock = lock(&state)?;
-    for aside in state.set_aside_damaged(&lock)? {
-        tracing::warn!("{aside}");
-    }
     record(&state, &config)?;
     let key = key_file::read_or_create(&config.private_key_file)?;
     let public_key = key.public_key();
@@ -49,6 +55,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
 
     let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state.clone())?;
     kernel.set_private_key(key);
+    kernel.keep_guard_saved();
     kernel.finish_creation()?;
     kernel.refuse_foreign_interface()?;
     let backend = choose_backend(&mut kernel, &config)?;

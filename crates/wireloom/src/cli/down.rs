@@ -71,7 +71,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     RunFile::remove(interface).context("cannot remove the run file")?;
     state.clear().with_context(|| format!("cannot clear {}", state.path().display()))?;
     drop(lock);
-    let expecting: Vec<_> = proven.nodes.into_iter().filter(|(_, proof)| proof.holds()).map(|(name, _)| name).collect();
+    let expecting: Vec<_> =
+        proven.nodes.into_iter().filter(|(_, proof)| proof.holds()).map(|(name, _)| name).collect();
     if !expecting.is_empty() {
         anstream::println!(
             "{} these nodes still expect encryption, and refuse what the workloads here send in plaintext: {}; to \

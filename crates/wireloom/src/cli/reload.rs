@@ -56,12 +56,14 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         }
         // The agent writes its run file a moment after it takes the lock; until then another agent's may be there.
         match RunFile::read(&interface) {
-            Some(agent) if signalled == Some(agent.pid) => {
-                if agent.reread.is_some_and(|begun| begun >= asked) {
-                    return report(&agent);
-                }
+            Some(agent)
+                if signalled == Some(agent.pid) && agent.reread.is_some_and(|begun| begun >= asked) =>
+            {
+                return report(&agent);
             }
-            Some(agent) if is_ready(agent.pid, signal, &state.lock_path())? => {
+            Some(agent)
+                if signalled != Some(agent.pid) && is_ready(agent.pid, signal, &state.lock_path())? =>
+            {
                 send(agent.pid, signal)?;
                 signalled = Some(agent.pid);
             }

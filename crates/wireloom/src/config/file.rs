@@ -93,7 +93,8 @@ impl Routing {
 
     fn check(&self, text: &TomlFile) -> Result<(), Mistake> {
         if let (Some(_), Some(old)) = (&self.unproven_peers, &self.keyless_peers) {
-            let what = "keyless_peers is the former name of unproven_peers, which is set too; remove keyless_peers";
+            let what =
+                "keyless_peers is the former name of unproven_peers, which is set too; remove keyless_peers";
             return Err(text.mistake(&old.span(), what));
         }
         match self.unproven_peers() {

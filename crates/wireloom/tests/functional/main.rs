@@ -17,6 +17,7 @@
 //! | `agent::records` | that damaged records in the state directory stop neither agent nor `down` |
 //! | `agent::reports` | what `plan` and `status` print, for people and as JSON |
 //! | `agent::trouble` | what the agent says when it cannot do its work |
+//! | [`boot_guard`] | that the boot unit brings the guard back, and `down` removes it |
 //! | **[`device`]** | **the userspace interface by itself:** |
 //! | `device::lifecycle` | how it starts and ends, and what it refuses |
 //! | `device::configuration` | how `wg`, the control socket and keys configure it |
@@ -48,6 +49,7 @@
 //! others do once more.
 
 mod agent;
+mod boot_guard;
 mod demo;
 mod device;
 mod fixtures;

@@ -114,7 +114,9 @@ fn standing(report: &Report<'_>) -> String {
         return String::new();
     }
     let mut text = match report.unproven_peers {
-        UnprovenPeers::Plaintext => "in plaintext, as unproven_peers says: traffic with the workloads of".to_owned(),
+        UnprovenPeers::Plaintext => {
+            "in plaintext, as unproven_peers says: traffic with the workloads of".to_owned()
+        }
         UnprovenPeers::Reject => "refused, as unproven_peers says: traffic with the workloads of".to_owned(),
     };
     text += &format!(" {} unproven nodes\n", unproven.len());
