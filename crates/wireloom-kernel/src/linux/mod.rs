@@ -2,6 +2,7 @@
 
 mod apply;
 pub(crate) mod backend;
+mod bypass;
 mod greeting;
 mod observe;
 mod outward;
@@ -15,7 +16,7 @@ use wireloom_netlink::{Client, Protocol};
 use wireloom_plan::{observed::Observed, op::Op};
 use wireloom_types::{PrivateKey, PublicKey, interface::AGENT_ALIAS};
 
-use self::greeting::Greeting;
+use self::{bypass::Bypasses, greeting::Greeting};
 use crate::{
     Kernel,
     error::{Attempt, Cause, Error},
@@ -33,6 +34,7 @@ pub struct Linux {
     state: StateDir,
     rtnetlink: Rtnetlink,
     nftables: Nftables,
+    bypasses: Bypasses,
     kernel_device: KernelDevice,
     userspace_device: UserspaceDevice,
     /// The back end that should carry the packets; absent when any will do.
@@ -53,6 +55,7 @@ impl Linux {
             interface: interface.to_owned(),
             table,
             nftables: Nftables::new(interface, state.clone()),
+            bypasses: Bypasses::default(),
             state,
             rtnetlink: Client::open(Protocol::Route).attempt(|| "open a netlink socket".into())?,
             kernel_device: KernelDevice::new(interface),
