@@ -24,7 +24,7 @@ pub use self::{
         Linux,
         backend::{BackendChoice, BackendSetting},
     },
-    nft::{GuardCounters, Refusals},
+    nft::{GuardCounters, Refusals, restore_guard},
     random_key::random_key,
     rtnetlink::monitor::{Interest, Monitor},
     wireguard::{Backend, DeviceState, PeerState},

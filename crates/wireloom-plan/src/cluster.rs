@@ -40,6 +40,15 @@ pub struct Node {
     pub encrypt: bool,
 }
 
+impl Node {
+    /// The host's own addresses by which other machines reach it: those that lie in its workload CIDRs, such as that of
+    /// the pods' bridge, are left out.
+    pub fn underlay_addresses(&self) -> BTreeSet<IpAddr> {
+        let inside = |address: &&IpAddr| self.workloads.iter().any(|workload| workload.contains(*address));
+        self.addresses.iter().filter(|address| !inside(address)).copied().collect()
+    }
+}
+
 impl Default for Node {
     fn default() -> Self {
         Self {

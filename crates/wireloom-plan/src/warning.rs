@@ -126,6 +126,20 @@ pub enum Warning {
         /// What it is.
         bypass: Bypass,
     },
+    /// Most peers are missing from the mesh, and stay in force for now.
+    RemovalsHeld {
+        /// The names of the missing nodes.
+        nodes: Vec<String>,
+        /// When the last of them goes, in seconds from now.
+        seconds: u64,
+    },
+    /// `agent.toml` calls a setting by its former name.
+    RenamedSetting {
+        /// The former name.
+        old: &'static str,
+        /// The name.
+        new: &'static str,
+    },
     /// A peer without a declared endpoint.
     NoEndpoint {
         /// Its name.
@@ -164,6 +178,7 @@ impl Warning {
             Self::OwnNodeKeyless
             | Self::KeylessNode { .. }
             | Self::NestedPrefixes { .. }
+            | Self::RenamedSetting { .. }
             | Self::ForeignRule { .. }
             | Self::Bypass { .. }
             | Self::ForeignRoute { blocks_ours: false, .. } => Severity::Warning,
@@ -177,6 +192,7 @@ impl Warning {
             | Self::ContestedPrefix { .. }
             | Self::TableOfFelix { .. }
             | Self::RulesDeleted { .. }
+            | Self::RemovalsHeld { .. }
             | Self::ForeignRoute { blocks_ours: true, .. } => Severity::Error,
         }
     }
@@ -212,6 +228,9 @@ impl fmt::Display for Warning {
                  mesh; generate a new key for one of them",
                 nodes.join(", "),
             ),
+            Self::RenamedSetting { old, new } => {
+                write!(f, "agent.toml calls {new} by its former name {old}; rename it, with the same value")
+            }
             Self::KeylessNode { node } => write!(
                 f,
                 "node {node} has no public key, so traffic with it is not encrypted; \
@@ -285,11 +304,27 @@ impl fmt::Display for Warning {
                  set another [routing] table in agent.toml, and start the agent again",
             ),
             Self::Bypass { bypass } => bypass.fmt(f),
+            Self::RemovalsHeld { nodes, seconds } => write!(
+                f,
+                "the mesh no longer has {} nodes, most of this node's peers ({}); they stay in force for {seconds} s \
+                 and are then removed; if that is meant, run `wireloom reload --now`, otherwise put them back",
+                nodes.len(),
+                first_of(nodes),
+            ),
             Self::NoEndpoint { node } => write!(
                 f,
                 "node {node} declares no endpoint, so only it can start a session; \
                  declare one if others must reach it at any time",
             ),
         }
+    }
+}
+
+/// The first few of many names.
+fn first_of(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    match names.len().checked_sub(SHOWN) {
+        Some(more @ 1..) => format!("{} and {more} more", names[..SHOWN].join(", ")),
+        _ => names.join(", "),
     }
 }

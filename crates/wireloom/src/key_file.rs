@@ -1,9 +1,9 @@
 //! The private key's file: made when absent, readable by its owner only, never shown.
 
 use std::{
-    fs::File,
+    fs::{File, FileType},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -25,6 +25,14 @@ pub(crate) enum Error {
         path.display(), path.display()
     )]
     Open { path: PathBuf, mode: u32 },
+    /// There is no regular file, so it is not opened: that could wait for the other end of a FIFO, and may do anything
+    /// to a device.
+    #[error(
+        "the private key {} is {kind}, not a file; put a regular file there, or remove it and restart the agent, which \
+         makes a new key",
+        path.display()
+    )]
+    NotAFile { path: PathBuf, kind: &'static str },
     /// The file holds something else.
     #[error("{} holds no private key; write one with `wireloom key generate`", path.display())]
     Malformed { path: PathBuf },
@@ -33,7 +41,12 @@ pub(crate) enum Error {
 /// Reads the key; `None` when there is no file.
 pub(crate) fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
     let failed = |cause| Error::Io { action: "read", path: path.to_owned(), cause };
-    // Opening a FIFO would wait for its other end.
+    match std::fs::metadata(path) {
+        Ok(metadata) => refuse_other_than_file(path, metadata.file_type())?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    }
+    // It may become a FIFO meanwhile.
     let opened = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
     let file = match opened {
         Ok(file) => file,
@@ -41,12 +54,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
         Err(error) => return Err(failed(error)),
     };
     let metadata = file.metadata().map_err(failed)?;
-    if metadata.is_dir() {
-        return Err(failed(io::ErrorKind::IsADirectory.into()));
-    }
-    if !metadata.is_file() {
-        return Err(failed(io::Error::other("it is not a regular file")));
-    }
+    refuse_other_than_file(path, metadata.file_type())?;
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(Error::Open { path: path.to_owned(), mode });
@@ -59,6 +67,18 @@ pub(crate) fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
         read => read.map_err(failed)?,
     };
     PrivateKey::from_base64(text.trim()).map(Some).map_err(|_| malformed())
+}
+
+fn refuse_other_than_file(path: &Path, kind: FileType) -> Result<(), Error> {
+    let kind = match kind {
+        kind if kind.is_file() => return Ok(()),
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a FIFO",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_block_device() => "a block device",
+        _ => "a character device",
+    };
+    Err(Error::NotAFile { path: path.to_owned(), kind })
 }
 
 /// Reads the key, or makes one when there is no file.
@@ -118,24 +138,35 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_in_place_of_the_key_is_named() {
-        let directory = tempfile::tempdir().unwrap();
-        let error = read(directory.path()).unwrap_err().to_string();
-        let path = directory.path().display();
-        assert_eq!(error, format!("cannot read the private key {path}: is a directory"));
-    }
+    fn what_is_no_file_in_place_of_the_key_is_named_and_not_opened() {
+        use nix::sys::stat::{Mode, SFlag, mknod};
 
-    #[test]
-    fn a_fifo_or_device_in_place_of_the_key_is_named_and_not_read() {
         let directory = tempfile::tempdir().unwrap();
-        let fifo = directory.path().join("fifo");
-        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        let error = read_or_create(&fifo).unwrap_err().to_string();
-        let expected = format!("cannot read the private key {}: it is not a regular file", fifo.display());
-        assert_eq!(error, expected);
-        let link = directory.path().join("link");
-        std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
-        assert!(read(&link).is_err());
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("directory")).unwrap();
+        nix::unistd::mkfifo(&at("fifo"), Mode::S_IRUSR).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        let mut cases = vec![("directory", "a directory"), ("fifo", "a FIFO"), ("socket", "a socket")];
+        for (link, to) in [("to-device", "/dev/zero"), ("to-fifo", "fifo"), ("to-directory", "directory")] {
+            std::os::unix::fs::symlink(to, at(link)).unwrap();
+        }
+        cases.extend([("to-device", "a character device"), ("to-fifo", "a FIFO")]);
+        cases.push(("to-directory", "a directory"));
+        // A loop device without a driver behind it: opening it would fail, and looking at it does not. Needs root.
+        if mknod(&at("block"), SFlag::S_IFBLK, Mode::S_IRUSR, nix::sys::stat::makedev(7, 200)).is_ok() {
+            cases.push(("block", "a block device"));
+        }
+        for (name, kind) in cases {
+            let path = at(name);
+            let shown = path.display();
+            for error in [read(&path).unwrap_err(), read_or_create(&path).unwrap_err()] {
+                let expected = format!(
+                    "the private key {shown} is {kind}, not a file; put a regular file there, or remove it and \
+                     restart the agent, which makes a new key"
+                );
+                assert_eq!(error.to_string(), expected);
+            }
+        }
     }
 
     #[test]

@@ -2,11 +2,16 @@
 
 use std::{
     collections::BTreeMap, fs::DirBuilder, io, net::SocketAddr, os::unix::fs::DirBuilderExt, path::PathBuf,
+    time::SystemTime,
 };
 
+use nix::{
+    sys::time::TimeValLike as _,
+    time::{ClockId, clock_gettime},
+};
 use serde::{Deserialize, Serialize};
 use wireloom_kernel::state;
-use wireloom_plan::removals::Recurrence;
+use wireloom_plan::{proofs::Account, removals::Recurrence, warning::Warning};
 
 /// The directory of run files: readable by its owner only, and emptied by a reboot. What must outlive that is in the
 /// state directory.
@@ -31,10 +36,39 @@ pub(crate) struct RunFile {
     /// How often other programs deleted our rules lately.
     #[serde(default)]
     pub(crate) rules_deleted: Option<Recurrence>,
+    /// The removals of nodes that are held back now.
+    #[serde(default)]
+    pub(crate) held: Option<Held>,
+    /// When the agent began the last reading that a signal asked for, once it has obeyed it: milliseconds of the
+    /// machine's monotonic clock.
+    #[serde(default)]
+    pub(crate) reread: Option<u64>,
+    /// Whether each other node is proven, and why not.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) standing: BTreeMap<String, Account>,
+    /// Why the next agent will not know who is proven.
+    #[serde(default)]
+    pub(crate) proofs_error: Option<String>,
     /// The endpoints that were configured, by public key: they distinguish a changed endpoint from one that WireGuard
     /// learned by roaming.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) configured_endpoints: BTreeMap<String, SocketAddr>,
+}
+
+/// Removals that are held back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Held {
+    /// The names of the nodes, sorted.
+    pub(crate) nodes: Vec<String>,
+    /// When the last of them goes, in seconds since 1970.
+    pub(crate) until: u64,
+}
+
+impl Held {
+    /// What the operator should know, at a time in seconds since 1970.
+    pub(crate) fn warning(&self, now: u64) -> Warning {
+        Warning::RemovalsHeld { nodes: self.nodes.clone(), seconds: self.until.saturating_sub(now) }
+    }
 }
 
 impl RunFile {
@@ -57,4 +91,15 @@ impl RunFile {
 
 fn path(interface: &str) -> PathBuf {
     PathBuf::from(DIRECTORY).join(format!("{interface}.json"))
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_time() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map(|time| time.as_secs()).unwrap_or_default()
+}
+
+/// The machine's monotonic clock (`CLOCK_MONOTONIC`), which all processes share, in milliseconds.
+pub(crate) fn monotonic_time() -> io::Result<u64> {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(u64::try_from(time.num_milliseconds()).unwrap_or_default())
 }

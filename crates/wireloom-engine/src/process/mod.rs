@@ -36,9 +36,9 @@ pub use crate::{control::OpenControlError, tun::OpenTunError};
 
 /// An interface that is open: it exists, and its control socket accepts clients.
 ///
-/// When [`Self::run`] returns or the value is dropped, the interface and the socket are removed. In link mode
-/// ([`PeerLookup::Gateway`]) the interface outlives a signal, or whatever else ends the process, so that the routes
-/// over it survive a restart. It is removed by deleting it or the socket.
+/// When [`Self::run`] returns or the value is dropped, the interface and the socket are removed. A persistent interface
+/// outlives a signal, or whatever else ends the process, so that the routes over it survive a restart, and drop what
+/// they get meanwhile. It is removed by deleting it or the socket.
 pub struct Interface {
     engine: Engine<LinuxTun, LinuxNetwork>,
     server: Server,
@@ -77,23 +77,28 @@ pub enum End {
 }
 
 impl Interface {
-    /// Opens the interface `name`, down and without configuration, and its control socket. In link mode, an interface
-    /// that an earlier process left is taken over with its addresses and routes. `threads` threads carry its packets,
-    /// or one if the interface that was left cannot have more.
+    /// Opens the interface `name`, down and without configuration, and its control socket. A persistent interface of
+    /// the same kind that an earlier process left is taken over with its addresses and routes, and stays persistent.
+    /// `threads` threads carry its packets, or one if the interface that was left cannot have more. `persistent` makes
+    /// a new interface persistent; in link mode ([`PeerLookup::Gateway`]) it always is.
     ///
     /// Call it before the process has other threads: it blocks the signals that [`Self::run`] handles (SIGINT, SIGTERM,
     /// SIGUSR1), and gives up the privileges that are no longer needed.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(name: &str, mode: Mode, threads: NonZero<usize>) -> Result<Self, OpenError> {
+    pub fn open(
+        name: &str,
+        mode: Mode,
+        threads: NonZero<usize>,
+        persistent: bool,
+    ) -> Result<Self, OpenError> {
         let failed = |operation| move |cause: io::Error| OpenError::Failed { operation, cause };
         let signals = block_signals().map_err(|error| failed("block signals")(error.into()))?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| failed("draw randomness")(io::Error::other(error)))?;
         let (tun, queues) = LinuxTun::open(name, mode.peer_lookup(), threads)?;
         let server = Server::open(control_socket(name))?;
-        tun.set_persistent(true).map_err(failed("make the interface persistent"))?;
         privileges::drop_unneeded().map_err(failed("give up privileges"))?;
         let inbox = server.start().map_err(failed("serve the control socket"))?;
         let network = LinuxNetwork { discover_path_mtu: mode.peer_lookup() == PeerLookup::Gateway };
@@ -106,6 +111,10 @@ impl Interface {
             engine = engine
                 .with_workers(queues, Box::new(threads), &pool)
                 .map_err(failed("create an event descriptor"))?;
+        }
+        // Last, so that a failure leaves nothing behind.
+        if persistent || mode.peer_lookup() == PeerLookup::Gateway {
+            engine.tun().set_persistent(true).map_err(failed("make the interface persistent"))?;
         }
         Ok(Self { engine, server, inbox, signals })
     }

@@ -30,8 +30,9 @@ const CLONE_DEVICE: &str = "/dev/net/tun";
 /// data message (32) add.
 const DEFAULT_MTU: usize = 1420;
 
-/// A TUN interface, which lives as long as this value. In link mode it is a TAP interface, which can outlive this
-/// value, with its addresses and routes, for the next one of the same name.
+/// A TUN interface, or a TAP interface in link mode. It lives as long as this value, unless it is persistent
+/// ([`Self::set_persistent`]): then it outlives the value, with its addresses and routes, for the next one of the same
+/// name.
 pub(crate) struct LinuxTun {
     first: LinuxQueue,
     monitor: InterfaceMonitor,
@@ -83,8 +84,8 @@ pub enum OpenTunError {
 }
 
 impl LinuxTun {
-    /// Creates the interface `name`, down, with an MTU of 1420 bytes. In link mode, takes over the TAP interface of
-    /// that name if an earlier process left one. Returns the interface and its queues except the first. There are
+    /// Creates the interface `name`, down, with an MTU of 1420 bytes; or takes over the persistent interface of that
+    /// name as it is, if an earlier process left one. Returns the interface and its queues except the first. There are
     /// `queues` in all, or just one if the interface that was left cannot have more.
     ///
     /// # Errors
@@ -95,9 +96,9 @@ impl LinuxTun {
         queues: NonZero<usize>,
     ) -> Result<(Self, Vec<LinuxQueue>), OpenTunError> {
         let failed = |cause| OpenTunError::Failed { name: name.into(), cause };
-        let left = peer_lookup == PeerLookup::Gateway && rtnetlink::was_left(name).map_err(failed)?;
         let mut request =
             interface_request(name, peer_lookup).ok_or_else(|| OpenTunError::BadName(name.into()))?;
+        let left = rtnetlink::was_left(name).map_err(failed)?;
         let file = open_clone_device(name)?;
         let headers = offloads::has_headers(&file);
         if headers {
@@ -129,7 +130,9 @@ impl LinuxTun {
         let index = if_nametoindex(name).map_err(|error| failed(error.into()))?;
         let link_address = match peer_lookup {
             PeerLookup::Destination => {
-                rtnetlink::set_up_tun(index, DEFAULT_MTU).map_err(failed)?;
+                if !left {
+                    rtnetlink::set_up_tun(index, DEFAULT_MTU).map_err(failed)?;
+                }
                 None
             }
             PeerLookup::Gateway => {
@@ -161,12 +164,17 @@ impl LinuxTun {
         self.first.file()
     }
 
-    /// Sets whether a TAP interface outlives this value. A TUN interface never does.
+    /// Sets whether the interface outlives this value. A new one does not; one that was left does.
+    ///
+    /// A persistent interface is marked as ours: only such a one is taken over.
     ///
     /// # Errors
     /// When the system refuses.
     pub(crate) fn set_persistent(&self, persistent: bool) -> io::Result<()> {
-        if self.link_address.is_some() { set_persistent(self.file(), persistent) } else { Ok(()) }
+        if persistent {
+            rtnetlink::mark_as_ours(self.index)?;
+        }
+        set_persistent(self.file(), persistent)
     }
 
     /// Readable when [`TunQueue::receive`] has a packet.

@@ -148,13 +148,12 @@ pub(super) fn set_gso_max_size(index: u32, len: u32) -> io::Result<()> {
     change(RouteNetlinkMessage::SetLink(message), 0)
 }
 
-/// Configures a new TAP interface: this MTU in bytes, the alias that marks it as ours, and the settings for a link
-/// whose addresses are assigned by configuration. There is no duplicate address detection, which nobody would answer;
-/// prefixes and routers that peers advertise are ignored; no redirects are sent.
+/// Configures a new TAP interface: this MTU in bytes, and the settings for a link whose addresses are assigned by
+/// configuration. There is no duplicate address detection, which nobody would answer; prefixes and routers that peers
+/// advertise are ignored; no redirects are sent.
 pub(super) fn set_up_tap(index: u32, name: &str, mtu: usize) -> io::Result<()> {
     let mut message = interface(index);
     message.attributes.push(mtu_attribute(mtu));
-    message.attributes.push(LinkAttribute::IfAlias(DEVICE_ALIAS.to_owned()));
     change(RouteNetlinkMessage::SetLink(message), 0)?;
     for (setting, value) in [
         ("ipv6/conf/{}/addr_gen_mode", "0"),
@@ -171,23 +170,39 @@ pub(super) fn set_up_tap(index: u32, name: &str, mtu: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the interface the alias by which [`was_left`] knows it, unless the agent has given it its own.
+pub(super) fn mark_as_ours(index: u32) -> io::Result<()> {
+    if get(interface(index))?.is_some_and(|present| has_our_alias(&present)) {
+        return Ok(());
+    }
+    let mut message = interface(index);
+    message.attributes.push(LinkAttribute::IfAlias(DEVICE_ALIAS.to_owned()));
+    change(RouteNetlinkMessage::SetLink(message), 0)
+}
+
 /// Whether there is an interface of this name that has our alias and no process. Without the second condition, we could
 /// attach to an interface with several queues beside its process, and take packets away from it. The carrier tells
 /// whether it has one (`__tun_detach` in drivers/net/tun.c).
 pub(super) fn was_left(name: &str) -> io::Result<bool> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
+    let no_carrier = |present: &LinkMessage| present.attributes.contains(&LinkAttribute::Carrier(0));
+    Ok(get(message)?.is_some_and(|present| has_our_alias(&present) && no_carrier(&present)))
+}
+
+fn has_our_alias(message: &LinkMessage) -> bool {
+    message.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::IfAlias(alias) => alias == AGENT_ALIAS || alias == DEVICE_ALIAS,
+        _ => false,
+    })
+}
+
+/// The interface that the message asks for; `None` when there is none, or can be none of that name.
+fn get(message: LinkMessage) -> io::Result<Option<LinkMessage>> {
     match Client::open(Protocol::Route)?.get(&RouteNetlinkMessage::GetLink(message)) {
-        Ok(RouteNetlinkMessage::NewLink(message)) => {
-            let has = |wanted: fn(&LinkAttribute) -> bool| message.attributes.iter().any(wanted);
-            let our_alias = |attribute: &LinkAttribute| match attribute {
-                LinkAttribute::IfAlias(alias) => alias == AGENT_ALIAS || alias == DEVICE_ALIAS,
-                _ => false,
-            };
-            Ok(has(our_alias) && has(|attribute| *attribute == LinkAttribute::Carrier(0)))
-        }
-        Ok(_) => Ok(false),
-        Err(error) if matches!(error.errno(), Some(Errno::ENODEV | Errno::EINVAL)) => Ok(false),
+        Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(message)),
+        Ok(_) => Ok(None),
+        Err(error) if matches!(error.errno(), Some(Errno::ENODEV | Errno::EINVAL)) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

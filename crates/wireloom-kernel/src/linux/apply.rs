@@ -185,12 +185,14 @@ impl Linux {
     /// Starts a device behind an interface that stayed. If somebody deletes the interface meanwhile, the device
     /// creates a new one, which [`Self::finish_creation`] marks as ours before the next pass.
     fn start_device(&mut self, source_check: SourceCheck) -> Result<(), Cause> {
+        let gone = || Cause::Transient("somebody deleted the interface meanwhile".into());
+        let found = interface::by_name(&mut self.rtnetlink, &self.interface)?.ok_or_else(gone)?;
         self.state.begin_creating(&self.interface)?;
         self.lose_sessions();
-        self.wireguard(Backend::Userspace).create(PeerLookup::Gateway, source_check)?;
+        self.wireguard(Backend::Userspace).create(found.interface.peer_lookup, source_check)?;
         match interface::by_name(&mut self.rtnetlink, &self.interface)? {
             Some(found) if found.interface.is_ours() => Ok(self.state.end_creating()?),
-            _ => Err(Cause::Transient("somebody deleted the interface meanwhile".into())),
+            _ => Err(gone()),
         }
     }
 

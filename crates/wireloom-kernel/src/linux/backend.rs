@@ -1,7 +1,7 @@
 //! The choice between the two WireGuard back ends.
 //!
-//! To the plan, an interface of the other back end is one whose device is gone: it is recreated with the same
-//! key, port and peers, and its destinations are unreachable meanwhile.
+//! To the plan, an interface of the other back end is one whose device is gone and cannot be replaced: it is recreated
+//! with the same key, port and peers, and its destinations are unreachable meanwhile.
 
 use std::fmt;
 

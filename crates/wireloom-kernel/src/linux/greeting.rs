@@ -12,7 +12,7 @@ use wireloom_types::PublicKey;
 use super::Linux;
 use crate::{
     error::{Attempt, Error},
-    wireguard::{Change, DeviceState},
+    wireguard::{Backend, Change, DeviceState},
 };
 
 /// The peers in a session, and those to greet.
@@ -22,6 +22,15 @@ pub(super) struct Greeting {
     in_session: BTreeMap<PublicKey, Place>,
     /// The peers that a device recreated since then must greet as soon as it is up.
     due: BTreeMap<PublicKey, Place>,
+}
+
+/// A peer to start a handshake with.
+pub(super) struct Greeted {
+    pub(super) public_key: PublicKey,
+    /// Where it is greeted; absent: where the device knows it to be.
+    pub(super) endpoint: Option<SocketAddr>,
+    /// Its keepalive interval, which stays.
+    pub(super) seconds: u16,
 }
 
 /// Where a peer is.
@@ -50,9 +59,7 @@ impl Linux {
         due.append(in_session);
     }
 
-    /// Sends the scheduled greetings once the interface is up. Turning keepalives on sends one at once
-    /// (`set_peer` in drivers/net/wireguard/netlink.c, and the userspace engine likewise), which takes a
-    /// handshake.
+    /// Sends the scheduled greetings once the interface is up.
     pub(super) fn greet(&mut self) -> Result<(), Error> {
         if self.greeting.due.is_empty() {
             return Ok(());
@@ -60,7 +67,7 @@ impl Linux {
         let Some(found) = self.find_interface()?.filter(|found| found.interface.up) else { return Ok(()) };
         let backend = found.backend;
         let Some(device) = self.read_device(backend)? else { return Ok(()) };
-        let (mut turned, mut turned_back) = (Vec::new(), Vec::new());
+        let mut greeted = Vec::new();
         for (public_key, place) in std::mem::take(&mut self.greeting.due) {
             let Some(peer) = device.peers.get(&public_key) else { continue };
             // An endpoint that the mesh changed meanwhile is better.
@@ -69,13 +76,26 @@ impl Linux {
             let seconds = peer.persistent_keepalive;
             // A peer with keepalives got one as the interface came up, if its endpoint was right.
             if seconds == 0 || moved {
-                let other = u16::from(seconds == 0);
-                turned.push(Change::SetKeepalive { public_key, endpoint, seconds: other });
-                turned_back.push(Change::SetKeepalive { public_key, endpoint: None, seconds });
+                greeted.push(Greeted { public_key, endpoint, seconds });
             }
         }
+        self.start_handshakes(backend, &greeted)
+    }
+
+    /// Starts a handshake with each of these peers. Turning keepalives on sends one at once (`set_peer` in
+    /// drivers/net/wireguard/netlink.c, and the userspace engine likewise), which takes a handshake unless the peer is
+    /// in a session.
+    pub(super) fn start_handshakes(&mut self, backend: Backend, peers: &[Greeted]) -> Result<(), Error> {
+        let changes = |turned_back: bool| {
+            let change = move |peer: &Greeted| Change::SetKeepalive {
+                public_key: peer.public_key,
+                endpoint: peer.endpoint.filter(|_| !turned_back),
+                seconds: if turned_back { peer.seconds } else { u16::from(peer.seconds == 0) },
+            };
+            peers.iter().map(change).collect::<Vec<_>>()
+        };
         // Two transactions: in a single one the last value would win and nothing be sent.
-        for changes in [turned, turned_back].iter().filter(|changes| !changes.is_empty()) {
+        for changes in [changes(false), changes(true)].iter().filter(|changes| !changes.is_empty()) {
             self.wireguard(backend).change(changes).attempt(|| "start handshakes with the peers".into())?;
         }
         Ok(())

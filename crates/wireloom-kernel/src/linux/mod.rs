@@ -1,6 +1,7 @@
 //! The kernel that runs this process.
 
 mod apply;
+mod asking;
 pub(crate) mod backend;
 mod bypass;
 mod greeting;
@@ -96,14 +97,9 @@ impl Linux {
         self.rtnetlink.port()
     }
 
-    /// Puts the guard that an earlier agent saved back in force, if the nftables table does not exist (after a boot, or
-    /// after somebody flushed the ruleset). Returns whether it did. From now on the saved guard is kept up to date. An
-    /// agent calls it before anything else, holding its lock.
-    ///
-    /// # Errors
-    /// The saved guard cannot be read or loaded. The first pass makes the table all the same.
-    pub fn restore_guard(&mut self) -> Result<bool, Error> {
-        self.nftables.restore_guard().attempt(|| "restore the guard".into())
+    /// From now on the guard is saved in the state directory whenever it changes, and now.
+    pub fn keep_guard_saved(&mut self) {
+        self.nftables.keep_guard_saved();
     }
 
     /// Calls `changed`, from another thread, whenever somebody else changes our nftables table. If it is gone, that

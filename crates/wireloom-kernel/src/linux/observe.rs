@@ -3,7 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::SystemTime,
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use wireloom_plan::{
@@ -18,14 +19,21 @@ use crate::{
     error::{Attempt, Error},
     rtnetlink::{address, interface, link, neighbour, route, rule},
     sysctl,
+    wireguard::Backend,
 };
+
+/// A killed process has closed everything within milliseconds; one that has not after this long hangs.
+const PROCESS_END: Duration = Duration::from_secs(1);
+
+/// How often an awaited state is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 impl Linux {
     pub(super) fn observe_all(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
+        // Before the interface, which changes when its device ends.
+        let device = self.observe_device()?;
         let mut observed = self.observe_without_device(own)?;
-        if observed.interface.is_some() {
-            observed.device = self.observe_device()?;
-        }
+        observed.device = device.filter(|_| observed.interface.is_some());
         Ok(observed)
     }
 
@@ -38,7 +46,11 @@ impl Linux {
     }
 
     fn observe_without_device(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
-        let found = self.find_interface()?;
+        let mut found = self.find_interface()?;
+        if let Some(found) = &mut found {
+            // An interface of another back end must be recreated.
+            found.interface.left &= self.wanted.is_none_or(|wanted| wanted == found.backend);
+        }
         let index = found.as_ref().map(|found| found.index);
         let mut interface = found.as_ref().map(|found| found.interface.clone());
         if let Some(interface) = &mut interface {
@@ -108,7 +120,10 @@ impl Linux {
 
     fn observe_device(&mut self) -> Result<Option<Device>, Error> {
         let Some(found) = self.find_interface()? else { return Ok(None) };
-        let Some(state) = self.read_device(found.backend)? else { return Ok(None) };
+        let Some(state) = self.read_device(found.backend)? else {
+            self.await_end_of_process()?;
+            return Ok(None);
+        };
         let now = SystemTime::now();
         self.remember_sessions(&state, now);
         // A device of another back end must be recreated.
@@ -133,6 +148,19 @@ impl Linux {
             fwmark: state.fwmark,
             source_check: state.source_check,
         }))
+    }
+
+    /// A process that is killed may close its control socket before the interface: waits until nobody holds our
+    /// interface. Otherwise it would look like one whose process hangs, which must be recreated.
+    fn await_end_of_process(&mut self) -> Result<(), Error> {
+        let deadline = Instant::now() + PROCESS_END;
+        let held = |found: &interface::Found| {
+            found.backend == Backend::Userspace && found.interface.is_ours() && !found.interface.left
+        };
+        while self.find_interface()?.as_ref().is_some_and(held) && Instant::now() < deadline {
+            thread::sleep(POLL_INTERVAL);
+        }
+        Ok(())
     }
 
     fn observe_underlays(

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::Value;
+use serde_json::{Value, json};
 use wireloom_plan::firewall::{Firewall, Guard, IncomingMark};
 
 use super::{
@@ -129,7 +129,8 @@ impl Objects {
         if !self.has_chain(&GUARD_EGRESS) {
             return None;
         }
-        let first = self.rules_of(&GUARD_OUTPUT).next();
+        let by_port = |rule: &&Value| rule.pointer("/0/match/left/payload/field") == Some(&json!("sport"));
+        let first = self.rules_of(&GUARD_OUTPUT).next().filter(by_port);
         let datagrams = first.and_then(|rule| incoming_mark(rule, "/0/match/right", "/1/match/right"));
         let answer = self.rules_of(&GUARD_ANSWERS).next().and_then(last);
         let answer = answer.and_then(|last| last.pointer("/mangle/value/|/1")?.as_u64()?.try_into().ok());
@@ -166,7 +167,7 @@ impl Objects {
         let placed = self.chain(chain).is_some_and(|found| {
             chain.listed().iter().all(|(key, value)| found.get(key).unwrap_or(&Value::Null) == value)
         });
-        placed && self.rules_of(chain).map(in_order).eq(rules.iter().map(|rule| in_order(&rule.listed)))
+        placed && self.rules_of(chain).map(normal).eq(rules.iter().map(|rule| normal(&rule.listed)))
     }
 
     fn has_chain(&self, chain: &Chain) -> bool {
@@ -186,8 +187,10 @@ impl Objects {
 impl ListedSet {
     fn is(&self, set: &Set) -> bool {
         let listed = set.listed();
-        let mut properties =
-            listed.iter().map(|(key, value)| self.properties.get(*key).unwrap_or(&Value::Null) == value);
+        let mut properties = listed.iter().map(|(key, value)| {
+            let found = self.properties.get(*key).unwrap_or(&Value::Null);
+            normal_property(key, found) == normal_property(key, value)
+        });
         self.name == set.name && properties.all(|same| same)
     }
 }
@@ -215,80 +218,133 @@ fn interfaces(rule: &Value) -> BTreeSet<String> {
     }
 }
 
-/// Sorts the members of a rule's anonymous sets, whose order depends on the kernel.
-fn in_order(expressions: &Value) -> Value {
-    let mut expressions = expressions.clone();
-    for expression in expressions.as_array_mut().into_iter().flatten() {
-        if let Some(Value::Array(members)) = expression.pointer_mut("/match/right/set") {
-            members.sort_by_key(ToString::to_string);
+/// What nft lists in one way or another: sorts the members of anonymous sets, whose order depends on the kernel, and
+/// takes a single flag out of its list, as nft does from 1.1 on.
+fn normal(listed: &Value) -> Value {
+    match listed {
+        Value::Array(all) => all.iter().map(normal).collect(),
+        Value::Object(all) => {
+            all.iter().map(|(key, value)| (key.clone(), normal_property(key, value))).collect()
         }
+        other => other.clone(),
     }
-    expressions
+}
+
+fn normal_property(key: &str, value: &Value) -> Value {
+    match (key, value) {
+        ("flags", Value::Array(flags)) if flags.len() == 1 => flags[0].clone(),
+        ("set", Value::Array(members)) => {
+            let mut members = members.clone();
+            members.sort_by_key(ToString::to_string);
+            members.into()
+        }
+        (_, value) => normal(value),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use wireloom_plan::{address_range::AddressRange, firewall::GuardSet};
+    use wireloom_types::LinkAddress;
 
-    fn chain(chain: &Chain) -> Value {
-        let mut listed = json!({ "family": "inet", "table": "wireloom", "name": chain.name, "handle": 1 });
-        for (key, value) in chain.listed() {
-            listed[key] = value;
+    use super::{
+        super::{
+            counters::Refusals,
+            guard::GUARD_FORWARD,
+            guard_sets,
+            rules::{REFUSED, SOURCES_V4},
+        },
+        *,
+    };
+
+    fn guard() -> Guard {
+        Guard {
+            datagrams: None,
+            mark: 0xa,
+            reject: true,
+            outward: ["eth0".into(), "eth1".into()].into(),
+            error_source_v4: Some([10, 161, 1, 1].into()),
+            error_source_v6: None,
         }
-        json!({ "chain": listed })
     }
 
-    fn rules(chain: &Chain, rules: Vec<Rule>) -> Vec<Value> {
-        let rule = |rule: Rule| {
-            json!({ "rule": { "family": "inet", "table": "wireloom", "chain": chain.name, "handle": 2,
-                              "expr": rule.listed } })
+    fn firewall() -> Firewall {
+        Firewall {
+            mark_incoming: Some(IncomingMark { port: 51820, mark: 0xa }),
+            judge_sources: true,
+            guard: Some(guard()),
+            altered: false,
+        }
+    }
+
+    /// A table as nft 1.0.6 lists it, with elements in some sets.
+    fn listed(firewall: &Firewall) -> Value {
+        let object = |name: &str| json!({ "family": "inet", "table": "wireloom", "name": name, "handle": 1 });
+        let with = |mut object: Value, properties: &[(&'static str, Value)]| {
+            for (key, value) in properties.iter().filter(|(_, value)| !value.is_null()) {
+                object[*key] = value.clone();
+            }
+            object
         };
-        rules.into_iter().map(rule).collect()
-    }
-
-    /// A table with everything in it, as nft 1.0.6 lists it.
-    fn listed() -> Value {
-        let set =
-            |name, kind: Value| json!({ "family": "inet", "name": name, "table": "wireloom", "type": kind });
-        let mut sources4 = set(SOURCES_V4, json!(["ether_addr", "ipv4_addr"]));
-        sources4["flags"] = json!(["interval"]);
-        sources4["elem"] = json!([
-            { "concat": ["02:00:00:00:00:01", { "prefix": { "addr": "10.0.0.0", "len": 24 } }] },
-            { "concat": ["02:00:00:00:00:01", { "range": ["10.0.1.0", "10.0.1.6"] }] },
-            { "concat": ["02:00:00:00:00:02", "10.0.0.5"] },
-        ]);
-        let mut sources6 = set(SOURCES_V6, json!(["ether_addr", "ipv6_addr"]));
-        sources6["flags"] = json!(["interval"]);
-        let mut refused = set(REFUSED, json!("ether_addr"));
-        refused["stmt"] = json!([{ "counter": null }]);
-        refused["elem"] = json!([
-            { "elem": { "val": "02:00:00:00:00:01", "counter": { "packets": 7, "bytes": 700 } } },
-        ]);
+        let contents = Contents::of(firewall, "wg0");
         let mut objects = vec![
             json!({ "metainfo": { "version": "1.0.6", "json_schema_version": 1 } }),
             json!({ "table": { "family": "inet", "name": "wireloom", "handle": 1 } }),
-            json!({ "counter": { "family": "inet", "name": STRANGERS, "table": "wireloom",
-                "packets": 3, "bytes": 9 } }),
-            json!({ "set": sources4 }),
-            json!({ "set": sources6 }),
-            json!({ "set": refused }),
-            chain(&MARK_INCOMING),
-            chain(&JUDGE_SOURCES),
         ];
-        objects.extend(rules(&MARK_INCOMING, vec![mark_incoming(&IncomingMark { port: 51820, mark: 0xa })]));
-        objects.extend(rules(&JUDGE_SOURCES, judge_sources("wg0")));
+        objects.extend(contents.counters.iter().map(|counter| {
+            json!({ "counter": with(object(counter), &[("packets", json!(3)), ("bytes", json!(9))]) })
+        }));
+        objects.extend(contents.sets.iter().map(|set| {
+            let elements = ("elem", elements(set.name));
+            json!({ "set": with(with(object(set.name), &set.listed()), &[elements]) })
+        }));
+        objects.extend(
+            contents
+                .chains
+                .iter()
+                .map(|(chain, _)| json!({ "chain": with(object(chain.name), &chain.listed()) })),
+        );
+        for (chain, rules) in &contents.chains {
+            objects.extend(rules.iter().map(|rule| {
+                json!({ "rule": { "family": "inet", "table": "wireloom", "chain": chain.name, "handle": 2,
+                                  "expr": rule.listed } })
+            }));
+        }
         json!({ "nftables": objects })
+    }
+
+    fn elements(set: &str) -> Value {
+        let counter = |packets| json!({ "packets": packets, "bytes": 100 * packets });
+        match set {
+            "sources4" => json!([
+                { "concat": ["02:00:00:00:00:01", { "prefix": { "addr": "10.0.0.0", "len": 24 } }] },
+                { "concat": ["02:00:00:00:00:01", { "range": ["10.0.1.0", "10.0.1.6"] }] },
+                { "concat": ["02:00:00:00:00:02", "10.0.0.5"] },
+            ]),
+            "refused" => json!([{ "elem": { "val": "02:00:00:00:00:01", "counter": counter(7) } }]),
+            "own4" => json!(["10.161.1.7"]),
+            "pools6" => json!([{ "prefix": { "addr": "fd61::", "len": 48 } }]),
+            "refused_out4" => json!([
+                { "elem": { "val": { "prefix": { "addr": "10.161.2.0", "len": 24 } }, "counter": counter(5) } },
+                { "elem": { "val": { "range": ["10.161.3.1", "10.161.3.6"] }, "counter": counter(0) } },
+            ]),
+            "refused_in6" => json!([{ "elem": { "val": "fd61::7", "counter": counter(2) } }]),
+            _ => Value::Null,
+        }
     }
 
     fn read(listed: &Value) -> Table {
         parse(listed.to_string().as_bytes(), "wg0")
     }
 
+    fn range(first: &str, last: &str) -> AddressRange {
+        AddressRange::new(first.parse().unwrap(), last.parse().unwrap()).unwrap()
+    }
+
     #[test]
     fn a_table_is_read_back_as_written() {
-        let table = read(&listed());
-        let mark_incoming = Some(IncomingMark { port: 51820, mark: 0xa });
-        assert_eq!(table.firewall, Some(Firewall { mark_incoming, judge_sources: true, altered: false }));
+        let table = read(&listed(&firewall()));
+        assert_eq!(table.firewall, Some(firewall()));
         let [one, other] = [1, 2].map(|number| LinkAddress::from_bytes([2, 0, 0, 0, 0, number]));
         assert_eq!(table.refusals, Refusals { peers: [(one, 7)].into(), strangers: 3 });
         assert_eq!(table.judged_peers, [one].into());
@@ -301,6 +357,40 @@ mod tests {
                 format!("{other} . 10.0.0.5"),
             ]
         );
+        let guarded: Vec<_> = table.guarded.iter().map(|it| (it.set, it.addresses.to_string())).collect();
+        assert_eq!(
+            guarded,
+            [
+                (GuardSet::Own, "10.161.1.7".into()),
+                (GuardSet::Pools, "fd61::/48".into()),
+                (GuardSet::RefusedOut, "10.161.2.0/24".into()),
+                (GuardSet::RefusedOut, "10.161.3.1-10.161.3.6".into()),
+                (GuardSet::RefusedIn, "fd61::7".into()),
+            ]
+        );
+        let counters = table.guard_counters;
+        let [to, also_to] = [range("10.161.2.0", "10.161.2.255"), range("10.161.3.1", "10.161.3.6")];
+        assert_eq!(counters.outgoing, [(to, 5), (also_to, 0)].into());
+        assert_eq!(counters.incoming, [(range("fd61::7", "fd61::7"), 2)].into());
+        assert_eq!((counters.unproven_out, counters.unproven_in, counters.errors), (3, 3, 3));
+    }
+
+    #[test]
+    fn every_kind_of_guard_is_read_back_as_written() {
+        let guards = [
+            guard(),
+            Guard { reject: false, ..guard() },
+            Guard { outward: BTreeSet::new(), ..guard() },
+            Guard { outward: ["eth*".into()].into(), ..guard() },
+            Guard { outward: ["eth*".into(), "eth0".into()].into(), ..guard() },
+            Guard { error_source_v4: None, ..guard() },
+            Guard { error_source_v6: Some("fd61::1".parse().unwrap()), ..guard() },
+            Guard { datagrams: Some(IncomingMark { port: 51820, mark: 0xa }), ..guard() },
+        ];
+        for guard in guards {
+            let firewall = Firewall { guard: Some(guard), ..Firewall::default() };
+            assert_eq!(read(&listed(&firewall)).firewall, Some(firewall));
+        }
     }
 
     #[test]
@@ -312,37 +402,81 @@ mod tests {
     #[test]
     fn any_foreign_change_makes_the_table_altered() {
         type Alter = fn(&mut Vec<Value>);
-        let alterations: [(&str, Alter); 11] = [
+        fn named<'a>(all: &'a mut [Value], kind: &str, name: &str) -> &'a mut Value {
+            all.iter_mut().filter_map(|it| it.get_mut(kind)).find(|it| it["name"] == name).unwrap()
+        }
+        fn remove(all: &mut Vec<Value>, kind: &str, name: &str) {
+            let before = all.len();
+            all.retain(|it| it.get(kind).is_none_or(|it| it["name"] != name));
+            assert_eq!(all.len(), before - 1);
+        }
+        let alterations: [(&str, Alter); 17] = [
             ("a rule twice", |all| all.push(all.last().unwrap().clone())),
             ("a rule missing", |all| drop(all.pop())),
-            ("another verdict", |all| all.last_mut().unwrap()["rule"]["expr"][1] = json!({ "accept": null })),
-            ("another chain", |all| all.push(json!({ "chain": { "name": "stranger" } }))),
-            ("another hook", |all| all[7]["chain"]["hook"] = json!("input")),
-            ("another set", |all| all.push(json!({ "set": { "name": "stranger", "type": "ether_addr" } }))),
-            ("a set missing", |all| drop(all.remove(4))),
-            ("a set of another type", |all| all[4]["set"]["flags"] = json!([])),
-            ("an element that expires", |all| {
-                all[3]["set"]["elem"][0] =
-                    json!({ "elem": { "val": all[3]["set"]["elem"][0], "timeout": 60 } });
+            ("another verdict", |all| {
+                let rule =
+                    all.iter_mut().rfind(|it| it.pointer("/rule/chain") == Some(&json!(JUDGE_SOURCES.name)));
+                rule.unwrap()["rule"]["expr"][1] = json!({ "accept": null });
             }),
-            ("another counter", |all| all[2]["counter"]["name"] = json!("stranger")),
+            ("a rule in a chain of no one", |all| {
+                all.push(json!({ "rule": { "chain": "stranger", "expr": [] } }));
+            }),
+            ("another chain", |all| all.push(json!({ "chain": { "name": "stranger" } }))),
+            ("another hook", |all| named(all, "chain", JUDGE_SOURCES.name)["hook"] = json!("input")),
+            ("another policy", |all| named(all, "chain", GUARD_FORWARD.name)["policy"] = json!("drop")),
+            ("a hook where there is none", |all| {
+                named(all, "chain", GUARD_EGRESS.name)["hook"] = json!("output");
+            }),
+            ("another set", |all| all.push(json!({ "set": { "name": "stranger", "type": "ether_addr" } }))),
+            ("a set missing", |all| remove(all, "set", REFUSED.name)),
+            ("a set of the guard missing", |all| {
+                remove(all, "set", guard_sets::set(GuardSet::Nodes, guard_sets::FAMILIES[0]).name);
+            }),
+            ("a set of another type", |all| named(all, "set", SOURCES_V4.name)["flags"] = json!([])),
+            ("an element that expires", |all| {
+                let elements = &mut named(all, "set", SOURCES_V4.name)["elem"];
+                elements[0] = json!({ "elem": { "val": elements[0], "timeout": 60 } });
+            }),
+            ("an element that does not count", |all| {
+                named(all, "set", "refused_out4")["elem"][0] = json!("10.161.2.7");
+            }),
+            ("another counter", |all| named(all, "counter", STRANGERS)["name"] = json!("stranger")),
             ("a map", |all| all.push(json!({ "map": { "name": "stranger" } }))),
+            ("a dormant table", |all| all[1]["table"]["flags"] = json!("dormant")),
         ];
         for (what, alter) in alterations {
-            let mut listed = listed();
+            let mut listed = listed(&firewall());
             alter(listed["nftables"].as_array_mut().unwrap());
             assert!(read(&listed).firewall.unwrap().altered, "{what}");
         }
         assert!(parse(b"{", "wg0").firewall.unwrap().altered);
-        assert!(parse(listed().to_string().as_bytes(), "wg1").firewall.unwrap().altered, "another interface");
+        let listed = listed(&firewall()).to_string();
+        assert!(parse(listed.as_bytes(), "wg1").firewall.unwrap().altered, "another interface");
+    }
+
+    #[test]
+    fn a_single_flag_is_listed_with_or_without_a_list() {
+        let mut listed = listed(&firewall());
+        for set in listed["nftables"].as_array_mut().unwrap().iter_mut().filter_map(|it| it.get_mut("set")) {
+            if set.get("flags").is_some() {
+                set["flags"] = json!("interval");
+            }
+        }
+        assert_eq!(read(&listed).firewall, Some(firewall()));
     }
 
     #[test]
     fn the_members_of_an_anonymous_set_may_have_any_order() {
-        let mut listed = listed();
-        let rules = listed["nftables"].as_array_mut().unwrap();
-        let set = rules.iter_mut().find_map(|rule| rule.pointer_mut("/rule/expr/0/match/right/set"));
-        set.unwrap().as_array_mut().unwrap().reverse();
-        assert!(!read(&listed).firewall.unwrap().altered);
+        let mut listed = listed(&firewall());
+        for rule in listed["nftables"].as_array_mut().unwrap() {
+            for expression in
+                rule.pointer_mut("/rule/expr").and_then(Value::as_array_mut).into_iter().flatten()
+            {
+                if let Some(Value::Array(members)) = expression.pointer_mut("/match/right/set") {
+                    members.reverse();
+                }
+            }
+        }
+        assert_eq!(read(&listed).firewall, Some(firewall()));
     }
 }

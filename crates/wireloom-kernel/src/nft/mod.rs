@@ -36,7 +36,10 @@ use wireloom_plan::op::FirewallOp;
 pub use self::counters::{GuardCounters, Refusals};
 pub(super) use self::flow_tables::FlowTables;
 use self::{netlink::Generation, process::Nft, saved::Saved, table::Table};
-use crate::{error::Cause, state::StateDir};
+use crate::{
+    error::{Attempt, Cause, Error},
+    state::StateDir,
+};
 
 /// The table's name, in the family `inet`.
 const TABLE: &str = "wireloom";
@@ -55,6 +58,15 @@ pub(super) struct Nftables {
     saved: Saved,
     /// Whether the saved guard may differ from the one in force.
     unsaved: bool,
+}
+
+/// Puts the guard that an earlier agent saved back in force, if the nftables table does not exist: after a boot, or after
+/// somebody flushed the ruleset. Returns whether it did. An agent calls it before anything else, holding its lock.
+///
+/// # Errors
+/// The saved guard cannot be read or loaded. The first pass makes the table all the same.
+pub fn restore_guard(state: &StateDir) -> Result<bool, Error> {
+    Saved::new(state.clone(), Nft::default()).restore().attempt(|| "restore the guard".into())
 }
 
 impl Nftables {
@@ -142,11 +154,9 @@ impl Nftables {
         }
     }
 
-    /// Makes the saved guard's table if there is none. Returns whether it did. From now on the saved guard is kept up
-    /// to date.
-    pub(super) fn restore_guard(&mut self) -> Result<bool, Cause> {
+    /// From now on the saved guard is kept up to date, also when nothing changes.
+    pub(super) fn keep_guard_saved(&mut self) {
         self.unsaved = true;
-        self.saved.restore()
     }
 
     /// The refused packets, as of the last reading; `None` when no sources are checked.

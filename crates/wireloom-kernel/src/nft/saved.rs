@@ -3,7 +3,6 @@
 
 use std::{
     io,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -14,9 +13,6 @@ use crate::{
     error::Cause,
     state::{StateDir, read_file, remove_written, write_atomically},
 };
-
-/// The name of the file in the state directory.
-const NAME: &str = "guard.nft";
 
 /// Its first line.
 const COMMENT: &str = "# Wireloom's guard. `nft -f` puts it in force, in one transaction; the agent keeps this file up to \
@@ -49,12 +45,12 @@ impl Saved {
         ops.extend(table.guarded.iter().copied().map(FirewallOp::Guard));
         let script = script::of(&ops.iter().collect::<Vec<_>>(), interface);
         self.state.create()?;
-        write_atomically(&self.path(), format!("{COMMENT}{script}").as_bytes())
+        write_atomically(&self.state.guard_path(), format!("{COMMENT}{script}").as_bytes())
     }
 
     /// Removes the file, so that the table does not come back.
     pub(super) fn remove(&self) -> io::Result<()> {
-        remove_written(&self.path())
+        remove_written(&self.state.guard_path())
     }
 
     /// Makes the saved table if there is none. Returns whether it did.
@@ -66,19 +62,15 @@ impl Saved {
         if netlink::table_exists()? {
             return Ok(false);
         }
-        let Some(saved) = read_file(&self.path())? else { return Ok(false) };
+        let Some(saved) = read_file(&self.state.guard_path())? else { return Ok(false) };
         let script = str::from_utf8(&saved).ok().and_then(if_absent);
-        let script =
-            script.ok_or_else(|| Cause::Permanent(format!("{} is damaged", self.path().display())))?;
+        let script = script
+            .ok_or_else(|| Cause::Permanent(format!("{} is damaged", self.state.guard_path().display())))?;
         match self.nft.load(&script) {
             // Somebody was faster.
             Err(_) if netlink::table_exists()? => Ok(false),
             loaded => loaded.map(|()| true),
         }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.state.path().join(NAME)
     }
 }
 
@@ -87,4 +79,36 @@ fn if_absent(saved: &str) -> Option<String> {
     let anew = format!("add table inet {TABLE}\ndelete table inet {TABLE}\nadd table inet {TABLE}\n");
     let rest = saved.strip_prefix(COMMENT)?.strip_prefix(&anew)?;
     Some(format!("create table inet {TABLE}\n{rest}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use wireloom_plan::firewall::Guard;
+
+    use super::*;
+
+    #[test]
+    fn a_saved_guard_is_loaded_only_where_there_is_no_table() {
+        let directory = tempfile::tempdir().unwrap();
+        let saved = Saved::new(StateDir::at(directory.path()), Nft::default());
+        let firewall =
+            Firewall { guard: Some(Guard { mark: 0xa, ..Guard::default() }), ..Firewall::default() };
+        let table = Table { firewall: Some(firewall.clone()), ..Table::default() };
+        saved.write(&table, &firewall, "wg0").unwrap();
+        let text = fs::read_to_string(saved.state.guard_path()).unwrap();
+        let script = if_absent(&text).unwrap();
+        assert!(script.starts_with("create table inet wireloom\nadd set "), "{script}");
+        assert!(!script.contains("add table") && !script.contains("delete"), "{script}");
+        saved.remove().unwrap();
+        assert!(!saved.state.guard_path().exists());
+    }
+
+    #[test]
+    fn a_file_that_no_agent_wrote_is_not_loaded() {
+        assert_eq!(if_absent(""), None);
+        assert_eq!(if_absent("flush ruleset\n"), None);
+        assert_eq!(if_absent(&format!("{COMMENT}flush ruleset\n")), None);
+    }
 }

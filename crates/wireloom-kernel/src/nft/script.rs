@@ -171,7 +171,7 @@ impl Script<'_> {
 
 #[cfg(test)]
 mod tests {
-    use wireloom_plan::firewall::IncomingMark;
+    use wireloom_plan::firewall::{Guard, GuardSet, IncomingMark};
     use wireloom_types::LinkAddress;
 
     use super::*;
@@ -197,7 +197,10 @@ mod tests {
     fn sets_are_kept_unless_the_table_is_recreated() {
         let firewall = Firewall { judge_sources: true, ..Firewall::default() };
         let kept = of(&[&FirewallOp::Set { firewall: firewall.clone(), anew: false }], "wg0");
-        assert!(!kept.contains("delete table") && !kept.contains("delete set"), "{kept}");
+        for gone in ["delete table", "delete set inet wireloom sources", "delete set inet wireloom refused\n"]
+        {
+            assert!(!kept.contains(gone), "{gone} in {kept}");
+        }
         let anew = of(&[&FirewallOp::Set { firewall, anew: true }], "wg0");
         assert!(anew.starts_with("add table inet wireloom\ndelete table inet wireloom\n"), "{anew}");
     }
@@ -218,5 +221,50 @@ mod tests {
              add element inet wireloom sources6 { 02:00:00:00:00:02 . fd00::1 }\n\
              delete element inet wireloom refused { 02:00:00:00:00:03 }\n"
         );
+    }
+
+    fn guarded(set: GuardSet, addresses: &str) -> Guarded {
+        let addresses: ipnet::IpNet = addresses.parse().unwrap();
+        Guarded { set, addresses: addresses.into() }
+    }
+
+    #[test]
+    fn elements_of_the_guard_go_to_the_set_of_their_family() {
+        let ops = [
+            FirewallOp::Unguard(guarded(GuardSet::RefusedOut, "10.161.2.0/24")),
+            FirewallOp::Guard(guarded(GuardSet::RefusedOut, "10.161.2.0/25")),
+            FirewallOp::Guard(guarded(GuardSet::Pools, "fd61::/48")),
+            FirewallOp::Guard(guarded(GuardSet::RefusedOut, "10.161.3.0/24")),
+        ];
+        assert_eq!(
+            of(&ops.iter().collect::<Vec<_>>(), "wg0"),
+            "delete element inet wireloom refused_out4 { 10.161.2.0/24 }\n\
+             add element inet wireloom pools6 { fd61::/48 }\n\
+             add element inet wireloom refused_out4 { 10.161.2.0/25, 10.161.3.0/24 }\n"
+        );
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_removed_and_the_sets_that_stay_are_not() {
+        let guard = Some(Guard { mark: 0xa, ..Guard::default() });
+        let script = of(
+            &[&FirewallOp::Set { firewall: Firewall { guard, ..Firewall::default() }, anew: false }],
+            "wg0",
+        );
+        for gone in [
+            "chain inet wireloom judge_sources",
+            "set inet wireloom sources4",
+            "counter inet wireloom strangers",
+        ] {
+            assert!(script.contains(&format!("delete {gone}\n")), "{gone} in {script}");
+        }
+        for kept in [
+            "table",
+            "set inet wireloom own4",
+            "counter inet wireloom forged",
+            "chain inet wireloom guard_egress",
+        ] {
+            assert!(!script.contains(&format!("delete {kept}")), "{kept} in {script}");
+        }
     }
 }

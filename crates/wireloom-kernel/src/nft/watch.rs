@@ -59,7 +59,7 @@ fn listen(mut subscription: Subscription, nft: &Nft, changed: impl Fn()) {
 fn restore(saved: &Saved) {
     match saved.restore() {
         Ok(true) => {
-            tracing::warn!("somebody removed the nftables table `inet {TABLE}`; the guard is restored")
+            tracing::warn!("somebody removed the nftables table `inet {TABLE}`; the guard is restored");
         }
         Ok(false) => {}
         Err(cause) => tracing::warn!("cannot restore the guard at once: {cause}"),

@@ -105,17 +105,22 @@ pub(crate) fn decode(message: &LinkMessage) -> Option<Found> {
     };
     let mut backend = Backend::Userspace;
     let up = message.header.flags.contains(LinkFlags::Up);
-    let mut interface = Interface { alias: None, mtu: 0, up, peer_lookup, rp_filter: 0 };
+    let mut interface = Interface { alias: None, mtu: 0, up, peer_lookup, left: false, rp_filter: 0 };
+    let (mut is_tun, mut has_carrier) = (false, true);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value.clone()),
             LinkAttribute::IfAlias(value) => interface.alias = Some(value.clone()),
             LinkAttribute::Mtu(value) => interface.mtu = *value,
+            LinkAttribute::Carrier(value) => has_carrier = *value != 0,
+            LinkAttribute::LinkInfo(info) if info.contains(&LinkInfo::Kind(InfoKind::Tun)) => is_tun = true,
             LinkAttribute::LinkInfo(info) if info.contains(&LinkInfo::Kind(InfoKind::Wireguard)) => {
                 backend = Backend::Kernel;
             }
             _ => {}
         }
     }
+    // The carrier of a TUN or TAP tells whether a process holds it (`__tun_detach` in drivers/net/tun.c).
+    interface.left = is_tun && !has_carrier;
     Some(Found { index: message.header.index, name: name?, interface, backend })
 }

@@ -44,8 +44,8 @@ pub(crate) trait WireguardDevice {
     /// Reads the device; `None` when nothing answers for it.
     fn read(&mut self) -> Result<Option<DeviceState>, Cause>;
 
-    /// Creates the interface and the device behind it, unconfigured and down. In link mode, an existing
-    /// interface is taken over.
+    /// Creates the interface and the device behind it, unconfigured and down. An interface that outlived the
+    /// device before ([`Interface::left`](wireloom_plan::observed::Interface::left)) is taken over as it is.
     fn create(&mut self, peer_lookup: PeerLookup, source_check: SourceCheck) -> Result<(), Cause>;
 
     /// Makes many changes, in one transaction if the back end has transactions. Peers that gain allowed-IPs

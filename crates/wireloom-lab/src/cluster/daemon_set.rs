@@ -5,15 +5,22 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::Value;
+
 use super::Cluster;
 use crate::{
-    Error, Result,
+    Error, PATIENCE, Result,
     mesh::{KeyPair, Mesh, write_key},
+    until,
 };
 
-/// The namespace and the name of the DaemonSet, and the name of its pods' container.
+/// The namespace and the name of the DaemonSet, and the names of its pods' containers.
 const DAEMON_SET: &str = "--namespace wireloom daemonset/wireloom";
 const CONTAINER: &str = "agent";
+const INIT_CONTAINER: &str = "boot-guard";
+
+/// What a user's kustomization adds to keep Wireloom from installing units on the hosts.
+const WITHOUT_BOOT_GUARD: &str = "patches: [{path: base/without-boot-guard.yaml}]\n";
 
 /// The name under which `deploy/kubernetes` expects Wireloom's image.
 const IMAGE: &str = "wireloom";
@@ -54,9 +61,46 @@ impl DaemonSet {
         let daemon_set = Self { directory };
         daemon_set.write("kustomization.yaml", &KUSTOMIZATION.replace("IMAGE", IMAGE).replace("TAG", tag))?;
         daemon_set.write("mesh.toml", &Mesh::of_nodes(cluster.nodes(), &keys).to_toml())?;
-        cluster.kubectl(&format!("apply --kustomize {}", daemon_set.directory.display()))?;
-        daemon_set.wait(cluster)?;
+        daemon_set.apply(cluster)?;
         Ok(daemon_set)
+    }
+
+    /// Applies the user's directory, and waits until every agent is ready.
+    ///
+    /// # Errors
+    /// As [`DaemonSet::install`].
+    pub fn apply(&self, cluster: &Cluster) -> Result<()> {
+        cluster.kubectl(&format!("apply --kustomize {}", self.directory.display()))?;
+        self.wait(cluster)
+    }
+
+    /// Keeps Wireloom from installing its boot unit on the nodes from now on, with the patch that `deploy/kubernetes`
+    /// has for that, and waits until every agent is ready. A unit that is there already stays.
+    ///
+    /// # Errors
+    /// As [`DaemonSet::install`].
+    pub fn without_boot_guard(&self, cluster: &Cluster) -> Result<()> {
+        let kustomization = self.read("kustomization.yaml")? + WITHOUT_BOOT_GUARD;
+        self.write("kustomization.yaml", &kustomization)?;
+        self.apply(cluster)
+    }
+
+    /// Deletes the DaemonSet, and waits until its pods are gone.
+    ///
+    /// # Errors
+    /// When kubectl fails, or a pod is still there after a minute.
+    pub fn delete(&self, cluster: &Cluster) -> Result<()> {
+        cluster.kubectl(&format!("delete {DAEMON_SET} --cascade foreground --timeout 60s")).map(drop)
+    }
+
+    /// Removes Wireloom from every node, with the patch that `deploy/kubernetes` has for that. The DaemonSet stays.
+    ///
+    /// # Errors
+    /// As [`DaemonSet::install`].
+    pub fn remove_from_nodes(&self, cluster: &Cluster) -> Result<()> {
+        let patch = self.directory.join("base/remove.yaml");
+        cluster.kubectl(&format!("patch {DAEMON_SET} --type json --patch-file {}", patch.display()))?;
+        self.wait(cluster)
     }
 
     /// Rolls out another image, and waits until every node runs it.
@@ -64,7 +108,8 @@ impl DaemonSet {
     /// # Errors
     /// As [`DaemonSet::install`].
     pub fn roll_out(&self, cluster: &Cluster, tag: &str) -> Result<()> {
-        cluster.kubectl(&format!("set image {DAEMON_SET} {CONTAINER}={IMAGE}:{tag}"))?;
+        let image = format!("{IMAGE}:{tag}");
+        cluster.kubectl(&format!("set image {DAEMON_SET} {INIT_CONTAINER}={image} {CONTAINER}={image}"))?;
         self.wait(cluster)
     }
 
@@ -86,6 +131,23 @@ impl DaemonSet {
         })
     }
 
+    /// Waits until every node has a proof of every other one: `standing` in `wireloom status --json`. Before that, a
+    /// node's pods are reached in plaintext, unless the settings say otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`].
+    pub fn wait_for_proofs(&self, cluster: &Cluster) -> Result<()> {
+        let nodes = cluster.nodes();
+        nodes.iter().enumerate().try_for_each(|(n, node)| {
+            until(2 * PATIENCE, &format!("every peer of {} to be proven", node.name), || {
+                let status = self.status(cluster, n).ok()?;
+                let others = status["standing"].as_object()?;
+                let is_proven = |standing: &Value| standing.get("proven").is_some();
+                (others.len() == nodes.len() - 1 && others.values().all(is_proven)).then_some(())
+            })
+        })
+    }
+
     /// The process id of the agent on a node (an index into [`Cluster::nodes`]), as the node sees it.
     ///
     /// # Errors
@@ -94,6 +156,28 @@ impl DaemonSet {
         let output = cluster.nodes()[node].run("pgrep --oldest --full wireloom.agent$")?;
         let unexpected = || Error::Output { what: "pgrep".into(), output: output.clone() };
         output.trim().parse().map_err(|_| unexpected())
+    }
+
+    /// What `wireloom status --json` says on a node (an index into [`Cluster::nodes`]).
+    ///
+    /// # Errors
+    /// When no agent's container runs there, or the command fails.
+    pub fn status(&self, cluster: &Cluster, node: usize) -> Result<Value> {
+        let node = &cluster.nodes()[node].name;
+        let pods = cluster.kubectl(&format!(
+            "get pods --namespace wireloom --field-selector spec.nodeName={node} --output name"
+        ))?;
+        let pod = pods.lines().next().unwrap_or("pod/none");
+        let line =
+            format!("exec --namespace wireloom --container {CONTAINER} {pod} -- wireloom status --json");
+        let output = cluster.kubectl(&line)?;
+        serde_json::from_str(&output)
+            .map_err(|_| Error::Output { what: "wireloom status --json".into(), output })
+    }
+
+    fn read(&self, file: &str) -> Result<String> {
+        let path = self.directory.join(file);
+        fs::read_to_string(&path).map_err(Error::io(format!("read {}", path.display())))
     }
 
     fn write(&self, file: &str, text: &str) -> Result<()> {

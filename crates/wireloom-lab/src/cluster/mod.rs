@@ -12,6 +12,7 @@
 //! Every program is the real one: Kubernetes' own from their Go module (`scripts/kubernetes-programs`), the others from
 //! Debian. It needs root of the machine, because containers need control groups.
 
+mod boot;
 mod certificates;
 mod control_plane;
 mod daemon_set;
@@ -228,7 +229,8 @@ impl Cluster {
     }
 
     /// Turns a node off and on again, by its index in [`Cluster::nodes`]. What is on its disk stays: images, the
-    /// kubelet's and Wireloom's state. It does not wait until the node is ready.
+    /// kubelet's and Wireloom's state, systemd's units. Of these the one that loads Wireloom's guard is run, if it is
+    /// enabled. It does not wait until the node is ready.
     ///
     /// # Errors
     /// As [`Cluster::new`].

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::{
     ProxyMode,
+    boot::load_guard,
     certificates::Authority,
     control_plane::CONFIGURATION,
     layout::cluster_cidrs,
@@ -21,7 +22,14 @@ use crate::{Error, Node, PATIENCE, Result, until};
 pub(super) const SANDBOX_IMAGE: &str = "registry.local/pause:1";
 
 /// Directories of a node that outlive its machine, as on a disk.
-const ON_DISK: [&str; 5] = ["containerd", "kubelet", "cni", "pod-logs", "wireloom"];
+const ON_DISK: [&str; 6] = [
+    "/var/lib/containerd",
+    "/var/lib/kubelet",
+    "/var/lib/cni",
+    "/var/lib/pod-logs",
+    "/var/lib/wireloom",
+    "/etc/systemd/system",
+];
 
 /// The network plugin's configuration, in a directory of its own: the kubelet's choice depends on all files there.
 const NETWORK_DIRECTORY: &str = "/etc/wireloom-lab-cni";
@@ -111,12 +119,13 @@ pub(super) struct Membership<'a> {
 }
 
 impl NodePrograms {
-    /// Makes a machine of the laboratory a node: writes its configuration, and starts containerd, kubelet and
-    /// kube-proxy. It does not wait until the node is ready.
+    /// Makes a machine of the laboratory a node: does what its boot would do, writes its configuration, and starts
+    /// containerd, kubelet and kube-proxy. It does not wait until the node is ready.
     pub(super) fn start(machine: &Node, member: &Membership<'_>) -> Result<Self> {
         let space = &machine.host.space;
         space.set_sysctls(&BRIDGE_NETFILTER)?;
         mount_disk(machine, &member.disk)?;
+        load_guard(machine)?;
         write_configuration(machine, member)?;
 
         let mut kubelet = Command::new("sh");
@@ -154,15 +163,18 @@ pub(super) fn import(machine: &Node, archive: &Path) -> Result<()> {
     machine.run(&line).map(drop)
 }
 
-/// Mounts what outlives the machine below its `/var/lib`.
+/// Mounts what outlives the machine.
 fn mount_disk(machine: &Node, disk: &Path) -> Result<()> {
-    for name in ON_DISK {
-        let kept = disk.join(name);
+    for at in ON_DISK {
+        let kept = disk.join(at.trim_start_matches('/'));
         fs::create_dir_all(&kept).map_err(Error::io(format!("make {}", kept.display())))?;
-        let at = format!("/var/lib/{name}");
-        // Where this machine has such a directory, the laboratory has put a symbolic link to it here.
-        machine.run(&format!("rm -rf {at}"))?;
-        machine.run(&format!("mkdir {at}"))?;
+        machine.host.space.open(&format!("make {at}"), || {
+            // Where this machine has such a directory, the laboratory has put a symbolic link to it here.
+            if Path::new(at).is_symlink() {
+                fs::remove_file(at)?;
+            }
+            fs::create_dir_all(at)
+        })?;
         machine.run(&format!("mount --bind {} {at}", kept.display()))?;
     }
     Ok(())

@@ -18,7 +18,8 @@ use crate::{Error, PATIENCE, Result, at_this_pace, finish, tools};
 ///
 /// - The process id is read before the new `/proc` is mounted: the old one still shows it as seen from outside.
 /// - `/etc` and `/var/lib` become directories of symbolic links, so each node gets a `wireloom` directory of
-///   its own in both, even where the machine has none and we may not make one.
+///   its own in both, even where the machine has none and we may not make one. So does `/etc/systemd/system`: units
+///   that `wireloom` installs or removes there are not this machine's.
 /// - `wait` in the shell also reaps orphaned daemons, as process 1 must.
 const HOLDER: &str = r#"
 set -e
@@ -33,6 +34,8 @@ for dir in /etc /var/lib; do
     rm -f "$dir/wireloom"
     mkdir "$dir/wireloom"
 done
+rm -f /etc/systemd
+mkdir -p /etc/systemd/system
 exec 3<&0
 { read -r line && exec sleep infinity; } <&3 &
 echo "$pid"

@@ -65,7 +65,7 @@ impl Agent {
         self.process.try_wait().map_err(Error::io(format!("wait for the agent on {}", self.place)))
     }
 
-    /// Tells the agent to read its settings again (SIGHUP).
+    /// Tells the agent to read everything again (SIGHUP).
     ///
     /// # Errors
     /// [`Error::Io`] when it has ended.

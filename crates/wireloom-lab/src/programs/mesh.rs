@@ -83,6 +83,10 @@ pub struct Member {
     pub workloads: Vec<IpNet>,
     /// The node's addresses on the link between the peers (link mode).
     pub link_addresses: Vec<IpAddr>,
+    /// Those of its pods' addresses that its WireGuard interface has.
+    pub tunnel_addresses: Vec<IpAddr>,
+    /// Whether it encrypts.
+    pub encrypt: bool,
 }
 
 impl Mesh {
@@ -101,6 +105,8 @@ impl Mesh {
             addresses: node.host.addresses.both().to_vec(),
             workloads: node.block.to_vec(),
             link_addresses: Vec::new(),
+            tunnel_addresses: Vec::new(),
+            encrypt: true,
         };
         Self {
             pools: layout::pools().map(|cidr| Pool { cidr }).to_vec(),

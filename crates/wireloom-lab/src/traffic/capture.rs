@@ -87,6 +87,11 @@ pub enum Content {
         /// The destination port.
         destination: u16,
     },
+    /// An ICMP or ICMPv6 error.
+    Error {
+        /// The packet that it quotes, as much of it as there is.
+        about: Box<Packet>,
+    },
     /// ICMPv6 that never leaves the link: neighbour and router discovery, multicast listener discovery.
     Link,
     /// Any other IP packet.
@@ -206,7 +211,10 @@ impl Listener {
 
 /// The IP packet in an Ethernet frame, inside VXLAN if there is any; `None` for ARP and other protocols.
 fn parse(frame: &[u8]) -> Option<Packet> {
-    let packet = LaxSlicedPacket::from_ethernet(frame).ok()?;
+    read(&LaxSlicedPacket::from_ethernet(frame).ok()?)
+}
+
+fn read(packet: &LaxSlicedPacket<'_>) -> Option<Packet> {
     let (source, destination, length): (IpAddr, IpAddr, usize) = match packet.net.as_ref()? {
         LaxNetSlice::Ipv4(ip) => {
             let header = ip.header();
@@ -224,7 +232,7 @@ fn parse(frame: &[u8]) -> Option<Packet> {
     {
         return parse(inner);
     }
-    let content = match packet.transport {
+    let content = match &packet.transport {
         Some(TransportSlice::Udp(udp)) => wireguard(udp.source_port(), udp.destination_port(), udp.payload())
             .unwrap_or(Content::Udp { source: udp.source_port(), destination: udp.destination_port() }),
         Some(TransportSlice::Tcp(tcp)) => {
@@ -232,16 +240,34 @@ fn parse(frame: &[u8]) -> Option<Packet> {
         }
         Some(TransportSlice::Icmpv4(icmp)) => match icmp.icmp_type() {
             Icmpv4Type::EchoRequest(echo) | Icmpv4Type::EchoReply(echo) => Content::Echo { id: echo.id },
+            _ if is_error_v4(icmp.type_u8()) => error(icmp.payload()),
             _ => Content::Other,
         },
         Some(TransportSlice::Icmpv6(icmp)) => match icmp.icmp_type() {
             Icmpv6Type::EchoRequest(echo) | Icmpv6Type::EchoReply(echo) => Content::Echo { id: echo.id },
             _ if stays_on_the_link(icmp.type_u8()) => Content::Link,
+            _ if is_error_v6(icmp.type_u8()) => error(icmp.payload()),
             _ => Content::Other,
         },
         _ => Content::Other,
     };
     Some(Packet { source, destination, length, content })
+}
+
+/// An ICMP error whose payload is this.
+fn error(quoted: &[u8]) -> Content {
+    let about = LaxSlicedPacket::from_ip(quoted).ok().and_then(|packet| read(&packet));
+    about.map_or(Content::Other, |about| Content::Error { about: Box::new(about) })
+}
+
+/// Whether it quotes a packet: unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792).
+fn is_error_v4(icmp_type: u8) -> bool {
+    matches!(icmp_type, 3..=5 | 11 | 12)
+}
+
+/// Whether it quotes a packet (RFC 4443, section 2.1).
+fn is_error_v6(icmpv6_type: u8) -> bool {
+    icmpv6_type < 128
 }
 
 /// The Ethernet frame in a VXLAN datagram.
@@ -330,10 +356,39 @@ mod tests {
         assert_eq!(content(&frame(4789, b"hello")), plain(4789));
     }
 
+    /// An error from a node about a packet between pods.
+    fn error_about(quoted: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([192, 168, 1, 2], [10, 161, 1, 2], 64)
+            .icmpv4_raw(3, 4, [0, 0, 5, 20])
+            .write(&mut bytes, quoted)
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn an_error_shows_the_packet_that_it_quotes() {
+        let mut quoted = Vec::new();
+        PacketBuilder::ipv4([10, 161, 1, 2], [10, 161, 2, 2], 64)
+            .udp(40000, 53)
+            .write(&mut quoted, &[7; 1000])
+            .unwrap();
+        for length in [28, 548, quoted.len()] {
+            let packet = parse(&error_about(&quoted[..length])).unwrap();
+            let Content::Error { about } = packet.content else { panic!("{packet:?}") };
+            assert_eq!(about.source, IpAddr::from([10, 161, 1, 2]));
+            assert_eq!(about.destination, IpAddr::from([10, 161, 2, 2]));
+            assert_eq!(about.content, Content::Udp { source: 40000, destination: 53 });
+        }
+        assert_eq!(content(&error_about(&[])), Some(Content::Other));
+    }
+
     #[test]
     fn truncated_frames_do_not_panic() {
         let vxlan = [&[8, 0, 0, 0, 0, 0, 1, 0][..], &frame(51820, &[4; 100])].concat();
-        for whole in [frame(51820, &[4; 100]), frame(4789, &vxlan)] {
+        let error = error_about(&frame(51820, &[4; 100])[14..]);
+        for whole in [frame(51820, &[4; 100]), frame(4789, &vxlan), error] {
             for length in 0..whole.len() {
                 let _ = parse(&whole[..length]);
             }

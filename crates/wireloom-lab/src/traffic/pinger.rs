@@ -55,6 +55,19 @@ impl Pinger {
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) when the kernel refuses the socket.
     pub fn start(from: &Place, to: &Place, family: Family, interval: Duration) -> Result<Self> {
+        Self::begin(from, to, family, interval, true)
+    }
+
+    /// As [`Pinger::start`], but at the same pace while none is answered: for paths on which packets are refused, so
+    /// that each of them counts, and none waits in a queue.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) when the kernel refuses the socket.
+    pub fn steady(from: &Place, to: &Place, family: Family, interval: Duration) -> Result<Self> {
+        Self::begin(from, to, family, interval, false)
+    }
+
+    fn begin(from: &Place, to: &Place, family: Family, interval: Duration, slows: bool) -> Result<Self> {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let interval = at_this_pace(interval);
         let id = PINGERS + NEXT.fetch_add(1, Ordering::Relaxed) % PINGERS;
@@ -63,7 +76,7 @@ impl Pinger {
         let answered = Arc::new(AtomicUsize::new(0));
         let thread = thread::spawn({
             let (over, answered) = (Arc::clone(&over), Arc::clone(&answered));
-            move || run(&ping, interval, &over, &answered)
+            move || run(&ping, interval, slows, &over, &answered)
         });
         Ok(Self { over, answered, thread })
     }
@@ -90,7 +103,14 @@ impl Pinger {
 }
 
 /// Pings until it is `over`, and keeps the count of replies in `count`.
-fn run(ping: &Ping, interval: Duration, over: &AtomicBool, count: &AtomicUsize) -> Result<PingReport> {
+/// It `slows` down while no request is answered, or keeps its pace.
+fn run(
+    ping: &Ping,
+    interval: Duration,
+    slows: bool,
+    over: &AtomicBool,
+    count: &AtomicUsize,
+) -> Result<PingReport> {
     let mut answered = BTreeSet::new();
     let mut sent_at = Vec::new();
     // One more than the last request that was answered.
@@ -100,7 +120,7 @@ fn run(ping: &Ping, interval: Duration, over: &AtomicBool, count: &AtomicUsize) 
         let sent = sequence_number(sent_at.len());
         sent_at.push(Instant::now());
         ping.send(sent, PAYLOAD)?;
-        let is_slow = sent - heard >= UNANSWERED;
+        let is_slow = slows && sent - heard >= UNANSWERED;
         next = Instant::now().max(next + if is_slow { SLOWER * interval } else { interval });
         while let Some(seq) = ping.reply(next)? {
             answered.insert(seq);

@@ -19,7 +19,9 @@ pub(super) fn check(file: &TomlFile, mesh: &Mesh) -> Result<(), Mistake> {
     pools_are_distinct(file, &mesh.pools)?;
     addresses_are_distinct(file, &mesh.nodes, |node| &node.addresses)?;
     addresses_are_distinct(file, &mesh.nodes, |node| &node.link_addresses)?;
-    workloads_do_not_overlap(file, &mesh.nodes)
+    addresses_are_distinct(file, &mesh.nodes, |node| &node.tunnel_addresses)?;
+    workloads_do_not_overlap(file, &mesh.nodes)?;
+    tunnel_addresses_are_workloads(file, &mesh.nodes)
 }
 
 fn names_are_distinct(file: &TomlFile, nodes: &[MeshNode]) -> Result<(), Mistake> {
@@ -100,6 +102,27 @@ fn workloads_do_not_overlap(file: &TomlFile, nodes: &[MeshNode]) -> Result<(), M
             block = Some(claim);
         }
         previous = Some(claim);
+    }
+    Ok(())
+}
+
+/// Checks that each tunnel address is one of its node's own workload addresses: the far end accepts no other.
+fn tunnel_addresses_are_workloads(file: &TomlFile, nodes: &[MeshNode]) -> Result<(), Mistake> {
+    for node in nodes {
+        let foreign = node
+            .tunnel_addresses
+            .iter()
+            .find(|address| !node.workloads.iter().any(|block| block.value.contains(&address.value)));
+        if let Some(address) = foreign {
+            let what = format!(
+                "the tunnel address {} lies in no workload CIDR of {:?}; choose one of its workload addresses that no \
+                 workload has, or add {} to its workloads",
+                address.value,
+                node.name.value,
+                IpNet::from(address.value)
+            );
+            return Err(file.mistake(&address.span, what));
+        }
     }
     Ok(())
 }

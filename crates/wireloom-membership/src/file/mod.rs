@@ -82,6 +82,14 @@ struct NodeText {
     workloads: Vec<Spanned<String>>,
     #[serde(default)]
     link_addresses: Vec<Spanned<String>>,
+    #[serde(default)]
+    tunnel_addresses: Vec<Spanned<String>>,
+    #[serde(default = "encrypts")]
+    encrypt: bool,
+}
+
+fn encrypts() -> bool {
+    true
 }
 
 /// The file with its values parsed: each is valid by itself, and still knows its place in the file.
@@ -97,6 +105,8 @@ struct MeshNode {
     addresses: Vec<Located<IpAddr>>,
     workloads: Vec<Located<IpNet>>,
     link_addresses: Vec<Located<IpAddr>>,
+    tunnel_addresses: Vec<Located<IpAddr>>,
+    encrypt: bool,
 }
 
 /// A value and the bytes of the file that it was read from.
@@ -129,6 +139,8 @@ impl MeshNode {
             addresses: read_list(file, &written.addresses, address)?,
             workloads: read_list(file, &written.workloads, cidr)?,
             link_addresses: read_list(file, &written.link_addresses, link_address)?,
+            tunnel_addresses: read_list(file, &written.tunnel_addresses, address)?,
+            encrypt: written.encrypt,
         })
     }
 }
@@ -230,6 +242,8 @@ impl From<MeshNode> for Node {
             addresses: values(node.addresses),
             workloads: values(node.workloads),
             link_addresses: values(node.link_addresses),
+            tunnel_addresses: values(node.tunnel_addresses),
+            encrypt: node.encrypt,
         }
     }
 }

@@ -22,9 +22,12 @@ fn the_documented_file_becomes_a_cluster() {
         addresses = ["192.168.1.1", "2001:db8::1"]
         workloads = ["10.161.1.0/24", "fd61:0:0:1::/64"]
         link_addresses = ["100.64.0.1"]
+        tunnel_addresses = ["10.161.1.1", "fd61:0:0:1::1"]
+        encrypt = true
 
         [[nodes]]
         name = "node-b"
+        encrypt = false
         workloads = ["10.161.2.0/24", "10.161.1.7/32"]
         "#
     );
@@ -34,9 +37,12 @@ fn the_documented_file_becomes_a_cluster() {
         addresses: ["192.168.1.1".parse().unwrap(), "2001:db8::1".parse().unwrap()].into(),
         workloads: ["10.161.1.0/24".parse().unwrap(), "fd61:0:0:1::/64".parse().unwrap()].into(),
         link_addresses: ["100.64.0.1".parse().unwrap()].into(),
+        tunnel_addresses: ["10.161.1.1".parse().unwrap(), "fd61:0:0:1::1".parse().unwrap()].into(),
+        encrypt: true,
     };
     let b = Node {
         workloads: ["10.161.2.0/24".parse().unwrap(), "10.161.1.7/32".parse().unwrap()].into(),
+        encrypt: false,
         ..Node::default()
     };
     let expected = Cluster {
@@ -147,6 +153,15 @@ fn each_mistake_names_its_line_and_the_fix() {
              [[nodes]]\nname = \"b\"\nworkloads = [\"10.1.0.9/32\"]",
             "mesh.toml:6: \"b\" claims 10.1.0.9/32, which \"a\" claims at line 3; give each block to one node (only \
              a single address may lie inside another's block)",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\nworkloads = [\"10.1.0.0/24\"]\ntunnel_addresses = [\"10.1.1.1\"]",
+            "mesh.toml:4: the tunnel address 10.1.1.1 lies in no workload CIDR of \"a\"; choose one of its workload \
+             addresses that no workload has, or add 10.1.1.1/32 to its workloads",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\nencrypt = \"no\"",
+            "mesh.toml:3: invalid type: string \"no\", expected a boolean",
         ),
         ("[[nodes]\nname = \"a\"", "mesh.toml:1: unclosed array table, expected `]`"),
     ];

@@ -235,7 +235,10 @@ impl<'a> View<'a> {
 
     /// The identity of the peer with this name and key, if it is the rightful holder of the key and we are that of ours.
     pub(super) fn identity(&self, name: &str, key: PublicKey) -> Option<Identity> {
-        let usable = self.can_encrypt() && self.rightful_holder(key) == Some(name);
+        // After `encrypt = false`, the peer stays until both sides are direct.
+        let both = || self.own.encrypt && self.cluster.nodes.get(name).is_some_and(|node| node.encrypt);
+        let wanted = self.standings.contains_key(name) || both();
+        let usable = wanted && self.can_encrypt() && self.rightful_holder(key) == Some(name);
         usable.then(|| Identity { key, link_address: self.in_link_mode().then(|| self.link_address_of(key)) })
     }
 

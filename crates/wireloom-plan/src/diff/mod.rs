@@ -14,8 +14,9 @@
 //! 10. refuse in plaintext what the routes now encrypt;
 //! 11. remove addresses, admitted sources and the firewall, and restore sysctls.
 //!
-//! An interface that must become one of another kind is recreated, which loses its peers, its sessions and
-//! its routes. Until they are back, its destinations are unreachable, so that nothing leaves in plaintext.
+//! An interface that outlived its device keeps its addresses and routes, and gets a new device. One that must become
+//! one of another kind is recreated, which loses its peers, its sessions and its routes. Until they are back, its
+//! destinations are unreachable, so that nothing leaves in plaintext.
 
 mod firewall;
 mod neighbours;
@@ -37,8 +38,6 @@ use crate::{
     routing::{Route, RouteKind, Rule},
     touched::Touched,
 };
-use wireloom_types::PeerLookup;
-
 /// The operations that lead from observed to desired; empty when nothing has to change. The same arguments
 /// give the same list.
 ///
@@ -152,10 +151,10 @@ fn restore_sysctls<'a>(
 fn raise_interface<'a>(observed: &'a Observed, desired: &Desired, ops: &mut Vec<Op>) -> Cow<'a, Observed> {
     let mut observed = Cow::Borrowed(observed);
     let wanted = &desired.device;
-    let fits = observed.interface.as_ref().is_some_and(|present| present.peer_lookup == wanted.peer_lookup);
-    // In link mode the interface outlives its device.
-    let stays = observed.device.is_some() || wanted.peer_lookup == PeerLookup::Gateway;
-    if !fits || !stays {
+    let stays = observed.interface.as_ref().is_some_and(|present| {
+        present.peer_lookup == wanted.peer_lookup && (observed.device.is_some() || present.left)
+    });
+    if !stays {
         if observed.interface.is_some() {
             let routes = refuse_meanwhile(observed.to_mut(), desired);
             ops.extend(routes.into_iter().map(|route| RtnetlinkOp::SetRoute(route).into()));

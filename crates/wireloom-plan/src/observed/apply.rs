@@ -113,12 +113,18 @@ impl Observed {
                     return Err(ApplyError::InterfaceExists);
                 }
                 let alias = Some(AGENT_ALIAS.to_owned());
-                self.interface =
-                    Some(Interface { alias, mtu: *mtu, up: false, peer_lookup: *peer_lookup, rp_filter: 0 });
+                self.interface = Some(Interface {
+                    alias,
+                    mtu: *mtu,
+                    up: false,
+                    peer_lookup: *peer_lookup,
+                    left: false,
+                    rp_filter: 0,
+                });
                 self.device = Some(Device { source_check: *source_check, ..Device::default() });
             }
             InterfaceOp::StartDevice { source_check } => {
-                self.interface.as_ref().ok_or(ApplyError::NoInterface)?;
+                self.interface.as_mut().ok_or(ApplyError::NoInterface)?.left = false;
                 self.device = Some(Device { source_check: *source_check, ..Device::default() });
             }
             InterfaceOp::Remove => {

@@ -27,8 +27,9 @@ use crate::{
 pub struct Observed {
     /// The interface with our name, whoever made it.
     pub interface: Option<Interface>,
-    /// The WireGuard device behind the interface. Absent when nothing answers for it, so that it must be
-    /// recreated. (A failure that a retry may fix is an error of the shell, not an absence.)
+    /// The WireGuard device behind the interface. Absent when nothing answers for it, so that a new one must be started
+    /// behind the interface, or both be recreated. (A failure that a retry may fix is an error of the shell, not an
+    /// absence.)
     pub device: Option<Device>,
     /// The addresses on our interface, except link-local ones.
     pub addresses: BTreeSet<IpNet>,
@@ -107,6 +108,9 @@ pub struct Interface {
     /// The peer lookup that its kind allows: an Ethernet interface (TAP) has neighbours, a point-to-point
     /// interface (TUN, or the kernel's WireGuard) has none.
     pub peer_lookup: PeerLookup,
+    /// It outlived its device, with its addresses, neighbours and routes, and a new device of the wanted back end can
+    /// be started behind it: it is a persistent TUN or TAP that no process holds.
+    pub left: bool,
     /// `net.ipv4.conf.IFACE.rp_filter`: 0 off, 1 strict, 2 loose.
     pub rp_filter: u8,
 }

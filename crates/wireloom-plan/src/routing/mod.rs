@@ -6,7 +6,7 @@ mod rule;
 use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use self::iproute2::Protocol;
 pub use self::rule::{OtherSelectors, Rule};
@@ -17,7 +17,7 @@ pub(crate) use self::rule::{find_rule, insert_rule};
 pub const PROTOCOL: u8 = 157;
 
 /// An address family; each is routed separately.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
     /// IPv4

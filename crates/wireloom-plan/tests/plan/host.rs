@@ -136,6 +136,7 @@ fn a_foreign_interface_with_our_name_is_a_refusal_and_stays() {
         mtu: 1420,
         up: true,
         peer_lookup: PeerLookup::Destination,
+        left: false,
         rp_filter: 0,
     });
     let mut planner = Planner::new(Settings::defaults("a"), key(1), three_nodes());
@@ -147,7 +148,43 @@ fn a_foreign_interface_with_our_name_is_a_refusal_and_stays() {
 }
 
 #[test]
-fn an_interface_without_a_device_is_recreated() {
+fn an_interface_that_outlived_its_device_gets_a_new_one_and_keeps_its_routes() {
+    let mut machine = machine();
+    machine.reconcile(&three_nodes());
+    let good = machine.kernel.clone();
+    machine.kernel.device = None;
+    machine.kernel.interface.as_mut().unwrap().left = true;
+    let ops = machine.reconcile(&three_nodes()).ops;
+    assert!(
+        matches!(
+            ops.as_slice(),
+            [
+                Op::Interface(InterfaceOp::StartDevice { .. }),
+                Op::Device(DeviceOp::Configure { .. }),
+                Op::Device(DeviceOp::SetPeer(_)),
+                Op::Device(DeviceOp::SetPeer(_)),
+            ]
+        ),
+        "{ops:?}"
+    );
+    assert_eq!(machine.kernel, good);
+}
+
+#[test]
+fn an_interface_that_outlived_its_device_is_recreated_when_another_kind_is_wanted() {
+    let mut machine = machine();
+    machine.reconcile(&three_nodes());
+    machine.kernel.device = None;
+    machine.kernel.interface.as_mut().unwrap().left = true;
+    machine.settings.peer_lookup = PeerLookup::Gateway;
+    machine.settings.source_check = SourceCheck::Off;
+    let ops = machine.reconcile(&three_nodes()).ops;
+    assert!(ops.contains(&Op::Interface(InterfaceOp::Remove)), "{ops:?}");
+    assert!(!ops.iter().any(|op| matches!(op, Op::Interface(InterfaceOp::StartDevice { .. }))), "{ops:?}");
+}
+
+#[test]
+fn an_interface_whose_device_is_gone_but_cannot_be_replaced_is_recreated() {
     let mut machine = machine();
     machine.reconcile(&three_nodes());
     let good = machine.kernel.clone();
@@ -211,6 +248,7 @@ fn a_device_that_somebody_else_configured_is_adopted() {
         mtu: 1500,
         up: false,
         peer_lookup: PeerLookup::Destination,
+        left: false,
         rp_filter: 0,
     });
     machine.kernel.device = Some(Device { listen_port: 1234, ..Device::default() });

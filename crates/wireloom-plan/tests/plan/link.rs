@@ -220,6 +220,7 @@ fn a_device_that_ended_is_restarted_behind_its_interface() {
     let cluster = world.cluster.clone();
     let a = world.machine("a");
     a.kernel.device = None;
+    a.kernel.interface.as_mut().unwrap().left = true;
     let ops = a.reconcile(&cluster).ops;
     assert_eq!(place(&ops, |op| matches!(op, Op::Interface(InterfaceOp::StartDevice { .. }))), 0);
     assert!(!ops.iter().any(|op| matches!(

@@ -12,6 +12,8 @@
 //! - `host`: sysctls, firewall, interface, and the removal of everything
 //! - `twin`: the in-memory kernel does what Linux was measured to do
 //! - `json`: the JSON form of operations
+//! - `guard`: whose addresses are workloads, and where plaintext is refused
+//! - `holdback`: removals of many nodes at once are held back
 //! - `warnings`: the warnings to the operator
 //! - `properties`: from arbitrary kernels to arbitrary meshes
 //! - `incremental`: updating change by change gives the same as planning from scratch
@@ -20,6 +22,7 @@
 
 mod bypass;
 mod guard;
+mod holdback;
 mod host;
 mod incremental;
 mod json;

@@ -252,10 +252,9 @@ fn assert_nothing_lost(before: &Observed, now: &Observed, wanted: &Desired) {
     assert!(kept.iter().all(|rule| now.rules.contains(rule)), "a desired rule was removed");
     assert!(foreign_rules(before, wanted).all(|rule| now.rules.contains(rule)), "a foreign rule was removed");
 
-    if before.device.is_none() || now.device.is_none() {
-        return; // The interface has no device, so it is recreated.
-    }
-    if before.interface.as_ref().is_some_and(|present| present.peer_lookup != wanted.device.peer_lookup) {
+    let Some(present) = &before.interface else { return };
+    let lives = before.device.is_some() || present.left;
+    if !lives || present.peer_lookup != wanted.device.peer_lookup {
         return assert_nothing_leaks(before, now, wanted);
     }
     for route in &before.routes {
@@ -264,13 +263,14 @@ fn assert_nothing_lost(before: &Observed, now: &Observed, wanted: &Desired) {
             assert!(now.routes_to(route.destination).any(Route::is_ours), "{route:?} was missing");
         }
     }
-    let held = now.device.as_ref().unwrap().peers.values().flat_map(|peer| &peer.allowed_ips);
+    let (Some(old), Some(new)) = (&before.device, &now.device) else { return };
+    let held = new.peers.values().flat_map(|peer| &peer.allowed_ips);
     let held: BTreeSet<_> = held.collect();
     // A desired prefix always has an owner; the others have one until the old rules are gone.
     let old_rules = rules_of_ours(now, wanted).any(|rule| !wanted.rules.contains(rule));
     let wanted: BTreeSet<_> = wanted.peers.values().flat_map(|peer| &peer.allowed_ips).collect();
-    let own = now.device.as_ref().unwrap().public_key;
-    let peers = before.device.as_ref().unwrap().peers.iter().filter(|(key, _)| Some(**key) != own);
+    let own = new.public_key;
+    let peers = old.peers.iter().filter(|(key, _)| Some(**key) != own);
     for prefix in peers.flat_map(|(_, peer)| &peer.allowed_ips) {
         let needed = old_rules || wanted.contains(prefix);
         assert!(!needed || held.contains(prefix), "no peer had {prefix} in its allowed-IPs");

@@ -361,7 +361,7 @@ fn table() -> impl Strategy<Value = Table> {
 
 /// A kernel in any state that Linux allows, in which our interface is not foreign.
 pub(crate) fn observed() -> impl Strategy<Value = Observed> {
-    let interface = option::of((sample::select(vec![1420_u32, 1300]), any::<bool>(), mode()));
+    let interface = option::of((sample::select(vec![1420_u32, 1300]), any::<bool>(), mode(), any::<bool>()));
     let network = (
         interface,
         option::weighted(0.9, device()),
@@ -385,14 +385,14 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
             let (underlays, saved_sysctls, outward, here, rp_filter, rp_filter_all) = machine;
             let Table { firewall, judged_peers, sources, guarded } = table;
             let (interface, device, addresses, mut rules, mut routes) = network;
-            let up = interface.is_some_and(|(_, up, _)| up);
+            let up = interface.is_some_and(|(_, up, ..)| up);
             // The kernel keeps no route through an interface that is down or gone.
             routes.retain(|route| up || !matches!(route.kind, RouteKind::Device { .. }));
             rules.sort_by_key(|rule| (rule.family, rule.priority));
             Observed {
-                interface: interface.map(|(mtu, up, (peer_lookup, _))| {
+                interface: interface.map(|(mtu, up, (peer_lookup, _), left)| {
                     let alias = Some(AGENT_ALIAS.to_owned());
-                    Interface { alias, mtu, up, peer_lookup, rp_filter }
+                    Interface { alias, mtu, up, peer_lookup, left: left && device.is_none(), rp_filter }
                 }),
                 device: device.filter(|_| interface.is_some()),
                 addresses: if interface.is_some() { addresses } else { BTreeSet::new() },

@@ -1,9 +1,14 @@
 //! The events that the agent's thread receives, and the threads that send them.
 
-use std::{io, sync::mpsc::Sender, thread};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::mpsc::{Sender, channel},
+    thread,
+};
 
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1},
     iterator::Signals,
 };
 use wireloom_kernel::{Interest, Linux, Monitor};
@@ -11,6 +16,9 @@ use wireloom_membership::{
     Source,
     config_file::{ReadError, TomlFile, Watch},
 };
+use wireloom_plan::cluster::Cluster;
+
+use crate::run_file::monotonic_time;
 
 pub(super) enum Event {
     Membership(wireloom_membership::Event),
@@ -18,24 +26,59 @@ pub(super) enum Event {
     Kernel,
     /// `agent.toml` changed, or cannot be read now.
     Settings(Result<TomlFile, ReadError>),
-    /// SIGHUP.
-    Reload,
+    /// SIGHUP or SIGUSR1 (`wireloom reload`), and what was there then.
+    Reread(Reread),
     /// SIGTERM or SIGINT.
     Stop,
 }
 
-/// Sends an event for every signal.
-pub(super) fn signals(events: Sender<Event>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+/// `agent.toml` and the mesh as they are on a signal; `None` for what cannot be read. They are only compared with what
+/// the watches deliver, which alone know who is in the middle of writing.
+pub(super) struct Reread {
+    /// When it began, in milliseconds of [`monotonic_time`].
+    pub(super) begun: u64,
+    /// SIGUSR1: removals that are held back are meant.
+    pub(super) meant: bool,
+    pub(super) settings: Option<TomlFile>,
+    pub(super) membership: Option<Cluster>,
+}
+
+/// Sends an event for every signal. On SIGHUP and SIGUSR1, a thread reads `agent.toml` and the mesh first: that may
+/// take seconds, and SIGTERM must not wait for it.
+pub(super) fn signals(config: PathBuf, mesh: Source, events: Sender<Event>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGUSR1, SIGINT, SIGTERM])?;
+    let (asker, asked) = channel();
+    let answers = events.clone();
+    thread::Builder::new().name("reread".into()).spawn(move || {
+        for meant in asked {
+            if answers.send(Event::Reread(reread(&config, &mesh, meant))).is_err() {
+                return;
+            }
+        }
+    })?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
-            let event = if signal == SIGHUP { Event::Reload } else { Event::Stop };
-            if events.send(event).is_err() {
+            let sent = match signal {
+                SIGHUP | SIGUSR1 => asker.send(signal == SIGUSR1).is_ok(),
+                _ => events.send(Event::Stop).is_ok(),
+            };
+            if !sent {
                 return;
             }
         }
     })?;
     Ok(())
+}
+
+/// Reads everything that a signal asks for.
+fn reread(config: &Path, mesh: &Source, meant: bool) -> Reread {
+    let begun = monotonic_time().unwrap_or_default();
+    // Both at once: each may wait for a file to settle.
+    thread::scope(|scope| {
+        let membership = scope.spawn(|| mesh.read().ok());
+        let settings = TomlFile::read(config).ok();
+        Reread { begun, meant, settings, membership: membership.join().ok().flatten() }
+    })
 }
 
 /// Sends what the membership source delivers.

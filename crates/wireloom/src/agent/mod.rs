@@ -6,12 +6,14 @@
 //! ```
 
 mod event;
+mod holding;
+mod proving;
 mod start;
 
 use std::{
     iter,
     sync::mpsc::{Receiver, RecvTimeoutError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::bail;
@@ -22,9 +24,14 @@ use wireloom_kernel::{
 use wireloom_membership::config_file::{ReadError, TomlFile};
 use wireloom_plan::{removals::Removals, warning::Warning};
 
-use self::event::Event;
 pub(crate) use self::start::run;
-use crate::{config::Config, key_file, reconcile::Reconciler, run_file::RunFile};
+use self::{event::Event, holding::Holding, proving::Proving};
+use crate::{
+    config::Config,
+    key_file,
+    reconcile::Reconciler,
+    run_file::{RunFile, unix_time},
+};
 
 /// How often the kernel is observed even without a notification.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -61,6 +68,8 @@ struct Agent {
     /// When the agent started: what happens is dated from it.
     started: Instant,
     removals: Removals,
+    holding: Holding,
+    proving: Proving,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -75,7 +84,7 @@ impl Agent {
     /// Receives events until one says to stop. All events that are waiting are taken before the next pass.
     fn run(mut self, events: &Receiver<Event>) -> anyhow::Result<()> {
         loop {
-            match events.recv_timeout(self.due.saturating_duration_since(Instant::now())) {
+            match events.recv_timeout(self.wakes_at().saturating_duration_since(Instant::now())) {
                 Ok(first) => {
                     for event in iter::once(first).chain(events.try_iter()) {
                         if let Event::Stop = event {
@@ -86,12 +95,19 @@ impl Agent {
                         self.handle(event);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => self.reconciler.distrust_kernel(),
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= self.due => {
+                    self.reconciler.distrust_kernel()
+                }
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("every source of events has ended"),
             }
+            self.answer();
+            self.let_go();
             if Instant::now() >= self.due {
                 self.pass();
             }
+            self.prove();
+            self.record_mesh();
             self.write_report();
         }
     }
@@ -105,20 +121,9 @@ impl Agent {
                     cluster.nodes.len(),
                     cluster.pools.len()
                 );
-                self.report.membership_error = None;
-                self.reconciler.set_cluster(cluster);
-                self.due = now;
+                self.obey(cluster);
             }
-            Event::Membership(wireloom_membership::Event::Problem(error)) => {
-                let consequence = match self.reconciler.has_cluster() {
-                    true => "the previous mesh stays in force",
-                    false => "nothing is programmed until this is fixed",
-                };
-                self.report.membership_error = Some(match error {
-                    wireloom_membership::Error::Read(error) => log_unread(&error, consequence),
-                    error => log_error(&error.to_string(), consequence),
-                });
-            }
+            Event::Membership(wireloom_membership::Event::Problem(error)) => self.keep_mesh(error),
             Event::Kernel => {
                 self.reconciler.distrust_kernel();
                 let earliest = self.last_pass.map_or(now, |last| now.max(last + MIN_INTERVAL));
@@ -137,9 +142,21 @@ impl Agent {
                 self.unread = None;
                 self.reload();
             }
-            Event::Reload => self.reload(),
+            Event::Reread(read) => self.holding.asked = Some(read),
             Event::Stop => {}
         }
+    }
+
+    /// Goes on with the last mesh, because there is no other, and reports why.
+    fn keep_mesh(&mut self, error: wireloom_membership::Error) {
+        let consequence = match self.reconciler.cluster() {
+            Some(_) => "the previous mesh stays in force",
+            None => "nothing is programmed until this is fixed",
+        };
+        self.report.membership_error = Some(match error {
+            wireloom_membership::Error::Read(error) => log_unread(&error, consequence),
+            error => log_error(&error.to_string(), consequence),
+        });
     }
 
     /// Takes the settings of the last `agent.toml`, and reports why that is impossible.
@@ -176,6 +193,8 @@ impl Agent {
         self.reconciler.kernel_mut().set_private_key(key);
         if config != self.config || public_key != self.reconciler.public_key() {
             tracing::info!("the settings changed");
+            config.warnings.difference(&self.config.warnings).for_each(|warning| tracing::warn!("{warning}"));
+            self.proving.set_identity(&config.settings.node, public_key);
             self.reconciler.set_settings(config.settings.clone(), public_key);
             self.config = config;
         }
@@ -284,11 +303,6 @@ impl Agent {
             }
         }
     }
-}
-
-/// Seconds since 1970.
-fn unix_time() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map(|time| time.as_secs()).unwrap_or_default()
 }
 
 /// Logs that a file cannot be read and what follows, and returns it.

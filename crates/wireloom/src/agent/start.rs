@@ -14,7 +14,7 @@ use wireloom_kernel::{
 use wireloom_membership::config_file::Watch;
 use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
-use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event};
+use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, proving::Proving};
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
     key_file,
@@ -30,23 +30,32 @@ use crate::{
 pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     // Absolute, because a file is watched through its directory.
     let config_path = config_path.map(std::path::absolute).transpose().context("cannot find agent.toml")?;
-    let mut watch = Watch::new(config_path.as_deref().unwrap_or(Path::new(DEFAULT_PATH)).to_owned());
+    let path = config_path.as_deref().unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
+    let state = StateDir::locate();
+    let lock = lock(&state)?;
+    // Before anything that can be mistaken or take time.
+    match wireloom_kernel::restore_guard(&state) {
+        Ok(true) => tracing::info!("restored the guard of the last agent"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!("{error}"),
+    }
+    for aside in state.set_aside_damaged(&lock)? {
+        tracing::warn!("{aside}");
+    }
+    let mut watch = Watch::new(path.clone());
     let read = watch.next_version();
     let has_file = read.is_ok();
     let file = file_or_defaults(read, config_path.as_deref())?;
     let config = Config::from_file(&file)?;
-    let state = StateDir::locate();
-    let lock = lock(&state)?;
-    for aside in state.set_aside_damaged(&lock)? {
-        tracing::warn!("{aside}");
-    }
     record(&state, &config)?;
     let key = key_file::read_or_create(&config.private_key_file)?;
     let public_key = key.public_key();
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     tracing::info!("node {}, public key {public_key}", config.settings.node);
 
     let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state.clone())?;
     kernel.set_private_key(key);
+    kernel.keep_guard_saved();
     kernel.finish_creation()?;
     kernel.refuse_foreign_interface()?;
     let backend = choose_backend(&mut kernel, &config)?;
@@ -61,11 +70,12 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         ..Interest::default()
     };
     let (sender, events) = channel();
-    event::signals(sender.clone())?;
+    event::signals(path, config.membership.clone(), sender.clone())?;
     event::membership(&config.membership, sender.clone())?;
     event::settings(watch, sender.clone())?;
     let monitor = event::kernel(&kernel, interest.clone(), sender)?;
 
+    let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
     let agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
         file,
@@ -80,6 +90,8 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         started: Instant::now(),
         removals: Removals::default(),
         removals_logged: None,
+        holding: Holding::new(state.mesh()?),
+        proving,
         report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
         written: None,
         state,

@@ -15,8 +15,9 @@ use wireloom_types::{Mode, PeerLookup, SourceCheck};
 /// Make a userspace WireGuard interface, for `wg`, `wg-quick` or the agent to configure
 ///
 /// The process goes to the background once the interface exists and its control socket,
-/// /var/run/wireguard/IFNAME.sock, answers. Deleting the interface or the socket ends it. In link mode (--peer-lookup
-/// gateway) the interface stays when the process ends in any other way, and the next process takes it over.
+/// /var/run/wireguard/IFNAME.sock, answers. Deleting the interface or the socket ends it. With --persistent, and in
+/// link mode (--peer-lookup gateway), the interface stays when the process ends in any other way, and the next process
+/// takes it over.
 ///
 /// For wg-quick, make a symbolic link `wireloom-device` to this program and set
 /// WG_QUICK_USERSPACE_IMPLEMENTATION=wireloom-device.
@@ -48,6 +49,13 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", env = "WIRELOOM_THREADS", default_value_t = default_threads())]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX))]
     threads: u16,
+
+    /// Keep the interface when the process is killed or ended by a signal
+    ///
+    /// Its addresses and routes stay, and drop what is routed there until the next `wireloom device` of that name takes
+    /// the interface over. An interface in link mode is always persistent.
+    #[arg(long)]
+    persistent: bool,
 
     /// Stay in the foreground and log to standard error
     #[arg(short, long)]
@@ -122,6 +130,7 @@ fn start_in_background(arguments: &Arguments, level: LogLevel) -> anyhow::Result
         .args(["--peer-lookup", &arguments.peer_lookup.to_string()])
         .args(["--source-check", &arguments.source_check.to_string()])
         .args(["--threads", &arguments.threads.to_string()])
+        .args(arguments.persistent.then_some("--persistent"))
         .arg("--")
         .arg(&arguments.interface)
         .stdin(Stdio::null())
@@ -143,7 +152,7 @@ fn start_in_background(arguments: &Arguments, level: LogLevel) -> anyhow::Result
 fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<ExitCode> {
     super::log::start(EnvFilter::new(level.name()), true);
     let threads = NonZero::new(usize::from(arguments.threads)).unwrap_or(NonZero::<usize>::MIN);
-    let interface = Interface::open(&arguments.interface, mode, threads)?;
+    let interface = Interface::open(&arguments.interface, mode, threads, arguments.persistent)?;
     if arguments.detach_when_ready {
         detach().context("cannot leave the terminal")?;
     }

@@ -1,6 +1,6 @@
 //! `wireloom down`: removes everything that the agent programmed.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -12,14 +12,14 @@ use wireloom_kernel::{
 };
 use wireloom_plan::{diff::teardown, settings::Settings};
 
-use super::SettingsFile;
+use super::{SettingsFile, boot_guard};
 use crate::{config::Config, run_file::RunFile};
 
 /// Remove everything that the agent programmed, and keep the private key
 ///
-/// Removes the policy rules, the routes, the interface with its device process, the firewall table and the agent's
-/// records, and restores sysctls. Stop the agent first. The agent recorded what it programmed, so neither a valid
-/// agent.toml nor a mesh file is needed.
+/// Removes the policy rules, the routes, the interface with its device process, the firewall table, the unit of
+/// `wireloom boot-guard` and the agent's records, and restores sysctls. Stop the agent first. The agent recorded what
+/// it programmed, so neither a valid agent.toml nor a mesh file is needed.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -62,10 +62,26 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             wording::op(left, interface)
         );
     }
+    // Before the records: what it would load at the next boot goes with them.
+    let boot_unit = boot_guard::remove(Path::new("/"))?;
+    for path in &boot_unit {
+        anstream::println!("{} remove {}", "-".red(), path.display());
+    }
+    let proven = state.proofs()?;
     RunFile::remove(interface).context("cannot remove the run file")?;
     state.clear().with_context(|| format!("cannot clear {}", state.path().display()))?;
     drop(lock);
-    if ops.is_empty() {
+    let expecting: Vec<_> =
+        proven.nodes.into_iter().filter(|(_, proof)| proof.holds()).map(|(name, _)| name).collect();
+    if !expecting.is_empty() {
+        anstream::println!(
+            "{} these nodes still expect encryption, and refuse what the workloads here send in plaintext: {}; to \
+             change that, write encrypt = false for this node in the mesh file (next time 15 s before `wireloom down`)",
+            "note:".yellow().bold(),
+            expecting.join(" ")
+        );
+    }
+    if ops.is_empty() && boot_unit.is_empty() {
         anstream::println!("nothing to remove: Wireloom has programmed nothing here");
     }
     Ok(ExitCode::SUCCESS)

@@ -12,11 +12,13 @@ use caps::{CapSet, Capability};
 use clap::{Args, Parser, Subcommand};
 
 mod agent;
+mod boot_guard;
 mod device;
 mod down;
 mod key;
 mod log;
 mod plan;
+mod reload;
 mod situation;
 mod status;
 
@@ -34,7 +36,9 @@ enum Command {
     Agent(agent::Arguments),
     Plan(plan::Arguments),
     Status(status::Arguments),
+    Reload(reload::Arguments),
     Down(down::Arguments),
+    BootGuard(boot_guard::Arguments),
     Device(device::Arguments),
     Key(key::Arguments),
     /// Says where the demo is now
@@ -51,7 +55,9 @@ impl Command {
             Self::Agent(arguments) => agent::run(arguments),
             Self::Plan(arguments) => plan::run(&arguments),
             Self::Status(arguments) => status::run(&arguments),
+            Self::Reload(arguments) => reload::run(&arguments),
             Self::Down(arguments) => down::run(&arguments),
+            Self::BootGuard(arguments) => boot_guard::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),
             Self::Key(arguments) => key::run(&arguments),
             Self::Demo { .. } => bail!(

@@ -97,11 +97,18 @@ fn sign(op: &Op) -> String {
             | RtnetlinkOp::RemoveRoute(_)
             | RtnetlinkOp::RemoveRule(_),
         ) => minus.to_string(),
-        Op::Firewall(FirewallOp::JudgePeer { .. } | FirewallOp::AdmitSource(_)) => plus.to_string(),
-        Op::Firewall(FirewallOp::Set { .. } | FirewallOp::ReplaceSources { .. }) => tilde.to_string(),
-        Op::Firewall(FirewallOp::ForgetPeer { .. } | FirewallOp::RefuseSource(_) | FirewallOp::Remove) => {
-            minus.to_string()
+        Op::Firewall(FirewallOp::JudgePeer { .. } | FirewallOp::AdmitSource(_) | FirewallOp::Guard(_)) => {
+            plus.to_string()
         }
-        Op::Sysctl(SysctlOp::Set { .. } | SysctlOp::Restore { .. }) => tilde.to_string(),
+        Op::Firewall(FirewallOp::Set { .. } | FirewallOp::ReplaceSources { .. }) => tilde.to_string(),
+        Op::Firewall(
+            FirewallOp::ForgetPeer { .. }
+            | FirewallOp::RefuseSource(_)
+            | FirewallOp::Unguard(_)
+            | FirewallOp::Remove,
+        ) => minus.to_string(),
+        Op::Sysctl(SysctlOp::Set { .. } | SysctlOp::Restore { .. } | SysctlOp::LoosenOwn) => {
+            tilde.to_string()
+        }
     }
 }

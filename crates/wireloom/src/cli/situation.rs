@@ -1,23 +1,36 @@
 //! This node as it is now, for `plan` and `status`.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use wireloom_kernel::{Backend, DeviceState, Kernel, Linux, Refusals, state::StateDir};
 use wireloom_plan::{
-    cluster::Cluster,
+    cluster::{Cluster, Node},
     observed::Observed,
     planner::{Plan, Planner},
+    proofs::{Account, Proofs},
     refusal::Refusal,
+    standing::Standings,
 };
 use wireloom_types::PublicKey;
 
-use crate::{config::Config, key_file, run_file::RunFile};
+use crate::{
+    config::Config,
+    key_file,
+    run_file::{Held, RunFile, unix_time},
+};
+
+/// Stands for a key that is still to be made.
+const NO_KEY: PublicKey = PublicKey::from_bytes([0; 32]);
 
 /// What is configured and what is in the kernel.
 pub(super) struct Situation {
     pub(super) config: Config,
     pub(super) public_key: Option<PublicKey>,
+    /// With what proven nodes gave up lately.
     pub(super) cluster: Result<Cluster, wireloom_membership::Error>,
+    standings: Standings,
+    /// Whether each other node is proven, and why not.
+    pub(super) standing: BTreeMap<String, Account>,
     pub(super) observed: Observed,
     pub(super) device: Option<DeviceState>,
     pub(super) backend: Option<Backend>,
@@ -30,18 +43,37 @@ impl Situation {
     pub(super) fn observe(config_path: Option<&Path>) -> anyhow::Result<Self> {
         let config = Config::load(config_path)?;
         let key = key_file::read(&config.private_key_file)?;
-        let cluster = config.membership.read();
+        let state = StateDir::locate();
+        let agent = RunFile::read(&config.settings.interface);
+        let mut cluster = config.membership.read();
+        if let (Ok(cluster), Some(held)) =
+            (&mut cluster, agent.as_ref().and_then(|agent| agent.held.as_ref()))
+            && state.is_locked()?
+        {
+            add_held(cluster, held, &state)?;
+        }
+        let public_key = key.map(|key| key.public_key());
+        let node = config.settings.node.clone();
+        let mut proofs = Proofs::new(node, public_key.unwrap_or(NO_KEY), state.proofs()?);
+        let cluster = cluster.map(|cluster| proofs.set_cluster(cluster, Duration::from_secs(unix_time())));
         let own = cluster.as_ref().ok().and_then(|cluster| cluster.nodes.get(&config.settings.node));
-        let own = own.map(|node| node.addresses.clone()).unwrap_or_default();
-        let mut kernel = Linux::open(&config.settings.interface, config.settings.table, StateDir::locate())?;
+        let own = own.map(Node::underlay_addresses).unwrap_or_default();
+        let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
         kernel.expect_backend(config.backend, &config.settings);
-        if let Some(agent) = RunFile::read(&config.settings.interface) {
+        if let Some(agent) = &agent {
             kernel.remember_endpoints(&agent.configured_endpoints);
         }
+        let running = agent.filter(|_| StateDir::locate().is_locked().unwrap_or_default());
+        let standing = match running {
+            Some(agent) => agent.standing,
+            None => proofs.accounts(&kernel.preconditions(true)?),
+        };
         let observed = kernel.observe(&own)?;
         Ok(Self {
-            public_key: key.map(|key| key.public_key()),
+            public_key,
             cluster,
+            standings: proofs.standings(),
+            standing,
             refusals: kernel.refusals().cloned(),
             observed,
             device: kernel.device()?,
@@ -50,9 +82,22 @@ impl Situation {
         })
     }
 
-    /// What an agent would do now. It would make a private key where there is none; a key of zeros stands for that.
+    /// What an agent would do now. It would make a private key where there is none.
     pub(super) fn plan(&self, cluster: &Cluster) -> Result<Plan, Refusal> {
-        let public_key = self.public_key.unwrap_or(PublicKey::from_bytes([0; 32]));
-        Planner::new(self.config.settings.clone(), public_key, cluster.clone()).plan(&self.observed)
+        let public_key = self.public_key.unwrap_or(NO_KEY);
+        let mut planner = Planner::new(self.config.settings.clone(), public_key, cluster.clone());
+        planner.set_standings(self.standings.clone());
+        planner.plan(&self.observed)
     }
+}
+
+/// Adds the nodes that the running agent keeps in force although the mesh lacks them, as it recorded them.
+fn add_held(cluster: &mut Cluster, held: &Held, state: &StateDir) -> anyhow::Result<()> {
+    let mut recorded = state.mesh()?.unwrap_or_default();
+    for name in &held.nodes {
+        if let Some(node) = recorded.nodes.remove(name) {
+            cluster.nodes.entry(name.clone()).or_insert(node);
+        }
+    }
+    Ok(())
 }

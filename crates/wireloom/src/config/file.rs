@@ -7,7 +7,10 @@ use wireloom_membership::{
     Source,
     config_file::{Mistake, TomlFile},
 };
-use wireloom_plan::settings::{Scope, Settings, UnprovenPeers};
+use wireloom_plan::{
+    settings::{Scope, Settings, UnprovenPeers},
+    warning::Warning,
+};
 use wireloom_types::{Mode, ModeError, PeerLookup, SourceCheck};
 
 use super::{
@@ -60,7 +63,10 @@ struct Routing {
     rule_priority: RulePriority,
     table: Table,
     fwmark: FwMark,
-    unproven_peers: UnprovenPeers,
+    unproven_peers: Option<Spanned<UnprovenPeers>>,
+    /// Its former name.
+    keyless_peers: Option<Spanned<UnprovenPeers>>,
+    guard: bool,
 }
 
 impl Default for Routing {
@@ -72,7 +78,32 @@ impl Default for Routing {
             rule_priority: RulePriority(defaults.rule_priority),
             table: Table(defaults.table),
             fwmark: FwMark(defaults.fwmark),
-            unproven_peers: defaults.unproven_peers,
+            unproven_peers: None,
+            keyless_peers: None,
+            guard: defaults.guard,
+        }
+    }
+}
+
+impl Routing {
+    /// Whichever name it has.
+    fn unproven_peers(&self) -> Option<&Spanned<UnprovenPeers>> {
+        self.unproven_peers.as_ref().or(self.keyless_peers.as_ref())
+    }
+
+    fn check(&self, text: &TomlFile) -> Result<(), Mistake> {
+        if let (Some(_), Some(old)) = (&self.unproven_peers, &self.keyless_peers) {
+            let what =
+                "keyless_peers is the former name of unproven_peers, which is set too; remove keyless_peers";
+            return Err(text.mistake(&old.span(), what));
+        }
+        match self.unproven_peers() {
+            Some(reject) if *reject.as_ref() == UnprovenPeers::Reject && !self.guard => Err(text.mistake(
+                &reject.span(),
+                "the guard does what \"reject\" asks for, and guard = false turns it off; remove guard = false, or \
+                 write \"plaintext\"",
+            )),
+            _ => Ok(()),
         }
     }
 }
@@ -145,6 +176,7 @@ fn defaults() -> Settings {
 impl File {
     pub(super) fn parse(text: &TomlFile) -> Result<Self, Mistake> {
         let file: Self = text.parse()?;
+        file.routing.check(text)?;
         let backend =
             file.wireguard.backend.as_ref().filter(|backend| *backend.as_ref() == BackendSetting::Kernel);
         match backend {
@@ -160,6 +192,8 @@ impl File {
     /// The settings that the file stands for, for a node of this name.
     pub(super) fn with_node(self, node: String) -> Config {
         let Self { wireguard, routing, link, membership, .. } = self;
+        let unproven_peers = routing.unproven_peers().map(|peers| *peers.as_ref()).unwrap_or_default();
+        let renamed = routing.keyless_peers.is_some();
         Config {
             settings: Settings {
                 node,
@@ -172,12 +206,17 @@ impl File {
                 rule_priority: routing.rule_priority.0,
                 table: routing.table.0,
                 fwmark: routing.fwmark.0,
-                unproven_peers: routing.unproven_peers,
+                unproven_peers,
+                guard: routing.guard,
                 peer_lookup: link.0.peer_lookup(),
                 source_check: link.0.source_check(),
             },
             private_key_file: wireguard.private_key_file.0,
             backend: wireguard.backend.map(Spanned::into_inner).unwrap_or_default(),
+            warnings: renamed
+                .then_some(Warning::RenamedSetting { old: "keyless_peers", new: "unproven_peers" })
+                .into_iter()
+                .collect(),
             membership: match membership.source {
                 SourceKind::File => Source::File(membership.path.0),
             },

@@ -1,6 +1,7 @@
 //! `agent.toml`: what the operator of this node decided.
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
 };
@@ -10,7 +11,7 @@ use wireloom_membership::{
     Source,
     config_file::{Mistake, ReadError, TomlFile},
 };
-use wireloom_plan::settings::Settings;
+use wireloom_plan::{settings::Settings, warning::Warning};
 
 use self::file::File;
 
@@ -33,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) backend: BackendSetting,
     /// Where the agent learns who is in the mesh.
     pub(crate) membership: Source,
+    /// What the operator should change in the file although it is valid.
+    pub(crate) warnings: BTreeSet<Warning>,
 }
 
 /// Why the settings cannot be read.

@@ -24,12 +24,14 @@ fn defaults() -> Config {
             table: 1,
             fwmark: 0xa,
             unproven_peers: UnprovenPeers::Plaintext,
+            guard: true,
             peer_lookup: PeerLookup::Destination,
             source_check: SourceCheck::AllowedIps,
         },
         private_key_file: "/var/lib/wireloom/wg0.key".into(),
         backend: BackendSetting::Auto,
         membership: Source::File("/etc/wireloom/mesh.toml".into()),
+        warnings: BTreeSet::new(),
     }
 }
 
@@ -56,6 +58,7 @@ fn the_documented_file_is_the_defaults_written_out() {
         table = 1
         fwmark = "0xa"
         unproven_peers = "plaintext"
+        guard = true
         [link]
         peer_lookup = "destination"
         source_check = "allowed-ips"
@@ -161,6 +164,20 @@ fn each_mistake_names_its_line_and_the_fix() {
              or remove source_check to use allowed-ips",
         ),
         (
+            "[routing]\nunproven_peers = \"reject\"\nkeyless_peers = \"reject\"",
+            "agent.toml:3: keyless_peers is the former name of unproven_peers, which is set too; remove keyless_peers",
+        ),
+        (
+            "[routing]\nguard = false\nunproven_peers = \"reject\"",
+            "agent.toml:3: the guard does what \"reject\" asks for, and guard = false turns it off; remove guard = \
+             false, or write \"plaintext\"",
+        ),
+        (
+            "[routing]\nguard = false\nkeyless_peers = \"reject\"",
+            "agent.toml:3: the guard does what \"reject\" asks for, and guard = false turns it off; remove guard = \
+             false, or write \"plaintext\"",
+        ),
+        (
             "[membership]\nsource = \"etcd\"",
             "agent.toml:2: this version has no membership source \"etcd\"; write \"file\"",
         ),
@@ -172,6 +189,19 @@ fn each_mistake_names_its_line_and_the_fix() {
     for (text, expected) in cases {
         assert_eq!(parse(text).unwrap_err().to_string(), expected, "{text}");
     }
+}
+
+#[test]
+fn the_former_name_of_a_setting_is_understood_with_a_warning() {
+    let config = parse("[routing]\nkeyless_peers = \"reject\"").unwrap();
+    assert_eq!(config.settings.unproven_peers, UnprovenPeers::Reject);
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        warnings,
+        ["agent.toml calls unproven_peers by its former name keyless_peers; rename it, with the same value"]
+    );
+    let config = parse("[routing]\nguard = false").unwrap();
+    assert!(!config.settings.guard && config.warnings.is_empty());
 }
 
 #[test]

@@ -94,6 +94,8 @@ fn nothing_happens_before_the_first_snapshot() {
         mtu: 1420,
         up: true,
         peer_lookup: PeerLookup::Destination,
+        left: false,
+        rp_filter: 2,
     });
     assert_eq!(reconciler.pass().unwrap(), 0);
     assert_eq!(reconciler.kernel.observations, 0);
@@ -181,8 +183,14 @@ fn after_a_failure_the_kernel_is_observed_and_the_rest_is_done() {
 #[test]
 fn a_foreign_interface_is_refused_until_it_goes() {
     let mut reconciler = reconciler();
-    reconciler.kernel.observed.interface =
-        Some(Interface { alias: None, mtu: 1500, up: true, peer_lookup: PeerLookup::Destination });
+    reconciler.kernel.observed.interface = Some(Interface {
+        alias: None,
+        mtu: 1500,
+        up: true,
+        peer_lookup: PeerLookup::Destination,
+        left: false,
+        rp_filter: 2,
+    });
     reconciler.set_cluster(cluster(2));
     let trouble = reconciler.pass().unwrap_err();
     assert!(matches!(trouble, Trouble::Refused(Refusal::ForeignInterface { .. })));

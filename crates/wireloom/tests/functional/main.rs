@@ -11,11 +11,14 @@
 //! | [`agent::membership`] | that the mesh follows its file: keys, endpoints, nodes, borrowed addresses, mistakes |
 //! | `agent::upkeep` | that the agent repairs what others break, and takes settings while it runs |
 //! | [`agent::restart`] | that an agent's end costs no packet, and `down` leaves nothing behind |
+//! | [`agent::survival`] | that the interface outlives its device, and nothing leaves in plaintext meanwhile |
 //! | [`agent::upgrade`] | that an unscoped rule is replaced in the right order, and others' objects stay |
 //! | [`agent::ownership`] | that the table of another program is refused, and nothing of others is touched |
+//! | `agent::guard` | that nothing leaves or enters in plaintext, whatever disturbs routes, firewall, agent or device |
 //! | `agent::records` | that damaged records in the state directory stop neither agent nor `down` |
 //! | `agent::reports` | what `plan` and `status` print, for people and as JSON |
 //! | `agent::trouble` | what the agent says when it cannot do its work |
+//! | [`boot_guard`] | that the boot unit brings the guard back, and `down` removes it |
 //! | **[`device`]** | **the userspace interface by itself:** |
 //! | `device::lifecycle` | how it starts and ends, and what it refuses |
 //! | `device::configuration` | how `wg`, the control socket and keys configure it |
@@ -47,6 +50,7 @@
 //! others do once more.
 
 mod agent;
+mod boot_guard;
 mod demo;
 mod device;
 mod fixtures;

@@ -12,16 +12,19 @@ use std::{
 use serde_json::{Value, json};
 use wireloom_lab::{
     Capture, Cluster, ClusterLayout, Content, FAMILIES, PATIENCE, Packet, Pinger, Place, WORKLOAD_IMAGE,
-    WORKLOAD_PROGRAM, flows, until,
+    WORKLOAD_PROGRAM, until,
 };
 
-use crate::fixtures::{TAGS, WithWireloom};
+use crate::fixtures::{BOOT_UNIT, TAGS, WithWireloom, wireloom};
 
 /// The issues that fix known failures.
 const UPGRADE: &str = "Upgrade without anyone noticing";
 
 /// Time between two pings.
 const INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long a cluster is without a DaemonSet.
+const WITHOUT: Duration = Duration::from_secs(5);
 
 /// How long pings continue before and after a disturbance.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -75,7 +78,7 @@ impl Cost {
     }
 }
 
-/// Three nodes with Wireloom, and a pod on each: `pod-a`, `pod-b`, `pod-c`.
+/// Three nodes with Wireloom that have proved themselves to each other, and a pod on each: `pod-a`, `pod-b`, `pod-c`.
 struct Stage {
     on: WithWireloom,
 }
@@ -174,14 +177,13 @@ fn nothing_is_lost_while_the_api_server_is_away() {
 }
 
 #[test]
-fn a_rollout_costs_traffic() {
+fn a_rollout_costs_pings_and_no_secrecy() {
     let cost = Stage::new().cost(|on| on.daemon_set.roll_out(&on.cluster, TAGS[1]).unwrap());
-    let (lost, plaintext) = (Expected::KnownFailure(UPGRADE), Expected::KnownFailure(flows::ISSUE));
-    cost.judge("rollout of a new version", lost, plaintext);
+    cost.judge("rollout of a new version", Expected::KnownFailure(UPGRADE), Expected::Nothing);
 }
 
 #[test]
-fn a_killed_container_costs_traffic() {
+fn a_killed_container_costs_no_secrecy() {
     let cost = Stage::new().cost(|on| {
         let agent = on.daemon_set.agent(&on.cluster, 1).unwrap();
         on.cluster.nodes()[1].run(&format!("kill -KILL {agent}")).unwrap();
@@ -189,7 +191,18 @@ fn a_killed_container_costs_traffic() {
         until(PATIENCE, "another agent", other).unwrap();
         on.daemon_set.wait(&on.cluster).unwrap();
     });
-    cost.judge("container killed", Expected::Anything, Expected::KnownFailure(flows::ISSUE));
+    cost.judge("container killed", Expected::Anything, Expected::Nothing);
+}
+
+#[test]
+fn a_deleted_daemon_set_costs_no_secrecy() {
+    let cost = Stage::new().cost(|on| {
+        on.daemon_set.delete(&on.cluster).unwrap();
+        thread::sleep(WITHOUT);
+        on.daemon_set.apply(&on.cluster).unwrap();
+    });
+    let disturbance = format!("DaemonSet deleted, and made again after {} s", WITHOUT.as_secs());
+    cost.judge(&disturbance, Expected::Anything, Expected::Nothing);
 }
 
 #[test]
@@ -201,18 +214,16 @@ fn others_lose_nothing_while_a_node_is_drained_and_deleted() {
     cost.judge("node drained and deleted, between pods of other nodes", Expected::Nothing, Expected::Nothing);
 }
 
-#[test]
-fn others_lose_nothing_while_a_node_restarts() {
-    let mut stage = Stage::new();
+/// Restarts `node-c`. Measures what pods of the other nodes lose, and all plaintext between pods.
+fn restart_a_node(stage: &mut Stage) -> Cost {
     // A pod that has something to say as soon as its node is up.
     let a = stage.pod("pod-a").addresses;
     let command = ["/bin/busybox", "ping", "-i", "0.01", &a.v4.to_string()];
     stage.on.cluster.import_program("registry.local/busybox:1", "/bin/busybox".as_ref()).unwrap();
     start(&stage.on.cluster, &[pod("speaker", "node-c", "registry.local/busybox:1", &command)]);
 
-    let mut back = Duration::ZERO;
     let a = stage.pod("pod-a");
-    let cost = stage.cost(|on| {
+    stage.cost(|on| {
         let began = Instant::now();
         on.cluster.restart_node(2).unwrap();
         let is_new = || {
@@ -222,15 +233,34 @@ fn others_lose_nothing_while_a_node_restarts() {
         until(2 * PATIENCE, "the pods of the restarted node", is_new).unwrap();
         let new = on.cluster.pod("pod-c").unwrap();
         wait_for_answer(&a, &new);
-        back = began.elapsed();
+        let back = began.elapsed().as_secs_f64();
+        println!("figure: node restarted: pods reach its pods again after {back:.1} s");
         on.daemon_set.wait(&on.cluster).unwrap();
-    });
-    println!("figure: node restarted: pods reach its pods again after {:.1} s", back.as_secs_f64());
+    })
+}
+
+#[test]
+fn a_node_that_restarts_sends_nothing_in_plaintext() {
+    let mut stage = Stage::new();
+    let unit = stage.on.cluster.nodes()[2].host.space.read(BOOT_UNIT).unwrap();
+    assert!(unit.is_some(), "the boot unit is not installed");
+    let cost = restart_a_node(&mut stage);
+    let disturbance = "node restarted: pings between pods of other nodes, and all plaintext";
+    cost.judge(disturbance, Expected::Nothing, Expected::Nothing);
+}
+
+#[test]
+fn without_the_boot_unit_a_node_that_restarts_can_send_plaintext() {
+    let mut stage = Stage::new();
+    stage.on.daemon_set.without_boot_guard(&stage.on.cluster).unwrap();
+    // What was installed before stays; an administrator removes it.
+    for node in stage.on.cluster.nodes() {
+        node.run(&format!("{} boot-guard remove", wireloom().display())).unwrap();
+    }
+    let cost = restart_a_node(&mut stage);
+    assert_eq!(stage.on.cluster.nodes()[2].host.space.read(BOOT_UNIT).unwrap(), None);
     // Whether there is plaintext depends on which pod the kubelet starts first.
-    let plaintext = Expected::Anything;
-    cost.judge(
-        "node restarted: pings between pods of other nodes, and all plaintext",
-        Expected::Nothing,
-        plaintext,
-    );
+    let disturbance =
+        "node restarted without the boot unit: pings between pods of other nodes, and all plaintext";
+    cost.judge(disturbance, Expected::Nothing, Expected::Anything);
 }

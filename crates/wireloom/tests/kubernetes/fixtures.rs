@@ -12,6 +12,9 @@ use wireloom_lab::{Cluster, ClusterLayout, DaemonSet};
 /// Two tags of Wireloom's image, so that one can be rolled out over the other.
 pub(crate) const TAGS: [&str; 2] = ["1", "2"];
 
+/// The boot unit on a node.
+pub(crate) const BOOT_UNIT: &str = "/etc/systemd/system/wireloom-guard.service";
+
 /// The program `wireloom` of this build, which makes keys. What runs on the nodes is in the image.
 pub(crate) fn wireloom() -> PathBuf {
     env!("CARGO_BIN_EXE_wireloom").into()
@@ -54,7 +57,7 @@ fn run(command: &mut Command) {
     assert!(status.success(), "{command:?}: {status}");
 }
 
-/// A cluster with Wireloom on every node, in scoped mode.
+/// A cluster with Wireloom on every node, in scoped mode, where all nodes have proved themselves.
 pub(crate) struct WithWireloom {
     pub(crate) cluster: Cluster,
     pub(crate) daemon_set: DaemonSet,
@@ -67,6 +70,7 @@ impl WithWireloom {
             cluster.import(image).unwrap();
         }
         let daemon_set = DaemonSet::install(&cluster, &wireloom(), TAGS[0]).unwrap();
+        daemon_set.wait_for_proofs(&cluster).unwrap();
         Self { cluster, daemon_set }
     }
 }

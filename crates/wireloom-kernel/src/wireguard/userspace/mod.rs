@@ -116,7 +116,7 @@ impl WireguardDevice for UserspaceDevice {
         // Its errors go to a file: the process that stays in the background would keep a pipe open.
         let mut errors = tempfile::tempfile()?;
         let mut child = Command::new(this_program()?)
-            .args(["device", &self.interface])
+            .args(["device", "--persistent", &self.interface])
             .args(["--peer-lookup", &peer_lookup.to_string()])
             .args(["--source-check", &source_check.to_string()])
             .stdin(Stdio::null())

@@ -7,6 +7,7 @@ use wireloom_plan::warning::Warning;
 
 use self::report::Report;
 use super::{SettingsFile, situation::Situation};
+use crate::run_file::unix_time;
 
 mod report;
 mod text;
@@ -42,6 +43,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let table = situation.config.settings.table;
     let deleted = agent.as_ref().and_then(|agent| agent.rules_deleted);
     warnings.extend(deleted.map(|recurrence| Warning::RulesDeleted { table, recurrence }));
+    let held = agent.as_ref().and_then(|agent| agent.held.as_ref());
+    warnings.extend(held.map(|held| held.warning(unix_time())));
+    warnings.extend(situation.config.warnings.iter().cloned());
     let report = Report::new(&situation, agent, pending, &warnings, errors);
     if arguments.json {
         super::show(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;

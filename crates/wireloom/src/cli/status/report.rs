@@ -5,7 +5,14 @@ use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
 use ipnet::IpNet;
 use serde::Serialize;
 use wireloom_kernel::{Backend, PeerState, Refusals, state::StateDir};
-use wireloom_plan::{cluster::Cluster, op::Op, routing::Rule, settings::Settings, warning::Warning};
+use wireloom_plan::{
+    cluster::Cluster,
+    op::Op,
+    proofs::Account,
+    routing::Rule,
+    settings::{Settings, UnprovenPeers},
+    warning::Warning,
+};
 use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
 
 use crate::{
@@ -22,6 +29,10 @@ pub(super) struct Report<'a> {
     pub(super) link: Option<&'static str>,
     pub(super) interface: Interface<'a>,
     pub(super) peers: Vec<Peer<'a>>,
+    /// Whether each other node of the mesh is proven, and why not.
+    pub(super) standing: &'a BTreeMap<String, Account>,
+    /// What happens to traffic with the workloads of unproven nodes.
+    pub(super) unproven_peers: UnprovenPeers,
     /// Packets that the firewall refused from senders that are not peers.
     pub(super) refused_strangers: Option<u64>,
     pub(super) rules: &'a [Rule],
@@ -68,7 +79,8 @@ impl<'a> Report<'a> {
         let settings = &situation.config.settings;
         if let Some(agent) = &agent {
             let reported =
-                [&agent.trouble, &agent.membership_error, &agent.settings_error].into_iter().flatten();
+                [&agent.trouble, &agent.membership_error, &agent.settings_error, &agent.proofs_error];
+            let reported = reported.into_iter().flatten();
             // The agent reports the same errors, and adds what follows from them.
             errors.retain(|error| !reported.clone().any(|reported| reported.starts_with(error)));
             errors.extend(reported.cloned());
@@ -99,6 +111,8 @@ impl<'a> Report<'a> {
             peers: peers
                 .map(|(key, peer)| Peer::new(*key, peer, &names, situation.refusals.as_ref()))
                 .collect(),
+            standing: &situation.standing,
+            unproven_peers: settings.unproven_peers,
             refused_strangers: situation.refusals.as_ref().map(|refusals| refusals.strangers),
             rules: &situation.observed.rules,
             pending,
@@ -108,12 +122,16 @@ impl<'a> Report<'a> {
     }
 }
 
-/// What the agent of an interface reports, without the configured endpoints: the peers have those. `None` when no agent
+/// What the agent of an interface reports, without what is elsewhere in the status. `None` when no agent
 /// runs: it holds the lock then, while a run file may be left from an agent that was killed.
 pub(super) fn running_agent(interface: &str) -> anyhow::Result<Option<RunFile>> {
     let running = StateDir::locate().is_locked()?;
     let agent = RunFile::read(interface).filter(|_| running);
-    Ok(agent.map(|agent| RunFile { configured_endpoints: BTreeMap::new(), ..agent }))
+    Ok(agent.map(|agent| RunFile {
+        configured_endpoints: BTreeMap::new(),
+        standing: BTreeMap::new(),
+        ..agent
+    }))
 }
 
 fn link_mode(settings: &Settings) -> Option<&'static str> {

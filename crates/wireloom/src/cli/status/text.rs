@@ -1,15 +1,21 @@
 //! The status as text, for people.
 
+use std::time::Duration;
+
 use comfy_table::{CellAlignment, Table, presets};
 use owo_colors::OwoColorize;
 use wireloom_kernel::wording;
+use wireloom_plan::{proofs::Account, settings::UnprovenPeers};
 
-use super::report::{Interface, Report};
-use crate::run_file::RunFile;
+use super::report::{Interface, Peer, Report};
+use crate::run_file::{RunFile, unix_time};
+
+/// How many unproven nodes are named.
+const SHOWN: usize = 20;
 
 /// The whole status: about this node, its peers, and what is wrong.
 pub(super) fn text(report: &Report<'_>) -> String {
-    let parts = [about(report), peers(report), findings(report)];
+    let parts = [about(report), peers(report), standing(report), findings(report)];
     parts.iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join("\n")
 }
 
@@ -58,13 +64,14 @@ fn peers(report: &Report<'_>) -> String {
     let mut peers = table();
     // Only where the firewall checks sources.
     let refused = report.refused_strangers.map(|_| "refused");
-    let header = ["peer", "endpoint", "handshake", "received", "sent"].into_iter().chain(refused);
+    let header = ["peer", "proven", "endpoint", "handshake", "received", "sent"].into_iter().chain(refused);
     peers.set_header(header.chain(["allowed IPs"]));
     for peer in &report.peers {
         let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
         let name = if peer.nodes.is_empty() { peer.public_key.to_string() } else { peer.nodes.join(" ") };
         let mut row = vec![
             name,
+            proven(peer, report),
             peer.endpoint.map_or_else(|| "unknown".into(), |endpoint| endpoint.to_string()),
             peer.handshake_age_seconds.map_or_else(|| "never".into(), |age| format!("{} ago", span(age))),
             bytes(peer.received),
@@ -76,12 +83,55 @@ fn peers(report: &Report<'_>) -> String {
         row.push(cidrs.join(" "));
         peers.add_row(row);
     }
-    for column in 2..=4 + refused.iter().len() {
+    for column in 3..=5 + refused.iter().len() {
         if let Some(column) = peers.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
     lines(peers)
+}
+
+/// Since when a peer is proven.
+fn proven(peer: &Peer<'_>, report: &Report<'_>) -> String {
+    match peer.nodes.iter().find_map(|name| report.standing.get(*name)) {
+        Some(Account::Proven { ends: Some(_), .. }) => "ends".into(),
+        Some(Account::Proven { since, .. }) => ago(*since),
+        _ => "no".into(),
+    }
+}
+
+/// Which nodes are not proven, why, and what that means for traffic with them.
+fn standing(report: &Report<'_>) -> String {
+    let unproven: Vec<_> = report
+        .standing
+        .iter()
+        .filter_map(|(name, account)| match account {
+            Account::Unproven { since, because } => Some((name, since, because)),
+            Account::Proven { .. } => None,
+        })
+        .collect();
+    if unproven.is_empty() {
+        return String::new();
+    }
+    let mut text = match report.unproven_peers {
+        UnprovenPeers::Plaintext => {
+            "in plaintext, as unproven_peers says: traffic with the workloads of".to_owned()
+        }
+        UnprovenPeers::Reject => "refused, as unproven_peers says: traffic with the workloads of".to_owned(),
+    };
+    text += &format!(" {} unproven nodes\n", unproven.len());
+    for (name, since, because) in unproven.iter().take(SHOWN) {
+        text += &format!("  {name}: unproven since {}, because {because}\n", ago(**since));
+    }
+    if let Some(more @ 1..) = unproven.len().checked_sub(SHOWN) {
+        text += &format!("  and {more} more (`wireloom status --json` names them)\n");
+    }
+    text
+}
+
+/// How long ago a time since 1970 was.
+fn ago(time: Duration) -> String {
+    format!("{} ago", span(unix_time().saturating_sub(time.as_secs())))
 }
 
 fn findings(report: &Report<'_>) -> String {

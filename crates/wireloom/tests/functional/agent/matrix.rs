@@ -99,7 +99,7 @@ pub(crate) fn nothing_between_pods_is_readable_on_the_underlay() {
 }
 
 /// Whether it is in plaintext: the outermost addresses are those of pods.
-fn is_from_pod_to_pod(fleet: &Fleet, packet: &Packet) -> bool {
+pub(crate) fn is_from_pod_to_pod(fleet: &Fleet, packet: &Packet) -> bool {
     let pooled = |address: &IpAddr| fleet.mesh.pools.iter().any(|pool| pool.cidr.contains(address));
     pooled(&packet.source) && pooled(&packet.destination)
 }

@@ -31,7 +31,7 @@ const REFUSED: Cell = Cell { reachable: false, wire: Wire::Nothing };
 impl Fleet {
     /// Waits until pings between two places give the expected result, over both families.
     #[track_caller]
-    fn expect(&self, from: &Place, to: &Place, expected: Cell) {
+    pub(super) fn expect(&self, from: &Place, to: &Place, expected: Cell) {
         for family in FAMILIES {
             let what = format!("{} to {} over {family:?}: {expected}", from.name, to.name);
             self.wait(&what, |fleet| {
@@ -42,7 +42,7 @@ impl Fleet {
 
     /// As [`Fleet::expect`], between the first pods of two nodes.
     #[track_caller]
-    fn expect_pods(&self, from: usize, to: usize, expected: Cell) {
+    pub(super) fn expect_pods(&self, from: usize, to: usize, expected: Cell) {
         self.expect(&self.lab.nodes[from].pods[0], &self.lab.nodes[to].pods[0], expected);
     }
 

@@ -1,12 +1,16 @@
 //! The agent on the nodes of a mesh.
 
+mod guard;
+mod holdback;
 pub(crate) mod matrix;
 pub(crate) mod membership;
 pub(crate) mod ownership;
+mod proofs;
 mod records;
 mod reports;
 pub(crate) mod restart;
 pub(crate) mod rules;
+pub(crate) mod survival;
 mod trouble;
 pub(crate) mod upgrade;
 mod upkeep;

@@ -12,7 +12,7 @@ use crate::{
     fixtures::device::{
         SOCKET, has_interface, has_socket, node, process, processes, request, run, wait_until_gone,
     },
-    fixtures::tunnel::{Program, Tunnel, inner, ping, word},
+    fixtures::tunnel::{PORT, Program, THREADS, Tunnel, inner, ping, word},
     wireloom,
 };
 
@@ -117,6 +117,63 @@ fn after_a_kill_the_next_device_starts_and_answers() {
     assert!(has_socket(node), "nobody was left to remove it");
     assert!(run(node, "device wg0").status.success());
     assert_eq!(request(node, "get=1\n\n"), "errno=0\n\n");
+}
+
+/// Its routes would lead past the tunnel if it went. The next process finds it as it was, with one queue or several.
+#[test]
+fn a_persistent_interface_outlives_its_process_and_is_taken_over() {
+    let tunnel = Tunnel::established();
+    let node = tunnel.node(0);
+    for threads in [1, THREADS] {
+        node.run("ip link delete wg0").unwrap();
+        wait_until_gone(node);
+        let options = format!("--threads {threads}");
+        assert!(run(node, &format!("device wg0 --persistent {options}")).status.success());
+        let [own_v4, own_v6] = inner(0);
+        node.run(&format!("ip address add {own_v4}/24 dev wg0")).unwrap();
+        node.run(&format!("ip address add {own_v6}/64 dev wg0 nodad")).unwrap();
+        node.run("ip link set wg0 mtu 1300 up").unwrap();
+        node.run("ip route add 198.51.100.0/24 dev wg0").unwrap();
+        node.run("ip route add 2001:db8:51::/64 dev wg0").unwrap();
+        let state = || {
+            let lines = [
+                "ip -d -o link show wg0",
+                "ip -o address show dev wg0",
+                "ip route show dev wg0",
+                "ip -6 route show dev wg0",
+            ];
+            // Nobody says that a new TUN interface is up, only that it is again.
+            lines.map(|line| node.run(line).unwrap().replace(" state UNKNOWN ", " state UP "))
+        };
+        let configure = || {
+            node.run(&format!("wg set wg0 private-key /run/key listen-port {PORT}")).unwrap();
+            let [v4, v6] = inner(1);
+            tunnel.set_peer(0, 1, &format!("allowed-ips {v4}/32,{v6}/128"));
+            tunnel.set_endpoint(0, 1, Family::V4);
+            tunnel.settle();
+        };
+        configure();
+        let before = state();
+        // What stayed once stays again, though the next process is not asked to keep it.
+        for (signal, persistent) in [("KILL", "--persistent"), ("TERM", ""), ("KILL", "")] {
+            node.run(&format!("kill -{signal} {}", process(node))).unwrap();
+            let linkdown = || {
+                let routes = ["ip route show dev wg0", "ip -6 route show dev wg0"];
+                let all = routes.iter().all(|line| {
+                    let shown = node.run(line).unwrap();
+                    shown.lines().count() > 1 && shown.lines().all(|route| route.contains("linkdown"))
+                });
+                all.then_some(())
+            };
+            until(PATIENCE, "the routes to lose their carrier", linkdown).unwrap();
+            assert!(run(node, &format!("device wg0 {persistent} {options}")).status.success());
+            configure();
+            assert_eq!(state(), before, "{signal} {persistent}");
+        }
+        assert!(complaint(node, "device wg0 --persistent").contains("wg0 exists already"));
+    }
+    node.run(&format!("rm {SOCKET}")).unwrap();
+    wait_until_gone(node);
 }
 
 #[test]

@@ -12,12 +12,12 @@ use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
-use wireloom_kernel::{Kernel as _, Linux, state::StateDir};
+use wireloom_kernel::{Kernel as _, Linux, restore_guard, state::StateDir};
 use wireloom_lab::{Holder, Space, become_root};
 use wireloom_plan::{
     address_range::AddressRange,
     diff::teardown,
-    firewall::{Firewall, IncomingMark, Source},
+    firewall::{Firewall, Guard, GuardSet, Guarded, IncomingMark, Source},
     observed::Observed,
     op::{FirewallOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
     routing::{Family, OtherSelectors, PROTOCOL, Route, RouteKind, Rule},
@@ -308,6 +308,88 @@ fn the_firewall_table_is_replaced_and_a_foreign_rule_in_it_noticed() {
     assert_eq!(space.run("nft list tables").unwrap(), "table inet other\n");
 }
 
+/// A guard with elements of both families, and with what link mode and host mode add.
+fn guarding() -> Vec<Op> {
+    let firewall = Firewall {
+        mark_incoming: Some(IncomingMark { port: 51820, mark: 0xa }),
+        judge_sources: true,
+        guard: Some(Guard {
+            mark: 0xa,
+            reject: true,
+            outward: ["eth0".to_owned()].into(),
+            error_source_v4: Some("10.161.1.1".parse().unwrap()),
+            ..Guard::default()
+        }),
+        altered: false,
+    };
+    let peer = LinkAddress::from_bytes([2, 0, 0, 0, 0, 1]);
+    let range = |text: &str| AddressRange::from(text.parse::<IpNet>().unwrap());
+    let guard = |set, text| FirewallOp::Guard(Guarded { set, addresses: range(text) });
+    let ops = [
+        FirewallOp::Set { firewall, anew: false },
+        FirewallOp::JudgePeer { peer },
+        FirewallOp::AdmitSource(Source { peer, addresses: range("10.161.2.0/24") }),
+        guard(GuardSet::Own, "10.161.1.0/24"),
+        guard(GuardSet::Pools, "10.161.0.0/16"),
+        guard(GuardSet::RefusedOut, "10.161.2.0/24"),
+        guard(GuardSet::RefusedIn, "fd61:0:0:2::/64"),
+    ];
+    ops.map(Op::Firewall).into()
+}
+
+#[test]
+fn the_guard_comes_back_after_a_flush_and_at_the_next_boot_but_not_once_it_is_removed() {
+    let (_holder, space) = machine();
+    let state = tempfile::tempdir().unwrap();
+    let saved = state.path().join("guard.nft");
+    let observe = || {
+        with_kernel_and_state(&space, state.path(), |kernel| {
+            let observed = kernel.observe(&own()).unwrap();
+            (observed.firewall, observed.judged_peers, observed.sources, observed.guarded)
+        })
+    };
+    let restore = || space.inside(|| restore_guard(&StateDir::at(state.path())).unwrap()).unwrap();
+    assert!(!restore(), "nothing is saved");
+    with_kernel_and_state(&space, state.path(), |kernel| kernel.apply(&guarding()).unwrap());
+    let before = observe();
+    assert_eq!(before.3.len(), 4);
+
+    // By an agent that starts.
+    space.run("nft flush ruleset").unwrap();
+    assert!(restore());
+    assert_eq!(observe(), before);
+    assert!(!restore(), "the table is there");
+
+    // By the unit that loads it at boot, whatever is there.
+    space.run("nft add rule inet wireloom guard_egress drop").unwrap();
+    space.run(&format!("nft -f {}", saved.display())).unwrap();
+    assert_eq!(observe(), before);
+
+    let remove = Op::Firewall(FirewallOp::Remove);
+    with_kernel_and_state(&space, state.path(), |kernel| kernel.apply(&[remove]).unwrap());
+    assert!(!saved.exists());
+    assert!(!restore());
+    assert_eq!(observe().0, None);
+
+    // A table without the guard is not saved.
+    with_kernel_and_state(&space, state.path(), |kernel| kernel.apply(&guarding()).unwrap());
+    assert!(saved.exists());
+    let firewall = Firewall { judge_sources: true, ..Firewall::default() };
+    let set = Op::Firewall(FirewallOp::Set { firewall, anew: false });
+    with_kernel_and_state(&space, state.path(), |kernel| kernel.apply(&[set]).unwrap());
+    assert!(!saved.exists());
+}
+
+#[test]
+fn a_dormant_table_is_altered() {
+    let (_holder, space) = machine();
+    let altered = || with_kernel(&space, |kernel| kernel.observe(&own()).unwrap().firewall.unwrap().altered);
+    with_kernel(&space, |kernel| kernel.apply(&guarding()).unwrap());
+    assert!(!altered());
+    space.feed("nft -f -", "add table inet wireloom { flags dormant; }").unwrap();
+    assert!(altered());
+}
+
 #[test]
 fn sysctls_are_recorded_before_they_change_and_restored() {
     let (_holder, space) = machine();
@@ -350,6 +432,78 @@ fn interfaces_with_own_addresses_are_underlays() {
     assert_eq!((underlays["eth0"].mtu, &underlays["eth0"].addresses), (9000, &own()));
     let strangers = with_kernel(&space, |kernel| kernel.observe(&BTreeSet::new()).unwrap().underlays);
     assert_eq!(strangers, BTreeMap::new());
+}
+
+#[test]
+fn interfaces_that_lead_to_other_machines_are_known() {
+    let (_holder, space) = machine();
+    let outward = || {
+        let outward = with_kernel(&space, |kernel| kernel.observe(&own()).unwrap().outward);
+        outward.into_iter().collect::<Vec<_>>().join(" ")
+    };
+    // A veth interface leads out because it has an address of this node; our own and the loopback never do.
+    assert_eq!(outward(), "eth0");
+    for line in [
+        "ip link add pods type bridge",
+        "ip link set pods up",
+        "ip link add pod type veth peer name other",
+        "ip link set pod master pods",
+        "ip address add 10.161.1.1/24 dev pods",
+        "ip link add one type veth peer name another",
+        "ip link set one up",
+    ] {
+        space.run(line).unwrap();
+    }
+    assert_eq!(outward(), "eth0");
+    space.run("ip link add vxlan1 type vxlan id 1 dstport 4789 dev eth0").unwrap();
+    assert_eq!(outward(), "eth0 vxlan1");
+    // A bridge leads where its ports lead.
+    space.run("ip link set vxlan1 master pods").unwrap();
+    assert_eq!(outward(), "eth0 pods");
+    space.run("ip link set vxlan1 nomaster").unwrap();
+    for (add, delete, leads) in [
+        (
+            "ip route add 198.51.100.0/24 via 10.161.1.9",
+            "ip route delete 198.51.100.0/24",
+            "eth0 pods vxlan1",
+        ),
+        ("ip route add default dev one", "ip route delete default", "eth0 one vxlan1"),
+        (
+            "ip route add 198.51.100.0/24 nexthop via 192.0.2.9 nexthop via 10.161.1.9",
+            "ip route delete 198.51.100.0/24",
+            "eth0 pods vxlan1",
+        ),
+        (
+            "ip -6 route add 2001:db8:7::/48 via fe80::9 dev eth1",
+            "ip -6 route delete 2001:db8:7::/48",
+            "eth0 eth1 vxlan1",
+        ),
+    ] {
+        space.run(add).unwrap();
+        assert_eq!(outward(), leads, "{add}");
+        space.run(delete).unwrap();
+        assert_eq!(outward(), "eth0 vxlan1", "{delete}");
+    }
+    // In a table that a rule looks up.
+    space.run("ip route add default via 10.161.1.9 table 77").unwrap();
+    assert_eq!(outward(), "eth0 vxlan1");
+    space.run("ip rule add from 10.161.1.0/24 lookup 77").unwrap();
+    assert_eq!(outward(), "eth0 pods vxlan1");
+}
+
+#[test]
+fn addresses_of_the_machine_and_source_validation_are_observed() {
+    let (_holder, space) = machine();
+    space.run("ip address add 100.64.0.1/24 dev wg0").unwrap();
+    space.set_sysctls(&[("net/ipv4/conf/all/rp_filter", "1"), ("net/ipv4/conf/wg0/rp_filter", "1")]).unwrap();
+    with_kernel(&space, |kernel| {
+        let observed = kernel.observe(&own()).unwrap();
+        let here: Vec<String> = observed.here.iter().map(ToString::to_string).collect();
+        assert_eq!(here, ["127.0.0.1/8", "192.0.2.1/24", "::1/128", "2001:db8::1/64"]);
+        assert_eq!((observed.rp_filter_all, observed.interface.unwrap().rp_filter), (1, 1));
+        kernel.apply(&[Op::Sysctl(SysctlOp::LoosenOwn)]).unwrap();
+        assert_eq!(kernel.observe(&own()).unwrap().interface.unwrap().rp_filter, 2);
+    });
 }
 
 /// The planner relies on its twin of the kernel: here both get the same operations.
@@ -413,12 +567,29 @@ fn the_twin_in_memory_does_what_nftables_does() {
         .unwrap();
 }
 
+fn guard() -> impl Strategy<Value = Guard> {
+    let interfaces = prop::sample::subsequence(vec!["eth0", "eth1", "eth*"], 0..=3);
+    let v4 = prop::option::of(Just("10.161.1.1".parse().unwrap()));
+    let v6 = prop::option::of(Just("fd61::1".parse().unwrap()));
+    (prop::option::of(51820..51822_u16), any::<bool>(), interfaces, v4, v6).prop_map(
+        |(port, reject, outward, error_source_v4, error_source_v6)| Guard {
+            datagrams: port.map(|port| IncomingMark { port, mark: 0xa }),
+            mark: 0xa,
+            reject,
+            outward: outward.into_iter().map(str::to_owned).collect(),
+            error_source_v4,
+            error_source_v6,
+        },
+    )
+}
+
 fn firewall_op() -> impl Strategy<Value = Op> {
     let firewall =
-        (prop::option::of(51820..51822_u16), prop::bool::weighted(0.8)).prop_map(|(port, judge)| {
-            let mark_incoming = port.map(|port| IncomingMark { port, mark: 0xa });
-            Firewall { mark_incoming, judge_sources: judge, altered: false }
-        });
+        (prop::option::of(51820..51822_u16), prop::bool::weighted(0.8), prop::option::weighted(0.8, guard()))
+            .prop_map(|(port, judge, guard)| {
+                let mark_incoming = port.map(|port| IncomingMark { port, mark: 0xa });
+                Firewall { mark_incoming, judge_sources: judge, guard, altered: false }
+            });
     let peer = || (1..4_u8).prop_map(|number| LinkAddress::from_bytes([2, 0, 0, 0, 0, number]));
     let addresses = || {
         (any::<bool>(), 0..4_u8, 0..4_u8).prop_map(|(v4, one, other)| {
@@ -430,11 +601,15 @@ fn firewall_op() -> impl Strategy<Value = Op> {
         })
     };
     let source = || (peer(), addresses()).prop_map(|(peer, addresses)| Source { peer, addresses });
+    let set = || prop::sample::select(GuardSet::ALL.to_vec());
+    let guarded = move || (set(), addresses()).prop_map(|(set, addresses)| Guarded { set, addresses });
     prop_oneof![
         3 => (firewall, prop::bool::weighted(0.2))
             .prop_map(|(firewall, anew)| FirewallOp::Set { firewall, anew }.into()),
         3 => peer().prop_map(|peer| Op::Firewall(FirewallOp::JudgePeer { peer })),
         1 => peer().prop_map(|peer| Op::Firewall(FirewallOp::ForgetPeer { peer })),
+        8 => guarded().prop_map(|it| FirewallOp::Guard(it).into()),
+        4 => guarded().prop_map(|it| FirewallOp::Unguard(it).into()),
         8 => source().prop_map(|it| FirewallOp::AdmitSource(it).into()),
         4 => source().prop_map(|it| FirewallOp::RefuseSource(it).into()),
         1 => prop::collection::btree_set(source(), 0..3)

@@ -153,23 +153,6 @@ fn the_interface_is_switched_between_tun_and_tap_and_down_removes_it() {
     assert_eq!(node.run("ip route show proto 157 table all").unwrap(), "");
 }
 
-/// Addresses, routes and neighbours stay, and a new process takes over the interface.
-#[test]
-fn a_killed_device_process_is_replaced_behind_the_same_interface() {
-    let fleet = fleet(Layout::default(), SCOPED);
-    fleet.settle(Promise::SCOPED);
-    let node = &fleet.lab.nodes[0];
-    let index = || node.run("ip -o link show wg0").unwrap().split(':').next().unwrap().to_owned();
-    let before = index();
-    let script = "ps -eo pid,args | grep '[d]evice --foreground' | awk '{print $1}'";
-    let device = node.host.space.feed("sh", script).unwrap();
-    assert!(device.trim().parse::<u32>().is_ok(), "{device:?}");
-    node.run(&format!("kill -9 {}", device.trim())).unwrap();
-    fleet.agents[0].reload().unwrap();
-    fleet.settle(Promise::SCOPED);
-    assert_eq!(index(), before, "the same interface");
-}
-
 #[test]
 fn without_a_source_check_packets_from_any_source_arrive() {
     let fleet = fleet(Layout::default(), SCOPED);

@@ -67,4 +67,9 @@ on_a_link! {
         down_leaves_the_machine_as_it_was
         down_works_with_broken_files
     }
+    survival {
+        without_agent_and_device_nothing_leaves_in_plaintext_until_an_agent_returns
+        a_device_that_ends_is_replaced_behind_the_same_interface
+        down_removes_an_interface_that_outlived_its_device
+    }
 }

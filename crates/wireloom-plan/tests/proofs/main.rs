@@ -1,0 +1,14 @@
+//! What the proofs promise:
+//!
+//! - `sticky`: how a node becomes proven, what it outlives, and the two ways back
+//! - `given_up`: what a proven node gave up stays refused for a while
+//! - `histories`: the same in arbitrary histories
+//! - `two_machines`: packets between two machines that learn of everything at different times
+//!
+//! `world` provides meshes and a clock.
+
+mod given_up;
+mod histories;
+mod sticky;
+mod two_machines;
+mod world;

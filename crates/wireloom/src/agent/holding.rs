@@ -1,0 +1,138 @@
+//! Joins the hold-back of removals, the record of the mesh in force, and `wireloom reload` into the agent's loop.
+
+use std::time::{Duration, Instant};
+
+use wireloom_plan::{cluster::Cluster, holdback::Holdback};
+
+use super::{Agent, event::Reread};
+use crate::run_file::{Held, monotonic_time, unix_time};
+
+/// Milliseconds after which a signal that could not be obeyed is forgotten: as long as `wireloom reload` waits.
+const PATIENCE: u64 = 10_000;
+
+/// What the agent remembers about the mesh in force and what is held back in it.
+pub(super) struct Holding {
+    holdback: Holdback,
+    /// The mesh that an earlier agent recorded, until the first snapshot.
+    earlier: Option<Cluster>,
+    /// The mesh in force changed since it was recorded.
+    unrecorded: bool,
+    /// What a signal asked to be in force, until the watches have delivered it.
+    pub(super) asked: Option<Reread>,
+}
+
+impl Holding {
+    /// `earlier` is the mesh that an earlier agent recorded.
+    pub(super) fn new(earlier: Option<Cluster>) -> Self {
+        Self { holdback: Holdback::default(), earlier, unrecorded: false, asked: None }
+    }
+}
+
+impl Agent {
+    /// Puts a snapshot of the mesh in force, but for removals that are held back.
+    pub(super) fn obey(&mut self, snapshot: Cluster) {
+        self.report.membership_error = None;
+        let now = self.started.elapsed();
+        let in_force = self.proving.cluster().or(self.holding.earlier.as_ref());
+        let mesh = self.holding.holdback.take(in_force, snapshot, &self.config.settings.node, now);
+        self.put_in_force(mesh);
+    }
+
+    /// Removes the nodes that have been held back long enough.
+    pub(super) fn let_go(&mut self) {
+        let now = self.started.elapsed();
+        let Some(in_force) = self.proving.cluster() else { return };
+        if let Some(rest) = self.holding.holdback.let_go(in_force, now) {
+            tracing::warn!("the removals that were held back are carried out: nobody put the nodes back");
+            self.put_in_force(rest);
+        }
+    }
+
+    /// Does what a signal asked for, once the watches have delivered what was there then or why they cannot.
+    pub(super) fn answer(&mut self) {
+        let Some(asked) = self.holding.asked.take() else { return };
+        if !self.has_taken(&asked) {
+            let now = monotonic_time().unwrap_or_default();
+            self.holding.asked = Some(asked).filter(|asked| now < asked.begun + PATIENCE);
+            return;
+        }
+        self.report.reread = Some(asked.begun);
+        self.reload();
+        if asked.meant && self.report.membership_error.is_none() && self.reconciler.cluster().is_some() {
+            let mesh = self.without_held();
+            let in_force = self.reconciler.cluster();
+            let mesh = self.holding.holdback.take_as_meant(in_force, mesh, self.started.elapsed());
+            self.put_in_force(mesh);
+        }
+        self.due = Instant::now();
+    }
+
+    /// Whether the watches have delivered these files, or why they cannot.
+    fn has_taken(&self, asked: &Reread) -> bool {
+        let settings = match &asked.settings {
+            Some(file) => self.unread.is_some() || file.text() == self.file.text(),
+            None => self.unread.is_some() || !self.has_file,
+        };
+        let mesh = match &asked.membership {
+            Some(mesh) => self.report.membership_error.is_some() || *mesh == self.without_held(),
+            None => self.report.membership_error.is_some(),
+        };
+        settings && mesh
+    }
+
+    /// The last snapshot: the mesh in force without what is held back in it.
+    fn without_held(&self) -> Cluster {
+        let mut mesh = self.proving.cluster().cloned().unwrap_or_default();
+        let held = self.holding.holdback.held();
+        held.iter().flat_map(|held| &held.nodes).for_each(|name| drop(mesh.nodes.remove(name)));
+        mesh
+    }
+
+    /// When the next pass is due, something is to be let go, or the device to be looked at.
+    pub(super) fn wakes_at(&self) -> Instant {
+        let due = self.due.min(self.proving.next_look());
+        self.holding.holdback.due().map_or(due, |let_go| due.min(self.started + let_go))
+    }
+
+    /// Records the mesh in force if it has changed.
+    pub(super) fn record_mesh(&mut self) {
+        if !self.holding.unrecorded {
+            return;
+        }
+        let Some(mesh) = self.proving.cluster() else { return };
+        if let Err(error) = self.state.set_mesh(mesh) {
+            tracing::warn!(
+                "cannot record the mesh in {}, so the next agent will not notice if most of it is missing: {error}",
+                self.state.path().display()
+            );
+        }
+        self.holding.unrecorded = false;
+    }
+
+    fn put_in_force(&mut self, mesh: Cluster) {
+        self.holding.unrecorded |= self.proving.cluster() != Some(&mesh);
+        self.holding.earlier = None;
+        self.set_cluster(mesh);
+        self.due = Instant::now();
+        self.report_held();
+    }
+
+    /// Reports what is held back, in the log only when that changes.
+    fn report_held(&mut self) {
+        let held = self.holding.holdback.held();
+        let left = |until: Duration| until.saturating_sub(self.started.elapsed()).as_millis().div_ceil(1000);
+        let held = held.map(|held| {
+            let left = u64::try_from(left(held.until)).unwrap_or_default();
+            Held { nodes: held.nodes, until: unix_time() + left }
+        });
+        let nodes = |held: &Option<Held>| held.as_ref().map(|held| held.nodes.clone());
+        if nodes(&held) == nodes(&self.report.held) {
+            return;
+        }
+        match &held {
+            Some(held) => tracing::warn!("{}", held.warning(unix_time())),
+            None => tracing::info!("no removals are held back any more"),
+        }
+        self.report.held = held;
+    }
+}

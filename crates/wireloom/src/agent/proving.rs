@@ -1,0 +1,206 @@
+//! Joins the proofs into the agent's loop: looks at the device's handshakes, asks for more, and remembers.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    time::{Duration, Instant},
+};
+
+use nix::time::{ClockId, clock_gettime};
+use wireloom_kernel::state::StateDir;
+use wireloom_plan::{
+    cluster::Cluster,
+    proofs::{Asking, Memory, Preconditions, Proofs},
+    standing::Standings,
+};
+use wireloom_types::PublicKey;
+
+use super::{Agent, log_error};
+use crate::run_file::unix_time;
+
+/// How often the device is looked at while a node is to be proven or a proof is young.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// How often otherwise. A node that was proven with another key may have been given a new one, for instance.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// How many changes of one look are logged one by one.
+const LOGGED: usize = 20;
+
+/// The proofs and what has been done about them.
+pub(super) struct Proving {
+    proofs: Proofs,
+    asking: Asking,
+    preconditions: Preconditions,
+    clock: Clock,
+    /// What the state directory has.
+    recorded: Memory,
+    /// What the planner has.
+    standings: Standings,
+    /// When the device is to be looked at next.
+    next_look: Instant,
+}
+
+/// Seconds since 1970 on a clock that nobody sets while the agent runs. It goes on while the machine is suspended.
+struct Clock {
+    /// What is to be added to `CLOCK_BOOTTIME`.
+    ahead: Duration,
+}
+
+impl Clock {
+    fn start() -> io::Result<Self> {
+        Ok(Self { ahead: Duration::from_secs(unix_time()).saturating_sub(boot_time()?) })
+    }
+
+    fn now(&self) -> Duration {
+        boot_time().unwrap_or_default() + self.ahead
+    }
+}
+
+fn boot_time() -> io::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_BOOTTIME)?.into())
+}
+
+impl Proving {
+    /// Starts from what an earlier agent recorded.
+    pub(super) fn new(node: String, own_key: PublicKey, state: &StateDir) -> anyhow::Result<Self> {
+        let recorded = state.proofs()?;
+        let seed =
+            own_key.as_bytes().iter().fold(0, |seed: u64, byte| seed.rotate_left(8) ^ u64::from(*byte));
+        Ok(Self {
+            proofs: Proofs::new(node, own_key, recorded.clone()),
+            asking: Asking::new(seed),
+            preconditions: Preconditions::default(),
+            clock: Clock::start()?,
+            recorded,
+            standings: Standings::new(),
+            next_look: Instant::now(),
+        })
+    }
+
+    /// When the device is to be looked at next.
+    pub(super) fn next_look(&self) -> Instant {
+        self.next_look
+    }
+
+    /// The mesh in force, without what nodes gave up lately.
+    pub(super) fn cluster(&self) -> Option<&Cluster> {
+        self.proofs.cluster()
+    }
+
+    /// Takes this node's name and key from changed settings.
+    pub(super) fn set_identity(&mut self, node: &str, own_key: PublicKey) {
+        self.proofs.set_identity(node, own_key, self.clock.now());
+    }
+}
+
+impl Agent {
+    /// Gives a mesh to the planner, with what proven nodes gave up lately and with where we stand with them.
+    pub(super) fn set_cluster(&mut self, mesh: Cluster) {
+        let effective = self.proving.proofs.set_cluster(mesh, self.proving.clock.now());
+        self.follow_proofs();
+        self.reconciler.set_cluster(effective);
+        self.proving.next_look = Instant::now();
+    }
+
+    /// Looks at the device if it is time to.
+    pub(super) fn prove(&mut self) {
+        if Instant::now() < self.proving.next_look || self.last_pass.is_none() {
+            return;
+        }
+        self.proving.next_look = Instant::now() + BUSY;
+        let device = match self.reconciler.kernel_mut().device() {
+            Ok(device) => device,
+            Err(error) => {
+                tracing::debug!("{error}");
+                return;
+            }
+        };
+        let peers = device.into_iter().flat_map(|device| device.peers);
+        let handshakes: BTreeSet<_> =
+            peers.filter(|(_, peer)| peer.last_handshake.is_some()).map(|(key, _)| key).collect();
+        let now = self.proving.clock.now();
+        let effective = self.proving.proofs.look(&handshakes, now);
+        let is_new = self.follow_proofs() | effective.is_some();
+        effective.into_iter().for_each(|mesh| self.reconciler.set_cluster(mesh));
+        if is_new {
+            self.pass();
+        }
+        self.ask(now);
+        let Proving { proofs, preconditions, .. } = &self.proving;
+        self.report.standing = proofs.accounts(preconditions);
+        let busy = proofs.to_ask().next().is_some();
+        let wait = if busy { BUSY } else { proofs.due(now).unwrap_or(IDLE).min(IDLE) };
+        self.proving.next_look = Instant::now() + wait;
+    }
+
+    /// Asks peers that a handshake would prove for one, if this machine could deliver what they send.
+    fn ask(&mut self, now: Duration) {
+        let programmed = self.report.trouble.is_none();
+        let Proving { proofs, asking, preconditions, .. } = &mut self.proving;
+        let kernel = self.reconciler.kernel_mut();
+        let asked = kernel.preconditions(programmed).and_then(|found| {
+            *preconditions = found;
+            if proofs.unmet(preconditions).is_some() {
+                return Ok(());
+            }
+            let keys: Vec<_> = asking.choose(proofs.to_ask(), now).iter().map(|asked| asked.key).collect();
+            if keys.is_empty() { Ok(()) } else { kernel.ask(&keys) }
+        });
+        if let Err(error) = asked {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// Records what has been proven, then gives it to the planner. Returns whether that is something new.
+    fn follow_proofs(&mut self) -> bool {
+        let Proving { proofs, recorded, standings, .. } = &mut self.proving;
+        if proofs.memory() != recorded {
+            match self.state.set_proofs(proofs.memory()) {
+                Ok(()) => {
+                    self.report.proofs_error = None;
+                    recorded.clone_from(proofs.memory());
+                }
+                // It is tried again with the next look.
+                Err(error) => {
+                    let text = format!(
+                        "cannot record in {} who has proved to encrypt: {error}",
+                        self.state.path().display()
+                    );
+                    if self.report.proofs_error.is_none() {
+                        self.report.proofs_error =
+                            Some(log_error(&text, "a restart of this agent will not know of it"));
+                    }
+                }
+            }
+        }
+        let new = proofs.standings();
+        if new == *standings {
+            return false;
+        }
+        log_changes(standings, &new);
+        standings.clone_from(&new);
+        self.reconciler.set_standings(new);
+        true
+    }
+}
+
+fn log_changes(old: &Standings, new: &Standings) {
+    let holds =
+        |standings: &Standings, name: &str| standings.get(name).is_some_and(|standing| standing.egress);
+    let names: BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    let changed: Vec<_> = names.into_iter().filter(|name| holds(old, name) != holds(new, name)).collect();
+    for name in changed.iter().take(LOGGED) {
+        match holds(new, name) {
+            true => tracing::info!(
+                "{name} is proven: traffic with its workloads is encrypted or refused from now on"
+            ),
+            false => tracing::warn!(
+                "{name} is not proven any more: traffic with its workloads may be in plaintext"
+            ),
+        }
+    }
+    if let Some(more @ 1..) = changed.len().checked_sub(LOGGED) {
+        tracing::info!("and {more} more nodes");
+    }
+}
