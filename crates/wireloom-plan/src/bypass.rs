@@ -221,8 +221,8 @@ impl Device {
 }
 
 impl Bypass {
-    /// Whether it matters under these settings: only to a guard, and IPVS only in scoped mode, because the rules of host
-    /// mode do not ask for the source.
+    /// Whether it matters under these settings: only to a guard, and IPVS only in scoped mode, because the rules of
+    /// host mode do not ask for the source.
     pub(crate) fn matters(&self, settings: &Settings) -> bool {
         let by_source = matches!(self, Self::VirtualServices { .. });
         settings.guard && !(by_source && settings.encrypt_host_traffic)

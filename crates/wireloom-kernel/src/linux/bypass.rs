@@ -97,8 +97,8 @@ impl Linux {
     }
 }
 
-/// The families whose packets br_netfilter shows to the firewall on every bridge; `None` when it is not loaded, and then
-/// no bridge's own setting counts.
+/// The families whose packets br_netfilter shows to the firewall on every bridge; `None` when it is not loaded, and
+/// then no bridge's own setting counts.
 fn filtered_everywhere() -> Option<BTreeSet<Family>> {
     let directory = Path::new("/proc/sys/net/bridge");
     let is_on = |name: &str| fs::read_to_string(directory.join(name)).is_ok_and(|text| text.trim() != "0");

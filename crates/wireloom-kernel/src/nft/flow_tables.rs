@@ -56,8 +56,8 @@ fn devices(hook: &[u8]) -> impl Iterator<Item = Device> {
     lists.flat_map(|(_, list)| nested(list)).filter_map(|(kind, name)| device(kind, name))
 }
 
-/// `NFTA_DEVICE_NAME` and `NFTA_DEVICE_PREFIX`. Linux 6.16 and 6.17 have no attribute for prefixes: there, a name without
-/// a closing zero is one.
+/// `NFTA_DEVICE_NAME` and `NFTA_DEVICE_PREFIX`. Linux 6.16 and 6.17 have no attribute for prefixes: there, a name
+/// without a closing zero is one.
 fn device(kind: u16, name: &[u8]) -> Option<Device> {
     match kind {
         1 if name.ends_with(b"\0") => Some(Device::Name(text(name))),

@@ -77,4 +77,6 @@ fn without_a_guard_nothing_passes_by_it() {
     BRIDGE.iter().for_each(|line| drop(node.run(line).unwrap()));
     node.run("sysctl -qw net.bridge.bridge-nf-call-iptables=0").unwrap();
     assert!(!status(node).contains("the bridge br9"), "{}", status(node));
+    fleet.route("guard = true");
+    assert!(status(&fleet.lab.nodes[0]).contains("the bridge br9"), "{}", status(&fleet.lab.nodes[0]));
 }
