@@ -60,11 +60,13 @@ impl Backend {
             "laboratory::",
             "link::",
         ];
-        const WITH_THE_KERNEL: [&str; 4] = ["agent::guard::", "agent::proofs::", "interop::kernel::", "kernel::"];
+        const WITH_THE_KERNEL: [&str; 4] =
+            ["agent::guard::", "agent::proofs::", "interop::kernel::", "kernel::"];
         let is_in = |modules: &[&str]| modules.iter().any(|module| test.starts_with(module));
         let of_link_mode = test.starts_with("demo::") && test.contains("_link");
         let elsewhere = match self {
-            Self::Kernel => test == "agent::upkeep::down_ends_a_device_that_hangs",
+            // They are about the process of a userspace device.
+            Self::Kernel => is_in(&["agent::survival::", "agent::upkeep::down_ends_a_device_that_hangs"]),
             Self::Userspace => is_in(&WITH_THE_KERNEL),
         };
         !is_in(&ON_THE_HOST) && !of_link_mode && !elsewhere
