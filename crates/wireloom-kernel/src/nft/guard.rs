@@ -1,7 +1,7 @@
 //! The chains of the guard: what should be encrypted neither leaves nor enters in plaintext, whatever routing says.
 
 use wireloom_plan::{
-    firewall::{Guard, GuardSet},
+    firewall::{Guard, GuardSet, IncomingMark},
     routing::Family,
 };
 
@@ -10,17 +10,21 @@ use super::{
     errors::{self, ERRORS_REFUSED, GUARD_ERRORS},
     expression::{
         Expression, Key, Rule, accept, add_mark, connection, count, destination, drop, field, has_mark,
-        is_for_us, is_reply, meta, reject, rule, source,
+        is_for_us, is_reply, jump, meta, reject, rule, source,
     },
     guard_sets::{FAMILIES, set},
 };
 
-/// Judges what is forwarded, and tells the sender what is refused. Before the filters of others (0), behind destination
-/// NAT.
+/// Judges what leaves. Before the filters of others (0), behind destination NAT.
 pub(super) const GUARD_FORWARD: Chain = filter("guard_forward", "forward", -10);
-/// Judges what leaves, above all what this machine sends itself: when a packet is marked or translated in the output
-/// hook, the kernel routes it again, but all chains of that hook still see the old interface. Before source NAT (100).
-pub(super) const GUARD_EGRESS: Chain = filter("guard_egress", "postrouting", -10);
+/// The same for what this machine sends itself.
+pub(super) const GUARD_OUTPUT: Chain = filter("guard_output", "output", -10);
+/// What both have in common.
+pub(super) const GUARD_EGRESS: Chain = Chain { name: "guard_egress", hook: None };
+/// Judges what leaves once more, by the interface that it does leave by: where a chain of type `route` has had a packet
+/// of this machine routed again, the output hook still shows the interface from before (`nf_hook_slow` keeps its state).
+/// Before source NAT (100). Nothing can be rejected here, only dropped.
+pub(super) const GUARD_LEAVING: Chain = filter("guard_leaving", "postrouting", -10);
 /// Judges what enters, as it was on the wire: before NAT and before connection tracking (-200), after
 /// defragmentation (-400).
 pub(super) const GUARD_INGRESS: Chain = filter("guard_ingress", "prerouting", -310);
@@ -41,14 +45,17 @@ const DISCOVERY: [&str; 5] =
     ["nd-router-solicit", "nd-router-advert", "nd-neighbor-solicit", "nd-neighbor-advert", "nd-redirect"];
 
 const fn filter(name: &'static str, point: &'static str, priority: i32) -> Chain {
-    Chain { name, hook: Hook { kind: "filter", point, priority } }
+    Chain { name, hook: Some(Hook { kind: "filter", point, priority }) }
 }
 
 /// The chains with their rules.
 pub(super) fn chains(guard: &Guard, interface: &str) -> Vec<(Chain, Vec<Rule>)> {
+    // A chain comes before those that jump to it.
     let mut all = vec![
-        (GUARD_FORWARD, judgement(guard, interface, reject)),
         (GUARD_EGRESS, egress(guard, interface)),
+        (GUARD_FORWARD, vec![rule([jump(GUARD_EGRESS.name)])]),
+        (GUARD_OUTPUT, output(guard)),
+        (GUARD_LEAVING, leaving(guard, interface)),
         (GUARD_INGRESS, ingress(guard, interface)),
         (GUARD_ERRORS, errors::sources(guard, interface)),
     ];
@@ -64,22 +71,12 @@ pub(super) fn counters(guard: &Guard) -> impl Iterator<Item = &'static str> {
     [RETURNED, FORGED, ERRORS_REFUSED].into_iter().chain(unproven.into_iter().flatten())
 }
 
-/// What of all that leaves is refused, and how.
-fn judgement(guard: &Guard, interface: &str, refuse: fn(Family) -> Expression) -> Vec<Rule> {
+fn egress(guard: &Guard, interface: &str) -> Vec<Rule> {
     let mut rules = vec![rule([meta("oifname").is_named(interface), accept()])];
-    if guard.datagrams.is_none() {
-        // A connection that a workload opened towards an address that is no workload came in directly. A packet without
-        // a connection matches neither.
-        for to_no_workload in FAMILIES.map(to_no_workload).into_iter().flatten() {
-            rules.push(rule([is_reply(), to_no_workload, accept()]));
-        }
-        rules.extend(nodes());
-    } else {
-        rules.push(discovery());
-    }
+    rules.extend(may_leave(guard));
     // The lookup that counts comes last.
     rules.extend(FAMILIES.map(|family| {
-        rule([is_from(GuardSet::Own, family), is_to(GuardSet::RefusedOut, family), refuse(family)])
+        rule([is_from(GuardSet::Own, family), is_to(GuardSet::RefusedOut, family), reject(family)])
     }));
     if guard.outward.is_empty() {
         return rules;
@@ -91,37 +88,67 @@ fn judgement(guard: &Guard, interface: &str, refuse: fn(Family) -> Expression) -
             is_from(GuardSet::Pools, family),
             is_to(GuardSet::Pools, family),
             count(RETURNED),
-            refuse(family),
+            reject(family),
         ])
     }));
     if guard.reject {
         rules.extend(FAMILIES.map(|family| {
-            rule([
-                meta("oifname").is_named_any_of(&guard.outward),
-                is_from(GuardSet::Own, family),
-                is_to(GuardSet::Pools, family),
-                count(UNPROVEN_OUT),
-                refuse(family),
-            ])
+            let [leaving, from, to] = unproven(guard, family);
+            rule([leaving, from, to, count(UNPROVEN_OUT), reject(family)])
         }));
     }
     rules
 }
 
-/// Only a few hooks, not this one, can reject.
-fn egress(guard: &Guard, interface: &str) -> Vec<Rule> {
-    let mut rules = Vec::new();
-    // Our own encrypted datagrams: they alone have both.
-    if let Some(datagrams) = &guard.datagrams {
-        rules.push(rule([
-            field("udp", "sport").is_number(datagrams.port),
-            has_mark(datagrams.mark),
-            accept(),
-        ]));
-    }
-    rules.extend(errors::refusals(guard, interface));
-    rules.extend(judgement(guard, interface, |_| drop()));
+fn output(guard: &Guard) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = datagrams(guard).into_iter().collect();
+    // Judged where they leave, because they were routed again.
+    rules.extend(errors::with_source(guard));
+    rules.push(rule([jump(GUARD_EGRESS.name)]));
     rules
+}
+
+fn leaving(guard: &Guard, interface: &str) -> Vec<Rule> {
+    let mut rules = vec![rule([meta("oifname").is_named(interface), accept()])];
+    rules.extend(datagrams(guard));
+    rules.extend(errors::refusals(guard, interface));
+    rules.extend(may_leave(guard));
+    rules.extend(
+        FAMILIES.map(|family| {
+            rule([is_from(GuardSet::Own, family), is_to(GuardSet::RefusedOut, family), drop()])
+        }),
+    );
+    if guard.reject && !guard.outward.is_empty() {
+        rules.extend(FAMILIES.map(|family| {
+            let [leaving, from, to] = unproven(guard, family);
+            rule([leaving, from, to, count(UNPROVEN_OUT), drop()])
+        }));
+    }
+    rules
+}
+
+/// Our own encrypted datagrams: they alone have both.
+fn datagrams(guard: &Guard) -> Option<Rule> {
+    let IncomingMark { port, mark } = guard.datagrams.as_ref()?;
+    Some(rule([field("udp", "sport").is_number(*port), has_mark(*mark), accept()]))
+}
+
+/// What leaves in plaintext by promise.
+fn may_leave(guard: &Guard) -> Vec<Rule> {
+    if guard.datagrams.is_some() {
+        return vec![discovery()];
+    }
+    // A connection that a workload opened towards an address that is no workload came in directly. A packet without a
+    // connection matches neither.
+    let answers = FAMILIES.map(to_no_workload).into_iter().flatten();
+    let answers = answers.map(|to_no_workload| rule([is_reply(), to_no_workload, accept()]));
+    answers.chain(nodes()).collect()
+}
+
+/// Out of an interface that leads to other machines, from a local workload, to anything in a pool.
+fn unproven(guard: &Guard, family: Family) -> [Expression; 3] {
+    let leaving = meta("oifname").is_named_any_of(&guard.outward);
+    [leaving, is_from(GuardSet::Own, family), is_to(GuardSet::Pools, family)]
 }
 
 fn ingress(guard: &Guard, interface: &str) -> Vec<Rule> {
@@ -162,7 +189,7 @@ fn answers(guard: &Guard) -> Vec<Rule> {
             let opened_by = connection("original", family, "saddr");
             rule([
                 is_reply(),
-                in_set(opened_by, GuardSet::Pools, family),
+                in_set(&opened_by, GuardSet::Pools, family),
                 to_no_workload,
                 add_mark(guard.mark),
             ])
@@ -174,7 +201,7 @@ fn answers(guard: &Guard) -> Vec<Rule> {
 /// The connection was opened towards an address outside the pools, or towards that of a node.
 fn to_no_workload(family: Family) -> [Expression; 2] {
     let opened_to = || connection("original", family, "daddr");
-    [opened_to().is_not_in(set(GuardSet::Pools, family).name), in_set(opened_to(), GuardSet::Nodes, family)]
+    [opened_to().is_not_in(set(GuardSet::Pools, family).name), in_set(&opened_to(), GuardSet::Nodes, family)]
 }
 
 /// Lets packets from and to nodes pass.
@@ -189,21 +216,19 @@ fn discovery() -> Rule {
 }
 
 fn is_from(of: GuardSet, family: Family) -> Expression {
-    in_set(source(family), of, family)
+    in_set(&source(family), of, family)
 }
 
 fn is_to(of: GuardSet, family: Family) -> Expression {
-    in_set(destination(family), of, family)
+    in_set(&destination(family), of, family)
 }
 
-fn in_set(key: Key, of: GuardSet, family: Family) -> Expression {
+fn in_set(key: &Key, of: GuardSet, family: Family) -> Expression {
     key.is_in(set(of, family).name)
 }
 
 #[cfg(test)]
 mod tests {
-    use wireloom_plan::firewall::IncomingMark;
-
     use super::*;
 
     fn texts(guard: &Guard, of: &Chain) -> Vec<String> {
@@ -222,7 +247,7 @@ mod tests {
 
     #[test]
     fn what_was_proved_is_refused_before_what_was_not() {
-        let egress = texts(&scoped(), &GUARD_FORWARD);
+        let egress = texts(&scoped(), &GUARD_EGRESS);
         let at = |text: &str| {
             egress.iter().position(|rule| rule == text).unwrap_or_else(|| panic!("{text} in {egress:#?}"))
         };
@@ -244,23 +269,11 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_refused_when_it_is_forwarded_is_dropped_when_it_leaves() {
-        for guard in [scoped(), host()] {
-            let dropped = texts(&guard, &GUARD_EGRESS);
-            for refused in texts(&guard, &GUARD_FORWARD) {
-                let refused = refused.split("reject").next().unwrap_or_default();
-                let same = |rule: &&String| rule.strip_suffix("drop").unwrap_or(rule) == refused;
-                assert_eq!(dropped.iter().filter(same).count(), 1, "{refused} in {dropped:#?}");
-            }
-        }
-    }
-
-    #[test]
     fn in_host_mode_datagrams_pass_and_no_answers() {
-        assert_eq!(texts(&host(), &GUARD_EGRESS)[0], "udp sport 51820 meta mark and 0xa == 0xa accept");
+        assert_eq!(texts(&host(), &GUARD_OUTPUT)[0], "udp sport 51820 meta mark and 0xa == 0xa accept");
         assert_eq!(texts(&host(), &GUARD_INGRESS)[1], "udp dport 51820 fib daddr type local accept");
         assert!(texts(&host(), &GUARD_ANSWERS).is_empty());
-        for chain in [GUARD_FORWARD, GUARD_INGRESS, GUARD_EGRESS] {
+        for chain in [GUARD_EGRESS, GUARD_INGRESS, GUARD_LEAVING] {
             assert!(texts(&host(), &chain).iter().all(|rule| !rule.contains("@nodes")));
         }
     }
@@ -268,7 +281,7 @@ mod tests {
     #[test]
     fn without_interfaces_that_lead_out_no_rule_is_about_them() {
         let guard = Guard { outward: [].into(), ..scoped() };
-        for chain in [GUARD_FORWARD, GUARD_INGRESS] {
+        for chain in [GUARD_EGRESS, GUARD_INGRESS] {
             let rules = texts(&guard, &chain);
             assert!(rules.iter().all(|rule| !rule.contains("counter name")), "{rules:#?}");
         }
@@ -282,9 +295,11 @@ mod tests {
         let guard = Guard { error_source_v4: Some([10, 161, 1, 1].into()), ..scoped() };
         assert!(texts(&guard, &GUARD_ERRORS).contains(&format!("{about} ip saddr set 10.161.1.1")));
         let refused = format!("{about} counter name \"errors_refused\" drop");
-        for guard in [guard, scoped()] {
-            assert!(texts(&guard, &GUARD_EGRESS).contains(&refused), "{:#?}", texts(&guard, &GUARD_EGRESS));
+        for guard in [&guard, &scoped()] {
+            assert!(texts(guard, &GUARD_LEAVING).contains(&refused), "{:#?}", texts(guard, &GUARD_LEAVING));
         }
+        // The output hook still shows the interface from before the source changed.
+        assert!(texts(&guard, &GUARD_OUTPUT)[0].starts_with("ip saddr 10.161.1.1 icmp type { "));
         assert!(texts(&scoped(), &GUARD_ERRORS).is_empty());
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::Value;
+use serde_json::{Value, json};
 use wireloom_plan::firewall::{Firewall, Guard, IncomingMark};
 
 use super::{
@@ -12,7 +12,9 @@ use super::{
     elements,
     errors::{ERRORS_REFUSED, GUARD_ERRORS},
     expression::{Rule, unquoted},
-    guard::{FORGED, GUARD_ANSWERS, GUARD_EGRESS, GUARD_INGRESS, RETURNED, UNPROVEN_IN, UNPROVEN_OUT},
+    guard::{
+        FORGED, GUARD_ANSWERS, GUARD_EGRESS, GUARD_INGRESS, GUARD_OUTPUT, RETURNED, UNPROVEN_IN, UNPROVEN_OUT,
+    },
     rules::{JUDGE_SOURCES, MARK_INCOMING, STRANGERS},
     set::Set,
     table::Table,
@@ -127,7 +129,8 @@ impl Objects {
         if !self.has_chain(&GUARD_EGRESS) {
             return None;
         }
-        let first = self.rules_of(&GUARD_EGRESS).next();
+        let by_port = |rule: &&Value| rule.pointer("/0/match/left/payload/field") == Some(&json!("sport"));
+        let first = self.rules_of(&GUARD_OUTPUT).next().filter(by_port);
         let datagrams = first.and_then(|rule| incoming_mark(rule, "/0/match/right", "/1/match/right"));
         let answer = self.rules_of(&GUARD_ANSWERS).next().and_then(last);
         let answer = answer.and_then(|last| last.pointer("/mangle/value/|/1")?.as_u64()?.try_into().ok());
@@ -241,7 +244,6 @@ fn normal_property(key: &str, value: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
     use wireloom_plan::{address_range::AddressRange, firewall::GuardSet};
     use wireloom_types::LinkAddress;
 
@@ -408,7 +410,7 @@ mod tests {
             all.retain(|it| it.get(kind).is_none_or(|it| it["name"] != name));
             assert_eq!(all.len(), before - 1);
         }
-        let alterations: [(&str, Alter); 16] = [
+        let alterations: [(&str, Alter); 17] = [
             ("a rule twice", |all| all.push(all.last().unwrap().clone())),
             ("a rule missing", |all| drop(all.pop())),
             ("another verdict", |all| {
@@ -422,6 +424,9 @@ mod tests {
             ("another chain", |all| all.push(json!({ "chain": { "name": "stranger" } }))),
             ("another hook", |all| named(all, "chain", JUDGE_SOURCES.name)["hook"] = json!("input")),
             ("another policy", |all| named(all, "chain", GUARD_FORWARD.name)["policy"] = json!("drop")),
+            ("a hook where there is none", |all| {
+                named(all, "chain", GUARD_EGRESS.name)["hook"] = json!("output");
+            }),
             ("another set", |all| all.push(json!({ "set": { "name": "stranger", "type": "ether_addr" } }))),
             ("a set missing", |all| remove(all, "set", REFUSED.name)),
             ("a set of the guard missing", |all| {

@@ -3,7 +3,6 @@
 
 use std::{
     io,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -14,9 +13,6 @@ use crate::{
     error::Cause,
     state::{StateDir, read_file, remove_written, write_atomically},
 };
-
-/// The name of the file in the state directory.
-const NAME: &str = "guard.nft";
 
 /// Its first line.
 const COMMENT: &str = "# Wireloom's guard. `nft -f` puts it in force, in one transaction; the agent keeps this file up to \
@@ -49,12 +45,12 @@ impl Saved {
         ops.extend(table.guarded.iter().copied().map(FirewallOp::Guard));
         let script = script::of(&ops.iter().collect::<Vec<_>>(), interface);
         self.state.create()?;
-        write_atomically(&self.path(), format!("{COMMENT}{script}").as_bytes())
+        write_atomically(&self.state.guard_path(), format!("{COMMENT}{script}").as_bytes())
     }
 
     /// Removes the file, so that the table does not come back.
     pub(super) fn remove(&self) -> io::Result<()> {
-        remove_written(&self.path())
+        remove_written(&self.state.guard_path())
     }
 
     /// Makes the saved table if there is none. Returns whether it did.
@@ -85,14 +81,10 @@ impl Saved {
     }
 
     fn read(&self) -> Result<Option<Scripts>, Cause> {
-        let Some(saved) = read_file(&self.path())? else { return Ok(None) };
+        let Some(saved) = read_file(&self.state.guard_path())? else { return Ok(None) };
         let scripts = String::from_utf8(saved).ok().and_then(Scripts::of);
-        let damaged = || Cause::Permanent(format!("{} is damaged", self.path().display()));
+        let damaged = || Cause::Permanent(format!("{} is damaged", self.state.guard_path().display()));
         scripts.map(Some).ok_or_else(damaged)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.state.path().join(NAME)
     }
 }
 
@@ -131,13 +123,13 @@ mod tests {
             Firewall { guard: Some(Guard { mark: 0xa, ..Guard::default() }), ..Firewall::default() };
         let table = Table { firewall: Some(firewall.clone()), ..Table::default() };
         saved.write(&table, &firewall, "wg0").unwrap();
-        let text = fs::read_to_string(directory.path().join(NAME)).unwrap();
+        let text = fs::read_to_string(saved.state.guard_path()).unwrap();
         let Scripts { anew, if_absent: script } = Scripts::of(text.clone()).unwrap();
         assert_eq!(anew, text);
         assert!(script.starts_with("create table inet wireloom\nadd set "), "{script}");
         assert!(!script.contains("add table") && !script.contains("delete"), "{script}");
         saved.remove().unwrap();
-        assert!(!directory.path().join(NAME).exists());
+        assert!(!saved.state.guard_path().exists());
     }
 
     #[test]

@@ -84,7 +84,7 @@ fn restore(saved: &Saved, change: Change, renewed: &mut Option<Instant>) {
     };
     match outcome {
         Ok(true) => {
-            tracing::warn!("somebody changed the nftables table `inet {TABLE}`; the guard is restored")
+            tracing::warn!("somebody changed the nftables table `inet {TABLE}`; the guard is restored");
         }
         Ok(false) => {}
         Err(cause) => tracing::warn!("cannot restore the guard at once: {cause}"),
