@@ -256,5 +256,5 @@ impl<K: Kernel> Reconciler<K> {
 }
 
 fn own_addresses(cluster: &Cluster, settings: &Settings) -> BTreeSet<IpAddr> {
-    cluster.nodes.get(&settings.node).map(|node| node.addresses.clone()).unwrap_or_default()
+    cluster.nodes.get(&settings.node).map(|node| node.underlay_addresses()).unwrap_or_default()
 }
