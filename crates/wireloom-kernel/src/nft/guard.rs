@@ -35,7 +35,8 @@ pub(super) const GUARD_ANSWERS: Chain = filter("guard_answers", "prerouting", -1
 pub(super) const UNPROVEN_OUT: &str = "unproven_out";
 /// The counter of the opposite direction.
 pub(super) const UNPROVEN_IN: &str = "unproven_in";
-/// The counter of packets that came out of the tunnel and would have left in plaintext.
+/// The counter of packets to an address that is elsewhere than the mesh says: they came out of the tunnel, or are between
+/// two of our own workloads, and would have left in plaintext.
 pub(super) const RETURNED: &str = "returned";
 /// The counter of packets that came in from other machines with a local workload's address as their source.
 pub(super) const FORGED: &str = "forged";
@@ -53,7 +54,7 @@ pub(super) fn chains(guard: &Guard, interface: &str) -> Vec<(Chain, Vec<Rule>)> 
     // A chain comes before those that jump to it.
     let mut all = vec![
         (GUARD_EGRESS, egress(guard, interface)),
-        (GUARD_FORWARD, vec![rule([jump(GUARD_EGRESS.name)])]),
+        (GUARD_FORWARD, forward(guard)),
         (GUARD_OUTPUT, output(guard)),
         (GUARD_LEAVING, leaving(guard, interface)),
         (GUARD_INGRESS, ingress(guard, interface)),
@@ -91,10 +92,36 @@ fn egress(guard: &Guard, interface: &str) -> Vec<Rule> {
             reject(family),
         ])
     }));
+    // A local workload of ours that is reached through another machine has moved there, or has not come yet; its answers
+    // would be forged ones.
+    let (to, counter) = match guard.reject {
+        true => (GuardSet::Pools, UNPROVEN_OUT),
+        false => (GuardSet::Own, RETURNED),
+    };
+    rules.extend(FAMILIES.map(|family| {
+        let out = meta("oifname").is_named_any_of(&guard.outward);
+        rule([out, is_from(GuardSet::Own, family), is_to(to, family), count(counter), reject(family)])
+    }));
+    rules
+}
+
+/// What the chain in common lets pass may come from a workload that is still here, although the mesh says that its address
+/// has moved. A router between two others gets theirs from an interface that leads to other machines.
+fn forward(guard: &Guard) -> Vec<Rule> {
+    let mut rules = vec![rule([jump(GUARD_EGRESS.name)])];
+    if guard.outward.is_empty() {
+        return rules;
+    }
+    let from_here = || meta("iifname").is_named_none_of(&guard.outward);
+    rules.extend(FAMILIES.map(|family| {
+        let (from, to) = (is_from(GuardSet::Pools, family), is_to(GuardSet::RefusedOut, family));
+        rule([from_here(), from, to, reject(family)])
+    }));
     if guard.reject {
         rules.extend(FAMILIES.map(|family| {
-            let [leaving, from, to] = unproven(guard, family);
-            rule([leaving, from, to, count(UNPROVEN_OUT), reject(family)])
+            let out = meta("oifname").is_named_any_of(&guard.outward);
+            let (from, to) = (is_from(GuardSet::Pools, family), is_to(GuardSet::Pools, family));
+            rule([from_here(), out, from, to, count(UNPROVEN_OUT), reject(family)])
         }));
     }
     rules
@@ -269,6 +296,20 @@ mod tests {
     }
 
     #[test]
+    fn what_moved_away_is_refused_from_here_and_not_from_other_machines() {
+        let refused = "iifname != \"eth0\" ip saddr @pools4 ip daddr @refused_out4 reject with icmp type admin-prohibited";
+        for guard in [scoped(), host()] {
+            let forward = texts(&guard, &GUARD_FORWARD);
+            assert_eq!(forward[0], "jump guard_egress");
+            assert!(forward.iter().any(|rule| rule == refused), "{forward:#?}");
+        }
+        let own = "oifname \"eth0\" ip saddr @own4 ip daddr @own4 counter name \"returned\" reject with icmp type \
+                   admin-prohibited";
+        let egress = texts(&Guard { reject: false, ..scoped() }, &GUARD_EGRESS);
+        assert!(egress.iter().any(|rule| rule == own), "{egress:#?}");
+    }
+
+    #[test]
     fn in_host_mode_datagrams_pass_and_no_answers() {
         assert_eq!(texts(&host(), &GUARD_OUTPUT)[0], "udp sport 51820 meta mark and 0xa == 0xa accept");
         assert_eq!(texts(&host(), &GUARD_INGRESS)[1], "udp dport 51820 fib daddr type local accept");
@@ -281,9 +322,10 @@ mod tests {
     #[test]
     fn without_interfaces_that_lead_out_no_rule_is_about_them() {
         let guard = Guard { outward: [].into(), ..scoped() };
-        for chain in [GUARD_EGRESS, GUARD_INGRESS] {
+        for chain in [GUARD_EGRESS, GUARD_FORWARD, GUARD_INGRESS] {
             let rules = texts(&guard, &chain);
-            assert!(rules.iter().all(|rule| !rule.contains("counter name")), "{rules:#?}");
+            let about = |rule: &String| rule.contains("counter name") || rule.contains("ifname !=");
+            assert!(!rules.iter().any(about), "{rules:#?}");
         }
     }
 
