@@ -216,10 +216,6 @@ pub(super) fn count(counter: &str) -> Expression {
     Expression { text: format!("counter name \"{counter}\""), listed: json!({ "counter": counter }) }
 }
 
-pub(super) fn jump(chain: &str) -> Expression {
-    Expression { text: format!("jump {chain}"), listed: json!({ "jump": { "target": chain } }) }
-}
-
 pub(super) fn accept() -> Expression {
     Expression { text: "accept".into(), listed: json!({ "accept": null }) }
 }
