@@ -62,23 +62,49 @@ impl Saved {
         if netlink::table_exists()? {
             return Ok(false);
         }
-        let Some(saved) = read_file(&self.state.guard_path())? else { return Ok(false) };
-        let script = str::from_utf8(&saved).ok().and_then(if_absent);
-        let script = script
-            .ok_or_else(|| Cause::Permanent(format!("{} is damaged", self.state.guard_path().display())))?;
-        match self.nft.load(&script) {
+        let Some(saved) = self.read()? else { return Ok(false) };
+        match self.nft.load(&saved.if_absent) {
             // Somebody was faster.
             Err(_) if netlink::table_exists()? => Ok(false),
             loaded => loaded.map(|()| true),
         }
     }
+
+    /// Makes the saved table anew, whatever there is. Returns whether one is saved.
+    ///
+    /// # Errors
+    /// As [`restore`](Self::restore).
+    pub(super) fn renew(&self) -> Result<bool, Cause> {
+        let _changing = self.hold();
+        let Some(saved) = self.read()? else { return Ok(false) };
+        self.nft.load(&saved.anew).map(|()| true)
+    }
+
+    fn read(&self) -> Result<Option<Scripts>, Cause> {
+        let Some(saved) = read_file(&self.state.guard_path())? else { return Ok(None) };
+        let scripts = String::from_utf8(saved).ok().and_then(Scripts::of);
+        let damaged = || Cause::Permanent(format!("{} is damaged", self.state.guard_path().display()));
+        scripts.map(Some).ok_or_else(damaged)
+    }
 }
 
-/// The saved script, changed to fail where there is a table already.
-fn if_absent(saved: &str) -> Option<String> {
-    let anew = format!("add table inet {TABLE}\ndelete table inet {TABLE}\nadd table inet {TABLE}\n");
-    let rest = saved.strip_prefix(COMMENT)?.strip_prefix(&anew)?;
-    Some(format!("create table inet {TABLE}\n{rest}"))
+/// The saved script.
+#[derive(Debug, PartialEq)]
+struct Scripts {
+    /// As saved: it takes the place of what there is.
+    anew: String,
+    /// Changed to fail where there is a table already.
+    if_absent: String,
+}
+
+impl Scripts {
+    /// `None` unless [`Saved::write`] wrote it.
+    fn of(saved: String) -> Option<Self> {
+        let anew = format!("add table inet {TABLE}\ndelete table inet {TABLE}\nadd table inet {TABLE}\n");
+        let rest = saved.strip_prefix(COMMENT)?.strip_prefix(&anew)?;
+        let if_absent = format!("create table inet {TABLE}\n{rest}");
+        Some(Self { anew: saved, if_absent })
+    }
 }
 
 #[cfg(test)]
@@ -98,7 +124,8 @@ mod tests {
         let table = Table { firewall: Some(firewall.clone()), ..Table::default() };
         saved.write(&table, &firewall, "wg0").unwrap();
         let text = fs::read_to_string(saved.state.guard_path()).unwrap();
-        let script = if_absent(&text).unwrap();
+        let Scripts { anew, if_absent: script } = Scripts::of(text.clone()).unwrap();
+        assert_eq!(anew, text);
         assert!(script.starts_with("create table inet wireloom\nadd set "), "{script}");
         assert!(!script.contains("add table") && !script.contains("delete"), "{script}");
         saved.remove().unwrap();
@@ -107,8 +134,8 @@ mod tests {
 
     #[test]
     fn a_file_that_no_agent_wrote_is_not_loaded() {
-        assert_eq!(if_absent(""), None);
-        assert_eq!(if_absent("flush ruleset\n"), None);
-        assert_eq!(if_absent(&format!("{COMMENT}flush ruleset\n")), None);
+        for saved in [String::new(), "flush ruleset\n".into(), format!("{COMMENT}flush ruleset\n")] {
+            assert_eq!(Scripts::of(saved), None);
+        }
     }
 }
