@@ -1,8 +1,8 @@
 //! Sysctls of underlay interfaces, changed only after their values are saved on disk.
 
-use std::{fs, io, path::PathBuf};
+use std::{collections::BTreeSet, fs, io, path::PathBuf};
 
-use wireloom_plan::sysctl::UnderlaySysctl;
+use wireloom_plan::sysctl::{ALL, UnderlaySysctl};
 
 use crate::{
     error::{Attempt, Error},
@@ -24,6 +24,28 @@ pub(crate) fn read(interface: &str, sysctl: UnderlaySysctl) -> Result<Option<u8>
     let number =
         text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{text:?}")));
     number.map(Some).attempt(|| format!("read {}", path.display()))
+}
+
+/// The sysctls that make the kernel pass over the routes of our own interface while no device is behind it. For IPv4
+/// either of two does it (`IN_DEV_IGNORE_ROUTES_WITH_LINKDOWN`, include/linux/inetdevice.h), for IPv6 the interface's
+/// alone (`ip6_ignore_linkdown`, include/net/addrconf.h).
+pub(crate) fn linkdown_ignored(interface: &str) -> Result<BTreeSet<String>, Error> {
+    const NAME: &str = "ignore_routes_with_linkdown";
+    let places = [("ipv4", ALL), ("ipv4", interface), ("ipv6", interface)];
+    let mut ignored = BTreeSet::new();
+    for (family, of) in places {
+        let path = PathBuf::from("/proc/sys/net").join(family).join("conf").join(of).join(NAME);
+        match fs::read_to_string(&path) {
+            // The interface is gone, or the kernel has no IPv6.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            text => {
+                if text.attempt(|| format!("read {}", path.display()))?.trim() != "0" {
+                    ignored.insert(format!("net.{family}.conf.{of}.{NAME}"));
+                }
+            }
+        }
+    }
+    Ok(ignored)
 }
 
 /// Turns IPv6 on for our own interface, on a machine whose operator turned it off

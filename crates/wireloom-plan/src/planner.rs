@@ -177,7 +177,10 @@ impl Planner {
         let of_others = ownership::warnings(observed, desired, &settings);
         let bypasses = observed.bypasses.iter().filter(|bypass| bypass.matters(&settings));
         let bypasses = bypasses.map(|bypass| Warning::Bypass { bypass: bypass.clone() });
-        let warnings = desired.warnings.iter().cloned().chain(of_others).chain(bypasses).collect();
+        let linkdown = observed.linkdown_ignored.clone();
+        let linkdown = (!linkdown.is_empty()).then_some(Warning::LinkdownIgnored { sysctls: linkdown });
+        let own = desired.warnings.iter().cloned();
+        let warnings = own.chain(of_others).chain(bypasses).chain(linkdown).collect();
         *pending = Pending::none();
         Ok(Plan { ops, warnings })
     }

@@ -1,6 +1,6 @@
 //! What the operator should know although the plan goes on. Each text names the fix.
 
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -126,6 +126,16 @@ pub enum Warning {
         /// What it is.
         bypass: Bypass,
     },
+    /// A proven node still sends in plaintext, which is refused.
+    HasNotProvedUs {
+        /// Its name.
+        node: String,
+    },
+    /// Routes of an interface without a device are passed over, so they drop nothing.
+    LinkdownIgnored {
+        /// The sysctls that say so.
+        sysctls: BTreeSet<String>,
+    },
     /// Most peers are missing from the mesh, and stay in force for now.
     RemovalsHeld {
         /// The names of the missing nodes.
@@ -168,6 +178,7 @@ impl Warning {
                 | Self::ForeignRoute { .. }
                 | Self::TableOfFelix { .. }
                 | Self::Bypass { .. }
+                | Self::LinkdownIgnored { .. }
         )
     }
 
@@ -181,6 +192,7 @@ impl Warning {
             | Self::RenamedSetting { .. }
             | Self::ForeignRule { .. }
             | Self::Bypass { .. }
+            | Self::LinkdownIgnored { .. }
             | Self::ForeignRoute { blocks_ours: false, .. } => Severity::Warning,
             Self::OwnKeyDiffers { .. }
             | Self::SharedKey { .. }
@@ -192,6 +204,7 @@ impl Warning {
             | Self::ContestedPrefix { .. }
             | Self::TableOfFelix { .. }
             | Self::RulesDeleted { .. }
+            | Self::HasNotProvedUs { .. }
             | Self::RemovalsHeld { .. }
             | Self::ForeignRoute { blocks_ours: true, .. } => Severity::Error,
         }
@@ -304,6 +317,23 @@ impl fmt::Display for Warning {
                  set another [routing] table in agent.toml, and start the agent again",
             ),
             Self::Bypass { bypass } => bypass.fmt(f),
+            Self::HasNotProvedUs { node } => write!(
+                f,
+                "{node} has not proved us: it has proved that it encrypts, and yet packets from its workloads come in \
+                 plaintext, and are refused; its agent does not run, or does not hear our keepalives (UDP is blocked \
+                 on the way there): see `wireloom status` on {node}; if that shows us as proven, somebody else sends \
+                 under its addresses",
+            ),
+            Self::LinkdownIgnored { sysctls } => {
+                let zero: Vec<String> = sysctls.iter().map(|sysctl| format!("{sysctl}=0")).collect();
+                write!(
+                    f,
+                    "{} is 1: when the device ends, our routes are passed over and drop nothing, so the guard alone \
+                     refuses plaintext; run `sysctl -w {}`",
+                    sysctls.iter().map(String::as_str).collect::<Vec<_>>().join(" and "),
+                    zero.join(" "),
+                )
+            }
             Self::RemovalsHeld { nodes, seconds } => write!(
                 f,
                 "the mesh no longer has {} nodes, most of this node's peers ({}); they stay in force for {seconds} s \

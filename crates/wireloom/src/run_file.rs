@@ -1,8 +1,13 @@
 //! The run file, `/run/wireloom/IFNAME.json`: what only the agent knows, for `wireloom status` and the next agent.
 
 use std::{
-    collections::BTreeMap, fs::DirBuilder, io, net::SocketAddr, os::unix::fs::DirBuilderExt, path::PathBuf,
-    time::SystemTime,
+    collections::BTreeMap,
+    fs::DirBuilder,
+    io,
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+    time::{Duration, SystemTime},
 };
 
 use nix::{
@@ -46,6 +51,9 @@ pub(crate) struct RunFile {
     /// Whether each other node is proven, and why not.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) standing: BTreeMap<String, Account>,
+    /// The proven nodes that still send in plaintext, and since when this agent knows that (since 1970).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) not_proved_us: BTreeMap<String, Duration>,
     /// Why the next agent will not know who is proven.
     #[serde(default)]
     pub(crate) proofs_error: Option<String>,

@@ -123,6 +123,14 @@ impl Linux {
         self.nftables.guard_counters()
     }
 
+    /// Reads what the guard has refused by now; `None` without a guard. This lists the whole table.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn count_refused(&mut self) -> Result<Option<GuardCounters>, Error> {
+        self.nftables.count().attempt(|| "read the counters of the guard".into())
+    }
+
     /// The WireGuard device with its counters; `None` when it does not exist or is not ours.
     ///
     /// # Errors

@@ -57,6 +57,13 @@ impl Linux {
             // Absent when it was removed this moment.
             interface.rp_filter = sysctl::read(&self.interface, UnderlaySysctl::RpFilter)?.unwrap_or(0);
         }
+        // Only an interface of the userspace engine outlives its device.
+        let outlives =
+            |found: &&interface::Found| found.backend == Backend::Userspace && found.interface.is_ours();
+        let linkdown_ignored = match found.as_ref().filter(outlives) {
+            Some(_) => sysctl::linkdown_ignored(&self.interface)?,
+            None => BTreeSet::new(),
+        };
         let assigned = address::observe(&mut self.rtnetlink).attempt(|| "list the addresses".into())?;
         let table = self.nftables.observe().attempt(|| "read the nftables table `inet wireloom`".into())?;
         let (on_ours, elsewhere): (Vec<&address::Assigned>, Vec<&address::Assigned>) =
@@ -82,6 +89,7 @@ impl Linux {
             here: elsewhere.iter().map(|each| each.address).collect(),
             bypasses: self.observe_bypasses(&links, &outward),
             outward,
+            linkdown_ignored,
             device: None,
             interface,
             rules: rules.iter().filter(|rule| rule.table == self.table).cloned().collect(),

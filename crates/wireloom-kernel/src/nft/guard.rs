@@ -296,6 +296,19 @@ mod tests {
     }
 
     #[test]
+    fn docs_firewall_md_shows_the_actual_rules() {
+        let guide = include_str!("../../../../docs/firewall.md");
+        let guard = Guard { reject: false, ..scoped() };
+        for chain in [GUARD_EGRESS, GUARD_INGRESS] {
+            let rules = texts(&guard, &chain);
+            // Too long for a guide.
+            let shown = rules.iter().filter(|rule| !rule.contains(RETURNED));
+            let shown: String = shown.map(|rule| format!("        {rule}\n")).collect();
+            assert!(guide.contains(&shown), "docs/firewall.md does not show {shown}");
+        }
+    }
+
+    #[test]
     fn without_interfaces_that_lead_out_no_rule_is_about_them() {
         let guard = Guard { outward: [].into(), ..scoped() };
         for chain in [GUARD_FORWARD, GUARD_INGRESS] {

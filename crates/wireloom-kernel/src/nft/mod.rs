@@ -171,6 +171,14 @@ impl Nftables {
         table.guarding().map(|_| &table.guard_counters)
     }
 
+    /// Reads what the guard has counted by now; `None` without a guard.
+    pub(super) fn count(&mut self) -> Result<Option<GuardCounters>, Cause> {
+        // Counting is no change that would lead to another generation.
+        self.seen = None;
+        self.observe()?;
+        Ok(self.guard_counters().cloned())
+    }
+
     /// Calls `changed`, from another thread, whenever somebody else changes the table, for as long as the
     /// process lives. That thread also restores the guard when the table is gone.
     pub(super) fn watch(&self, changed: impl Fn() + Send + 'static) -> io::Result<()> {

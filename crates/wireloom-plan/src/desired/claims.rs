@@ -166,7 +166,7 @@ impl<'a> Claim<'a> {
 }
 
 /// The prefixes that a node claims.
-fn prefixes(node: &Node, settings: &Settings) -> impl Iterator<Item = IpNet> {
+pub(super) fn prefixes(node: &Node, settings: &Settings) -> impl Iterator<Item = IpNet> {
     let addresses = settings.encrypt_host_traffic.then_some(&node.addresses).into_iter().flatten();
     let addresses = addresses.map(|address| IpNet::from(*address));
     let on_the_link = neighbours::declared(node, settings).map(IpNet::from);

@@ -69,6 +69,9 @@ pub struct Observed {
     pub here: BTreeSet<IpNet>,
     /// `net.ipv4.conf.all.rp_filter`. The greater one of it and an interface's own applies.
     pub rp_filter_all: u8,
+    /// The sysctls that make the kernel pass over the routes of our interface while no device is behind it, such as
+    /// `net.ipv4.conf.all.ignore_routes_with_linkdown`. Empty for an interface that does not outlive its device.
+    pub linkdown_ignored: BTreeSet<String>,
     /// What may pass by the guard.
     pub bypasses: BTreeSet<Bypass>,
 }

@@ -56,6 +56,8 @@ pub enum Because {
     ItDoesNotEncrypt,
     /// Our record says `encrypt = false`.
     WeDoNotEncrypt,
+    /// Our record has no key, or another one than the key file.
+    OurKeyUnknown,
     /// Only it can begin a handshake.
     NoEndpoint,
     /// Something is still to be programmed here, or our interface is down.
@@ -84,6 +86,7 @@ impl Proofs {
                         since: self.awaited.get(name).copied().unwrap_or_default(),
                         because: self
                             .obstacle(name, node, &kept)
+                            .or_else(|| self.our_key_is_unknown().then_some(Because::OurKeyUnknown))
                             .or_else(|| node.endpoint.is_none().then_some(Because::NoEndpoint))
                             .or_else(|| unmet.clone())
                             .unwrap_or(Because::NoAnswer),
@@ -92,6 +95,12 @@ impl Proofs {
                 (name.clone(), account)
             })
             .collect()
+    }
+
+    /// Whether the others cannot answer us, because they know no key or another one.
+    fn our_key_is_unknown(&self) -> bool {
+        let own = self.cluster.as_ref().and_then(|cluster| cluster.nodes.get(&self.node));
+        own.is_some_and(|own| own.public_key != Some(self.own_key))
     }
 
     /// The nodes to ask for a handshake, once nothing is [`unmet`](Self::unmet): those that it would prove and whose
@@ -127,6 +136,9 @@ impl fmt::Display for Because {
             }
             Self::ItDoesNotEncrypt => f.write_str("its record says encrypt = false"),
             Self::WeDoNotEncrypt => f.write_str("this node's own record says encrypt = false"),
+            Self::OurKeyUnknown => f.write_str(
+                "the mesh does not have this node's key; publish the key that `wireloom key public` prints",
+            ),
             Self::NoEndpoint => {
                 f.write_str("its record has no endpoint, so only it can begin; add one, or start its agent")
             }

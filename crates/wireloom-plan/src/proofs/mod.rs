@@ -11,6 +11,7 @@
 //!                                      ├─▶ Proofs::memory ──▶ the state directory, before the planner sees it
 //!                                      ├─▶ Proofs::to_ask ──▶ Asking ──▶ device
 //!                                      └─▶ Proofs::accounts ──▶ people
+//!  guard ──counters──▶ OneSided ──who has not proved us──▶ people
 //! ```
 //!
 //! Times are durations since 1970 on a clock that goes on while the agent is not running. If it is set back, what began
@@ -19,6 +20,7 @@
 mod account;
 mod asking;
 mod given_up;
+mod one_sided;
 mod proof;
 
 use std::{
@@ -32,6 +34,7 @@ pub use self::{
     account::{Account, Because, Preconditions},
     asking::{Asking, Candidate},
     given_up::GIVEN_UP,
+    one_sided::{OneSided, RECENT},
     proof::{Memory, PATIENCE, Proof},
 };
 use crate::{

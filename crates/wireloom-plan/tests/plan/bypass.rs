@@ -197,6 +197,14 @@ fn a_bypass_is_a_warning_where_there_is_a_guard_to_pass_by() {
         assert!(warnings.iter().all(|warning| warning.severity() == Severity::Warning));
         assert!(warnings.iter().all(Warning::is_about_others));
     }
+    let mut machine = world::Machine::new("a", key(1), &three_nodes());
+    let sysctls: BTreeSet<_> = ["net.ipv4.conf.all.ignore_routes_with_linkdown".to_owned()].into();
+    machine.kernel.linkdown_ignored = sysctls.clone();
+    let warnings = machine.plan(&three_nodes()).warnings;
+    assert_eq!(warnings, [Warning::LinkdownIgnored { sysctls }].into());
+    let fix = "`sysctl -w net.ipv4.conf.all.ignore_routes_with_linkdown=0`";
+    assert!(warnings.iter().all(|warning| warning.is_about_others() && warning.to_string().contains(fix)));
+
     let json = serde_json::to_value(Warning::Bypass { bypass: service }).unwrap();
     assert_eq!(json["warning"], "bypass");
     assert_eq!(json["bypass"]["way"], "virtual_services");

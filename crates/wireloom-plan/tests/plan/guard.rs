@@ -1,6 +1,9 @@
 //! The guard: whose addresses are workloads, and where plaintext is refused.
 
+use std::collections::BTreeMap;
+
 use wireloom_plan::{
+    desired::Owners,
     firewall::{Firewall, GuardSet},
     op::{FirewallOp, Op},
     ownership::Owner,
@@ -43,6 +46,22 @@ fn the_sets_hold_our_workloads_the_pools_and_those_of_proven_peers() {
     let device = machine.kernel.device.as_ref().unwrap();
     let keepalives = [2, 3].map(|peer| device.peers[&key(peer)].persistent_keepalive);
     assert_eq!(keepalives, [0, 3], "keepalives tell c that it is proven");
+}
+
+#[test]
+fn what_the_sets_refuse_is_added_up_by_the_node_that_has_the_addresses() {
+    let mut cluster = three_nodes();
+    cluster.nodes.get_mut("c").unwrap().workloads.insert(net("10.161.2.7/32"));
+    let mut machine = machine();
+    machine.standings = Some([("b".to_owned(), proven(key(2))), ("c".to_owned(), proven(key(3)))].into());
+    machine.reconcile(&cluster);
+    let owners = Owners::of(&cluster, &machine.settings);
+    let refused = machine.kernel.guarded.iter().filter(|it| it.set == GuardSet::RefusedOut);
+    let counted: BTreeMap<_, u64> = refused.map(|it| (it.addresses, 1)).collect();
+    // b: two ranges around the borrowed address, and one of IPv6.
+    assert_eq!(owners.add_up(&counted), [("b", 3), ("c", 3)].into());
+    assert_eq!(owners.owner(ip("10.161.2.7")), Some("c"));
+    assert_eq!(owners.owner(ip("192.0.2.77")), None);
 }
 
 #[test]

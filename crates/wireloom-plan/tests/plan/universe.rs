@@ -413,6 +413,7 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
                 here,
                 rp_filter_all,
                 bypasses: BTreeSet::new(),
+                linkdown_ignored: BTreeSet::new(),
             }
         },
     )

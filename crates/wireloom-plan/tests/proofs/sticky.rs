@@ -192,6 +192,17 @@ fn nobody_is_asked_while_we_could_not_deliver() {
 }
 
 #[test]
+fn nobody_is_said_not_to_answer_while_the_mesh_does_not_have_our_key() {
+    for key in [None, Some(key(9))] {
+        let mut world = World::new();
+        world.edit_node("a", |a| a.public_key = key);
+        assert_eq!(because(&world, "b"), Some(Because::OurKeyUnknown));
+        world.edit_node("c", |c| c.public_key = None);
+        assert_eq!(because(&world, "c"), Some(Because::NoKey));
+    }
+}
+
+#[test]
 fn every_reason_names_what_to_do() {
     let told = |because: Because| because.to_string();
     assert_eq!(
@@ -203,6 +214,8 @@ fn every_reason_names_what_to_do() {
         "this machine does not forward IPv6; set net.ipv6.conf.all.forwarding=1"
     );
     let texts: BTreeSet<_> =
-        [Because::NoKey, Because::OwnKey, Because::NoEndpoint, Because::NoAnswer].map(told).into();
+        [Because::NoKey, Because::OwnKey, Because::OurKeyUnknown, Because::NoEndpoint, Because::NoAnswer]
+            .map(told)
+            .into();
     assert!(texts.iter().all(|text| text.contains("; ") || text.contains(", ")));
 }

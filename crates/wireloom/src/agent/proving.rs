@@ -10,8 +10,10 @@ use nix::time::{ClockId, clock_gettime};
 use wireloom_kernel::state::StateDir;
 use wireloom_plan::{
     cluster::Cluster,
-    proofs::{Asking, Memory, Preconditions, Proofs},
+    desired::Owners,
+    proofs::{Asking, Memory, OneSided, Preconditions, Proofs},
     standing::Standings,
+    warning::Warning,
 };
 use wireloom_types::PublicKey;
 
@@ -23,6 +25,10 @@ const BUSY: Duration = Duration::from_secs(1);
 
 /// How often otherwise. A node that was proven with another key may have been given a new one, for instance.
 const IDLE: Duration = Duration::from_secs(5);
+
+/// How often the counters of the guard are read, which lists the whole table: a few times before a refused packet counts
+/// as old ([`RECENT`](wireloom_plan::proofs::RECENT)).
+const COUNT: Duration = Duration::from_secs(10);
 
 /// How many changes of one look are logged one by one.
 const LOGGED: usize = 20;
@@ -39,6 +45,9 @@ pub(super) struct Proving {
     standings: Standings,
     /// When the device is to be looked at next.
     next_look: Instant,
+    one_sided: OneSided,
+    /// When the guard's counters are to be read next.
+    next_count: Instant,
 }
 
 /// Seconds since 1970 on a clock that nobody sets while the agent runs. It goes on while the machine is suspended.
@@ -75,6 +84,8 @@ impl Proving {
             recorded,
             standings: Standings::new(),
             next_look: Instant::now(),
+            one_sided: OneSided::default(),
+            next_count: Instant::now(),
         })
     }
 
@@ -127,6 +138,7 @@ impl Agent {
             self.pass();
         }
         self.ask(now);
+        self.look_for_plaintext(now);
         let Proving { proofs, preconditions, .. } = &self.proving;
         self.report.standing = proofs.accounts(preconditions);
         let busy = proofs.to_ask().next().is_some();
@@ -150,6 +162,32 @@ impl Agent {
         if let Err(error) = asked {
             tracing::warn!("{error}");
         }
+    }
+
+    /// Finds proven nodes that still send in plaintext, if it is time to.
+    fn look_for_plaintext(&mut self, now: Duration) {
+        let Proving { standings, one_sided, next_count, .. } = &mut self.proving;
+        if Instant::now() < *next_count || standings.values().all(|standing| !standing.ingress) {
+            return;
+        }
+        *next_count = Instant::now() + COUNT;
+        let counters = match self.reconciler.kernel_mut().count_refused() {
+            Ok(counters) => counters.unwrap_or_default(),
+            Err(error) => return tracing::debug!("{error}"),
+        };
+        let Some(cluster) = self.reconciler.cluster() else { return };
+        let refused = Owners::of(cluster, &self.config.settings).add_up(&counters.incoming);
+        one_sided.note(refused, standings, now);
+        let nodes = one_sided.nodes(now);
+        let new = nodes.keys().filter(|name| !self.report.not_proved_us.contains_key(*name));
+        let new: Vec<_> = new.cloned().collect();
+        for node in new.iter().take(LOGGED) {
+            tracing::warn!("{}", Warning::HasNotProvedUs { node: node.clone() });
+        }
+        if let Some(more @ 1..) = new.len().checked_sub(LOGGED) {
+            tracing::warn!("and {more} more nodes have not proved us");
+        }
+        self.report.not_proved_us = nodes;
     }
 
     /// Records what has been proven, then gives it to the planner. Returns whether that is something new.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use wireloom_kernel::{Backend, DeviceState, Kernel, Linux, Refusals, state::StateDir};
+use wireloom_kernel::{Backend, DeviceState, GuardCounters, Kernel, Linux, Refusals, state::StateDir};
 use wireloom_plan::{
     cluster::{Cluster, Node},
     observed::Observed,
@@ -36,6 +36,8 @@ pub(super) struct Situation {
     pub(super) backend: Option<Backend>,
     /// What the firewall refused; `None` when it does not check sources.
     pub(super) refusals: Option<Refusals>,
+    /// What the guard refused; `None` without a guard.
+    pub(super) guard: Option<GuardCounters>,
 }
 
 impl Situation {
@@ -75,6 +77,7 @@ impl Situation {
             standings: proofs.standings(),
             standing,
             refusals: kernel.refusals().cloned(),
+            guard: kernel.guard_counters().cloned(),
             observed,
             device: kernel.device()?,
             backend: kernel.present_backend()?,

@@ -1,6 +1,6 @@
 //! `wireloom status`: this node, its peers, its rules, and what is wrong.
 
-use std::process::ExitCode;
+use std::{mem, process::ExitCode};
 
 use clap::Args;
 use wireloom_plan::warning::Warning;
@@ -14,8 +14,8 @@ mod text;
 
 /// Show this node's mode, peers and rules, and what is wrong
 ///
-/// Shows the handshake, traffic and endpoint of every peer, in link mode also what the firewall refused; then changes
-/// that are still to be made, warnings and errors. Works without a running agent, too.
+/// Shows the handshake, traffic and endpoint of every peer, and what the guard and, in link mode, the source check
+/// refused; then changes that are still to be made, warnings and errors. Works without a running agent, too.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -39,12 +39,14 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Ok(Err(refusal)) => errors.push(refusal.to_string()),
         Err(error) => errors.push(error.to_string()),
     }
-    let agent = report::running_agent(&situation.config.settings.interface)?;
+    let mut agent = report::running_agent(&situation.config.settings.interface)?;
     let table = situation.config.settings.table;
     let deleted = agent.as_ref().and_then(|agent| agent.rules_deleted);
     warnings.extend(deleted.map(|recurrence| Warning::RulesDeleted { table, recurrence }));
     let held = agent.as_ref().and_then(|agent| agent.held.as_ref());
     warnings.extend(held.map(|held| held.warning(unix_time())));
+    let one_sided = agent.iter_mut().flat_map(|agent| mem::take(&mut agent.not_proved_us));
+    warnings.extend(one_sided.map(|(node, _)| Warning::HasNotProvedUs { node }));
     warnings.extend(situation.config.warnings.iter().cloned());
     let report = Report::new(&situation, agent, pending, &warnings, errors);
     if arguments.json {

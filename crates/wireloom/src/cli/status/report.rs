@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
 
 use ipnet::IpNet;
 use serde::Serialize;
-use wireloom_kernel::{Backend, PeerState, Refusals, state::StateDir};
+use wireloom_kernel::{Backend, GuardCounters, PeerState, Refusals, state::StateDir};
 use wireloom_plan::{
     cluster::Cluster,
+    desired::Owners,
     op::Op,
     proofs::Account,
     routing::Rule,
@@ -33,6 +34,8 @@ pub(super) struct Report<'a> {
     pub(super) standing: &'a BTreeMap<String, Account>,
     /// What happens to traffic with the workloads of unproven nodes.
     pub(super) unproven_peers: UnprovenPeers,
+    /// What the guard refused besides what the peers' counters show; `None` without a guard.
+    pub(super) guard: Option<GuardReport>,
     /// Packets that the firewall refused from senders that are not peers.
     pub(super) refused_strangers: Option<u64>,
     pub(super) rules: &'a [Rule],
@@ -63,7 +66,74 @@ pub(super) struct Peer<'a> {
     pub(super) sent: u64,
     /// Packets that the firewall refused because of their source.
     pub(super) refused: Option<u64>,
+    /// Packets from here to its nodes' workloads that the guard refused in plaintext.
+    pub(super) refused_out: Option<u64>,
+    /// The same from its nodes' workloads to here.
+    pub(super) refused_in: Option<u64>,
     pub(super) allowed_ips: Vec<IpNet>,
+}
+
+/// Packets that the guard refused, by reason. What is 0 is left out.
+#[derive(Serialize)]
+pub(super) struct GuardReport {
+    /// From here to workloads of proven nodes that are no peers now.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) no_peer_out: u64,
+    /// The same in the other direction.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) no_peer_in: u64,
+    /// From here to a pool's addresses whose node is unproven.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) unproven_out: u64,
+    /// The same in the other direction.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) unproven_in: u64,
+    /// Came out of the tunnel and would have left in plaintext.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) returned: u64,
+    /// Came from other machines with a local workload's address as the source.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) forged: u64,
+    /// ICMP errors about packets between workloads that would have left in plaintext.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) errors: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(packets: &u64) -> bool {
+    *packets == 0
+}
+
+impl GuardReport {
+    /// Of what the guard refused towards and from nodes, only what is not of one of these peers.
+    fn new(counters: &GuardCounters, refused: &Refused<'_>, peers: &[Peer<'_>]) -> Self {
+        let without_peers = |refused: &BTreeMap<&str, u64>| {
+            let is_peer = |name: &&str| peers.iter().any(|peer| peer.nodes.contains(name));
+            refused.iter().filter(|(name, _)| !is_peer(name)).map(|(_, packets)| packets).sum()
+        };
+        Self {
+            no_peer_out: without_peers(&refused.outgoing),
+            no_peer_in: without_peers(&refused.incoming),
+            unproven_out: counters.unproven_out,
+            unproven_in: counters.unproven_in,
+            returned: counters.returned,
+            forged: counters.forged,
+            errors: counters.errors,
+        }
+    }
+}
+
+/// What the guard refused, by node.
+struct Refused<'a> {
+    outgoing: BTreeMap<&'a str, u64>,
+    incoming: BTreeMap<&'a str, u64>,
+}
+
+impl<'a> Refused<'a> {
+    fn new(counters: &GuardCounters, cluster: &'a Cluster, settings: &Settings) -> Self {
+        let owners = Owners::of(cluster, settings);
+        Self { outgoing: owners.add_up(&counters.outgoing), incoming: owners.add_up(&counters.incoming) }
+    }
 }
 
 impl<'a> Report<'a> {
@@ -89,7 +159,14 @@ impl<'a> Report<'a> {
         let cluster = situation.cluster.as_ref().ok();
         let names = cluster.map(names_by_key).unwrap_or_default();
         let device = situation.device.as_ref();
+        let refused = situation.guard.as_ref().zip(cluster);
+        let refused = refused.map(|(guard, cluster)| Refused::new(guard, cluster, settings));
         let peers = device.into_iter().flat_map(|device| &device.peers);
+        let peers: Vec<_> = peers
+            .map(|(key, peer)| Peer::new(*key, peer, &names, situation.refusals.as_ref(), refused.as_ref()))
+            .collect();
+        let guard = situation.guard.as_ref().zip(refused.as_ref());
+        let guard = guard.map(|(guard, refused)| GuardReport::new(guard, refused, &peers));
         Self {
             node: &settings.node,
             agent,
@@ -108,9 +185,8 @@ impl<'a> Report<'a> {
                 public_key: device.and_then(|device| device.public_key),
                 listen_port: device.map(|device| device.listen_port),
             },
-            peers: peers
-                .map(|(key, peer)| Peer::new(*key, peer, &names, situation.refusals.as_ref()))
-                .collect(),
+            peers,
+            guard,
             standing: &situation.standing,
             unproven_peers: settings.unproven_peers,
             refused_strangers: situation.refusals.as_ref().map(|refusals| refusals.strangers),
@@ -161,9 +237,14 @@ impl<'a> Peer<'a> {
         peer: &PeerState,
         names: &BTreeMap<PublicKey, Vec<&'a str>>,
         refusals: Option<&Refusals>,
+        refused: Option<&Refused<'_>>,
     ) -> Self {
+        let nodes = names.get(&key).cloned().unwrap_or_default();
+        let sum = |of: &BTreeMap<&str, u64>| nodes.iter().filter_map(|name| of.get(name)).sum();
         Self {
-            nodes: names.get(&key).cloned().unwrap_or_default(),
+            refused_out: refused.map(|refused| sum(&refused.outgoing)),
+            refused_in: refused.map(|refused| sum(&refused.incoming)),
+            nodes,
             public_key: key,
             endpoint: peer.endpoint,
             handshake_age_seconds: peer.handshake_age(SystemTime::now()).map(|age| age.as_secs()),

@@ -7,7 +7,7 @@ use owo_colors::OwoColorize;
 use wireloom_kernel::wording;
 use wireloom_plan::{proofs::Account, settings::UnprovenPeers};
 
-use super::report::{Interface, Peer, Report};
+use super::report::{GuardReport, Interface, Peer, Report};
 use crate::run_file::{RunFile, unix_time};
 
 /// How many unproven nodes are named.
@@ -38,6 +38,9 @@ fn about(report: &Report<'_>) -> String {
     if let Some(packets @ 1..) = report.refused_strangers {
         about.add_row(["refused", &format!("{packets} packets from senders that are not peers in the mesh")]);
     }
+    for (packets, what) in report.guard.iter().flat_map(refused_by_guard) {
+        about.add_row(["refused", &format!("{packets} packets {what}")]);
+    }
     let Interface { name, state, backend, mtu, public_key, listen_port } = &report.interface;
     let mut interface = format!("{name}, {state}");
     interface.extend(mtu.map(|mtu| format!(", MTU {mtu}")));
@@ -57,14 +60,30 @@ fn about(report: &Report<'_>) -> String {
     lines(about)
 }
 
+/// What the guard refused besides what the table of peers shows.
+fn refused_by_guard(guard: &GuardReport) -> impl Iterator<Item = (u64, &'static str)> {
+    let reasons = [
+        (guard.no_peer_out, "in plaintext to workloads of proven nodes that are no peers now"),
+        (guard.no_peer_in, "in plaintext from workloads of proven nodes that are no peers now"),
+        (guard.unproven_out, "in plaintext to addresses of a pool whose node is unproven"),
+        (guard.unproven_in, "in plaintext from addresses of a pool whose node is unproven"),
+        (guard.returned, "from the tunnel that would have left in plaintext"),
+        (guard.forged, "from other machines under the address of a local workload"),
+        (guard.errors, "of ICMP, which quote packets between workloads"),
+    ];
+    reasons.into_iter().filter(|(packets, _)| *packets > 0)
+}
+
 fn peers(report: &Report<'_>) -> String {
     if report.peers.is_empty() {
         return String::new();
     }
     let mut peers = table();
-    // Only where the firewall checks sources.
+    // Only where the firewall checks sources, and only with a guard.
     let refused = report.refused_strangers.map(|_| "refused");
-    let header = ["peer", "proven", "endpoint", "handshake", "received", "sent"].into_iter().chain(refused);
+    let guarded = report.guard.as_ref().map(|_| ["refused out", "refused in"]);
+    let header = ["peer", "proven", "endpoint", "handshake", "received", "sent"].into_iter();
+    let header = header.chain(refused).chain(guarded.into_iter().flatten());
     peers.set_header(header.chain(["allowed IPs"]));
     for peer in &report.peers {
         let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
@@ -80,10 +99,15 @@ fn peers(report: &Report<'_>) -> String {
         row.extend(
             refused.map(|_| peer.refused.map_or_else(|| "not checked".into(), |packets| packets.to_string())),
         );
+        if guarded.is_some() {
+            let by_guard = [peer.refused_out, peer.refused_in];
+            row.extend(by_guard.map(|packets| packets.unwrap_or_default().to_string()));
+        }
         row.push(cidrs.join(" "));
         peers.add_row(row);
     }
-    for column in 3..=5 + refused.iter().len() {
+    let counters = refused.iter().len() + guarded.iter().flatten().count();
+    for column in 3..=5 + counters {
         if let Some(column) = peers.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

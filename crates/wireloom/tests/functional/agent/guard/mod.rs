@@ -3,6 +3,7 @@
 //! A laboratory takes seconds to build, so each test tries many cases in one: see [`Watched::case`].
 
 mod addresses;
+mod counters;
 mod device;
 mod icmp;
 mod ingress;
