@@ -7,7 +7,7 @@
 //!  └────────────────────────────┘               └────────────────────────────┘
 //! ```
 //!
-//! Functional tests, the tunnel bench and `wireloom-demo` are built on it. It needs no privileges: an ordinary
+//! Functional tests, the program's benches and `wireloom-demo` are built on it. It needs no privileges: an ordinary
 //! user becomes root of a user namespace first ([`become_root`]).
 //!
 //! ```no_run

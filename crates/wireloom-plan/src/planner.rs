@@ -175,7 +175,9 @@ impl Planner {
         let (desired, pending) = self.derive(observed)?;
         let ops = diff(observed, desired)?;
         let of_others = ownership::warnings(observed, desired, &settings);
-        let warnings = desired.warnings.iter().cloned().chain(of_others).collect();
+        let bypasses = observed.bypasses.iter().filter(|bypass| bypass.matters(&settings));
+        let bypasses = bypasses.map(|bypass| Warning::Bypass { bypass: bypass.clone() });
+        let warnings = desired.warnings.iter().cloned().chain(of_others).chain(bypasses).collect();
         *pending = Pending::none();
         Ok(Plan { ops, warnings })
     }

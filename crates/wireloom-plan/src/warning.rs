@@ -7,6 +7,7 @@ use serde::Serialize;
 use wireloom_types::{LinkAddress, PublicKey};
 
 use crate::{
+    bypass::Bypass,
     ownership,
     removals::Recurrence,
     routing::{Family, Route, Rule},
@@ -120,6 +121,11 @@ pub enum Warning {
         /// How often.
         recurrence: Recurrence,
     },
+    /// Something may pass by the guard.
+    Bypass {
+        /// What it is.
+        bypass: Bypass,
+    },
     /// Most peers are missing from the mesh, and stay in force for now.
     RemovalsHeld {
         /// The names of the missing nodes.
@@ -156,7 +162,13 @@ pub enum Severity {
 impl Warning {
     /// Whether it is about what others made in the kernel, not about the cluster and the settings.
     pub fn is_about_others(&self) -> bool {
-        matches!(self, Self::ForeignRule { .. } | Self::ForeignRoute { .. } | Self::TableOfFelix { .. })
+        matches!(
+            self,
+            Self::ForeignRule { .. }
+                | Self::ForeignRoute { .. }
+                | Self::TableOfFelix { .. }
+                | Self::Bypass { .. }
+        )
     }
 
     /// How much the warning matters.
@@ -168,6 +180,7 @@ impl Warning {
             | Self::NestedPrefixes { .. }
             | Self::RenamedSetting { .. }
             | Self::ForeignRule { .. }
+            | Self::Bypass { .. }
             | Self::ForeignRoute { blocks_ours: false, .. } => Severity::Warning,
             Self::OwnKeyDiffers { .. }
             | Self::SharedKey { .. }
@@ -290,6 +303,7 @@ impl fmt::Display for Warning {
                  plaintext until our rules are back; find out which one does it, or move away: run `wireloom down`, \
                  set another [routing] table in agent.toml, and start the agent again",
             ),
+            Self::Bypass { bypass } => bypass.fmt(f),
             Self::RemovalsHeld { nodes, seconds } => write!(
                 f,
                 "the mesh no longer has {} nodes, most of this node's peers ({}); they stay in force for {seconds} s \

@@ -99,7 +99,7 @@ impl Linux {
                 sysctl::set(&self.state, interface, *sysctl, *value)
             }
             SysctlOp::Restore { interface, sysctl } => sysctl::restore(&self.state, interface, *sysctl),
-            SysctlOp::LoosenOwn => sysctl::loosen(&self.interface),
+            SysctlOp::SetOwnRpFilter { value } => sysctl::set_own_rp_filter(&self.interface, *value),
         }
     }
 

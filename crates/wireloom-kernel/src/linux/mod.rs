@@ -3,6 +3,7 @@
 mod apply;
 mod asking;
 pub(crate) mod backend;
+mod bypass;
 mod greeting;
 mod observe;
 mod outward;
@@ -16,7 +17,7 @@ use wireloom_netlink::{Client, Protocol};
 use wireloom_plan::{observed::Observed, op::Op};
 use wireloom_types::{PrivateKey, PublicKey, interface::AGENT_ALIAS};
 
-use self::greeting::Greeting;
+use self::{bypass::Bypasses, greeting::Greeting};
 use crate::{
     Kernel,
     error::{Attempt, Cause, Error},
@@ -34,6 +35,7 @@ pub struct Linux {
     state: StateDir,
     rtnetlink: Rtnetlink,
     nftables: Nftables,
+    bypasses: Bypasses,
     kernel_device: KernelDevice,
     userspace_device: UserspaceDevice,
     /// The back end that should carry the packets; absent when any will do.
@@ -54,6 +56,7 @@ impl Linux {
             interface: interface.to_owned(),
             table,
             nftables: Nftables::new(interface, state.clone()),
+            bypasses: Bypasses::default(),
             state,
             rtnetlink: Client::open(Protocol::Route).attempt(|| "open a netlink socket".into())?,
             kernel_device: KernelDevice::new(interface),

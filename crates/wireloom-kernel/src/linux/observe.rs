@@ -17,7 +17,7 @@ use wireloom_plan::{
 use super::Linux;
 use crate::{
     error::{Attempt, Error},
-    rtnetlink::{address, interface, neighbour, route, rule},
+    rtnetlink::{address, interface, link, neighbour, route, rule},
     sysctl,
     wireguard::Backend,
 };
@@ -71,6 +71,8 @@ impl Linux {
                 .attempt(|| "list the routes to neighbours".into())?;
         }
         let rules = rule::observe(&mut self.rtnetlink).attempt(|| "list the rules".into())?;
+        let links = link::observe(&mut self.rtnetlink).attempt(|| "list the interfaces".into())?;
+        let outward = self.observe_outward(&rules, &with_own, links.clone())?;
         let mut observed = Observed {
             neighbours,
             link_routes,
@@ -78,7 +80,8 @@ impl Linux {
             rp_filter_all: sysctl::read(ALL, UnderlaySysctl::RpFilter)?.unwrap_or(0),
             addresses: on_ours.iter().map(|each| each.address).collect(),
             here: elsewhere.iter().map(|each| each.address).collect(),
-            outward: self.observe_outward(&rules, &with_own)?,
+            bypasses: self.observe_bypasses(&links, &outward),
+            outward,
             device: None,
             interface,
             rules: rules.iter().filter(|rule| rule.table == self.table).cloned().collect(),

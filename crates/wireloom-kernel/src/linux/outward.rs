@@ -7,7 +7,7 @@ use wireloom_plan::routing::Rule;
 use super::Linux;
 use crate::{
     error::{Attempt, Error},
-    rtnetlink::{link, link::Link, route},
+    rtnetlink::{link::Link, route},
 };
 
 impl Linux {
@@ -18,8 +18,8 @@ impl Linux {
         &mut self,
         rules: &[Rule],
         with_own: &BTreeSet<u32>,
+        mut links: Vec<Link>,
     ) -> Result<BTreeSet<String>, Error> {
-        let mut links = link::observe(&mut self.rtnetlink).attempt(|| "list the interfaces".into())?;
         links.retain(|link| link.name != self.interface);
         let by_port: BTreeSet<u32> =
             links.iter().filter(|link| link.leads_out).filter_map(|link| link.port_of).collect();

@@ -7,8 +7,8 @@ use super::{
     errors::{ERRORS_REFUSED, GUARD_ERRORS},
     expression::Rule,
     guard::{
-        self, FORGED, GUARD_ANSWERS, GUARD_EGRESS, GUARD_FORWARD, GUARD_INGRESS, GUARD_OUTPUT, RETURNED,
-        UNPROVEN_IN, UNPROVEN_OUT,
+        self, FORGED, GUARD_ANSWERS, GUARD_EGRESS, GUARD_FORWARD, GUARD_INGRESS, GUARD_LEAVING, GUARD_OUTPUT,
+        RETURNED, UNPROVEN_IN, UNPROVEN_OUT,
     },
     guard_sets,
     rules::{
@@ -19,12 +19,13 @@ use super::{
 };
 
 /// Every chain that the table can have.
-pub(super) const CHAINS: [Chain; 8] = [
+pub(super) const CHAINS: [Chain; 9] = [
     MARK_INCOMING,
     JUDGE_SOURCES,
     GUARD_EGRESS,
     GUARD_FORWARD,
     GUARD_OUTPUT,
+    GUARD_LEAVING,
     GUARD_INGRESS,
     GUARD_ERRORS,
     GUARD_ANSWERS,

@@ -5,6 +5,8 @@
 //! the tunnel. So it gets a source that routing does lead there; and if it would leave by another interface all the
 //! same, it is refused.
 
+use std::net::IpAddr;
+
 use wireloom_plan::{
     firewall::{Guard, GuardSet},
     routing::Family,
@@ -13,8 +15,8 @@ use wireloom_plan::{
 use super::{
     chain::{Chain, Hook},
     expression::{
-        Expression, Rule, connection, count, destination, drop, field, has_no_connection, icmp, meta, rule,
-        set_source,
+        Expression, Rule, accept, connection, count, destination, drop, field, has_no_connection, icmp, meta,
+        rule, set_source, source,
     },
     guard_sets::{FAMILIES, set},
 };
@@ -37,10 +39,7 @@ pub(super) fn types(family: Family) -> &'static [&'static str] {
 
 /// The rules of [`GUARD_ERRORS`].
 pub(super) fn sources(guard: &Guard, interface: &str) -> Vec<Rule> {
-    let v4 = guard.error_source_v4.map(|address| (Family::V4, address.into()));
-    let v6 = guard.error_source_v6.map(|address| (Family::V6, address.into()));
-    v4.into_iter()
-        .chain(v6)
+    given_sources(guard)
         .flat_map(|(family, address)| {
             about_workloads(guard, interface, family).map(|mut expressions| {
                 expressions.push(set_source(address));
@@ -48,6 +47,22 @@ pub(super) fn sources(guard: &Guard, interface: &str) -> Vec<Rule> {
             })
         })
         .collect()
+}
+
+/// Lets the errors that have such a source pass.
+pub(super) fn with_source(guard: &Guard) -> Vec<Rule> {
+    given_sources(guard)
+        .map(|(family, address)| {
+            let types = field(icmp(family), "type").is_any_of(types(family));
+            rule([source(family).is(&address.to_string()), types, accept()])
+        })
+        .collect()
+}
+
+fn given_sources(guard: &Guard) -> impl Iterator<Item = (Family, IpAddr)> {
+    let v4 = guard.error_source_v4.map(|address| (Family::V4, address.into()));
+    let v6 = guard.error_source_v6.map(|address| (Family::V6, address.into()));
+    v4.into_iter().chain(v6)
 }
 
 /// Refuses the errors that would leave by another interface than ours.

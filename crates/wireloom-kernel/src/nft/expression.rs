@@ -70,7 +70,7 @@ pub(super) fn meta(key: &str) -> Key {
 
 impl Key {
     /// Both, one after the other.
-    pub(super) fn and(self, other: Self) -> Self {
+    pub(super) fn and(&self, other: &Self) -> Self {
         Self {
             text: format!("{} . {}", self.text, other.text),
             listed: json!({ "concat": [self.listed, other.listed] }),
@@ -81,50 +81,50 @@ impl Key {
         self.compare("==", value, &json!(value))
     }
 
-    pub(super) fn is_not(self, value: &str) -> Expression {
+    pub(super) fn is_not(&self, value: &str) -> Expression {
         self.compare("!=", value, &json!(value))
     }
 
-    pub(super) fn is_less_than(self, value: &str) -> Expression {
+    pub(super) fn is_less_than(&self, value: &str) -> Expression {
         self.compare("<", value, &json!(value))
     }
 
-    pub(super) fn is_number(self, value: u16) -> Expression {
+    pub(super) fn is_number(&self, value: u16) -> Expression {
         self.compare("==", &value.to_string(), &json!(value))
     }
 
-    pub(super) fn is_within(self, address: &str, length: u8) -> Expression {
+    pub(super) fn is_within(&self, address: &str, length: u8) -> Expression {
         let listed = json!({ "prefix": { "addr": address, "len": length } });
         self.compare("==", &format!("{address}/{length}"), &listed)
     }
 
     /// One of several words.
-    pub(super) fn is_any_of(self, words: &[&str]) -> Expression {
+    pub(super) fn is_any_of(&self, words: &[&str]) -> Expression {
         self.compare("==", &format!("{{ {} }}", words.join(", ")), &json!({ "set": words }))
     }
 
     /// An interface's name.
-    pub(super) fn is_named(self, name: &str) -> Expression {
+    pub(super) fn is_named(&self, name: &str) -> Expression {
         let quoted = quoted(name);
         self.compare("==", &format!("\"{quoted}\""), &json!(quoted))
     }
 
-    pub(super) fn is_not_named(self, name: &str) -> Expression {
+    pub(super) fn is_not_named(&self, name: &str) -> Expression {
         let quoted = quoted(name);
         self.compare("!=", &format!("\"{quoted}\""), &json!(quoted))
     }
 
     /// One of several interfaces' names, at least one.
-    pub(super) fn is_named_any_of(self, names: &BTreeSet<String>) -> Expression {
+    pub(super) fn is_named_any_of(&self, names: &BTreeSet<String>) -> Expression {
         self.compare_names("==", names)
     }
 
     /// None of several interfaces' names, at least one.
-    pub(super) fn is_named_none_of(self, names: &BTreeSet<String>) -> Expression {
+    pub(super) fn is_named_none_of(&self, names: &BTreeSet<String>) -> Expression {
         self.compare_names("!=", names)
     }
 
-    fn compare_names(self, operator: &str, names: &BTreeSet<String>) -> Expression {
+    fn compare_names(&self, operator: &str, names: &BTreeSet<String>) -> Expression {
         match names.first() {
             Some(only) if names.len() == 1 => {
                 let quoted = quoted(only);
@@ -139,17 +139,17 @@ impl Key {
     }
 
     /// An element of a named set.
-    pub(super) fn is_in(self, set: &str) -> Expression {
+    pub(super) fn is_in(&self, set: &str) -> Expression {
         let set = format!("@{set}");
         self.compare("==", &set, &json!(set))
     }
 
-    pub(super) fn is_not_in(self, set: &str) -> Expression {
+    pub(super) fn is_not_in(&self, set: &str) -> Expression {
         let set = format!("@{set}");
         self.compare("!=", &set, &json!(set))
     }
 
-    fn compare(self, operator: &str, right: &str, listed: &Value) -> Expression {
+    fn compare(&self, operator: &str, right: &str, listed: &Value) -> Expression {
         let shown = if operator == "==" { String::new() } else { format!("{operator} ") };
         Expression {
             text: format!("{} {shown}{right}", self.text),

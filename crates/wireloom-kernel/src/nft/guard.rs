@@ -1,7 +1,7 @@
 //! The chains of the guard: what should be encrypted neither leaves nor enters in plaintext, whatever routing says.
 
 use wireloom_plan::{
-    firewall::{Guard, GuardSet},
+    firewall::{Guard, GuardSet, IncomingMark},
     routing::Family,
 };
 
@@ -21,6 +21,10 @@ pub(super) const GUARD_FORWARD: Chain = filter("guard_forward", "forward", -10);
 pub(super) const GUARD_OUTPUT: Chain = filter("guard_output", "output", -10);
 /// What both have in common.
 pub(super) const GUARD_EGRESS: Chain = Chain { name: "guard_egress", hook: None };
+/// Judges what leaves once more, by the interface that it does leave by: where a chain of type `route` has had a packet
+/// of this machine routed again, the output hook still shows the interface from before (`nf_hook_slow` keeps its state).
+/// Before source NAT (100). Nothing can be rejected here, only dropped.
+pub(super) const GUARD_LEAVING: Chain = filter("guard_leaving", "postrouting", -10);
 /// Judges what enters, as it was on the wire: before NAT and before connection tracking (-200), after
 /// defragmentation (-400).
 pub(super) const GUARD_INGRESS: Chain = filter("guard_ingress", "prerouting", -310);
@@ -51,7 +55,8 @@ pub(super) fn chains(guard: &Guard, interface: &str) -> Vec<(Chain, Vec<Rule>)> 
     let mut all = vec![
         (GUARD_EGRESS, egress(guard, interface)),
         (GUARD_FORWARD, forward(guard)),
-        (GUARD_OUTPUT, output(guard, interface)),
+        (GUARD_OUTPUT, output(guard)),
+        (GUARD_LEAVING, leaving(guard, interface)),
         (GUARD_INGRESS, ingress(guard, interface)),
         (GUARD_ERRORS, errors::sources(guard, interface)),
     ];
@@ -69,16 +74,7 @@ pub(super) fn counters(guard: &Guard) -> impl Iterator<Item = &'static str> {
 
 fn egress(guard: &Guard, interface: &str) -> Vec<Rule> {
     let mut rules = vec![rule([meta("oifname").is_named(interface), accept()])];
-    if guard.datagrams.is_none() {
-        // A connection that a workload opened towards an address that is no workload came in directly. A packet without
-        // a connection matches neither.
-        for to_no_workload in FAMILIES.map(to_no_workload).into_iter().flatten() {
-            rules.push(rule([is_reply(), to_no_workload, accept()]));
-        }
-        rules.extend(nodes());
-    } else {
-        rules.push(discovery());
-    }
+    rules.extend(may_leave(guard));
     // The lookup that counts comes last.
     rules.extend(FAMILIES.map(|family| {
         rule([is_from(GuardSet::Own, family), is_to(GuardSet::RefusedOut, family), reject(family)])
@@ -96,21 +92,15 @@ fn egress(guard: &Guard, interface: &str) -> Vec<Rule> {
             reject(family),
         ])
     }));
-    // A local workload of ours that is reached through another machine has moved there, or has not come yet; its answers
-    // would be forged ones.
-    let (to, counter) = match guard.reject {
-        true => (GuardSet::Pools, UNPROVEN_OUT),
-        false => (GuardSet::Own, RETURNED),
-    };
     rules.extend(FAMILIES.map(|family| {
-        let out = meta("oifname").is_named_any_of(&guard.outward);
-        rule([out, is_from(GuardSet::Own, family), is_to(to, family), count(counter), reject(family)])
+        let [leaving, from, to, counted] = elsewhere(guard, family);
+        rule([leaving, from, to, counted, reject(family)])
     }));
     rules
 }
 
-/// What the chain in common lets pass may come from a workload that is still here, although the mesh says that its address
-/// has moved. A router between two others gets theirs from an interface that leads to other machines.
+/// What the chain in common lets pass may come from a workload that is still here, although the mesh says that its
+/// address has moved. A router between two others gets theirs from an interface that leads to other machines.
 fn forward(guard: &Guard) -> Vec<Rule> {
     let mut rules = vec![rule([jump(GUARD_EGRESS.name)])];
     if guard.outward.is_empty() {
@@ -131,19 +121,58 @@ fn forward(guard: &Guard) -> Vec<Rule> {
     rules
 }
 
-fn output(guard: &Guard, interface: &str) -> Vec<Rule> {
-    let mut rules = Vec::new();
-    // Our own encrypted datagrams: they alone have both.
-    if let Some(datagrams) = &guard.datagrams {
-        rules.push(rule([
-            field("udp", "sport").is_number(datagrams.port),
-            has_mark(datagrams.mark),
-            accept(),
-        ]));
-    }
-    rules.extend(errors::refusals(guard, interface));
+fn output(guard: &Guard) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = datagrams(guard).into_iter().collect();
+    // Judged where they leave, because they were routed again.
+    rules.extend(errors::with_source(guard));
     rules.push(rule([jump(GUARD_EGRESS.name)]));
     rules
+}
+
+fn leaving(guard: &Guard, interface: &str) -> Vec<Rule> {
+    let mut rules = vec![rule([meta("oifname").is_named(interface), accept()])];
+    rules.extend(datagrams(guard));
+    rules.extend(errors::refusals(guard, interface));
+    rules.extend(may_leave(guard));
+    rules.extend(
+        FAMILIES.map(|family| {
+            rule([is_from(GuardSet::Own, family), is_to(GuardSet::RefusedOut, family), drop()])
+        }),
+    );
+    if !guard.outward.is_empty() {
+        rules.extend(FAMILIES.map(|family| {
+            let [leaving, from, to, counted] = elsewhere(guard, family);
+            rule([leaving, from, to, counted, drop()])
+        }));
+    }
+    rules
+}
+
+/// Our own encrypted datagrams: they alone have both.
+fn datagrams(guard: &Guard) -> Option<Rule> {
+    let IncomingMark { port, mark } = guard.datagrams.as_ref()?;
+    Some(rule([field("udp", "sport").is_number(*port), has_mark(*mark), accept()]))
+}
+
+/// What leaves in plaintext by promise.
+fn may_leave(guard: &Guard) -> Vec<Rule> {
+    if guard.datagrams.is_some() {
+        return vec![discovery()];
+    }
+    // A connection that a workload opened towards an address that is no workload came in directly. A packet without a
+    // connection matches neither.
+    let answers = FAMILIES.map(to_no_workload).into_iter().flatten();
+    let answers = answers.map(|to_no_workload| rule([is_reply(), to_no_workload, accept()]));
+    answers.chain(nodes()).collect()
+}
+
+/// Out of an interface that leads to other machines, from a local workload to another of ours: that one has moved there,
+/// or has not come yet, and its answers would be forged ones. If plaintext is refused, to anything in a pool.
+fn elsewhere(guard: &Guard, family: Family) -> [Expression; 4] {
+    let leaving = meta("oifname").is_named_any_of(&guard.outward);
+    let (to, counter) =
+        if guard.reject { (GuardSet::Pools, UNPROVEN_OUT) } else { (GuardSet::Own, RETURNED) };
+    [leaving, is_from(GuardSet::Own, family), is_to(to, family), count(counter)]
 }
 
 fn ingress(guard: &Guard, interface: &str) -> Vec<Rule> {
@@ -184,7 +213,7 @@ fn answers(guard: &Guard) -> Vec<Rule> {
             let opened_by = connection("original", family, "saddr");
             rule([
                 is_reply(),
-                in_set(opened_by, GuardSet::Pools, family),
+                in_set(&opened_by, GuardSet::Pools, family),
                 to_no_workload,
                 add_mark(guard.mark),
             ])
@@ -196,7 +225,7 @@ fn answers(guard: &Guard) -> Vec<Rule> {
 /// The connection was opened towards an address outside the pools, or towards that of a node.
 fn to_no_workload(family: Family) -> [Expression; 2] {
     let opened_to = || connection("original", family, "daddr");
-    [opened_to().is_not_in(set(GuardSet::Pools, family).name), in_set(opened_to(), GuardSet::Nodes, family)]
+    [opened_to().is_not_in(set(GuardSet::Pools, family).name), in_set(&opened_to(), GuardSet::Nodes, family)]
 }
 
 /// Lets packets from and to nodes pass.
@@ -211,21 +240,19 @@ fn discovery() -> Rule {
 }
 
 fn is_from(of: GuardSet, family: Family) -> Expression {
-    in_set(source(family), of, family)
+    in_set(&source(family), of, family)
 }
 
 fn is_to(of: GuardSet, family: Family) -> Expression {
-    in_set(destination(family), of, family)
+    in_set(&destination(family), of, family)
 }
 
-fn in_set(key: Key, of: GuardSet, family: Family) -> Expression {
+fn in_set(key: &Key, of: GuardSet, family: Family) -> Expression {
     key.is_in(set(of, family).name)
 }
 
 #[cfg(test)]
 mod tests {
-    use wireloom_plan::firewall::IncomingMark;
-
     use super::*;
 
     fn texts(guard: &Guard, of: &Chain) -> Vec<String> {
@@ -284,7 +311,7 @@ mod tests {
         assert_eq!(texts(&host(), &GUARD_OUTPUT)[0], "udp sport 51820 meta mark and 0xa == 0xa accept");
         assert_eq!(texts(&host(), &GUARD_INGRESS)[1], "udp dport 51820 fib daddr type local accept");
         assert!(texts(&host(), &GUARD_ANSWERS).is_empty());
-        for chain in [GUARD_EGRESS, GUARD_INGRESS, GUARD_OUTPUT] {
+        for chain in [GUARD_EGRESS, GUARD_INGRESS, GUARD_LEAVING] {
             assert!(texts(&host(), &chain).iter().all(|rule| !rule.contains("@nodes")));
         }
     }
@@ -307,9 +334,11 @@ mod tests {
         let guard = Guard { error_source_v4: Some([10, 161, 1, 1].into()), ..scoped() };
         assert!(texts(&guard, &GUARD_ERRORS).contains(&format!("{about} ip saddr set 10.161.1.1")));
         let refused = format!("{about} counter name \"errors_refused\" drop");
-        for guard in [guard, scoped()] {
-            assert!(texts(&guard, &GUARD_OUTPUT).contains(&refused), "{:#?}", texts(&guard, &GUARD_OUTPUT));
+        for guard in [&guard, &scoped()] {
+            assert!(texts(guard, &GUARD_LEAVING).contains(&refused), "{:#?}", texts(guard, &GUARD_LEAVING));
         }
+        // The output hook still shows the interface from before the source changed.
+        assert!(texts(&guard, &GUARD_OUTPUT)[0].starts_with("ip saddr 10.161.1.1 icmp type { "));
         assert!(texts(&scoped(), &GUARD_ERRORS).is_empty());
     }
 }

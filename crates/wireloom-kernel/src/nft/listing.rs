@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::Value;
+use serde_json::{Value, json};
 use wireloom_plan::firewall::{Firewall, Guard, IncomingMark};
 
 use super::{
@@ -129,7 +129,8 @@ impl Objects {
         if !self.has_chain(&GUARD_EGRESS) {
             return None;
         }
-        let first = self.rules_of(&GUARD_OUTPUT).next();
+        let by_port = |rule: &&Value| rule.pointer("/0/match/left/payload/field") == Some(&json!("sport"));
+        let first = self.rules_of(&GUARD_OUTPUT).next().filter(by_port);
         let datagrams = first.and_then(|rule| incoming_mark(rule, "/0/match/right", "/1/match/right"));
         let answer = self.rules_of(&GUARD_ANSWERS).next().and_then(last);
         let answer = answer.and_then(|last| last.pointer("/mangle/value/|/1")?.as_u64()?.try_into().ok());
@@ -243,7 +244,6 @@ fn normal_property(key: &str, value: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
     use wireloom_plan::{address_range::AddressRange, firewall::GuardSet};
     use wireloom_types::LinkAddress;
 

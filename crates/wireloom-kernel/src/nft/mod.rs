@@ -16,6 +16,7 @@ mod counters;
 mod elements;
 mod errors;
 mod expression;
+mod flow_tables;
 mod guard;
 mod guard_sets;
 mod listing;
@@ -33,6 +34,7 @@ use std::io;
 use wireloom_plan::op::FirewallOp;
 
 pub use self::counters::{GuardCounters, Refusals};
+pub(super) use self::flow_tables::FlowTables;
 use self::{netlink::Generation, process::Nft, saved::Saved, table::Table};
 use crate::{
     error::{Attempt, Cause, Error},

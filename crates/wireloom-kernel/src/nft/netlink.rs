@@ -43,17 +43,22 @@ pub(super) fn has_felix() -> Result<bool, Cause> {
     const GET_CHAIN: u16 = 4;
     /// `NFTA_CHAIN_NAME`
     const NAME: u16 = 3;
-    // NFPROTO_UNSPEC: the chains of all families.
-    let request = Message::new(GET_CHAIN, 0, &[]);
+    Ok(dump(GET_CHAIN)?
+        .iter()
+        .any(|chain| attribute(chain, NAME).is_some_and(|name| name.windows(5).any(|part| part == b"cali-"))))
+}
+
+/// The payloads of all objects of a kind, in the tables of all families; none on a kernel without nftables. `request`
+/// is `NFT_MSG_GET…`.
+pub(super) fn dump(request: u16) -> Result<Vec<Vec<u8>>, Cause> {
     let mut client = match Client::open(Protocol::Netfilter) {
-        Err(error) if is_without_netfilter(&error) => return Ok(false),
+        Err(error) if is_without_netfilter(&error) => return Ok(Vec::new()),
         client => client?,
     };
-    match client.dump(&request) {
-        Ok(chains) => Ok(chains.iter().any(|chain| {
-            attribute(&chain.payload, NAME).is_some_and(|name| name.windows(5).any(|part| part == b"cali-"))
-        })),
-        Err(error) if is_absent(&error) => Ok(false),
+    // NFPROTO_UNSPEC
+    match client.dump(&Message::new(request, 0, &[])) {
+        Ok(objects) => Ok(objects.into_iter().map(|object| object.payload).collect()),
+        Err(error) if is_absent(&error) => Ok(Vec::new()),
         Err(error) => Err(error.into()),
     }
 }
@@ -66,13 +71,18 @@ pub(super) fn first_attribute(payload: &[u8]) -> Option<&[u8]> {
 }
 
 /// The attribute of a type.
-fn attribute(payload: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(super) fn attribute(payload: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(payload).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
 /// The attributes in a payload, by type, up to the first that does not fit.
 fn attributes(payload: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut rest = payload.get(HEADER_LEN..).unwrap_or_default();
+    nested(payload.get(HEADER_LEN..).unwrap_or_default())
+}
+
+/// The attributes in an attribute, by type, up to the first that does not fit.
+pub(super) fn nested(attribute: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = attribute;
     iter::from_fn(move || {
         let [l0, l1, k0, k1] = *rest.first_chunk()?;
         let length = usize::from(u16::from_ne_bytes([l0, l1]));

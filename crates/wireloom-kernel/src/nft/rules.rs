@@ -43,8 +43,8 @@ pub(super) fn judge_sources(interface: &str) -> Vec<Rule> {
         rule([meta("iifname").is_not_named(interface), accept()]),
         // While the interface is one whose device checks allowed-IPs instead: before or after link mode.
         rule([meta("iiftype").is_not("ether"), accept()]),
-        rule([link().and(field("ip", "saddr")).is_in(SOURCES_V4.name), accept()]),
-        rule([link().and(field("ip6", "saddr")).is_in(SOURCES_V6.name), accept()]),
+        rule([link().and(&field("ip", "saddr")).is_in(SOURCES_V4.name), accept()]),
+        rule([link().and(&field("ip6", "saddr")).is_in(SOURCES_V6.name), accept()]),
         // The device's own answers, also those about addresses that no peer has. The device drops neighbour
         // discovery from peers.
         rule([field("icmpv6", "type").is("nd-neighbor-advert"), accept()]),

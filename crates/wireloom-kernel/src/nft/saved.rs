@@ -3,7 +3,6 @@
 
 use std::{
     io,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -14,9 +13,6 @@ use crate::{
     error::Cause,
     state::{StateDir, read_file, remove_written, write_atomically},
 };
-
-/// The name of the file in the state directory.
-const NAME: &str = "guard.nft";
 
 /// Its first line.
 const COMMENT: &str = "# Wireloom's guard. `nft -f` puts it in force, in one transaction; the agent keeps this file up to \
@@ -49,12 +45,12 @@ impl Saved {
         ops.extend(table.guarded.iter().copied().map(FirewallOp::Guard));
         let script = script::of(&ops.iter().collect::<Vec<_>>(), interface);
         self.state.create()?;
-        write_atomically(&self.path(), format!("{COMMENT}{script}").as_bytes())
+        write_atomically(&self.state.guard_path(), format!("{COMMENT}{script}").as_bytes())
     }
 
     /// Removes the file, so that the table does not come back.
     pub(super) fn remove(&self) -> io::Result<()> {
-        remove_written(&self.path())
+        remove_written(&self.state.guard_path())
     }
 
     /// Makes the saved table if there is none. Returns whether it did.
@@ -66,27 +62,49 @@ impl Saved {
         if netlink::table_exists()? {
             return Ok(false);
         }
-        let Some(saved) = read_file(&self.path())? else { return Ok(false) };
-        let script = str::from_utf8(&saved).ok().and_then(if_absent);
-        let script =
-            script.ok_or_else(|| Cause::Permanent(format!("{} is damaged", self.path().display())))?;
-        match self.nft.load(&script) {
+        let Some(saved) = self.read()? else { return Ok(false) };
+        match self.nft.load(&saved.if_absent) {
             // Somebody was faster.
             Err(_) if netlink::table_exists()? => Ok(false),
             loaded => loaded.map(|()| true),
         }
     }
 
-    fn path(&self) -> PathBuf {
-        self.state.path().join(NAME)
+    /// Makes the saved table anew, whatever there is. Returns whether one is saved.
+    ///
+    /// # Errors
+    /// As [`restore`](Self::restore).
+    pub(super) fn renew(&self) -> Result<bool, Cause> {
+        let _changing = self.hold();
+        let Some(saved) = self.read()? else { return Ok(false) };
+        self.nft.load(&saved.anew).map(|()| true)
+    }
+
+    fn read(&self) -> Result<Option<Scripts>, Cause> {
+        let Some(saved) = read_file(&self.state.guard_path())? else { return Ok(None) };
+        let scripts = String::from_utf8(saved).ok().and_then(Scripts::of);
+        let damaged = || Cause::Permanent(format!("{} is damaged", self.state.guard_path().display()));
+        scripts.map(Some).ok_or_else(damaged)
     }
 }
 
-/// The saved script, changed to fail where there is a table already.
-fn if_absent(saved: &str) -> Option<String> {
-    let anew = format!("add table inet {TABLE}\ndelete table inet {TABLE}\nadd table inet {TABLE}\n");
-    let rest = saved.strip_prefix(COMMENT)?.strip_prefix(&anew)?;
-    Some(format!("create table inet {TABLE}\n{rest}"))
+/// The saved script.
+#[derive(Debug, PartialEq)]
+struct Scripts {
+    /// As saved: it takes the place of what there is.
+    anew: String,
+    /// Changed to fail where there is a table already.
+    if_absent: String,
+}
+
+impl Scripts {
+    /// `None` unless [`Saved::write`] wrote it.
+    fn of(saved: String) -> Option<Self> {
+        let anew = format!("add table inet {TABLE}\ndelete table inet {TABLE}\nadd table inet {TABLE}\n");
+        let rest = saved.strip_prefix(COMMENT)?.strip_prefix(&anew)?;
+        let if_absent = format!("create table inet {TABLE}\n{rest}");
+        Some(Self { anew: saved, if_absent })
+    }
 }
 
 #[cfg(test)]
@@ -105,18 +123,19 @@ mod tests {
             Firewall { guard: Some(Guard { mark: 0xa, ..Guard::default() }), ..Firewall::default() };
         let table = Table { firewall: Some(firewall.clone()), ..Table::default() };
         saved.write(&table, &firewall, "wg0").unwrap();
-        let text = fs::read_to_string(directory.path().join(NAME)).unwrap();
-        let script = if_absent(&text).unwrap();
+        let text = fs::read_to_string(saved.state.guard_path()).unwrap();
+        let Scripts { anew, if_absent: script } = Scripts::of(text.clone()).unwrap();
+        assert_eq!(anew, text);
         assert!(script.starts_with("create table inet wireloom\nadd set "), "{script}");
         assert!(!script.contains("add table") && !script.contains("delete"), "{script}");
         saved.remove().unwrap();
-        assert!(!directory.path().join(NAME).exists());
+        assert!(!saved.state.guard_path().exists());
     }
 
     #[test]
     fn a_file_that_no_agent_wrote_is_not_loaded() {
-        assert_eq!(if_absent(""), None);
-        assert_eq!(if_absent("flush ruleset\n"), None);
-        assert_eq!(if_absent(&format!("{COMMENT}flush ruleset\n")), None);
+        for saved in [String::new(), "flush ruleset\n".into(), format!("{COMMENT}flush ruleset\n")] {
+            assert_eq!(Scripts::of(saved), None);
+        }
     }
 }

@@ -38,8 +38,10 @@ pub(crate) fn observe(netlink: &mut Rtnetlink) -> Result<Vec<Assigned>, Cause> {
 pub(crate) fn add(interface: u32, address: IpNet) -> Request {
     let mut message = encode(interface, address);
     // A WireGuard interface has no neighbours that could have the same address, so duplicate address
-    // detection (RFC 4862, section 5.4) is pointless.
-    message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    // detection (RFC 4862, section 5.4) is pointless. Of an IPv6 address the kernel would make a route in the main
+    // table as well, even with a full-length prefix.
+    let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+    message.attributes.push(AddressAttribute::Flags(flags));
     Request { message: RouteNetlinkMessage::NewAddress(message), flags: NLM_F_CREATE | NLM_F_EXCL }
 }
 

@@ -1,12 +1,15 @@
 //! All interfaces of the machine, and which of them lead to other machines by their kind.
 
+use std::collections::BTreeSet;
+
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
-        InfoKind, InfoPortKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType,
-        LinkMessage,
+        InfoBridge, InfoData, InfoKind, InfoPortKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+        LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
     },
 };
+use wireloom_plan::routing::Family;
 
 use super::Rtnetlink;
 use crate::error::Cause;
@@ -20,6 +23,12 @@ pub(crate) struct Link {
     pub(crate) leads_out: bool,
     /// The index of the interface to which it hands all that it receives: a bridge, a bond, a team.
     pub(crate) port_of: Option<u32>,
+    /// `None` for network cards and `lo`.
+    pub(crate) kind: Option<InfoKind>,
+    /// Whether an XDP program is on it.
+    pub(crate) xdp: bool,
+    /// The families whose packets a bridge shows to the firewall, whatever the sysctls say.
+    pub(crate) filtered: BTreeSet<Family>,
 }
 
 pub(crate) fn observe(netlink: &mut Rtnetlink) -> Result<Vec<Link>, Cause> {
@@ -36,15 +45,20 @@ pub(crate) fn observe(netlink: &mut Rtnetlink) -> Result<Vec<Link>, Cause> {
 /// `None` for a message without a name.
 pub(crate) fn decode(message: &LinkMessage) -> Option<Link> {
     let (mut name, mut controller, mut kind, mut port_kind) = (None, None, None, None);
+    let (mut xdp, mut filtered) = (false, BTreeSet::new());
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value.clone()),
             LinkAttribute::Controller(index) => controller = Some(*index),
+            LinkAttribute::Xdp(attributes) => xdp = attributes.iter().any(has_program),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     match info {
                         LinkInfo::Kind(value) => kind = Some(value),
                         LinkInfo::PortKind(value) => port_kind = Some(value),
+                        LinkInfo::Data(InfoData::Bridge(settings)) => {
+                            filtered = settings.iter().filter_map(filters).collect();
+                        }
                         _ => {}
                     }
                 }
@@ -62,7 +76,23 @@ pub(crate) fn decode(message: &LinkMessage) -> Option<Link> {
         name: name?,
         leads_out: !loopback && leads_out(kind),
         port_of: controller.filter(|_| takes_all),
+        kind: kind.cloned(),
+        xdp,
+        filtered,
     })
+}
+
+fn has_program(attribute: &LinkXdp) -> bool {
+    matches!(attribute, LinkXdp::Attached(mode) if *mode != XdpAttached::None)
+}
+
+/// The family whose packets a bridge with this setting shows to the firewall.
+fn filters(setting: &InfoBridge) -> Option<Family> {
+    match setting {
+        InfoBridge::NfCallIpTables(true) => Some(Family::V4),
+        InfoBridge::NfCallIp6Tables(true) => Some(Family::V6),
+        _ => None,
+    }
 }
 
 /// Network cards have no kind. Everything else leads to other machines except for what ends on this one: the kinds that
@@ -84,6 +114,8 @@ fn leads_out(kind: Option<&InfoKind>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::{Emitable, Parseable};
+
     use super::*;
 
     fn link(kind: Option<InfoKind>, flags: LinkFlags) -> Link {
@@ -116,5 +148,31 @@ mod tests {
         for kind in [InfoKind::Veth, InfoKind::Bridge, InfoKind::Dummy, InfoKind::Ifb, InfoKind::Netkit] {
             assert!(!link(Some(kind.clone()), up).leads_out, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn programs_and_the_settings_of_bridges_are_read() {
+        let read = |attribute: LinkAttribute| {
+            let mut message = LinkMessage::default();
+            message.attributes = vec![LinkAttribute::IfName("br0".into()), attribute];
+            // As the kernel writes it.
+            let mut bytes = vec![0; message.buffer_len()];
+            message.emit(&mut bytes);
+            decode(&LinkMessage::parse(bytes.as_slice()).unwrap()).unwrap()
+        };
+        let xdp = |mode| read(LinkAttribute::Xdp(vec![LinkXdp::Attached(mode), LinkXdp::ProgId(7)])).xdp;
+        assert!(!xdp(XdpAttached::None));
+        for mode in
+            [XdpAttached::Driver, XdpAttached::SocketBuffer, XdpAttached::Hardware, XdpAttached::Multiple]
+        {
+            assert!(xdp(mode), "{mode:?}");
+        }
+        let bridge = |settings: Vec<InfoBridge>| {
+            let data = LinkInfo::Data(InfoData::Bridge(settings));
+            read(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), data])).filtered
+        };
+        let settings = vec![InfoBridge::NfCallIpTables(false), InfoBridge::NfCallIp6Tables(true)];
+        assert_eq!(bridge(settings), [Family::V6].into());
+        assert_eq!(bridge(vec![InfoBridge::NfCallIpTables(true)]), [Family::V4].into());
     }
 }

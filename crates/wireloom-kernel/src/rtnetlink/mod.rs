@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use wireloom_plan::routing::Family;
 
 pub(crate) mod address;
+pub(crate) mod classifier;
 pub(crate) mod interface;
 pub(crate) mod link;
 pub(crate) mod monitor;

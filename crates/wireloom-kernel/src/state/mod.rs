@@ -80,12 +80,18 @@ impl StateDir {
         ALL.iter().filter_map(|record| record.set_aside_if_damaged(&self.path).transpose()).collect()
     }
 
+    /// The saved guard: a script for `nft -f` that makes the whole nftables table.
+    pub(crate) fn guard_path(&self) -> PathBuf {
+        self.path.join("guard.nft")
+    }
+
     /// Removes everything but the private key, and damaged records that were moved aside.
     ///
     /// # Errors
     /// The operating system's error.
     pub fn clear(&self) -> io::Result<()> {
         ALL.iter().try_for_each(|record| record.remove(&self.path))?;
+        remove_written(&self.guard_path())?;
         remove_written(&self.lock_path())
     }
 }

@@ -1,4 +1,5 @@
-//! `proofs.json`: which nodes have proved that they encrypt with this one, so that nothing of theirs is in plaintext again.
+//! `proofs.json`: which nodes have proved that they encrypt with this one, so that nothing of theirs is in plaintext
+//! again.
 
 use std::io;
 

@@ -60,7 +60,11 @@ impl DaemonSet {
         copy_base(&directory.join("base"))?;
         let daemon_set = Self { directory };
         daemon_set.write("kustomization.yaml", &KUSTOMIZATION.replace("IMAGE", IMAGE).replace("TAG", tag))?;
-        daemon_set.write("mesh.toml", &Mesh::of_nodes(cluster.nodes(), &keys).to_toml())?;
+        let mut mesh = Mesh::of_nodes(cluster.nodes(), &keys);
+        for (member, node) in mesh.nodes.iter_mut().zip(cluster.nodes()) {
+            member.addresses.extend(cluster.layout.network.node_addresses(node));
+        }
+        daemon_set.write("mesh.toml", &mesh.to_toml())?;
         daemon_set.apply(cluster)?;
         Ok(daemon_set)
     }

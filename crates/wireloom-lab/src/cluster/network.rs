@@ -1,6 +1,6 @@
 //! How the pods of a cluster are connected: the network plugin's configuration, and VXLAN interfaces.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::IpAddr};
 
 use serde_json::{Value, json};
 
@@ -52,6 +52,14 @@ impl PodNetwork {
                 { "type": "portmap", "capabilities": { "portMappings": true } },
             ],
         })
+    }
+
+    /// The addresses that a node has itself, although they lie in its block of pods' addresses.
+    pub(super) fn node_addresses(self, node: &Node) -> Vec<IpAddr> {
+        match self {
+            Self::Bridge | Self::MasqueradingBridge => Vec::new(),
+            Self::Vxlan => pod(node.number, 0).both().to_vec(),
+        }
     }
 
     /// Connects a node to the others, as a network plugin's daemon does.

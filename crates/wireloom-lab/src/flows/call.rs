@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -54,7 +54,9 @@ pub(super) fn call(
     let deadline = Instant::now() + patience;
     let answer = match mark.protocol() {
         Protocol::Tcp => by_tcp(&socket, to, &request, deadline),
-        Protocol::Udp => by_udp(&socket, to, &request, deadline),
+        // The kernel chooses the source of a datagram at another moment where a socket is not connected.
+        Protocol::Udp if call.is_multiple_of(2) => by_connected_udp(&socket, to, &request, deadline),
+        Protocol::Udp => by_udp(&socket.into(), to, &request, deadline),
     };
     // What the network refuses is an outcome, not an error.
     Ok(answer.ok().and_then(|line| parse(&line)))
@@ -76,7 +78,12 @@ fn by_tcp(mut socket: &Socket, to: SocketAddr, request: &[u8], deadline: Instant
     }
 }
 
-fn by_udp(mut socket: &Socket, to: SocketAddr, request: &[u8], deadline: Instant) -> io::Result<Vec<u8>> {
+fn by_connected_udp(
+    mut socket: &Socket,
+    to: SocketAddr,
+    request: &[u8],
+    deadline: Instant,
+) -> io::Result<Vec<u8>> {
     socket.connect(&to.into())?;
     let mut buffer = [0; 2048];
     loop {
@@ -85,6 +92,23 @@ fn by_udp(mut socket: &Socket, to: SocketAddr, request: &[u8], deadline: Instant
         socket.set_read_timeout(Some(left(deadline).min(AGAIN)))?;
         match socket.read(&mut buffer) {
             Ok(length) => return Ok(buffer[..length].to_vec()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn by_udp(socket: &UdpSocket, to: SocketAddr, request: &[u8], deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut buffer = [0; 2048];
+    loop {
+        socket.set_write_timeout(Some(AGAIN))?;
+        socket.send_to(request, to)?;
+        socket.set_read_timeout(Some(left(deadline).min(AGAIN)))?;
+        match socket.recv_from(&mut buffer) {
+            // Whoever sends from such a socket looks at the source of the answer.
+            Ok((length, from)) if from == to => return Ok(buffer[..length].to_vec()),
+            Ok(_) if Instant::now() < deadline => {}
+            Ok(_) => return Err(io::ErrorKind::TimedOut.into()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {}
             Err(error) => return Err(error),
         }

@@ -18,8 +18,18 @@ pub struct Column {
 pub enum Protocol {
     /// A TCP connection: a line each way.
     Tcp,
-    /// A UDP datagram each way.
+    /// A UDP datagram each way: first from a socket that is connected, then from one that is not.
     Udp,
+}
+
+impl Protocol {
+    /// How many calls a cell needs at least.
+    pub(super) fn calls(self) -> usize {
+        match self {
+            Self::Tcp => 1,
+            Self::Udp => 2,
+        }
+    }
 }
 
 impl Column {

@@ -7,7 +7,7 @@ use super::cast::{HEADLESS, Network, PODS, ServiceKind, service};
 /// A row of the table: who calls whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
-    /// What it is called, in output and in the list of known failures.
+    /// What it is called.
     pub name: &'static str,
     pub(super) from: From,
     pub(super) to: To,

@@ -7,13 +7,11 @@
 //! ```
 //!
 //! A *flow* says who calls whom: a pod, a node or a machine outside calls a pod, a service, a node port, a host port
-//! or a node. A *cell* is a flow over one family and one protocol. Each has its promise; a cell that breaks it is
-//! either on the list of known failures or an error, and so is one on that list that keeps it.
+//! or a node. A *cell* is a flow over one family and one protocol. Each has its promise.
 //!
 //! - `cast`: the pods and services, and the ports that they use. `manifest` writes them for `kubectl apply`.
 //! - `testbed`: what measuring needs to know of the running cluster.
-//! - `flow`: the rows of the table; `column`: protocol and family. `promise` and `known_failures` say what is expected
-//!   of them.
+//! - `flow`: the rows of the table; `column`: protocol and family. `promise` says what is expected of them.
 //! - `call`: one request and its answer. `mark` finds its packets on the underlay.
 //! - `table` measures and judges all cells, `report` prints them.
 
@@ -21,7 +19,6 @@ mod call;
 mod cast;
 mod column;
 mod flow;
-mod known_failures;
 mod manifest;
 mod mark;
 mod promise;
@@ -34,7 +31,6 @@ pub use self::{
     cast::{HEADLESS, NODES, PODS, Pod, SERVICES, Service, ServiceKind},
     column::{Column, Protocol},
     flow::{FLOWS, Flow, Group},
-    known_failures::ISSUE,
     manifest::manifest,
     situation::Situation,
     table::{FlowTable, Measured, Verdict},

@@ -48,8 +48,8 @@ impl Promise {
         cell.reachable == self.reachable && self.wire.is_none_or(|wire| cell.wire == wire)
     }
 
-    /// Whether the underlay saw plaintext where encryption was promised. Nothing excuses that: neither a busy machine
-    /// nor the list of known failures.
+    /// Whether the underlay saw plaintext where encryption was promised. No busy machine
+    /// excuses that.
     pub(super) fn is_leaked_by(self, cell: Cell) -> bool {
         self.wire == Some(Wire::Encrypted) && matches!(cell.wire, Wire::Direct | Wire::Both)
     }

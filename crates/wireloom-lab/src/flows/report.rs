@@ -6,7 +6,6 @@ use owo_colors::{OwoColorize as _, Style};
 
 use super::{
     column::Column,
-    known_failures::ISSUE,
     table::{FlowTable, Measured, Verdict},
 };
 use crate::Wire;
@@ -17,28 +16,18 @@ const NAME: usize = 50;
 const WIDTH: usize = 17;
 
 impl FlowTable {
-    /// The cells that are errors, in one line each: broken promises, and listed failures that do not fail any more.
-    /// Empty when there are none.
+    /// The cells that are not as promised, in one line each. Empty when there are none.
     #[must_use]
     pub fn broken(&self) -> Vec<String> {
-        let errors = self.cells.iter().filter(|measured| measured.verdict.is_error());
-        errors.map(|measured| self.describe(measured)).collect()
+        let broken = self.cells.iter().filter(|measured| measured.verdict == Verdict::Broken);
+        broken.map(|measured| self.describe(measured)).collect()
     }
 
-    /// How many cells are as promised, how many are known failures, and which issue fixes those.
+    /// How many cells are as promised.
     #[must_use]
     pub fn summary(&self) -> String {
         let count = |verdict| self.cells.iter().filter(|measured| measured.verdict == verdict).count();
         let mut parts = vec![format!("{} of {} as promised", count(Verdict::Kept), self.cells.len())];
-        match count(Verdict::KnownFailure) {
-            0 => {}
-            1 => parts.push(format!("1 known failure (~, issue \"{ISSUE}\")")),
-            failures => parts.push(format!("{failures} known failures (~, issue \"{ISSUE}\")")),
-        }
-        match count(Verdict::Fixed) {
-            0 => {}
-            fixed => parts.push(format!("{fixed} listed as known failures, but as promised (!)")),
-        }
         match count(Verdict::Broken) {
             0 => {}
             broken => parts.push(format!("{broken} not as promised (!)")),
@@ -47,16 +36,10 @@ impl FlowTable {
     }
 
     fn describe(&self, measured: &Measured) -> String {
-        let Measured { flow, column, cell, remark, verdict } = measured;
+        let Measured { flow, column, cell, remark, .. } = measured;
         let promise = measured.promise(self.situation);
         let remark = if remark.is_empty() { String::new() } else { format!(", {remark}") };
-        match verdict {
-            Verdict::Fixed => format!(
-                "{}, {column}: {cell}, as promised: take it off the list of known failures ({})",
-                flow.name, self.situation
-            ),
-            _ => format!("{}, {column}: {cell}{remark} (promised: {promise}; {})", flow.name, self.situation),
-        }
+        format!("{}, {column}: {cell}{remark} (promised: {promise}; {})", flow.name, self.situation)
     }
 }
 
@@ -75,8 +58,8 @@ impl fmt::Display for FlowTable {
             let cells: String = row.iter().map(cell).collect();
             writeln!(f, "  {:<NAME$}{}", flow.name, cells.trim_end())?;
         }
-        let has_errors = self.cells.iter().any(|measured| measured.verdict.is_error());
-        let style = if has_errors { Style::new().red().bold() } else { Style::new().green().bold() };
+        let is_broken = self.cells.iter().any(|measured| measured.verdict == Verdict::Broken);
+        let style = if is_broken { Style::new().red().bold() } else { Style::new().green().bold() };
         writeln!(f, "  {}", self.summary().style(style))
     }
 }
@@ -85,8 +68,7 @@ impl fmt::Display for FlowTable {
 fn cell(measured: &Measured) -> String {
     let (mark, style) = match measured.verdict {
         Verdict::Kept => ("✓", Style::new().green()),
-        Verdict::KnownFailure => ("~", Style::new().yellow()),
-        Verdict::Broken | Verdict::Fixed => ("!", Style::new().red().bold()),
+        Verdict::Broken => ("!", Style::new().red().bold()),
     };
     let (words, words_style) = match (measured.cell.reachable, measured.cell.wire) {
         // Some calls must not be answered.
@@ -98,7 +80,7 @@ fn cell(measured: &Measured) -> String {
         (true, Wire::Nothing) => ("on the node", Style::new().dimmed()),
         (true, Wire::Both) => ("half encrypted", Style::new().cyan()),
     };
-    let words_style = if measured.verdict.is_error() { style } else { words_style };
+    let words_style = if measured.verdict == Verdict::Broken { style } else { words_style };
     // Colour codes have no width.
     let padding = " ".repeat(WIDTH.saturating_sub(mark.chars().count() + 1 + words.chars().count()));
     format!("{} {}{padding}", mark.style(style), words.style(words_style))
@@ -135,8 +117,8 @@ mod tests {
 
     fn table() -> FlowTable {
         let kept = |wire| [(Verdict::Kept, true, wire); 4];
-        let mut own_port = [(Verdict::KnownFailure, false, Wire::Nothing); 4];
-        own_port[3] = (Verdict::Fixed, true, Wire::Encrypted);
+        let mut own_port = [(Verdict::Broken, false, Wire::Nothing); 4];
+        own_port[3] = (Verdict::Kept, true, Wire::Encrypted);
         let mut node = kept(Wire::Direct);
         node[1] = (Verdict::Broken, false, Wire::Direct);
         let cells = [
@@ -160,13 +142,12 @@ mod tests {
                 "pod → pod on another node                         ✓ encrypted      ✓ encrypted      ✓ encrypted      \
                  ✓ encrypted",
                 "From a pod to a node port or a host port",
-                "pod → node port of its own node                   ~ lost           ~ lost           ~ lost           \
-                 ! encrypted",
+                "pod → node port of its own node                   ! lost           ! lost           ! lost           \
+                 ✓ encrypted",
                 "From a pod to a node",
                 "pod → another node                                ✓ direct         ! lost           ✓ direct         \
                  ✓ direct",
-                "7 of 12 as promised, 3 known failures (~, issue \"The promise holds whatever happens\"), \
-                 1 listed as known failures, but as promised (!), 1 not as promised (!)",
+                "8 of 12 as promised, 4 not as promised (!)",
             ]
         );
     }
@@ -178,7 +159,7 @@ mod tests {
         }
         for wire in [Wire::Encrypted, Wire::Direct, Wire::Nothing, Wire::Both] {
             for reachable in [true, false] {
-                for verdict in [Verdict::Kept, Verdict::Broken, Verdict::KnownFailure, Verdict::Fixed] {
+                for verdict in [Verdict::Kept, Verdict::Broken] {
                     let mut measured = row(&FLOWS[0], [(verdict, reachable, wire); 4]).remove(0);
                     for remark in ["", "pod-c answered"] {
                         measured.remark = remark.to_owned();
@@ -194,12 +175,14 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_described_in_one_line_each() {
+    fn broken_promises_are_described_in_one_line_each() {
+        let broken = table().broken();
+        assert_eq!(broken.len(), 4);
         assert_eq!(
-            table().broken(),
+            broken[2..],
             [
-                "pod → node port of its own node, UDP IPv6: reachable, encrypted, as promised: take it off the list of \
-                 known failures (with Wireloom, kube-proxy in nftables mode, pods on a bridge)",
+                "pod → node port of its own node, UDP IPv4: unreachable, nothing (promised: reachable, encrypted; with \
+                 Wireloom, kube-proxy in nftables mode, pods on a bridge)",
                 "pod → another node, TCP IPv6: unreachable, direct (promised: reachable, direct; with Wireloom, \
                  kube-proxy in nftables mode, pods on a bridge)",
             ]

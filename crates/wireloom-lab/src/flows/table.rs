@@ -8,7 +8,6 @@ use super::{
     call::{Answer, call},
     column::Column,
     flow::{Flow, Sees},
-    known_failures::is_known_failure,
     mark::{AT_A_TIME, Mark},
     promise::Promise,
     situation::Situation,
@@ -23,7 +22,7 @@ const REPLY_TIMES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(
 /// The measured flow table.
 #[derive(Debug, Clone)]
 pub struct FlowTable {
-    /// The cluster's configuration, on which promises and known failures depend.
+    /// The cluster's configuration, on which promises depend.
     pub situation: Situation,
     /// All cells: of each flow the columns of [`Column::ALL`], in that order.
     pub cells: Vec<Measured>,
@@ -40,38 +39,22 @@ pub struct Measured {
     pub cell: Cell,
     /// Why an answer does not count: it came from another pod, say. Empty when all count, and when one is missing.
     pub remark: String,
-    /// How the outcome compares with the promise and the list of known failures.
+    /// How the outcome compares with the promise.
     pub verdict: Verdict,
 }
 
-/// How an outcome compares with the promise and the list of known failures.
+/// How an outcome compares with the promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// As promised.
     Kept,
     /// Not as promised: an error.
     Broken,
-    /// Not as promised, which is on the list of known failures. Plaintext where encryption was promised is an error
-    /// all the same.
-    KnownFailure,
-    /// As promised, although it is on the list: an error until it is taken off.
-    Fixed,
 }
 
 impl Verdict {
-    fn of(cell: Cell, promise: Promise, is_known_failure: bool) -> Self {
-        match (promise.is_kept_by(cell), is_known_failure) {
-            (true, false) => Self::Kept,
-            (true, true) => Self::Fixed,
-            (false, true) if !promise.is_leaked_by(cell) => Self::KnownFailure,
-            (false, _) => Self::Broken,
-        }
-    }
-
-    /// Whether a test fails for it.
-    #[must_use]
-    pub fn is_error(self) -> bool {
-        matches!(self, Self::Broken | Self::Fixed)
+    fn of(cell: Cell, promise: Promise) -> Self {
+        if promise.is_kept_by(cell) { Self::Kept } else { Self::Broken }
     }
 }
 
@@ -84,7 +67,7 @@ struct Task {
 
 impl FlowTable {
     /// Measures these flows ([`FLOWS`](super::FLOWS) for all), as many cells at a time as can be told apart. A cell
-    /// whose verdict would be an error is measured twice more, with more patience: the machine may be busy. Only
+    /// that is not as promised is measured twice more, with more patience: the machine may be busy. Only
     /// plaintext where encryption was promised has no excuse.
     ///
     /// # Errors
@@ -119,11 +102,7 @@ impl Measured {
 
     /// Whether the verdict is an error that a busy machine could explain.
     fn is_doubtful(&self, situation: Situation) -> bool {
-        match self.verdict {
-            Verdict::Kept | Verdict::KnownFailure => false,
-            Verdict::Broken => !self.promise(situation).is_leaked_by(self.cell),
-            Verdict::Fixed => true,
-        }
+        self.verdict == Verdict::Broken && !self.promise(situation).is_leaked_by(self.cell)
     }
 }
 
@@ -141,7 +120,7 @@ fn measure(
             let start = |(mark, task): (Mark, &Task)| {
                 let client = testbed.client(task.flow.from);
                 let target = testbed.target(task.flow.to, task.column.family);
-                let calls = task.flow.calls();
+                let calls = task.flow.calls().max(task.column.protocol.calls());
                 (mark, scope.spawn(move || call_in_turn(client, target, mark, calls, patience)))
             };
             let marks = Mark::several(tasks.iter().map(|task| task.column));
@@ -156,8 +135,7 @@ fn measure(
                 Err(remark) => (false, remark),
             };
             let cell = Cell { reachable, wire: mark.wire(&packets) };
-            let is_known_failure = is_known_failure(flow, column, situation);
-            let verdict = Verdict::of(cell, Promise::of(flow, situation), is_known_failure);
+            let verdict = Verdict::of(cell, Promise::of(flow, situation));
             measured.push(Measured { flow, column, cell, remark, verdict });
         }
     }
@@ -232,21 +210,6 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_known_failures_is_strict() {
-        let promise = Promise { reachable: true, wire: Some(Wire::Encrypted) };
-        let verdict = |reachable, wire, is_known_failure| {
-            Verdict::of(Cell { reachable, wire }, promise, is_known_failure)
-        };
-        assert_eq!(verdict(true, Wire::Encrypted, false), Verdict::Kept);
-        assert_eq!(verdict(true, Wire::Encrypted, true), Verdict::Fixed);
-        assert_eq!(verdict(false, Wire::Nothing, false), Verdict::Broken);
-        assert_eq!(verdict(false, Wire::Nothing, true), Verdict::KnownFailure);
-        assert_eq!(verdict(false, Wire::Both, true), Verdict::Broken);
-        assert!(Verdict::Broken.is_error() && Verdict::Fixed.is_error());
-        assert!(!Verdict::Kept.is_error() && !Verdict::KnownFailure.is_error());
-    }
-
-    #[test]
     fn plaintext_is_not_measured_until_it_is_gone() {
         assert_eq!(
             measured(Verdict::Kept, true, Wire::Encrypted).promise(SITUATION).wire,
@@ -256,6 +219,6 @@ mod tests {
         assert!(measured(Verdict::Broken, false, Wire::Encrypted).is_doubtful(SITUATION));
         assert!(!measured(Verdict::Broken, true, Wire::Both).is_doubtful(SITUATION));
         assert!(!measured(Verdict::Broken, false, Wire::Direct).is_doubtful(SITUATION));
-        assert!(measured(Verdict::Fixed, true, Wire::Encrypted).is_doubtful(SITUATION));
+        assert!(!measured(Verdict::Kept, true, Wire::Encrypted).is_doubtful(SITUATION));
     }
 }

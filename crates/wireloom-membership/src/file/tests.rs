@@ -69,7 +69,7 @@ fn each_mistake_names_its_line_and_the_fix() {
         (
             "[[nodes]]\nname = \"a\"\nkey = \"x\"",
             "mesh.toml:3: unknown field `key`, expected one of `name`, `public_key`, `endpoint`, `addresses`, \
-             `workloads`, `link_addresses`; remove it or fix its spelling",
+             `workloads`, `link_addresses`, `tunnel_addresses`, `encrypt`; remove it or fix its spelling",
         ),
         (
             "[[pool]]\ncidr = \"10.0.0.0/8\"",

@@ -19,9 +19,12 @@ use crate::{
     sysctl::{ALL, UnderlaySysctl},
 };
 
+/// `rp_filter`: sources are not validated.
+const OFF: u8 = 0;
+
 /// `rp_filter`: the source must be reachable through any interface
 /// (Documentation/networking/ip-sysctl.rst).
-pub(crate) const LOOSE: u8 = 2;
+const LOOSE: u8 = 2;
 
 impl View<'_> {
     pub(super) fn firewall(&self) -> Option<Firewall> {
@@ -33,6 +36,15 @@ impl View<'_> {
             altered: false,
         };
         (firewall != Firewall::default()).then_some(firewall)
+    }
+
+    /// `rp_filter` of our own interface, whose device checks sources itself. It must not be strict: what a peer sends
+    /// through the tunnel has its route back there only once we encrypt too. Loose would do, where the greater value of
+    /// all interfaces demands one; but without an IPv4 address on the interface, loose is as good as strict (`no_addr`
+    /// in `__fib_validate_source`, net/ipv4/fib_frontend.c).
+    pub(super) fn rp_filter(&self) -> u8 {
+        let has_ipv4 = self.addresses().iter().any(|address| address.addr().is_ipv4());
+        if has_ipv4 { LOOSE } else { OFF }
     }
 
     /// The sysctls by interface. IPv6 has no source validation by sysctl.

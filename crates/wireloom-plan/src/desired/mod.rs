@@ -22,7 +22,6 @@ use std::{
 };
 
 pub(crate) use claims::Index;
-pub(crate) use firewall::LOOSE;
 pub use interface::{DesiredDevice, HEADROOM};
 use ipnet::IpNet;
 pub(crate) use neighbours::is_link_local;
@@ -51,6 +50,8 @@ pub struct Desired {
     pub interface: String,
     /// The interface's MTU, bytes.
     pub mtu: u32,
+    /// The interface's `net.ipv4.conf.IFACE.rp_filter`.
+    pub rp_filter: u8,
     /// The WireGuard device itself.
     pub device: DesiredDevice,
     /// The device's peers.
@@ -227,6 +228,7 @@ impl<'a> View<'a> {
         Desired {
             interface: self.settings.interface.clone(),
             mtu: self.mtu(),
+            rp_filter: self.rp_filter(),
             device: self.device(),
             peers: peers.into_iter().collect(),
             addresses: self.addresses(),

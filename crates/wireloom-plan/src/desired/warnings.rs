@@ -1,6 +1,6 @@
 //! Warnings about the cluster and the settings, by subject.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use wireloom_types::{LinkAddress, PublicKey};
@@ -54,12 +54,13 @@ impl<'a> View<'a> {
             Some(_) => {}
         }
         if self.settings.encrypt_host_traffic {
-            let here: BTreeSet<_> = self.addresses_here().collect();
+            let others = self.host.here.iter().map(IpNet::addr);
+            let here: BTreeSet<_> = self.addresses_here().chain(others).collect();
             let elsewhere = self.own.addresses.difference(&here).copied();
             warnings.extend(elsewhere.map(|address| Warning::AddressNotHere { address }));
         } else {
-            let own = |address: &IpAddr| self.own.workloads.contains(&IpNet::from(*address));
-            for address in self.own.addresses.iter().copied().filter(|address| !own(address)) {
+            // The other end takes addresses in our workload CIDRs.
+            for address in self.own.underlay_addresses() {
                 let source = self.scope().find(|source| source.contains(&address));
                 warnings.extend(source.map(|source| Warning::AddressInScope { address, source }));
             }

@@ -16,6 +16,7 @@ use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface:
 
 pub use self::apply::ApplyError;
 use crate::{
+    bypass::Bypass,
     firewall::{Firewall, Guarded, Source},
     routing::{Route, RouteKind, Rule},
     sysctl::{ALL, UnderlaySysctl},
@@ -68,6 +69,8 @@ pub struct Observed {
     pub here: BTreeSet<IpNet>,
     /// `net.ipv4.conf.all.rp_filter`. The greater one of it and an interface's own applies.
     pub rp_filter_all: u8,
+    /// What may pass by the guard.
+    pub bypasses: BTreeSet<Bypass>,
 }
 
 impl Observed {

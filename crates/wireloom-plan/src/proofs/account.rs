@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{Candidate, Proofs};
 use crate::{cluster::Node, routing::Family};
 
-/// What a handshake does not prove: that this machine could deliver what comes through the tunnel. Nobody is asked for a
-/// handshake before it holds.
+/// What a handshake does not prove: that this machine could deliver what comes through the tunnel. Nobody is asked for
+/// a handshake before it holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Preconditions {
     /// Everything is programmed, and our interface is up.

@@ -14,8 +14,8 @@ use super::{GIVEN_UP, Standing};
 use crate::cluster::Node;
 
 /// How long one side waits for the other: after a proof, before it takes nothing in plaintext any more; after
-/// `encrypt = false`, before it sends plaintext. The two learn of it at different times: a keepalive can be lost (one is
-/// sent every three seconds), and a mesh file reaches its nodes one after the other.
+/// `encrypt = false`, before it sends plaintext. The two learn of it at different times: a keepalive can be lost (one
+/// is sent every three seconds), and a mesh file reaches its nodes one after the other.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How long after a node has become direct its peer stays in the device: the other side may become direct that much

@@ -126,6 +126,7 @@ fn our_address_inside_the_tunnel_is_the_declared_one_or_the_bridges() {
         ["10.161.1.0/32", "10.161.1.1/24", "192.168.1.1/24", "fd61:0:0:1::1/64"].map(net).into();
     machine.reconcile(&three_nodes());
     assert_eq!(machine.kernel.addresses, [net("10.161.1.1/32"), net("fd61:0:0:1::1/128")].into());
+    assert_eq!(machine.kernel.interface.as_ref().unwrap().rp_filter, 2, "loose is loose with an address");
     let guard = machine.kernel.firewall.as_ref().unwrap().guard.clone().unwrap();
     assert_eq!(guard.error_source_v4.map(Into::into), Some(ip("10.161.1.1")));
     assert_eq!(guard.error_source_v6.map(Into::into), Some(ip("fd61:0:0:1::1")));

@@ -7,6 +7,7 @@
 //! - `modes`: packets between hosts and pods, in each mode and across live switches
 //! - `link`: link mode: neighbours, next hops, the routes to neighbours, and the modes once more
 //! - `sources`: the addresses that the firewall lets each peer send from, and when the firewall changes
+//! - `bypass`: what may pass by the guard
 //! - `ownership`: whose table it is, and what others have in it
 //! - `host`: sysctls, firewall, interface, and the removal of everything
 //! - `twin`: the in-memory kernel does what Linux was measured to do
@@ -19,6 +20,7 @@
 //!
 //! `world` provides machines with in-memory kernels, and packets between them.
 
+mod bypass;
 mod guard;
 mod holdback;
 mod host;

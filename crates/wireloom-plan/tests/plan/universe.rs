@@ -412,6 +412,7 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
                 outward,
                 here,
                 rp_filter_all,
+                bypasses: BTreeSet::new(),
             }
         },
     )

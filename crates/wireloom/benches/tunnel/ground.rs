@@ -16,7 +16,11 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use wireloom_lab::{Holder, PATIENCE, Space, until};
 
-use crate::{contestant::Contestant, processes::Processes};
+use crate::{
+    contestant::Contestant,
+    measuring::{End, RENO, Way},
+    processes::Processes,
+};
 
 /// The offloads of the cable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
@@ -90,17 +94,24 @@ impl Ground {
         b.find_processes()?;
         Ok(Self { a, b })
     }
+
+    /// The way of the loads.
+    pub(crate) fn way(&self) -> Way<'_> {
+        Way { from: self.a.end(), to: self.b.end() }
+    }
 }
 
 impl Machine {
     fn new(name: &str, number: u8) -> anyhow::Result<Self> {
         let (holder, space) = Holder::new(name)?;
-        // The machine's default may be an algorithm that probes for bandwidth and paces what it sends, which caps a
-        // fast tunnel. It must change before there is a socket: iperf3's own option comes too late for the pacing.
-        space.set_sysctls(&[("net/ipv4/tcp_congestion_control", "reno")])?;
+        space.set_sysctls(&[RENO])?;
         space.run("ip link set lo up")?;
         let tunnel = Processes::none(&space);
         Ok(Self { space, address: outer(number), tunnel, program: None, holder })
+    }
+
+    fn end(&self) -> End<'_> {
+        End { space: &self.space, address: self.address }
     }
 
     /// Makes a private key, writes it to a file on the machine, and returns the public key.

@@ -8,14 +8,15 @@
 //! | [`contestant`] | the programs that are measured |
 //! | [`ground`] | the two machines, their cable, and a tunnel between them |
 //! | [`measurement`] | the measurements by `iperf3` and `ping` |
-//! | [`datagrams`] | the measurement of small datagrams, which `iperf3` cannot send fast enough |
 //! | [`processes`] | the cost: processor time and memory |
 //! | [`table`] | the figures and their medians |
+//! | [`measuring`] | what it shares with `benches/guard`: loads, medians |
 
 mod contestant;
-mod datagrams;
 mod ground;
 mod measurement;
+#[path = "../measuring/mod.rs"]
+mod measuring;
 mod processes;
 mod table;
 

@@ -1,16 +1,22 @@
 //! The measurements, by `iperf3` and `ping`.
 
 use std::{
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
-use anyhow::Context as _;
 use clap::ValueEnum;
-use serde_json::Value;
-use wireloom_lab::{PATIENCE, until};
+use wireloom_lab::PATIENCE;
 
-use crate::{datagrams, ground::Ground, processes::machine_cpu_time, table::Metric};
+use crate::{
+    ground::Ground,
+    measuring::{
+        datagrams,
+        streams::{self, Running},
+    },
+    processes::machine_cpu_time,
+    table::Metric,
+};
 
 /// A measurement. It may fill more than one row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -67,14 +73,12 @@ impl Measurement {
         match self {
             Self::PingIdle => pings(ground, length),
             Self::Tcp1 => tcp_with_cost(ground, length),
-            Self::Tcp1Reverse => tcp(ground, length, &["-R"]).map(|stream| vec![stream.gigabits_a_second]),
-            Self::Tcp4 => tcp(ground, length, &["-P4"]).map(|stream| vec![stream.gigabits_a_second]),
-            Self::Tcp4Reverse => {
-                tcp(ground, length, &["-P4", "-R"]).map(|stream| vec![stream.gigabits_a_second])
-            }
+            Self::Tcp1Reverse => tcp(ground, length, &["-R"]),
+            Self::Tcp4 => tcp(ground, length, &["-P4"]),
+            Self::Tcp4Reverse => tcp(ground, length, &["-P4", "-R"]),
             Self::PingLoaded => loaded_pings(ground, length),
-            Self::Udp1372 => datagrams::highest_load(ground, 1372).map(|rate| vec![rate / 1e3]),
-            Self::Udp64 => datagrams::highest_load(ground, 64).map(|rate| vec![rate / 1e3]),
+            Self::Udp1372 => datagrams::highest_load(ground.way(), 1372).map(|rate| vec![rate / 1e3]),
+            Self::Udp64 => datagrams::highest_load(ground.way(), 64).map(|rate| vec![rate / 1e3]),
             Self::Memory => {
                 let most = ground.a.tunnel.memory()?.max(ground.b.tunnel.memory()?);
                 Ok(vec![most as f64 / f64::from(1 << 20)])
@@ -83,56 +87,8 @@ impl Measurement {
     }
 }
 
-/// A program that is killed when the measurement ends.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Starts the receiving end of `iperf3`, for one test.
-fn server(ground: &Ground) -> anyhow::Result<Running> {
-    let mut command = Command::new("iperf3");
-    command.args(["-s", "-1"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let server = Running(ground.b.space.spawn(&mut command)?);
-    until(PATIENCE, "iperf3 to listen", || {
-        let listening = ground.b.space.run("ss -Hltn sport = :5201").ok()?;
-        (!listening.is_empty()).then_some(())
-    })?;
-    Ok(server)
-}
-
-fn client(ground: &Ground, length: Duration, options: &[&str]) -> Command {
-    let mut command = Command::new("iperf3");
-    command
-        .args(["-J", "-c", &ground.b.address.to_string(), "-t", &length.as_secs().to_string()])
-        .args(options);
-    command
-}
-
-struct Streams {
-    gigabits: f64,
-    gigabits_a_second: f64,
-}
-
-fn tcp(ground: &Ground, length: Duration, options: &[&str]) -> anyhow::Result<Streams> {
-    let _server = server(ground)?;
-    let output = ground.a.space.output_within(&mut client(ground, length, options), length + 3 * PATIENCE)?;
-    let report: Value =
-        serde_json::from_slice(&output.stdout).context("iperf3 printed something unexpected")?;
-    if let Some(error) = report["error"].as_str() {
-        anyhow::bail!("iperf3: {error}");
-    }
-    let received = |what: &str| {
-        report["end"]["sum_received"][what].as_f64().with_context(|| format!("iperf3 reported no {what}"))
-    };
-    Ok(Streams {
-        gigabits: received("bytes")? * 8.0 / 1e9,
-        gigabits_a_second: received("bits_per_second")? / 1e9,
-    })
+fn tcp(ground: &Ground, length: Duration, options: &[&str]) -> anyhow::Result<Vec<f64>> {
+    streams::tcp(ground.way(), length, options).map(|streams| vec![streams.gigabits_a_second()])
 }
 
 /// One stream, and the processor time that a gigabit costs, in milliseconds: of the whole machine, and of the tunnel's
@@ -142,16 +98,16 @@ fn tcp_with_cost(ground: &Ground, length: Duration) -> anyhow::Result<Vec<f64>> 
         Ok([machine_cpu_time()?, ground.a.tunnel.cpu_time()? + ground.b.tunnel.cpu_time()?])
     };
     let before = times()?;
-    let Streams { gigabits, gigabits_a_second } = tcp(ground, length, &[])?;
+    let streams = streams::tcp(ground.way(), length, &[])?;
     let after = times()?;
-    let cost = |which: usize| (after[which] - before[which]).as_secs_f64() * 1e3 / gigabits;
-    Ok(vec![gigabits_a_second, cost(0), cost(1)])
+    let cost = |which: usize| (after[which] - before[which]).as_secs_f64() * 1e3 / streams.gigabits;
+    Ok(vec![streams.gigabits_a_second(), cost(0), cost(1)])
 }
 
 fn loaded_pings(ground: &Ground, length: Duration) -> anyhow::Result<Vec<f64>> {
-    let _server = server(ground)?;
+    let _server = streams::server(ground.way())?;
     // A load that starves ping makes it take longer than it should.
-    let mut load = client(ground, SLOW_PINGS * (RISE + length), &[]);
+    let mut load = streams::client(ground.way(), SLOW_PINGS * (RISE + length), &[]);
     let mut load = Running(ground.a.space.spawn(load.stdout(Stdio::null()))?);
     std::thread::sleep(RISE);
     let times = pings(ground, length)?;

@@ -96,7 +96,7 @@ impl Agent {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) if Instant::now() >= self.due => {
-                    self.reconciler.distrust_kernel()
+                    self.reconciler.distrust_kernel();
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("every source of events has ended"),

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use wireloom_kernel::{Backend, DeviceState, Kernel, Linux, Refusals, state::StateDir};
 use wireloom_plan::{
-    cluster::Cluster,
+    cluster::{Cluster, Node},
     observed::Observed,
     planner::{Plan, Planner},
     proofs::{Account, Proofs},
@@ -57,7 +57,7 @@ impl Situation {
         let mut proofs = Proofs::new(node, public_key.unwrap_or(NO_KEY), state.proofs()?);
         let cluster = cluster.map(|cluster| proofs.set_cluster(cluster, Duration::from_secs(unix_time())));
         let own = cluster.as_ref().ok().and_then(|cluster| cluster.nodes.get(&config.settings.node));
-        let own = own.map(|node| node.underlay_addresses()).unwrap_or_default();
+        let own = own.map(Node::underlay_addresses).unwrap_or_default();
         let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
         kernel.expect_backend(config.backend, &config.settings);
         if let Some(agent) = &agent {

@@ -7,8 +7,15 @@ use std::{collections::BTreeSet, mem, net::IpAddr};
 
 use wireloom_kernel::{Error, Kernel, wording};
 use wireloom_plan::{
-    cluster::Cluster, observed::Observed, op::Op, planner::Planner, refusal::Refusal, routing::Rule,
-    settings::Settings, standing::Standings, warning::Warning,
+    cluster::{Cluster, Node},
+    observed::Observed,
+    op::Op,
+    planner::Planner,
+    refusal::Refusal,
+    routing::Rule,
+    settings::Settings,
+    standing::Standings,
+    warning::Warning,
 };
 use wireloom_types::PublicKey;
 
@@ -256,5 +263,5 @@ impl<K: Kernel> Reconciler<K> {
 }
 
 fn own_addresses(cluster: &Cluster, settings: &Settings) -> BTreeSet<IpAddr> {
-    cluster.nodes.get(&settings.node).map(|node| node.underlay_addresses()).unwrap_or_default()
+    cluster.nodes.get(&settings.node).map(Node::underlay_addresses).unwrap_or_default()
 }

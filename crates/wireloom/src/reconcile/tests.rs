@@ -95,7 +95,7 @@ fn nothing_happens_before_the_first_snapshot() {
         up: true,
         peer_lookup: PeerLookup::Destination,
         left: false,
-        rp_filter: 2,
+        rp_filter: 0,
     });
     assert_eq!(reconciler.pass().unwrap(), 0);
     assert_eq!(reconciler.kernel.observations, 0);
@@ -189,7 +189,7 @@ fn a_foreign_interface_is_refused_until_it_goes() {
         up: true,
         peer_lookup: PeerLookup::Destination,
         left: false,
-        rp_filter: 2,
+        rp_filter: 0,
     });
     reconciler.set_cluster(cluster(2));
     let trouble = reconciler.pass().unwrap_err();

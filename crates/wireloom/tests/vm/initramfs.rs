@@ -59,6 +59,7 @@ const MODULES: &[&str] = &[
     "drivers/net/dummy.ko",
     "drivers/net/tun.ko",
     "drivers/net/veth.ko",
+    "drivers/net/vxlan",
     "drivers/net/wireguard",
     "lib",
     "net/802",

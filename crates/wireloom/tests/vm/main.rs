@@ -44,15 +44,29 @@ impl Backend {
 
     /// Whether a test runs in the machine of this back end.
     ///
-    /// The userspace interface by itself, and link mode, use nothing that only this kernel has: the host tests them.
-    /// A test without agents, or one that chooses their back ends itself, runs in one machine only.
+    /// The userspace interface by itself, link mode, and what no back end has a part in use nothing that only this
+    /// kernel has: the host tests them. A test without agents, or one that chooses their back ends itself, runs in one
+    /// machine only; so do those of the guard and of proofs, in which the kernel's WireGuard may differ.
     fn has(self, test: &str) -> bool {
-        const ON_THE_HOST: [&str; 4] = ["device::", "interop::wireguard_go::", "laboratory::", "link::"];
-        const WITH_THE_KERNEL: [&str; 2] = ["interop::kernel::", "kernel::"];
+        const ON_THE_HOST: [&str; 10] = [
+            "agent::bypass::",
+            "agent::guard::addresses::",
+            "agent::guard::ingress::",
+            "agent::guard::tampering::",
+            "agent::holdback::",
+            "boot_guard::",
+            "device::",
+            "interop::wireguard_go::",
+            "laboratory::",
+            "link::",
+        ];
+        const WITH_THE_KERNEL: [&str; 4] =
+            ["agent::guard::", "agent::proofs::", "interop::kernel::", "kernel::"];
         let is_in = |modules: &[&str]| modules.iter().any(|module| test.starts_with(module));
         let of_link_mode = test.starts_with("demo::") && test.contains("_link");
         let elsewhere = match self {
-            Self::Kernel => test == "agent::upkeep::down_ends_a_device_that_hangs",
+            // They are about the process of a userspace device.
+            Self::Kernel => is_in(&["agent::survival::", "agent::upkeep::down_ends_a_device_that_hangs"]),
             Self::Userspace => is_in(&WITH_THE_KERNEL),
         };
         !is_in(&ON_THE_HOST) && !of_link_mode && !elsewhere

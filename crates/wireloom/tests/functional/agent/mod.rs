@@ -1,5 +1,6 @@
 //! The agent on the nodes of a mesh.
 
+mod bypass;
 mod guard;
 mod holdback;
 pub(crate) mod matrix;

@@ -501,7 +501,7 @@ fn addresses_of_the_machine_and_source_validation_are_observed() {
         let here: Vec<String> = observed.here.iter().map(ToString::to_string).collect();
         assert_eq!(here, ["127.0.0.1/8", "192.0.2.1/24", "::1/128", "2001:db8::1/64"]);
         assert_eq!((observed.rp_filter_all, observed.interface.unwrap().rp_filter), (1, 1));
-        kernel.apply(&[Op::Sysctl(SysctlOp::LoosenOwn)]).unwrap();
+        kernel.apply(&[Op::Sysctl(SysctlOp::SetOwnRpFilter { value: 2 })]).unwrap();
         assert_eq!(kernel.observe(&own()).unwrap().interface.unwrap().rp_filter, 2);
     });
 }

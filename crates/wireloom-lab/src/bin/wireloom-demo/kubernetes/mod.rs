@@ -54,7 +54,7 @@ pub(super) fn run(image: &Path, keep: bool) -> anyhow::Result<ExitCode> {
     if traffic.plaintext > 0 {
         broken.push(format!("with Wireloom, {traffic}"));
     }
-    output::conclusion(&after, &broken, began.elapsed());
+    output::conclusion(&broken, began.elapsed());
     if !broken.is_empty() {
         let logs = "logs --namespace wireloom --selector app.kubernetes.io/name=wireloom --prefix";
         anstream::eprintln!("\nthe agents' logs:\n{}", cluster.kubectl(logs)?);

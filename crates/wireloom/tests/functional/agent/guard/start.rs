@@ -167,13 +167,16 @@ fn a_node_that_never_ran_is_reached_in_plaintext_by_default() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// It has read a mesh once, so it knows a pool; it has never proved itself to anyone.
+/// It has read a mesh once, so it knows a pool; it has never proved itself to anyone. The other node's agent refuses as
+/// well: otherwise its plaintext would be on the underlay, and only this node's answers to it would not.
 #[test]
 fn a_node_that_once_knew_a_pool_leaks_nothing_with_reject() {
     let mut fleet = Fleet::without_agents(Layout::default(), Mode::Reject.settings());
     let [busy, missing, mistake, _] = &TROUBLES;
     let made = (busy.make)(&fleet);
     start_in_trouble(&mut fleet, busy.words);
+    fleet.agents.push(Agent::start(wireloom(), &fleet.lab.nodes[1]).unwrap());
+    fleet.wait_until_done(&fleet.lab.nodes[1]);
     let mut watched = Watched::over(fleet, Mode::Reject);
     watched.measure("never proven, its UDP port busy", 0, |_| {}, |_, ()| {});
     let good = watched.fleet.lab.nodes[0].host.space.read(MEMBERS).unwrap().unwrap();

@@ -10,11 +10,12 @@ use crate::fixtures::fleet::Fleet;
 /// a second. In host mode, two nodes' pings come on top.
 const FEW: usize = 50;
 
-const HARMS: [&str; 4] = [
+const HARMS: [&str; 5] = [
     "nft flush ruleset",
     "nft delete table inet wireloom",
     "nft flush table inet wireloom",
     "nft add table inet wireloom { flags dormant; }",
+    "nft insert rule inet wireloom guard_egress accept; insert rule inet wireloom guard_leaving accept",
 ];
 
 fn few_leak_in(mode: Mode) {

@@ -2,14 +2,14 @@
 
 use std::{thread, time::Duration};
 
-use wireloom_lab::{Layout, Promise, mesh::MEMBERS};
+use wireloom_lab::{Capture, Promise, mesh::MEMBERS};
 
-use super::{DIRECT, ENCRYPTED, SCOPED, plain};
+use super::{DIRECT, ENCRYPTED, SCOPED, layout};
 use crate::fixtures::fleet::{Fleet, run};
 
 #[test]
 fn half_a_fleet_is_in_plaintext_and_becomes_encrypted_without_losing_a_packet() {
-    let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
+    let mut fleet = Fleet::without_agents(layout(), SCOPED);
     let pingers = fleet.ping(0, 1);
     let first = fleet.start_agent(0);
     fleet.wait_for_standing(0, "node-b", false);
@@ -31,7 +31,7 @@ fn half_a_fleet_is_in_plaintext_and_becomes_encrypted_without_losing_a_packet() 
 
 #[test]
 fn a_node_that_says_so_goes_direct_again_without_losing_a_packet() {
-    let mut fleet = Fleet::new(Layout::default(), SCOPED);
+    let mut fleet = Fleet::new(layout(), SCOPED);
     fleet.settle(Promise::SCOPED);
     thread::sleep(Duration::from_secs(18));
     let pingers = fleet.ping(0, 1);
@@ -56,7 +56,7 @@ fn a_node_that_says_so_goes_direct_again_without_losing_a_packet() {
 
 #[test]
 fn nobody_is_asked_while_this_machine_does_not_forward() {
-    let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
+    let mut fleet = Fleet::without_agents(layout(), SCOPED);
     fleet.lab.nodes[0].run("sysctl -qw net.ipv6.conf.all.forwarding=0").unwrap();
     fleet.agents = vec![fleet.start_agent(0)];
     fleet.wait("the status to say why", |fleet| {
@@ -69,7 +69,7 @@ fn nobody_is_asked_while_this_machine_does_not_forward() {
 
 #[test]
 fn down_names_who_still_expects_encryption_and_forgets_the_proofs() {
-    let mut fleet = Fleet::new(Layout::default(), SCOPED);
+    let mut fleet = Fleet::new(layout(), SCOPED);
     fleet.settle(Promise::SCOPED);
     fleet.agents.remove(0).terminate().unwrap();
     let (status, said, _) = run(&fleet.lab.nodes[0], "down");
@@ -81,9 +81,9 @@ fn down_names_who_still_expects_encryption_and_forgets_the_proofs() {
 
 #[test]
 fn nothing_of_a_proven_node_is_in_plaintext_when_its_record_changes() {
-    let mut fleet = Fleet::new(Layout::default(), SCOPED);
+    let mut fleet = Fleet::new(layout(), SCOPED);
     fleet.settle(Promise::SCOPED);
-    let capture = wireloom_lab::Capture::open(fleet.lab.underlay()).unwrap();
+    let capture = Capture::open(fleet.lab.underlay()).unwrap();
     let pingers = fleet.ping(0, 1);
     // The mesh file of node-a loses node-b's key, then all of node-b.
     let good = fleet.lab.nodes[0].host.space.read(MEMBERS).unwrap().unwrap();
@@ -96,9 +96,9 @@ fn nothing_of_a_proven_node_is_in_plaintext_when_its_record_changes() {
     fleet.mesh.nodes.pop();
     fleet.mesh.write_on(&fleet.lab.nodes[0]).unwrap();
     thread::sleep(Duration::from_secs(2));
-    assert_eq!(plain(&capture), 0);
+    assert_eq!(fleet.plain(&capture), []);
     fleet.lab.nodes[0].host.space.write(MEMBERS, &good).unwrap();
     fleet.settle(Promise::SCOPED);
-    assert_eq!(plain(&capture), 0);
+    assert_eq!(fleet.plain(&capture), []);
     drop(pingers);
 }

@@ -4,16 +4,18 @@ use std::{thread, time::Duration};
 
 use wireloom_lab::{Capture, Layout, Promise, agent};
 
-use super::{DIRECT, ENCRYPTED, REFUSED, SCOPED, plain};
+use super::{DIRECT, ENCRYPTED, REFUSED, SCOPED, layout};
 use crate::fixtures::fleet::Fleet;
 
 #[test]
 fn a_proof_outlives_agent_and_device_of_the_other_side() {
-    let mut fleet = Fleet::new(Layout::default(), SCOPED);
+    let mut fleet = Fleet::new(layout(), SCOPED);
     fleet.settle(Promise::SCOPED);
     fleet.wait_for_standing(0, "node-b", true);
     // All of node-b's Wireloom goes, and the agent of node-a starts anew.
-    fleet.agents.drain(..).for_each(|agent| drop(agent.terminate().unwrap()));
+    for agent in fleet.agents.drain(..) {
+        agent.terminate().unwrap();
+    }
     fleet.lab.nodes[1].run("ip link delete wg0").unwrap();
     let capture = Capture::open(fleet.lab.underlay()).unwrap();
     let pingers = fleet.ping(0, 1);
@@ -21,7 +23,7 @@ fn a_proof_outlives_agent_and_device_of_the_other_side() {
     fleet.wait_for_report(&fleet.lab.nodes[0], &fleet.agents[0]);
     thread::sleep(Duration::from_secs(3));
     assert!(fleet.standing(0, "node-b").get("proven").is_some());
-    assert_eq!(plain(&capture), 0);
+    assert_eq!(fleet.plain(&capture), []);
     drop(pingers);
     fleet.agents.push(fleet.start_agent(1));
     fleet.settle(Promise::SCOPED);
@@ -29,7 +31,7 @@ fn a_proof_outlives_agent_and_device_of_the_other_side() {
 
 #[test]
 fn a_node_that_claims_the_key_of_a_proven_one_does_not_put_it_out() {
-    let mut fleet = Fleet::new(Layout { nodes: 3, ..Layout::default() }, SCOPED);
+    let mut fleet = Fleet::new(Layout { nodes: 3, ..layout() }, SCOPED);
     fleet.settle(Promise::SCOPED);
     for (node, other) in [(0, "node-b"), (2, "node-b"), (1, "node-a")] {
         fleet.wait_for_standing(node, other, true);
@@ -50,7 +52,7 @@ fn a_node_that_claims_the_key_of_a_proven_one_does_not_put_it_out() {
 
 #[test]
 fn damaged_proofs_are_set_aside_and_everything_is_proven_again() {
-    let mut fleet = Fleet::new(Layout::default(), SCOPED);
+    let mut fleet = Fleet::new(layout(), SCOPED);
     fleet.settle(Promise::SCOPED);
     fleet.wait_for_standing(0, "node-b", true);
     fleet.agents.remove(0).terminate().unwrap();
@@ -66,16 +68,16 @@ fn damaged_proofs_are_set_aside_and_everything_is_proven_again() {
 
 #[test]
 fn an_unproven_node_is_direct_and_with_reject_refused() {
-    let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
+    let mut fleet = Fleet::without_agents(layout(), SCOPED);
     fleet.agents = vec![fleet.start_agent(0)];
     fleet.expect_pods(0, 1, DIRECT);
     let capture = Capture::open(fleet.lab.underlay()).unwrap();
     fleet.route("unproven_peers = \"reject\"");
     fleet.expect_pods(0, 1, REFUSED);
-    plain(&capture);
+    fleet.plain(&capture);
     let pingers = fleet.ping(0, 1);
     fleet.agents.push(fleet.start_agent(1));
     fleet.settle(Promise::SCOPED);
-    assert_eq!(plain(&capture), 0);
+    assert_eq!(fleet.plain(&capture), []);
     drop(pingers);
 }

@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context as _;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::ground::Ground;
+use super::Way;
 
 /// How long each load is offered.
 const OFFERED: Duration = Duration::from_secs(1);
@@ -58,15 +58,15 @@ impl Offer {
 }
 
 /// The highest load of which less than 1 % is lost, in datagrams delivered a second.
-pub(crate) fn highest_load(ground: &Ground, length: usize) -> anyhow::Result<f64> {
+pub(crate) fn highest_load(way: Way<'_>, length: usize) -> anyhow::Result<f64> {
     let mut rate = FIRST;
     let mut carried = None;
     let mut refused = f64::INFINITY;
     loop {
         // A hiccup of the machine is not the tunnel's limit: a load that is not carried gets a second try.
-        let mut offer = offer(ground, length, rate)?;
+        let mut offer = offer(way, length, rate)?;
         if !offer.is_carried() {
-            offer = self::offer(ground, length, rate)?;
+            offer = self::offer(way, length, rate)?;
         }
         if offer.is_carried() {
             carried = Some((rate, offer.rate_delivered()));
@@ -94,12 +94,12 @@ fn describe(offer: Offer) -> String {
 }
 
 /// Sends at a steady rate, and counts what arrives.
-fn offer(ground: &Ground, length: usize, rate: f64) -> anyhow::Result<Offer> {
-    let receiver = ground.b.space.inside(|| UdpSocket::bind((ground.b.address, 0)))??;
+fn offer(way: Way<'_>, length: usize, rate: f64) -> anyhow::Result<Offer> {
+    let receiver = way.to.space.inside(|| UdpSocket::bind((way.to.address, 0)))??;
     receiver.set_read_timeout(Some(SILENCE))?;
     setsockopt(&receiver, sockopt::RcvBufForce, &BUFFER)
         .or_else(|_| setsockopt(&receiver, sockopt::RcvBuf, &BUFFER))?;
-    let sender = ground.a.space.inside(|| UdpSocket::bind((ground.a.address, 0)))??;
+    let sender = way.from.space.inside(|| UdpSocket::bind((way.from.address, 0)))??;
     // A tunnel that has stopped takes no more datagrams.
     sender.set_write_timeout(Some(SILENCE))?;
     sender.connect(receiver.local_addr()?)?;
