@@ -41,16 +41,11 @@ pub struct Node {
 }
 
 impl Node {
-    /// Those of its addresses that its underlay interfaces have: outside its own workloads, where the bridge of its pods
-    /// has one. In a family without any outside, all.
-    #[must_use]
+    /// The host's own addresses by which other machines reach it: those that lie in its workload CIDRs, such as that of
+    /// the pods' bridge, are left out.
     pub fn underlay_addresses(&self) -> BTreeSet<IpAddr> {
-        let is_outside = |address: &IpAddr| !self.workloads.iter().any(|workload| workload.contains(address));
-        let (outside, inside): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) =
-            self.addresses.iter().copied().partition(is_outside);
-        let has_other = |address: &IpAddr| outside.iter().any(|other| other.is_ipv4() == address.is_ipv4());
-        let only: Vec<IpAddr> = inside.into_iter().filter(|address| !has_other(address)).collect();
-        outside.into_iter().chain(only).collect()
+        let inside = |address: &&IpAddr| self.workloads.iter().any(|workload| workload.contains(*address));
+        self.addresses.iter().filter(|address| !inside(address)).copied().collect()
     }
 }
 

@@ -85,15 +85,9 @@ fn forward(guard: &Guard, interface: &str) -> Vec<Rule> {
             reject(family),
         ])
     }));
-    // A local workload of ours that is reached through another machine has moved there, or has not come yet; its answers
-    // would be forged ones.
-    let (to, counter) = match guard.reject {
-        true => (GuardSet::Pools, UNPROVEN_OUT),
-        false => (GuardSet::Own, RETURNED),
-    };
     rules.extend(FAMILIES.map(|family| {
-        let out = meta("oifname").is_named_any_of(&guard.outward);
-        rule([out, is_from(GuardSet::Own, family), is_to(to, family), count(counter), reject(family)])
+        let [leaving, from, to, counted] = elsewhere(guard, family);
+        rule([leaving, from, to, counted, reject(family)])
     }));
     // What passes so far may come from a workload that is still here, although the mesh says that its address has moved. A
     // router between two others gets theirs from an interface that leads to other machines.
@@ -122,10 +116,10 @@ fn leaving(guard: &Guard, interface: &str) -> Vec<Rule> {
             rule([is_from(GuardSet::Own, family), is_to(GuardSet::RefusedOut, family), drop()])
         }),
     );
-    if guard.reject && !guard.outward.is_empty() {
+    if !guard.outward.is_empty() {
         rules.extend(FAMILIES.map(|family| {
-            let [leaving, from, to] = unproven(guard, family);
-            rule([leaving, from, to, count(UNPROVEN_OUT), drop()])
+            let [leaving, from, to, counted] = elsewhere(guard, family);
+            rule([leaving, from, to, counted, drop()])
         }));
     }
     rules
@@ -149,10 +143,13 @@ fn may_leave(guard: &Guard) -> Vec<Rule> {
     answers.chain(nodes()).collect()
 }
 
-/// Out of an interface that leads to other machines, from a local workload, to anything in a pool.
-fn unproven(guard: &Guard, family: Family) -> [Expression; 3] {
+/// Out of an interface that leads to other machines, from a local workload to another of ours: that one has moved there,
+/// or has not come yet, and its answers would be forged ones. If plaintext is refused, to anything in a pool.
+fn elsewhere(guard: &Guard, family: Family) -> [Expression; 4] {
     let leaving = meta("oifname").is_named_any_of(&guard.outward);
-    [leaving, is_from(GuardSet::Own, family), is_to(GuardSet::Pools, family)]
+    let (to, counter) =
+        if guard.reject { (GuardSet::Pools, UNPROVEN_OUT) } else { (GuardSet::Own, RETURNED) };
+    [leaving, is_from(GuardSet::Own, family), is_to(to, family), count(counter)]
 }
 
 fn ingress(guard: &Guard, interface: &str) -> Vec<Rule> {
