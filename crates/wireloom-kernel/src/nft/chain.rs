@@ -2,15 +2,14 @@
 
 use serde_json::{Value, json};
 
-/// A chain.
+/// A base chain.
 #[derive(Clone, Copy)]
 pub(super) struct Chain {
     pub(super) name: &'static str,
-    /// Absent for a chain that other chains jump to.
-    pub(super) hook: Option<Hook>,
+    pub(super) hook: Hook,
 }
 
-/// The place of a base chain, whose policy is accept.
+/// Its place; its policy is accept.
 #[derive(Clone, Copy)]
 pub(super) struct Hook {
     /// `filter`, or `route`: the kernel chooses the route again when the packet's addresses or mark have changed.
@@ -22,19 +21,18 @@ pub(super) struct Hook {
 impl Chain {
     /// What follows its name where it is added.
     pub(super) fn declaration(&self) -> String {
-        self.hook.as_ref().map_or_else(String::new, |Hook { kind, point, priority }| {
-            format!(" {{ type {kind} hook {point} priority {priority}; policy accept; }}")
-        })
+        let Hook { kind, point, priority } = self.hook;
+        format!("{{ type {kind} hook {point} priority {priority}; policy accept; }}")
     }
 
-    /// What `nft --json` lists of its place; null for what it leaves out.
+    /// What `nft --json` lists of its place.
     pub(super) fn listed(&self) -> [(&'static str, Value); 4] {
-        let of = |value: fn(&Hook) -> Value| self.hook.as_ref().map_or(Value::Null, value);
+        let Hook { kind, point, priority } = self.hook;
         [
-            ("type", of(|hook| json!(hook.kind))),
-            ("hook", of(|hook| json!(hook.point))),
-            ("prio", of(|hook| json!(hook.priority))),
-            ("policy", of(|_| json!("accept"))),
+            ("type", json!(kind)),
+            ("hook", json!(point)),
+            ("prio", json!(priority)),
+            ("policy", json!("accept")),
         ]
     }
 }

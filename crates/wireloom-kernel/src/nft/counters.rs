@@ -27,7 +27,8 @@ pub struct GuardCounters {
     pub unproven_out: u64,
     /// From such addresses to a local workload.
     pub unproven_in: u64,
-    /// What came out of the tunnel and would have left in plaintext.
+    /// To an address that is elsewhere than the mesh says: out of the tunnel, or between two local workloads, and would
+    /// have left in plaintext.
     pub returned: u64,
     /// What came in from other machines with a local workload's address as its source.
     pub forged: u64,

@@ -15,8 +15,8 @@ use wireloom_plan::{
 use super::{
     chain::{Chain, Hook},
     expression::{
-        Expression, Rule, accept, connection, count, destination, drop, field, has_no_connection, icmp, meta,
-        rule, set_source, source,
+        Expression, Rule, connection, count, destination, drop, field, has_no_connection, icmp, meta, rule,
+        set_source,
     },
     guard_sets::{FAMILIES, set},
 };
@@ -24,7 +24,7 @@ use super::{
 /// Gives the errors their source. Of type `route`, so that the kernel routes them again. It comes before NAT (-100) and
 /// before [`refusals`].
 pub(super) const GUARD_ERRORS: Chain =
-    Chain { name: "guard_errors", hook: Some(Hook { kind: "route", point: "output", priority: -150 }) };
+    Chain { name: "guard_errors", hook: Hook { kind: "route", point: "output", priority: -150 } };
 
 /// The counter of the errors that were refused.
 pub(super) const ERRORS_REFUSED: &str = "errors_refused";
@@ -45,16 +45,6 @@ pub(super) fn sources(guard: &Guard, interface: &str) -> Vec<Rule> {
                 expressions.push(set_source(address));
                 rule(expressions)
             })
-        })
-        .collect()
-}
-
-/// Lets the errors that have such a source pass.
-pub(super) fn with_source(guard: &Guard) -> Vec<Rule> {
-    given_sources(guard)
-        .map(|(family, address)| {
-            let types = field(icmp(family), "type").is_any_of(types(family));
-            rule([source(family).is(&address.to_string()), types, accept()])
         })
         .collect()
 }

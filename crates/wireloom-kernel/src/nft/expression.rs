@@ -116,12 +116,24 @@ impl Key {
 
     /// One of several interfaces' names, at least one.
     pub(super) fn is_named_any_of(&self, names: &BTreeSet<String>) -> Expression {
+        self.compare_names("==", names)
+    }
+
+    /// None of several interfaces' names, at least one.
+    pub(super) fn is_named_none_of(&self, names: &BTreeSet<String>) -> Expression {
+        self.compare_names("!=", names)
+    }
+
+    fn compare_names(&self, operator: &str, names: &BTreeSet<String>) -> Expression {
         match names.first() {
-            Some(only) if names.len() == 1 => self.is_named(only),
+            Some(only) if names.len() == 1 => {
+                let quoted = quoted(only);
+                self.compare(operator, &format!("\"{quoted}\""), &json!(quoted))
+            }
             _ => {
                 let quoted: Vec<String> = names.iter().map(|name| format!("\"{}\"", quoted(name))).collect();
                 // Members are listed without the backslash.
-                self.compare("==", &format!("{{ {} }}", quoted.join(", ")), &json!({ "set": names }))
+                self.compare(operator, &format!("{{ {} }}", quoted.join(", ")), &json!({ "set": names }))
             }
         }
     }
@@ -204,10 +216,6 @@ pub(super) fn count(counter: &str) -> Expression {
     Expression { text: format!("counter name \"{counter}\""), listed: json!({ "counter": counter }) }
 }
 
-pub(super) fn jump(chain: &str) -> Expression {
-    Expression { text: format!("jump {chain}"), listed: json!({ "jump": { "target": chain } }) }
-}
-
 pub(super) fn accept() -> Expression {
     Expression { text: "accept".into(), listed: json!({ "accept": null }) }
 }
@@ -261,6 +269,8 @@ mod tests {
         assert_eq!(rule.text, "iifname != \"wg\\*\" accept");
         let names = ["eth*".to_owned(), "eth0".to_owned()].into();
         assert_eq!(meta("oifname").is_named_any_of(&names).text, "oifname { \"eth\\*\", \"eth0\" }");
+        let none = meta("iifname").is_named_none_of(&names);
+        assert_eq!(none.text, "iifname != { \"eth\\*\", \"eth0\" }");
         assert_eq!(unquoted("wg\\*"), "wg*");
     }
 

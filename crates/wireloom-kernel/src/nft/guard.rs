@@ -10,20 +10,16 @@ use super::{
     errors::{self, ERRORS_REFUSED, GUARD_ERRORS},
     expression::{
         Expression, Key, Rule, accept, add_mark, connection, count, destination, drop, field, has_mark,
-        is_for_us, is_reply, jump, meta, reject, rule, source,
+        is_for_us, is_reply, meta, reject, rule, source,
     },
     guard_sets::{FAMILIES, set},
 };
 
-/// Judges what leaves. Before the filters of others (0), behind destination NAT.
+/// Judges what is forwarded. Before the filters of others (0), behind destination NAT.
 pub(super) const GUARD_FORWARD: Chain = filter("guard_forward", "forward", -10);
-/// The same for what this machine sends itself.
-pub(super) const GUARD_OUTPUT: Chain = filter("guard_output", "output", -10);
-/// What both have in common.
-pub(super) const GUARD_EGRESS: Chain = Chain { name: "guard_egress", hook: None };
-/// Judges what leaves once more, by the interface that it does leave by: where a chain of type `route` has had a packet
-/// of this machine routed again, the output hook still shows the interface from before (`nf_hook_slow` keeps its state).
-/// Before source NAT (100). Nothing can be rejected here, only dropped.
+/// Judges what leaves, by the interface that it does leave by, and so what this machine sends itself: where destination
+/// NAT or a chain of type `route` has a packet routed again, the output hook still shows the interface from before
+/// (`nf_hook_slow` keeps its state). Before source NAT (100). Nothing can be rejected here, only dropped.
 pub(super) const GUARD_LEAVING: Chain = filter("guard_leaving", "postrouting", -10);
 /// Judges what enters, as it was on the wire: before NAT and before connection tracking (-200), after
 /// defragmentation (-400).
@@ -35,7 +31,8 @@ pub(super) const GUARD_ANSWERS: Chain = filter("guard_answers", "prerouting", -1
 pub(super) const UNPROVEN_OUT: &str = "unproven_out";
 /// The counter of the opposite direction.
 pub(super) const UNPROVEN_IN: &str = "unproven_in";
-/// The counter of packets that came out of the tunnel and would have left in plaintext.
+/// The counter of packets to an address that is elsewhere than the mesh says: they came out of the tunnel, or are between
+/// two of our own workloads, and would have left in plaintext.
 pub(super) const RETURNED: &str = "returned";
 /// The counter of packets that came in from other machines with a local workload's address as their source.
 pub(super) const FORGED: &str = "forged";
@@ -45,16 +42,13 @@ const DISCOVERY: [&str; 5] =
     ["nd-router-solicit", "nd-router-advert", "nd-neighbor-solicit", "nd-neighbor-advert", "nd-redirect"];
 
 const fn filter(name: &'static str, point: &'static str, priority: i32) -> Chain {
-    Chain { name, hook: Some(Hook { kind: "filter", point, priority }) }
+    Chain { name, hook: Hook { kind: "filter", point, priority } }
 }
 
 /// The chains with their rules.
 pub(super) fn chains(guard: &Guard, interface: &str) -> Vec<(Chain, Vec<Rule>)> {
-    // A chain comes before those that jump to it.
     let mut all = vec![
-        (GUARD_EGRESS, egress(guard, interface)),
-        (GUARD_FORWARD, vec![rule([jump(GUARD_EGRESS.name)])]),
-        (GUARD_OUTPUT, output(guard)),
+        (GUARD_FORWARD, forward(guard, interface)),
         (GUARD_LEAVING, leaving(guard, interface)),
         (GUARD_INGRESS, ingress(guard, interface)),
         (GUARD_ERRORS, errors::sources(guard, interface)),
@@ -71,7 +65,7 @@ pub(super) fn counters(guard: &Guard) -> impl Iterator<Item = &'static str> {
     [RETURNED, FORGED, ERRORS_REFUSED].into_iter().chain(unproven.into_iter().flatten())
 }
 
-fn egress(guard: &Guard, interface: &str) -> Vec<Rule> {
+fn forward(guard: &Guard, interface: &str) -> Vec<Rule> {
     let mut rules = vec![rule([meta("oifname").is_named(interface), accept()])];
     rules.extend(may_leave(guard));
     // The lookup that counts comes last.
@@ -91,20 +85,24 @@ fn egress(guard: &Guard, interface: &str) -> Vec<Rule> {
             reject(family),
         ])
     }));
+    rules.extend(FAMILIES.map(|family| {
+        let [leaving, from, to, counted] = elsewhere(guard, family);
+        rule([leaving, from, to, counted, reject(family)])
+    }));
+    // What passes so far may come from a workload that is still here, although the mesh says that its address has moved. A
+    // router between two others gets theirs from an interface that leads to other machines.
+    let from_here = || meta("iifname").is_named_none_of(&guard.outward);
+    rules.extend(FAMILIES.map(|family| {
+        let (from, to) = (is_from(GuardSet::Pools, family), is_to(GuardSet::RefusedOut, family));
+        rule([from_here(), from, to, reject(family)])
+    }));
     if guard.reject {
         rules.extend(FAMILIES.map(|family| {
-            let [leaving, from, to] = unproven(guard, family);
-            rule([leaving, from, to, count(UNPROVEN_OUT), reject(family)])
+            let out = meta("oifname").is_named_any_of(&guard.outward);
+            let (from, to) = (is_from(GuardSet::Pools, family), is_to(GuardSet::Pools, family));
+            rule([from_here(), out, from, to, count(UNPROVEN_OUT), reject(family)])
         }));
     }
-    rules
-}
-
-fn output(guard: &Guard) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = datagrams(guard).into_iter().collect();
-    // Judged where they leave, because they were routed again.
-    rules.extend(errors::with_source(guard));
-    rules.push(rule([jump(GUARD_EGRESS.name)]));
     rules
 }
 
@@ -118,10 +116,10 @@ fn leaving(guard: &Guard, interface: &str) -> Vec<Rule> {
             rule([is_from(GuardSet::Own, family), is_to(GuardSet::RefusedOut, family), drop()])
         }),
     );
-    if guard.reject && !guard.outward.is_empty() {
+    if !guard.outward.is_empty() {
         rules.extend(FAMILIES.map(|family| {
-            let [leaving, from, to] = unproven(guard, family);
-            rule([leaving, from, to, count(UNPROVEN_OUT), drop()])
+            let [leaving, from, to, counted] = elsewhere(guard, family);
+            rule([leaving, from, to, counted, drop()])
         }));
     }
     rules
@@ -145,10 +143,13 @@ fn may_leave(guard: &Guard) -> Vec<Rule> {
     answers.chain(nodes()).collect()
 }
 
-/// Out of an interface that leads to other machines, from a local workload, to anything in a pool.
-fn unproven(guard: &Guard, family: Family) -> [Expression; 3] {
+/// Out of an interface that leads to other machines, from a local workload to another of ours: that one has moved there,
+/// or has not come yet, and its answers would be forged ones. If plaintext is refused, to anything in a pool.
+fn elsewhere(guard: &Guard, family: Family) -> [Expression; 4] {
     let leaving = meta("oifname").is_named_any_of(&guard.outward);
-    [leaving, is_from(GuardSet::Own, family), is_to(GuardSet::Pools, family)]
+    let (to, counter) =
+        if guard.reject { (GuardSet::Pools, UNPROVEN_OUT) } else { (GuardSet::Own, RETURNED) };
+    [leaving, is_from(GuardSet::Own, family), is_to(to, family), count(counter)]
 }
 
 fn ingress(guard: &Guard, interface: &str) -> Vec<Rule> {
@@ -247,9 +248,9 @@ mod tests {
 
     #[test]
     fn what_was_proved_is_refused_before_what_was_not() {
-        let egress = texts(&scoped(), &GUARD_EGRESS);
+        let forward = texts(&scoped(), &GUARD_FORWARD);
         let at = |text: &str| {
-            egress.iter().position(|rule| rule == text).unwrap_or_else(|| panic!("{text} in {egress:#?}"))
+            forward.iter().position(|rule| rule == text).unwrap_or_else(|| panic!("{text} in {forward:#?}"))
         };
         let places = [
             at("oifname \"wg0\" accept"),
@@ -265,15 +266,28 @@ mod tests {
                 type admin-prohibited",
             ),
         ];
-        assert!(places.is_sorted(), "{egress:#?}");
+        assert!(places.is_sorted(), "{forward:#?}");
+    }
+
+    #[test]
+    fn what_moved_away_is_refused_from_here_and_not_from_other_machines() {
+        let refused = "iifname != \"eth0\" ip saddr @pools4 ip daddr @refused_out4 reject with icmp type admin-prohibited";
+        for guard in [scoped(), host()] {
+            let forward = texts(&guard, &GUARD_FORWARD);
+            assert!(forward.iter().any(|rule| rule == refused), "{forward:#?}");
+        }
+        let own = "oifname \"eth0\" ip saddr @own4 ip daddr @own4 counter name \"returned\" reject with icmp type \
+                   admin-prohibited";
+        let forward = texts(&Guard { reject: false, ..scoped() }, &GUARD_FORWARD);
+        assert!(forward.iter().any(|rule| rule == own), "{forward:#?}");
     }
 
     #[test]
     fn in_host_mode_datagrams_pass_and_no_answers() {
-        assert_eq!(texts(&host(), &GUARD_OUTPUT)[0], "udp sport 51820 meta mark and 0xa == 0xa accept");
+        assert_eq!(texts(&host(), &GUARD_LEAVING)[1], "udp sport 51820 meta mark and 0xa == 0xa accept");
         assert_eq!(texts(&host(), &GUARD_INGRESS)[1], "udp dport 51820 fib daddr type local accept");
         assert!(texts(&host(), &GUARD_ANSWERS).is_empty());
-        for chain in [GUARD_EGRESS, GUARD_INGRESS, GUARD_LEAVING] {
+        for chain in [GUARD_FORWARD, GUARD_INGRESS, GUARD_LEAVING] {
             assert!(texts(&host(), &chain).iter().all(|rule| !rule.contains("@nodes")));
         }
     }
@@ -294,9 +308,10 @@ mod tests {
     #[test]
     fn without_interfaces_that_lead_out_no_rule_is_about_them() {
         let guard = Guard { outward: [].into(), ..scoped() };
-        for chain in [GUARD_EGRESS, GUARD_INGRESS] {
+        for chain in [GUARD_FORWARD, GUARD_INGRESS] {
             let rules = texts(&guard, &chain);
-            assert!(rules.iter().all(|rule| !rule.contains("counter name")), "{rules:#?}");
+            let about = |rule: &String| rule.contains("counter name") || rule.contains("ifname !=");
+            assert!(!rules.iter().any(about), "{rules:#?}");
         }
     }
 
@@ -311,8 +326,6 @@ mod tests {
         for guard in [&guard, &scoped()] {
             assert!(texts(guard, &GUARD_LEAVING).contains(&refused), "{:#?}", texts(guard, &GUARD_LEAVING));
         }
-        // The output hook still shows the interface from before the source changed.
-        assert!(texts(&guard, &GUARD_OUTPUT)[0].starts_with("ip saddr 10.161.1.1 icmp type { "));
         assert!(texts(&scoped(), &GUARD_ERRORS).is_empty());
     }
 }

@@ -13,7 +13,8 @@ use super::{
     errors::{ERRORS_REFUSED, GUARD_ERRORS},
     expression::{Rule, unquoted},
     guard::{
-        FORGED, GUARD_ANSWERS, GUARD_EGRESS, GUARD_INGRESS, GUARD_OUTPUT, RETURNED, UNPROVEN_IN, UNPROVEN_OUT,
+        FORGED, GUARD_ANSWERS, GUARD_FORWARD, GUARD_INGRESS, GUARD_LEAVING, RETURNED, UNPROVEN_IN,
+        UNPROVEN_OUT,
     },
     rules::{JUDGE_SOURCES, MARK_INCOMING, STRANGERS},
     set::Set,
@@ -126,12 +127,12 @@ impl Objects {
     }
 
     fn guard(&self) -> Option<Guard> {
-        if !self.has_chain(&GUARD_EGRESS) {
+        if !self.has_chain(&GUARD_FORWARD) {
             return None;
         }
         let by_port = |rule: &&Value| rule.pointer("/0/match/left/payload/field") == Some(&json!("sport"));
-        let first = self.rules_of(&GUARD_OUTPUT).next().filter(by_port);
-        let datagrams = first.and_then(|rule| incoming_mark(rule, "/0/match/right", "/1/match/right"));
+        let datagrams = self.rules_of(&GUARD_LEAVING).find(by_port);
+        let datagrams = datagrams.and_then(|rule| incoming_mark(rule, "/0/match/right", "/1/match/right"));
         let answer = self.rules_of(&GUARD_ANSWERS).next().and_then(last);
         let answer = answer.and_then(|last| last.pointer("/mangle/value/|/1")?.as_u64()?.try_into().ok());
         let forged = |rule: &&Value| {
@@ -164,9 +165,9 @@ impl Objects {
     }
 
     fn is_as_written(&self, chain: &Chain, rules: &[Rule]) -> bool {
-        let placed = self.chain(chain).is_some_and(|found| {
-            chain.listed().iter().all(|(key, value)| found.get(key).unwrap_or(&Value::Null) == value)
-        });
+        let placed = self
+            .chain(chain)
+            .is_some_and(|found| chain.listed().iter().all(|(key, value)| found.get(key) == Some(value)));
         placed && self.rules_of(chain).map(normal).eq(rules.iter().map(|rule| normal(&rule.listed)))
     }
 
@@ -425,7 +426,7 @@ mod tests {
             ("another hook", |all| named(all, "chain", JUDGE_SOURCES.name)["hook"] = json!("input")),
             ("another policy", |all| named(all, "chain", GUARD_FORWARD.name)["policy"] = json!("drop")),
             ("a hook where there is none", |all| {
-                named(all, "chain", GUARD_EGRESS.name)["hook"] = json!("output");
+                named(all, "chain", GUARD_FORWARD.name)["hook"] = json!("output");
             }),
             ("another set", |all| all.push(json!({ "set": { "name": "stranger", "type": "ether_addr" } }))),
             ("a set missing", |all| remove(all, "set", REFUSED.name)),

@@ -10,14 +10,14 @@ use super::{
 
 /// Marks incoming WireGuard packets.
 pub(super) const MARK_INCOMING: Chain =
-    Chain { name: "mark_incoming", hook: Some(Hook { kind: "filter", point: "prerouting", priority: -300 }) };
+    Chain { name: "mark_incoming", hook: Hook { kind: "filter", point: "prerouting", priority: -300 } };
 
 /// Checks the sources of packets from our interface.
 ///
 /// Before `raw` (-300), so that neither connection tracking (-200) nor other rules ever meet a forged source;
 /// after defragmentation (-400), if that is on.
 pub(super) const JUDGE_SOURCES: Chain =
-    Chain { name: "judge_sources", hook: Some(Hook { kind: "filter", point: "prerouting", priority: -310 }) };
+    Chain { name: "judge_sources", hook: Hook { kind: "filter", point: "prerouting", priority: -310 } };
 
 /// The set of admitted `link address . IPv4 addresses`.
 pub(super) const SOURCES_V4: Set =

@@ -90,7 +90,7 @@ impl Script<'_> {
             self.line(format!("add counter inet {TABLE} {counter}"));
         }
         for (chain, rules) in wanted.chains {
-            self.line(format!("add chain inet {TABLE} {}{}", chain.name, chain.declaration()));
+            self.line(format!("add chain inet {TABLE} {} {}", chain.name, chain.declaration()));
             self.rules(chain.name, rules);
         }
     }
@@ -98,7 +98,7 @@ impl Script<'_> {
     /// Empties all chains, and removes what is not wanted. Adds everything first, so that its removal never fails.
     fn remove_all_but(&mut self, wanted: &Contents) {
         for chain in contents::CHAINS {
-            self.line(format!("add chain inet {TABLE} {}{}", chain.name, chain.declaration()));
+            self.line(format!("add chain inet {TABLE} {} {}", chain.name, chain.declaration()));
             self.line(format!("flush chain inet {TABLE} {}", chain.name));
         }
         for chain in contents::CHAINS {
@@ -262,7 +262,7 @@ mod tests {
             "table",
             "set inet wireloom own4",
             "counter inet wireloom forged",
-            "chain inet wireloom guard_egress",
+            "chain inet wireloom guard_forward",
         ] {
             assert!(!script.contains(&format!("delete {kept}")), "{kept} in {script}");
         }

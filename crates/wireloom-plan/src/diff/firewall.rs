@@ -138,13 +138,15 @@ impl FirewallChanges {
     }
 }
 
-/// Whether a new element of its set has an address in common with the old one. The new ones are sorted, and those of a
-/// set are disjoint.
+/// Whether a new element, of its set or of another that refuses, has an address in common with the old one: what moves
+/// between this node and a peer leaves one set for another. The new ones are sorted, and those of a set are disjoint.
 fn has_successor(old: &Guarded, new: &[Guarded]) -> bool {
-    let end = (old.set, old.addresses.last());
-    let after = new.partition_point(|new| (new.set, new.addresses.first()) <= end);
-    let last = after.checked_sub(1).map(|last| &new[last]).filter(|last| last.set == old.set);
-    last.is_some_and(|last| last.addresses.last() >= old.addresses.first())
+    [GuardSet::Own, GuardSet::RefusedOut, GuardSet::RefusedIn].into_iter().any(|set| {
+        let end = (set, old.addresses.last());
+        let after = new.partition_point(|new| (new.set, new.addresses.first()) <= end);
+        let last = after.checked_sub(1).map(|last| &new[last]).filter(|last| last.set == set);
+        last.is_some_and(|last| last.addresses.last() >= old.addresses.first())
+    })
 }
 
 /// Whether a new source has an address in common with the old one. The new ones are sorted and disjoint.

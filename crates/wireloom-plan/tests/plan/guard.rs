@@ -88,6 +88,24 @@ fn a_borrowed_address_belongs_to_the_node_that_has_it() {
 }
 
 #[test]
+fn an_address_that_moves_between_a_peer_and_us_changes_its_set_in_one_transaction() {
+    let moving = net("10.161.3.9/32");
+    let mut cluster = three_nodes();
+    cluster.nodes.get_mut("b").unwrap().workloads.insert(moving);
+    let mut machine = machine();
+    machine.standings = Some([("b".to_owned(), proven(key(2)))].into());
+    machine.reconcile(&cluster);
+    for (from, to) in [("b", "a"), ("a", "b")] {
+        cluster.nodes.get_mut(from).unwrap().workloads.remove(&moving);
+        cluster.nodes.get_mut(to).unwrap().workloads.insert(moving);
+        let ops = machine.reconcile(&cluster).ops;
+        let first = ops.iter().position(|op| matches!(op, Op::Firewall(_))).unwrap();
+        assert!(ops[first..].iter().all(|op| matches!(op, Op::Firewall(_))), "from {from} to {to}: {ops:?}");
+        assert!(first > 0, "the routes come before: {ops:?}");
+    }
+}
+
+#[test]
 fn an_address_of_a_node_is_no_workload_unless_it_is_inside_the_tunnel() {
     let mut cluster = three_nodes();
     let b = cluster.nodes.get_mut("b").unwrap();

@@ -21,7 +21,9 @@ use wireloom_lab::{become_root, require};
 use self::{
     fleet::{Fleet, Route, Setting},
     measuring::{
-        Way, datagrams, streams,
+        Way, datagrams,
+        machine::other_work,
+        streams,
         summary::{median, surroundings},
     },
 };
@@ -94,9 +96,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let fleet = Fleet::new()?;
     let length = Duration::from_secs(arguments.seconds.into());
     let mut samples = Vec::new();
+    // Of other programs, in percent of one processor: it spoils the figures.
+    let mut work = 0.0_f64;
     for round in 1..=arguments.rounds {
         for setting in Setting::ALL {
             eprintln!("round {round} of {}: {}", arguments.rounds, setting.label());
+            work = work.max(other_work()?);
             fleet.switch(setting)?;
             for (route, load) in rows() {
                 let value = load.measure(fleet.way(route), length)?;
@@ -107,6 +112,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
     }
     print(&samples, arguments.rounds);
+    println!("\nOther work on the machine between the loads: at most {work:.0} % of a CPU.");
     Ok(())
 }
 

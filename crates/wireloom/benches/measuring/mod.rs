@@ -1,6 +1,7 @@
 //! Loads and their figures, for all benches of the program.
 
 pub(crate) mod datagrams;
+pub(crate) mod machine;
 pub(crate) mod streams;
 pub(crate) mod summary;
 

@@ -36,7 +36,7 @@ use self::{
     contestant::Contestant,
     ground::{Ground, Underlay},
     measurement::Measurement,
-    processes::other_work,
+    measuring::machine::other_work,
     table::{Metric, Sample, Table},
 };
 

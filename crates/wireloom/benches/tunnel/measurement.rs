@@ -11,10 +11,9 @@ use wireloom_lab::PATIENCE;
 use crate::{
     ground::Ground,
     measuring::{
-        datagrams,
+        datagrams, machine,
         streams::{self, Running},
     },
-    processes::machine_cpu_time,
     table::Metric,
 };
 
@@ -95,7 +94,7 @@ fn tcp(ground: &Ground, length: Duration, options: &[&str]) -> anyhow::Result<Ve
 /// processes at both ends.
 fn tcp_with_cost(ground: &Ground, length: Duration) -> anyhow::Result<Vec<f64>> {
     let times = || -> anyhow::Result<[Duration; 2]> {
-        Ok([machine_cpu_time()?, ground.a.tunnel.cpu_time()? + ground.b.tunnel.cpu_time()?])
+        Ok([machine::cpu_time()?, ground.a.tunnel.cpu_time()? + ground.b.tunnel.cpu_time()?])
     };
     let before = times()?;
     let streams = streams::tcp(ground.way(), length, &[])?;

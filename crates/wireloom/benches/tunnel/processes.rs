@@ -1,14 +1,11 @@
 //! The cost of a tunnel: processor time and memory.
 
-use std::{
-    collections::BTreeSet,
-    fs, io, thread,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, fs, io, time::Duration};
 
 use anyhow::Context as _;
-use nix::unistd::{SysconfVar, sysconf};
 use wireloom_lab::Space;
+
+use crate::measuring::machine::ticks;
 
 /// Some processes of a machine.
 #[derive(Debug, Clone)]
@@ -71,30 +68,4 @@ impl Processes {
         })?;
         texts.context("a process of the tunnel has ended")
     }
-}
-
-/// The processor time that the whole machine has used so far.
-pub(crate) fn machine_cpu_time() -> anyhow::Result<Duration> {
-    let stat = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
-    let all = stat.lines().next().context("/proc/stat is empty")?;
-    let fields = all.split_whitespace().skip(1).map(str::parse).collect::<Result<Vec<u64>, _>>()?;
-    // proc(5): user, nice, system, idle, iowait, irq, softirq.
-    match fields[..] {
-        [user, nice, system, _, _, irq, softirq, ..] => ticks(user + nice + system + irq + softirq),
-        _ => anyhow::bail!("/proc/stat is not as proc(5) has it"),
-    }
-}
-
-/// What other programs use at the moment, in percent of one processor.
-pub(crate) fn other_work() -> anyhow::Result<f64> {
-    const WATCHED: Duration = Duration::from_millis(500);
-    let (start, before) = (Instant::now(), machine_cpu_time()?);
-    thread::sleep(WATCHED);
-    let busy = machine_cpu_time()? - before;
-    Ok(busy.div_duration_f64(start.elapsed()) * 100.0)
-}
-
-fn ticks(count: u64) -> anyhow::Result<Duration> {
-    let each_second = sysconf(SysconfVar::CLK_TCK)?.context("the length of a clock tick is unknown")?;
-    Ok(Duration::from_secs_f64(count as f64 / each_second as f64))
 }

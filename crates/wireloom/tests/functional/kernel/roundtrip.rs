@@ -361,7 +361,7 @@ fn the_guard_comes_back_after_a_flush_and_at_the_next_boot_but_not_once_it_is_re
     assert!(!restore(), "the table is there");
 
     // By the unit that loads it at boot, whatever is there.
-    space.run("nft add rule inet wireloom guard_egress drop").unwrap();
+    space.run("nft add rule inet wireloom guard_forward drop").unwrap();
     space.run(&format!("nft -f {}", saved.display())).unwrap();
     assert_eq!(observe(), before);
 

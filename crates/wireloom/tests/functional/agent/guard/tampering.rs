@@ -15,7 +15,7 @@ const HARMS: [&str; 5] = [
     "nft delete table inet wireloom",
     "nft flush table inet wireloom",
     "nft add table inet wireloom { flags dormant; }",
-    "nft insert rule inet wireloom guard_egress accept; insert rule inet wireloom guard_leaving accept",
+    "nft insert rule inet wireloom guard_forward accept; insert rule inet wireloom guard_leaving accept",
 ];
 
 fn few_leak_in(mode: Mode) {
