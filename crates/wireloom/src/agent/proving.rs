@@ -167,7 +167,11 @@ impl Agent {
     /// Finds proven nodes that still send in plaintext, if it is time to.
     fn look_for_plaintext(&mut self, now: Duration) {
         let Proving { standings, one_sided, next_count, .. } = &mut self.proving;
-        if Instant::now() < *next_count || standings.values().all(|standing| !standing.ingress) {
+        if standings.values().all(|standing| !standing.ingress) {
+            self.report.not_proved_us.clear();
+            return;
+        }
+        if Instant::now() < *next_count {
             return;
         }
         *next_count = Instant::now() + COUNT;
