@@ -73,12 +73,10 @@ pub(crate) fn set(state: &StateDir, interface: &str, sysctl: UnderlaySysctl, val
     fs::write(path(interface, sysctl), value.to_string()).attempt(operation)
 }
 
-/// Sets `rp_filter` of our own interface to loose. The setting belongs to the interface and goes with it.
-pub(crate) fn loosen(interface: &str) -> Result<(), Error> {
-    /// Documentation/networking/ip-sysctl.rst
-    const LOOSE: &str = "2";
-    let operation = || format!("set net.ipv4.conf.{interface}.rp_filter to {LOOSE}");
-    fs::write(path(interface, UnderlaySysctl::RpFilter), LOOSE).attempt(operation)
+/// Sets `rp_filter` of our own interface. The setting belongs to the interface and goes with it.
+pub(crate) fn validate_own(interface: &str, rp_filter: u8) -> Result<(), Error> {
+    let operation = || format!("set net.ipv4.conf.{interface}.rp_filter to {rp_filter}");
+    fs::write(path(interface, UnderlaySysctl::RpFilter), rp_filter.to_string()).attempt(operation)
 }
 
 /// Restores the sysctl and deletes the saved value. If the interface is gone, only deletes the saved value.

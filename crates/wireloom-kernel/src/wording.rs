@@ -128,7 +128,7 @@ fn sysctl(op: &SysctlOp) -> String {
         SysctlOp::Restore { interface, sysctl } => {
             format!("restore net.ipv4.conf.{interface}.{}", sysctl.name())
         }
-        SysctlOp::LoosenOwn => "let our interface's source validation be loose".into(),
+        SysctlOp::ValidateOwn { rp_filter } => format!("set rp_filter of our interface to {rp_filter}"),
     }
 }
 

@@ -233,9 +233,12 @@ pub enum SysctlOp {
         /// The sysctl.
         sysctl: UnderlaySysctl,
     },
-    /// Sets `rp_filter` of our own interface to loose (2), because source validation runs after destination NAT, with
-    /// the addresses swapped and without the mark. Nothing is recorded: the interface is ours.
-    LoosenOwn,
+    /// Sets `rp_filter` of our own interface: never strict (1), because source validation runs after destination NAT,
+    /// with the addresses swapped and without the mark. Nothing is recorded: the interface is ours.
+    ValidateOwn {
+        /// Its new value.
+        rp_filter: u8,
+    },
 }
 
 /// Consecutive operations that are carried out together.

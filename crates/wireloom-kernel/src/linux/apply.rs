@@ -99,7 +99,7 @@ impl Linux {
                 sysctl::set(&self.state, interface, *sysctl, *value)
             }
             SysctlOp::Restore { interface, sysctl } => sysctl::restore(&self.state, interface, *sysctl),
-            SysctlOp::LoosenOwn => sysctl::loosen(&self.interface),
+            SysctlOp::ValidateOwn { rp_filter } => sysctl::validate_own(&self.interface, *rp_filter),
         }
     }
 

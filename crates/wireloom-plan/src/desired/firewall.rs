@@ -21,7 +21,7 @@ use crate::{
 
 /// `rp_filter`: the source must be reachable through any interface
 /// (Documentation/networking/ip-sysctl.rst).
-pub(crate) const LOOSE: u8 = 2;
+pub(super) const LOOSE: u8 = 2;
 
 impl View<'_> {
     pub(super) fn firewall(&self) -> Option<Firewall> {

@@ -6,13 +6,16 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wireloom_types::{PeerLookup, PublicKey, SourceCheck};
 
-use super::{View, neighbours};
+use super::{View, firewall::LOOSE, neighbours};
 
 /// Bytes that WireGuard over IPv6 adds to a packet: 40 (IPv6) + 8 (UDP) + 16 (header) + 16 (tag).
 pub const HEADROOM: u32 = 80;
 
 /// The MTU of an Ethernet underlay in bytes, assumed when no underlay is known.
 const ETHERNET_MTU: u32 = 1500;
+
+/// `rp_filter`: no validation of sources (Documentation/networking/ip-sysctl.rst).
+const OFF: u8 = 0;
 
 /// The desired WireGuard device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -27,6 +30,16 @@ pub struct DesiredDevice {
     pub peer_lookup: PeerLookup,
     /// Who checks the sources of received packets.
     pub source_check: SourceCheck,
+}
+
+impl DesiredDevice {
+    /// `rp_filter` of our interface, given that of all interfaces: loose, as strict validation would fail. Off where
+    /// allowed-IPs do not limit the sources: loose validation would drop what no route leads back to, such as the errors
+    /// of a router beyond a peer. But where all interfaces are strict, an interface can only be loose, since the greater
+    /// value applies.
+    pub(crate) fn rp_filter(&self, all: u8) -> u8 {
+        if self.source_check == SourceCheck::AllowedIps || all != OFF { LOOSE } else { OFF }
+    }
 }
 
 impl View<'_> {

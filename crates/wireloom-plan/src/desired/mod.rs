@@ -22,7 +22,6 @@ use std::{
 };
 
 pub(crate) use claims::Index;
-pub(crate) use firewall::LOOSE;
 pub use interface::{DesiredDevice, HEADROOM};
 use ipnet::IpNet;
 pub(crate) use neighbours::is_link_local;

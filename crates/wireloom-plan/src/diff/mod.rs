@@ -31,7 +31,7 @@ pub(crate) use routes::is_blocked;
 pub use teardown::teardown;
 
 use crate::{
-    desired::{Desired, LOOSE},
+    desired::Desired,
     observed::Observed,
     op::{DeviceOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
     refusal::Refusal,
@@ -63,8 +63,9 @@ pub fn diff(observed: &Observed, desired: &Desired) -> Result<Vec<Op>, Refusal> 
     if observed.interface.as_ref().is_none_or(|interface| !interface.up) {
         ops.push(RtnetlinkOp::SetUp.into());
     }
-    if observed.interface.as_ref().is_none_or(|interface| interface.rp_filter != LOOSE) {
-        ops.push(SysctlOp::LoosenOwn.into());
+    let rp_filter = desired.device.rp_filter(observed.rp_filter_all);
+    if observed.interface.as_ref().is_none_or(|interface| interface.rp_filter != rp_filter) {
+        ops.push(SysctlOp::ValidateOwn { rp_filter }.into());
     }
     let neighbours = neighbours::changes(&observed, desired, neighbours::all(&observed, desired));
     ops.extend(neighbours.early.into_iter().map(Op::Rtnetlink));

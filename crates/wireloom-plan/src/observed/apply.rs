@@ -12,7 +12,6 @@ use wireloom_types::{LinkAddress, PublicKey, interface::AGENT_ALIAS};
 
 use super::{Device, Interface, Observed, Peer};
 use crate::{
-    desired::LOOSE,
     firewall::{Guarded, Source},
     op::{self, DeviceOp, FirewallOp, InterfaceOp, Op, RtnetlinkOp, SetPeer, Step, SysctlOp},
     routing::{Route, RouteKind, find_rule, insert_rule},
@@ -286,8 +285,8 @@ impl Observed {
                 Ok(())
             }
             SysctlOp::Restore { interface, sysctl } => self.restore_sysctl(interface, *sysctl),
-            SysctlOp::LoosenOwn => {
-                self.interface.as_mut().ok_or(ApplyError::NoInterface)?.rp_filter = LOOSE;
+            SysctlOp::ValidateOwn { rp_filter } => {
+                self.interface.as_mut().ok_or(ApplyError::NoInterface)?.rp_filter = *rp_filter;
                 Ok(())
             }
         }

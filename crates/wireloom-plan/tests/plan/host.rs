@@ -61,6 +61,25 @@ fn scoped_mode_makes_strict_source_validation_loose_and_no_other() {
 }
 
 #[test]
+fn our_own_interface_validates_sources_loosely_where_allowed_ips_limit_them_and_not_at_all_elsewhere() {
+    let checks = [
+        (SourceCheck::AllowedIps, 0, 2),
+        (SourceCheck::AllowedIps, 1, 2),
+        (SourceCheck::Off, 0, 0),
+        (SourceCheck::Off, 1, 2),
+        (SourceCheck::AllowedIps, 0, 2),
+    ];
+    let mut machine = machine();
+    for (check, all, wanted) in checks {
+        machine.kernel.rp_filter_all = all;
+        machine.settings.source_check = check;
+        machine.reconcile(&three_nodes());
+        let own = machine.kernel.interface.as_ref().unwrap().rp_filter;
+        assert_eq!(own, wanted, "{check:?} with {all} for all");
+    }
+}
+
+#[test]
 fn leaving_host_mode_restores_the_sysctls_after_removing_the_rules() {
     let mut machine = host_mode();
     machine.reconcile(&three_nodes());

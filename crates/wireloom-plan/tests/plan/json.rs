@@ -60,7 +60,7 @@ const EXPECTED: &[&str] = &[
     r#"{"op":"remove_firewall"}"#,
     r#"{"op":"set_underlay_sysctl","interface":"eth0","sysctl":"rp_filter","value":2}"#,
     r#"{"op":"restore_underlay_sysctl","interface":"eth0","sysctl":"send_redirects"}"#,
-    r#"{"op":"loosen_own"}"#,
+    r#"{"op":"validate_own","rp_filter":2}"#,
 ];
 
 #[test]
@@ -134,7 +134,7 @@ fn every_operation_is_one_flat_object_named_by_op() {
         FirewallOp::Remove.into(),
         SysctlOp::Set { interface: "eth0".into(), sysctl: UnderlaySysctl::RpFilter, value: 2 }.into(),
         SysctlOp::Restore { interface: "eth0".into(), sysctl: UnderlaySysctl::SendRedirects }.into(),
-        SysctlOp::LoosenOwn.into(),
+        SysctlOp::ValidateOwn { rp_filter: 2 }.into(),
     ];
     let written = ops.map(|op| serde_json::to_string(&op).unwrap());
     assert_eq!(written.as_slice(), EXPECTED);

@@ -107,7 +107,7 @@ fn sign(op: &Op) -> String {
             | FirewallOp::Unguard(_)
             | FirewallOp::Remove,
         ) => minus.to_string(),
-        Op::Sysctl(SysctlOp::Set { .. } | SysctlOp::Restore { .. } | SysctlOp::LoosenOwn) => {
+        Op::Sysctl(SysctlOp::Set { .. } | SysctlOp::Restore { .. } | SysctlOp::ValidateOwn { .. }) => {
             tilde.to_string()
         }
     }

@@ -501,8 +501,10 @@ fn addresses_of_the_machine_and_source_validation_are_observed() {
         let here: Vec<String> = observed.here.iter().map(ToString::to_string).collect();
         assert_eq!(here, ["127.0.0.1/8", "192.0.2.1/24", "::1/128", "2001:db8::1/64"]);
         assert_eq!((observed.rp_filter_all, observed.interface.unwrap().rp_filter), (1, 1));
-        kernel.apply(&[Op::Sysctl(SysctlOp::LoosenOwn)]).unwrap();
-        assert_eq!(kernel.observe(&own()).unwrap().interface.unwrap().rp_filter, 2);
+        for rp_filter in [2, 0] {
+            kernel.apply(&[Op::Sysctl(SysctlOp::ValidateOwn { rp_filter })]).unwrap();
+            assert_eq!(kernel.observe(&own()).unwrap().interface.unwrap().rp_filter, rp_filter);
+        }
     });
 }
 
