@@ -26,6 +26,9 @@ use crate::{
     wireloom,
 };
 
+/// How many leaked packets of a case are shown.
+const SHOWN: usize = 6;
+
 /// How long pings go on after a disturbance.
 const AFTERMATH: Duration = Duration::from_millis(500);
 
@@ -168,7 +171,11 @@ impl Watched {
         let capture = Capture::open(self.fleet.lab.underlay()).unwrap();
         let disturbance = disturb(&mut self.fleet);
         thread::sleep(at_this_pace(AFTERMATH));
-        let leaked = self.leaked(&capture.drain().unwrap());
+        let packets = capture.drain().unwrap();
+        let leaked = self.leaked(&packets);
+        for packet in packets.iter().filter(|packet| self.is_leak(packet)).take(SHOWN) {
+            println!("in plaintext: {packet:?}");
+        }
         undo(&mut self.fleet, disturbance);
         println!("figure: {}: {name}: {leaked} packets in plaintext", self.title);
         if leaked > allowed {
