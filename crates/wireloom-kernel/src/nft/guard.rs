@@ -296,7 +296,7 @@ mod tests {
     fn docs_firewall_md_shows_the_actual_rules() {
         let guide = include_str!("../../../../docs/firewall.md");
         let guard = Guard { reject: false, ..scoped() };
-        for chain in [GUARD_EGRESS, GUARD_INGRESS] {
+        for chain in [GUARD_FORWARD, GUARD_INGRESS] {
             let rules = texts(&guard, &chain);
             // Too long for a guide.
             let shown = rules.iter().filter(|rule| !rule.contains(RETURNED));
