@@ -91,6 +91,7 @@ fn damaged_records_are_named_and_kept_aside() {
         paths.iter().for_each(|path| damage(path));
         let errors = [
             state.mesh().map(drop),
+            state.proofs().map(drop),
             state.saved_sysctls().map(drop),
             state.creating().map(drop),
             state.programmed().map(drop),

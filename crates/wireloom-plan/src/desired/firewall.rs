@@ -13,6 +13,8 @@
 
 use std::collections::BTreeMap;
 
+use wireloom_types::SourceCheck;
+
 use super::View;
 use crate::{
     firewall::{Firewall, IncomingMark},
@@ -38,13 +40,15 @@ impl View<'_> {
         (firewall != Firewall::default()).then_some(firewall)
     }
 
-    /// `rp_filter` of our own interface, whose device checks sources itself. It must not be strict: what a peer sends
-    /// through the tunnel has its route back there only once we encrypt too. Loose would do, where the greater value of
-    /// all interfaces demands one; but without an IPv4 address on the interface, loose is as good as strict (`no_addr`
-    /// in `__fib_validate_source`, net/ipv4/fib_frontend.c).
+    /// `rp_filter` of our own interface, whose device or firewall checks sources. It is off: strict or loose, it would drop
+    /// what a peer sends through the tunnel before we encrypt too, if the interface has no IPv4 address (`no_addr` in
+    /// `__fib_validate_source`, net/ipv4/fib_frontend.c), and on a link what no route leads back to, such as the errors of
+    /// a router beyond a peer. Where it has an address, and only allowed-IPs can be its sources, loose does no harm. And
+    /// where all interfaces are strict it can only be loose, because the greater value applies.
     pub(super) fn rp_filter(&self) -> u8 {
         let has_ipv4 = self.addresses().iter().any(|address| address.addr().is_ipv4());
-        if has_ipv4 { LOOSE } else { OFF }
+        let limited = self.settings.source_check == SourceCheck::AllowedIps;
+        if self.host.all_strict || (has_ipv4 && limited) { LOOSE } else { OFF }
     }
 
     /// The sysctls by interface. IPv6 has no source validation by sysctl.

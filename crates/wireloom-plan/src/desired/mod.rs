@@ -88,6 +88,8 @@ pub struct Host {
     pub public_key: PublicKey,
     /// The interfaces that carry this node's own addresses, by name.
     pub underlays: BTreeMap<String, HostUnderlay>,
+    /// Whether `net.ipv4.conf.all.rp_filter` asks for strict validation of sources.
+    pub all_strict: bool,
     /// The interfaces other than ours that lead to other machines.
     pub outward: BTreeSet<String>,
     /// The addresses that the machine has on other interfaces than ours.
@@ -123,7 +125,13 @@ impl Host {
                 (name.clone(), facts)
             })
             .collect();
-        Self { public_key, underlays, outward: observed.outward.clone(), here: observed.here.clone() }
+        Self {
+            public_key,
+            underlays,
+            all_strict: observed.rp_filter_all == STRICT,
+            outward: observed.outward.clone(),
+            here: observed.here.clone(),
+        }
     }
 }
 

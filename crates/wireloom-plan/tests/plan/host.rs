@@ -13,7 +13,7 @@ use wireloom_plan::{
 };
 use wireloom_types::{PeerLookup, SourceCheck, interface::AGENT_ALIAS};
 
-use crate::world::{Machine, ip, key, place, three_nodes};
+use crate::world::{Machine, ip, key, net, place, three_nodes};
 
 fn machine() -> Machine {
     Machine::new("a", key(1), &three_nodes())
@@ -54,9 +54,30 @@ fn scoped_mode_makes_strict_source_validation_loose_and_no_other() {
         machine.reconcile(&three_nodes());
         let eth0 = &machine.kernel.underlays["eth0"];
         assert_eq!((eth0.rp_filter, eth0.src_valid_mark), (wanted, false), "{own} with {all} for all");
-        assert_eq!(machine.kernel.interface.as_ref().unwrap().rp_filter, 0, "it has no address");
         let firewall = machine.kernel.firewall.as_ref().unwrap();
         assert!(firewall.mark_incoming.is_none() && firewall.guard.as_ref().unwrap().datagrams.is_none());
+    }
+}
+
+#[test]
+fn our_own_interface_validates_no_sources_where_that_would_do_harm() {
+    // Whether it has an address, the source check, `net.ipv4.conf.all.rp_filter`, and what follows.
+    let cases = [
+        (false, SourceCheck::AllowedIps, 0, 0),
+        (true, SourceCheck::AllowedIps, 0, 2),
+        (true, SourceCheck::Off, 0, 0),
+        (true, SourceCheck::Off, 1, 2),
+        (false, SourceCheck::AllowedIps, 1, 2),
+        (false, SourceCheck::AllowedIps, 2, 0),
+    ];
+    let mut machine = machine();
+    for (has_address, check, all, wanted) in cases {
+        machine.kernel.here = if has_address { [net("10.161.1.1/24")].into() } else { [].into() };
+        machine.kernel.rp_filter_all = all;
+        machine.settings.source_check = check;
+        machine.reconcile(&three_nodes());
+        let own = machine.kernel.interface.as_ref().unwrap().rp_filter;
+        assert_eq!(own, wanted, "address: {has_address}, {check:?}, {all} for all");
     }
 }
 

@@ -136,8 +136,10 @@ fn is_gone(state: &StateDir, programmed: &Programmed) -> anyhow::Result<bool> {
     holds_nothing(&mut Linux::open(programmed.interface(), programmed.table(), state.clone())?)
 }
 
-/// Whether nothing of ours is in the kernel. Recorded sysctls do not count: they belong to no table, and the record
-/// outlives a reboot.
+/// Whether nothing is in the kernel that is tied to our interface or routing table. Recorded sysctls are not, and their
+/// record outlives a reboot. Neither is the guard: it is there even while everything else is refused, and it becomes
+/// the next agent's, whatever interface and table that has.
 pub(super) fn holds_nothing(kernel: &mut Linux) -> anyhow::Result<bool> {
-    Ok(teardown(&kernel.observe_for_removal()?).iter().all(|op| matches!(op, Op::Sysctl(_))))
+    let left = teardown(&kernel.observe_for_removal()?);
+    Ok(left.iter().all(|op| matches!(op, Op::Sysctl(_) | Op::Firewall(_))))
 }

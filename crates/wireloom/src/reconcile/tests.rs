@@ -8,6 +8,7 @@ use wireloom_plan::{
     observed::{Interface, Underlay},
     op::RtnetlinkOp,
     routing::{Family, OtherSelectors, RouteKind},
+    standing::Standing,
 };
 use wireloom_types::{PeerLookup, interface::AGENT_ALIAS};
 
@@ -74,7 +75,10 @@ fn reconciler() -> Reconciler<Memory> {
     let addresses = [IpAddr::from([192, 0, 2, 0])].into();
     let underlay = Underlay { mtu: 1500, addresses, rp_filter: 1, src_valid_mark: false };
     memory.observed.underlays.insert("eth0".into(), underlay);
-    Reconciler::new(memory, Settings::defaults("n0"), KEYS[0])
+    let mut reconciler = Reconciler::new(memory, Settings::defaults("n0"), KEYS[0]);
+    let proven = |key| Standing { key, egress: true, ingress: true, fresh: false };
+    reconciler.set_standings([("n1".into(), proven(KEYS[1])), ("n2".into(), proven(KEYS[2]))].into());
+    reconciler
 }
 
 fn settled(nodes: u8) -> Reconciler<Memory> {
@@ -123,7 +127,8 @@ fn a_pass_settles_and_the_next_one_does_nothing() {
 fn one_changed_node_costs_no_observation_of_the_kernel() {
     let mut reconciler = settled(2);
     reconciler.set_cluster(cluster(3));
-    assert_eq!(reconciler.pass().unwrap(), 2, "{:?}", reconciler.kernel.applied);
+    // The peer, its route, and what the guard refuses in two directions.
+    assert_eq!(reconciler.pass().unwrap(), 4, "{:?}", reconciler.kernel.applied);
     assert_eq!(reconciler.kernel.observations, 0);
     assert_eq!(reconciler.mirror(), Some(&reconciler.kernel.observed));
 }
@@ -176,8 +181,17 @@ fn after_a_failure_the_kernel_is_observed_and_the_rest_is_done() {
     assert_eq!(reconciler.mirror(), None);
 
     reconciler.kernel.refuses = None;
-    assert_eq!(reconciler.pass().unwrap(), 1);
+    // The route, and what comes after it: the guard refuses in two directions.
+    assert_eq!(reconciler.pass().unwrap(), 3);
     assert!(reconciler.kernel.observations > 0);
+}
+
+/// The guard is there, and nothing else was changed.
+#[track_caller]
+fn assert_only_guarded(reconciler: &Reconciler<Memory>) {
+    let Memory { observed, applied, .. } = &reconciler.kernel;
+    assert!(observed.firewall.as_ref().is_some_and(|firewall| firewall.guard.is_some()), "{applied:?}");
+    assert!(applied.iter().all(|op| matches!(op, Op::Firewall(_))), "{applied:?}");
 }
 
 #[test]
@@ -195,7 +209,7 @@ fn a_foreign_interface_is_refused_until_it_goes() {
     let trouble = reconciler.pass().unwrap_err();
     assert!(matches!(trouble, Trouble::Refused(Refusal::ForeignInterface { .. })));
     assert!(!trouble.retry_can_help());
-    assert!(reconciler.kernel.applied.is_empty());
+    assert_only_guarded(&reconciler);
 
     reconciler.kernel.observed.interface = None;
     assert!(reconciler.pass().unwrap() > 0);
@@ -237,7 +251,7 @@ fn a_foreign_table_is_refused_until_another_one_is_set() {
     reconciler.set_cluster(cluster(2));
     let trouble = reconciler.pass().unwrap_err();
     assert!(matches!(trouble, Trouble::Refused(Refusal::ForeignTable { .. })));
-    assert!(reconciler.kernel.applied.is_empty());
+    assert_only_guarded(&reconciler);
 
     // The kernel shows what is in the new table.
     reconciler.kernel.observed.rules.clear();

@@ -45,10 +45,20 @@ fn programmed(node: &Node) -> String {
     )
 }
 
-fn settle(fleet: &Fleet) -> String {
-    let node = &fleet.lab.nodes[0];
+fn settle(fleet: &Fleet) {
     fleet.settle(Promise::SCOPED);
     fleet.wait_for_cables();
+    fleet.wait_until_done(&fleet.lab.nodes[0]);
+}
+
+/// As [`settle`], and waits until node-a's proof of its peer is 15 s old: what is programmed then is to stay.
+#[track_caller]
+fn settle_for_good(fleet: &Fleet) -> String {
+    settle(fleet);
+    let node = &fleet.lab.nodes[0];
+    fleet.wait("the frequent keepalives after a proof to end", |_| {
+        node.run("wg show wg0 persistent-keepalive").unwrap().trim().ends_with("\toff")
+    });
     fleet.wait_until_done(node);
     programmed(node)
 }
@@ -63,7 +73,7 @@ fn status(node: &Node) -> Value {
 fn whatever_others_break_is_repaired() {
     let fleet = Fleet::new(Layout::default(), SCOPED);
     let node = &fleet.lab.nodes[0];
-    let whole = settle(&fleet);
+    let whole = settle_for_good(&fleet);
     for damage in [
         &["ip rule del pref 99", "ip -6 rule del pref 99"][..],
         &["ip route flush table 1", "ip -6 route flush table 1"],
@@ -87,7 +97,7 @@ fn whatever_others_break_is_repaired() {
 fn sighup_makes_the_agent_repair_what_nobody_announces() {
     let fleet = Fleet::new(Layout::default(), SCOPED);
     let node = &fleet.lab.nodes[0];
-    let whole = settle(&fleet);
+    let whole = settle_for_good(&fleet);
     node.run(&format!("wg set wg0 peer {} remove", fleet.keys[1].public)).unwrap();
     node.run("wg set wg0 fwmark 0 listen-port 7").unwrap();
     fleet.agents[0].reload().unwrap();
@@ -98,7 +108,7 @@ fn sighup_makes_the_agent_repair_what_nobody_announces() {
 fn a_running_agent_takes_every_setting() {
     let fleet = Fleet::new(Layout::default(), SCOPED);
     let node = &fleet.lab.nodes[0];
-    let whole = settle(&fleet);
+    let whole = settle_for_good(&fleet);
     let settings = format!(
         "node = \"{}\"\n[wireguard]\nlisten_port = 51999\nmtu = 1380\npersistent_keepalive = 7\n\
          [routing]\nrule_priority = 90\nfwmark = 4\n",
@@ -122,7 +132,7 @@ fn a_running_agent_takes_every_setting() {
 fn a_mistake_in_the_settings_leaves_the_last_good_ones_in_force() {
     let fleet = Fleet::new(Layout::default(), SCOPED);
     let node = &fleet.lab.nodes[0];
-    let whole = settle(&fleet);
+    let whole = settle_for_good(&fleet);
     let good = node.host.space.read(SETTINGS).unwrap().unwrap();
     node.host.space.write(SETTINGS, &format!("{good}fwmark = 0\n")).unwrap();
     let told = "a firewall mark is 1 to 0xffffffff, such as \"0xa\"; its bits must be Wireloom's own; the previous \
@@ -192,7 +202,11 @@ fn a_node_with_ipv6_turned_off_encrypts_ipv4() {
     node.host.space.set_sysctls(&[("net/ipv6/conf/all/disable_ipv6", "1")]).unwrap();
     fleet.agents[0].reload().unwrap();
     fleet.wait_until_done(node);
-    assert!(node.run("ip -6 route show table 1").unwrap().contains("dev wg0"));
+    fleet.wait("the routes into the interface", |_| {
+        ["-4", "-6"]
+            .iter()
+            .all(|family| node.run(&format!("ip {family} route show table 1")).unwrap().contains("dev wg0"))
+    });
 }
 
 /// The agent may be killed between making the interface and marking it as its own.
@@ -335,6 +349,9 @@ fn five_thousand_nodes_are_programmed_and_one_of_them_changed() {
     let mut fleet = Fleet::without_agents(Layout { nodes: 1, ..Layout::default() }, SCOPED);
     let node = &fleet.lab.nodes[0];
     let mut mesh = node.host.space.read(MEMBERS).unwrap().unwrap();
+    // Nobody answers for them. An earlier agent has had a proof of each, so that they have routes, and elements in the
+    // guard's sets.
+    let mut proofs = serde_json::Map::new();
     for number in 1..5_000u32 {
         let (high, low) = (number >> 8, number & 0xff);
         // Any 32 bytes are a public key.
@@ -346,14 +363,28 @@ fn five_thousand_nodes_are_programmed_and_one_of_them_changed() {
              workloads = [\"10.{}.{low}.0/24\", \"fd00:10:162:{number:x}::/64\"]\n",
             100 + high
         );
+        proofs.insert(
+            format!("n{number}"),
+            serde_json::json!({
+                "key": key, "since": { "secs": 1_700_000_000, "nanos": 0 }, "ingress": true, "ending": null,
+                "direct": false, "left": null, "addresses": [], "workloads": [], "given_up": {},
+            }),
+        );
     }
     node.host.space.write(MEMBERS, &mesh).unwrap();
+    let proofs = serde_json::json!({ "nodes": proofs });
+    node.host.space.write("/var/lib/wireloom/proofs.json", &proofs.to_string()).unwrap();
     fleet.start();
     let node = &fleet.lab.nodes[0];
     let routes = |node: &Node| node.run("ip route show table 1 dev wg0").unwrap_or_default();
+    let refused = |direction: &str| {
+        let shown = node.run(&format!("nft list set inet wireloom refused_{direction}")).unwrap();
+        shown.matches("/24").count()
+    };
     fleet.wait("the routes", |_| routes(node).lines().count() == 4_999 && rules(node).len() == 2);
     assert_eq!(node.run("wg show wg0 peers").unwrap().lines().count(), 4_999);
     fleet.wait_until_done(node);
+    assert_eq!(["out4", "in4"].map(refused), [4_999; 2]);
 
     assert!(mesh.contains("\"10.100.77.0/24\""));
     node.host.space.write(MEMBERS, &mesh.replace("\"10.100.77.0/24\"", "\"10.250.77.0/24\"")).unwrap();
@@ -362,5 +393,7 @@ fn five_thousand_nodes_are_programmed_and_one_of_them_changed() {
         routes.contains("10.250.77.0/24") && !routes.contains("10.100.77.0/24")
     });
     fleet.wait_until_done(node);
+    // What it gave up is still refused.
+    assert_eq!(["out4", "in4"].map(refused), [5_000; 2]);
     fleet.print_what_the_agents_took();
 }

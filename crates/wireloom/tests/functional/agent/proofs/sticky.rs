@@ -45,6 +45,9 @@ fn a_node_that_claims_the_key_of_a_proven_one_does_not_put_it_out() {
     thread::sleep(Duration::from_secs(3));
     fleet.assert_none_lost(pingers);
     fleet.expect_pods(0, 1, ENCRYPTED);
+    // The other one is left out, and has been proven too.
+    fleet.wait_for_status(&["node-b", "node-c", "same", "node-b has proved that it has it"]);
+    fleet.expect_pods(0, 2, REFUSED);
     fleet.mesh.nodes[2].public_key = c;
     fleet.edit(|_| {});
     fleet.settle(Promise::SCOPED);
@@ -77,6 +80,9 @@ fn an_unproven_node_is_direct_and_with_reject_refused() {
     fleet.plain(&capture);
     let pingers = fleet.ping(0, 1);
     fleet.agents.push(fleet.start_agent(1));
+    // Before its first agent has read a mesh, this node knows no pool, and what its pods send of their own accord is in
+    // plaintext. Until then they only answer.
+    fleet.wait_until_done(&fleet.lab.nodes[1]);
     fleet.settle(Promise::SCOPED);
     assert_eq!(fleet.plain(&capture), []);
     drop(pingers);
