@@ -142,7 +142,9 @@ impl fmt::Display for Because {
             Self::NoEndpoint => {
                 f.write_str("its record has no endpoint, so only it can begin; add one, or start its agent")
             }
-            Self::NotReady => f.write_str("this node itself is not ready; see the errors here"),
+            Self::NotReady => {
+                f.write_str("this node itself is not ready; start its agent, or see the errors here")
+            }
             Self::NoForwarding { family: Family::V4 } => {
                 f.write_str("this machine does not forward IPv4; set net.ipv4.ip_forward=1")
             }

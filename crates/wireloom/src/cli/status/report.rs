@@ -88,7 +88,7 @@ pub(super) struct GuardReport {
     /// The same in the other direction.
     #[serde(skip_serializing_if = "is_zero")]
     pub(super) unproven_in: u64,
-    /// Came out of the tunnel and would have left in plaintext.
+    /// To an address that is elsewhere than the mesh says; would have left in plaintext.
     #[serde(skip_serializing_if = "is_zero")]
     pub(super) returned: u64,
     /// Came from other machines with a local workload's address as the source.

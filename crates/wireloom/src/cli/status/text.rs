@@ -67,7 +67,7 @@ fn refused_by_guard(guard: &GuardReport) -> impl Iterator<Item = (u64, &'static 
         (guard.no_peer_in, "in plaintext from workloads of proven nodes that are no peers now"),
         (guard.unproven_out, "in plaintext to addresses of a pool whose node is unproven"),
         (guard.unproven_in, "in plaintext from addresses of a pool whose node is unproven"),
-        (guard.returned, "from the tunnel that would have left in plaintext"),
+        (guard.returned, "in plaintext to pods' addresses that are elsewhere than the mesh says"),
         (guard.forged, "from other machines under the address of a local workload"),
         (guard.errors, "of ICMP, which quote packets between workloads"),
     ];
