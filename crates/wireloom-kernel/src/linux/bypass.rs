@@ -36,7 +36,7 @@ impl Linux {
     pub(super) fn observe_bypasses(
         &mut self,
         links: &[Link],
-        outward: &BTreeSet<String>,
+        outward: &BTreeMap<String, u8>,
     ) -> BTreeSet<Bypass> {
         match self.read_machine(links, outward) {
             Ok(machine) => self.bypasses.found = bypass::find(&machine),
@@ -45,7 +45,7 @@ impl Linux {
         self.bypasses.found.clone()
     }
 
-    fn read_machine(&mut self, links: &[Link], outward: &BTreeSet<String>) -> Result<Machine, Error> {
+    fn read_machine(&mut self, links: &[Link], outward: &BTreeMap<String, u8>) -> Result<Machine, Error> {
         let names: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
         let places = classifier::places(&mut self.rtnetlink).attempt(|| "list the qdiscs".into())?;
         let filtered = filtered_everywhere();
@@ -84,10 +84,10 @@ impl Linux {
         })
     }
 
-    fn leads(&self, link: &Link, outward: &BTreeSet<String>) -> Leads {
+    fn leads(&self, link: &Link, outward: &BTreeMap<String, u8>) -> Leads {
         if link.name == self.interface {
             Leads::Ours
-        } else if link.leads_out || outward.contains(&link.name) {
+        } else if link.leads_out || outward.contains_key(&link.name) {
             Leads::Out
         } else if matches!(link.kind, Some(InfoKind::Veth | InfoKind::Netkit | InfoKind::Bridge)) {
             Leads::ToPods

@@ -1,25 +1,26 @@
 //! Which interfaces lead to other machines.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use wireloom_plan::routing::Rule;
+use wireloom_plan::{routing::Rule, sysctl::UnderlaySysctl};
 
 use super::Linux;
 use crate::{
     error::{Attempt, Error},
     rtnetlink::{link::Link, route},
+    sysctl,
 };
 
 impl Linux {
     /// Those other than ours that lead to other machines by their kind, because they carry one of this node's own
     /// addresses (`with_own`, by index), or because a route with a gateway or a default route leads out of them; and the
-    /// bridges with such a port.
+    /// bridges with such a port. By name, with `rp_filter` of each.
     pub(super) fn observe_outward(
         &mut self,
         rules: &[Rule],
         with_own: &BTreeSet<u32>,
         mut links: Vec<Link>,
-    ) -> Result<BTreeSet<String>, Error> {
+    ) -> Result<BTreeMap<String, u8>, Error> {
         links.retain(|link| link.name != self.interface);
         let by_port: BTreeSet<u32> =
             links.iter().filter(|link| link.leads_out).filter_map(|link| link.port_of).collect();
@@ -37,7 +38,11 @@ impl Linux {
                 .attempt(|| "list the routes to other machines".into())?;
             outward.extend(others.into_iter().filter(|link| onward.contains(&link.index)));
         }
-        Ok(outward.into_iter().map(|link| link.name).filter(|name| can_be_quoted(name)).collect())
+        let names = outward.into_iter().map(|link| link.name).filter(|name| can_be_quoted(name));
+        // Absent when the interface was removed this moment.
+        names
+            .map(|name| Ok((name.clone(), sysctl::read(&name, UnderlaySysctl::RpFilter)?.unwrap_or(0))))
+            .collect()
     }
 }
 

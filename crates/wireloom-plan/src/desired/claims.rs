@@ -338,6 +338,7 @@ mod tests {
             let host = Host {
                 public_key: PublicKey::from_bytes([9; 32]),
                 underlays: BTreeMap::new(),
+                strict: BTreeSet::new(),
                 all_strict: false,
                 outward: BTreeSet::new(),
                 here: BTreeSet::new(),

@@ -56,9 +56,8 @@ impl View<'_> {
         let no_redirects = || (ALL.to_owned(), BTreeMap::from([(UnderlaySysctl::SendRedirects, 0)]));
         let mut sysctls: BTreeMap<_, _> = self.in_link_mode().then(no_redirects).into_iter().collect();
         if !self.settings.encrypt_host_traffic {
-            let strict = self.host.underlays.iter().filter(|(_, underlay)| underlay.strict);
             let loose = BTreeMap::from([(UnderlaySysctl::RpFilter, LOOSE)]);
-            sysctls.extend(strict.map(|(name, _)| (name.clone(), loose.clone())));
+            sysctls.extend(self.host.strict.iter().map(|name| (name.clone(), loose.clone())));
             return sysctls;
         }
         let carries_ipv4 = |name: &&String| {

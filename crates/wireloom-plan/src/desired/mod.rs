@@ -88,6 +88,8 @@ pub struct Host {
     pub public_key: PublicKey,
     /// The interfaces that carry this node's own addresses, by name.
     pub underlays: BTreeMap<String, HostUnderlay>,
+    /// Those of them and of [`Host::outward`] that validated sources strictly before we changed that.
+    pub strict: BTreeSet<String>,
     /// Whether `net.ipv4.conf.all.rp_filter` asks for strict validation of sources.
     pub all_strict: bool,
     /// The interfaces other than ours that lead to other machines.
@@ -103,8 +105,6 @@ pub struct HostUnderlay {
     pub mtu: u32,
     /// This node's own addresses on it.
     pub addresses: BTreeSet<IpAddr>,
-    /// Whether it validated sources strictly before we changed that.
-    pub strict: bool,
 }
 
 impl Host {
@@ -114,22 +114,28 @@ impl Host {
             .underlays
             .iter()
             .map(|(name, underlay)| {
-                let saved = observed.saved_sysctls.get(name);
-                let saved = saved.and_then(|saved| saved.get(&UnderlaySysctl::RpFilter));
-                let rp_filter = saved.copied().unwrap_or(underlay.rp_filter);
-                let facts = HostUnderlay {
-                    mtu: underlay.mtu,
-                    addresses: underlay.addresses.clone(),
-                    strict: rp_filter.max(observed.rp_filter_all) == STRICT,
-                };
+                let facts = HostUnderlay { mtu: underlay.mtu, addresses: underlay.addresses.clone() };
                 (name.clone(), facts)
             })
             .collect();
+        let is_strict = |name: &&String| {
+            let saved = observed.saved_sysctls.get(*name);
+            let saved = saved.and_then(|saved| saved.get(&UnderlaySysctl::RpFilter)).copied();
+            let rp_filter = saved.or_else(|| observed.sysctl(name, UnderlaySysctl::RpFilter));
+            rp_filter.is_some_and(|rp_filter| rp_filter.max(observed.rp_filter_all) == STRICT)
+        };
         Self {
             public_key,
             underlays,
+            strict: observed
+                .underlays
+                .keys()
+                .chain(observed.outward.keys())
+                .filter(is_strict)
+                .cloned()
+                .collect(),
             all_strict: observed.rp_filter_all == STRICT,
-            outward: observed.outward.clone(),
+            outward: observed.outward.keys().cloned().collect(),
             here: observed.here.clone(),
         }
     }

@@ -347,17 +347,19 @@ impl Observed {
         if sysctl == UnderlaySysctl::SendRedirects && interface == ALL {
             return Ok(u8::from(std::mem::replace(&mut self.send_redirects, value != 0)));
         }
-        let underlay = self
-            .underlays
-            .get_mut(interface)
-            .ok_or_else(|| ApplyError::NoSuchUnderlay(interface.to_owned()))?;
-        Ok(match sysctl {
-            UnderlaySysctl::RpFilter => std::mem::replace(&mut underlay.rp_filter, value),
-            UnderlaySysctl::SrcValidMark => {
-                u8::from(std::mem::replace(&mut underlay.src_valid_mark, value != 0))
+        let underlay = self.underlays.get_mut(interface);
+        let before = match sysctl {
+            UnderlaySysctl::RpFilter => {
+                let outward = self.outward.get_mut(interface);
+                let both = underlay.map(|underlay| &mut underlay.rp_filter).into_iter().chain(outward);
+                both.map(|it| std::mem::replace(it, value)).reduce(|first, _| first)
             }
-            UnderlaySysctl::SendRedirects => return Err(ApplyError::NoSuchUnderlay(interface.to_owned())),
-        })
+            UnderlaySysctl::SrcValidMark => {
+                underlay.map(|it| u8::from(std::mem::replace(&mut it.src_valid_mark, value != 0)))
+            }
+            UnderlaySysctl::SendRedirects => None,
+        };
+        before.ok_or_else(|| ApplyError::NoSuchUnderlay(interface.to_owned()))
     }
 
     fn restore_sysctl(&mut self, interface: &str, sysctl: UnderlaySysctl) -> Result<(), ApplyError> {

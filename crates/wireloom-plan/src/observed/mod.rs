@@ -63,7 +63,8 @@ pub struct Observed {
     pub guarded: BTreeSet<Guarded>,
     /// The interfaces other than ours that lead to other machines: those that carry one of this node's addresses outside
     /// its workloads, those of routes with a gateway and of default routes, those that encapsulate, and network cards.
-    pub outward: BTreeSet<String>,
+    /// By name, with `net.ipv4.conf.IFACE.rp_filter` of each.
+    pub outward: BTreeMap<String, u8>,
     /// The addresses that this machine has, whoever configured them, with the prefix length of each; without those of
     /// our own interface and without link-local ones.
     pub here: BTreeSet<IpNet>,
@@ -77,11 +78,14 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// The value of a sysctl that we may set; `None` for an interface that is not an underlay.
+    /// The value of a sysctl that we may set; `None` for an interface that is no underlay and does not lead outward.
     pub fn sysctl(&self, interface: &str, sysctl: UnderlaySysctl) -> Option<u8> {
         match sysctl {
             UnderlaySysctl::SendRedirects => (interface == ALL).then_some(u8::from(self.send_redirects)),
-            UnderlaySysctl::RpFilter => Some(self.underlays.get(interface)?.rp_filter),
+            UnderlaySysctl::RpFilter => {
+                let underlay = self.underlays.get(interface).map(|underlay| underlay.rp_filter);
+                underlay.or_else(|| self.outward.get(interface).copied())
+            }
             UnderlaySysctl::SrcValidMark => Some(u8::from(self.underlays.get(interface)?.src_valid_mark)),
         }
     }

@@ -50,10 +50,12 @@ fn scoped_mode_makes_strict_source_validation_loose_and_no_other() {
     for (own, all, wanted) in [(0, 0, 0), (1, 0, 2), (2, 0, 2), (0, 1, 2), (0, 2, 0), (1, 2, 1)] {
         let mut machine = machine();
         machine.kernel.underlays.get_mut("eth0").unwrap().rp_filter = own;
+        machine.kernel.outward = [("eth0".to_owned(), own), ("vxlan0".to_owned(), own)].into();
         machine.kernel.rp_filter_all = all;
         machine.reconcile(&three_nodes());
         let eth0 = &machine.kernel.underlays["eth0"];
         assert_eq!((eth0.rp_filter, eth0.src_valid_mark), (wanted, false), "{own} with {all} for all");
+        assert_eq!(machine.kernel.outward["vxlan0"], wanted, "{own} with {all} for all");
         let firewall = machine.kernel.firewall.as_ref().unwrap();
         assert!(firewall.mark_incoming.is_none() && firewall.guard.as_ref().unwrap().datagrams.is_none());
     }

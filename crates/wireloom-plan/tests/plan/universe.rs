@@ -383,6 +383,9 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
     (network, neighbours, machine, table()).prop_map(
         |(network, (neighbours, link_routes, send_redirects), machine, table)| {
             let (underlays, saved_sysctls, outward, here, rp_filter, rp_filter_all) = machine;
+            // An interface has one value.
+            let of = |name: &String| underlays.get(name).map_or(1, |underlay: &Underlay| underlay.rp_filter);
+            let outward = outward.into_iter().map(|name| (name.clone(), of(&name))).collect();
             let Table { firewall, judged_peers, sources, guarded } = table;
             let (interface, device, addresses, mut rules, mut routes) = network;
             let up = interface.is_some_and(|(_, up, ..)| up);

@@ -90,7 +90,7 @@ impl Machine {
         let eth0 = Underlay { mtu: 1500, addresses, rp_filter: 1, src_valid_mark: false };
         let kernel = Observed {
             underlays: [("eth0".to_owned(), eth0)].into(),
-            outward: ["eth0".to_owned()].into(),
+            outward: [("eth0".to_owned(), 1)].into(),
             ..Observed::default()
         };
         Self { settings: Settings::defaults(name), public_key, kernel, standings: None }

@@ -280,10 +280,10 @@ impl Agent {
     /// Tells the monitor which interfaces matter now.
     fn update_interest(&mut self) {
         let Some(observed) = self.reconciler.mirror() else { return };
-        if observed.outward != self.interest.outward
-            || !observed.underlays.keys().eq(&self.interest.underlays)
+        if !(observed.outward.keys().eq(&self.interest.outward)
+            && observed.underlays.keys().eq(&self.interest.underlays))
         {
-            self.interest.outward = observed.outward.clone();
+            self.interest.outward = observed.outward.keys().cloned().collect();
             self.interest.underlays = observed.underlays.keys().cloned().collect();
             self.monitor.set_interest(self.interest.clone());
         }

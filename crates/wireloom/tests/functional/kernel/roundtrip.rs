@@ -439,7 +439,7 @@ fn interfaces_that_lead_to_other_machines_are_known() {
     let (_holder, space) = machine();
     let outward = || {
         let outward = with_kernel(&space, |kernel| kernel.observe(&own()).unwrap().outward);
-        outward.into_iter().collect::<Vec<_>>().join(" ")
+        outward.into_keys().collect::<Vec<_>>().join(" ")
     };
     // A veth interface leads out because it has an address of this node; our own and the loopback never do.
     assert_eq!(outward(), "eth0");

@@ -8,7 +8,9 @@ use super::{Mode, Watched, delete_rules, ip, kill_agent, ping, ping_both_ways, r
 use crate::fixtures::fleet::Fleet;
 
 fn three_nodes(mode: Mode) -> Watched {
-    Watched::over(Fleet::new(Layout { nodes: 3, ..Layout::default() }, mode.settings()), mode)
+    let fleet = Fleet::new(Layout { nodes: 3, ..Layout::default() }, mode.settings());
+    fleet.wait_for_proofs();
+    Watched::over(fleet, mode)
 }
 
 /// Writes down which node has an address, on every node, and waits until all agents have taken it.
