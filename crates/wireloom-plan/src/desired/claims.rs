@@ -340,6 +340,7 @@ mod tests {
                 underlays: BTreeMap::new(),
                 outward: BTreeSet::new(),
                 here: BTreeSet::new(),
+                here_outward: BTreeSet::new(),
             };
             let mut cluster = Cluster::default();
             let mut index = Index::of(&cluster, &settings, &host);

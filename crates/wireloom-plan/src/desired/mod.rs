@@ -89,6 +89,8 @@ pub struct Host {
     pub outward: BTreeSet<String>,
     /// The addresses that the machine has on other interfaces than ours.
     pub here: BTreeSet<IpNet>,
+    /// Those of them on interfaces that lead to other machines by their kind.
+    pub here_outward: BTreeSet<IpAddr>,
 }
 
 /// An interface that carries this node's own addresses, without the sysctls that we change ourselves.
@@ -120,7 +122,13 @@ impl Host {
                 (name.clone(), facts)
             })
             .collect();
-        Self { public_key, underlays, outward: observed.outward.clone(), here: observed.here.clone() }
+        Self {
+            public_key,
+            underlays,
+            outward: observed.outward.clone(),
+            here: observed.here.clone(),
+            here_outward: observed.here_outward.clone(),
+        }
     }
 }
 
