@@ -65,6 +65,12 @@ pub enum Warning {
         /// The source of that rule.
         source: IpNet,
     },
+    /// In scoped mode, an interface to other machines, such as VXLAN, has an address in this node's workloads that is
+    /// not declared: what the host sends from it past the tunnel counts as a workload's, and is refused.
+    AddressNotDeclared {
+        /// The address.
+        address: IpAddr,
+    },
     /// In host mode, the machine has no declared address of this family.
     NoOwnAddress {
         /// The family; the mesh uses it.
@@ -190,6 +196,7 @@ impl Warning {
             | Self::KeylessNode { .. }
             | Self::NestedPrefixes { .. }
             | Self::RenamedSetting { .. }
+            | Self::AddressNotDeclared { .. }
             | Self::ForeignRule { .. }
             | Self::Bypass { .. }
             | Self::LinkdownIgnored { .. }
@@ -264,6 +271,11 @@ impl fmt::Display for Warning {
                 f,
                 "this node's own address {address} lies in {source}, so a rule takes the host's traffic for a \
                  workload's and other nodes refuse it; narrow the pool, or set encrypt_host_traffic",
+            ),
+            Self::AddressNotDeclared { address } => write!(
+                f,
+                "this machine's address {address} lies in this node's workloads, so what the host sends from it past \
+                 the tunnel is refused as a workload's; add it to this node's `addresses`",
             ),
             Self::NoOwnAddress { family } => write!(
                 f,

@@ -79,6 +79,9 @@ impl Linux {
         }
         let rules = rule::observe(&mut self.rtnetlink).attempt(|| "list the rules".into())?;
         let links = link::observe(&mut self.rtnetlink).attempt(|| "list the interfaces".into())?;
+        let to_others: BTreeSet<u32> =
+            links.iter().filter(|link| link.leads_out).map(|link| link.index).collect();
+        let here_outward = elsewhere.iter().filter(|each| to_others.contains(&each.interface));
         let outward = self.observe_outward(&rules, &with_own, links.clone())?;
         let mut observed = Observed {
             neighbours,
@@ -87,6 +90,7 @@ impl Linux {
             rp_filter_all: sysctl::read(ALL, UnderlaySysctl::RpFilter)?.unwrap_or(0),
             addresses: on_ours.iter().map(|each| each.address).collect(),
             here: elsewhere.iter().map(|each| each.address).collect(),
+            here_outward: here_outward.map(|each| each.address.addr()).collect(),
             bypasses: self.observe_bypasses(&links, &outward),
             outward,
             linkdown_ignored,

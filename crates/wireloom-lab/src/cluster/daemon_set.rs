@@ -94,7 +94,7 @@ impl DaemonSet {
     /// # Errors
     /// When kubectl fails, or a pod is still there after a minute.
     pub fn delete(&self, cluster: &Cluster) -> Result<()> {
-        cluster.kubectl(&format!("delete {DAEMON_SET} --cascade foreground --timeout 60s")).map(drop)
+        cluster.kubectl(&format!("delete {DAEMON_SET} --cascade=foreground --timeout 60s")).map(drop)
     }
 
     /// Removes Wireloom from every node, with the patch that `deploy/kubernetes` has for that. The DaemonSet stays.

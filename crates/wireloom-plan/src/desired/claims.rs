@@ -342,6 +342,7 @@ mod tests {
                 all_strict: false,
                 outward: BTreeSet::new(),
                 here: BTreeSet::new(),
+                here_outward: BTreeSet::new(),
             };
             let mut cluster = Cluster::default();
             let mut index = Index::of(&cluster, &settings, &host);

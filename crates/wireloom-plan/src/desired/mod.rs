@@ -96,6 +96,8 @@ pub struct Host {
     pub outward: BTreeSet<String>,
     /// The addresses that the machine has on other interfaces than ours.
     pub here: BTreeSet<IpNet>,
+    /// Those of them on interfaces that lead to other machines by their kind.
+    pub here_outward: BTreeSet<IpAddr>,
 }
 
 /// An interface that carries this node's own addresses, without the sysctls that we change ourselves.
@@ -137,6 +139,7 @@ impl Host {
             all_strict: observed.rp_filter_all == STRICT,
             outward: observed.outward.keys().cloned().collect(),
             here: observed.here.clone(),
+            here_outward: observed.here_outward.clone(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Warnings about the cluster and the settings, by subject.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use wireloom_types::{LinkAddress, PublicKey};
@@ -64,6 +64,15 @@ impl<'a> View<'a> {
                 let source = self.scope().find(|source| source.contains(&address));
                 warnings.extend(source.map(|source| Warning::AddressInScope { address, source }));
             }
+            // Interfaces of pods and their bridges have workloads' addresses by right; those to other machines do not.
+            let here = self.host.here_outward.iter().copied();
+            let declared = |address: &IpAddr| {
+                [&self.own.addresses, &self.own.tunnel_addresses].iter().any(|all| all.contains(address))
+            };
+            let taken =
+                |address: &IpAddr| self.own.workloads.iter().any(|workload| workload.contains(address));
+            let undeclared = here.filter(|address| taken(address) && !declared(address));
+            warnings.extend(undeclared.map(|address| Warning::AddressNotDeclared { address }));
         }
         let uncovered = self.own.workloads.iter().copied().filter(|workload| !self.is_covered(*workload));
         warnings.extend(uncovered.map(|workload| Warning::UncoveredWorkload { workload }));

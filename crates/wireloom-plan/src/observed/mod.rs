@@ -68,6 +68,8 @@ pub struct Observed {
     /// The addresses that this machine has, whoever configured them, with the prefix length of each; without those of
     /// our own interface and without link-local ones.
     pub here: BTreeSet<IpNet>,
+    /// Those of them on interfaces that lead to other machines by their kind: network cards, and those that encapsulate.
+    pub here_outward: BTreeSet<IpAddr>,
     /// `net.ipv4.conf.all.rp_filter`. The greater one of it and an interface's own applies.
     pub rp_filter_all: u8,
     /// The sysctls that make the kernel pass over the routes of our interface while no device is behind it, such as

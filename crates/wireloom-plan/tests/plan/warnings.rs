@@ -129,6 +129,25 @@ fn an_own_address_that_a_rule_takes_for_a_workload_is_reported() {
 }
 
 #[test]
+fn an_address_among_the_workloads_on_an_interface_to_other_machines_is_reported_until_it_is_declared() {
+    let mut machine = Machine::new("a", key(1), &three_nodes());
+    machine.kernel.here_outward = ["10.161.1.0", "10.161.2.0", "192.168.1.1"].map(ip).into();
+    let expected = Warning::AddressNotDeclared { address: ip("10.161.1.0") };
+    let mut cluster = three_nodes();
+    assert_eq!(machine.reconcile(&cluster).warnings, [expected].into());
+    let own = cluster.nodes.get_mut("a").unwrap();
+    own.tunnel_addresses.insert(ip("10.161.1.0"));
+    assert_eq!(machine.reconcile(&cluster).warnings, [].into());
+    let own = cluster.nodes.get_mut("a").unwrap();
+    own.tunnel_addresses.clear();
+    own.addresses.insert(ip("10.161.1.0"));
+    assert_eq!(machine.reconcile(&cluster).warnings, [].into());
+    cluster.nodes.get_mut("a").unwrap().addresses.remove(&ip("10.161.1.0"));
+    machine.settings.encrypt_host_traffic = true;
+    assert_eq!(machine.reconcile(&cluster).warnings, [].into(), "there its packets enter the tunnel");
+}
+
+#[test]
 fn missing_own_addresses_are_reported_in_host_mode() {
     let mut cluster = three_nodes();
     cluster.nodes.get_mut("a").unwrap().addresses = [ip("192.168.1.1"), ip("fd00::99")].into();

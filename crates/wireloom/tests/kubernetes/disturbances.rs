@@ -218,9 +218,9 @@ fn others_lose_nothing_while_a_node_is_drained_and_deleted() {
 fn restart_a_node(stage: &mut Stage) -> Cost {
     // A pod that has something to say as soon as its node is up.
     let a = stage.pod("pod-a").addresses;
-    let command = ["/bin/busybox", "ping", "-i", "0.01", &a.v4.to_string()];
-    stage.on.cluster.import_program("registry.local/busybox:1", "/bin/busybox".as_ref()).unwrap();
-    start(&stage.on.cluster, &[pod("speaker", "node-c", "registry.local/busybox:1", &command)]);
+    let command = ["/usr/bin/ping", "-q", "-i", "0.01", &a.v4.to_string()];
+    stage.on.cluster.import_program("registry.local/ping:1", "/usr/bin/ping".as_ref()).unwrap();
+    start(&stage.on.cluster, &[pod("speaker", "node-c", "registry.local/ping:1", &command)]);
 
     let a = stage.pod("pod-a");
     stage.cost(|on| {
