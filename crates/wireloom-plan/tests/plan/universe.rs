@@ -413,6 +413,7 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
                 sources,
                 guarded,
                 outward,
+                here_outward: here.iter().filter(|here| here.prefix_len() == 32).map(IpNet::addr).collect(),
                 here,
                 rp_filter_all,
                 bypasses: BTreeSet::new(),
