@@ -166,7 +166,10 @@ fn a_forged_source_is_refused_and_counted_for_its_peer_unless_the_check_is_off()
     assert_eq!(refused(a, c), 0);
     assert!(seen(a, 0));
     let (_, shown, _) = run(a, "status");
-    assert!(shown.contains("the firewall checks sources") && shown.contains("refused"), "{shown}");
+    assert!(
+        shown.contains("the firewall checks sources") && shown.contains("refused  refused out"),
+        "{shown}"
+    );
 
     // The address of another peer's pod: only that peer may send from it.
     let stolen = c.pods[0].addresses;
@@ -184,7 +187,8 @@ fn a_forged_source_is_refused_and_counted_for_its_peer_unless_the_check_is_off()
     forge(b, ["100.64.0.1", "fd64::1"]);
     fleet.wait("the forged packets to arrive", |_| seen(a, 1));
     let (_, shown, _) = run(a, "status");
-    assert!(shown.contains("sources are not checked") && !shown.contains("refused"), "{shown}");
+    // The guard has columns of its own.
+    assert!(shown.contains("sources are not checked") && !shown.contains("refused  refused out"), "{shown}");
 
     fleet.route(SCOPED);
     fleet.wait("the check to be on again", |_| is_done(a) && checks(a));
