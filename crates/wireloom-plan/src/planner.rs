@@ -36,8 +36,8 @@ pub struct Plan {
 ///
 /// Feed it with [`set_cluster`](Self::set_cluster) (snapshots), [`set_node`](Self::set_node) and
 /// [`remove_node`](Self::remove_node) (deltas), [`set_standings`](Self::set_standings) and
-/// [`set_settings`](Self::set_settings), in any order. Then ask for [`plan`](Self::plan) after observing the kernel, or for [`changes`](Self::changes) when
-/// only the cluster changed.
+/// [`set_settings`](Self::set_settings), in any order. Then ask for [`plan`](Self::plan) after observing the kernel, or
+/// for [`changes`](Self::changes) when only the cluster changed.
 #[derive(Debug, Clone)]
 pub struct Planner {
     inputs: Inputs,

@@ -13,8 +13,8 @@ use crate::{
 
 impl Linux {
     /// Those other than ours that lead to other machines by their kind, because they carry one of this node's own
-    /// addresses (`with_own`, by index), or because a route with a gateway or a default route leads out of them; and the
-    /// bridges with such a port. By name, with `rp_filter` of each.
+    /// addresses (`with_own`, by index), or because a route with a gateway or a default route leads out of them; and
+    /// the bridges with such a port. By name, with `rp_filter` of each.
     pub(super) fn observe_outward(
         &mut self,
         rules: &[Rule],

@@ -31,8 +31,8 @@ pub(super) const GUARD_ANSWERS: Chain = filter("guard_answers", "prerouting", -1
 pub(super) const UNPROVEN_OUT: &str = "unproven_out";
 /// The counter of the opposite direction.
 pub(super) const UNPROVEN_IN: &str = "unproven_in";
-/// The counter of packets to an address that is elsewhere than the mesh says: they came out of the tunnel, or are between
-/// two of our own workloads, and would have left in plaintext.
+/// The counter of packets to an address that is elsewhere than the mesh says: they came out of the tunnel, or are
+/// between two of our own workloads, and would have left in plaintext.
 pub(super) const RETURNED: &str = "returned";
 /// The counter of packets that came in from other machines with a local workload's address as their source.
 pub(super) const FORGED: &str = "forged";
@@ -89,8 +89,8 @@ fn forward(guard: &Guard, interface: &str) -> Vec<Rule> {
         let [leaving, from, to, counted] = elsewhere(guard, family);
         rule([leaving, from, to, counted, reject(family)])
     }));
-    // What passes so far may come from a workload that is still here, although the mesh says that its address has moved. A
-    // router between two others gets theirs from an interface that leads to other machines.
+    // What passes so far may come from a workload that is still here, although the mesh says that its address has
+    // moved. A router between two others gets theirs from an interface that leads to other machines.
     let from_here = || meta("iifname").is_named_none_of(&guard.outward);
     rules.extend(FAMILIES.map(|family| {
         let (from, to) = (is_from(GuardSet::Pools, family), is_to(GuardSet::RefusedOut, family));
@@ -143,8 +143,8 @@ fn may_leave(guard: &Guard) -> Vec<Rule> {
     answers.chain(nodes()).collect()
 }
 
-/// Out of an interface that leads to other machines, from a local workload to another of ours: that one has moved there,
-/// or has not come yet, and its answers would be forged ones. If plaintext is refused, to anything in a pool.
+/// Out of an interface that leads to other machines, from a local workload to another of ours: that one has moved
+/// there, or has not come yet, and its answers would be forged ones. If plaintext is refused, to anything in a pool.
 fn elsewhere(guard: &Guard, family: Family) -> [Expression; 4] {
     let leaving = meta("oifname").is_named_any_of(&guard.outward);
     let (to, counter) =
@@ -271,7 +271,8 @@ mod tests {
 
     #[test]
     fn what_moved_away_is_refused_from_here_and_not_from_other_machines() {
-        let refused = "iifname != \"eth0\" ip saddr @pools4 ip daddr @refused_out4 reject with icmp type admin-prohibited";
+        let refused = "iifname != \"eth0\" ip saddr @pools4 ip daddr @refused_out4 reject with icmp type \
+                       admin-prohibited";
         for guard in [scoped(), host()] {
             let forward = texts(&guard, &GUARD_FORWARD);
             assert!(forward.iter().any(|rule| rule == refused), "{forward:#?}");
@@ -318,8 +319,8 @@ mod tests {
     #[test]
     fn errors_about_workloads_get_a_source_or_are_refused() {
         let about = "oifname != \"wg0\" icmp type { destination-unreachable, time-exceeded, parameter-problem } \
-                     ip daddr @pools4 ip daddr != @own4 ip daddr != @nodes4 ct reply ip saddr @pools4 ct reply ip daddr \
-                     @pools4";
+                     ip daddr @pools4 ip daddr != @own4 ip daddr != @nodes4 ct reply ip saddr @pools4 \
+                     ct reply ip daddr @pools4";
         let guard = Guard { error_source_v4: Some([10, 161, 1, 1].into()), ..scoped() };
         assert!(texts(&guard, &GUARD_ERRORS).contains(&format!("{about} ip saddr set 10.161.1.1")));
         let refused = format!("{about} counter name \"errors_refused\" drop");

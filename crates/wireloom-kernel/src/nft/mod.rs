@@ -60,8 +60,9 @@ pub(super) struct Nftables {
     unsaved: bool,
 }
 
-/// Puts the guard that an earlier agent saved back in force, if the nftables table does not exist: after a boot, or after
-/// somebody flushed the ruleset. Returns whether it did. An agent calls it before anything else, holding its lock.
+/// Puts the guard that an earlier agent saved back in force, if the nftables table does not exist: after a boot, or
+/// after somebody flushed the ruleset. Returns whether it did. An agent calls it before anything else, holding its
+/// lock.
 ///
 /// # Errors
 /// The saved guard cannot be read or loaded. The first pass makes the table all the same.

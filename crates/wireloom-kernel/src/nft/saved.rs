@@ -15,8 +15,8 @@ use crate::{
 };
 
 /// Its first line.
-const COMMENT: &str = "# Wireloom's guard. `nft -f` puts it in force, in one transaction; the agent keeps this file up to \
-                       date, and removes it where nothing is guarded.\n";
+const COMMENT: &str = "# Wireloom's guard. `nft -f` puts it in force, in one transaction; the agent keeps this file \
+                       up to date, and removes it where nothing is guarded.\n";
 
 /// The saved guard.
 #[derive(Debug, Clone)]

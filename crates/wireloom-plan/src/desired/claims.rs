@@ -233,7 +233,8 @@ impl<'a> View<'a> {
         prefixes(node, self.settings)
     }
 
-    /// The identity of the peer with this name and key, if it is the rightful holder of the key and we are that of ours.
+    /// The identity of the peer with this name and key, if it is the rightful holder of the key and we are that of
+    /// ours.
     pub(super) fn identity(&self, name: &str, key: PublicKey) -> Option<Identity> {
         // After `encrypt = false`, the peer stays until both sides are direct.
         let both = || self.own.encrypt && self.cluster.nodes.get(name).is_some_and(|node| node.encrypt);

@@ -5,11 +5,11 @@
 //! tunnel; and so does every packet of a peer that encrypts later than we do. So `rp_filter` becomes loose where it is
 //! strict. The guard refuses from the underlay what that lets in: our own workloads' addresses.
 //!
-//! In host mode, with `rp_filter=1` the kernel looks up the route back to the sender of each incoming packet. In host mode
-//! that route leads into the tunnel for unmarked packets, so an incoming WireGuard packet must carry the mark
-//! (nftables) and the validation must use it (`src_valid_mark`, set on the underlay only, because setting it
-//! globally breaks other software). ARP requests are validated too and carry no mark, so `rp_filter` becomes
-//! loose on the underlay; otherwise the mesh would never come up.
+//! In host mode, with `rp_filter=1` the kernel looks up the route back to the sender of each incoming packet. In host
+//! mode that route leads into the tunnel for unmarked packets, so an incoming WireGuard packet must carry the mark
+//! (nftables) and the validation must use it (`src_valid_mark`, set on the underlay only, because setting it globally
+//! breaks other software). ARP requests are validated too and carry no mark, so `rp_filter` becomes loose on the
+//! underlay; otherwise the mesh would never come up.
 
 use std::collections::BTreeMap;
 
@@ -40,11 +40,11 @@ impl View<'_> {
         (firewall != Firewall::default()).then_some(firewall)
     }
 
-    /// `rp_filter` of our own interface, whose device or firewall checks sources. It is off: strict or loose, it would drop
-    /// what a peer sends through the tunnel before we encrypt too, if the interface has no IPv4 address (`no_addr` in
-    /// `__fib_validate_source`, net/ipv4/fib_frontend.c), and on a link what no route leads back to, such as the errors of
-    /// a router beyond a peer. Where it has an address, and only allowed-IPs can be its sources, loose does no harm. And
-    /// where all interfaces are strict it can only be loose, because the greater value applies.
+    /// `rp_filter` of our own interface, whose device or firewall checks sources. It is off: strict or loose, it would
+    /// drop what a peer sends through the tunnel before we encrypt too, if the interface has no IPv4 address (`no_addr`
+    /// in `__fib_validate_source`, net/ipv4/fib_frontend.c), and on a link what no route leads back to, such as the
+    /// errors of a router beyond a peer. Where it has an address, and only allowed-IPs can be its sources, loose does
+    /// no harm. And where all interfaces are strict it can only be loose, because the greater value applies.
     pub(super) fn rp_filter(&self) -> u8 {
         let has_ipv4 = self.addresses().iter().any(|address| address.addr().is_ipv4());
         let limited = self.settings.source_check == SourceCheck::AllowedIps;

@@ -34,8 +34,8 @@ impl View<'_> {
     }
 
     /// This node's address inside the tunnel, which the far end accepts because it lies in our workloads: the declared
-    /// one; else the machine's own address in a workload CIDR. Of several it is the one whose prefix is longest short of
-    /// a single address: the pods' bridge's, not that of a device that encapsulates.
+    /// one; else the machine's own address in a workload CIDR. Of several it is the one whose prefix is longest short
+    /// of a single address: the pods' bridge's, not that of a device that encapsulates.
     pub(super) fn tunnel_address(&self, family: Family) -> Option<IpAddr> {
         let of_family = |address: &IpAddr| Family::of(*address) == family;
         let declared = self.own.tunnel_addresses.iter().copied().find(of_family);

@@ -65,10 +65,10 @@ pub enum ApplyError {
     #[error("source `{0}` overlaps another source of its peer")]
     OverlappingSource(Source),
     /// `ENOENT`
-    #[error("the set {set:?} of the guard does not hold {addresses}", set = .0.set, addresses = .0.addresses)]
+    #[error("the set {:?} of the guard does not hold {}", .0.set, .0.addresses)]
     NotGuarded(Guarded),
     /// `EEXIST` or `ENOTEMPTY`
-    #[error("{addresses} overlaps another element of the set {set:?} of the guard", set = .0.set, addresses = .0.addresses)]
+    #[error("{} overlaps another element of the set {:?} of the guard", .0.addresses, .0.set)]
     OverlappingGuarded(Guarded),
     /// `ENOENT`
     #[error("{0} is not an underlay interface")]

@@ -61,14 +61,15 @@ pub struct Observed {
     pub sources: BTreeSet<Source>,
     /// The elements of the guard's sets.
     pub guarded: BTreeSet<Guarded>,
-    /// The interfaces other than ours that lead to other machines: those that carry one of this node's addresses outside
-    /// its workloads, those of routes with a gateway and of default routes, those that encapsulate, and network cards.
-    /// By name, with `net.ipv4.conf.IFACE.rp_filter` of each.
+    /// The interfaces other than ours that lead to other machines: those that carry one of this node's addresses
+    /// outside its workloads, those of routes with a gateway and of default routes, those that encapsulate, and network
+    /// cards. By name, with `net.ipv4.conf.IFACE.rp_filter` of each.
     pub outward: BTreeMap<String, u8>,
     /// The addresses that this machine has, whoever configured them, with the prefix length of each; without those of
     /// our own interface and without link-local ones.
     pub here: BTreeSet<IpNet>,
-    /// Those of them on interfaces that lead to other machines by their kind: network cards, and those that encapsulate.
+    /// Those of them on interfaces that lead to other machines by their kind: network cards, and those that
+    /// encapsulate.
     pub here_outward: BTreeSet<IpAddr>,
     /// `net.ipv4.conf.all.rp_filter`. The greater one of it and an interface's own applies.
     pub rp_filter_all: u8,

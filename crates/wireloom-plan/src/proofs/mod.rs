@@ -94,8 +94,8 @@ impl Proofs {
         self.with_given_up(now).unwrap_or_default()
     }
 
-    /// Takes what the device shows, the keys with which there has been a handshake, and lets time pass. Returns the mesh
-    /// as the planner must see it, if that is another one now.
+    /// Takes what the device shows, the keys with which there has been a handshake, and lets time pass. Returns the
+    /// mesh as the planner must see it, if that is another one now.
     pub fn look(&mut self, handshakes: &BTreeSet<PublicKey>, now: Duration) -> Option<Cluster> {
         self.note_proofs(handshakes, now);
         let released = self.go_on(now);

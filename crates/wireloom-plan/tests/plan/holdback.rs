@@ -279,8 +279,8 @@ proptest! {
         prop_assert_eq!(mesh.holdback.held(), None);
     }
 
-    /// Whatever the steps: of the peers that were in force when the first of the missing ones went missing, no more than
-    /// half, or two, have gone before their 30 s were over.
+    /// Whatever the steps: of the peers that were in force when the first of the missing ones went missing, no more
+    /// than half, or two, have gone before their 30 s were over.
     #[test]
     fn most_peers_never_go_before_they_have_been_missing_for_30_s(steps in steps()) {
         let mut mesh = Mesh::of(&[1, 2, 3, 4, 5, 6, 7, 8]);

@@ -214,7 +214,8 @@ impl Machine {
         self.kernel.guarded.iter().any(|element| element.set == set && element.addresses.contains(address))
     }
 
-    /// Whether the guard refuses a packet in plaintext between a workload here and one elsewhere, which the set may name.
+    /// Whether the guard refuses a packet in plaintext between a workload here and one elsewhere, which the set may
+    /// name.
     fn guard_refuses(&self, own: IpAddr, there: IpAddr, set: GuardSet) -> bool {
         let guard = self.kernel.firewall.as_ref().and_then(|firewall| firewall.guard.as_ref());
         let is_node = |address| self.is_guarded(GuardSet::Nodes, address);

@@ -26,8 +26,8 @@ const BUSY: Duration = Duration::from_secs(1);
 /// How often otherwise. A node that was proven with another key may have been given a new one, for instance.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// How often the counters of the guard are read, which lists the whole table: a few times before a refused packet counts
-/// as old ([`RECENT`](wireloom_plan::proofs::RECENT)).
+/// How often the counters of the guard are read, which lists the whole table: a few times before a refused packet
+/// counts as old ([`RECENT`](wireloom_plan::proofs::RECENT)).
 const COUNT: Duration = Duration::from_secs(10);
 
 /// How many changes of one look are logged one by one.

@@ -91,9 +91,9 @@ fn an_address_that_moves_between_nodes_leaks_nothing() {
     watched.assert_no_fault();
 }
 
-/// The other way round, the pod is there before the mesh says so. Between nodes of proven peers, nothing is in plaintext
-/// then either: a packet that came through the tunnel is not sent on, and what the own block's other workloads send to the
-/// address does not leave.
+/// The other way round, the pod is there before the mesh says so. Between nodes of proven peers, nothing is in
+/// plaintext then either: a packet that came through the tunnel is not sent on, and what the own block's other
+/// workloads send to the address does not leave.
 fn a_move_that_nobody_heard_of(mode: Mode) {
     let mut watched = three_nodes(mode);
     watched.settle();

@@ -6,8 +6,8 @@ use std::time::Instant;
 use super::{Mode, Watched, delete_rules, has_table};
 use crate::fixtures::fleet::Fleet;
 
-/// Packets of two pods' pings that may be in plaintext when table and rules go at the same moment: those of an eighth of
-/// a second. In host mode, two nodes' pings come on top.
+/// Packets of two pods' pings that may be in plaintext when table and rules go at the same moment: those of an eighth
+/// of a second. In host mode, two nodes' pings come on top.
 const FEW: usize = 50;
 
 const HARMS: [&str; 5] = [
