@@ -108,7 +108,12 @@ impl Proving {
 impl Agent {
     /// Gives a mesh to the planner, with what proven nodes gave up lately and with where we stand with them.
     pub(super) fn set_cluster(&mut self, mesh: Cluster) {
-        let effective = self.proving.proofs.set_cluster(mesh, self.proving.clock.now());
+        let now = self.proving.clock.now();
+        let mut effective = self.proving.proofs.set_cluster(mesh, now);
+        // An agent of a version without proofs may have left sessions: what they encrypt must not go direct meanwhile.
+        if let (None, Some(handshakes)) = (self.last_pass, self.handshakes()) {
+            effective = self.proving.proofs.look(&handshakes, now).unwrap_or(effective);
+        }
         self.follow_proofs();
         self.reconciler.set_cluster(effective);
         self.proving.next_look = Instant::now();
@@ -120,16 +125,7 @@ impl Agent {
             return;
         }
         self.proving.next_look = Instant::now() + BUSY;
-        let device = match self.reconciler.kernel_mut().device() {
-            Ok(device) => device,
-            Err(error) => {
-                tracing::debug!("{error}");
-                return;
-            }
-        };
-        let peers = device.into_iter().flat_map(|device| device.peers);
-        let handshakes: BTreeSet<_> =
-            peers.filter(|(_, peer)| peer.last_handshake.is_some()).map(|(key, _)| key).collect();
+        let Some(handshakes) = self.handshakes() else { return };
         let now = self.proving.clock.now();
         let effective = self.proving.proofs.look(&handshakes, now);
         let is_new = self.follow_proofs() | effective.is_some();
@@ -144,6 +140,20 @@ impl Agent {
         let busy = proofs.to_ask().next().is_some();
         let wait = if busy { BUSY } else { proofs.due(now).unwrap_or(IDLE).min(IDLE) };
         self.proving.next_look = Instant::now() + wait;
+    }
+
+    /// The keys with which the device has had a handshake; `None` if it cannot be read.
+    fn handshakes(&mut self) -> Option<BTreeSet<PublicKey>> {
+        match self.reconciler.kernel_mut().device() {
+            Ok(device) => {
+                let peers = device.into_iter().flat_map(|device| device.peers);
+                Some(peers.filter(|(_, peer)| peer.last_handshake.is_some()).map(|(key, _)| key).collect())
+            }
+            Err(error) => {
+                tracing::debug!("{error}");
+                None
+            }
+        }
     }
 
     /// Asks peers that a handshake would prove for one, if this machine could deliver what they send.

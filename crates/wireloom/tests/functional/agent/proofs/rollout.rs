@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use wireloom_lab::{Capture, Promise, mesh::MEMBERS};
+use wireloom_lab::{Capture, FAMILIES, Layout, Promise, Stream, mesh::MEMBERS};
 
 use super::{DIRECT, ENCRYPTED, SCOPED, layout};
 use crate::fixtures::fleet::{Fleet, run};
@@ -27,6 +27,49 @@ fn half_a_fleet_is_in_plaintext_and_becomes_encrypted_without_losing_a_packet() 
     thread::sleep(Duration::from_secs(18));
     fleet.assert_none_lost(pingers);
     fleet.settle(Promise::SCOPED);
+}
+
+/// With every kind of source validation in one fleet, at any distance in time, and TCP streams with segments that the
+/// tunnel has to make smaller.
+#[test]
+fn a_fleet_is_rolled_out_and_taken_back_in_any_order_without_losing_a_packet() {
+    let mut fleet = Fleet::without_agents(Layout { nodes: 6, ..layout() }, SCOPED);
+    for (node, rp_filter) in fleet.lab.nodes.iter().zip(["0", "1", "2"].into_iter().cycle()) {
+        for interface in ["all", "eth0"] {
+            let sysctl = format!("net/ipv4/conf/{interface}/rp_filter");
+            node.host.space.set_sysctls(&[(&sysctl, rp_filter)]).unwrap();
+        }
+    }
+    let pingers = (0..6).flat_map(|node| fleet.ping(node, (node + 1) % 6)).collect();
+    let pod = |node: usize| &fleet.lab.nodes[node].pods[0];
+    let streams = FAMILIES.map(|family| Stream::start(pod(0), pod(3), family).unwrap());
+
+    for (node, pause) in [(3, 50), (0, 5000), (5, 300), (2, 1000), (4, 0), (1, 2000)] {
+        let started = fleet.start_agent(node);
+        fleet.agents.push(started);
+        thread::sleep(Duration::from_millis(pause));
+    }
+    fleet.wait_for_proofs();
+    // Until all have begun to refuse plaintext, 15 s after the proof.
+    thread::sleep(Duration::from_secs(18));
+    fleet.expect_pods(0, 3, ENCRYPTED);
+
+    for (node, pause) in [(4, 300), (1, 0), (0, 2000), (2, 50), (5, 0), (3, 0)] {
+        fleet.edit(|mesh| mesh.nodes[node].encrypt = false);
+        thread::sleep(Duration::from_millis(pause));
+    }
+    for (node, other) in [(0, "node-d"), (3, "node-a"), (5, "node-e"), (1, "node-c")] {
+        fleet.wait_for_standing(node, other, false);
+    }
+    fleet.expect_pods(0, 3, DIRECT);
+    let before = streams.each_ref().map(Stream::received);
+    fleet.wait("the streams to go on", |_| {
+        streams.iter().zip(before).all(|(it, before)| it.received() > before)
+    });
+    for stream in streams {
+        assert!(stream.stop().unwrap().intact);
+    }
+    fleet.assert_none_lost(pingers);
 }
 
 #[test]

@@ -29,6 +29,28 @@ fn a_proof_outlives_agent_and_device_of_the_other_side() {
     fleet.settle(Promise::SCOPED);
 }
 
+/// As after an upgrade from a version without proofs: sessions, and nothing recorded.
+#[test]
+fn an_agent_that_finds_sessions_takes_them_for_proofs_before_it_plans() {
+    let mut fleet = Fleet::new(layout(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    fleet.wait_for_standing(0, "node-b", true);
+    let pingers = fleet.ping(0, 1);
+    fleet.agents.remove(0).terminate().unwrap();
+    for remove in
+        ["rm /var/lib/wireloom/proofs.json /var/lib/wireloom/guard.nft", "nft delete table inet wireloom"]
+    {
+        fleet.lab.nodes[0].run(remove).unwrap();
+    }
+    let capture = Capture::open(fleet.lab.underlay()).unwrap();
+    let started = fleet.start_agent(0);
+    fleet.agents.insert(0, started);
+    fleet.wait_for_report(&fleet.lab.nodes[0], &fleet.agents[0]);
+    fleet.wait_for_standing(0, "node-b", true);
+    assert_eq!(fleet.plain(&capture), []);
+    fleet.assert_none_lost(pingers);
+}
+
 #[test]
 fn a_node_that_claims_the_key_of_a_proven_one_does_not_put_it_out() {
     let mut fleet = Fleet::new(Layout { nodes: 3, ..layout() }, SCOPED);
