@@ -13,7 +13,7 @@ use crate::{
 
 impl Linux {
     /// Those other than ours that lead to other machines by their kind, because they carry one of this node's own
-    /// addresses (`with_own`, by index), or because a route with a gateway or a default route leads out of them; and
+    /// addresses (`with_own`, by index), or because a default route leads out of them; and
     /// the bridges with such a port. By name, with `rp_filter` of each.
     pub(super) fn observe_outward(
         &mut self,
@@ -35,7 +35,7 @@ impl Linux {
             tables.extend([route::MAIN, route::DEFAULT]);
             tables.retain(|table| ![0, self.table, route::LOCAL].contains(table));
             let onward = route::observe_onward(&mut self.rtnetlink, &tables)
-                .attempt(|| "list the routes to other machines".into())?;
+                .attempt(|| "list the default routes".into())?;
             outward.extend(others.into_iter().filter(|link| onward.contains(&link.index)));
         }
         let names = outward.into_iter().map(|link| link.name).filter(|name| can_be_quoted(name));

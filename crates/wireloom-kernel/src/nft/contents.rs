@@ -7,8 +7,8 @@ use super::{
     errors::{ERRORS_REFUSED, GUARD_ERRORS},
     expression::Rule,
     guard::{
-        self, FORGED, GUARD_ANSWERS, GUARD_FORWARD, GUARD_INGRESS, GUARD_LEAVING, RETURNED, UNPROVEN_IN,
-        UNPROVEN_OUT,
+        self, FORGED, GUARD_ANSWERS, GUARD_FORWARD, GUARD_INGRESS, GUARD_LEAVING, GUARD_TRANSLATED, RETURNED,
+        UNPROVEN_IN, UNPROVEN_OUT,
     },
     guard_sets,
     rules::{
@@ -19,8 +19,16 @@ use super::{
 };
 
 /// Every chain that the table can have.
-pub(super) const CHAINS: [Chain; 7] =
-    [MARK_INCOMING, JUDGE_SOURCES, GUARD_FORWARD, GUARD_LEAVING, GUARD_INGRESS, GUARD_ERRORS, GUARD_ANSWERS];
+pub(super) const CHAINS: [Chain; 8] = [
+    MARK_INCOMING,
+    JUDGE_SOURCES,
+    GUARD_FORWARD,
+    GUARD_LEAVING,
+    GUARD_TRANSLATED,
+    GUARD_INGRESS,
+    GUARD_ERRORS,
+    GUARD_ANSWERS,
+];
 
 /// Every named counter that it can have.
 pub(super) const COUNTERS: [&str; 6] =

@@ -21,6 +21,8 @@ pub(super) const GUARD_FORWARD: Chain = filter("guard_forward", "forward", -10);
 /// NAT or a chain of type `route` has a packet routed again, the output hook still shows the interface from before
 /// (`nf_hook_slow` keeps its state). Before source NAT (100). Nothing can be rejected here, only dropped.
 pub(super) const GUARD_LEAVING: Chain = filter("guard_leaving", "postrouting", -10);
+/// In host mode, judges once more what leaves, behind source NAT (100): what gets this node's address there.
+pub(super) const GUARD_TRANSLATED: Chain = filter("guard_translated", "postrouting", 110);
 /// Judges what enters, as it was on the wire: before NAT and before connection tracking (-200), after
 /// defragmentation (-400).
 pub(super) const GUARD_INGRESS: Chain = filter("guard_ingress", "prerouting", -310);
@@ -53,8 +55,9 @@ pub(super) fn chains(guard: &Guard, interface: &str) -> Vec<(Chain, Vec<Rule>)> 
         (GUARD_INGRESS, ingress(guard, interface)),
         (GUARD_ERRORS, errors::sources(guard, interface)),
     ];
-    if guard.datagrams.is_none() {
-        all.push((GUARD_ANSWERS, answers(guard)));
+    match guard.datagrams {
+        Some(_) => all.push((GUARD_TRANSLATED, translated(guard, interface))),
+        None => all.push((GUARD_ANSWERS, answers(guard))),
     }
     all
 }
@@ -66,7 +69,15 @@ pub(super) fn counters(guard: &Guard) -> impl Iterator<Item = &'static str> {
 }
 
 fn forward(guard: &Guard, interface: &str) -> Vec<Rule> {
-    let mut rules = vec![rule([meta("oifname").is_named(interface), accept()])];
+    let mut rules = Vec::new();
+    if guard.datagrams.is_some() {
+        // Nothing of theirs comes in plaintext, whatever address of a service it was sent to.
+        rules.extend(FAMILIES.map(|family| {
+            let (to, from) = (is_to(GuardSet::Own, family), is_from(GuardSet::RefusedIn, family));
+            rule([meta("iifname").is_not_named(interface), to, from, drop()])
+        }));
+    }
+    rules.push(rule([meta("oifname").is_named(interface), accept()]));
     rules.extend(may_leave(guard));
     // The lookup that counts comes last.
     rules.extend(FAMILIES.map(|family| {
@@ -111,11 +122,7 @@ fn leaving(guard: &Guard, interface: &str) -> Vec<Rule> {
     rules.extend(datagrams(guard));
     rules.extend(errors::refusals(guard, interface));
     rules.extend(may_leave(guard));
-    rules.extend(
-        FAMILIES.map(|family| {
-            rule([is_from(GuardSet::Own, family), is_to(GuardSet::RefusedOut, family), drop()])
-        }),
-    );
+    rules.extend(to_refused());
     if !guard.outward.is_empty() {
         rules.extend(FAMILIES.map(|family| {
             let [leaving, from, to, counted] = elsewhere(guard, family);
@@ -123,6 +130,19 @@ fn leaving(guard: &Guard, interface: &str) -> Vec<Rule> {
         }));
     }
     rules
+}
+
+fn translated(guard: &Guard, interface: &str) -> Vec<Rule> {
+    let mut rules = vec![rule([meta("oifname").is_named(interface), accept()])];
+    rules.extend(datagrams(guard));
+    rules.push(discovery());
+    rules.extend(to_refused());
+    rules
+}
+
+/// The rule that counts, where nothing can be rejected.
+fn to_refused() -> [Rule; 2] {
+    FAMILIES.map(|family| rule([is_from(GuardSet::Own, family), is_to(GuardSet::RefusedOut, family), drop()]))
 }
 
 /// Our own encrypted datagrams: they alone have both.
@@ -187,10 +207,11 @@ fn ingress(guard: &Guard, interface: &str) -> Vec<Rule> {
 fn answers(guard: &Guard) -> Vec<Rule> {
     let both = FAMILIES.into_iter().flat_map(|family| {
         to_no_workload(family).map(|to_no_workload| {
-            let opened_by = connection("original", family, "saddr");
+            let opened_by = || connection("original", family, "saddr");
             rule([
                 is_reply(),
-                in_set(&opened_by, GuardSet::Pools, family),
+                in_set(&opened_by(), GuardSet::Pools, family),
+                opened_by().is_not_in(set(GuardSet::Own, family).name),
                 to_no_workload,
                 add_mark(guard.mark),
             ])
@@ -212,8 +233,9 @@ fn nodes() -> impl Iterator<Item = Rule> {
     })
 }
 
+/// Only neighbours can send with this hop limit (RFC 4861, section 3.1).
 fn discovery() -> Rule {
-    rule([field("icmpv6", "type").is_any_of(&DISCOVERY), accept()])
+    rule([field("ip6", "hoplimit").is_number(255), field("icmpv6", "type").is_any_of(&DISCOVERY), accept()])
 }
 
 fn is_from(of: GuardSet, family: Family) -> Expression {
@@ -288,6 +310,13 @@ mod tests {
         assert_eq!(texts(&host(), &GUARD_LEAVING)[1], "udp sport 51820 meta mark and 0xa == 0xa accept");
         assert_eq!(texts(&host(), &GUARD_INGRESS)[1], "udp dport 51820 fib daddr type local accept");
         assert!(texts(&host(), &GUARD_ANSWERS).is_empty());
+        let forward = texts(&host(), &GUARD_FORWARD);
+        assert_eq!(forward[0], "iifname != \"wg0\" ip daddr @own4 ip saddr @refused_in4 drop");
+        assert_eq!(
+            texts(&host(), &GUARD_TRANSLATED).last().unwrap(),
+            "ip6 saddr @own6 ip6 daddr @refused_out6 drop"
+        );
+        assert!(texts(&scoped(), &GUARD_TRANSLATED).is_empty());
         for chain in [GUARD_FORWARD, GUARD_INGRESS, GUARD_LEAVING] {
             assert!(texts(&host(), &chain).iter().all(|rule| !rule.contains("@nodes")));
         }

@@ -69,12 +69,14 @@ pub(crate) fn decode(message: &LinkMessage) -> Option<Link> {
     let header = &message.header;
     let loopback =
         header.flags.contains(LinkFlags::Loopback) || header.link_layer_type == LinkLayerType::Loopback;
+    // It connects a virtual machine, unless routes or addresses say otherwise.
+    let is_tap = kind == Some(&InfoKind::Tun) && header.link_layer_type == LinkLayerType::Ether;
     // A VRF's ports keep what they receive.
     let takes_all = matches!(port_kind, Some(InfoPortKind::Bridge | InfoPortKind::Bond | InfoPortKind::Team));
     Some(Link {
         index: header.index,
         name: name?,
-        leads_out: !loopback && leads_out(kind),
+        leads_out: !loopback && !is_tap && leads_out(kind),
         port_of: controller.filter(|_| takes_all),
         kind: kind.cloned(),
         xdp,
@@ -148,6 +150,17 @@ mod tests {
         for kind in [InfoKind::Veth, InfoKind::Bridge, InfoKind::Dummy, InfoKind::Ifb, InfoKind::Netkit] {
             assert!(!link(Some(kind.clone()), up).leads_out, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn a_tap_connects_a_virtual_machine() {
+        let mut message = LinkMessage::default();
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.attributes = vec![
+            LinkAttribute::IfName("vnet0".into()),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Tun)]),
+        ];
+        assert!(!decode(&message).unwrap().leads_out);
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub(crate) fn observe_link_routes(
     Ok(addresses)
 }
 
-/// The interfaces (by index) of routes with a gateway and of default routes in these tables.
+/// The interfaces (by index) of default routes in these tables.
 pub(crate) fn observe_onward(
     netlink: &mut Rtnetlink,
     tables: &BTreeSet<u32>,
@@ -98,25 +98,17 @@ pub(crate) fn observe_onward(
     Ok(interfaces)
 }
 
-/// The interfaces (by index) by which a route with a gateway, or a default route, leads to other machines.
+/// The interfaces (by index) by which a default route leads to other machines. Another route with a gateway may lead to
+/// a pod that is a gateway itself, by the interface of all pods.
 pub(crate) fn onward(message: &RouteMessage) -> Vec<u32> {
-    if message.header.kind != RouteType::Unicast {
+    if message.header.kind != RouteType::Unicast || message.header.destination_prefix_length != 0 {
         return Vec::new();
     }
-    let default = message.header.destination_prefix_length == 0;
-    let leads = |attributes: &[RouteAttribute]| {
-        let gateway =
-            |each: &RouteAttribute| matches!(each, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
-        default || attributes.iter().any(gateway)
-    };
     let mut interfaces = Vec::new();
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Oif(index) if leads(&message.attributes) => interfaces.push(*index),
-            RouteAttribute::MultiPath(hops) => {
-                let onward = hops.iter().filter(|hop| leads(&hop.attributes));
-                interfaces.extend(onward.map(|hop| hop.interface_index));
-            }
+            RouteAttribute::Oif(index) => interfaces.push(*index),
+            RouteAttribute::MultiPath(hops) => interfaces.extend(hops.iter().map(|hop| hop.interface_index)),
             _ => {}
         }
     }

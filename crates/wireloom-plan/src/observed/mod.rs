@@ -62,8 +62,8 @@ pub struct Observed {
     /// The elements of the guard's sets.
     pub guarded: BTreeSet<Guarded>,
     /// The interfaces other than ours that lead to other machines: those that carry one of this node's addresses
-    /// outside its workloads, those of routes with a gateway and of default routes, those that encapsulate, and network
-    /// cards. By name, with `net.ipv4.conf.IFACE.rp_filter` of each.
+    /// outside its workloads, those of default routes, those that encapsulate, and network cards. By name, with
+    /// `net.ipv4.conf.IFACE.rp_filter` of each.
     pub outward: BTreeMap<String, u8>,
     /// The addresses that this machine has, whoever configured them, with the prefix length of each; without those of
     /// our own interface and without link-local ones.

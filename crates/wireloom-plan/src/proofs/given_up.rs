@@ -70,7 +70,9 @@ impl Proofs {
         let claims = cluster.nodes.values().flat_map(|node| node.workloads.iter().copied()).collect();
         let addresses: BTreeSet<_> = cluster.nodes.values().flat_map(|node| &node.addresses).collect();
         self.memory.nodes.retain(|_, proof| {
-            proof.given_up.retain(|block, since| now < *since + GIVEN_UP && !is_claimed(&claims, *block));
+            proof
+                .given_up
+                .retain(|block, since| now < since.saturating_add(GIVEN_UP) && !is_claimed(&claims, *block));
             if proof.left.is_some() {
                 proof.addresses.retain(|address| !addresses.contains(address));
             }

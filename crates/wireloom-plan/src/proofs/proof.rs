@@ -78,7 +78,7 @@ impl Proof {
 
     /// When the node goes direct again, because its record or ours says `encrypt = false`; since 1970.
     pub fn ends(&self) -> Option<Duration> {
-        self.ending.map(|ending| ending + PATIENCE)
+        self.ending.map(|ending| ending.saturating_add(PATIENCE))
     }
 
     pub(super) fn standing(&self) -> Standing {
@@ -93,9 +93,9 @@ impl Proof {
 
     /// When it next changes by itself.
     pub(super) fn next_change(&self) -> Option<Duration> {
-        let taken = (self.ending.is_none() && !self.ingress).then(|| self.since + PATIENCE);
-        let released = self.given_up.values().chain(&self.left).map(|time| *time + GIVEN_UP);
-        let forgotten = self.ends().map(|end| if self.direct { end + LINGER } else { end });
+        let taken = (self.ending.is_none() && !self.ingress).then(|| self.since.saturating_add(PATIENCE));
+        let released = self.given_up.values().chain(&self.left).map(|time| time.saturating_add(GIVEN_UP));
+        let forgotten = self.ends().map(|end| if self.direct { end.saturating_add(LINGER) } else { end });
         released.chain(taken).chain(forgotten).min()
     }
 
@@ -128,16 +128,16 @@ impl Proof {
 
     /// Whether something that it gave up need not be refused any longer.
     pub(super) fn releases(&self, now: Duration) -> bool {
-        self.given_up.values().chain(&self.left).any(|time| now >= *time + GIVEN_UP)
+        self.given_up.values().chain(&self.left).any(|time| now >= time.saturating_add(GIVEN_UP))
     }
 
     /// Lets time pass. Returns whether there still is a proof.
     pub(super) fn go_on(&mut self, now: Duration) -> bool {
-        if self.ending.is_none() && now >= self.since + PATIENCE {
+        if self.ending.is_none() && now >= self.since.saturating_add(PATIENCE) {
             self.ingress = true;
         }
         self.direct = self.ends().is_some_and(|end| now >= end);
-        let forgotten = self.ends().is_some_and(|end| now >= end + LINGER);
+        let forgotten = self.ends().is_some_and(|end| now >= end.saturating_add(LINGER));
         let gone = self.left.is_some_and(|left| now >= left + GIVEN_UP);
         !forgotten && !gone
     }

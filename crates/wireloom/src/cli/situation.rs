@@ -68,7 +68,8 @@ impl Situation {
         let running = agent.filter(|_| StateDir::locate().is_locked().unwrap_or_default());
         let standing = match running {
             Some(agent) => agent.standing,
-            None => proofs.accounts(&kernel.preconditions(true)?),
+            // Nobody asks while no agent runs.
+            None => proofs.accounts(&kernel.preconditions(false)?),
         };
         let observed = kernel.observe(&own)?;
         Ok(Self {
