@@ -48,11 +48,12 @@ impl Backend {
     /// kernel has: the host tests them. A test without agents, or one that chooses their back ends itself, runs in one
     /// machine only. Of the guard and of proofs, which take minutes here, the kernel's WireGuard sees one test each.
     fn has(self, test: &str) -> bool {
-        const ON_THE_HOST: [&str; 9] = [
+        const ON_THE_HOST: [&str; 10] = [
             "agent::bypass::",
             "agent::guard::",
             "agent::holdback::",
             "agent::proofs::",
+            "agent::upkeep::five_thousand_nodes",
             "boot_guard::",
             "device::",
             "interop::wireguard_go::",
