@@ -138,6 +138,7 @@ fn the_back_end_is_switched_live_and_keeps_key_port_and_peers() {
     fleet.start();
     fleet.settle(Promise::SCOPED);
     let node = &fleet.lab.nodes[0];
+    fleet.wait_for_usual_keepalives(node);
     let before = configuration(node);
     for (backend, has_it) in [("kernel", is_kernels as fn(&Node) -> bool), ("userspace", is_userspaces)] {
         let reports = pings_during(&fleet, || {

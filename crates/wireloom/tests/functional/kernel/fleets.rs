@@ -75,6 +75,7 @@ fn whatever_others_do_to_the_kernels_device_is_repaired() {
     let fleet = fleet(&["kernel", "kernel"], SCOPED);
     fleet.settle(Promise::SCOPED);
     let node = &fleet.lab.nodes[0];
+    fleet.wait_for_usual_keepalives(node);
     let before = configuration(node);
     assert!(before.len() >= 5, "{before:?}");
     // The kernel announces that it was deleted.
