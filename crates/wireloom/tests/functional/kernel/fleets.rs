@@ -18,6 +18,9 @@ use crate::fixtures::fleet::{Fleet, run};
 const SCOPED: &str = "encrypt_host_traffic = false";
 const HOST: &str = "encrypt_host_traffic = true";
 
+/// About the device alone.
+const WITHOUT_GUARD: &str = "encrypt_host_traffic = false\nguard = false";
+
 /// How long thousands of peers may take, in a debug build.
 const LONG: Duration = PATIENCE.saturating_mul(3);
 
@@ -140,7 +143,7 @@ fn programmed(fleet: &Fleet, mesh: &str, (peers, cidrs): (usize, usize)) {
 
 #[test]
 fn five_thousand_peers_with_four_cidrs_each_are_programmed_and_read_back() {
-    let fleet = fleet(&["kernel"], SCOPED);
+    let fleet = fleet(&["kernel"], WITHOUT_GUARD);
     let alone = fleet.lab.nodes[0].host.space.read(MEMBERS).unwrap().unwrap();
     fleet.wait("the device", |fleet| !configuration(&fleet.lab.nodes[0]).is_empty());
     programmed(&fleet, &many(&alone, 0..5_000, |_| 4), (5_000, 20_000));
@@ -152,7 +155,7 @@ fn five_thousand_peers_with_four_cidrs_each_are_programmed_and_read_back() {
 /// The allowed-IPs of one peer do not fit into one netlink message.
 #[test]
 fn fifty_thousand_allowed_ips_of_a_few_peers_are_programmed_and_read_back() {
-    let fleet = fleet(&["kernel"], SCOPED);
+    let fleet = fleet(&["kernel"], WITHOUT_GUARD);
     let alone = fleet.lab.nodes[0].host.space.read(MEMBERS).unwrap().unwrap();
     fleet.wait("the device", |fleet| !configuration(&fleet.lab.nodes[0]).is_empty());
     let of = |last: u32| move |number: u32| if number == 0 { last } else { 20_000 };
