@@ -68,9 +68,9 @@ impl Fleet {
     }
 }
 
-/// Nodes whose interface gets a tunnel address: without one the kernel's loose source validation is strict
-/// (`no_addr` in `__fib_validate_source`, net/ipv4/fib_frontend.c), and what a peer encrypts before we know that it is
-/// proven is dropped.
+/// Nodes whose interface gets a tunnel address: without one, where source validation applies to all interfaces, the
+/// kernel's loose validation is strict (`no_addr` in `__fib_validate_source`, net/ipv4/fib_frontend.c), and what a peer
+/// encrypts before we know that it is proven is dropped.
 fn layout() -> Layout {
     Layout { block_address: true, ..Layout::default() }
 }
