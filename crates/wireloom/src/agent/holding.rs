@@ -78,7 +78,9 @@ impl Agent {
         };
         let mesh = match (&self.report.membership_error, self.proving.cluster()) {
             (Some(_), _) => "the mesh has a mistake (above)".to_owned(),
-            (None, Some(mesh)) => format!("the mesh has {} nodes and {} pools", mesh.nodes.len(), mesh.pools.len()),
+            (None, Some(mesh)) => {
+                format!("the mesh has {} nodes and {} pools", mesh.nodes.len(), mesh.pools.len())
+            }
             (None, None) => "there is no mesh yet".to_owned(),
         };
         format!("read everything again ({signal}): {settings}; {mesh}")
