@@ -8,6 +8,7 @@ mod greeting;
 mod observe;
 mod outward;
 pub(crate) mod poll;
+mod renamed;
 mod silence;
 
 use std::{
@@ -37,6 +38,8 @@ pub struct Linux {
     /// The name of our interface.
     interface: String,
     table: u32,
+    /// The index that our interface had when it was observed last, and its back end.
+    last_interface: Option<(u32, Backend)>,
     state: StateDir,
     rtnetlink: Rtnetlink,
     nftables: Nftables,
@@ -62,6 +65,7 @@ impl Linux {
         Ok(Self {
             interface: interface.to_owned(),
             table,
+            last_interface: None,
             nftables: Nftables::new(interface, state.clone()),
             bypasses: Bypasses::default(),
             state,

@@ -60,6 +60,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     super::require_net_admin("plan")?;
     let situation = Situation::observe(arguments.settings.config.as_deref())?;
+    if let Some(silence) = situation.silence {
+        anyhow::bail!("{silence}, so nobody knows what it lacks");
+    }
     let plan = match &situation.cluster {
         Ok(cluster) => situation.plan(cluster)?,
         Err(error) => anyhow::bail!("{error}"),
