@@ -17,6 +17,7 @@ use std::{
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use wireloom_types::{PeerLookup, SourceCheck, interface::control_socket};
 use zeroize::Zeroizing;
@@ -75,7 +76,7 @@ struct Unanswered {
 impl Unanswered {
     fn silence(&self) -> Silence {
         let process = self.conversation.as_ref().and_then(Conversation::process);
-        Silence { process: process.map(|process| process.as_raw()), lasted: self.since.elapsed() }
+        Silence { process: process.map(Pid::as_raw), lasted: self.since.elapsed() }
     }
 }
 
