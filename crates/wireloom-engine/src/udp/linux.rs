@@ -1,6 +1,7 @@
 //! UDP sockets of Linux: one for each address family, on the same port.
 
 use std::{
+    fs,
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
@@ -49,6 +50,8 @@ pub(crate) struct LinuxUdp {
     run_max: usize,
     /// Which family is received from first: they alternate, so that a flood of one does not starve the other.
     v6_first: bool,
+    /// Whether IPv4 paths are probed.
+    probes_v4: bool,
     /// Source addresses of earlier datagrams that this machine no longer has.
     gone: Vec<IpAddr>,
 }
@@ -146,6 +149,12 @@ impl LinuxNetwork {
     }
 }
 
+/// Whether the kernel discovers IPv4 path MTUs. With 1 in `ip_no_pmtu_disc` (ip-sysctl.rst), it takes every report of a
+/// path that is too narrow for one of the smallest path MTU.
+fn has_v4_discovery() -> bool {
+    fs::read_to_string("/proc/sys/net/ipv4/ip_no_pmtu_disc").is_ok_and(|mode| mode.trim() != "1")
+}
+
 /// Whether datagrams may be fragmented (`IP_MTU_DISCOVER` of ip(7), `IPV6_MTU_DISCOVER` of ipv6(7)).
 #[derive(Clone, Copy)]
 enum Fragments {
@@ -202,6 +211,7 @@ impl LinuxUdp {
             receiver: Receiver::default(),
             sender: Sender::default(),
             v6_first: false,
+            probes_v4: has_v4_discovery(),
             gone: Vec::new(),
         }
     }
@@ -241,7 +251,7 @@ impl LinuxUdp {
         let Some(to) = batch.destination(position) else { return };
         let Ok(socket) = self.sockets.towards(to) else { return };
         let is_v4 = to.remote.is_ipv4();
-        if Fragments::Forbidden.set(socket, is_v4).is_ok() {
+        if (self.probes_v4 || !is_v4) && Fragments::Forbidden.set(socket, is_v4).is_ok() {
             // Whatever prevents it does not matter: there will be another probe.
             let _ = self.sender.send(socket.as_fd(), batch.runs_from(position, 1).take(1));
             let _ = Fragments::Allowed.set(socket, is_v4);
