@@ -4,6 +4,7 @@ mod apply;
 mod asking;
 pub(crate) mod backend;
 mod bypass;
+mod connections;
 mod greeting;
 mod observe;
 mod outward;
@@ -36,6 +37,8 @@ pub struct Linux {
     rtnetlink: Rtnetlink,
     nftables: Nftables,
     bypasses: Bypasses,
+    /// Whether the hosts' own traffic is encrypted too.
+    host_mode: bool,
     kernel_device: KernelDevice,
     userspace_device: UserspaceDevice,
     /// The back end that should carry the packets; absent when any will do.
@@ -57,6 +60,7 @@ impl Linux {
             table,
             nftables: Nftables::new(interface, state.clone()),
             bypasses: Bypasses::default(),
+            host_mode: false,
             state,
             rtnetlink: Client::open(Protocol::Route).attempt(|| "open a netlink socket".into())?,
             kernel_device: KernelDevice::new(interface),
@@ -71,6 +75,11 @@ impl Linux {
     /// Changes the number of our table. What is in the one before stays there.
     pub fn set_table(&mut self, table: u32) {
         self.table = table;
+    }
+
+    /// Whether to look for the connections that host mode leads into the tunnel.
+    pub fn set_host_mode(&mut self, host_mode: bool) {
+        self.host_mode = host_mode;
     }
 
     /// Sets the key that [`DeviceOp::Configure`](wireloom_plan::op::DeviceOp::Configure) gives to the device.

@@ -190,7 +190,9 @@ impl Agent {
         if config.settings.table != self.config.settings.table {
             self.move_to_table(&config)?;
         }
-        self.reconciler.kernel_mut().set_private_key(key);
+        let kernel = self.reconciler.kernel_mut();
+        kernel.set_private_key(key);
+        kernel.set_host_mode(config.settings.encrypt_host_traffic);
         if config != self.config || public_key != self.reconciler.public_key() {
             tracing::info!("the settings changed");
             config.warnings.difference(&self.config.warnings).for_each(|warning| tracing::warn!("{warning}"));
