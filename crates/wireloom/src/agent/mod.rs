@@ -207,7 +207,9 @@ impl Agent {
         }
         self.key_watch.set_path(config.private_key_file.clone());
         self.report.key_error = None;
-        self.reconciler.kernel_mut().set_private_key(key);
+        let kernel = self.reconciler.kernel_mut();
+        kernel.set_private_key(key);
+        kernel.set_host_mode(config.settings.encrypt_host_traffic);
         if config != self.config || public_key != self.reconciler.public_key() {
             tracing::info!("the settings changed");
             config.warnings.difference(&self.config.warnings).for_each(|warning| tracing::warn!("{warning}"));

@@ -58,6 +58,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
 
     let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state.clone())?;
     kernel.set_private_key(key);
+    kernel.set_host_mode(config.settings.encrypt_host_traffic);
     kernel.keep_guard_saved();
     kernel.finish_creation()?;
     kernel.refuse_foreign_interface()?;

@@ -66,6 +66,7 @@ impl Situation {
         let own = cluster.as_ref().ok().and_then(|cluster| cluster.nodes.get(&config.settings.node));
         let own = own.map(Node::underlay_addresses).unwrap_or_default();
         let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
+        kernel.set_host_mode(config.settings.encrypt_host_traffic);
         kernel.expect_backend(config.backend, &config.settings);
         if let Some(agent) = &agent {
             kernel.remember_endpoints(&agent.configured_endpoints);

@@ -3,6 +3,7 @@
 mod bypass;
 mod guard;
 mod holdback;
+mod host_mode;
 pub(crate) mod matrix;
 pub(crate) mod membership;
 pub(crate) mod ownership;
