@@ -109,7 +109,11 @@ impl Agent {
 
     /// When the next pass or poll is due, something is to be let go, or the device to be looked at.
     pub(super) fn wakes_at(&self) -> Instant {
-        let due = self.due.min(self.proving.next_look()).min(self.polling.due());
+        let mut due = self.due;
+        // Before the first pass there is no device to be read.
+        if self.last_pass.is_some() {
+            due = due.min(self.proving.next_look()).min(self.polling.due());
+        }
         self.holding.holdback.due().map_or(due, |let_go| due.min(self.started + let_go))
     }
 

@@ -21,14 +21,14 @@ const OF_SILENT: Duration = Duration::from_millis(200);
 const UNREMARKABLE: Duration = Duration::from_secs(1);
 
 /// How long after a failed attempt to restart the device the next one follows.
-const RESTART_RETRY: Duration = Duration::from_secs(5);
+const RESTART_RETRY: Duration = Duration::from_secs(30);
 
 /// What the agent polls, and what it found.
 pub(super) struct Polling {
     /// When the next poll is due.
     due: Instant,
     /// What the device said last, and when.
-    sample: Option<(Instant, DeviceState)>,
+    pub(super) sample: Option<(Instant, DeviceState)>,
     /// The silence of a device that did not answer the last poll.
     silence: Option<Silence>,
 }
