@@ -10,8 +10,10 @@ use super::Agent;
 /// How often the device is read.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// The device is read for no more than one part in so many of the time: 2 %.
+/// The device is read for no more than one part in so many of the time (2 %), unless that would take longer than
+/// `LONGEST`: what somebody changed is repaired within 5 s.
 const SHARE: u32 = 50;
+const LONGEST: Duration = Duration::from_millis(4_500);
 
 /// How often a device that does not answer is looked at: first soon, because it may only be late.
 const OF_LATE: Duration = Duration::from_millis(50);
@@ -59,7 +61,7 @@ impl Agent {
         let (kernel, left) = self.reconciler.kernel_and_mirror();
         let outcome = kernel.poll(left);
         let took = begun.elapsed();
-        self.polling.due = begun + INTERVAL.max(took * SHARE);
+        self.polling.due = begun + INTERVAL.max(took * SHARE).min(LONGEST);
         match outcome {
             Ok(poll) => {
                 self.polling.sample = poll.device.map(|device| (begun, device));
