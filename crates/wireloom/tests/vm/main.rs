@@ -48,10 +48,11 @@ impl Backend {
     /// kernel has: the host tests them. A test without agents, or one that chooses their back ends itself, runs in one
     /// machine only. Of the guard and of proofs, which take minutes here, the kernel's WireGuard sees one test each.
     fn has(self, test: &str) -> bool {
-        const ON_THE_HOST: [&str; 11] = [
+        const ON_THE_HOST: [&str; 12] = [
             "agent::bypass::",
             "agent::guard::",
             "agent::holdback::",
+            "agent::host_mode::",
             "agent::matrix::switching_the_mode_on_the_live_mesh",
             "agent::proofs::",
             "agent::upkeep::five_thousand_nodes",
