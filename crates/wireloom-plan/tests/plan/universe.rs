@@ -377,6 +377,7 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
     let neighbours = (
         collection::btree_map(neighbour_addresses(), link_address, 0..6),
         collection::btree_set(link_address_of_a_route(), 0..4),
+        option::of(any_key().prop_map(LinkAddress::of)),
         any::<bool>(),
     );
     let here = collection::btree_set(
@@ -385,7 +386,7 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
     );
     let machine = (underlays(), saved_sysctls(), outward(), here, 0..3_u8, 0..3_u8);
     (network, neighbours, machine, table()).prop_map(
-        |(network, (neighbours, link_routes, send_redirects), machine, table)| {
+        |(network, (neighbours, link_routes, address, send_redirects), machine, table)| {
             let (underlays, saved_sysctls, outward, here, rp_filter, rp_filter_all) = machine;
             // An interface has one value.
             let of = |name: &String| underlays.get(name).map_or(1, |underlay: &Underlay| underlay.rp_filter);
@@ -399,7 +400,9 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
             Observed {
                 interface: interface.map(|(mtu, up, (peer_lookup, _), left)| {
                     let alias = Some(AGENT_ALIAS.to_owned());
-                    Interface { alias, mtu, up, peer_lookup, left: left && device.is_none(), rp_filter }
+                    let link_address = address.filter(|_| peer_lookup == PeerLookup::Gateway);
+                    let left = left && device.is_none();
+                    Interface { alias, mtu, up, peer_lookup, link_address, left, rp_filter }
                 }),
                 device: device.filter(|_| interface.is_some()),
                 addresses: if interface.is_some() { addresses } else { BTreeSet::new() },
