@@ -86,8 +86,8 @@ pub enum Warning {
         address: IpAddr,
         /// The port of the service, here or there.
         port: u16,
-        /// Whether it is so already: we have a proof that the node encrypts.
-        proven: bool,
+        /// Whether it is so already: we have a proof that the node encrypts, and host mode is not merely prepared.
+        already: bool,
     },
     /// In host mode, the machine has no declared address of this family.
     NoOwnAddress {
@@ -209,16 +209,16 @@ impl Warning {
     /// How much the warning matters.
     pub fn severity(&self) -> Severity {
         match self {
-            Self::NoEndpoint { .. } | Self::AddressNotHere { .. } | Self::TunnelOnly { proven: true, .. } => {
-                Severity::Info
-            }
+            Self::NoEndpoint { .. }
+            | Self::AddressNotHere { .. }
+            | Self::TunnelOnly { already: true, .. } => Severity::Info,
             Self::OwnNodeKeyless
             | Self::KeylessNode { .. }
             | Self::NestedPrefixes { .. }
             | Self::RenamedSetting { .. }
             | Self::AddressNotDeclared { .. }
             | Self::ExemptPool { .. }
-            | Self::TunnelOnly { proven: false, .. }
+            | Self::TunnelOnly { already: false, .. }
             | Self::ForeignRule { .. }
             | Self::Bypass { .. }
             | Self::LinkdownIgnored { .. }
@@ -304,17 +304,17 @@ impl fmt::Display for Warning {
                 "encrypt_host_exempt has {prefix}, which overlaps the pool {pool}: what is between workloads stays \
                  encrypted; name addresses of hosts alone",
             ),
-            Self::TunnelOnly { node, address, port, proven } => {
+            Self::TunnelOnly { node, address, port, already } => {
                 let what = connections::service(*port);
                 let exempt = IpNet::from(*address);
                 write!(
                     f,
                     "{node} has a connection of {what} (port {port}) with this node from {address}, which "
                 )?;
-                f.write_str(if *proven {
+                f.write_str(if *already {
                     "is reachable through the tunnel only, so not if a key is wrong; "
                 } else {
-                    "will be reachable through the tunnel only, once that node has proved that it encrypts; "
+                    "will be reachable through the tunnel only, once host mode is on and that node has proved that it encrypts; "
                 })?;
                 write!(f, "for a way around it, set encrypt_host_exempt = [\"{exempt}\"] on all nodes")
             }
