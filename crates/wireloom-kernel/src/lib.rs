@@ -25,7 +25,7 @@ pub use self::{
         backend::{BackendChoice, BackendSetting},
     },
     nft::{GuardCounters, Refusals, restore_guard},
-    random_key::random_key,
+    random_key::{random_key, random_preshared_key},
     rtnetlink::monitor::{Interest, Monitor},
     wireguard::{Backend, DeviceState, PeerState},
 };

@@ -65,8 +65,8 @@ impl Linux {
         let ours = self.interface.clone();
         let operation = || together(ops, |op| wording::device(op, &ours));
         let (key, preshared) = (self.private_key.clone(), self.preshared_key.clone());
-        let change = |op: &&'_ DeviceOp| device_change(op, key.as_ref(), preshared.as_ref());
-        let changes: Result<Vec<_>, Cause> = ops.iter().map(change).collect();
+        let changes = ops.iter().map(|op| device_change(op, key.as_ref(), preshared.as_ref()));
+        let changes: Result<Vec<_>, Cause> = changes.collect();
         let changes = changes.attempt(operation)?;
         let backend = self.current_backend()?;
         let port = ops.iter().find_map(|op| match op {

@@ -18,6 +18,7 @@ use wireloom_membership::{
 };
 use wireloom_plan::cluster::Cluster;
 
+use super::{preshared, resolving};
 use crate::run_file::monotonic_time;
 
 pub(super) enum Event {
@@ -26,6 +27,10 @@ pub(super) enum Event {
     Kernel,
     /// `agent.toml` changed, or cannot be read now.
     Settings(Result<TomlFile, ReadError>),
+    /// The resolver's answer for the name that it was asked for.
+    Resolved(resolving::Found),
+    /// The file of the preshared key changed.
+    PresharedKey { path: PathBuf, read: preshared::Read },
     /// SIGHUP or SIGUSR1 (`wireloom reload`), and what was there then.
     Reread(Reread),
     /// SIGTERM or SIGINT.

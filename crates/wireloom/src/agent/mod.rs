@@ -2,12 +2,15 @@
 //!
 //! ```text
 //!  signals, agent.toml, membership, kernel ──Event──▶ Agent ──▶ Reconciler ──▶ kernel
-//!                                                       └─────▶ log, run file (for `wireloom status`)
+//!  resolver, preshared key ──────────────────Event────┘ └─────▶ log, run file (for `wireloom status`)
 //! ```
 
 mod event;
 mod holding;
+mod key_watch;
+mod preshared;
 mod proving;
+mod resolving;
 mod start;
 
 use std::{
@@ -25,7 +28,9 @@ use wireloom_membership::config_file::{ReadError, TomlFile};
 use wireloom_plan::{removals::Removals, warning::Warning};
 
 pub(crate) use self::start::run;
-use self::{event::Event, holding::Holding, proving::Proving};
+use self::{
+    event::Event, holding::Holding, preshared::Preshared, proving::Proving, resolving::Resolving,
+};
 use crate::{
     config::Config,
     key_file,
@@ -70,6 +75,8 @@ struct Agent {
     removals: Removals,
     holding: Holding,
     proving: Proving,
+    resolving: Resolving,
+    preshared: Preshared,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -101,6 +108,7 @@ impl Agent {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("every source of events has ended"),
             }
+            self.resolve();
             self.answer();
             self.let_go();
             if Instant::now() >= self.due {
@@ -142,6 +150,8 @@ impl Agent {
                 self.unread = None;
                 self.reload();
             }
+            Event::Resolved(found) => self.take_answer(found),
+            Event::PresharedKey { path, read } => self.take_preshared_key(&path, read),
             Event::Reread(read) => self.holding.asked = Some(read),
             Event::Stop => {}
         }
