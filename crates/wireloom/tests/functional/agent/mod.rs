@@ -1,11 +1,13 @@
 //! The agent on the nodes of a mesh.
 
 mod bypass;
+mod endpoints;
 mod guard;
 mod holdback;
 pub(crate) mod matrix;
 pub(crate) mod membership;
 pub(crate) mod ownership;
+mod preshared;
 mod proofs;
 mod records;
 mod reports;
