@@ -51,7 +51,8 @@ pub(crate) fn device(op: &DeviceOp, interface: &str) -> String {
             let endpoint = peer.endpoint.map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
             let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
             let cidrs = if cidrs.is_empty() { "nothing".into() } else { cidrs.join(" ") };
-            let key = peer.preshared_key.map(|key| format!(", preshared key {key} (hash)")).unwrap_or_default();
+            let key =
+                peer.preshared_key.map(|key| format!(", preshared key {key} (hash)")).unwrap_or_default();
             format!("set the peer {}{endpoint} for {cidrs}{key}", peer.public_key)
         }
         DeviceOp::RemovePeer { public_key } => format!("remove the peer {public_key}"),
@@ -60,6 +61,9 @@ pub(crate) fn device(op: &DeviceOp, interface: &str) -> String {
 
 pub(crate) fn rtnetlink(op: &RtnetlinkOp, interface: &str) -> String {
     match op {
+        RtnetlinkOp::SetLinkAddress { link_address } => {
+            format!("set the link address of {interface} to {link_address}")
+        }
         RtnetlinkOp::SetMtu { mtu } => format!("set the MTU of {interface} to {mtu}"),
         RtnetlinkOp::SetUp => format!("bring {interface} up"),
         RtnetlinkOp::AddAddress { address } => format!("add the address {address} to {interface}"),
@@ -109,6 +113,8 @@ pub(crate) fn firewall(op: &FirewallOp) -> String {
             GuardSet::Own => format!("guard what {addresses} of this node sends and receives"),
             GuardSet::Pools => format!("count {addresses} among the pools"),
             GuardSet::Nodes => format!("let {addresses}, which a node has, send and receive in plaintext"),
+            GuardSet::Exempt => format!("keep what has {addresses} at one end out of the tunnel"),
+            GuardSet::Tolerated => format!("take what has {addresses} at one end in plaintext too"),
         },
         FirewallOp::Unguard(Guarded { set, addresses }) => match set {
             GuardSet::RefusedOut => format!("stop refusing to send to {addresses} in plaintext"),
@@ -116,6 +122,8 @@ pub(crate) fn firewall(op: &FirewallOp) -> String {
             GuardSet::Own => format!("stop guarding {addresses}"),
             GuardSet::Pools => format!("stop counting {addresses} among the pools"),
             GuardSet::Nodes => format!("stop taking {addresses} for those of a node"),
+            GuardSet::Exempt => format!("stop keeping {addresses} out of the tunnel"),
+            GuardSet::Tolerated => format!("stop taking plaintext because of {addresses}"),
         },
         FirewallOp::Remove => "remove the nftables table `inet wireloom`".into(),
     }

@@ -70,11 +70,7 @@ impl FromStr for EndpointName {
 
 fn check_label(label: &str) -> Result<(), EndpointNameError> {
     let inside = |character: u8| character.is_ascii_alphanumeric() || character == b'-';
-    if label.is_empty()
-        || !label.bytes().all(inside)
-        || label.starts_with('-')
-        || label.ends_with('-')
-    {
+    if label.is_empty() || !label.bytes().all(inside) || label.starts_with('-') || label.ends_with('-') {
         return Err(EndpointNameError::Character);
     }
     if label.len() > LABEL_MAX { Err(EndpointNameError::Length) } else { Ok(()) }
@@ -112,7 +108,8 @@ mod tests {
     #[test]
     fn host_names_with_a_port_are_read_and_written() {
         let longest = format!("{0}.{0}.{0}.{1}:1", "a".repeat(63), "b".repeat(61));
-        for text in ["vpn.example.org:51820", "a:1", "n-1.2.x:65535", "1a.example.:7", "xn--bcher-kva.de:5", &longest]
+        for text in
+            ["vpn.example.org:51820", "a:1", "n-1.2.x:65535", "1a.example.:7", "xn--bcher-kva.de:5", &longest]
         {
             assert_eq!(text.parse::<EndpointName>().unwrap().to_string(), text);
         }

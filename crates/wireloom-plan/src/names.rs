@@ -147,7 +147,9 @@ impl Names {
     /// Takes the answer of the resolver for the name that was returned last: addresses in its order of preference, or
     /// an error. The present address stays if it is among them. Returns whether the address of the name changed.
     pub fn answer(&mut self, found: Result<Vec<SocketAddr>, String>, now: Duration) -> bool {
-        let Some(entry) = self.asked.take().and_then(|name| self.entries.get_mut(&name)) else { return false };
+        let Some(entry) = self.asked.take().and_then(|name| self.entries.get_mut(&name)) else {
+            return false;
+        };
         entry.ended = Some(now);
         entry.times = entry.times.saturating_add(1);
         let found = found.and_then(|found| match found.first() {
@@ -174,7 +176,8 @@ impl Names {
 
     /// The names whose last lookup failed, one warning for each node.
     pub fn warnings(&self) -> BTreeSet<Warning> {
-        let failed = self.entries.iter().filter_map(|(name, entry)| Some((name, entry, entry.error.as_ref()?)));
+        let failed =
+            self.entries.iter().filter_map(|(name, entry)| Some((name, entry, entry.error.as_ref()?)));
         let warnings = failed.flat_map(|(name, entry, error)| {
             entry.nodes.iter().map(move |node| Warning::Unresolved {
                 node: node.clone(),

@@ -30,7 +30,8 @@ pub enum Refusal {
     /// The interface was not made by Wireloom.
     #[error(
         "interface `{interface}` exists and is not Wireloom's (its alias is not `{AGENT_ALIAS}`): nothing is changed; \
-         remove it with `ip link delete {interface}`, or choose another name in [wireguard] interface"
+         write a name that is free into [wireguard] interface of agent.toml, or let the program that made it remove it (such \
+         as `wg-quick down {interface}`)"
     )]
     ForeignInterface {
         /// Its name.
@@ -58,7 +59,7 @@ pub enum Refusal {
     /// The mesh has a preshared key, and this node does not know it. A peer without it would be less protected than the
     /// mesh asks for, and would get no handshake.
     #[error(
-        "the mesh names the preshared key {}, and there is none that this node can use: no peer is configured; write \
+        "the mesh names the preshared key {}, and there is none that this node can use: nothing is changed; write \
          the key of the other nodes there, readable by root only",
         path.display()
     )]

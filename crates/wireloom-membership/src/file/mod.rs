@@ -204,7 +204,9 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
         Ok(endpoint) if endpoint.port() == 0 => Err(mistake("it has no port from 1 to 65535")),
         Ok(endpoint) if endpoint.ip().is_unspecified() => Err(mistake("nobody has that address")),
         Ok(endpoint) => Ok(Endpoint::Address(endpoint)),
-        Err(_) => text.parse().map(Endpoint::Name).map_err(|error: EndpointNameError| mistake(&error.to_string())),
+        Err(_) => {
+            text.parse().map(Endpoint::Name).map_err(|error: EndpointNameError| mistake(&error.to_string()))
+        }
     }
 }
 

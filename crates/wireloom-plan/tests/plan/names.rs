@@ -146,13 +146,18 @@ fn hundreds_of_bad_names_do_not_hold_up_a_good_one() {
     let all: Vec<String> = bad.iter().chain(&good).cloned().collect();
     let mut names = names(&all);
     let is_good = |name: &EndpointName| name.host() >= "n0800";
-    let answer = |name: &EndpointName| if is_good(name) { Ok(vec![address(1)]) } else { Err("timed out".to_owned()) };
+    let answer =
+        |name: &EndpointName| if is_good(name) { Ok(vec![address(1)]) } else { Err("timed out".to_owned()) };
     let times = look_up(&mut names, seconds(0), seconds(20_000), seconds(10), answer);
     assert!(good.iter().all(|host| times[&name(host)].len() == 1));
 
     names.set_silent(&good.iter().map(|host| name(host)).collect());
     let times = look_up(&mut names, seconds(20_000), seconds(20_025), Duration::from_millis(50), answer);
-    assert_eq!(times.keys().filter(|name| is_good(name)).count(), 200, "50 ms each, after one that takes 10 s");
+    assert_eq!(
+        times.keys().filter(|name| is_good(name)).count(),
+        200,
+        "50 ms each, after one that takes 10 s"
+    );
 }
 
 #[test]

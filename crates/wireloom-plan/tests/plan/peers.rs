@@ -183,7 +183,10 @@ fn a_new_preshared_key_reaches_all_peers_in_one_transaction_and_changes_nothing_
         machine.kernel.apply_all(&ops).unwrap();
         keys.push([2, 3].map(|peer| machine.kernel.device.as_ref().unwrap().peers[&key(peer)].preshared_key));
         if byte == 2 {
-            assert!(matches!(ops.as_slice(), [Op::Device(DeviceOp::SetPeer(_)), Op::Device(DeviceOp::SetPeer(_))]));
+            assert!(matches!(
+                ops.as_slice(),
+                [Op::Device(DeviceOp::SetPeer(_)), Op::Device(DeviceOp::SetPeer(_))]
+            ));
         }
     }
     assert_eq!(keys, [[Some(hash(1)); 2], [Some(hash(2)); 2]]);

@@ -61,7 +61,8 @@ impl Resolving {
                 }
             }
         })?;
-        let seed = own_key.as_bytes().iter().fold(0, |seed: u64, byte| seed.rotate_left(8) ^ u64::from(*byte));
+        let seed =
+            own_key.as_bytes().iter().fold(0, |seed: u64, byte| seed.rotate_left(8) ^ u64::from(*byte));
         Ok(Self {
             names: Names::new(seed, recorded),
             silence: Silence::default(),
@@ -119,7 +120,9 @@ impl Agent {
         // A silent peer may have come back to its address, while the device still sends to one that it had meanwhile.
         let address = names.addresses().get(&name).copied();
         let nodes = self.proving.cluster().into_iter().flat_map(|mesh| mesh.nodes.values());
-        let keys = nodes.filter(|node| node.endpoint_name.as_ref() == Some(&name)).filter_map(|node| node.public_key);
+        let keys = nodes
+            .filter(|node| node.endpoint_name.as_ref() == Some(&name))
+            .filter_map(|node| node.public_key);
         let astray = |key: &PublicKey| address.is_some() && silent.get(key).is_some_and(|at| *at != address);
         for key in keys.filter(astray).collect::<Vec<_>>() {
             self.reconciler.kernel_mut().forget_endpoint(key);
@@ -134,9 +137,10 @@ impl Agent {
             return;
         }
         let now = SystemTime::now();
-        let peers = device.peers.iter().map(|(key, peer)| {
-            (*key, Heard { handshake_age: peer.handshake_age(now), sent: peer.sent })
-        });
+        let peers = device
+            .peers
+            .iter()
+            .map(|(key, peer)| (*key, Heard { handshake_age: peer.handshake_age(now), sent: peer.sent }));
         let Resolving { names, silence, silent, .. } = &mut self.resolving;
         let endpoint = |key| device.peers.get(&key).and_then(|peer| peer.endpoint);
         *silent = silence.look(peers).into_iter().map(|key| (key, endpoint(key))).collect();

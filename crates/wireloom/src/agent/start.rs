@@ -15,7 +15,13 @@ use wireloom_membership::config_file::Watch;
 use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
 use super::{
-    Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, preshared::Preshared, proving::Proving,
+    Agent, FIRST_RETRY, RESYNC, choose_backend,
+    event::{self, Event},
+    holding::Holding,
+    key_watch::KeyWatch,
+    polling::Polling,
+    preshared::Preshared,
+    proving::Proving,
     resolving::Resolving,
 };
 use crate::{
@@ -58,6 +64,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
 
     let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state.clone())?;
     kernel.set_private_key(key);
+    kernel.set_host_mode(config.settings.encrypt_host_traffic);
     kernel.keep_guard_saved();
     kernel.finish_creation()?;
     kernel.refuse_foreign_interface()?;
@@ -76,6 +83,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     event::signals(path, config.membership.clone(), sender.clone())?;
     event::membership(&config.membership, sender.clone())?;
     event::settings(watch, sender.clone())?;
+    let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone(), || Event::Key)?;
     let monitor = event::kernel(&kernel, interest.clone(), sender.clone())?;
     let recorded = state.mesh()?;
     let resolving = Resolving::start(public_key, recorded.as_ref(), sender.clone())?;
@@ -91,12 +99,15 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         interest,
         due: Instant::now() + RESYNC,
         last_pass: None,
+        pass_before: None,
         retry: FIRST_RETRY,
         started: Instant::now(),
         removals: Removals::default(),
         removals_logged: None,
         holding: Holding::new(recorded),
         proving,
+        polling: Polling::new(),
+        key_watch,
         resolving,
         preshared: Preshared::new(sender),
         report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },

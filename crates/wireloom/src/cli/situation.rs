@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use wireloom_kernel::{Backend, DeviceState, GuardCounters, Kernel, Linux, Refusals, state::StateDir};
+use wireloom_kernel::{
+    Backend, DeviceState, GuardCounters, Kernel, Linux, Refusals, Silence, state::StateDir,
+};
 use wireloom_plan::{
     cluster::{Cluster, Node},
     observed::Observed,
+    op::Op,
     planner::{Plan, Planner},
     proofs::{Account, Proofs},
     refusal::Refusal,
@@ -20,7 +23,7 @@ use crate::{
 };
 
 /// Stands for a key that is still to be made.
-const NO_KEY: PublicKey = PublicKey::from_bytes([0; 32]);
+pub(super) const NO_KEY: PublicKey = PublicKey::from_bytes([0; 32]);
 
 /// What is configured and what is in the kernel.
 pub(super) struct Situation {
@@ -34,6 +37,8 @@ pub(super) struct Situation {
     pub(super) standing: BTreeMap<String, Account>,
     pub(super) observed: Observed,
     pub(super) device: Option<DeviceState>,
+    /// The silence of a device that does not answer: then there is no [`Self::device`].
+    pub(super) silence: Option<Silence>,
     pub(super) backend: Option<Backend>,
     /// What the firewall refused; `None` when it does not check sources.
     pub(super) refusals: Option<Refusals>,
@@ -57,7 +62,8 @@ impl Situation {
         }
         if let Ok(cluster) = &mut cluster {
             // As the agent resolved them last. It also knows the preshared key in force if the file is broken now.
-            cluster.resolve(&state.mesh()?.unwrap_or_default().known_addresses());
+            let recorded = state.mesh().ok().flatten().unwrap_or_default();
+            cluster.resolve(&recorded.known_addresses());
         }
         let file = cluster.as_ref().ok().and_then(|cluster| cluster.preshared_key_file.as_deref());
         let in_file = file.and_then(|path| key_file::read_preshared(path).ok());
@@ -70,6 +76,7 @@ impl Situation {
         let own = cluster.as_ref().ok().and_then(|cluster| cluster.nodes.get(&config.settings.node));
         let own = own.map(Node::underlay_addresses).unwrap_or_default();
         let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
+        kernel.set_host_mode(config.settings.encrypt_host_traffic);
         kernel.expect_backend(config.backend, &config.settings);
         if let Some(agent) = &agent {
             kernel.remember_endpoints(&agent.configured_endpoints);
@@ -81,6 +88,10 @@ impl Situation {
             None => proofs.accounts(&kernel.preconditions(false)?),
         };
         let observed = kernel.observe(&own)?;
+        let device = match kernel.device() {
+            Err(error) if error.silence().is_some() => None,
+            device => device?,
+        };
         Ok(Self {
             public_key,
             cluster,
@@ -90,19 +101,23 @@ impl Situation {
             refusals: kernel.refusals().cloned(),
             guard: kernel.guard_counters().cloned(),
             observed,
-            device: kernel.device()?,
+            device,
+            silence: kernel.silence(),
             backend: kernel.present_backend()?,
             config,
         })
     }
 
-    /// What an agent would do now. It would make a private key where there is none.
+    /// What an agent would do now. It would make a private key where there is none. Of a device that does not answer,
+    /// nobody knows what it would be told.
     pub(super) fn plan(&self, cluster: &Cluster) -> Result<Plan, Refusal> {
         let public_key = self.public_key.unwrap_or(NO_KEY);
         let mut planner = Planner::new(self.config.settings.clone(), public_key, cluster.clone());
         planner.set_standings(self.standings.clone());
         planner.set_preshared_key(self.preshared_key);
-        planner.plan(&self.observed)
+        let mut plan = planner.plan(&self.observed)?;
+        plan.ops.retain(|op| self.silence.is_none() || !matches!(op, Op::Device(_)));
+        Ok(plan)
     }
 }
 

@@ -188,10 +188,9 @@ fn change(
     removed: &[PublicKey],
 ) -> Result<(), Cause> {
     let mesh_key = PresharedKey::from_bytes(MESH_KEY);
-    let sets = sets.iter().map(|peer| Change::SetPeer {
-        peer,
-        preshared_key: peer.preshared_key.map(|_| &mesh_key),
-    });
+    let sets = sets
+        .iter()
+        .map(|peer| Change::SetPeer { peer, preshared_key: peer.preshared_key.map(|_| &mesh_key) });
     let changes: Vec<_> = sets.chain(removed.iter().map(|key| Change::RemovePeer(*key))).collect();
     programmer.change(twin, &changes)
 }

@@ -152,6 +152,7 @@ impl<'a> Report<'a> {
                 &agent.trouble,
                 &agent.membership_error,
                 &agent.settings_error,
+                &agent.key_error,
                 &agent.proofs_error,
                 &agent.preshared_error,
             ];

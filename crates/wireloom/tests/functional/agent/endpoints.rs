@@ -15,7 +15,8 @@ const RESOLVERS: &str = "/run/resolv.conf";
 const WRONG: &str = "203.0.113.9";
 
 fn warnings(fleet: &Fleet, node: usize) -> Vec<Value> {
-    let status: Value = serde_json::from_str(&run(&fleet.lab.nodes[node], "status --json").1).unwrap_or_default();
+    let status: Value =
+        serde_json::from_str(&run(&fleet.lab.nodes[node], "status --json").1).unwrap_or_default();
     status["warnings"].as_array().cloned().unwrap_or_default()
 }
 
@@ -33,7 +34,8 @@ fn a_peer_that_moved_while_it_did_not_answer_is_found_by_its_name() {
             node.run(&format!("mount --bind {file} {place}")).unwrap();
         }
     }
-    let endpoints = fleet.mesh.nodes.iter().map(|node| node.endpoint.unwrap().to_string()).collect::<Vec<_>>();
+    let endpoints =
+        fleet.mesh.nodes.iter().map(|node| node.endpoint.unwrap().to_string()).collect::<Vec<_>>();
     let name = |node: usize, endpoint: &str, name: &str| {
         let space = &fleet.lab.nodes[node].host.space;
         let text = space.read(MEMBERS).unwrap().unwrap();
@@ -48,7 +50,8 @@ fn a_peer_that_moved_while_it_did_not_answer_is_found_by_its_name() {
     fleet.wait("the warning about the other name", |fleet| {
         warnings(fleet, 1).iter().any(|warning| {
             warning["warning"] == "unresolved"
-                && (&warning["node"], &warning["endpoint"]) == (&"node-a".into(), &"nobody.example.org:51820".into())
+                && (&warning["node"], &warning["endpoint"])
+                    == (&"node-a".into(), &"nobody.example.org:51820".into())
         })
     });
     let right = endpoints[1].trim_end_matches(":51820");
