@@ -115,6 +115,13 @@ impl Names {
         }
     }
 
+    /// Has all names looked up again now: somebody knows that they changed.
+    pub fn ask_again(&mut self) {
+        for entry in self.entries.values_mut() {
+            (entry.ended, entry.times) = (None, 0);
+        }
+    }
+
     /// Whether there is nothing to look up, ever, until a mesh has names.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -97,6 +97,11 @@ fn while_a_peer_does_not_answer_its_name_is_looked_up_after_5_s_and_less_and_les
     assert_eq!(names.due(), None);
     names.set_silent(&[name("n0000")].into());
     assert_eq!(names.next(seconds(3001)), Some(name("n0000")));
+    names.answer(Ok(vec![address(1)]), seconds(3001));
+
+    // Whoever reloads has all of them looked up at once.
+    names.ask_again();
+    assert_eq!(names.due(), Some(Duration::ZERO));
 }
 
 #[test]

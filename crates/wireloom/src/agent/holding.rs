@@ -62,6 +62,7 @@ impl Agent {
         self.report.reread = Some(asked.begun);
         self.reload();
         self.read_preshared_key();
+        self.ask_for_names_again();
         tracing::info!("{}", self.reread_in_words(&asked));
         if asked.meant && self.report.membership_error.is_none() && self.reconciler.cluster().is_some() {
             let mesh = self.without_held();

@@ -103,6 +103,11 @@ impl Agent {
         }
     }
 
+    /// Has all names looked up again.
+    pub(super) fn ask_for_names_again(&mut self) {
+        self.resolving.names.ask_again();
+    }
+
     /// When [`Self::resolve`] has something to do; `None` while it waits for the resolver alone.
     pub(super) fn resolves_at(&self) -> Option<Instant> {
         let due = self.resolving.names.due().map(|due| self.started + due);
