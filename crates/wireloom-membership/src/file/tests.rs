@@ -180,7 +180,10 @@ fn each_mistake_names_its_line_and_the_fix() {
             "[[nodes]]\nname = \"a\"\nencrypt = \"no\"",
             "mesh.toml:3: invalid type: string \"no\", expected a boolean; write true or false, without quotes",
         ),
-        ("[[nodes]\nname = \"a\"", "mesh.toml:1: unclosed array table, expected `]`"),
+        (
+            "[[nodes]\nname = \"a\"",
+            "mesh.toml:1: unclosed array table, expected `]`; end the table's name with `]]`",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(mesh(text).unwrap_err().to_string(), expected, "{text}");
