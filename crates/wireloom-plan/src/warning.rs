@@ -42,6 +42,15 @@ pub enum Warning {
         /// Their names.
         nodes: Vec<String>,
     },
+    /// The name of a node's endpoint cannot be resolved now: the last good address stays in force.
+    Unresolved {
+        /// The node's name.
+        node: String,
+        /// The name and port of its endpoint.
+        endpoint: String,
+        /// What the system's resolver says.
+        error: String,
+    },
     /// A node does not encrypt.
     KeylessNode {
         /// Its name.
@@ -214,6 +223,7 @@ impl Warning {
             | Self::TunnelOnly { already: true, .. } => Severity::Info,
             Self::OwnNodeKeyless
             | Self::KeylessNode { .. }
+            | Self::Unresolved { .. }
             | Self::NestedPrefixes { .. }
             | Self::RenamedSetting { .. }
             | Self::AddressNotDeclared { .. }
@@ -273,6 +283,11 @@ impl fmt::Display for Warning {
             Self::RenamedSetting { old, new } => {
                 write!(f, "agent.toml calls {new} by its former name {old}; rename it, with the same value")
             }
+            Self::Unresolved { node, endpoint, error } => write!(
+                f,
+                "the endpoint {endpoint} of node {node} cannot be resolved: {error}; the last address that it led to, if \
+                 any, stays in force; fix the name or the name server: it is tried again by itself",
+            ),
             Self::KeylessNode { node } => write!(
                 f,
                 "node {node} has no public key, so traffic with it is not encrypted; \

@@ -17,6 +17,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 use wireloom_kernel::state;
 use wireloom_plan::{proofs::Account, removals::Recurrence, warning::Warning};
+use wireloom_types::PresharedKeyHash;
 
 /// The directory of run files: readable by its owner only, and emptied by a reboot. What must outlive that is in the
 /// state directory.
@@ -60,6 +61,15 @@ pub(crate) struct RunFile {
     /// Why the next agent will not know who is proven.
     #[serde(default)]
     pub(crate) proofs_error: Option<String>,
+    /// The nodes whose endpoints cannot be resolved now.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) unresolved: BTreeMap<String, Unresolved>,
+    /// The hash of the mesh's preshared key in force.
+    #[serde(default)]
+    pub(crate) preshared_key: Option<PresharedKeyHash>,
+    /// Why the file of the mesh's preshared key cannot be used, and what follows.
+    #[serde(default)]
+    pub(crate) preshared_error: Option<String>,
     /// The endpoints that were configured, by public key: they distinguish a changed endpoint from one that WireGuard
     /// learned by roaming.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -79,6 +89,22 @@ impl Held {
     /// What the operator should know, at a time in seconds since 1970.
     pub(crate) fn warning(&self, now: u64) -> Warning {
         Warning::RemovalsHeld { nodes: self.nodes.clone(), seconds: self.until.saturating_sub(now) }
+    }
+}
+
+/// An endpoint that cannot be resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Unresolved {
+    /// The name and port.
+    pub(crate) endpoint: String,
+    /// What the system's resolver says.
+    pub(crate) error: String,
+}
+
+impl Unresolved {
+    /// What the operator should know about the endpoint of this node.
+    pub(crate) fn warning(&self, node: String) -> Warning {
+        Warning::Unresolved { node, endpoint: self.endpoint.clone(), error: self.error.clone() }
     }
 }
 

@@ -43,7 +43,7 @@ use crate::{
     sysctl::UnderlaySysctl,
     warning::Warning,
 };
-use wireloom_types::{LinkAddress, PublicKey};
+use wireloom_types::{LinkAddress, PresharedKeyHash, PublicKey};
 
 /// The desired state of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -86,6 +86,8 @@ pub struct Desired {
 pub struct Host {
     /// The public half of the private key in the key file.
     pub public_key: PublicKey,
+    /// The hash of the mesh's preshared key; absent when the mesh has none.
+    pub preshared_key: Option<PresharedKeyHash>,
     /// The interfaces that carry this node's own addresses, by name.
     pub underlays: BTreeMap<String, HostUnderlay>,
     /// Those of them and of [`Host::outward`] that validated sources strictly before we changed that.
@@ -110,7 +112,7 @@ pub struct HostUnderlay {
 }
 
 impl Host {
-    /// The facts about the machine that was observed.
+    /// The facts about the machine that was observed, without a preshared key.
     pub fn of(public_key: PublicKey, observed: &Observed) -> Self {
         let underlays = observed
             .underlays
@@ -128,6 +130,7 @@ impl Host {
         };
         Self {
             public_key,
+            preshared_key: None,
             underlays,
             strict: observed
                 .underlays

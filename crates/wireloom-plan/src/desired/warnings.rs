@@ -146,8 +146,8 @@ pub(super) fn warning_of_member(member: &Member<'_>) -> Option<Warning> {
             Some(Warning::ProvenNodeKeyless { node: node() })
         }
         (None, _) => Some(Warning::KeylessNode { node: node() }),
-        (Some(_), None) => Some(Warning::NoEndpoint { node: node() }),
-        (Some(_), Some(_)) => None,
+        (Some(_), None) if member.node.endpoint_name.is_none() => Some(Warning::NoEndpoint { node: node() }),
+        (Some(_), _) => None,
     }
 }
 

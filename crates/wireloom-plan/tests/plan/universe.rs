@@ -17,7 +17,9 @@ use wireloom_plan::{
     standing::{Standing, Standings},
     sysctl::{ALL, UnderlaySysctl},
 };
-use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
+use wireloom_types::{
+    LinkAddress, PeerLookup, PresharedKey, PresharedKeyHash, PublicKey, SourceCheck, interface::AGENT_ALIAS,
+};
 
 use crate::world::{ip, key, net};
 
@@ -98,6 +100,7 @@ fn node(name: &str) -> impl Strategy<Value = Node> + use<> {
         |(public_key, endpoint, addresses, workloads, link_addresses, encrypt)| Node {
             public_key,
             endpoint,
+            endpoint_name: None,
             addresses,
             // The tunnel address is usually one of its workloads; anything may be written.
             tunnel_addresses: link_addresses
@@ -140,7 +143,8 @@ pub(crate) fn cluster() -> impl Strategy<Value = Cluster> {
     let others = collection::vec(named_node(), 0..7);
     (pools(), node(OWN), others).prop_map(|(pools, own, others)| {
         let others = others.into_iter().map(|(name, node)| (name.to_owned(), node));
-        Cluster { pools, nodes: others.chain([(OWN.to_owned(), own)]).collect() }
+        let nodes = others.chain([(OWN.to_owned(), own)]).collect();
+        Cluster { pools, nodes, preshared_key_file: None }
     })
 }
 
@@ -184,14 +188,22 @@ prop_compose! {
     }
 }
 
+/// The hash of one of two preshared keys, or none.
+pub(crate) fn preshared_key() -> impl Strategy<Value = Option<PresharedKeyHash>> {
+    let hash = |byte| PresharedKeyHash::of(&PresharedKey::from_bytes([byte; 32]));
+    sample::select(vec![None, Some(hash(1)), Some(hash(2))])
+}
+
 prop_compose! {
     fn peer()(
         endpoint in option::of(endpoint()),
         configured_endpoint in option::of(endpoint()),
         persistent_keepalive in sample::select(vec![0_u16, 25]),
         handshake_age in option::of((0..400_u64).prop_map(Duration::from_secs)),
+        preshared_key in preshared_key(),
     ) -> Peer {
-        Peer { endpoint, configured_endpoint, allowed_ips: BTreeSet::new(), persistent_keepalive, handshake_age }
+        let allowed_ips = BTreeSet::new();
+        Peer { endpoint, configured_endpoint, allowed_ips, persistent_keepalive, preshared_key, handshake_age }
     }
 }
 

@@ -2,14 +2,16 @@
 //!
 //! ```text
 //!  signals, agent.toml, membership, kernel ──Event──▶ Agent ──▶ Reconciler ──▶ kernel
-//!                                                       └─────▶ log, run file (for `wireloom status`)
+//!  resolver, preshared key ──────────────────Event────┘ └─────▶ log, run file (for `wireloom status`)
 //! ```
 
 mod event;
 mod holding;
 mod key_watch;
 mod polling;
+mod preshared;
 mod proving;
+mod resolving;
 mod start;
 
 use std::{
@@ -32,7 +34,9 @@ use self::{
     holding::Holding,
     key_watch::KeyWatch,
     polling::{Polling, is_remarkable},
+    preshared::Preshared,
     proving::Proving,
+    resolving::Resolving,
 };
 use crate::{
     config::Config,
@@ -83,6 +87,8 @@ struct Agent {
     proving: Proving,
     polling: Polling,
     key_watch: KeyWatch,
+    resolving: Resolving,
+    preshared: Preshared,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -114,6 +120,7 @@ impl Agent {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("every source of events has ended"),
             }
+            self.resolve();
             self.answer();
             self.let_go();
             self.poll();
@@ -157,6 +164,8 @@ impl Agent {
                 self.reload();
             }
             Event::Key => self.take_key(),
+            Event::PresharedKey => self.read_preshared_key(),
+            Event::Resolved(found) => self.take_answer(found),
             Event::Reread(read) => self.holding.asked = Some(read),
             Event::Stop => {}
         }

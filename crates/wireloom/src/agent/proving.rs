@@ -146,6 +146,7 @@ impl Agent {
     fn handshakes(&mut self) -> Option<BTreeSet<PublicKey>> {
         match self.reconciler.kernel_mut().device() {
             Ok(device) => {
+                device.iter().for_each(|device| self.listen_for_silence(device));
                 let peers = device.into_iter().flat_map(|device| device.peers);
                 Some(peers.filter(|(_, peer)| peer.last_handshake.is_some()).map(|(key, _)| key).collect())
             }

@@ -15,8 +15,14 @@ use wireloom_membership::config_file::Watch;
 use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
 use super::{
-    Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, key_watch::KeyWatch,
-    polling::Polling, proving::Proving,
+    Agent, FIRST_RETRY, RESYNC, choose_backend,
+    event::{self, Event},
+    holding::Holding,
+    key_watch::KeyWatch,
+    polling::Polling,
+    preshared::Preshared,
+    proving::Proving,
+    resolving::Resolving,
 };
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
@@ -77,8 +83,10 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     event::signals(path, config.membership.clone(), sender.clone())?;
     event::membership(&config.membership, sender.clone())?;
     event::settings(watch, sender.clone())?;
-    let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone())?;
-    let monitor = event::kernel(&kernel, interest.clone(), sender)?;
+    let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone(), || Event::Key)?;
+    let monitor = event::kernel(&kernel, interest.clone(), sender.clone())?;
+    let recorded = state.mesh()?;
+    let resolving = Resolving::start(public_key, recorded.as_ref(), sender.clone())?;
 
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
     let agent = Agent {
@@ -96,10 +104,12 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         started: Instant::now(),
         removals: Removals::default(),
         removals_logged: None,
-        holding: Holding::new(state.mesh()?),
+        holding: Holding::new(recorded),
         proving,
         polling: Polling::new(),
         key_watch,
+        resolving,
+        preshared: Preshared::new(sender),
         report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
         written: None,
         state,

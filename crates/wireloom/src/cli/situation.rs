@@ -14,7 +14,7 @@ use wireloom_plan::{
     refusal::Refusal,
     standing::Standings,
 };
-use wireloom_types::PublicKey;
+use wireloom_types::{PresharedKeyHash, PublicKey};
 
 use crate::{
     config::Config,
@@ -32,6 +32,7 @@ pub(super) struct Situation {
     /// With what proven nodes gave up lately.
     pub(super) cluster: Result<Cluster, wireloom_membership::Error>,
     standings: Standings,
+    preshared_key: Option<PresharedKeyHash>,
     /// Whether each other node is proven, and why not.
     pub(super) standing: BTreeMap<String, Account>,
     pub(super) observed: Observed,
@@ -59,6 +60,15 @@ impl Situation {
         {
             add_held(cluster, held, &state)?;
         }
+        if let Ok(cluster) = &mut cluster {
+            // As the agent resolved them last. It also knows the preshared key in force if the file is broken now.
+            let recorded = state.mesh().ok().flatten().unwrap_or_default();
+            cluster.resolve(&recorded.known_addresses());
+        }
+        let file = cluster.as_ref().ok().and_then(|cluster| cluster.preshared_key_file.as_deref());
+        let in_file = file.and_then(|path| key_file::read_preshared(path).ok());
+        let in_force = agent.as_ref().and_then(|agent| agent.preshared_key).filter(|_| file.is_some());
+        let preshared_key = in_file.as_ref().map(PresharedKeyHash::of).or(in_force);
         let public_key = key.map(|key| key.public_key());
         let node = config.settings.node.clone();
         let mut proofs = Proofs::new(node, public_key.unwrap_or(NO_KEY), state.proofs()?);
@@ -86,6 +96,7 @@ impl Situation {
             public_key,
             cluster,
             standings: proofs.standings(),
+            preshared_key,
             standing,
             refusals: kernel.refusals().cloned(),
             guard: kernel.guard_counters().cloned(),
@@ -103,6 +114,7 @@ impl Situation {
         let public_key = self.public_key.unwrap_or(NO_KEY);
         let mut planner = Planner::new(self.config.settings.clone(), public_key, cluster.clone());
         planner.set_standings(self.standings.clone());
+        planner.set_preshared_key(self.preshared_key);
         let mut plan = planner.plan(&self.observed)?;
         plan.ops.retain(|op| self.silence.is_none() || !matches!(op, Op::Device(_)));
         Ok(plan)

@@ -45,6 +45,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     warnings.extend(deleted.map(|recurrence| Warning::RulesDeleted { table, recurrence }));
     let held = agent.as_ref().and_then(|agent| agent.held.as_ref());
     warnings.extend(held.map(|held| held.warning(unix_time())));
+    let unresolved = agent.iter().flat_map(|agent| &agent.unresolved);
+    warnings.extend(unresolved.map(|(node, unresolved)| unresolved.warning(node.clone())));
     let one_sided = agent.iter_mut().flat_map(|agent| mem::take(&mut agent.not_proved_us));
     warnings.extend(one_sided.map(|(node, _)| Warning::HasNotProvedUs { node }));
     warnings.extend(situation.config.warnings.iter().cloned());

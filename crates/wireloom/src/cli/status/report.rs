@@ -154,6 +154,7 @@ impl<'a> Report<'a> {
                 &agent.settings_error,
                 &agent.key_error,
                 &agent.proofs_error,
+                &agent.preshared_error,
             ];
             let reported = reported.into_iter().flatten();
             // The agent reports the same errors, and adds what follows from them.
