@@ -210,7 +210,7 @@ fn device() -> impl Strategy<Value = Device> {
 }
 
 prop_compose! {
-    fn rule()(
+    pub(crate) fn rule()(
         priority in sample::select(vec![98_u32, 99, 100]),
         invert in any::<bool>(),
         from in option::of(prefix()),

@@ -14,7 +14,9 @@ use wireloom_kernel::{
 use wireloom_membership::config_file::Watch;
 use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
-use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, proving::Proving};
+use super::{
+    Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, proving::Proving, watching::Watching,
+};
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
     key_file,
@@ -92,6 +94,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         removals_logged: None,
         holding: Holding::new(state.mesh()?),
         proving,
+        watching: Watching::default(),
         report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
         written: None,
         state,
