@@ -179,10 +179,7 @@ impl<'a> Judge<'a> {
 }
 
 fn has_key_of_another(account: Option<&Account>) -> bool {
-    let because = match account {
-        Some(Account::Unproven { because, .. }) => because,
-        _ => return false,
-    };
+    let Some(Account::Unproven { because, .. }) = account else { return false };
     matches!(because, Because::OwnKey | Because::SharedKey { .. })
 }
 

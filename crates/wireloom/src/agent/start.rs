@@ -15,7 +15,8 @@ use wireloom_membership::config_file::Watch;
 use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
 use super::{
-    Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, proving::Proving, watching::Watching,
+    Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, key_watch::KeyWatch,
+    polling::Polling, proving::Proving, watching::Watching,
 };
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
@@ -57,6 +58,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
 
     let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state.clone())?;
     kernel.set_private_key(key);
+    kernel.set_host_mode(config.settings.encrypt_host_traffic);
     kernel.keep_guard_saved();
     kernel.finish_creation()?;
     kernel.refuse_foreign_interface()?;
@@ -75,6 +77,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     event::signals(path, config.membership.clone(), sender.clone())?;
     event::membership(&config.membership, sender.clone())?;
     event::settings(watch, sender.clone())?;
+    let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone())?;
     let monitor = event::kernel(&kernel, interest.clone(), sender)?;
 
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
@@ -88,12 +91,15 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         interest,
         due: Instant::now() + RESYNC,
         last_pass: None,
+        pass_before: None,
         retry: FIRST_RETRY,
         started: Instant::now(),
         removals: Removals::default(),
         removals_logged: None,
         holding: Holding::new(state.mesh()?),
         proving,
+        polling: Polling::new(),
+        key_watch,
         watching: Watching::default(),
         report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
         written: None,

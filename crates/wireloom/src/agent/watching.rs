@@ -8,19 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wireloom_kernel::DeviceState;
 use wireloom_plan::{
-    health::{AgentFacts, DeviceFacts, Facts, Finding, PeerFacts, Sample, Trends, examine},
+    health::{AgentFacts, DeviceFacts, Facts, Finding, Sample, Trends, examine},
     planner::Plan,
     warning::Severity,
 };
-use wireloom_types::PublicKey;
 
 use super::Agent;
 use crate::run_file::unix_time;
-
-/// How often the device is sampled.
-const SAMPLE: Duration = Duration::from_secs(2);
 
 /// How often the whole machine is judged, which takes some milliseconds with thousands of nodes.
 const EXAMINE: Duration = Duration::from_secs(10);
@@ -34,7 +29,8 @@ const LOGGED: usize = 20;
 /// What the agent has seen of its device.
 pub(super) struct Watching {
     trends: Trends,
-    next_sample: Instant,
+    /// When the sample was taken that the trends saw last.
+    sampled: Option<Instant>,
     next_examination: Instant,
     /// When the samples were last reported.
     reported: Instant,
@@ -47,7 +43,7 @@ impl Default for Watching {
         let now = Instant::now();
         Self {
             trends: Trends::default(),
-            next_sample: now,
+            sampled: None,
             // What is wrong for a moment after a start only is not worth a line.
             next_examination: now + EXAMINE,
             reported: now,
@@ -56,42 +52,26 @@ impl Default for Watching {
     }
 }
 
-impl Watching {
-    /// When the device is to be sampled next.
-    pub(super) fn next_sample(&self) -> Instant {
-        self.next_sample
-    }
-}
-
 impl Agent {
-    /// Samples the device if it is time to.
+    /// Takes the last poll of the device, and judges the machine if it is time to.
     pub(super) fn watch(&mut self) {
         let now = Instant::now();
-        if now < self.watching.next_sample || self.last_pass.is_none() {
-            return;
-        }
-        self.watching.next_sample = now + SAMPLE;
-        let kernel = self.reconciler.kernel_mut();
-        let device = match kernel.device() {
-            Ok(device) => device,
-            Err(error) => return tracing::debug!("{error}"),
-        };
-        let drops = match &device {
-            Some(_) => kernel.drops().unwrap_or_else(|error| {
+        if let Some((taken, device)) = self.polling.sample()
+            && self.watching.sampled != Some(*taken)
+        {
+            self.watching.sampled = Some(*taken);
+            let peers = device.facts();
+            let drops = self.reconciler.kernel_mut().drops().unwrap_or_else(|error| {
                 tracing::debug!("{error}");
                 None
-            }),
-            None => None,
-        };
-        let peers = device.as_ref().map(DeviceState::facts);
-        if let Some(peers) = &peers {
-            let sample = Sample { peers, drops: drops.as_ref() };
+            });
+            let sample = Sample { peers: &peers, drops: drops.as_ref() };
             self.watching.trends.sample(self.proving.now(), &sample);
             self.report_trends(now);
         }
-        if now >= self.watching.next_examination {
+        if now >= self.watching.next_examination && self.last_pass.is_some() {
             self.watching.next_examination = now + EXAMINE;
-            self.examine(peers.as_ref(), drops.as_ref());
+            self.examine();
         }
     }
 
@@ -109,14 +89,11 @@ impl Agent {
     }
 
     /// Judges this node, and logs what began to be wrong and what is over.
-    fn examine(
-        &mut self,
-        peers: Option<&BTreeMap<PublicKey, PeerFacts>>,
-        drops: Option<&BTreeMap<String, u64>>,
-    ) {
+    fn examine(&mut self) {
         let settings = &self.config.settings;
-        let endpoints: Vec<IpAddr> =
-            peers.into_iter().flatten().filter_map(|(_, peer)| Some(peer.endpoint?.ip())).collect();
+        let sample = self.polling.sample();
+        let peers = sample.map(|(_, device)| device.facts()).unwrap_or_default();
+        let endpoints: Vec<IpAddr> = peers.values().filter_map(|peer| Some(peer.endpoint?.ip())).collect();
         let machine = match self.reconciler.kernel_mut().machine(settings, endpoints) {
             Ok(machine) => machine,
             Err(error) => return tracing::debug!("{error}"),
@@ -131,9 +108,10 @@ impl Agent {
             accounts: &self.report.standing,
             observed,
             plan: Some(&plan),
-            device: match peers {
-                Some(peers) => DeviceFacts::Answers { peers, drops },
-                None => DeviceFacts::Absent,
+            device: match (self.polling.silence(), sample) {
+                (Some(silence), _) => DeviceFacts::Silent { for_seconds: silence.lasted.as_secs() },
+                (None, Some(_)) => DeviceFacts::Answers { peers: &peers, drops: None },
+                (None, None) => DeviceFacts::Absent,
             },
             refused: &BTreeMap::new(),
             trends: Some(&self.watching.trends),
