@@ -20,6 +20,7 @@ pub mod desired;
 pub mod diff;
 pub mod endpoint_name;
 pub mod firewall;
+pub mod health;
 pub mod holdback;
 pub mod names;
 pub mod observed;

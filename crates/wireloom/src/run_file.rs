@@ -16,7 +16,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 use wireloom_kernel::state;
-use wireloom_plan::{proofs::Account, removals::Recurrence, warning::Warning};
+use wireloom_plan::{health::Trends, proofs::Account, removals::Recurrence, warning::Warning};
 use wireloom_types::PresharedKeyHash;
 
 /// The directory of run files: readable by its owner only, and emptied by a reboot. What must outlive that is in the
@@ -58,6 +58,9 @@ pub(crate) struct RunFile {
     /// The proven nodes that still send in plaintext, and since when this agent knows that (since 1970).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) not_proved_us: BTreeMap<String, Duration>,
+    /// What the agent has seen of its device over time.
+    #[serde(default)]
+    pub(crate) trends: Trends,
     /// Why the next agent will not know who is proven.
     #[serde(default)]
     pub(crate) proofs_error: Option<String>,

@@ -6,6 +6,7 @@ pub(crate) mod backend;
 mod bypass;
 mod connections;
 mod greeting;
+mod machine;
 mod observe;
 mod outward;
 pub(crate) mod poll;

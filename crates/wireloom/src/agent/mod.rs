@@ -13,6 +13,7 @@ mod preshared;
 mod proving;
 mod resolving;
 mod start;
+mod watching;
 
 use std::{
     iter,
@@ -37,6 +38,7 @@ use self::{
     preshared::Preshared,
     proving::Proving,
     resolving::Resolving,
+    watching::Watching,
 };
 use crate::{
     config::Config,
@@ -89,6 +91,7 @@ struct Agent {
     key_watch: KeyWatch,
     resolving: Resolving,
     preshared: Preshared,
+    watching: Watching,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -128,6 +131,7 @@ impl Agent {
                 self.pass();
             }
             self.prove();
+            self.watch();
             self.record_mesh();
             self.write_report();
         }

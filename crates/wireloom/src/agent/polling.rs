@@ -44,6 +44,16 @@ impl Polling {
     pub(super) fn due(&self) -> Instant {
         self.due
     }
+
+    /// What the device said last, and when.
+    pub(super) fn sample(&self) -> Option<&(Instant, DeviceState)> {
+        self.sample.as_ref()
+    }
+
+    /// The silence of a device that did not answer the last poll.
+    pub(super) fn silence(&self) -> Option<Silence> {
+        self.silence
+    }
 }
 
 /// Whether a silence is long enough to tell of it.

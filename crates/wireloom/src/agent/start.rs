@@ -23,6 +23,7 @@ use super::{
     preshared::Preshared,
     proving::Proving,
     resolving::Resolving,
+    watching::Watching,
 };
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
@@ -110,6 +111,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         key_watch,
         resolving,
         preshared: Preshared::new(sender),
+        watching: Watching::default(),
         report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
         written: None,
         state,
