@@ -22,6 +22,7 @@ pub mod holdback;
 pub mod observed;
 pub mod op;
 pub mod ownership;
+pub mod paths;
 pub mod planner;
 pub mod proofs;
 pub mod refusal;

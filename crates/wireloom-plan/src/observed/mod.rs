@@ -18,6 +18,7 @@ pub use self::apply::ApplyError;
 use crate::{
     bypass::Bypass,
     firewall::{Firewall, Guarded, Source},
+    paths::Paths,
     routing::{Route, RouteKind, Rule},
     sysctl::{ALL, UnderlaySysctl},
 };
@@ -78,6 +79,8 @@ pub struct Observed {
     pub linkdown_ignored: BTreeSet<String>,
     /// What may pass by the guard.
     pub bypasses: BTreeSet<Bypass>,
+    /// The paths to the endpoints of the device's peers.
+    pub paths: Paths,
 }
 
 impl Observed {
@@ -98,7 +101,7 @@ impl Observed {
         // The least of all routes to it: `Route` orders by destination first.
         let least = Route {
             destination,
-            kind: RouteKind::Device { gateway: None, source: None },
+            kind: RouteKind::Device { gateway: None, source: None, mtu: None },
             metric: 0,
             protocol: 0,
         };

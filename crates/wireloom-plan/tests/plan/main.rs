@@ -29,6 +29,7 @@ mod json;
 mod link;
 mod modes;
 mod ownership;
+mod paths;
 mod peers;
 mod properties;
 mod routes;

@@ -85,7 +85,7 @@ fn route(destination: IpNet, kind: RouteKind) -> Route {
 }
 
 fn through(source: Option<&str>) -> RouteKind {
-    RouteKind::Device { gateway: None, source: source.map(|source| source.parse().unwrap()) }
+    RouteKind::Device { gateway: None, source: source.map(|source| source.parse().unwrap()), mtu: None }
 }
 
 #[test]
