@@ -7,6 +7,7 @@ mod bypass;
 mod greeting;
 mod observe;
 mod outward;
+mod paths;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +18,7 @@ use wireloom_netlink::{Client, Protocol};
 use wireloom_plan::{observed::Observed, op::Op};
 use wireloom_types::{PrivateKey, PublicKey, interface::AGENT_ALIAS};
 
-use self::{bypass::Bypasses, greeting::Greeting};
+use self::{bypass::Bypasses, greeting::Greeting, paths::PathMemory};
 use crate::{
     Kernel,
     error::{Attempt, Cause, Error},
@@ -41,6 +42,7 @@ pub struct Linux {
     /// The back end that should carry the packets; absent when any will do.
     wanted: Option<Backend>,
     greeting: Greeting,
+    paths: PathMemory,
     private_key: Option<PrivateKey>,
     /// The endpoints that we configured, to tell them from those learnt by roaming.
     configured_endpoints: BTreeMap<PublicKey, SocketAddr>,
@@ -63,6 +65,7 @@ impl Linux {
             userspace_device: UserspaceDevice::new(interface),
             wanted: None,
             greeting: Greeting::default(),
+            paths: PathMemory::default(),
             private_key: None,
             configured_endpoints: BTreeMap::new(),
         })
