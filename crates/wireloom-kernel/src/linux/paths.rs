@@ -65,13 +65,16 @@ impl Linux {
         Ok(paths.into_iter().collect())
     }
 
-    /// Whether the path to one of the next peers (at most this many) is another one than the last observation found. The
-    /// kernel does not announce what it learns from ICMP errors.
+    /// Whether one of these peers, which have endpoints, is new since the last observation, or the path to one of the next peers (at most this many) is
+    /// another one now. The kernel does not announce what it learns from ICMP errors.
     ///
     /// # Errors
     /// The kernel cannot be asked.
-    pub fn paths_have_changed(&mut self, at_most: usize) -> Result<bool, Error> {
-        let PathMemory { mark, answers, last_look, .. } = &mut self.paths;
+    pub fn paths_have_changed(&mut self, peers: &[PublicKey], at_most: usize) -> Result<bool, Error> {
+        let PathMemory { mark, endpoints, answers, last_look, .. } = &mut self.paths;
+        if peers.iter().any(|key| !endpoints.contains_key(key)) {
+            return Ok(true);
+        }
         let after = last_look.map_or(Bound::Unbounded, Bound::Excluded);
         let round = answers.range((after, Bound::Unbounded)).chain(answers.iter());
         let mut lookup = Lookup::new(&mut self.rtnetlink, *mark);

@@ -8,11 +8,18 @@
 //! The interface is as wide as the widest way out of this machine. A route to a peer whose path is narrower says so, and
 //! the kernel itself tells senders, with ICMP errors.
 
+mod prober;
+mod target;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize, Serializer};
 use wireloom_types::PublicKey;
 
+pub use self::{
+    prober::{Check, Echo, Prober},
+    target::{Target, targets},
+};
 use crate::routing::Family;
 
 /// Payloads are padded to a multiple of this many bytes (section 5.4.6 of the WireGuard paper).
@@ -70,6 +77,17 @@ impl Path {
         let mtu = inner + overhead(self.outer);
         if mtu < self.mtu { Self { mtu, known: Known::Probed, ..self } } else { self }
     }
+}
+
+/// What is known of the path to a node, for people.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// The longest packet that it carries, bytes; absent while no way to the node is known.
+    pub mtu: Option<u32>,
+    /// How that is known.
+    pub known: Option<Known>,
+    /// What probes say. Only they find a router that drops long packets without a report.
+    pub check: Check,
 }
 
 /// The paths to the peers, by their keys. Clones share them.

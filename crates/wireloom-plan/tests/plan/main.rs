@@ -31,6 +31,7 @@ mod modes;
 mod ownership;
 mod paths;
 mod peers;
+mod prober;
 mod properties;
 mod routes;
 mod rules;

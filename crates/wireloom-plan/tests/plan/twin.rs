@@ -114,7 +114,8 @@ fn a_route_through_an_interface_that_is_down_is_refused() {
 fn removing_the_interface_removes_its_routes_and_no_others() {
     let mut kernel = kernel_with_interface(true);
     let throw = Route::ours(net("10.1.0.0/16"), RouteKind::Throw);
-    let device = Route::ours(net("10.2.0.0/16"), RouteKind::Device { gateway: None, source: None, mtu: None });
+    let device =
+        Route::ours(net("10.2.0.0/16"), RouteKind::Device { gateway: None, source: None, mtu: None });
     kernel
         .apply_all(&[
             Op::Rtnetlink(RtnetlinkOp::SetRoute(throw.clone())),

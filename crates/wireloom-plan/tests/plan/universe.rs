@@ -364,8 +364,11 @@ fn table() -> impl Strategy<Value = Table> {
 fn paths() -> impl Strategy<Value = Paths> {
     let outer = sample::select(Family::ALL.as_slice());
     let path = (outer, sample::select(vec![1500_u32, 1450]), sample::select(vec![1500_u32, 1400, 1280]));
-    let path = path.prop_map(|(outer, way_out, mtu)| {
-        Path { outer, way_out, mtu: mtu.min(way_out), known: Known::Reported }
+    let path = path.prop_map(|(outer, way_out, mtu)| Path {
+        outer,
+        way_out,
+        mtu: mtu.min(way_out),
+        known: Known::Reported,
     });
     collection::btree_map(any_key(), path, 0..4).prop_map(Paths::from_iter)
 }

@@ -90,7 +90,7 @@ impl Agent {
 
     /// When the next pass is due, something is to be let go, or the device to be looked at.
     pub(super) fn wakes_at(&self) -> Instant {
-        let due = self.due.min(self.proving.next_look());
+        let due = self.due.min(self.proving.next_look()).min(self.probing.next());
         self.holding.holdback.due().map_or(due, |let_go| due.min(self.started + let_go))
     }
 

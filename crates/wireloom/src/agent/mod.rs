@@ -7,6 +7,7 @@
 
 mod event;
 mod holding;
+mod probing;
 mod proving;
 mod start;
 
@@ -25,7 +26,7 @@ use wireloom_membership::config_file::{ReadError, TomlFile};
 use wireloom_plan::{removals::Removals, warning::Warning};
 
 pub(crate) use self::start::run;
-use self::{event::Event, holding::Holding, proving::Proving};
+use self::{event::Event, holding::Holding, probing::Probing, proving::Proving};
 use crate::{
     config::Config,
     key_file,
@@ -70,6 +71,7 @@ struct Agent {
     removals: Removals,
     holding: Holding,
     proving: Proving,
+    probing: Probing,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -107,6 +109,7 @@ impl Agent {
                 self.pass();
             }
             self.prove();
+            self.probe();
             self.record_mesh();
             self.write_report();
         }

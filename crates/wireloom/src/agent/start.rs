@@ -14,7 +14,9 @@ use wireloom_kernel::{
 use wireloom_membership::config_file::Watch;
 use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
-use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, proving::Proving};
+use super::{
+    Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, probing::Probing, proving::Proving,
+};
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
     key_file,
@@ -59,9 +61,9 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     kernel.finish_creation()?;
     kernel.refuse_foreign_interface()?;
     let backend = choose_backend(&mut kernel, &config)?;
-    if let Some(before) = RunFile::read(&config.settings.interface) {
-        kernel.remember_endpoints(&before.configured_endpoints);
-    }
+    let before = RunFile::read(&config.settings.interface).unwrap_or_default();
+    kernel.remember_endpoints(&before.configured_endpoints);
+    kernel.set_probed(before.probed());
 
     let interest = Interest {
         interface: config.settings.interface.clone(),
@@ -75,6 +77,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     event::settings(watch, sender.clone())?;
     let monitor = event::kernel(&kernel, interest.clone(), sender)?;
 
+    let probing = Probing::new(&config.settings.interface, public_key, before.probed());
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
     let agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
@@ -91,6 +94,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         removals: Removals::default(),
         removals_logged: None,
         holding: Holding::new(state.mesh()?),
+        probing,
         proving,
         report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
         written: None,
