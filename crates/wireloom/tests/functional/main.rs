@@ -23,6 +23,7 @@
 //! | `device::lifecycle` | how it starts and ends, and what it refuses |
 //! | `device::configuration` | how `wg`, the control socket and keys configure it |
 //! | `device::packets` | which datagrams it sends, from where, and which it drops |
+//! | `device::path_mtu` | that transfers need no fragments where ICMP passes, and go on in fragments where not |
 //! | `device::threads` | that it does the same with several threads |
 //! | `device::data_path` | that bytes arrive whole, in valid packets, over good networks and bad ones |
 //! | [`interop`] | the userspace interface with wireguard-go or the kernel's WireGuard at the other end |
