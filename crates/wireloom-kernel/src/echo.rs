@@ -11,9 +11,7 @@ use rustix::net::sockopt::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_plan::paths::Echo;
-
-/// Bytes of an echo's header (RFC 792, RFC 4443 section 4.1).
-const ECHO_HEADER: usize = 8;
+use wireloom_types::path_probe::{DATA, HEADER};
 
 /// Bytes of the IP headers.
 const IPV4_HEADER: usize = 20;
@@ -104,14 +102,17 @@ fn open(interface: &str, from: IpAddr) -> io::Result<UdpSocket> {
 /// The ICMP message. The kernel adds the IP header, and with IPv6 the checksum (RFC 3542, section 3.1).
 fn request(echo: &Echo, id: u16) -> Vec<u8> {
     let (header, kind) = if echo.to.is_ipv4() { (IPV4_HEADER, 8_u8) } else { (IPV6_HEADER, 128) };
-    let length = (echo.length as usize).saturating_sub(header).max(ECHO_HEADER);
+    let length = (echo.length as usize).saturating_sub(header).max(HEADER + DATA.len());
     let mut message = vec![0; length];
     message[0] = kind;
     message[4..6].copy_from_slice(&id.to_be_bytes());
+    message[HEADER..][..DATA.len()].copy_from_slice(&DATA);
     if echo.to.is_ipv4() {
-        // Everything else is zero (RFC 1071).
-        let (sum, carry) = (u16::from(kind) << 8).overflowing_add(id);
-        message[2..4].copy_from_slice(&(!(sum + u16::from(carry))).to_be_bytes());
+        // RFC 1071; the rest is zero.
+        let words = message[..HEADER + DATA.len()].chunks_exact(2);
+        let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+        let folded = (sum & 0xffff) + (sum >> 16);
+        message[2..4].copy_from_slice(&(!(folded as u16)).to_be_bytes());
     }
     message
 }
@@ -126,7 +127,7 @@ fn reply(received: &[u8], from: IpAddr, id: u16) -> Option<(IpAddr, u32)> {
         }
         IpAddr::V6(_) => (received, 129, IPV6_HEADER + received.len()),
     };
-    let ours = message.len() >= ECHO_HEADER && message[0] == kind && message[4..6] == id.to_be_bytes();
+    let ours = message.len() >= HEADER && message[0] == kind && message[4..6] == id.to_be_bytes();
     ours.then(|| Some((from, u32::try_from(length).ok()?)))?
 }
 

@@ -5,6 +5,7 @@ mod guard;
 mod holdback;
 pub(crate) mod matrix;
 pub(crate) mod membership;
+mod mtu;
 pub(crate) mod ownership;
 mod proofs;
 mod records;
