@@ -39,6 +39,9 @@ pub(crate) struct RunFile {
     pub(crate) membership_error: Option<String>,
     /// Why the previous settings are still in force.
     pub(crate) settings_error: Option<String>,
+    /// Why the previous private key is still in force.
+    #[serde(default)]
+    pub(crate) key_error: Option<String>,
     /// How often other programs deleted our rules lately.
     #[serde(default)]
     pub(crate) rules_deleted: Option<Recurrence>,

@@ -149,6 +149,9 @@ impl Linux {
         let index_of_ours = || index.ok_or_else(|| Cause::Transient("our interface is gone".into()));
         Ok(match op {
             RtnetlinkOp::SetMtu { mtu } => interface::set_mtu(index_of_ours()?, *mtu),
+            RtnetlinkOp::SetLinkAddress { link_address } => {
+                interface::set_link_address(index_of_ours()?, *link_address)
+            }
             RtnetlinkOp::SetUp => interface::set_up(index_of_ours()?),
             RtnetlinkOp::AddAddress { address } => address::add(index_of_ours()?, *address),
             RtnetlinkOp::RemoveAddress { address } => address::remove(index_of_ours()?, *address),
@@ -171,6 +174,7 @@ impl Linux {
         peer_lookup: PeerLookup,
         source_check: SourceCheck,
     ) -> Result<(), Cause> {
+        self.remove_renamed()?;
         self.state.begin_creating(&self.interface)?;
         let wanted = self.wanted.unwrap_or(Backend::Userspace);
         self.wireguard(wanted).create(peer_lookup, source_check)?;
@@ -179,6 +183,7 @@ impl Linux {
         let found = found
             .ok_or_else(|| Cause::Transient("the interface vanished right after its creation".into()))?;
         self.adopt(&found, mtu)?;
+        self.last_interface = Some((found.index, found.backend));
         Ok(self.state.end_creating()?)
     }
 
@@ -242,6 +247,7 @@ impl Linux {
             }
         }
         self.configured_endpoints.clear();
+        self.last_interface = None;
         self.wireguard(backend).end()
     }
 }

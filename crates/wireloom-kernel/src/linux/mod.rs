@@ -4,10 +4,14 @@ mod apply;
 mod asking;
 pub(crate) mod backend;
 mod bypass;
+mod connections;
 mod greeting;
 mod observe;
 mod outward;
 mod paths;
+pub(crate) mod poll;
+mod renamed;
+mod silence;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +19,10 @@ use std::{
 };
 
 use wireloom_netlink::{Client, Protocol};
-use wireloom_plan::{observed::Observed, op::Op};
+use wireloom_plan::{
+    observed::{Device, Observed},
+    op::Op,
+};
 use wireloom_types::{PrivateKey, PublicKey, interface::AGENT_ALIAS};
 
 use self::{bypass::Bypasses, greeting::Greeting, paths::PathMemory};
@@ -25,7 +32,7 @@ use crate::{
     nft::{GuardCounters, Nftables, Refusals},
     rtnetlink::{Rtnetlink, interface},
     state::StateDir,
-    wireguard::{Backend, DeviceState, in_kernel::KernelDevice, userspace::UserspaceDevice},
+    wireguard::{Backend, DeviceState, Silence, in_kernel::KernelDevice, userspace::UserspaceDevice},
 };
 
 /// The kernel that runs this process, in its network namespace.
@@ -33,12 +40,18 @@ pub struct Linux {
     /// The name of our interface.
     interface: String,
     table: u32,
+    /// The index that our interface had when it was observed last, and its back end.
+    last_interface: Option<(u32, Backend)>,
     state: StateDir,
     rtnetlink: Rtnetlink,
     nftables: Nftables,
     bypasses: Bypasses,
+    /// Whether the hosts' own traffic is encrypted too.
+    host_mode: bool,
     kernel_device: KernelDevice,
     userspace_device: UserspaceDevice,
+    /// The device as it was observed last.
+    last_device: Option<Device>,
     /// The back end that should carry the packets; absent when any will do.
     wanted: Option<Backend>,
     greeting: Greeting,
@@ -57,12 +70,15 @@ impl Linux {
         Ok(Self {
             interface: interface.to_owned(),
             table,
+            last_interface: None,
             nftables: Nftables::new(interface, state.clone()),
             bypasses: Bypasses::default(),
+            host_mode: false,
             state,
             rtnetlink: Client::open(Protocol::Route).attempt(|| "open a netlink socket".into())?,
             kernel_device: KernelDevice::new(interface),
             userspace_device: UserspaceDevice::new(interface),
+            last_device: None,
             wanted: None,
             greeting: Greeting::default(),
             paths: PathMemory::default(),
@@ -74,6 +90,11 @@ impl Linux {
     /// Changes the number of our table. What is in the one before stays there.
     pub fn set_table(&mut self, table: u32) {
         self.table = table;
+    }
+
+    /// Whether to look for the connections that host mode leads into the tunnel.
+    pub fn set_host_mode(&mut self, host_mode: bool) {
+        self.host_mode = host_mode;
     }
 
     /// Sets the key that [`DeviceOp::Configure`](wireloom_plan::op::DeviceOp::Configure) gives to the device.
@@ -137,7 +158,8 @@ impl Linux {
     /// The WireGuard device with its counters; `None` when it does not exist or is not ours.
     ///
     /// # Errors
-    /// The device cannot be read.
+    /// The device cannot be read. [`Error::silence`] tells of one that does not answer, within a second the first time
+    /// and within milliseconds from then on.
     pub fn device(&mut self) -> Result<Option<DeviceState>, Error> {
         match self.find_interface()?.filter(|found| found.interface.is_ours()) {
             Some(found) => self.read_device(found.backend),
@@ -154,8 +176,9 @@ impl Linux {
             Some(found) if !found.interface.is_ours() => {
                 let interface = &self.interface;
                 Err(Cause::Permanent(format!(
-                    "an interface with that name exists and is not Wireloom's (its alias is not `{AGENT_ALIAS}`); \
-                     remove it with `ip link delete {interface}`, or choose another name in agent.toml"
+                    "an interface with that name exists and is not Wireloom's (its alias is not `{AGENT_ALIAS}`); write \
+                     a name that is free into [wireguard] interface of agent.toml, or let the program that made it \
+                     remove it (such as `wg-quick down {interface}`)"
                 )))
                 .attempt(|| format!("use interface {interface}"))
             }
@@ -177,6 +200,10 @@ impl Linux {
 impl Kernel for Linux {
     fn observe(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
         self.observe_all(own)
+    }
+
+    fn silence(&self) -> Option<Silence> {
+        self.userspace_device.silence()
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {

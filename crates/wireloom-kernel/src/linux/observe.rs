@@ -15,7 +15,7 @@ use wireloom_plan::{
     sysctl::{ALL, UnderlaySysctl},
 };
 
-use super::Linux;
+use super::{Linux, connections};
 use crate::{
     error::{Attempt, Error},
     rtnetlink::{address, interface, link, neighbour, route, rule},
@@ -49,6 +49,9 @@ impl Linux {
 
     fn observe_without_device(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
         let mut found = self.find_interface()?;
+        if let Some(found) = found.as_ref().filter(|found| found.interface.is_ours()) {
+            self.last_interface = Some((found.index, found.backend));
+        }
         if let Some(found) = &mut found {
             // An interface of another back end must be recreated.
             found.interface.left &= self.wanted.is_none_or(|wanted| wanted == found.backend);
@@ -94,6 +97,7 @@ impl Linux {
             here: elsewhere.iter().map(|each| each.address).collect(),
             here_outward: here_outward.map(|each| each.address.addr()).collect(),
             bypasses: self.observe_bypasses(&links, &outward),
+            connections: if self.host_mode { connections::observe() } else { BTreeSet::new() },
             outward,
             linkdown_ignored,
             device: None,
@@ -135,7 +139,14 @@ impl Linux {
 
     fn observe_device(&mut self) -> Result<Option<Device>, Error> {
         let Some(found) = self.find_interface()? else { return Ok(None) };
-        let Some(state) = self.read_device(found.backend)? else {
+        let state = match self.read_device(found.backend) {
+            // What is known of it must do: everything else is to be repaired all the same.
+            Err(error) if error.silence().is_some() => {
+                return Ok(Some(self.last_device.clone().unwrap_or_default()));
+            }
+            state => state?,
+        };
+        let Some(state) = state else {
             self.await_end_of_process()?;
             return Ok(None);
         };
@@ -156,18 +167,19 @@ impl Linux {
             };
             (key, observed)
         });
-        Ok(Some(Device {
+        self.last_device = Some(Device {
             peers: peers.collect(),
             public_key: state.public_key,
             listen_port: state.listen_port,
             fwmark: state.fwmark,
             source_check: state.source_check,
-        }))
+        });
+        Ok(self.last_device.clone())
     }
 
     /// A process that is killed may close its control socket before the interface: waits until nobody holds our
     /// interface. Otherwise it would look like one whose process hangs, which must be recreated.
-    fn await_end_of_process(&mut self) -> Result<(), Error> {
+    pub(super) fn await_end_of_process(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + PROCESS_END;
         let held = |found: &interface::Found| {
             found.backend == Backend::Userspace && found.interface.is_ours() && !found.interface.left

@@ -6,7 +6,7 @@
 //! observation. It also tells whether Calico's Felix has chains in other tables.
 //!
 //! ```text
-//! script, listing ─► contents ─► rules, guard ─► errors ─► guard_sets ─► set, chain, expression
+//! script, listing ─► contents ─► rules, segments, guard ─► errors, exempt ─► guard_sets ─► set, chain, expression
 //! watch ─► saved ─► script
 //! ```
 
@@ -15,6 +15,7 @@ mod contents;
 mod counters;
 mod elements;
 mod errors;
+mod exempt;
 mod expression;
 mod flow_tables;
 mod guard;
@@ -25,6 +26,7 @@ mod process;
 mod rules;
 mod saved;
 mod script;
+mod segments;
 mod set;
 mod table;
 mod watch;

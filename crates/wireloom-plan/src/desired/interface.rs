@@ -7,17 +7,13 @@ use serde::Serialize;
 use wireloom_types::{PeerLookup, PublicKey, SourceCheck};
 
 use super::{View, neighbours};
-use crate::routing::Family;
+use crate::{paths::LEAST_IPV6_MTU, routing::Family};
 
 /// Bytes that WireGuard over IPv6 adds to a packet: 40 (IPv6) + 8 (UDP) + 16 (header) + 16 (tag).
 pub const HEADROOM: u32 = 80;
 
 /// The MTU of an Ethernet underlay in bytes, assumed when no underlay is known.
 const ETHERNET_MTU: u32 = 1500;
-
-/// Every link carries IPv6 packets of this many bytes (section 5 of RFC 8200). The kernel takes IPv6 away from an
-/// interface with a smaller MTU.
-const LEAST_IPV6_MTU: u32 = 1280;
 
 /// `net.ipv4.route.min_pmtu`: what the kernel takes for the least path MTU of IPv4, bytes.
 const LEAST_IPV4_MTU: u32 = 552;

@@ -17,6 +17,7 @@ use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface:
 pub use self::apply::ApplyError;
 use crate::{
     bypass::Bypass,
+    connections::Connection,
     firewall::{Firewall, Guarded, Source},
     paths::Paths,
     routing::{Route, RouteKind, Rule},
@@ -81,6 +82,8 @@ pub struct Observed {
     pub bypasses: BTreeSet<Bypass>,
     /// The paths to the endpoints of the device's peers.
     pub paths: Paths,
+    /// The established TCP connections by which machines are administered. Looked for in host mode only.
+    pub connections: BTreeSet<Connection>,
 }
 
 impl Observed {
@@ -121,6 +124,8 @@ pub struct Interface {
     /// The peer lookup that its kind allows: an Ethernet interface (TAP) has neighbours, a point-to-point
     /// interface (TUN, or the kernel's WireGuard) has none.
     pub peer_lookup: PeerLookup,
+    /// The hardware address of an Ethernet interface; absent for others, and when it is not known.
+    pub link_address: Option<LinkAddress>,
     /// It outlived its device, with its addresses, neighbours and routes, and a new device of the wanted back end can
     /// be started behind it: it is a persistent TUN or TAP that no process holds.
     pub left: bool,

@@ -25,6 +25,13 @@ use crate::routing::Family;
 /// Payloads are padded to a multiple of this many bytes (section 5.4.6 of the WireGuard paper).
 const PADDING: u32 = 16;
 
+/// Every link carries IPv6 packets of this many bytes (section 5 of RFC 8200). The kernel takes IPv6 away from an
+/// interface with a smaller MTU.
+pub(crate) const LEAST_IPV6_MTU: u32 = 1280;
+
+/// 40 (IPv6) + 20 (TCP).
+const TCP_HEADERS_V6: u32 = 60;
+
 /// The bytes that WireGuard adds to a padded packet: 20 or 40 (IP) + 8 (UDP) + 16 (header) + 16 (tag).
 pub const fn overhead(outer: Family) -> u32 {
     match outer {
@@ -114,9 +121,10 @@ impl Paths {
         self.widest
     }
 
-    /// The least [`Path::inner`], bytes.
-    pub fn least_inner(&self) -> Option<u32> {
-        self.least_inner
+    /// The longest TCP segment over IPv6 that all paths carry, if one does not carry IPv6 packets of the least MTU. Bytes.
+    pub fn segment_v6(&self) -> Option<u16> {
+        let least = self.least_inner.filter(|inner| *inner < LEAST_IPV6_MTU)?;
+        u16::try_from(least.saturating_sub(TCP_HEADERS_V6)).ok()
     }
 }
 
@@ -177,5 +185,19 @@ mod tests {
         assert_eq!(reported.probed(1420), reported);
         let probed = reported.probed(1280);
         assert_eq!((probed.mtu, probed.inner(), probed.known), (1340, 1280, Known::Probed));
+    }
+
+    #[test]
+    fn ipv6_segments_are_limited_where_its_least_packets_do_not_fit() {
+        let segment = |mtus: &[u32]| {
+            let paths = mtus
+                .iter()
+                .zip(1..)
+                .map(|(mtu, key)| (PublicKey::from_bytes([key; 32]), path(Family::V4, *mtu)));
+            paths.collect::<Paths>().segment_v6()
+        };
+        assert_eq!(segment(&[1500, 1340]), None);
+        assert_eq!(segment(&[1500, 1339, 1400]), Some(1204));
+        assert_eq!(segment(&[]), None);
     }
 }

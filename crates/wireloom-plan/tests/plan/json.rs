@@ -17,6 +17,7 @@ const EXPECTED: &[&str] = &[
     r#"{"op":"start_device","source_check":"allowed-ips"}"#,
     r#"{"op":"remove_link"}"#,
     r#"{"op":"set_mtu","mtu":1420}"#,
+    r#"{"op":"set_link_address","link_address":"02:00:00:00:00:01"}"#,
     r#"{"op":"set_up"}"#,
     concat!(
         r#"{"op":"configure_device","public_key":"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=","#,
@@ -86,9 +87,10 @@ fn every_operation_is_one_flat_object_named_by_op() {
         mark_incoming: Some(IncomingMark { port: 51820, mark: 0xa }),
         judge_sources: true,
         guard: None,
+        segment_v6: None,
         altered: false,
     };
-    let ops: [Op; 30] = [
+    let ops: [Op; 31] = [
         InterfaceOp::Create {
             mtu: 1420,
             peer_lookup: PeerLookup::Gateway,
@@ -98,6 +100,7 @@ fn every_operation_is_one_flat_object_named_by_op() {
         InterfaceOp::StartDevice { source_check: SourceCheck::AllowedIps }.into(),
         InterfaceOp::Remove.into(),
         RtnetlinkOp::SetMtu { mtu: 1420 }.into(),
+        RtnetlinkOp::SetLinkAddress { link_address: peer }.into(),
         RtnetlinkOp::SetUp.into(),
         DeviceOp::Configure {
             public_key: key(1),

@@ -7,6 +7,8 @@
 
 mod event;
 mod holding;
+mod key_watch;
+mod polling;
 mod probing;
 mod proving;
 mod start;
@@ -26,18 +28,26 @@ use wireloom_membership::config_file::{ReadError, TomlFile};
 use wireloom_plan::{removals::Removals, warning::Warning};
 
 pub(crate) use self::start::run;
-use self::{event::Event, holding::Holding, probing::Probing, proving::Proving};
+use self::{
+    event::Event,
+    holding::Holding,
+    key_watch::KeyWatch,
+    polling::{Polling, is_remarkable},
+    probing::Probing,
+    proving::Proving,
+};
 use crate::{
     config::Config,
     key_file,
-    reconcile::Reconciler,
+    reconcile::{Reconciler, Trouble},
     run_file::{RunFile, unix_time},
 };
 
 /// How often the kernel is observed even without a notification.
 const RESYNC: Duration = Duration::from_secs(30);
 
-/// The least time between two passes that the kernel's notifications cause, however many there are.
+/// The least time between two passes that the kernel's notifications cause, however many there are; on the average of
+/// two, because one repair may make the kernel announce what we did.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The least time between two warnings in the log that our rules are deleted again and again.
@@ -64,6 +74,8 @@ struct Agent {
     /// When the next pass is due.
     due: Instant,
     last_pass: Option<Instant>,
+    /// When the pass before the last one ended.
+    pass_before: Option<Instant>,
     /// How long to wait after the next failed pass.
     retry: Duration,
     /// When the agent started: what happens is dated from it.
@@ -72,6 +84,8 @@ struct Agent {
     holding: Holding,
     proving: Proving,
     probing: Probing,
+    polling: Polling,
+    key_watch: KeyWatch,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -105,6 +119,7 @@ impl Agent {
             }
             self.answer();
             self.let_go();
+            self.poll();
             if Instant::now() >= self.due {
                 self.pass();
             }
@@ -129,7 +144,7 @@ impl Agent {
             Event::Membership(wireloom_membership::Event::Problem(error)) => self.keep_mesh(error),
             Event::Kernel => {
                 self.reconciler.distrust_kernel();
-                let earliest = self.last_pass.map_or(now, |last| now.max(last + MIN_INTERVAL));
+                let earliest = self.pass_before.map_or(now, |before| now.max(before + 2 * MIN_INTERVAL));
                 self.due = self.due.min(earliest);
             }
             Event::Settings(Ok(file)) => {
@@ -145,6 +160,7 @@ impl Agent {
                 self.unread = None;
                 self.reload();
             }
+            Event::Key => self.take_key(),
             Event::Reread(read) => self.holding.asked = Some(read),
             Event::Stop => {}
         }
@@ -193,7 +209,11 @@ impl Agent {
         if config.settings.table != self.config.settings.table {
             self.move_to_table(&config)?;
         }
-        self.reconciler.kernel_mut().set_private_key(key);
+        self.key_watch.set_path(config.private_key_file.clone());
+        self.report.key_error = None;
+        let kernel = self.reconciler.kernel_mut();
+        kernel.set_private_key(key);
+        kernel.set_host_mode(config.settings.encrypt_host_traffic);
         if config != self.config || public_key != self.reconciler.public_key() {
             tracing::info!("the settings changed");
             config.warnings.difference(&self.config.warnings).for_each(|warning| tracing::warn!("{warning}"));
@@ -205,6 +225,35 @@ impl Agent {
         self.reconciler.distrust_kernel();
         self.due = Instant::now();
         Ok(())
+    }
+
+    /// Takes the private key that is in its file now, and reports why that is impossible.
+    fn take_key(&mut self) {
+        let path = &self.config.private_key_file;
+        let error = match key_file::read(path) {
+            Ok(Some(key)) => {
+                let public_key = key.public_key();
+                if public_key != self.reconciler.public_key() {
+                    tracing::info!(
+                        "the private key in {} is a new one; its public key is {public_key}",
+                        path.display()
+                    );
+                    self.reconciler.kernel_mut().set_private_key(key);
+                    let settings = self.config.settings.clone();
+                    self.proving.set_identity(&settings.node, public_key);
+                    self.reconciler.set_settings(settings, public_key);
+                    self.due = Instant::now();
+                }
+                None
+            }
+            Ok(None) => Some(format!("the private key {} is gone; put it back", path.display())),
+            Err(error) => Some(error.to_string()),
+        };
+        let error = error.map(|error| format!("{error}; the previous key stays in force"));
+        if let Some(text) = error.as_ref().filter(|_| error != self.report.key_error) {
+            tracing::error!("{text}");
+        }
+        self.report.key_error = error;
     }
 
     /// Changes our table, as an operator does whose first choice belonged to another program.
@@ -230,9 +279,10 @@ impl Agent {
         if let Err(error) = self.reconciler.kernel_mut().finish_creation() {
             tracing::warn!("{error}");
         }
+        self.end_silent_device();
         let outcome = self.reconciler.pass();
         let now = Instant::now();
-        self.last_pass = Some(now);
+        self.pass_before = self.last_pass.replace(now);
         self.report.last_pass = Some(unix_time());
         self.report.configured_endpoints = self.reconciler.kernel_mut().configured_endpoints();
         for warning in self.reconciler.warnings().difference(&warned) {
@@ -250,7 +300,15 @@ impl Agent {
                 self.retry = FIRST_RETRY;
                 self.due = now + RESYNC;
             }
+            // It answers in a moment, or a poll finds that it does not.
+            Err(Trouble::Silent(silence)) if !is_remarkable(silence) => {
+                self.await_answer(silence);
+                self.due = now + RESYNC;
+            }
             Err(trouble) => {
+                if let Trouble::Silent(silence) = trouble {
+                    self.await_answer(silence);
+                }
                 let text = trouble.to_string();
                 if self.report.trouble.as_ref() != Some(&text) {
                     tracing::error!("{text}");

@@ -15,7 +15,8 @@ use wireloom_membership::config_file::Watch;
 use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
 use super::{
-    Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, probing::Probing, proving::Proving,
+    Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, key_watch::KeyWatch,
+    polling::Polling, probing::Probing, proving::Proving,
 };
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
@@ -57,6 +58,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
 
     let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state.clone())?;
     kernel.set_private_key(key);
+    kernel.set_host_mode(config.settings.encrypt_host_traffic);
     kernel.keep_guard_saved();
     kernel.finish_creation()?;
     kernel.refuse_foreign_interface()?;
@@ -75,6 +77,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     event::signals(path, config.membership.clone(), sender.clone())?;
     event::membership(&config.membership, sender.clone())?;
     event::settings(watch, sender.clone())?;
+    let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone())?;
     let monitor = event::kernel(&kernel, interest.clone(), sender)?;
 
     let probing = Probing::new(&config.settings.interface, public_key, before.probed());
@@ -89,6 +92,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         interest,
         due: Instant::now() + RESYNC,
         last_pass: None,
+        pass_before: None,
         retry: FIRST_RETRY,
         started: Instant::now(),
         removals: Removals::default(),
@@ -96,6 +100,8 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         holding: Holding::new(state.mesh()?),
         probing,
         proving,
+        polling: Polling::new(),
+        key_watch,
         report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
         written: None,
         state,

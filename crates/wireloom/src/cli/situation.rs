@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use wireloom_kernel::{Backend, DeviceState, GuardCounters, Kernel, Linux, Refusals, state::StateDir};
+use wireloom_kernel::{
+    Backend, DeviceState, GuardCounters, Kernel, Linux, Refusals, Silence, state::StateDir,
+};
 use wireloom_plan::{
     cluster::{Cluster, Node},
     observed::Observed,
+    op::Op,
     planner::{Plan, Planner},
     proofs::{Account, Proofs},
     refusal::Refusal,
@@ -20,7 +23,7 @@ use crate::{
 };
 
 /// Stands for a key that is still to be made.
-const NO_KEY: PublicKey = PublicKey::from_bytes([0; 32]);
+pub(super) const NO_KEY: PublicKey = PublicKey::from_bytes([0; 32]);
 
 /// What is configured and what is in the kernel.
 pub(super) struct Situation {
@@ -33,6 +36,8 @@ pub(super) struct Situation {
     pub(super) standing: BTreeMap<String, Account>,
     pub(super) observed: Observed,
     pub(super) device: Option<DeviceState>,
+    /// The silence of a device that does not answer: then there is no [`Self::device`].
+    pub(super) silence: Option<Silence>,
     pub(super) backend: Option<Backend>,
     /// What the firewall refused; `None` when it does not check sources.
     pub(super) refusals: Option<Refusals>,
@@ -61,6 +66,7 @@ impl Situation {
         let own = cluster.as_ref().ok().and_then(|cluster| cluster.nodes.get(&config.settings.node));
         let own = own.map(Node::underlay_addresses).unwrap_or_default();
         let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
+        kernel.set_host_mode(config.settings.encrypt_host_traffic);
         kernel.expect_backend(config.backend, &config.settings);
         if let Some(agent) = &agent {
             kernel.remember_endpoints(&agent.configured_endpoints);
@@ -73,6 +79,10 @@ impl Situation {
             None => proofs.accounts(&kernel.preconditions(false)?),
         };
         let observed = kernel.observe(&own)?;
+        let device = match kernel.device() {
+            Err(error) if error.silence().is_some() => None,
+            device => device?,
+        };
         Ok(Self {
             public_key,
             cluster,
@@ -81,18 +91,22 @@ impl Situation {
             refusals: kernel.refusals().cloned(),
             guard: kernel.guard_counters().cloned(),
             observed,
-            device: kernel.device()?,
+            device,
+            silence: kernel.silence(),
             backend: kernel.present_backend()?,
             config,
         })
     }
 
-    /// What an agent would do now. It would make a private key where there is none.
+    /// What an agent would do now. It would make a private key where there is none. Of a device that does not answer,
+    /// nobody knows what it would be told.
     pub(super) fn plan(&self, cluster: &Cluster) -> Result<Plan, Refusal> {
         let public_key = self.public_key.unwrap_or(NO_KEY);
         let mut planner = Planner::new(self.config.settings.clone(), public_key, cluster.clone());
         planner.set_standings(self.standings.clone());
-        planner.plan(&self.observed)
+        let mut plan = planner.plan(&self.observed)?;
+        plan.ops.retain(|op| self.silence.is_none() || !matches!(op, Op::Device(_)));
+        Ok(plan)
     }
 }
 

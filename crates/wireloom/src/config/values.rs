@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
 use wireloom_plan::settings::{is_interface_name, is_table};
 
@@ -72,6 +73,21 @@ checked!(Table, i64 => u32, |table| {
     })
 });
 
+checked!(Prefix, String => IpNet, |text| {
+    let prefix: IpNet = text.parse().map_err(|_| {
+        format!(
+            "{text:?} is not a CIDR; write NETWORK/LENGTH, such as \"192.168.1.0/24\", and /32 or /128 for a single \
+             address"
+        )
+    })?;
+    let network = prefix.trunc();
+    if network == prefix {
+        Ok(prefix)
+    } else {
+        Err(format!("{text:?} has host bits set; write \"{network}\", or \"{}\"", IpNet::from(prefix.addr())))
+    }
+});
+
 checked!(FwMark, FwMarkText => u32, |mark| {
     let value = match &mark {
         FwMarkText::Number(number) => u32::try_from(*number).ok(),
@@ -86,7 +102,7 @@ checked!(FwMark, FwMarkText => u32, |mark| {
 });
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a firewall mark is 1 to 0xffffffff, such as \"0xa\"")]
+#[serde(untagged, expecting = "this is not a firewall mark; write 1 to 0xffffffff, such as \"0xa\"")]
 enum FwMarkText {
     Number(i64),
     Text(String),

@@ -28,7 +28,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     super::require_net_admin("status")?;
     let situation = Situation::observe(arguments.settings.config.as_deref())?;
-    let mut errors = Vec::new();
+    let mut errors: Vec<String> = situation.silence.iter().map(ToString::to_string).collect();
     let mut pending = Vec::new();
     let mut warnings = Vec::new();
     match situation.cluster.as_ref().map(|cluster| situation.plan(cluster)) {

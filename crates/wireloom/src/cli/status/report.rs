@@ -148,8 +148,13 @@ impl<'a> Report<'a> {
     ) -> Self {
         let settings = &situation.config.settings;
         if let Some(agent) = &agent {
-            let reported =
-                [&agent.trouble, &agent.membership_error, &agent.settings_error, &agent.proofs_error];
+            let reported = [
+                &agent.trouble,
+                &agent.membership_error,
+                &agent.settings_error,
+                &agent.key_error,
+                &agent.proofs_error,
+            ];
             let reported = reported.into_iter().flatten();
             // The agent reports the same errors, and adds what follows from them.
             errors.retain(|error| !reported.clone().any(|reported| reported.starts_with(error)));

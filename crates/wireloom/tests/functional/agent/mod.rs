@@ -3,12 +3,14 @@
 mod bypass;
 mod guard;
 mod holdback;
+mod host_mode;
 pub(crate) mod matrix;
 pub(crate) mod membership;
 mod mtu;
 pub(crate) mod ownership;
 mod proofs;
 mod records;
+mod repair;
 mod reports;
 pub(crate) mod restart;
 pub(crate) mod rules;
