@@ -26,6 +26,7 @@ pub mod names;
 pub mod observed;
 pub mod op;
 pub mod ownership;
+pub mod paths;
 pub mod planner;
 pub mod proofs;
 pub mod refusal;

@@ -35,6 +35,7 @@ use crate::{
     cluster::{Cluster, Node},
     firewall::{Firewall, Guarded, Source},
     observed::Observed,
+    paths::Paths,
     refusal::Refusal,
     routing::{Family, RouteKind, Rule},
     settings::Settings,
@@ -99,6 +100,8 @@ pub struct Host {
     pub here: BTreeSet<IpNet>,
     /// Those of them on interfaces that lead to other machines by their kind.
     pub here_outward: BTreeSet<IpAddr>,
+    /// The paths to the peers.
+    pub paths: Paths,
 }
 
 /// An interface that carries this node's own addresses, without the sysctls that we change ourselves.
@@ -142,6 +145,7 @@ impl Host {
             outward: observed.outward.keys().cloned().collect(),
             here: observed.here.clone(),
             here_outward: observed.here_outward.clone(),
+            paths: observed.paths.clone(),
         }
     }
 }
@@ -180,6 +184,8 @@ pub(crate) struct View<'a> {
     sources: [Option<IpAddr>; 2],
     /// See [`View::tunnel_address`].
     tunnel_addresses: [Option<IpAddr>; 2],
+    /// The interface's MTU.
+    mtu: u32,
 }
 
 impl<'a> View<'a> {
@@ -207,9 +213,11 @@ impl<'a> View<'a> {
             can_encrypt: false,
             sources: [None; 2],
             tunnel_addresses: [None; 2],
+            mtu: 0,
         };
         let is_ours = |key| view.rightful_holder(key) == Some(&settings.node);
         view.can_encrypt = own.public_key.is_some_and(|key| is_ours(key) && is_ours(host.public_key));
+        view.mtu = view.interface_mtu();
         view.tunnel_addresses = Family::ALL.map(|family| view.tunnel_address(family));
         if settings.encrypt_host_traffic {
             let here = |family| view.addresses_here().find(|address| Family::of(*address) == family);
@@ -248,7 +256,7 @@ impl<'a> View<'a> {
         }
         Desired {
             interface: self.settings.interface.clone(),
-            mtu: self.mtu(),
+            mtu: self.mtu,
             rp_filter: self.rp_filter(),
             device: self.device(),
             peers: peers.into_iter().collect(),

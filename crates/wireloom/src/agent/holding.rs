@@ -123,7 +123,7 @@ impl Agent {
         if self.last_pass.is_some() {
             due = due.min(self.proving.next_look()).min(self.polling.due());
         }
-        let due = self.resolves_at().map_or(due, |resolves| due.min(resolves));
+        let due = self.resolves_at().map_or(due, |resolves| due.min(resolves)).min(self.probing.next());
         self.holding.holdback.due().map_or(due, |let_go| due.min(self.started + let_go))
     }
 

@@ -10,6 +10,7 @@ mod holding;
 mod key_watch;
 mod polling;
 mod preshared;
+mod probing;
 mod proving;
 mod resolving;
 mod start;
@@ -36,6 +37,7 @@ use self::{
     key_watch::KeyWatch,
     polling::{Polling, is_remarkable},
     preshared::Preshared,
+    probing::Probing,
     proving::Proving,
     resolving::Resolving,
     watching::Watching,
@@ -87,6 +89,7 @@ struct Agent {
     removals: Removals,
     holding: Holding,
     proving: Proving,
+    probing: Probing,
     polling: Polling,
     key_watch: KeyWatch,
     resolving: Resolving,
@@ -132,6 +135,7 @@ impl Agent {
             }
             self.prove();
             self.watch();
+            self.probe();
             self.record_mesh();
             self.write_report();
         }

@@ -21,6 +21,7 @@ use super::{
     key_watch::KeyWatch,
     polling::Polling,
     preshared::Preshared,
+    probing::Probing,
     proving::Proving,
     resolving::Resolving,
     watching::Watching,
@@ -70,9 +71,9 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     kernel.finish_creation()?;
     kernel.refuse_foreign_interface()?;
     let backend = choose_backend(&mut kernel, &config)?;
-    if let Some(before) = RunFile::read(&config.settings.interface) {
-        kernel.remember_endpoints(&before.configured_endpoints);
-    }
+    let before = RunFile::read(&config.settings.interface).unwrap_or_default();
+    kernel.remember_endpoints(&before.configured_endpoints);
+    kernel.set_probed(before.probed());
 
     let interest = Interest {
         interface: config.settings.interface.clone(),
@@ -89,6 +90,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let recorded = state.mesh()?;
     let resolving = Resolving::start(public_key, recorded.as_ref(), sender.clone())?;
 
+    let probing = Probing::new(&config.settings.interface, public_key, before.probed());
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
     let agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
@@ -106,6 +108,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         removals: Removals::default(),
         removals_logged: None,
         holding: Holding::new(recorded),
+        probing,
         proving,
         polling: Polling::new(),
         key_watch,

@@ -80,6 +80,7 @@ impl Situation {
         kernel.expect_backend(config.backend, &config.settings);
         if let Some(agent) = &agent {
             kernel.remember_endpoints(&agent.configured_endpoints);
+            kernel.set_probed(agent.probed());
         }
         let running = agent.filter(|_| StateDir::locate().is_locked().unwrap_or_default());
         let standing = match running {

@@ -212,6 +212,7 @@ pub(super) fn running_agent(interface: &str) -> anyhow::Result<Option<RunFile>> 
     Ok(agent.map(|agent| RunFile {
         configured_endpoints: BTreeMap::new(),
         standing: BTreeMap::new(),
+        probed: BTreeMap::new(),
         ..agent
     }))
 }

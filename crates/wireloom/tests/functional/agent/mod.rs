@@ -7,6 +7,7 @@ mod holdback;
 mod host_mode;
 pub(crate) mod matrix;
 pub(crate) mod membership;
+mod mtu;
 pub(crate) mod ownership;
 mod preshared;
 mod proofs;
