@@ -38,6 +38,9 @@ pub(crate) struct RunFile {
     pub(crate) membership_error: Option<String>,
     /// Why the previous settings are still in force.
     pub(crate) settings_error: Option<String>,
+    /// The text of the `agent.toml` that is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) settings: Option<String>,
     /// How often other programs deleted our rules lately.
     #[serde(default)]
     pub(crate) rules_deleted: Option<Recurrence>,

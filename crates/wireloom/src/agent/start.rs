@@ -76,6 +76,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let monitor = event::kernel(&kernel, interest.clone(), sender)?;
 
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
+    let settings = Some(file.text().to_owned());
     let agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
         file,
@@ -92,7 +93,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         removals_logged: None,
         holding: Holding::new(state.mesh()?),
         proving,
-        report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
+        report: RunFile { pid: std::process::id(), backend: Some(backend), settings, ..RunFile::default() },
         written: None,
         state,
         _lock: lock,

@@ -49,10 +49,13 @@ impl<'a> From<&'a Warning> for WarningReport<'a> {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     super::require_net_admin("plan")?;
     let situation = Situation::observe(arguments.settings.config.as_deref())?;
-    let plan = match &situation.cluster {
-        Ok(cluster) => situation.plan(cluster)?,
-        Err(error) => anyhow::bail!("{error}"),
+    if let Some(problem) = situation.problems.first() {
+        anyhow::bail!("{}", problem.what);
+    }
+    let (Some(cluster), Some(kernel)) = (&situation.cluster, &situation.kernel) else {
+        anyhow::bail!("no mesh is known");
     };
+    let plan = situation.plan(cluster, &kernel.observed)?;
     if arguments.json {
         let output =
             Output { ops: &plan.ops, warnings: plan.warnings.iter().map(WarningReport::from).collect() };

@@ -1,8 +1,9 @@
 //! This node as it is now, for `plan` and `status`.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
 
 use wireloom_kernel::{Backend, DeviceState, GuardCounters, Kernel, Linux, Refusals, state::StateDir};
+use wireloom_membership::config_file::TomlFile;
 use wireloom_plan::{
     cluster::{Cluster, Node},
     observed::Observed,
@@ -14,7 +15,7 @@ use wireloom_plan::{
 use wireloom_types::PublicKey;
 
 use crate::{
-    config::Config,
+    config::{Config, DEFAULT_PATH},
     key_file,
     run_file::{Held, RunFile, unix_time},
 };
@@ -22,15 +23,25 @@ use crate::{
 /// Stands for a key that is still to be made.
 const NO_KEY: PublicKey = PublicKey::from_bytes([0; 32]);
 
-/// What is configured and what is in the kernel.
+/// What is configured and what is in the kernel, as far as it can be read.
 pub(super) struct Situation {
+    /// What could not be read. `plan` needs all of it, `status` goes on without.
+    pub(super) problems: Vec<Problem>,
     pub(super) config: Config,
-    pub(super) public_key: Option<PublicKey>,
-    /// With what proven nodes gave up lately.
-    pub(super) cluster: Result<Cluster, wireloom_membership::Error>,
-    standings: Standings,
+    /// The mesh, or the one that was in force last, with what proven nodes gave up lately; `None` when neither can be
+    /// read.
+    pub(super) cluster: Option<Cluster>,
+    /// What the running agent reports; `None` when none runs.
+    pub(super) agent: Option<RunFile>,
     /// Whether each other node is proven, and why not.
     pub(super) standing: BTreeMap<String, Account>,
+    pub(super) kernel: Option<InKernel>,
+    public_key: Option<PublicKey>,
+    standings: Standings,
+}
+
+/// What is in the kernel.
+pub(super) struct InKernel {
     pub(super) observed: Observed,
     pub(super) device: Option<DeviceState>,
     pub(super) backend: Option<Backend>,
@@ -40,68 +51,161 @@ pub(super) struct Situation {
     pub(super) guard: Option<GuardCounters>,
 }
 
+/// Something that could not be read.
+#[derive(Debug)]
+pub(super) struct Problem {
+    /// Why not.
+    pub(super) what: String,
+    /// What was taken instead.
+    instead: Option<&'static str>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        self.instead.map_or(Ok(()), |instead| write!(f, "; {instead}"))
+    }
+}
+
 impl Situation {
     /// Reads the configuration and the kernel, and changes nothing.
     pub(super) fn observe(config_path: Option<&Path>) -> anyhow::Result<Self> {
-        let config = Config::load(config_path)?;
-        let key = key_file::read(&config.private_key_file)?;
         let state = StateDir::locate();
-        let agent = RunFile::read(&config.settings.interface);
-        let mut cluster = config.membership.read();
-        if let (Ok(cluster), Some(held)) =
-            (&mut cluster, agent.as_ref().and_then(|agent| agent.held.as_ref()))
-            && state.is_locked()?
-        {
-            add_held(cluster, held, &state)?;
-        }
-        let public_key = key.map(|key| key.public_key());
-        let node = config.settings.node.clone();
-        let mut proofs = Proofs::new(node, public_key.unwrap_or(NO_KEY), state.proofs()?);
-        let cluster = cluster.map(|cluster| proofs.set_cluster(cluster, Duration::from_secs(unix_time())));
-        let own = cluster.as_ref().ok().and_then(|cluster| cluster.nodes.get(&config.settings.node));
-        let own = own.map(Node::underlay_addresses).unwrap_or_default();
-        let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
-        kernel.expect_backend(config.backend, &config.settings);
-        if let Some(agent) = &agent {
-            kernel.remember_endpoints(&agent.configured_endpoints);
-        }
-        let running = agent.filter(|_| StateDir::locate().is_locked().unwrap_or_default());
-        let standing = match running {
-            Some(agent) => agent.standing,
-            // Nobody asks while no agent runs.
-            None => proofs.accounts(&kernel.preconditions(false)?),
+        let mut problems = Vec::new();
+        let config = settings_in_force(config_path, &state, &mut problems)?;
+        let report = RunFile::read(&config.settings.interface);
+        let is_locked = attempt(&mut problems, state.is_locked(), None).unwrap_or_default();
+        let agent = report.clone().filter(|_| is_locked);
+
+        let read =
+            attempt(&mut problems, config.membership.read(), Some("the mesh is the one last in force"));
+        let cluster = match (read, agent.as_ref().and_then(|agent| agent.held.as_ref())) {
+            (Some(mut cluster), Some(held)) => {
+                add_held(&mut cluster, held, recorded_mesh(&state, &mut problems));
+                Some(cluster)
+            }
+            (Some(cluster), None) => Some(cluster),
+            (None, _) => recorded_mesh(&state, &mut problems),
         };
-        let observed = kernel.observe(&own)?;
+
+        let opened = Linux::open(&config.settings.interface, config.settings.table, state.clone());
+        let mut opened = attempt(&mut problems, opened, None);
+        if let Some(kernel) = &mut opened {
+            kernel.expect_backend(config.backend, &config.settings);
+            if let Some(before) = &report {
+                kernel.remember_endpoints(&before.configured_endpoints);
+            }
+        }
+        let own = cluster.as_ref().and_then(|cluster| cluster.nodes.get(&config.settings.node));
+        let own = own.map(Node::underlay_addresses).unwrap_or_default();
+        let in_kernel = opened.as_mut().and_then(|kernel| {
+            let observed = attempt(&mut problems, kernel.observe(&own), None)?;
+            Some(InKernel {
+                observed,
+                refusals: kernel.refusals().cloned(),
+                guard: kernel.guard_counters().cloned(),
+                device: attempt(&mut problems, kernel.device(), None).flatten(),
+                backend: attempt(&mut problems, kernel.present_backend(), None).flatten(),
+            })
+        });
+
+        // Of a key that nobody can read, the device still shows the public half.
+        let key = attempt(&mut problems, key_file::read(&config.private_key_file), None);
+        let public_key = match key {
+            Some(key) => key.map(|key| key.public_key()),
+            None => in_kernel.as_ref().and_then(|found| found.device.as_ref()?.public_key),
+        };
+        let memory = attempt(&mut problems, state.proofs(), None).unwrap_or_default();
+        let mut proofs = Proofs::new(config.settings.node.clone(), public_key.unwrap_or(NO_KEY), memory);
+        let now = Duration::from_secs(unix_time());
+        let cluster = cluster.map(|cluster| proofs.set_cluster(cluster, now));
+        let standing = match &agent {
+            Some(agent) => agent.standing.clone(),
+            // Nobody asks while no agent runs.
+            None => {
+                let met = opened.as_mut().map(|kernel| kernel.preconditions(false));
+                let met = met.and_then(|met| attempt(&mut problems, met, None)).unwrap_or_default();
+                proofs.accounts(&met)
+            }
+        };
         Ok(Self {
-            public_key,
+            problems,
             cluster,
-            standings: proofs.standings(),
+            agent,
             standing,
-            refusals: kernel.refusals().cloned(),
-            guard: kernel.guard_counters().cloned(),
-            observed,
-            device: kernel.device()?,
-            backend: kernel.present_backend()?,
+            kernel: in_kernel,
+            public_key,
+            standings: proofs.standings(),
             config,
         })
     }
 
-    /// What an agent would do now. It would make a private key where there is none.
-    pub(super) fn plan(&self, cluster: &Cluster) -> Result<Plan, Refusal> {
+    /// What an agent would do now to these things in the kernel, so that this mesh is in force. It would make a private
+    /// key where there is none.
+    pub(super) fn plan(&self, cluster: &Cluster, observed: &Observed) -> Result<Plan, Refusal> {
         let public_key = self.public_key.unwrap_or(NO_KEY);
         let mut planner = Planner::new(self.config.settings.clone(), public_key, cluster.clone());
         planner.set_standings(self.standings.clone());
-        planner.plan(&self.observed)
+        planner.plan(observed)
     }
 }
 
+/// What was read, or notes the problem.
+fn attempt<T, E: fmt::Display>(
+    problems: &mut Vec<Problem>,
+    read: Result<T, E>,
+    instead: Option<&'static str>,
+) -> Option<T> {
+    read.map_err(|error| problems.push(Problem { what: format!("{error:#}"), instead })).ok()
+}
+
+/// The settings of `agent.toml`. If it has a mistake, or the running agent does not take it, those that the agent took
+/// last, as its run file says; without that, the defaults with the interface and table that an agent recorded.
+fn settings_in_force(
+    path: Option<&Path>,
+    state: &StateDir,
+    problems: &mut Vec<Problem>,
+) -> anyhow::Result<Config> {
+    let loaded = Config::load(path);
+    let path = path.unwrap_or(Path::new(DEFAULT_PATH));
+    let of_text = |text: &str| Config::from_file(&TomlFile::from_text(path, text));
+    let programmed = attempt(problems, state.programmed(), None).flatten();
+    let report = programmed.as_ref().and_then(|programmed| RunFile::read(programmed.interface()));
+    let is_refused = report.as_ref().is_some_and(|report| report.settings_error.is_some())
+        && state.is_locked().unwrap_or_default();
+    let taken = report.and_then(|report| report.settings).and_then(|text| of_text(&text).ok());
+    match (loaded, taken) {
+        (Ok(_), Some(taken)) if is_refused => Ok(taken),
+        (Ok(config), _) => Ok(config),
+        (Err(error), Some(taken)) => {
+            let instead = Some("what is said here goes by the settings that the agent took last");
+            problems.push(Problem { what: error.to_string(), instead });
+            Ok(taken)
+        }
+        (Err(error), None) => {
+            let instead = Some("what is said here goes by the default settings");
+            problems.push(Problem { what: error.to_string(), instead });
+            let mut config = of_text("")?;
+            if let Some(programmed) = &programmed {
+                programmed.interface().clone_into(&mut config.settings.interface);
+                config.settings.table = programmed.table();
+            }
+            Ok(config)
+        }
+    }
+}
+
+/// The mesh that an agent put in force last.
+fn recorded_mesh(state: &StateDir, problems: &mut Vec<Problem>) -> Option<Cluster> {
+    attempt(problems, state.mesh(), None).flatten()
+}
+
 /// Adds the nodes that the running agent keeps in force although the mesh lacks them, as it recorded them.
-fn add_held(cluster: &mut Cluster, held: &Held, state: &StateDir) -> anyhow::Result<()> {
-    let mut recorded = state.mesh()?.unwrap_or_default();
+fn add_held(cluster: &mut Cluster, held: &Held, recorded: Option<Cluster>) {
+    let mut recorded = recorded.unwrap_or_default();
     for name in &held.nodes {
         if let Some(node) = recorded.nodes.remove(name) {
             cluster.nodes.entry(name.clone()).or_insert(node);
         }
     }
-    Ok(())
 }

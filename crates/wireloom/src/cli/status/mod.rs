@@ -25,30 +25,35 @@ pub(super) struct Arguments {
     json: bool,
 }
 
+/// The exit status when the status cannot be told.
+pub(super) const FAILED: u8 = 3;
+
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     super::require_net_admin("status")?;
-    let situation = Situation::observe(arguments.settings.config.as_deref())?;
-    let mut errors = Vec::new();
+    let mut situation = Situation::observe(arguments.settings.config.as_deref())?;
+    let mut errors: Vec<String> = Vec::new();
     let mut pending = Vec::new();
     let mut warnings = Vec::new();
-    match situation.cluster.as_ref().map(|cluster| situation.plan(cluster)) {
-        Ok(Ok(plan)) => {
-            pending = plan.ops;
-            warnings.extend(plan.warnings);
+    if let (Some(cluster), Some(kernel)) = (&situation.cluster, &situation.kernel) {
+        match situation.plan(cluster, &kernel.observed) {
+            Ok(plan) => {
+                pending = plan.ops;
+                warnings.extend(plan.warnings);
+            }
+            Err(refusal) => errors.push(refusal.to_string()),
         }
-        Ok(Err(refusal)) => errors.push(refusal.to_string()),
-        Err(error) => errors.push(error.to_string()),
     }
-    let mut agent = report::running_agent(&situation.config.settings.interface)?;
+    let agent = situation.agent.as_mut();
+    let one_sided = agent.map(|agent| mem::take(&mut agent.not_proved_us)).unwrap_or_default();
+    let agent = situation.agent.as_ref();
     let table = situation.config.settings.table;
-    let deleted = agent.as_ref().and_then(|agent| agent.rules_deleted);
+    let deleted = agent.and_then(|agent| agent.rules_deleted);
     warnings.extend(deleted.map(|recurrence| Warning::RulesDeleted { table, recurrence }));
-    let held = agent.as_ref().and_then(|agent| agent.held.as_ref());
+    let held = agent.and_then(|agent| agent.held.as_ref());
     warnings.extend(held.map(|held| held.warning(unix_time())));
-    let one_sided = agent.iter_mut().flat_map(|agent| mem::take(&mut agent.not_proved_us));
-    warnings.extend(one_sided.map(|(node, _)| Warning::HasNotProvedUs { node }));
+    warnings.extend(one_sided.into_keys().map(|node| Warning::HasNotProvedUs { node }));
     warnings.extend(situation.config.warnings.iter().cloned());
-    let report = Report::new(&situation, agent, pending, &warnings, errors);
+    let report = Report::new(&situation, pending, &warnings, errors);
     if arguments.json {
         super::show(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else {

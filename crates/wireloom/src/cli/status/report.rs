@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
 
 use ipnet::IpNet;
 use serde::Serialize;
-use wireloom_kernel::{Backend, GuardCounters, PeerState, Refusals, state::StateDir};
+use wireloom_kernel::{Backend, GuardCounters, PeerState, Refusals};
 use wireloom_plan::{
     cluster::Cluster,
     desired::Owners,
@@ -137,39 +137,44 @@ impl<'a> Refused<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// The report of a situation. `agent` is what a running agent reports; `pending`, `warnings` and `errors` are what
-    /// planning for it gave.
+    /// The report of a situation; `pending`, `warnings` and `errors` are what planning for it gave.
     pub(super) fn new(
         situation: &'a Situation,
-        agent: Option<RunFile>,
         pending: Vec<Op>,
         warnings: &'a [Warning],
         mut errors: Vec<String>,
     ) -> Self {
         let settings = &situation.config.settings;
-        if let Some(agent) = &agent {
+        let mut problems: Vec<_> = situation.problems.iter().collect();
+        let agent = situation.agent.as_ref();
+        if let Some(agent) = agent {
             let reported =
                 [&agent.trouble, &agent.membership_error, &agent.settings_error, &agent.proofs_error];
             let reported = reported.into_iter().flatten();
             // The agent reports the same errors, and adds what follows from them.
-            errors.retain(|error| !reported.clone().any(|reported| reported.starts_with(error)));
+            let is_reported = |error: &str| reported.clone().any(|reported| reported.starts_with(error));
+            errors.retain(|error| !is_reported(error));
+            problems.retain(|problem| !is_reported(&problem.what));
             errors.extend(reported.cloned());
         }
-        let interface = situation.observed.interface.as_ref();
-        let cluster = situation.cluster.as_ref().ok();
+        errors.extend(problems.iter().map(ToString::to_string));
+        let kernel = situation.kernel.as_ref();
+        let interface = kernel.and_then(|kernel| kernel.observed.interface.as_ref());
+        let cluster = situation.cluster.as_ref();
         let names = cluster.map(names_by_key).unwrap_or_default();
-        let device = situation.device.as_ref();
-        let refused = situation.guard.as_ref().zip(cluster);
+        let device = kernel.and_then(|kernel| kernel.device.as_ref());
+        let guard = kernel.and_then(|kernel| kernel.guard.as_ref());
+        let refusals = kernel.and_then(|kernel| kernel.refusals.as_ref());
+        let refused = guard.zip(cluster);
         let refused = refused.map(|(guard, cluster)| Refused::new(guard, cluster, settings));
         let peers = device.into_iter().flat_map(|device| &device.peers);
-        let peers: Vec<_> = peers
-            .map(|(key, peer)| Peer::new(*key, peer, &names, situation.refusals.as_ref(), refused.as_ref()))
-            .collect();
-        let guard = situation.guard.as_ref().zip(refused.as_ref());
+        let peers: Vec<_> =
+            peers.map(|(key, peer)| Peer::new(*key, peer, &names, refusals, refused.as_ref())).collect();
+        let guard = guard.zip(refused.as_ref());
         let guard = guard.map(|(guard, refused)| GuardReport::new(guard, refused, &peers));
         Self {
             node: &settings.node,
-            agent,
+            agent: agent.map(without_what_is_elsewhere),
             mode: if settings.encrypt_host_traffic { "host" } else { "scoped" },
             link: link_mode(settings),
             interface: Interface {
@@ -180,7 +185,7 @@ impl<'a> Report<'a> {
                     Some(interface) if interface.up => "up",
                     Some(_) => "down",
                 },
-                backend: situation.backend,
+                backend: kernel.and_then(|kernel| kernel.backend),
                 mtu: interface.map(|interface| interface.mtu),
                 public_key: device.and_then(|device| device.public_key),
                 listen_port: device.map(|device| device.listen_port),
@@ -189,8 +194,8 @@ impl<'a> Report<'a> {
             guard,
             standing: &situation.standing,
             unproven_peers: settings.unproven_peers,
-            refused_strangers: situation.refusals.as_ref().map(|refusals| refusals.strangers),
-            rules: &situation.observed.rules,
+            refused_strangers: refusals.map(|refusals| refusals.strangers),
+            rules: kernel.map(|kernel| &kernel.observed.rules[..]).unwrap_or_default(),
             pending,
             warnings: warnings.iter().map(WarningReport::from).collect(),
             errors,
@@ -198,16 +203,14 @@ impl<'a> Report<'a> {
     }
 }
 
-/// What the agent of an interface reports, without what is elsewhere in the status. `None` when no agent
-/// runs: it holds the lock then, while a run file may be left from an agent that was killed.
-pub(super) fn running_agent(interface: &str) -> anyhow::Result<Option<RunFile>> {
-    let running = StateDir::locate().is_locked()?;
-    let agent = RunFile::read(interface).filter(|_| running);
-    Ok(agent.map(|agent| RunFile {
+/// What the agent reports and is nowhere else in the status.
+fn without_what_is_elsewhere(agent: &RunFile) -> RunFile {
+    RunFile {
+        settings: None,
         configured_endpoints: BTreeMap::new(),
         standing: BTreeMap::new(),
-        ..agent
-    }))
+        ..agent.clone()
+    }
 }
 
 fn link_mode(settings: &Settings) -> Option<&'static str> {
