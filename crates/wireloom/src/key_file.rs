@@ -28,11 +28,18 @@ pub(crate) enum Error {
     /// There is no regular file, so it is not opened: that could wait for the other end of a FIFO, and may do anything
     /// to a device.
     #[error(
-        "the private key {} is {kind}, not a file; put a regular file there, or remove it and restart the agent, which \
-         makes a new key",
+        "the private key {} is {kind}, not a file; put a regular file there, or name another one in \
+         private_key_file",
         path.display()
     )]
     NotAFile { path: PathBuf, kind: &'static str },
+    /// A new key must not replace what is there.
+    #[error(
+        "{} exists already, and stays as it is; name another file, or keep its key: `wireloom key public < {}` prints \
+         the public one",
+        path.display(), path.display()
+    )]
+    Taken { path: PathBuf },
     /// The file holds something else.
     #[error("{} holds no private key; write one with `wireloom key generate`", path.display())]
     Malformed { path: PathBuf },
@@ -85,13 +92,23 @@ fn refuse_other_than_file(path: &Path, kind: FileType) -> Result<(), Error> {
 pub(crate) fn read_or_create(path: &Path) -> Result<PrivateKey, Error> {
     match read(path)? {
         Some(key) => Ok(key),
-        None => create(path).map_err(|cause| Error::Io { action: "create", path: path.to_owned(), cause }),
+        None => create(path),
     }
 }
 
-/// Makes a key. Its file appears whole or not at all, and never replaces one that appeared meanwhile.
-fn create(path: &Path) -> io::Result<PrivateKey> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
+/// Makes a key. Its file appears whole or not at all, and never replaces one that is there.
+pub(crate) fn create(path: &Path) -> Result<PrivateKey, Error> {
+    write_new(path).map_err(|cause| match cause.kind() {
+        io::ErrorKind::AlreadyExists => Error::Taken { path: path.to_owned() },
+        _ => Error::Io { action: "create", path: path.to_owned(), cause },
+    })
+}
+
+fn write_new(path: &Path) -> io::Result<PrivateKey> {
+    let directory = match path.parent() {
+        Some(directory) if directory.as_os_str().is_empty() => Path::new("."),
+        directory => directory.unwrap_or(Path::new("/")),
+    };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let key = random_key()?;
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
@@ -118,6 +135,18 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(read_or_create(&path).unwrap().public_key(), key.public_key());
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_new_key_does_not_replace_one_that_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys/wg0.key");
+        let key = create(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+        let error = create(&path).unwrap_err().to_string();
+        assert!(error.contains("exists already, and stays as it is"), "{error}");
+        assert_eq!(read(&path).unwrap().unwrap().public_key(), key.public_key());
     }
 
     #[test]
@@ -161,8 +190,8 @@ mod tests {
             let shown = path.display();
             for error in [read(&path).unwrap_err(), read_or_create(&path).unwrap_err()] {
                 let expected = format!(
-                    "the private key {shown} is {kind}, not a file; put a regular file there, or remove it and \
-                     restart the agent, which makes a new key"
+                    "the private key {shown} is {kind}, not a file; put a regular file there, or name another one \
+                     in private_key_file"
                 );
                 assert_eq!(error.to_string(), expected);
             }

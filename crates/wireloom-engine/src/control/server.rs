@@ -92,7 +92,7 @@ impl Server {
             Ok(_) => {
                 return Err(io::Error::new(
                     io::ErrorKind::AlreadyExists,
-                    "the file there is not a socket; remove it",
+                    "the file there is not a socket; move it away, or give the interface another name",
                 ));
             }
             Err(_) => {}

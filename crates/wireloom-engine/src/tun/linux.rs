@@ -71,7 +71,7 @@ pub enum OpenTunError {
     #[error("not allowed to create the interface {0}: run as root (CAP_NET_ADMIN is needed)")]
     NotPermitted(String),
     /// There is another interface of this name.
-    #[error("the interface {0} exists already: choose another name, or remove it with `ip link delete {0}`")]
+    #[error("the interface {0} exists already: choose another name, or end the program that made it")]
     NameTaken(String),
     /// The kernel refused for another reason.
     #[error("cannot set up the interface {name}: {cause}")]

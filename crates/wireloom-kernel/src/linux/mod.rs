@@ -151,8 +151,9 @@ impl Linux {
             Some(found) if !found.interface.is_ours() => {
                 let interface = &self.interface;
                 Err(Cause::Permanent(format!(
-                    "an interface with that name exists and is not Wireloom's (its alias is not `{AGENT_ALIAS}`); \
-                     remove it with `ip link delete {interface}`, or choose another name in agent.toml"
+                    "an interface with that name exists and is not Wireloom's (its alias is not `{AGENT_ALIAS}`); write \
+                     a name that is free into [wireguard] interface of agent.toml, or let the program that made it \
+                     remove it (such as `wg-quick down {interface}`)"
                 )))
                 .attempt(|| format!("use interface {interface}"))
             }

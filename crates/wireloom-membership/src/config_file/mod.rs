@@ -16,6 +16,7 @@ pub use self::{
 use self::{follow::Follower, linux::Linux};
 
 mod error;
+mod fix;
 mod follow;
 mod linux;
 #[cfg(test)]

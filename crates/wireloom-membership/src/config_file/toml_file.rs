@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{ReadError, Watch};
+use super::{ReadError, Watch, fix};
 
 /// A mistake in a file: what is wrong, on which line, and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,11 +73,16 @@ impl TomlFile {
     /// The first mistake in the text: a syntax error, an unknown or missing field, or a value that `T` rejects.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Mistake> {
         toml::from_str(&self.text).map_err(|error| {
-            let mut what = error.message().replace('\n', "; ");
-            if what.starts_with("unknown field") {
-                what.push_str("; remove it or fix its spelling");
-            } else if what.starts_with("missing field") {
-                what.push_str("; add it to this table");
+            let mut what = fix::reword(error.message());
+            let the_fix = fix::fix(&what);
+            if what == "duplicate key"
+                && let Some(key) = error.span().and_then(|span| self.text.get(span))
+            {
+                what = format!("`{key}` is here for the second time");
+            }
+            // Values that check themselves say what to write.
+            if !what.contains("; ") {
+                what = format!("{what}; {the_fix}");
             }
             match error.span() {
                 Some(span) => self.mistake(&span, what),

@@ -161,7 +161,7 @@ fn each_mistake_names_its_line_and_the_fix() {
         ),
         (
             "[[nodes]]\nname = \"a\"\nencrypt = \"no\"",
-            "mesh.toml:3: invalid type: string \"no\", expected a boolean",
+            "mesh.toml:3: invalid type: string \"no\", expected a boolean; write true or false, without quotes",
         ),
         ("[[nodes]\nname = \"a\"", "mesh.toml:1: unclosed array table, expected `]`"),
     ];

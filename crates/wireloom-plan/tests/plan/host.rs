@@ -165,7 +165,7 @@ fn a_foreign_interface_with_our_name_is_a_refusal_and_stays() {
     let mut planner = Planner::new(Settings::defaults("a"), key(1), three_nodes());
     let refusal = planner.plan(&machine.kernel).unwrap_err();
     assert_eq!(refusal, Refusal::ForeignInterface { interface: "wg0".to_owned() });
-    assert!(refusal.to_string().contains("ip link delete wg0"));
+    assert!(!refusal.to_string().contains("delete"), "it is not ours");
     assert_eq!(planner.changes(&machine.kernel), Err(refusal));
     assert!(!teardown(&machine.kernel).contains(&Op::Interface(InterfaceOp::Remove)));
 }

@@ -58,6 +58,7 @@ impl Agent {
         }
         self.report.reread = Some(asked.begun);
         self.reload();
+        tracing::info!("{}", self.reread_in_words(&asked));
         if asked.meant && self.report.membership_error.is_none() && self.reconciler.cluster().is_some() {
             let mesh = self.without_held();
             let in_force = self.reconciler.cluster();
@@ -65,6 +66,24 @@ impl Agent {
             self.put_in_force(mesh);
         }
         self.due = Instant::now();
+    }
+
+    /// What a signal made the agent read again, and what it found.
+    fn reread_in_words(&self, asked: &Reread) -> String {
+        let signal = if asked.meant { "SIGUSR1" } else { "SIGHUP" };
+        let settings = match &self.report.settings_error {
+            Some(_) => "agent.toml or the private key has a mistake (above)".to_owned(),
+            None if self.has_file => "agent.toml and the private key are in force".to_owned(),
+            None => "there is no agent.toml, and the private key is in force".to_owned(),
+        };
+        let mesh = match (&self.report.membership_error, self.proving.cluster()) {
+            (Some(_), _) => "the mesh has a mistake (above)".to_owned(),
+            (None, Some(mesh)) => {
+                format!("the mesh has {} nodes and {} pools", mesh.nodes.len(), mesh.pools.len())
+            }
+            (None, None) => "there is no mesh yet".to_owned(),
+        };
+        format!("read everything again ({signal}): {settings}; {mesh}")
     }
 
     /// Whether the watches have delivered these files, or why they cannot.

@@ -3,9 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::SettingsFile;
+
+/// The environment variable that sets how much is logged.
+const LOG: &str = "WIRELOOM_LOG";
 
 /// Run the node agent: join this node to the mesh, and encrypt the right traffic and no other
 ///
@@ -24,10 +27,16 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     super::require_net_admin("agent")?;
-    let filter = EnvFilter::try_from_env("WIRELOOM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // The journal adds the time itself (systemd.exec(5), $JOURNAL_STREAM).
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    super::log::start(filter, !journal);
+    let wanted = std::env::var(LOG).unwrap_or_default();
+    let parsed = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse(&wanted);
+    let mistake = parsed.as_ref().err().map(ToString::to_string);
+    super::log::start(parsed.unwrap_or_else(|_| EnvFilter::new("info")));
+    if let Some(mistake) = mistake {
+        tracing::warn!(
+            "{LOG}={wanted:?} is not understood ({mistake}), so the level is info; write error, warn, info, debug or \
+             trace"
+        );
+    }
     crate::agent::run(arguments.settings.config)?;
     Ok(ExitCode::SUCCESS)
 }

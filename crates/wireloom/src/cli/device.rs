@@ -150,7 +150,7 @@ fn start_in_background(arguments: &Arguments, level: LogLevel) -> anyhow::Result
 }
 
 fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<ExitCode> {
-    super::log::start(EnvFilter::new(level.name()), true);
+    super::log::start(EnvFilter::new(level.name()));
     let threads = NonZero::new(usize::from(arguments.threads)).unwrap_or(NonZero::<usize>::MIN);
     let interface = Interface::open(&arguments.interface, mode, threads, arguments.persistent)?;
     if arguments.detach_when_ready {

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -9,6 +10,8 @@ use anyhow::Context;
 use wireloom_kernel::random_key;
 use wireloom_types::{LinkAddress, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
+
+use crate::key_file;
 
 /// Make a private key, or derive a public key or a link address
 #[derive(Debug, clap::Args)]
@@ -20,7 +23,14 @@ pub(super) struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Print a new private key, as `wg genkey` does
-    Generate,
+    Generate {
+        /// Write the key to this file instead, and print its public key
+        ///
+        /// The file is readable by its owner only (0600), and so is its directory if it has to be made. A file that
+        /// is there already stays as it is, and is an error.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// Read a private key from standard input and print its public key, as `wg pubkey` does
     Public,
     /// Print the link address of the peer with a public key
@@ -38,7 +48,11 @@ const INPUT_MAX: u64 = 1024;
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let text = match &arguments.command {
-        Command::Generate => random_key().context("cannot make a key")?.expose_base64(),
+        Command::Generate { out: None } => random_key().context("cannot make a key")?.expose_base64(),
+        Command::Generate { out: Some(path) } => {
+            let key = key_file::create(path)?;
+            Zeroizing::new(key.public_key().to_string())
+        }
         Command::Public => {
             let key = PrivateKey::from_base64(&input()?).context("standard input holds no private key")?;
             Zeroizing::new(key.public_key().to_string())

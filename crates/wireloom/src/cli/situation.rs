@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Stands for a key that is still to be made.
-const NO_KEY: PublicKey = PublicKey::from_bytes([0; 32]);
+pub(super) const NO_KEY: PublicKey = PublicKey::from_bytes([0; 32]);
 
 /// What is configured and what is in the kernel, as far as it can be read.
 pub(super) struct Situation {

@@ -149,8 +149,14 @@ fn each_mistake_names_its_line_and_the_fix() {
             "[routing]\nfwmark = \"0x0\"",
             "agent.toml:2: a firewall mark is 1 to 0xffffffff, such as \"0xa\"; its bits must be Wireloom's own",
         ),
-        ("[routing]\nfwmark = true", "agent.toml:2: a firewall mark is 1 to 0xffffffff, such as \"0xa\""),
-        ("[routing]\nscope = \"all\"", "agent.toml:2: unknown variant `all`, expected `pool` or `node`"),
+        (
+            "[routing]\nfwmark = true",
+            "agent.toml:2: this is not a firewall mark; write 1 to 0xffffffff, such as \"0xa\"",
+        ),
+        (
+            "[routing]\nscope = \"all\"",
+            "agent.toml:2: unknown variant `all`, expected `pool` or `node`; write one of these, in quotes",
+        ),
         (
             "[link]\npeer_lookup = \"gateway\"\nsource_check = \"allowed-ips\"",
             "agent.toml:1: source_check = \"allowed-ips\" does not work with peer_lookup = \"gateway\", because a \
@@ -183,7 +189,7 @@ fn each_mistake_names_its_line_and_the_fix() {
         ),
         (
             "[routing]\nencrypt_host_traffic = \"yes\"",
-            "agent.toml:2: invalid type: string \"yes\", expected a boolean",
+            "agent.toml:2: invalid type: string \"yes\", expected a boolean; write true or false, without quotes",
         ),
     ];
     for (text, expected) in cases {

@@ -86,7 +86,7 @@ checked!(FwMark, FwMarkText => u32, |mark| {
 });
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a firewall mark is 1 to 0xffffffff, such as \"0xa\"")]
+#[serde(untagged, expecting = "this is not a firewall mark; write 1 to 0xffffffff, such as \"0xa\"")]
 enum FwMarkText {
     Number(i64),
     Text(String),

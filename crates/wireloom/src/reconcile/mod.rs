@@ -247,17 +247,17 @@ impl<K: Kernel> Reconciler<K> {
         self.apply(&ops, rules)
     }
 
-    /// Carries out operations after which these rules are there.
+    /// Carries out operations after which these rules are there. What the log says has happened.
     fn apply(&mut self, ops: &[Op], rules: BTreeSet<Rule>) -> Result<(), Trouble> {
         self.expected_rules.clear();
+        self.kernel.apply(ops).map_err(Trouble::Apply)?;
+        self.expected_rules = rules;
         for op in ops.iter().take(LOGGED) {
             tracing::info!("{}", wording::op(op, &self.settings.interface));
         }
         if let Some(more @ 1..) = ops.len().checked_sub(LOGGED) {
             tracing::info!("and {more} more changes");
         }
-        self.kernel.apply(ops).map_err(Trouble::Apply)?;
-        self.expected_rules = rules;
         Ok(())
     }
 }

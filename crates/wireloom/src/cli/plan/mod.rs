@@ -1,6 +1,6 @@
 //! `wireloom plan`: what would change in the kernel now.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use owo_colors::OwoColorize;
@@ -12,15 +12,22 @@ use wireloom_plan::{
 };
 
 use super::{SettingsFile, situation::Situation};
+use crate::config::Config;
+
+mod check;
 
 /// Show what the agent would change in the kernel now, and change nothing
 ///
 /// Prints one line for each operation. The exit status is 0 when nothing would change, 2 when something would, and 1
-/// on errors.
+/// on errors. With --check, it judges a mesh file instead, on any machine and without root, before that is distributed:
+/// the exit status is then 0 when there is nothing to say against it, 2 when there are warnings, and 1 on a mistake.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     settings: SettingsFile,
+    /// Judge this mesh file, and say how it differs from the mesh in force here
+    #[arg(long, value_name = "FILE")]
+    check: Option<PathBuf>,
     /// Print the operations and warnings as JSON
     #[arg(long)]
     json: bool,
@@ -34,10 +41,10 @@ struct Output<'a> {
 
 /// A warning as JSON, and its text.
 #[derive(Serialize)]
-pub(super) struct WarningReport<'a> {
+pub(in crate::cli) struct WarningReport<'a> {
     #[serde(flatten)]
     warning: &'a Warning,
-    pub(super) text: String,
+    pub(in crate::cli) text: String,
 }
 
 impl<'a> From<&'a Warning> for WarningReport<'a> {
@@ -47,6 +54,10 @@ impl<'a> From<&'a Warning> for WarningReport<'a> {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    if let Some(file) = &arguments.check {
+        let config = Config::load(arguments.settings.config.as_deref())?;
+        return check::run(file, &config.settings.node, arguments.json);
+    }
     super::require_net_admin("plan")?;
     let situation = Situation::observe(arguments.settings.config.as_deref())?;
     if let Some(problem) = situation.problems.first() {
