@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod desired;
 pub mod diff;
 pub mod firewall;
+pub mod health;
 pub mod holdback;
 pub mod observed;
 pub mod op;
