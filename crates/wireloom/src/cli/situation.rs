@@ -6,6 +6,7 @@ use wireloom_kernel::{Backend, DeviceState, GuardCounters, Kernel, Linux, Refusa
 use wireloom_membership::config_file::TomlFile;
 use wireloom_plan::{
     cluster::{Cluster, Node},
+    health::{Forwarding, Machine},
     observed::Observed,
     planner::{Plan, Planner},
     proofs::{Account, Proofs},
@@ -44,6 +45,9 @@ pub(super) struct Situation {
 pub(super) struct InKernel {
     pub(super) observed: Observed,
     pub(super) device: Option<DeviceState>,
+    /// Packets that the device dropped, by the reason's name; `None` when it does not say.
+    pub(super) drops: Option<BTreeMap<String, u64>>,
+    pub(super) machine: Machine,
     pub(super) backend: Option<Backend>,
     /// What the firewall refused; `None` when it does not check sources.
     pub(super) refusals: Option<Refusals>,
@@ -105,6 +109,8 @@ impl Situation {
                 refusals: kernel.refusals().cloned(),
                 guard: kernel.guard_counters().cloned(),
                 device: attempt(&mut problems, kernel.device(), None).flatten(),
+                drops: attempt(&mut problems, kernel.drops(), None).flatten(),
+                machine: machine(kernel, &mut problems),
                 backend: attempt(&mut problems, kernel.present_backend(), None).flatten(),
             })
         });
@@ -148,6 +154,12 @@ impl Situation {
         planner.set_standings(self.standings.clone());
         planner.plan(observed)
     }
+}
+
+/// What matters of this machine besides what a plan depends on.
+fn machine(kernel: &mut Linux, problems: &mut Vec<Problem>) -> Machine {
+    let met = attempt(problems, kernel.preconditions(false), None).unwrap_or_default();
+    Machine { forwarding: Forwarding { v4: met.forwarding_v4, v6: met.forwarding_v6 }, ..Machine::default() }
 }
 
 /// What was read, or notes the problem.
