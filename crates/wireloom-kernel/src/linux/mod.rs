@@ -4,7 +4,6 @@ mod apply;
 mod asking;
 pub(crate) mod backend;
 mod bypass;
-mod drops;
 mod greeting;
 mod observe;
 mod outward;

@@ -1,6 +1,5 @@
 //! The userspace engine: `wireloom device` in a process of its own, which its control socket identifies.
 
-pub(crate) mod drops;
 mod uapi;
 
 use std::{

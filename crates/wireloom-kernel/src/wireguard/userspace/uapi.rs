@@ -1,7 +1,6 @@
 //! The protocol of the control socket (<https://www.wireguard.com/xplatform/>): writes requests, reads replies.
 
 use std::{
-    collections::BTreeMap,
     fmt::Write,
     time::{Duration, SystemTime},
 };
@@ -16,9 +15,6 @@ pub(super) const GET: &str = "get=1\n\n";
 
 /// Requests the source check, an extension of our own device.
 pub(super) const GET_LINK: &str = "get_link=1\n\n";
-
-/// Requests the counters of dropped packets, an extension of our own device.
-pub(super) const GET_DROPS: &str = "get_drops=1\n\n";
 
 /// The request of one transaction. It may hold the private key.
 pub(super) fn set(changes: &[Change<'_>]) -> Zeroizing<String> {
@@ -78,17 +74,6 @@ pub(super) enum ReplyError {
 /// Reads the reply to a [`set`].
 pub(super) fn parse_set_reply(text: &str) -> Result<(), ReplyError> {
     lines(text)?.try_for_each(|line| line.map(|_| ()))
-}
-
-/// Reads the reply to [`GET_DROPS`]: packets by the reason's name.
-pub(super) fn parse_drops_reply(text: &str) -> Result<BTreeMap<String, u64>, ReplyError> {
-    lines(text)?
-        .map(|line| {
-            let (reason, packets) = line?;
-            let unreadable = || ReplyError::Unreadable(reason.to_owned());
-            Ok((reason.to_owned(), packets.parse().map_err(|_| unreadable())?))
-        })
-        .collect()
 }
 
 /// Reads the reply to [`GET`]. Keys that we do not need are skipped.
