@@ -5,6 +5,7 @@ mod asking;
 pub(crate) mod backend;
 mod bypass;
 mod greeting;
+mod machine;
 mod observe;
 mod outward;
 

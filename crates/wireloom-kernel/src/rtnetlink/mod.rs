@@ -14,6 +14,7 @@ pub(crate) mod monitor;
 pub(crate) mod neighbour;
 pub(crate) mod route;
 pub(crate) mod rule;
+pub(crate) mod way;
 
 pub(crate) type Rtnetlink = wireloom_netlink::Client<RouteNetlinkMessage>;
 pub(crate) type Request = wireloom_netlink::Request<RouteNetlinkMessage>;

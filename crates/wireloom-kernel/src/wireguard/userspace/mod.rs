@@ -1,5 +1,6 @@
 //! The userspace engine: `wireloom device` in a process of its own, which its control socket identifies.
 
+mod drops;
 mod uapi;
 
 use std::{
