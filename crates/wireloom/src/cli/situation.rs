@@ -102,6 +102,9 @@ impl Situation {
         }
         let own = cluster.as_ref().and_then(|cluster| cluster.nodes.get(&config.settings.node));
         let own = own.map(Node::underlay_addresses).unwrap_or_default();
+        let settings = &config.settings;
+        let endpoints = cluster.iter().flat_map(|cluster| cluster.nodes.values());
+        let endpoints = endpoints.filter_map(|node| Some(node.endpoint?.ip()));
         let in_kernel = opened.as_mut().and_then(|kernel| {
             let observed = attempt(&mut problems, kernel.observe(&own), None)?;
             Some(InKernel {
@@ -110,7 +113,8 @@ impl Situation {
                 guard: kernel.guard_counters().cloned(),
                 device: attempt(&mut problems, kernel.device(), None).flatten(),
                 drops: attempt(&mut problems, kernel.drops(), None).flatten(),
-                machine: machine(kernel, &mut problems),
+                machine: attempt(&mut problems, kernel.machine(settings, endpoints), None)
+                    .unwrap_or_else(unknown_machine),
                 backend: attempt(&mut problems, kernel.present_backend(), None).flatten(),
             })
         });
@@ -156,10 +160,9 @@ impl Situation {
     }
 }
 
-/// What matters of this machine besides what a plan depends on.
-fn machine(kernel: &mut Linux, problems: &mut Vec<Problem>) -> Machine {
-    let met = attempt(problems, kernel.preconditions(false), None).unwrap_or_default();
-    Machine { forwarding: Forwarding { v4: met.forwarding_v4, v6: met.forwarding_v6 }, ..Machine::default() }
+/// A machine of which nothing wrong is known.
+fn unknown_machine() -> Machine {
+    Machine { forwarding: Forwarding { v4: true, v6: true }, ..Machine::default() }
 }
 
 /// What was read, or notes the problem.
