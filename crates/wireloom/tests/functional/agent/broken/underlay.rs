@@ -1,0 +1,65 @@
+//! Encrypted packets do not arrive: it is said of whom, and what may be the matter.
+
+use std::time::{Duration, Instant};
+
+use wireloom_lab::{Layout, Pinger};
+use wireloom_plan::routing::Family;
+
+use super::{Broken, SCOPED, assert_refused, expect_gone, expect_told, write_on};
+use crate::fixtures::fleet::Fleet;
+
+#[test]
+fn a_peer_whose_packets_do_not_arrive_is_named_whatever_the_cause() {
+    let fleet = Fleet::new(Layout { nodes: 6, ..Layout::default() }, SCOPED);
+    fleet.wait_for_proofs();
+    let nodes = &fleet.lab.nodes;
+    let pingers: Vec<_> = nodes[1..]
+        .iter()
+        .map(|to| {
+            let (from, to) = (&nodes[0].pods[0], &to.pods[0]);
+            Pinger::steady(from, to, Family::V4, Duration::from_millis(200)).unwrap()
+        })
+        .collect();
+    for pinger in &pingers {
+        fleet.wait("every peer to answer", |_| pinger.answered() > 0);
+    }
+
+    let since = Instant::now();
+    let chain = |hook: &str, rule: &str| {
+        format!("table inet broken {{ chain all {{ type filter hook {hook} priority 0; {rule}; }}\n}}\n")
+    };
+    for (node, rules) in [
+        (1, chain("input", "udp dport 51820 drop")),
+        (2, chain("output", "udp sport 51820 drop")),
+        (3, chain("input", "udp dport 51820 reject with icmp type admin-prohibited")),
+    ] {
+        nodes[node].host.space.feed("nft -f -", &rules).unwrap();
+    }
+    nodes[4].run("ip link set eth0 down").unwrap();
+    write_on(&fleet, &nodes[0], |mesh| {
+        mesh.nodes[5].endpoint = Some("192.168.1.99:51820".parse().unwrap());
+    });
+    let silent = |what, words| Broken { what, on: 0, words, exit: &[1, 2] };
+    expect_told(
+        &fleet,
+        since,
+        &[
+            silent("UDP dropped at the peer's input", &["node-b has not answered"]),
+            silent("UDP dropped at the peer's output", &["node-c has not answered"]),
+            silent("UDP rejected by ICMP", &["node-d has not answered"]),
+            silent("the peer is down", &["node-e has not answered"]),
+            silent("a wrong endpoint", &["node-f has not answered"]),
+        ],
+    );
+    (1..6).for_each(|peer| assert_refused(&fleet, 0, peer));
+
+    for node in 1..4 {
+        nodes[node].run("nft delete table inet broken").unwrap();
+    }
+    fleet.mesh.write_on(&nodes[0]).unwrap();
+    for node in [1, 2, 3, 5] {
+        let name = &nodes[node].name;
+        expect_gone(&fleet, 0, &[&format!("{name} has not answered")]);
+    }
+    drop(pingers);
+}
