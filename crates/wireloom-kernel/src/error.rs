@@ -5,6 +5,8 @@ use std::{fmt, io};
 use nix::errno::Errno;
 use wireloom_netlink::Refusal;
 
+use crate::wireguard::Silence;
+
 /// An operation that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {operation}: {cause}")]
@@ -20,6 +22,8 @@ pub enum Cause {
     Refused(Refusal),
     /// A file, a socket or a process failed.
     Io(io::Error),
+    /// The device does not answer.
+    Silent(Silence),
     /// Something that stays until the operator, the kernel or this program changes, in words.
     Permanent(String),
     /// Something that a retry may get past, in words.
@@ -40,7 +44,16 @@ impl Error {
             Cause::Refused(refusal) => !is_final(refusal.errno),
             Cause::Io(error) => error.raw_os_error().is_none_or(|code| !is_final(Errno::from_raw(code))),
             Cause::Permanent(_) => false,
-            Cause::Transient(_) => true,
+            Cause::Silent(_) | Cause::Transient(_) => true,
+        }
+    }
+
+    /// The device's silence, if that is why the operation failed.
+    #[must_use]
+    pub fn silence(&self) -> Option<Silence> {
+        match self.cause {
+            Cause::Silent(silence) => Some(silence),
+            _ => None,
         }
     }
 }
@@ -71,6 +84,7 @@ impl fmt::Display for Cause {
                 write!(f, "permission denied; run it as root ({error})")
             }
             Self::Io(error) => write!(f, "{error}"),
+            Self::Silent(silence) => write!(f, "{silence}"),
             Self::Permanent(what) | Self::Transient(what) => f.write_str(what),
         }
     }

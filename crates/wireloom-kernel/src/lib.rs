@@ -23,21 +23,25 @@ pub use self::{
     linux::{
         Linux,
         backend::{BackendChoice, BackendSetting},
+        poll::Poll,
     },
     nft::{GuardCounters, Refusals, restore_guard},
     random_key::random_key,
     rtnetlink::monitor::{Interest, Monitor},
-    wireguard::{Backend, DeviceState, PeerState},
+    wireguard::{Backend, DeviceState, PeerState, Silence, userspace::SILENCE_MAX},
 };
 
 /// What the reconcile loop needs of a kernel. Its twin in memory is [`Observed`].
 pub trait Kernel {
     /// Reads everything that a plan depends on. `own` are the addresses of this node, which identify its
-    /// underlay interfaces.
+    /// underlay interfaces. The device is as it was read last while it does not answer ([`Self::silence`]).
     ///
     /// # Errors
     /// The first thing that cannot be read.
     fn observe(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error>;
+
+    /// The silence of a device that has not answered yet what it was asked last.
+    fn silence(&self) -> Option<Silence>;
 
     /// Carries out operations in their order. It stops after the first step (see
     /// [`steps`](wireloom_plan::op::steps)) that fails, so that no rule, which would come last, leads to a

@@ -59,6 +59,9 @@ pub(crate) fn device(op: &DeviceOp, interface: &str) -> String {
 
 pub(crate) fn rtnetlink(op: &RtnetlinkOp, interface: &str) -> String {
     match op {
+        RtnetlinkOp::SetLinkAddress { link_address } => {
+            format!("set the link address of {interface} to {link_address}")
+        }
         RtnetlinkOp::SetMtu { mtu } => format!("set the MTU of {interface} to {mtu}"),
         RtnetlinkOp::SetUp => format!("bring {interface} up"),
         RtnetlinkOp::AddAddress { address } => format!("add the address {address} to {interface}"),

@@ -112,6 +112,11 @@ pub enum RtnetlinkOp {
         /// Bytes.
         mtu: u32,
     },
+    /// Changes the hardware address of the interface, which then loses its neighbours.
+    SetLinkAddress {
+        /// That of our own key.
+        link_address: LinkAddress,
+    },
     /// Brings the interface up.
     SetUp,
     /// Adds an address to our interface.

@@ -41,6 +41,9 @@ pub(crate) struct RunFile {
     /// The text of the `agent.toml` that is in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) settings: Option<String>,
+    /// Why the previous private key is still in force.
+    #[serde(default)]
+    pub(crate) key_error: Option<String>,
     /// How often other programs deleted our rules lately.
     #[serde(default)]
     pub(crate) rules_deleted: Option<Recurrence>,

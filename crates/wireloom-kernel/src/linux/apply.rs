@@ -149,6 +149,9 @@ impl Linux {
         let index_of_ours = || index.ok_or_else(|| Cause::Transient("our interface is gone".into()));
         Ok(match op {
             RtnetlinkOp::SetMtu { mtu } => interface::set_mtu(index_of_ours()?, *mtu),
+            RtnetlinkOp::SetLinkAddress { link_address } => {
+                interface::set_link_address(index_of_ours()?, *link_address)
+            }
             RtnetlinkOp::SetUp => interface::set_up(index_of_ours()?),
             RtnetlinkOp::AddAddress { address } => address::add(index_of_ours()?, *address),
             RtnetlinkOp::RemoveAddress { address } => address::remove(index_of_ours()?, *address),

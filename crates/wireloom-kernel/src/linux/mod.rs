@@ -8,6 +8,8 @@ mod greeting;
 mod machine;
 mod observe;
 mod outward;
+pub(crate) mod poll;
+mod silence;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +17,10 @@ use std::{
 };
 
 use wireloom_netlink::{Client, Protocol};
-use wireloom_plan::{observed::Observed, op::Op};
+use wireloom_plan::{
+    observed::{Device, Observed},
+    op::Op,
+};
 use wireloom_types::{PrivateKey, PublicKey, interface::AGENT_ALIAS};
 
 use self::{bypass::Bypasses, greeting::Greeting};
@@ -25,7 +30,7 @@ use crate::{
     nft::{GuardCounters, Nftables, Refusals},
     rtnetlink::{Rtnetlink, interface},
     state::StateDir,
-    wireguard::{Backend, DeviceState, in_kernel::KernelDevice, userspace::UserspaceDevice},
+    wireguard::{Backend, DeviceState, Silence, in_kernel::KernelDevice, userspace::UserspaceDevice},
 };
 
 /// The kernel that runs this process, in its network namespace.
@@ -39,6 +44,8 @@ pub struct Linux {
     bypasses: Bypasses,
     kernel_device: KernelDevice,
     userspace_device: UserspaceDevice,
+    /// The device as it was observed last.
+    last_device: Option<Device>,
     /// The back end that should carry the packets; absent when any will do.
     wanted: Option<Backend>,
     greeting: Greeting,
@@ -62,6 +69,7 @@ impl Linux {
             rtnetlink: Client::open(Protocol::Route).attempt(|| "open a netlink socket".into())?,
             kernel_device: KernelDevice::new(interface),
             userspace_device: UserspaceDevice::new(interface),
+            last_device: None,
             wanted: None,
             greeting: Greeting::default(),
             private_key: None,
@@ -135,7 +143,8 @@ impl Linux {
     /// The WireGuard device with its counters; `None` when it does not exist or is not ours.
     ///
     /// # Errors
-    /// The device cannot be read.
+    /// The device cannot be read. [`Error::silence`] tells of one that does not answer, within a second the first time
+    /// and within milliseconds from then on.
     pub fn device(&mut self) -> Result<Option<DeviceState>, Error> {
         match self.find_interface()?.filter(|found| found.interface.is_ours()) {
             Some(found) => self.read_device(found.backend),
@@ -176,6 +185,10 @@ impl Linux {
 impl Kernel for Linux {
     fn observe(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
         self.observe_all(own)
+    }
+
+    fn silence(&self) -> Option<Silence> {
+        self.userspace_device.silence()
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {

@@ -132,7 +132,14 @@ impl Linux {
 
     fn observe_device(&mut self) -> Result<Option<Device>, Error> {
         let Some(found) = self.find_interface()? else { return Ok(None) };
-        let Some(state) = self.read_device(found.backend)? else {
+        let state = match self.read_device(found.backend) {
+            // What is known of it must do: everything else is to be repaired all the same.
+            Err(error) if error.silence().is_some() => {
+                return Ok(Some(self.last_device.clone().unwrap_or_default()));
+            }
+            state => state?,
+        };
+        let Some(state) = state else {
             self.await_end_of_process()?;
             return Ok(None);
         };
@@ -153,18 +160,19 @@ impl Linux {
             };
             (key, observed)
         });
-        Ok(Some(Device {
+        self.last_device = Some(Device {
             peers: peers.collect(),
             public_key: state.public_key,
             listen_port: state.listen_port,
             fwmark: state.fwmark,
             source_check: state.source_check,
-        }))
+        });
+        Ok(self.last_device.clone())
     }
 
     /// A process that is killed may close its control socket before the interface: waits until nobody holds our
     /// interface. Otherwise it would look like one whose process hangs, which must be recreated.
-    fn await_end_of_process(&mut self) -> Result<(), Error> {
+    pub(super) fn await_end_of_process(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + PROCESS_END;
         let held = |found: &interface::Found| {
             found.backend == Backend::Userspace && found.interface.is_ours() && !found.interface.left

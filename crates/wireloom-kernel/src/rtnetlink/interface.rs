@@ -9,7 +9,7 @@ use netlink_packet_route::{
 };
 use nix::errno::Errno;
 use wireloom_plan::observed::Interface;
-use wireloom_types::{PeerLookup, interface::AGENT_ALIAS};
+use wireloom_types::{LinkAddress, PeerLookup, interface::AGENT_ALIAS};
 
 use super::{Request, Rtnetlink};
 use crate::{error::Cause, wireguard::Backend};
@@ -68,6 +68,10 @@ pub(crate) fn set_mtu(index: u32, mtu: u32) -> Request {
     change(index, |message| message.attributes.push(LinkAttribute::Mtu(mtu)))
 }
 
+pub(crate) fn set_link_address(index: u32, address: LinkAddress) -> Request {
+    change(index, |message| message.attributes.push(LinkAttribute::Address(address.to_bytes().to_vec())))
+}
+
 pub(crate) fn set_up(index: u32) -> Request {
     change(index, |message| {
         message.header.flags = LinkFlags::Up;
@@ -105,13 +109,17 @@ pub(crate) fn decode(message: &LinkMessage) -> Option<Found> {
     };
     let mut backend = Backend::Userspace;
     let up = message.header.flags.contains(LinkFlags::Up);
-    let mut interface = Interface { alias: None, mtu: 0, up, peer_lookup, left: false, rp_filter: 0 };
+    let mut interface =
+        Interface { alias: None, mtu: 0, up, peer_lookup, link_address: None, left: false, rp_filter: 0 };
     let (mut is_tun, mut has_carrier) = (false, true);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value.clone()),
             LinkAttribute::IfAlias(value) => interface.alias = Some(value.clone()),
             LinkAttribute::Mtu(value) => interface.mtu = *value,
+            LinkAttribute::Address(bytes) if peer_lookup == PeerLookup::Gateway => {
+                interface.link_address = bytes.as_slice().try_into().ok().map(LinkAddress::from_bytes);
+            }
             LinkAttribute::Carrier(value) => has_carrier = *value != 0,
             LinkAttribute::LinkInfo(info) if info.contains(&LinkInfo::Kind(InfoKind::Tun)) => is_tun = true,
             LinkAttribute::LinkInfo(info) if info.contains(&LinkInfo::Kind(InfoKind::Wireguard)) => {

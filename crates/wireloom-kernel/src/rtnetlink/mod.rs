@@ -12,6 +12,7 @@ pub(crate) mod interface;
 pub(crate) mod link;
 pub(crate) mod monitor;
 pub(crate) mod neighbour;
+mod netconf;
 pub(crate) mod route;
 pub(crate) mod rule;
 pub(crate) mod way;

@@ -15,11 +15,15 @@ use netlink_packet_route::{
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use wireloom_netlink::{Messages, Protocol, Received, Subscription};
 
-use super::{address, link, neighbour, route, rule};
+use super::{
+    address, link, neighbour,
+    netconf::{self, Place},
+    route, rule,
+};
 
 /// `RTNLGRP_…` of include/uapi/linux/rtnetlink.h: LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE,
-/// IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE.
-const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
+/// IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV4_NETCONF.
+const GROUPS: [u32; 9] = [1, 3, 5, 7, 8, 9, 11, 19, 24];
 
 /// Bytes. A full buffer does no harm: it means that something changed.
 const RECEIVE_BUFFER: usize = 1 << 20;
@@ -89,6 +93,10 @@ impl Monitor {
         let interest = self.interest.lock().unwrap_or_else(PoisonError::into_inner);
         messages.any(|message| match message {
             Ok(message) if message.header.port_number == interest.own_port => false,
+            // netlink-packet-route does not know these.
+            Ok(message) if message.header.message_type == netconf::NEW => {
+                netconf::decode(message.payload()).is_some_and(|place| interest.holds_settings_of(&place))
+            }
             Ok(message) => match message.parse::<RouteNetlinkMessage>() {
                 Ok(NetlinkPayload::InnerMessage(message)) => interest.holds(&message),
                 Ok(_) => false,
@@ -140,6 +148,17 @@ impl Interest {
     /// Something of an interface that matters changed, or an interface is new that leads to other machines.
     fn holds_interface(&self, message: &LinkMessage) -> bool {
         link::decode(message).is_some_and(|link| self.is_known(&link.name) || link.leads_out)
+    }
+
+    /// The settings of an interface that matters, or of all, changed.
+    fn holds_settings_of(&self, place: &Place) -> bool {
+        match place {
+            Place::All => true,
+            Place::Interface(index) => {
+                let name = if_indextoname(*index).ok().and_then(|name| name.into_string().ok());
+                name.is_some_and(|name| self.is_known(&name))
+            }
+        }
     }
 
     fn is_known(&self, interface: &str) -> bool {

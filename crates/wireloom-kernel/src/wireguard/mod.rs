@@ -56,6 +56,25 @@ pub(crate) trait WireguardDevice {
     fn end(&mut self) -> Result<(), Cause>;
 }
 
+/// A device that does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Silence {
+    /// Its process, if that is in a PID namespace that we can see.
+    pub process: Option<i32>,
+    /// Since it was first asked in vain.
+    pub lasted: Duration,
+}
+
+impl fmt::Display for Silence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the WireGuard device does not answer")?;
+        match self.process {
+            Some(process) => write!(f, " (process {process})"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A change of the device.
 pub(crate) enum Change<'a> {
     /// The device's own settings.

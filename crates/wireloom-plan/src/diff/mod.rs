@@ -27,12 +27,14 @@ mod teardown;
 
 use std::borrow::Cow;
 
+use wireloom_types::LinkAddress;
+
 pub(crate) use routes::is_blocked;
 pub use teardown::teardown;
 
 use crate::{
     desired::Desired,
-    observed::Observed,
+    observed::{Interface, Observed},
     op::{DeviceOp, InterfaceOp, Op, RtnetlinkOp, SysctlOp},
     refusal::Refusal,
     routing::{Route, RouteKind, Rule},
@@ -189,7 +191,14 @@ fn raise_interface<'a>(observed: &'a Observed, desired: &Desired, ops: &mut Vec<
         };
         ops.push(configure.into());
     }
-    if !key_stays && !observed.neighbours.is_empty() {
+    // A new key brings its own.
+    let own = LinkAddress::of(wanted.public_key);
+    let is_foreign = |interface: &Interface| interface.link_address.is_some_and(|present| present != own);
+    let set_address = key_stays && observed.interface.as_ref().is_some_and(is_foreign);
+    if set_address {
+        ops.push(RtnetlinkOp::SetLinkAddress { link_address: own }.into());
+    }
+    if (!key_stays || set_address) && !observed.neighbours.is_empty() {
         observed.to_mut().neighbours.clear();
     }
     observed

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use wireloom_types::{LinkAddress, PublicKey, interface::AGENT_ALIAS};
+use wireloom_types::{LinkAddress, PeerLookup, PublicKey, interface::AGENT_ALIAS};
 
 use super::{Device, Interface, Observed, Peer};
 use crate::{
@@ -117,6 +117,8 @@ impl Observed {
                     mtu: *mtu,
                     up: false,
                     peer_lookup: *peer_lookup,
+                    // A random one, which the key replaces.
+                    link_address: None,
                     left: false,
                     rp_filter: 0,
                 });
@@ -144,6 +146,13 @@ impl Observed {
                     if device.public_key != Some(*public_key) {
                         // The hardware address changes with the key (neigh_changeaddr, net/core/neighbour.c).
                         self.neighbours.clear();
+                        if let Some(interface) = self
+                            .interface
+                            .as_mut()
+                            .filter(|interface| interface.peer_lookup == PeerLookup::Gateway)
+                        {
+                            interface.link_address = Some(LinkAddress::of(*public_key));
+                        }
                     }
                     device.source_check = *source_check;
                     device.public_key = Some(*public_key);
@@ -167,6 +176,11 @@ impl Observed {
     fn change_rtnetlink(&mut self, op: &RtnetlinkOp) -> Result<(), ApplyError> {
         match op {
             RtnetlinkOp::SetMtu { mtu } => self.interface.as_mut().ok_or(ApplyError::NoInterface)?.mtu = *mtu,
+            RtnetlinkOp::SetLinkAddress { link_address } => {
+                let interface = self.interface.as_mut().ok_or(ApplyError::NoInterface)?;
+                interface.link_address = Some(*link_address);
+                self.neighbours.clear();
+            }
             RtnetlinkOp::SetUp => self.interface.as_mut().ok_or(ApplyError::NoInterface)?.up = true,
             RtnetlinkOp::AddAddress { address } => {
                 self.interface.as_ref().ok_or(ApplyError::NoInterface)?;

@@ -118,6 +118,8 @@ pub struct Interface {
     /// The peer lookup that its kind allows: an Ethernet interface (TAP) has neighbours, a point-to-point
     /// interface (TUN, or the kernel's WireGuard) has none.
     pub peer_lookup: PeerLookup,
+    /// The hardware address of an Ethernet interface; absent for others, and when it is not known.
+    pub link_address: Option<LinkAddress>,
     /// It outlived its device, with its addresses, neighbours and routes, and a new device of the wanted back end can
     /// be started behind it: it is a persistent TUN or TAP that no process holds.
     pub left: bool,

@@ -159,6 +159,7 @@ fn a_foreign_interface_with_our_name_is_a_refusal_and_stays() {
         mtu: 1420,
         up: true,
         peer_lookup: PeerLookup::Destination,
+        link_address: None,
         left: false,
         rp_filter: 0,
     });
@@ -271,6 +272,7 @@ fn a_device_that_somebody_else_configured_is_adopted() {
         mtu: 1500,
         up: false,
         peer_lookup: PeerLookup::Destination,
+        link_address: None,
         left: false,
         rp_filter: 0,
     });

@@ -86,7 +86,7 @@ fn every_operation_is_one_flat_object_named_by_op() {
         guard: None,
         altered: false,
     };
-    let ops: [Op; 30] = [
+    let ops: [Op; 31] = [
         InterfaceOp::Create {
             mtu: 1420,
             peer_lookup: PeerLookup::Gateway,
@@ -96,6 +96,7 @@ fn every_operation_is_one_flat_object_named_by_op() {
         InterfaceOp::StartDevice { source_check: SourceCheck::AllowedIps }.into(),
         InterfaceOp::Remove.into(),
         RtnetlinkOp::SetMtu { mtu: 1420 }.into(),
+        RtnetlinkOp::SetLinkAddress { link_address: peer }.into(),
         RtnetlinkOp::SetUp.into(),
         DeviceOp::Configure {
             public_key: key(1),

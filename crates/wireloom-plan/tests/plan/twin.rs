@@ -75,6 +75,7 @@ fn kernel_with_interface(up: bool) -> Observed {
         mtu: 1420,
         up,
         peer_lookup: PeerLookup::Destination,
+        link_address: None,
         left: false,
         rp_filter: 0,
     });

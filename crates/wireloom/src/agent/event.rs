@@ -26,6 +26,8 @@ pub(super) enum Event {
     Kernel,
     /// `agent.toml` changed, or cannot be read now.
     Settings(Result<TomlFile, ReadError>),
+    /// The file of the private key may have changed.
+    Key,
     /// SIGHUP or SIGUSR1 (`wireloom reload`), and what was there then.
     Reread(Reread),
     /// SIGTERM or SIGINT.

@@ -107,9 +107,9 @@ impl Agent {
         mesh
     }
 
-    /// When the next pass is due, something is to be let go, or the device to be looked at.
+    /// When the next pass or poll is due, something is to be let go, or the device to be looked at.
     pub(super) fn wakes_at(&self) -> Instant {
-        let due = self.due.min(self.proving.next_look());
+        let due = self.due.min(self.proving.next_look()).min(self.polling.due());
         self.holding.holdback.due().map_or(due, |let_go| due.min(self.started + let_go))
     }
 

@@ -7,6 +7,8 @@
 
 mod event;
 mod holding;
+mod key_watch;
+mod polling;
 mod proving;
 mod start;
 
@@ -25,11 +27,17 @@ use wireloom_membership::config_file::{ReadError, TomlFile};
 use wireloom_plan::{removals::Removals, warning::Warning};
 
 pub(crate) use self::start::run;
-use self::{event::Event, holding::Holding, proving::Proving};
+use self::{
+    event::Event,
+    holding::Holding,
+    key_watch::KeyWatch,
+    polling::{Polling, is_remarkable},
+    proving::Proving,
+};
 use crate::{
     config::Config,
     key_file,
-    reconcile::Reconciler,
+    reconcile::{Reconciler, Trouble},
     run_file::{RunFile, unix_time},
 };
 
@@ -70,6 +78,8 @@ struct Agent {
     removals: Removals,
     holding: Holding,
     proving: Proving,
+    polling: Polling,
+    key_watch: KeyWatch,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -103,6 +113,7 @@ impl Agent {
             }
             self.answer();
             self.let_go();
+            self.poll();
             if Instant::now() >= self.due {
                 self.pass();
             }
@@ -142,6 +153,7 @@ impl Agent {
                 self.unread = None;
                 self.reload();
             }
+            Event::Key => self.take_key(),
             Event::Reread(read) => self.holding.asked = Some(read),
             Event::Stop => {}
         }
@@ -190,6 +202,8 @@ impl Agent {
         if config.settings.table != self.config.settings.table {
             self.move_to_table(&config)?;
         }
+        self.key_watch.set_path(config.private_key_file.clone());
+        self.report.key_error = None;
         self.reconciler.kernel_mut().set_private_key(key);
         if config != self.config || public_key != self.reconciler.public_key() {
             tracing::info!("the settings changed");
@@ -203,6 +217,35 @@ impl Agent {
         self.reconciler.distrust_kernel();
         self.due = Instant::now();
         Ok(())
+    }
+
+    /// Takes the private key that is in its file now, and reports why that is impossible.
+    fn take_key(&mut self) {
+        let path = &self.config.private_key_file;
+        let error = match key_file::read(path) {
+            Ok(Some(key)) => {
+                let public_key = key.public_key();
+                if public_key != self.reconciler.public_key() {
+                    tracing::info!(
+                        "the private key in {} is a new one; its public key is {public_key}",
+                        path.display()
+                    );
+                    self.reconciler.kernel_mut().set_private_key(key);
+                    let settings = self.config.settings.clone();
+                    self.proving.set_identity(&settings.node, public_key);
+                    self.reconciler.set_settings(settings, public_key);
+                    self.due = Instant::now();
+                }
+                None
+            }
+            Ok(None) => Some(format!("the private key {} is gone; put it back", path.display())),
+            Err(error) => Some(error.to_string()),
+        };
+        let error = error.map(|error| format!("{error}; the previous key stays in force"));
+        if let Some(text) = error.as_ref().filter(|_| error != self.report.key_error) {
+            tracing::error!("{text}");
+        }
+        self.report.key_error = error;
     }
 
     /// Changes our table, as an operator does whose first choice belonged to another program.
@@ -228,6 +271,7 @@ impl Agent {
         if let Err(error) = self.reconciler.kernel_mut().finish_creation() {
             tracing::warn!("{error}");
         }
+        self.end_silent_device();
         let outcome = self.reconciler.pass();
         let now = Instant::now();
         self.last_pass = Some(now);
@@ -248,7 +292,15 @@ impl Agent {
                 self.retry = FIRST_RETRY;
                 self.due = now + RESYNC;
             }
+            // It answers in a moment, or a poll finds that it does not.
+            Err(Trouble::Silent(silence)) if !is_remarkable(silence) => {
+                self.await_answer(silence);
+                self.due = now + RESYNC;
+            }
             Err(trouble) => {
+                if let Trouble::Silent(silence) = trouble {
+                    self.await_answer(silence);
+                }
                 let text = trouble.to_string();
                 if self.report.trouble.as_ref() != Some(&text) {
                     tracing::error!("{text}");

@@ -14,7 +14,10 @@ use wireloom_kernel::{
 use wireloom_membership::config_file::Watch;
 use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
-use super::{Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, proving::Proving};
+use super::{
+    Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, key_watch::KeyWatch,
+    polling::Polling, proving::Proving,
+};
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
     key_file,
@@ -73,6 +76,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     event::signals(path, config.membership.clone(), sender.clone())?;
     event::membership(&config.membership, sender.clone())?;
     event::settings(watch, sender.clone())?;
+    let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone())?;
     let monitor = event::kernel(&kernel, interest.clone(), sender)?;
 
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
@@ -93,6 +97,8 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         removals_logged: None,
         holding: Holding::new(state.mesh()?),
         proving,
+        polling: Polling::new(),
+        key_watch,
         report: RunFile { pid: std::process::id(), backend: Some(backend), settings, ..RunFile::default() },
         written: None,
         state,

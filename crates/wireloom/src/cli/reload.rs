@@ -134,10 +134,11 @@ fn send(pid: u32, signal: Signal) -> anyhow::Result<()> {
 
 /// Says how it went.
 fn report(agent: &RunFile) -> anyhow::Result<ExitCode> {
-    let errors: Vec<&str> = [&agent.settings_error, &agent.membership_error, &agent.trouble]
-        .into_iter()
-        .filter_map(|error| error.as_deref())
-        .collect();
+    let errors: Vec<&str> =
+        [&agent.settings_error, &agent.key_error, &agent.membership_error, &agent.trouble]
+            .into_iter()
+            .filter_map(|error| error.as_deref())
+            .collect();
     if !errors.is_empty() {
         bail!("{}", errors.join("\n"));
     }

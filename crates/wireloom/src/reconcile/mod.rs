@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, mem, net::IpAddr};
 
-use wireloom_kernel::{Error, Kernel, wording};
+use wireloom_kernel::{Error, Kernel, SILENCE_MAX, Silence, wording};
 use wireloom_plan::{
     cluster::{Cluster, Node},
     observed::Observed,
@@ -58,6 +58,12 @@ pub(crate) enum Trouble {
     /// Operations failed.
     #[error("{}", first_of(.0))]
     Apply(Vec<Error>),
+    /// The device does not answer. Everything else is as desired.
+    #[error(
+        "{silence}; everything else is repaired, and the device is restarted after {limit} s without an answer",
+        silence = .0, limit = SILENCE_MAX.as_secs()
+    )]
+    Silent(Silence),
     /// The operations succeed, and yet more are needed after each round; this is one of them.
     #[error(
         "the kernel does not stay as programmed: after {ROUNDS} rounds it is still necessary to {0}; find out which \
@@ -81,7 +87,7 @@ impl Trouble {
             Self::Refused(_) => false,
             Self::Observe(error) => error.retry_can_help(),
             Self::Apply(errors) => errors.iter().any(Error::retry_can_help),
-            Self::Unsettled(_) => true,
+            Self::Silent(_) | Self::Unsettled(_) => true,
         }
     }
 }
@@ -157,6 +163,11 @@ impl<K: Kernel> Reconciler<K> {
         &mut self.kernel
     }
 
+    /// The kernel that is reconciled, and [`Self::mirror`].
+    pub(crate) fn kernel_and_mirror(&mut self) -> (&mut K, Option<&Observed>) {
+        (&mut self.kernel, self.mirror.as_ref())
+    }
+
     /// The public half of the device's private key.
     pub(crate) fn public_key(&self) -> PublicKey {
         self.public_key
@@ -187,7 +198,7 @@ impl<K: Kernel> Reconciler<K> {
     pub(crate) fn pass(&mut self) -> Result<usize, Trouble> {
         self.rules_deleted = false;
         let Some(mut planner) = self.planner.take() else { return Ok(0) };
-        let outcome = match self.mirror.take() {
+        let outcome = match self.mirror.take().filter(|_| self.kernel.silence().is_none()) {
             Some(mirror) => self.follow_changes(&mut planner, mirror),
             None => self.settle(&mut planner),
         };
@@ -227,6 +238,14 @@ impl<K: Kernel> Reconciler<K> {
             };
             self.warnings = plan.warnings;
             let rules = planner.desired(&observed)?.rules.clone();
+            if let Some(silence) = self.kernel.silence() {
+                // What the device is to be told must wait. It is not known well enough to tell what else remains.
+                let (waiting, ops): (Vec<Op>, Vec<Op>) =
+                    plan.ops.into_iter().partition(|op| matches!(op, Op::Device(_)));
+                tracing::debug!("{} changes of the device must wait", waiting.len());
+                self.apply(&ops, rules)?;
+                return Err(Trouble::Silent(silence));
+            }
             if plan.ops.is_empty() {
                 self.expected_rules = rules;
                 self.mirror = Some(observed);

@@ -25,6 +25,7 @@ struct Memory {
     applied: Vec<Op>,
     /// Whether an operation fails.
     refuses: Option<fn(&Op) -> bool>,
+    silence: Option<Silence>,
     /// What another program does after each application.
     meddler: Option<fn(&mut Observed)>,
 }
@@ -35,6 +36,10 @@ impl Kernel for Memory {
         let mut observed = self.observed.clone();
         observed.underlays.retain(|_, underlay| !underlay.addresses.is_disjoint(own));
         Ok(observed)
+    }
+
+    fn silence(&self) -> Option<Silence> {
+        self.silence
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {
@@ -98,6 +103,7 @@ fn nothing_happens_before_the_first_snapshot() {
         mtu: 1420,
         up: true,
         peer_lookup: PeerLookup::Destination,
+        link_address: None,
         left: false,
         rp_filter: 0,
     });
@@ -202,6 +208,7 @@ fn a_foreign_interface_is_refused_until_it_goes() {
         mtu: 1500,
         up: true,
         peer_lookup: PeerLookup::Destination,
+        link_address: None,
         left: false,
         rp_filter: 0,
     });

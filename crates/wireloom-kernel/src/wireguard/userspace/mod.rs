@@ -1,12 +1,12 @@
 //! The userspace engine: `wireloom device` in a process of its own, which its control socket identifies.
 
+mod conversation;
 mod drops;
 mod uapi;
 
 use std::{
     env,
-    io::{self, Read, Seek, Write},
-    os::unix::net::UnixStream,
+    io::{self, Read, Seek},
     path::PathBuf,
     process::{Command, ExitStatus, Stdio},
     thread,
@@ -15,21 +15,17 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sys::{
-        signal::{Signal, kill},
-        socket::{getsockopt, sockopt::PeerCredentials},
-    },
-    unistd::Pid,
+    sys::signal::{Signal, kill},
 };
 use wireloom_types::{PeerLookup, SourceCheck, interface::control_socket};
 use zeroize::Zeroizing;
 
-use self::uapi::ReplyError;
-use super::{Change, DeviceState, WireguardDevice};
+use self::{conversation::Conversation, uapi::ReplyError};
+use super::{Change, DeviceState, Silence, WireguardDevice};
 use crate::{error::Cause, state};
 
-/// The device answers within milliseconds; one that stays silent this long hangs.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the device may take to end after its interface was removed. It takes milliseconds.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The device is ready within milliseconds of its start, but a booting machine may take longer.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -37,83 +33,155 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often an awaited state is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
+/// How long a reading is waited for that takes as long as the one before, times twenty: a device under load answers
+/// late. What comes later still is taken by a later reading.
+const READ_TIMEOUTS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// How long a reading is expected to take before there was any.
+const FIRST_READING: Duration = Duration::from_millis(25);
+
+/// How long a device that has not answered is listened to.
+const GLANCE: Duration = Duration::from_millis(1);
+
+/// How long a device may be silent. One with 5,000 peers on a loaded machine answers within seconds.
+pub const SILENCE_MAX: Duration = Duration::from_secs(15);
+
+/// How long a change of the device may take: this, and as much for each thousand changes.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The device of one interface.
 pub(crate) struct UserspaceDevice {
     interface: String,
+    /// How long the last reading took.
+    reading_took: Duration,
+    unanswered: Option<Unanswered>,
+}
+
+/// What the device has not answered yet.
+struct Unanswered {
+    since: Instant,
+    /// Absent when the device did not even take the request.
+    conversation: Option<Conversation>,
+    /// Whether a reading was asked for, or a change.
+    is_reading: bool,
+}
+
+impl Unanswered {
+    fn silence(&self) -> Silence {
+        let process = self.conversation.as_ref().and_then(Conversation::process);
+        Silence { process: process.map(|process| process.as_raw()), lasted: self.since.elapsed() }
+    }
 }
 
 impl UserspaceDevice {
     pub(crate) fn new(interface: &str) -> Self {
-        Self { interface: interface.to_owned() }
+        Self { interface: interface.to_owned(), reading_took: FIRST_READING, unanswered: None }
     }
 
     fn socket(&self) -> PathBuf {
         control_socket(&self.interface)
     }
 
-    /// `None` when nobody listens.
-    fn connect(&self) -> io::Result<Option<UnixStream>> {
-        match UnixStream::connect(self.socket()) {
-            Ok(stream) => {
-                stream.set_read_timeout(Some(TIMEOUT))?;
-                stream.set_write_timeout(Some(TIMEOUT))?;
-                Ok(Some(stream))
-            }
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(error),
+    /// The silence of a device that has not answered what it was asked last.
+    pub(crate) fn silence(&self) -> Option<Silence> {
+        self.unanswered.as_ref().map(Unanswered::silence)
+    }
+
+    /// Ends the process of a device that has not answered, and removes its socket.
+    pub(crate) fn kill_silent(&mut self) -> Result<(), Cause> {
+        let Some(unanswered) = &self.unanswered else { return Ok(()) };
+        match &unanswered.conversation {
+            Some(conversation) => self.kill(conversation)?,
+            None => return Err(Cause::Permanent("its control socket takes no connection; end it".into())),
+        }
+        self.unanswered = None;
+        Ok(())
+    }
+
+    fn kill(&self, conversation: &Conversation) -> Result<(), Cause> {
+        let hidden = || Cause::Permanent("it is in another PID namespace; end it there".into());
+        let process = conversation.process().ok_or_else(hidden)?;
+        match kill(process, Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(state::remove_if_there(&self.socket())?),
+            Err(error) => Err(error.into()),
         }
     }
 
-    /// Ends a device process that hangs, and removes its socket.
-    fn kill(&self, stream: &UnixStream) -> Result<(), Cause> {
-        let pid = getsockopt(stream, PeerCredentials)?.pid();
-        // 0: the process is in a PID namespace that we cannot see.
-        if pid <= 0 {
-            return Err(Cause::Permanent(
-                "the device process outlives its interface and is in another PID namespace; end it there"
-                    .into(),
-            ));
-        }
-        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
-        Ok(state::remove_if_there(&self.socket())?)
+    /// Sends requests and returns their replies, which may hold the private key. `None` when nobody listens. What comes
+    /// after `limit` can be had later ([`Self::late_answer`]).
+    fn ask(
+        &mut self,
+        requests: &str,
+        replies: usize,
+        limit: Duration,
+        is_reading: bool,
+    ) -> Result<Option<Zeroizing<String>>, Cause> {
+        let since = Instant::now();
+        let conversation = match Conversation::begin(&self.socket(), requests, replies, limit) {
+            Ok(Some(mut conversation)) => match conversation.listen(since + limit)? {
+                Some(reply) => return Ok(Some(reply)),
+                None => Some(conversation),
+            },
+            Ok(None) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error) => return Err(error.into()),
+        };
+        let unanswered = Unanswered { since, conversation, is_reading };
+        let silence = unanswered.silence();
+        self.unanswered = Some(unanswered);
+        Err(Cause::Silent(silence))
     }
 
-    /// Sends one request and returns the reply, which may hold the private key. `None` when nobody listens.
-    fn ask(&self, request: &str) -> Result<Option<Zeroizing<String>>, Cause> {
-        let Some(mut stream) = self.connect()? else { return Ok(None) };
-        let reply = exchange(&mut stream, request);
-        let silent =
-            |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-        match reply {
-            Err(error) if silent(&error) => {
-                Err(Cause::Transient(format!("the device gave no answer within {} s", TIMEOUT.as_secs())))
+    /// The answer of a device that did not answer in time, if it is a reading. `None` when it must be asked anew.
+    fn late_answer(&mut self) -> Result<Option<Zeroizing<String>>, Cause> {
+        let Some(mut unanswered) = self.unanswered.take() else { return Ok(None) };
+        // Otherwise its queue was full.
+        let Some(conversation) = &mut unanswered.conversation else {
+            return match Conversation::begin(&self.socket(), "", 0, GLANCE) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let silence = unanswered.silence();
+                    self.unanswered = Some(unanswered);
+                    Err(Cause::Silent(silence))
+                }
+                _ => Ok(None),
+            };
+        };
+        match conversation.listen(Instant::now() + GLANCE) {
+            Ok(Some(reply)) => Ok(Some(reply).filter(|_| unanswered.is_reading)),
+            Ok(None) => {
+                let silence = unanswered.silence();
+                self.unanswered = Some(unanswered);
+                Err(Cause::Silent(silence))
             }
-            reply => Ok(Some(reply?)),
+            // That process has ended.
+            Err(_) => Ok(None),
         }
     }
 }
 
 impl WireguardDevice for UserspaceDevice {
     fn read(&mut self) -> Result<Option<DeviceState>, Cause> {
-        match self.ask(uapi::GET)? {
-            Some(reply) => {
-                let unreadable = |error: ReplyError| Cause::Transient(error.to_string());
-                let mut device = uapi::parse_get_reply(&reply).map_err(unreadable)?;
-                device.source_check = match self.ask(uapi::GET_LINK)? {
-                    Some(reply) => uapi::parse_link_reply(&reply).map_err(unreadable)?,
-                    None => return Ok(None),
-                };
-                Ok(Some(device))
+        let late = self.late_answer()?.filter(|reply| reply.ends_with("\n\n"));
+        let reply = match late {
+            Some(late) => late,
+            None => {
+                let begun = Instant::now();
+                let (least, most) = READ_TIMEOUTS;
+                let limit = (self.reading_took * 20).clamp(least, most);
+                let Some(reply) = self.ask(uapi::GET_ALL, 2, limit, true)? else { return Ok(None) };
+                self.reading_took = begun.elapsed();
+                reply
             }
-            None => Ok(None),
-        }
+        };
+        let unreadable = |error: ReplyError| Cause::Transient(error.to_string());
+        let (device, link) = uapi::split(&reply).ok_or_else(|| unreadable(ReplyError::CutOff))?;
+        let mut device = uapi::parse_get_reply(device).map_err(unreadable)?;
+        device.source_check = uapi::parse_link_reply(link).map_err(unreadable)?;
+        Ok(Some(device))
     }
 
     fn create(&mut self, peer_lookup: PeerLookup, source_check: SourceCheck) -> Result<(), Cause> {
+        self.unanswered = None;
         // Its errors go to a file: the process that stays in the background would keep a pipe open.
         let mut errors = tempfile::tempfile()?;
         let mut child = Command::new(this_program()?)
@@ -139,7 +207,12 @@ impl WireguardDevice for UserspaceDevice {
     }
 
     fn change(&mut self, changes: &[Change<'_>]) -> Result<(), Cause> {
-        match self.ask(&uapi::set(changes))? {
+        if let Some(silence) = self.silence() {
+            return Err(Cause::Silent(silence));
+        }
+        let thousands = u32::try_from(changes.len() / 1_000).unwrap_or(u32::MAX);
+        let limit = CHANGE_TIMEOUT.saturating_mul(1 + thousands);
+        match self.ask(&uapi::set(changes), 1, limit, false)? {
             Some(reply) => uapi::parse_set_reply(&reply).map_err(|error| match error {
                 ReplyError::Refused(errno) => Cause::from(Errno::from_raw(errno)),
                 other => Cause::Transient(other.to_string()),
@@ -149,30 +222,17 @@ impl WireguardDevice for UserspaceDevice {
     }
 
     fn end(&mut self) -> Result<(), Cause> {
-        let deadline = Instant::now() + TIMEOUT;
-        while let Some(stream) = self.connect()? {
-            if Instant::now() > deadline {
-                return self.kill(&stream);
+        let is_silent = self.unanswered.take().is_some();
+        let deadline = Instant::now() + if is_silent { POLL_INTERVAL } else { END_TIMEOUT };
+        loop {
+            match Conversation::begin(&self.socket(), "", 0, GLANCE) {
+                Ok(None) => return Ok(()),
+                Ok(Some(conversation)) if Instant::now() > deadline => return self.kill(&conversation),
+                Err(error) if Instant::now() > deadline => return Err(error.into()),
+                _ => thread::sleep(POLL_INTERVAL),
             }
-            thread::sleep(POLL_INTERVAL);
-        }
-        Ok(())
-    }
-}
-
-/// Sends one request. The reply ends with an empty line; the device keeps the connection open.
-fn exchange(stream: &mut UnixStream, request: &str) -> io::Result<Zeroizing<String>> {
-    stream.write_all(request.as_bytes())?;
-    let mut reply = Zeroizing::new(Vec::with_capacity(64 << 10));
-    let mut piece = Zeroizing::new([0; 16 << 10]);
-    while !reply.ends_with(b"\n\n") {
-        match stream.read(&mut *piece)? {
-            0 => break,
-            length => reply.extend_from_slice(&piece[..length]),
         }
     }
-    let text = str::from_utf8(&reply).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    Ok(Zeroizing::new(text.to_owned()))
 }
 
 /// Our own program; after an upgrade of the file, the version that runs.

@@ -10,11 +10,14 @@ use zeroize::Zeroizing;
 
 use crate::wireguard::{Change, DeviceState, PeerState};
 
-/// Requests the whole device.
-pub(super) const GET: &str = "get=1\n\n";
+/// Requests the whole device, and the source check, which is an extension of our own device.
+pub(super) const GET_ALL: &str = "get=1\n\nget_link=1\n\n";
 
-/// Requests the source check, an extension of our own device.
-pub(super) const GET_LINK: &str = "get_link=1\n\n";
+/// The replies to the two requests of [`GET_ALL`].
+pub(super) fn split(replies: &str) -> Option<(&str, &str)> {
+    let end = replies.find("\n\n")? + 2;
+    Some(replies.split_at(end))
+}
 
 /// The request of one transaction. It may hold the private key.
 pub(super) fn set(changes: &[Change<'_>]) -> Zeroizing<String> {
@@ -76,7 +79,7 @@ pub(super) fn parse_set_reply(text: &str) -> Result<(), ReplyError> {
     lines(text)?.try_for_each(|line| line.map(|_| ()))
 }
 
-/// Reads the reply to [`GET`]. Keys that we do not need are skipped.
+/// Reads the reply to the first request of [`GET_ALL`]. Keys that we do not need are skipped.
 pub(super) fn parse_get_reply(text: &str) -> Result<DeviceState, ReplyError> {
     let mut device = DeviceState::default();
     let mut current: Option<(PublicKey, PeerState)> = None;
@@ -123,7 +126,7 @@ pub(super) fn parse_get_reply(text: &str) -> Result<DeviceState, ReplyError> {
     Ok(device)
 }
 
-/// Reads the reply to [`GET_LINK`]. A device from before link mode refuses the request: it checks
+/// Reads the reply to the second request of [`GET_ALL`]. A device from before link mode refuses the request: it checks
 /// allowed-IPs.
 pub(super) fn parse_link_reply(text: &str) -> Result<SourceCheck, ReplyError> {
     let mut lines = match lines(text) {
@@ -229,6 +232,14 @@ mod tests {
                 .into(),
         };
         assert_eq!(parse_get_reply(&text), Ok(expected));
+    }
+
+    #[test]
+    fn two_replies_are_told_apart() {
+        let link = "source_check=off\nerrno=0\n\n";
+        assert_eq!(split(&format!("fwmark=1\nerrno=0\n\n{link}")), Some(("fwmark=1\nerrno=0\n\n", link)));
+        assert_eq!(split("errno=0\n\n"), Some(("errno=0\n\n", "")));
+        assert_eq!(split("fwmark=1\n"), None);
     }
 
     #[test]

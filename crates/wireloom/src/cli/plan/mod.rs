@@ -103,7 +103,9 @@ fn sign(op: &Op) -> String {
             | RtnetlinkOp::SetRoute(_)
             | RtnetlinkOp::AddRule(_),
         ) => plus.to_string(),
-        Op::Rtnetlink(RtnetlinkOp::SetMtu { .. } | RtnetlinkOp::SetUp) => tilde.to_string(),
+        Op::Rtnetlink(
+            RtnetlinkOp::SetMtu { .. } | RtnetlinkOp::SetLinkAddress { .. } | RtnetlinkOp::SetUp,
+        ) => tilde.to_string(),
         Op::Rtnetlink(
             RtnetlinkOp::RemoveAddress { .. }
             | RtnetlinkOp::RemoveNeighbour { .. }

@@ -90,8 +90,15 @@ fn tell(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
 /// follows from it.
 fn with_problems(mut errors: Vec<String>, situation: &Situation) -> Vec<String> {
     let agent = situation.agent.as_ref();
-    let reported = agent
-        .map(|agent| [&agent.trouble, &agent.membership_error, &agent.settings_error, &agent.proofs_error]);
+    let reported = agent.map(|agent| {
+        [
+            &agent.trouble,
+            &agent.membership_error,
+            &agent.settings_error,
+            &agent.key_error,
+            &agent.proofs_error,
+        ]
+    });
     let reported: Vec<&String> = reported.into_iter().flatten().flatten().collect();
     let is_new = |error: &str| !reported.iter().any(|reported| reported.starts_with(error));
     errors.retain(|error| is_new(error));

@@ -1,0 +1,125 @@
+//! Watches the file of the private key. Its content is not read here, so that there are no more copies of the key.
+
+use std::{
+    fs, io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, mpsc::Sender},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+};
+
+use super::event::Event;
+
+/// How often the file is looked at even without a notification: its directory may be replaced, or lie on a file system
+/// without any.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long notifications are gathered: programs replace a file in several steps.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// The end of a writing, and what changes what the name leads to or who may read it. Not each single write: the file
+/// would be half of itself.
+const EVENTS: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
+    .union(AddWatchFlags::IN_MOVE)
+    .union(AddWatchFlags::IN_DELETE)
+    .union(AddWatchFlags::IN_ATTRIB);
+
+/// The path that is watched, which can be changed.
+#[derive(Debug, Clone)]
+pub(super) struct KeyWatch(Arc<Mutex<PathBuf>>);
+
+impl KeyWatch {
+    /// Starts a thread that sends an event after each change of the file.
+    pub(super) fn start(path: PathBuf, events: Sender<Event>) -> io::Result<Self> {
+        let watch = Self(Arc::new(Mutex::new(path)));
+        let watched = watch.clone();
+        let mut seen = Stamp::of(&watched.path());
+        let mut listener = Listener::new(&watched.path());
+        thread::Builder::new().name("key".into()).spawn(move || {
+            loop {
+                listener.wait();
+                let path = watched.path();
+                listener.follow(&path);
+                let now = Stamp::of(&path);
+                if now != seen && events.send(Event::Key).is_err() {
+                    return;
+                }
+                seen = now;
+            }
+        })?;
+        Ok(watch)
+    }
+
+    /// Watches another path from now on.
+    pub(super) fn set_path(&self, path: PathBuf) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = path;
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What tells one state of a file from the next.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    path: PathBuf,
+    /// Absent when there is no file. Device and inode; size and mode; time of the last change.
+    file: Option<((u64, u64), (u64, u32), (i64, i64))>,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Self {
+        let file = fs::metadata(path).ok().map(|found| {
+            ((found.dev(), found.ino()), (found.size(), found.mode()), (found.ctime(), found.ctime_nsec()))
+        });
+        Self { path: path.to_owned(), file }
+    }
+}
+
+/// Listens to the directory of the file.
+struct Listener {
+    directory: PathBuf,
+    inotify: Option<Inotify>,
+}
+
+impl Listener {
+    fn new(path: &Path) -> Self {
+        let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
+        let listen = || {
+            let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+            inotify.add_watch(&directory, EVENTS).map(|_| inotify)
+        };
+        let inotify = listen().ok();
+        Self { directory, inotify }
+    }
+
+    /// Listens to the directory of another path, or to a new directory of the same name.
+    fn follow(&mut self, path: &Path) {
+        let is_gone = |inotify: &Inotify| {
+            let events = inotify.read_events().unwrap_or_default();
+            events.iter().any(|event| event.mask.contains(AddWatchFlags::IN_IGNORED))
+        };
+        let stays =
+            path.parent() == Some(&self.directory) && self.inotify.as_ref().is_some_and(|it| !is_gone(it));
+        if !stays {
+            *self = Self::new(path);
+        }
+    }
+
+    /// Waits for a sign, at most for [`INTERVAL`].
+    fn wait(&self) {
+        let Some(inotify) = &self.inotify else { return thread::sleep(INTERVAL) };
+        let timeout = PollTimeout::try_from(INTERVAL).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) => {}
+            Ok(_) | Err(_) => thread::sleep(GATHER),
+        }
+    }
+}
