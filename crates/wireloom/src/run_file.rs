@@ -16,7 +16,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 use wireloom_kernel::state;
-use wireloom_plan::{proofs::Account, removals::Recurrence, warning::Warning};
+use wireloom_plan::{health::Trends, proofs::Account, removals::Recurrence, warning::Warning};
 
 /// The directory of run files: readable by its owner only, and emptied by a reboot. What must outlive that is in the
 /// state directory.
@@ -44,6 +44,12 @@ pub(crate) struct RunFile {
     /// Why the previous private key is still in force.
     #[serde(default)]
     pub(crate) key_error: Option<String>,
+    /// Since when the device does not answer, in seconds since 1970.
+    #[serde(default)]
+    pub(crate) device_silent_since: Option<u64>,
+    /// What watching the device has shown.
+    #[serde(default)]
+    pub(crate) trends: Option<Trends>,
     /// How often other programs deleted our rules lately.
     #[serde(default)]
     pub(crate) rules_deleted: Option<Recurrence>,

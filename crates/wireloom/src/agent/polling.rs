@@ -4,8 +4,10 @@
 use std::time::{Duration, Instant};
 
 use wireloom_kernel::{DeviceState, SILENCE_MAX, Silence};
+use wireloom_plan::health::{Sample, Trends};
 
 use super::Agent;
+use crate::{peer_facts::peer_facts, run_file::unix_time};
 
 /// How often the device is read.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -27,15 +29,15 @@ const RESTART_RETRY: Duration = Duration::from_secs(5);
 pub(super) struct Polling {
     /// When the next poll is due.
     due: Instant,
-    /// What the device said last, and when.
-    sample: Option<(Instant, DeviceState)>,
+    /// What the device has shown so far.
+    trends: Trends,
     /// The silence of a device that did not answer the last poll.
     silence: Option<Silence>,
 }
 
 impl Polling {
     pub(super) fn new() -> Self {
-        Self { due: Instant::now(), sample: None, silence: None }
+        Self { due: Instant::now(), trends: Trends::default(), silence: None }
     }
 
     /// When the next poll is due.
@@ -62,7 +64,8 @@ impl Agent {
         self.polling.due = begun + INTERVAL.max(took * SHARE);
         match outcome {
             Ok(poll) => {
-                self.polling.sample = poll.device.map(|device| (begun, device));
+                self.report.device_silent_since = None;
+                poll.device.iter().for_each(|device| self.watch(device));
                 if self.polling.silence.take().is_some() || poll.tampered {
                     self.look_at_kernel();
                 }
@@ -88,8 +91,23 @@ impl Agent {
         }
     }
 
+    /// Watches who answers and what is dropped, for `wireloom status`.
+    fn watch(&mut self, device: &DeviceState) {
+        let now = self.proving.now();
+        let peers = peer_facts(device);
+        let drops = self.reconciler.kernel_mut().drops().unwrap_or_else(|error| {
+            tracing::debug!("{error}");
+            None
+        });
+        self.polling.trends.sample(now, &Sample { peers: &peers, drops: drops.as_ref() });
+        self.report.trends = Some(self.polling.trends.reported());
+    }
+
     /// Looks at a device again soon that has not answered.
     pub(super) fn await_answer(&mut self, silence: Silence) {
+        if is_remarkable(silence) && self.report.device_silent_since.is_none() {
+            self.report.device_silent_since = Some(unix_time().saturating_sub(silence.lasted.as_secs()));
+        }
         self.polling.silence = Some(silence);
         self.polling.due = Instant::now() + if is_remarkable(silence) { OF_SILENT } else { OF_LATE };
     }

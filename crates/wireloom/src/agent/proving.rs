@@ -94,6 +94,11 @@ impl Proving {
         self.next_look
     }
 
+    /// Seconds since 1970 on a clock that nobody sets while the agent runs.
+    pub(super) fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
     /// The mesh in force, without what nodes gave up lately.
     pub(super) fn cluster(&self) -> Option<&Cluster> {
         self.proofs.cluster()

@@ -2,12 +2,15 @@
 
 use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
 
-use wireloom_kernel::{Backend, DeviceState, GuardCounters, Kernel, Linux, Refusals, state::StateDir};
+use wireloom_kernel::{
+    Backend, DeviceState, GuardCounters, Kernel, Linux, Refusals, Silence, state::StateDir,
+};
 use wireloom_membership::config_file::TomlFile;
 use wireloom_plan::{
     cluster::{Cluster, Node},
     health::{Forwarding, Machine},
     observed::Observed,
+    op::Op,
     planner::{Plan, Planner},
     proofs::{Account, Proofs},
     refusal::Refusal,
@@ -45,6 +48,8 @@ pub(super) struct Situation {
 pub(super) struct InKernel {
     pub(super) observed: Observed,
     pub(super) device: Option<DeviceState>,
+    /// The silence of a device that does not answer: then there is no [`Self::device`].
+    pub(super) silence: Option<Silence>,
     /// Packets that the device dropped, by the reason's name; `None` when it does not say.
     pub(super) drops: Option<BTreeMap<String, u64>>,
     pub(super) machine: Machine,
@@ -107,12 +112,22 @@ impl Situation {
         let endpoints = endpoints.filter_map(|node| Some(node.endpoint?.ip()));
         let in_kernel = opened.as_mut().and_then(|kernel| {
             let observed = attempt(&mut problems, kernel.observe(&own), None)?;
+            let device = match kernel.device() {
+                Err(error) if error.silence().is_some() => None,
+                device => attempt(&mut problems, device, None).flatten(),
+            };
+            let silence = kernel.silence();
+            let drops = match silence {
+                None => attempt(&mut problems, kernel.drops(), None).flatten(),
+                Some(_) => None,
+            };
             Some(InKernel {
                 observed,
                 refusals: kernel.refusals().cloned(),
                 guard: kernel.guard_counters().cloned(),
-                device: attempt(&mut problems, kernel.device(), None).flatten(),
-                drops: attempt(&mut problems, kernel.drops(), None).flatten(),
+                device,
+                silence,
+                drops,
                 machine: attempt(&mut problems, kernel.machine(settings, endpoints), None)
                     .unwrap_or_else(unknown_machine),
                 backend: attempt(&mut problems, kernel.present_backend(), None).flatten(),
@@ -151,12 +166,14 @@ impl Situation {
     }
 
     /// What an agent would do now to these things in the kernel, so that this mesh is in force. It would make a private
-    /// key where there is none.
-    pub(super) fn plan(&self, cluster: &Cluster, observed: &Observed) -> Result<Plan, Refusal> {
+    /// key where there is none. Of a device that does not answer, nobody knows what it would be told.
+    pub(super) fn plan(&self, cluster: &Cluster, kernel: &InKernel) -> Result<Plan, Refusal> {
         let public_key = self.public_key.unwrap_or(NO_KEY);
         let mut planner = Planner::new(self.config.settings.clone(), public_key, cluster.clone());
         planner.set_standings(self.standings.clone());
-        planner.plan(observed)
+        let mut plan = planner.plan(&kernel.observed)?;
+        plan.ops.retain(|op| kernel.silence.is_none() || !matches!(op, Op::Device(_)));
+        Ok(plan)
     }
 }
 

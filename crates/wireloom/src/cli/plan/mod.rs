@@ -66,7 +66,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let (Some(cluster), Some(kernel)) = (&situation.cluster, &situation.kernel) else {
         anyhow::bail!("no mesh is known");
     };
-    let plan = situation.plan(cluster, &kernel.observed)?;
+    if let Some(silence) = kernel.silence {
+        anyhow::bail!("{silence}, so nobody knows what it lacks");
+    }
+    let plan = situation.plan(cluster, kernel)?;
     if arguments.json {
         let output =
             Output { ops: &plan.ops, warnings: plan.warnings.iter().map(WarningReport::from).collect() };

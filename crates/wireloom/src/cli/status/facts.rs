@@ -1,11 +1,7 @@
 //! What is known about this node, as [`examine`](wireloom_plan::health::examine) takes it.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, time::Duration};
 
-use wireloom_kernel::PeerState;
 use wireloom_plan::{
     desired::Owners,
     health::{AgentFacts, DeviceFacts, Facts, PeerFacts, Refused},
@@ -15,6 +11,7 @@ use wireloom_types::{LinkAddress, PublicKey};
 
 use crate::{
     cli::situation::{InKernel, Situation},
+    peer_facts::peer_facts,
     run_file::unix_time,
 };
 
@@ -28,8 +25,7 @@ pub(super) struct Known {
 impl Known {
     pub(super) fn new(situation: &Situation) -> Self {
         let device = situation.kernel.as_ref().and_then(|kernel| kernel.device.as_ref());
-        let peers = device.into_iter().flat_map(|device| &device.peers);
-        Self { peers: peers.map(|(key, peer)| (*key, of_peer(peer))).collect(), refused: refused(situation) }
+        Self { peers: device.map(peer_facts).unwrap_or_default(), refused: refused(situation) }
     }
 
     /// The facts, of a situation whose kernel could be read.
@@ -46,12 +42,18 @@ impl Known {
             accounts: &situation.standing,
             observed: &kernel.observed,
             plan,
-            device: match &kernel.device {
-                Some(_) => DeviceFacts::Answers { peers: &self.peers, drops: kernel.drops.as_ref() },
-                None => DeviceFacts::Absent,
+            device: match (&kernel.device, kernel.silence) {
+                (Some(_), _) => DeviceFacts::Answers { peers: &self.peers, drops: kernel.drops.as_ref() },
+                (None, Some(silence)) => {
+                    // The agent has known it for longer.
+                    let since = agent.and_then(|agent| agent.device_silent_since);
+                    let known = since.map(|since| unix_time().saturating_sub(since)).unwrap_or_default();
+                    DeviceFacts::Silent { for_seconds: known.max(silence.lasted.as_secs()) }
+                }
+                (None, None) => DeviceFacts::Absent,
             },
             refused: &self.refused,
-            trends: None,
+            trends: agent.and_then(|agent| agent.trends.as_ref()),
             machine: &kernel.machine,
             agent: AgentFacts {
                 running: agent.is_some(),
@@ -60,17 +62,6 @@ impl Known {
             },
             now: Duration::from_secs(unix_time()),
         }
-    }
-}
-
-fn of_peer(peer: &PeerState) -> PeerFacts {
-    let since_1970 = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    PeerFacts {
-        endpoint: peer.endpoint,
-        last_handshake: peer.last_handshake.map(since_1970),
-        received: peer.received,
-        sent: peer.sent,
-        persistent_keepalive: peer.persistent_keepalive,
     }
 }
 

@@ -60,7 +60,7 @@ fn tell(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
     let situation = Situation::observe(arguments.settings.config.as_deref())?;
     let mut errors = Vec::new();
     let planned = situation.cluster.as_ref().zip(situation.kernel.as_ref());
-    let planned = planned.map(|(cluster, kernel)| situation.plan(cluster, &kernel.observed));
+    let planned = planned.map(|(cluster, kernel)| situation.plan(cluster, kernel));
     let plan = planned.and_then(|planned| planned.map_err(|refusal| errors.push(refusal.to_string())).ok());
     let known = Known::new(&situation);
     let health = situation.kernel.as_ref();

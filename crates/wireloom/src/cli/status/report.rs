@@ -210,6 +210,7 @@ impl<'a> Report<'a> {
 fn without_what_is_elsewhere(agent: &RunFile) -> RunFile {
     RunFile {
         settings: None,
+        trends: None,
         configured_endpoints: BTreeMap::new(),
         standing: BTreeMap::new(),
         not_proved_us: BTreeMap::new(),
