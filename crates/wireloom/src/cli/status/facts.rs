@@ -48,7 +48,7 @@ impl Known {
                     // The agent has known it for longer.
                     let since = agent.and_then(|agent| agent.device_silent_since);
                     let known = since.map(|since| unix_time().saturating_sub(since)).unwrap_or_default();
-                    DeviceFacts::Silent { for_seconds: known.max(silence.lasted.as_secs()) }
+                    DeviceFacts::Silent { for_seconds: known.max(silence.lasted.as_secs()).max(1) }
                 }
                 (None, None) => DeviceFacts::Absent,
             },

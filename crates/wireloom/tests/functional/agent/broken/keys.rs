@@ -67,7 +67,6 @@ fn nodes_that_do_not_agree_say_so_and_whom_to_ask() {
         socket.send_to(initiation, "192.168.1.1:51820").unwrap();
     }
 
-    let says = |what, on, words| Broken { what, on, words, exit: &[1, 2] };
     expect_told(
         &fleet,
         since,
@@ -84,4 +83,8 @@ fn nodes_that_do_not_agree_say_so_and_whom_to_ask() {
     assert_refused(&fleet, 0, 1);
     assert_refused(&fleet, 0, 2);
     drop(pingers);
+}
+
+fn says<'a>(what: &'static str, on: usize, words: &'a [&'a str]) -> Broken<'a> {
+    Broken { what, on, words, exit: &[1, 2] }
 }

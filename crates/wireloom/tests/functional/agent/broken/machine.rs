@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
-use wireloom_lab::{Layout, Promise, mesh::write_settings};
+use wireloom_lab::{Layout, Promise};
+use wireloom_plan::routing::Family;
 
-use super::{Broken, SCOPED, assert_refused, expect_gone, expect_told};
+use super::{Broken, SCOPED, assert_refused_over, expect_gone, expect_told};
 use crate::fixtures::fleet::{Fleet, run};
 
 #[test]
@@ -46,18 +47,10 @@ fn what_is_in_the_way_on_this_machine_is_named() {
         node.host.space.feed(broken, if broken.starts_with("nft") { drop } else { "" }).unwrap();
         expect_told(&fleet, since, &[Broken { what, on: 0, words, exit: &[1, 2] }]);
         if !what.contains("link") {
-            assert_refused_over_ipv4(&fleet);
+            assert_refused_over(&fleet, Family::V4, 0, 1);
         }
         node.run(fixed).unwrap();
         expect_gone(&fleet, 0, words);
         fleet.settle(Promise::SCOPED);
     }
-}
-
-/// As [`assert_refused`] for IPv4, which is what was broken.
-#[track_caller]
-fn assert_refused_over_ipv4(fleet: &Fleet) {
-    let nodes = &fleet.lab.nodes;
-    let (from, to) = (&nodes[0].pods[0], &nodes[1].pods[0]);
-    super::assert_refused_over(fleet, from, to, wireloom_plan::routing::Family::V4);
 }

@@ -13,7 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wireloom_lab::{FAMILIES, Node, Wire, mesh::Mesh, probe::{Exchange, probe}, until};
+use wireloom_lab::{
+    FAMILIES, Node, Wire,
+    mesh::Mesh,
+    probe::{Exchange, probe},
+    until,
+};
+
+use wireloom_plan::routing::Family;
 
 use crate::fixtures::fleet::{Fleet, run};
 
@@ -42,7 +49,9 @@ fn expect_told(fleet: &Fleet, since: Instant, states: &[Broken<'_>]) {
     let mut last = String::new();
     let all = until(PATIENCE, "all states to be told", || {
         last.clear();
-        for (place, state) in states.iter().enumerate().filter(|(place, _)| told[*place].is_none()).collect::<Vec<_>>() {
+        for (place, state) in
+            states.iter().enumerate().filter(|(place, _)| told[*place].is_none()).collect::<Vec<_>>()
+        {
             let (exit, shown, errors) = run(&fleet.lab.nodes[state.on], "status");
             let is_it = |line: &&str| state.words.iter().all(|word| line.contains(word));
             let line = shown.lines().find(is_it).filter(|_| state.exit.contains(&exit));
@@ -51,7 +60,11 @@ fn expect_told(fleet: &Fleet, since: Instant, states: &[Broken<'_>]) {
                 format!("{} | exit {exit} | {} | {seconds:.1} s", state.what, line.trim())
             });
             if line.is_none() {
-                let _ = writeln!(last, "== {}, on node {}: {:?}, exit {exit}\n{shown}{errors}", state.what, state.on, state.words);
+                let _ = writeln!(
+                    last,
+                    "== {}, on node {}: {:?}, exit {exit}\n{shown}{errors}",
+                    state.what, state.on, state.words
+                );
             }
         }
         told.iter().all(Option::is_some).then_some(())
@@ -74,13 +87,16 @@ fn expect_gone(fleet: &Fleet, on: usize, words: &[&str]) {
 /// Asserts that what the first pod of one node sends to that of another does not arrive, and is not in plaintext.
 #[track_caller]
 fn assert_refused(fleet: &Fleet, from: usize, to: usize) {
-    let nodes = &fleet.lab.nodes;
-    for family in FAMILIES {
-        let (from, to) = (&nodes[from].pods[0], &nodes[to].pods[0]);
-        let cell = probe(fleet.lab.underlay(), from, to, family, Exchange::Ping).unwrap();
-        let plain = matches!(cell.wire, Wire::Direct | Wire::Both);
-        assert!(!cell.reachable && !plain, "{} to {} over {family:?}: {cell}", from.name, to.name);
-    }
+    FAMILIES.iter().for_each(|family| assert_refused_over(fleet, *family, from, to));
+}
+
+/// As [`assert_refused`], over one family.
+#[track_caller]
+fn assert_refused_over(fleet: &Fleet, family: Family, from: usize, to: usize) {
+    let (from, to) = (&fleet.lab.nodes[from].pods[0], &fleet.lab.nodes[to].pods[0]);
+    let cell = probe(fleet.lab.underlay(), from, to, family, Exchange::Ping).unwrap();
+    let plain = matches!(cell.wire, Wire::Direct | Wire::Both);
+    assert!(!cell.reachable && !plain, "{} to {} over {family:?}: {cell}", from.name, to.name);
 }
 
 /// Writes a changed mesh on one node only.

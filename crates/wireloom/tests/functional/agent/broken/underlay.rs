@@ -39,7 +39,6 @@ fn a_peer_whose_packets_do_not_arrive_is_named_whatever_the_cause() {
     write_on(&fleet, &nodes[0], |mesh| {
         mesh.nodes[5].endpoint = Some("192.168.1.99:51820".parse().unwrap());
     });
-    let silent = |what, words| Broken { what, on: 0, words, exit: &[1, 2] };
     expect_told(
         &fleet,
         since,
@@ -62,4 +61,8 @@ fn a_peer_whose_packets_do_not_arrive_is_named_whatever_the_cause() {
         expect_gone(&fleet, 0, &[&format!("{name} has not answered")]);
     }
     drop(pingers);
+}
+
+fn silent<'a>(what: &'static str, words: &'a [&'a str]) -> Broken<'a> {
+    Broken { what, on: 0, words, exit: &[1, 2] }
 }
