@@ -119,3 +119,16 @@ impl Forwarding {
         }
     }
 }
+
+impl MarkUser {
+    /// The bits of its marks: kube-proxy's `--iptables-masquerade-bit` and `KubeMarkDropBit` (defaults), Felix's
+    /// `IptablesMarkMask` (default), and Cilium's identity and cluster ID, of which the latter is the low byte
+    /// (pkg/datapath/linux/linux_defaults/mark.go).
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::KubeProxy => 0xc000,
+            Self::Calico => 0xffff_0000,
+            Self::Cilium => 0xffff_0fff,
+        }
+    }
+}

@@ -10,15 +10,18 @@
 //! said here again.
 
 mod finding;
+mod findings;
+mod foreign_rules;
 mod machine;
+mod own;
 mod peer;
+mod peers;
+mod prefixes;
 mod trends;
 mod verdict;
+mod wording;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{cmp::Reverse, collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use serde::Serialize;
 use wireloom_types::PublicKey;
@@ -30,6 +33,7 @@ pub use self::{
     trends::{DropTrend, Sample, Trends},
     verdict::Verdict,
 };
+use self::{own::Own, peers::Judge};
 use crate::{
     cluster::Cluster, observed::Observed, planner::Plan, proofs::Account, settings::Settings,
     warning::Severity,
@@ -97,7 +101,7 @@ pub enum DeviceFacts<'a> {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PeerFacts {
     /// Where the device sends to now.
-    pub endpoint: Option<std::net::SocketAddr>,
+    pub endpoint: Option<SocketAddr>,
     /// When the last handshake completed, on the wall clock, since 1970.
     pub last_handshake: Option<Duration>,
     /// Bytes.
@@ -126,13 +130,20 @@ impl Health {
     }
 }
 
-/// Judges a node. The cost is linear in the number of nodes, but for sorting.
+/// Judges a node. The cost is about linear in the number of nodes.
 pub fn examine(facts: &Facts<'_>) -> Health {
-    let peers = peer::examine(facts);
-    let mut findings: BTreeSet<Finding> = BTreeSet::new();
-    findings.extend(finding::of_device(facts));
-    findings.extend(finding::of_peers(facts, &peers));
-    let mut findings: Vec<_> = findings.into_iter().collect();
-    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity()));
-    Health { verdict: verdict::judge(facts, &peers, &findings), peers, findings }
+    let own = Own::of(facts);
+    let catching = own.record.map(|record| foreign_rules::find(facts, record)).unwrap_or_default();
+    let peers = Judge::new(facts, &own, &catching).peers();
+    let mut findings = findings::of_agent(facts, &own);
+    findings.extend(findings::of_own(facts, &own));
+    findings.extend(findings::of_rules(&own, &catching));
+    findings.extend(findings::of_machine(facts, &own, &peers));
+    findings.extend(findings::of_clock(facts));
+    findings.extend(findings::of_endpoints(facts, &peers));
+    findings.extend(findings::of_peers(facts, &peers));
+    findings.extend(findings::of_drops(facts));
+    findings.extend(findings::of_routes(facts, &own));
+    findings.sort_by_key(|finding| Reverse(finding.severity()));
+    Health { verdict: verdict::judge(facts, &own, &peers), peers, findings }
 }
