@@ -174,6 +174,7 @@ impl Linux {
         peer_lookup: PeerLookup,
         source_check: SourceCheck,
     ) -> Result<(), Cause> {
+        self.remove_renamed()?;
         self.state.begin_creating(&self.interface)?;
         let wanted = self.wanted.unwrap_or(Backend::Userspace);
         self.wireguard(wanted).create(peer_lookup, source_check)?;
@@ -182,6 +183,7 @@ impl Linux {
         let found = found
             .ok_or_else(|| Cause::Transient("the interface vanished right after its creation".into()))?;
         self.adopt(&found, mtu)?;
+        self.last_interface = Some((found.index, found.backend));
         Ok(self.state.end_creating()?)
     }
 
@@ -245,6 +247,7 @@ impl Linux {
             }
         }
         self.configured_endpoints.clear();
+        self.last_interface = None;
         self.wireguard(backend).end()
     }
 }

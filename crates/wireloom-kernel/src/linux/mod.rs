@@ -9,6 +9,7 @@ mod machine;
 mod observe;
 mod outward;
 pub(crate) mod poll;
+mod renamed;
 mod silence;
 
 use std::{
@@ -38,6 +39,8 @@ pub struct Linux {
     /// The name of our interface.
     interface: String,
     table: u32,
+    /// The index that our interface had when it was observed last, and its back end.
+    last_interface: Option<(u32, Backend)>,
     state: StateDir,
     rtnetlink: Rtnetlink,
     nftables: Nftables,
@@ -63,6 +66,7 @@ impl Linux {
         Ok(Self {
             interface: interface.to_owned(),
             table,
+            last_interface: None,
             nftables: Nftables::new(interface, state.clone()),
             bypasses: Bypasses::default(),
             state,

@@ -47,6 +47,9 @@ impl Linux {
 
     fn observe_without_device(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
         let mut found = self.find_interface()?;
+        if let Some(found) = found.as_ref().filter(|found| found.interface.is_ours()) {
+            self.last_interface = Some((found.index, found.backend));
+        }
         if let Some(found) = &mut found {
             // An interface of another back end must be recreated.
             found.interface.left &= self.wanted.is_none_or(|wanted| wanted == found.backend);

@@ -38,6 +38,16 @@ pub(crate) fn by_index(netlink: &mut Rtnetlink, index: u32) -> Result<Option<Fou
     get(netlink, request)
 }
 
+/// All interfaces.
+pub(crate) fn all(netlink: &mut Rtnetlink) -> Result<Vec<Found>, Cause> {
+    let dumped = netlink.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let found = dumped.iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewLink(message) => decode(message),
+        _ => None,
+    });
+    Ok(found.collect())
+}
+
 fn get(netlink: &mut Rtnetlink, request: LinkMessage) -> Result<Option<Found>, Cause> {
     match netlink.get(&RouteNetlinkMessage::GetLink(request)) {
         Ok(RouteNetlinkMessage::NewLink(message)) => Ok(decode(&message)),

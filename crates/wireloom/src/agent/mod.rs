@@ -44,7 +44,8 @@ use crate::{
 /// How often the kernel is observed even without a notification.
 const RESYNC: Duration = Duration::from_secs(30);
 
-/// The least time between two passes that the kernel's notifications cause, however many there are.
+/// The least time between two passes that the kernel's notifications cause, however many there are; on the average of
+/// two, because one repair may make the kernel announce what we did.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The least time between two warnings in the log that our rules are deleted again and again.
@@ -71,6 +72,8 @@ struct Agent {
     /// When the next pass is due.
     due: Instant,
     last_pass: Option<Instant>,
+    /// When the pass before the last one ended.
+    pass_before: Option<Instant>,
     /// How long to wait after the next failed pass.
     retry: Duration,
     /// When the agent started: what happens is dated from it.
@@ -137,7 +140,7 @@ impl Agent {
             Event::Membership(wireloom_membership::Event::Problem(error)) => self.keep_mesh(error),
             Event::Kernel => {
                 self.reconciler.distrust_kernel();
-                let earliest = self.last_pass.map_or(now, |last| now.max(last + MIN_INTERVAL));
+                let earliest = self.pass_before.map_or(now, |before| now.max(before + 2 * MIN_INTERVAL));
                 self.due = self.due.min(earliest);
             }
             Event::Settings(Ok(file)) => {
@@ -274,7 +277,7 @@ impl Agent {
         self.end_silent_device();
         let outcome = self.reconciler.pass();
         let now = Instant::now();
-        self.last_pass = Some(now);
+        self.pass_before = self.last_pass.replace(now);
         self.report.last_pass = Some(unix_time());
         self.report.configured_endpoints = self.reconciler.kernel_mut().configured_endpoints();
         for warning in self.reconciler.warnings().difference(&warned) {

@@ -91,6 +91,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         interest,
         due: Instant::now() + RESYNC,
         last_pass: None,
+        pass_before: None,
         retry: FIRST_RETRY,
         started: Instant::now(),
         removals: Removals::default(),

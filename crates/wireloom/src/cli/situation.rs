@@ -134,11 +134,13 @@ impl Situation {
             })
         });
 
-        // Of a key that nobody can read, the device still shows the public half.
+        // While an agent runs, the key that it took stays in force, and the device shows its public half.
         let key = attempt(&mut problems, key_file::read(&config.private_key_file), None);
+        let of_device = in_kernel.as_ref().and_then(|found| found.device.as_ref()?.public_key);
         let public_key = match key {
-            Some(key) => key.map(|key| key.public_key()),
-            None => in_kernel.as_ref().and_then(|found| found.device.as_ref()?.public_key),
+            Some(Some(key)) => Some(key.public_key()),
+            Some(None) => of_device.filter(|_| agent.is_some()),
+            None => of_device,
         };
         let memory = attempt(&mut problems, state.proofs(), None).unwrap_or_default();
         let mut proofs = Proofs::new(config.settings.node.clone(), public_key.unwrap_or(NO_KEY), memory);

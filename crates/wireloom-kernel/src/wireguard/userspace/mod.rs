@@ -7,7 +7,7 @@ mod uapi;
 use std::{
     env,
     io::{self, Read, Seek},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -26,6 +26,9 @@ use crate::{error::Cause, state};
 
 /// How long the device may take to end after its interface was removed. It takes milliseconds.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long it may take to end after its control socket was removed.
+const DISMISSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The device is ready within milliseconds of its start, but a booting machine may take longer.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -96,6 +99,20 @@ impl UserspaceDevice {
         }
         self.unanswered = None;
         Ok(())
+    }
+
+    /// Ends the process of a device whose interface is not in place any more, if it has not ended by itself.
+    pub(crate) fn dismiss(&mut self) -> Result<(), Cause> {
+        self.unanswered = None;
+        let Some(mut conversation) = Conversation::begin(&self.socket(), "", 1, GLANCE)? else {
+            return Ok(());
+        };
+        // This ends it, and removes its interface wherever that is.
+        state::remove_if_there(&self.socket())?;
+        match conversation.listen(Instant::now() + DISMISSAL_TIMEOUT) {
+            Ok(None) => self.kill(&conversation),
+            _ => Ok(()),
+        }
     }
 
     fn kill(&self, conversation: &Conversation) -> Result<(), Cause> {
@@ -233,6 +250,11 @@ impl WireguardDevice for UserspaceDevice {
             }
         }
     }
+}
+
+/// Whether a process serves this control socket.
+pub(crate) fn is_served(socket: &Path) -> bool {
+    !matches!(Conversation::begin(socket, "", 0, GLANCE), Ok(None))
 }
 
 /// Our own program; after an upgrade of the file, the version that runs.

@@ -9,6 +9,7 @@ pub(crate) mod membership;
 pub(crate) mod ownership;
 mod proofs;
 mod records;
+mod repair;
 mod reports;
 pub(crate) mod restart;
 pub(crate) mod rules;
