@@ -76,7 +76,7 @@ fn a_device_that_hangs_or_is_gone_and_files_with_mistakes_are_a_line_each() {
     expect_told(
         &fleet,
         since,
-        &[says("the device is gone and the agent down", &["no WireGuard device"], &[2])],
+        &[says("the device is gone and the agent down", &["no WireGuard device is behind"], &[2])],
     );
     assert_refused(&fleet, 0, 1);
     // Without an agent, a mistake in its files leaves what it took last.

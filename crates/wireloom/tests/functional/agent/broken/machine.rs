@@ -35,12 +35,12 @@ fn what_is_in_the_way_on_this_machine_is_named() {
             "sysctl -qw net.ipv4.ip_forward=1",
             &["net.ipv4.ip_forward=1"],
         ),
-        ("FORWARD drops", "nft -f -", "nft delete table ip filter", &["FORWARD", "drop"]),
+        ("FORWARD drops", "nft -f -", "nft delete table ip filter", &["`FORWARD`", "drops"]),
         (
             "the underlay learnt over the link",
             "ip route add 192.168.1.2/32 dev wg0",
             "ip route del 192.168.1.2/32 dev wg0",
-            &["192.168.1.2", "wg0"],
+            &["192.168.1.2:51820", "leads into wg0 itself"],
         ),
     ] {
         let since = Instant::now();
