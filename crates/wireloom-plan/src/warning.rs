@@ -1,6 +1,10 @@
 //! What the operator should know although the plan goes on. Each text names the fix.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -161,6 +165,27 @@ pub enum Warning {
         /// Its name.
         node: String,
     },
+    /// A workload CIDR of another node lies in no pool: that node's rules do not cover it.
+    WorkloadOutsidePools {
+        /// The node's name.
+        node: String,
+        /// The CIDR.
+        workload: IpNet,
+    },
+    /// A node without workloads and without addresses on the link: nothing of it is encrypted.
+    NodeWithoutWorkloads {
+        /// Its name.
+        node: String,
+    },
+    /// This node's endpoint has another port than the one that its device listens on.
+    ListenPortDiffers {
+        /// Where the device listens.
+        listen_port: u16,
+        /// Where the other nodes send to.
+        endpoint: SocketAddr,
+        /// Whether this machine has the endpoint's address itself, so that no NAT can translate the port.
+        here: bool,
+    },
 }
 
 /// How much a warning matters.
@@ -191,9 +216,14 @@ impl Warning {
     /// How much the warning matters.
     pub fn severity(&self) -> Severity {
         match self {
-            Self::NoEndpoint { .. } | Self::AddressNotHere { .. } => Severity::Info,
+            Self::NoEndpoint { .. }
+            | Self::AddressNotHere { .. }
+            | Self::ListenPortDiffers { here: false, .. } => Severity::Info,
             Self::OwnNodeKeyless
             | Self::KeylessNode { .. }
+            | Self::WorkloadOutsidePools { .. }
+            | Self::NodeWithoutWorkloads { .. }
+            | Self::ListenPortDiffers { here: true, .. }
             | Self::NestedPrefixes { .. }
             | Self::RenamedSetting { .. }
             | Self::AddressNotDeclared { .. }
@@ -353,6 +383,28 @@ impl fmt::Display for Warning {
                 nodes.len(),
                 first_of(nodes),
             ),
+            Self::WorkloadOutsidePools { node, workload } => write!(
+                f,
+                "workloads {workload} of node {node} lie in no pool, so no rule there covers what they send: it \
+                 leaves in plaintext; declare a pool that holds them, or correct the node's `workloads`",
+            ),
+            Self::NodeWithoutWorkloads { node } => write!(
+                f,
+                "node {node} has no workloads, so nothing with it is encrypted; add its pod CIDRs to the node's \
+                 `workloads`, or remove the node",
+            ),
+            Self::ListenPortDiffers { listen_port, endpoint, here } => {
+                write!(
+                    f,
+                    "the device listens on UDP port {listen_port}, but the other nodes send to this node's endpoint \
+                     {endpoint}; ",
+                )?;
+                f.write_str(if *here {
+                    "set listen_port in agent.toml to the endpoint's port, or correct the endpoint in the mesh"
+                } else {
+                    "unless a NAT translates that port, correct listen_port in agent.toml or the endpoint in the mesh"
+                })
+            }
             Self::NoEndpoint { node } => write!(
                 f,
                 "node {node} declares no endpoint, so only it can start a session; \

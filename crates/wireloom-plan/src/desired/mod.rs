@@ -30,7 +30,6 @@ pub use owners::Owners;
 pub use peers::DesiredPeer;
 use serde::Serialize;
 use sources::{admitted, link_local};
-use warnings::warning_of_member;
 
 use crate::{
     cluster::{Cluster, Node},
@@ -241,7 +240,7 @@ impl<'a> View<'a> {
                 sources.push(link_local(peer));
             }
             guarded.extend(owned.iter().flat_map(|claim| self.guarded_in(claim, &member)));
-            warnings.extend(warning_of_member(&member));
+            warnings.extend(self.warnings_of_member(&member));
             warnings.extend(owned.iter().flat_map(|claim| self.warnings_of_claim(claim)));
         }
         Desired {

@@ -43,7 +43,7 @@ impl<'a> Own<'a> {
             (facts.cluster.is_none(), Why::NoMesh),
             (facts.cluster.is_some() && record.is_none(), Why::NotInMesh),
             (interface.is_none_or(|interface| !interface.up), Why::NoInterface),
-            (!answers, Why::NoDevice),
+            (interface.is_some() && !answers, Why::NoDevice),
             (record.is_some_and(|record| !record.encrypt), Why::WeDoNotEncrypt),
             (
                 answers

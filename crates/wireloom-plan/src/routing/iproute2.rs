@@ -19,7 +19,13 @@ const DPORT_RANGE: u16 = 24;
 /// The rule as `ip rule show` prints it.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.write(f, &format!("lookup {}", self.table))
+        let table = match self.table {
+            253 => "default".to_owned(),
+            254 => "main".to_owned(),
+            255 => "local".to_owned(),
+            number => number.to_string(),
+        };
+        self.write(f, &format!("lookup {table}"))
     }
 }
 

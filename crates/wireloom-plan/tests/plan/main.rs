@@ -13,6 +13,7 @@
 //! - `twin`: the in-memory kernel does what Linux was measured to do
 //! - `json`: the JSON form of operations
 //! - `guard`: whose addresses are workloads, and where plaintext is refused
+//! - `health`: what is so on a node, each finding and each verdict
 //! - `holdback`: removals of many nodes at once are held back
 //! - `warnings`: the warnings to the operator
 //! - `properties`: from arbitrary kernels to arbitrary meshes
@@ -22,6 +23,7 @@
 
 mod bypass;
 mod guard;
+mod health;
 mod holdback;
 mod host;
 mod incremental;

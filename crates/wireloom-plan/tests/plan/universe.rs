@@ -44,7 +44,7 @@ const ADDRESSES: [&str; 6] = ["192.168.1.1", "192.168.1.2", "192.168.1.3", "fd00
 const LINK_ADDRESSES: [&str; 6] = ["100.64.0.1", "100.64.0.2", "fd64::1", "fd64::2", "fe80::9", "10.1.1.7"];
 const ENDPOINTS: [&str; 3] = ["192.168.1.2:51820", "192.168.1.3:51820", "[fd00::2]:51820"];
 
-fn prefix() -> impl Strategy<Value = IpNet> {
+pub(crate) fn prefix() -> impl Strategy<Value = IpNet> {
     sample::select(PREFIXES.as_slice()).prop_map(net)
 }
 
@@ -60,7 +60,7 @@ fn endpoint() -> impl Strategy<Value = SocketAddr> {
     sample::select(ENDPOINTS.as_slice()).prop_map(|text| text.parse().unwrap())
 }
 
-fn any_key() -> impl Strategy<Value = PublicKey> {
+pub(crate) fn any_key() -> impl Strategy<Value = PublicKey> {
     prop_oneof![7 => (0..7_u8).prop_map(key), 1 => sample::select(colliding_keys().to_vec())]
 }
 

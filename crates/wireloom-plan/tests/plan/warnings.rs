@@ -57,8 +57,43 @@ fn a_local_address_that_no_rule_covers_is_reported() {
 fn a_local_block_outside_every_pool_is_reported() {
     let mut cluster = three_nodes();
     cluster.pools = [net("10.161.0.0/16")].into();
-    let expected = Warning::UncoveredWorkload { workload: net("fd61:0:0:1::/64") };
-    assert_eq!(warnings(&cluster, defaults()), [expected].into());
+    let outside = |node: &str, workload| Warning::WorkloadOutsidePools {
+        node: node.to_owned(),
+        workload: net(workload),
+    };
+    let expected = [
+        Warning::UncoveredWorkload { workload: net("fd61:0:0:1::/64") },
+        outside("b", "fd61:0:0:2::/64"),
+        outside("c", "fd61:0:0:3::/64"),
+    ];
+    assert_eq!(warnings(&cluster, defaults()), expected.into(), "and so are those of others, on every node");
+    assert_eq!(warnings(&cluster, host_mode()), [].into(), "host mode covers everything");
+    assert_eq!(warnings(&cluster, Settings { scope: Scope::Node, ..defaults() }), [].into());
+}
+
+#[test]
+fn a_node_without_workloads_is_reported_unless_it_is_on_the_link() {
+    let mut cluster = three_nodes();
+    for name in ["a", "c"] {
+        cluster.nodes.get_mut(name).unwrap().workloads.clear();
+    }
+    let expected = ["a", "c"].map(|node| Warning::NodeWithoutWorkloads { node: node.to_owned() });
+    assert_eq!(warnings(&cluster, defaults()), expected.clone().into());
+    cluster.nodes.get_mut("a").unwrap().link_addresses.insert(ip("100.64.0.1"));
+    assert_eq!(warnings(&cluster, defaults()), [expected[1].clone()].into());
+}
+
+#[test]
+fn a_port_unlike_that_of_the_own_endpoint_is_reported() {
+    let mut cluster = three_nodes();
+    let mut judged = |endpoint: &str| {
+        cluster.nodes.get_mut("a").unwrap().endpoint = Some(endpoint.parse().unwrap());
+        let warnings = warnings(&cluster, defaults());
+        warnings.first().map(Warning::severity)
+    };
+    assert_eq!(judged("192.168.1.1:51820"), None);
+    assert_eq!(judged("192.168.1.1:51821"), Some(Severity::Warning));
+    assert_eq!(judged("203.0.113.1:51821"), Some(Severity::Info), "a NAT may translate it");
 }
 
 #[test]
