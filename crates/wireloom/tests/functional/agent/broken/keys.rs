@@ -18,17 +18,19 @@ use crate::{fixtures::fleet::Fleet, wireloom};
 /// Bytes of a handshake initiation (WireGuard paper, section 5.4.2).
 const INITIATION: usize = 148;
 
-/// The first handshake initiation that a node sends, from a capture that begins before its agent starts.
+/// Where a handshake initiation is captured that node-a sends or receives.
 const CAPTURE: &str = "/run/initiation.pcap";
+
+/// Bytes from the end of the IPv4 header's destination address to that of the datagram: its UDP header and payload.
+const DATAGRAM: usize = 8 + INITIATION;
 
 #[test]
 fn nodes_that_do_not_agree_say_so_and_whom_to_ask() {
     let mut fleet = Fleet::without_agents(Layout { nodes: 6, ..Layout::default() }, SCOPED);
-    let filter = "udp[8] == 1 and dst host 192.168.1.1 and dst port 51820";
     let mut tcpdump = std::process::Command::new("tcpdump");
-    tcpdump.args(["-i", "eth0", "-c", "1", "-U", "-w", CAPTURE, filter]);
+    tcpdump.args(["-i", "eth0", "-c", "1", "-U", "-w", CAPTURE, "udp[8] == 1"]);
     let mut tcpdump =
-        fleet.lab.nodes[5].host.space.spawn(tcpdump.stdout(Stdio::null()).stderr(Stdio::null())).unwrap();
+        fleet.lab.nodes[0].host.space.spawn(tcpdump.stdout(Stdio::null()).stderr(Stdio::null())).unwrap();
     fleet.start();
     fleet.wait_for_proofs();
     let nodes = &fleet.lab.nodes;
@@ -56,16 +58,15 @@ fn nodes_that_do_not_agree_say_so_and_whom_to_ask() {
     write_on(&fleet, &nodes[3], |mesh| drop(mesh.nodes.remove(0)));
     // node-e alone is in host mode.
     write_settings(&nodes[4], "encrypt_host_traffic = true").unwrap();
-    // node-f's handshakes are older than its last: so are those of a machine whose clock went back. (No network
-    // namespace has a clock of its own.)
-    let _ = tcpdump.kill();
-    let _ = tcpdump.wait();
-    let captured = nodes[5].host.space.inside(|| std::fs::read(CAPTURE).unwrap()).unwrap();
-    let initiation = &captured[captured.len() - INITIATION..];
+    // An older handshake than the last: such are those of a machine whose clock went back. (No namespace has a clock of
+    // its own.)
+    fleet.wait("the captured handshake", |_| tcpdump.try_wait().unwrap().is_some());
+    let captured = nodes[0].host.space.inside(|| std::fs::read(CAPTURE).unwrap()).unwrap();
+    let (before, datagram) = captured.split_at(captured.len() - DATAGRAM);
+    let receiver = usize::from(*before.last().unwrap()) - 1;
     let socket = nodes[5].host.space.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
-    for _ in 0..3 {
-        socket.send_to(initiation, "192.168.1.1:51820").unwrap();
-    }
+    let replay = || drop(socket.send_to(&datagram[8..], nodes[receiver].endpoint(Family::V4)).unwrap());
+    replay();
 
     expect_told(
         &fleet,
@@ -81,7 +82,7 @@ fn nodes_that_do_not_agree_say_so_and_whom_to_ask() {
             says("own key wrong, seen by a peer", 0, &["in the last minute", "unknown-peer", "key"]),
             says("one node's mesh lacks this node", 0, &["node-d is silent"]),
             says("host mode on one side only", 0, &["in the last minute", "source-not-allowed", "host"]),
-            says("a clock an hour back", 0, &["in the last minute", "stale-timestamp", "clock"]),
+            says("a clock an hour back", receiver, &["in the last minute", "stale-timestamp", "clock"]),
         ],
     );
     assert_refused(&fleet, 0, 1);

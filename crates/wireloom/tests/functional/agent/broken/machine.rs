@@ -21,13 +21,13 @@ fn what_is_in_the_way_on_this_machine_is_named() {
             "a foreign rule by the source at 50",
             "ip rule add from 10.161.0.0/16 lookup main pref 50",
             "ip rule del pref 50",
-            &["50", "from 10.161.0.0/16 lookup main"][..],
+            &["`50: from 10.161.0.0/16 lookup"][..],
         ),
         (
             "a foreign rule by the destination at 50",
             "ip rule add to 10.161.2.0/24 lookup main pref 50",
             "ip rule del pref 50",
-            &["50", "to 10.161.2.0/24 lookup main"],
+            &["`50: from all to 10.161.2.0/24 lookup"],
         ),
         (
             "forwarding off",
