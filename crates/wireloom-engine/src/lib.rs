@@ -23,6 +23,7 @@
 //! * `tun` and `udp`: the interface and the port, a trait each, with Linux behind it and an in-memory twin for tests;
 //! * `batch`: datagrams that are handled together, sealed or not yet;
 //! * [`forwarding`] and [`link`]: which peer gets a packet, by allowed-IPs or, in link mode, by the next hop;
+//! * `path_mtu` and `icmp`: which packets are too long for their way, and how their senders are told;
 //! * [`offload`] and [`packet`]: super-packets, and the headers of all protocols;
 //! * `runtime`: turns, wake-ups, busy polling, the crypto pool.
 //!
@@ -34,9 +35,11 @@ mod data_path;
 pub mod drops;
 mod engine;
 pub mod forwarding;
+mod icmp;
 pub mod link;
 pub mod offload;
 pub mod packet;
+mod path_mtu;
 pub mod process;
 mod punt;
 mod runtime;

@@ -111,6 +111,8 @@ pub(crate) fn firewall(op: &FirewallOp) -> String {
             GuardSet::Own => format!("guard what {addresses} of this node sends and receives"),
             GuardSet::Pools => format!("count {addresses} among the pools"),
             GuardSet::Nodes => format!("let {addresses}, which a node has, send and receive in plaintext"),
+            GuardSet::Exempt => format!("keep what has {addresses} at one end out of the tunnel"),
+            GuardSet::Tolerated => format!("take what has {addresses} at one end in plaintext too"),
         },
         FirewallOp::Unguard(Guarded { set, addresses }) => match set {
             GuardSet::RefusedOut => format!("stop refusing to send to {addresses} in plaintext"),
@@ -118,6 +120,8 @@ pub(crate) fn firewall(op: &FirewallOp) -> String {
             GuardSet::Own => format!("stop guarding {addresses}"),
             GuardSet::Pools => format!("stop counting {addresses} among the pools"),
             GuardSet::Nodes => format!("stop taking {addresses} for those of a node"),
+            GuardSet::Exempt => format!("stop keeping {addresses} out of the tunnel"),
+            GuardSet::Tolerated => format!("stop taking plaintext because of {addresses}"),
         },
         FirewallOp::Remove => "remove the nftables table `inet wireloom`".into(),
     }

@@ -28,6 +28,8 @@ pub enum Protocol {
     Generic,
     /// The subsystems of netfilter.
     Netfilter,
+    /// Sockets of other protocols.
+    SocketDiagnosis,
 }
 
 impl Protocol {
@@ -36,6 +38,7 @@ impl Protocol {
             Self::Route => netlink_sys::protocols::NETLINK_ROUTE,
             Self::Generic => netlink_sys::protocols::NETLINK_GENERIC,
             Self::Netfilter => netlink_sys::protocols::NETLINK_NETFILTER,
+            Self::SocketDiagnosis => netlink_sys::protocols::NETLINK_SOCK_DIAG,
         }
     }
 }

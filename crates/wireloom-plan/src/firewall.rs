@@ -47,8 +47,8 @@ pub struct Guard {
     /// In host mode: the incoming and outgoing encrypted datagrams, which pass. Absent in scoped mode, where answers to
     /// connections that came in directly pass instead, with [`Guard::mark`].
     pub datagrams: Option<IncomingMark>,
-    /// The mark of WireGuard's own packets, OR-ed into answers to connections that came in directly, so that the scoped
-    /// rule does not match them.
+    /// The mark of WireGuard's own packets, OR-ed into what is direct all the same, so that the rule does not match it:
+    /// answers to connections that came in directly, and in host mode what is exempt.
     pub mark: u32,
     /// Whether everything in a pool is refused in plaintext, not only what belongs to proven peers.
     pub reject: bool,
@@ -71,6 +71,10 @@ pub enum GuardSet {
     Pools,
     /// Addresses of nodes that lie in a pool or in a workload CIDR: no workloads. Empty in host mode.
     Nodes,
+    /// In host mode: addresses of no workloads from and to which packets are direct.
+    Exempt,
+    /// In host mode: addresses of nodes from and to which packets in plaintext are taken, though none are sent.
+    Tolerated,
     /// Where nothing may be sent in plaintext: the workloads of proven peers, in host mode also their addresses.
     /// Elements count what they refuse.
     RefusedOut,
@@ -80,7 +84,15 @@ pub enum GuardSet {
 
 impl GuardSet {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Own, Self::Pools, Self::Nodes, Self::RefusedOut, Self::RefusedIn];
+    pub const ALL: [Self; 7] = [
+        Self::Own,
+        Self::Pools,
+        Self::Nodes,
+        Self::Exempt,
+        Self::Tolerated,
+        Self::RefusedOut,
+        Self::RefusedIn,
+    ];
 }
 
 /// An element of a set of the guard. Those of one set do not overlap.

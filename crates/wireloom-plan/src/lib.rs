@@ -15,6 +15,7 @@
 pub mod address_range;
 pub mod bypass;
 pub mod cluster;
+pub mod connections;
 pub mod desired;
 pub mod diff;
 pub mod firewall;

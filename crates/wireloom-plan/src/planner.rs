@@ -11,6 +11,7 @@ use wireloom_types::PublicKey;
 
 use crate::{
     cluster::{Cluster, Node},
+    connections,
     desired::{Desired, Host, Index, View},
     diff::{diff, diff_guard, diff_touched},
     observed::Observed,
@@ -172,6 +173,12 @@ impl Planner {
     pub fn plan(&mut self, observed: &Observed) -> Result<Plan, Refusal> {
         self.refuse_foreign_table(observed)?;
         let settings = self.inputs.settings.clone();
+        let tunnel_only = connections::warnings(
+            &observed.connections,
+            &self.inputs.cluster,
+            &settings,
+            &self.inputs.standings,
+        );
         let (desired, pending) = self.derive(observed)?;
         let ops = diff(observed, desired)?;
         let of_others = ownership::warnings(observed, desired, &settings);
@@ -180,7 +187,7 @@ impl Planner {
         let linkdown = observed.linkdown_ignored.clone();
         let linkdown = (!linkdown.is_empty()).then_some(Warning::LinkdownIgnored { sysctls: linkdown });
         let own = desired.warnings.iter().cloned();
-        let warnings = own.chain(of_others).chain(bypasses).chain(linkdown).collect();
+        let warnings = own.chain(of_others).chain(bypasses).chain(linkdown).chain(tunnel_only).collect();
         *pending = Pending::none();
         Ok(Plan { ops, warnings })
     }

@@ -1,5 +1,8 @@
 //! The settings of this node.
 
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use wireloom_types::{PeerLookup, SourceCheck};
 
@@ -18,6 +21,10 @@ pub struct Settings {
     pub persistent_keepalive: u16,
     /// Whether the hosts' own traffic is encrypted too (host mode).
     pub encrypt_host_traffic: bool,
+    /// In host mode: what is still direct because the fleet is on its way into host mode, or out of it.
+    pub host_transition: Option<HostTransition>,
+    /// In host mode, packets from and to these addresses are direct; no host bits set. Those of workloads never are.
+    pub encrypt_host_exempt: BTreeSet<IpNet>,
     /// Which source addresses the rules cover, unless in host mode.
     pub scope: Scope,
     /// Priority of our policy rules.
@@ -46,6 +53,8 @@ impl Settings {
             mtu: None,
             persistent_keepalive: 0,
             encrypt_host_traffic: false,
+            host_transition: None,
+            encrypt_host_exempt: BTreeSet::new(),
             scope: Scope::default(),
             rule_priority: 99,
             table: 1,
@@ -81,6 +90,17 @@ pub enum Scope {
     Pool,
     /// This node's workload CIDRs.
     Node,
+}
+
+/// A step of a fleet between scoped mode and host mode. All nodes take one before any takes the next, so that a node
+/// always takes what the others send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostTransition {
+    /// What has a node's address at one end is sent directly, and taken either way.
+    Accept,
+    /// It is sent encrypted, and taken either way.
+    Prefer,
 }
 
 /// What happens to traffic for workloads of a node of which we have no proof that it encrypts with us.

@@ -12,7 +12,7 @@ use wireloom_types::{LinkAddress, PublicKey};
 
 use crate::{
     bypass::Bypass,
-    ownership,
+    connections, ownership,
     removals::Recurrence,
     routing::{Family, Route, Rule},
 };
@@ -74,6 +74,24 @@ pub enum Warning {
     AddressNotDeclared {
         /// The address.
         address: IpAddr,
+    },
+    /// `encrypt_host_exempt` has addresses of a pool, which are workloads' and so stay encrypted.
+    ExemptPool {
+        /// What the setting says.
+        prefix: IpNet,
+        /// The pool.
+        pool: IpNet,
+    },
+    /// In host mode, a node has connections here of the kind by which machines are administered, and no exempt address.
+    TunnelOnly {
+        /// Its name.
+        node: String,
+        /// The address at its end.
+        address: IpAddr,
+        /// The port of the service, here or there.
+        port: u16,
+        /// Whether it is so already: we have a proof that the node encrypts.
+        proven: bool,
     },
     /// In host mode, the machine has no declared address of this family.
     NoOwnAddress {
@@ -218,7 +236,8 @@ impl Warning {
         match self {
             Self::NoEndpoint { .. }
             | Self::AddressNotHere { .. }
-            | Self::ListenPortDiffers { here: false, .. } => Severity::Info,
+            | Self::ListenPortDiffers { here: false, .. }
+            | Self::TunnelOnly { proven: true, .. } => Severity::Info,
             Self::OwnNodeKeyless
             | Self::KeylessNode { .. }
             | Self::WorkloadOutsidePools { .. }
@@ -227,6 +246,8 @@ impl Warning {
             | Self::NestedPrefixes { .. }
             | Self::RenamedSetting { .. }
             | Self::AddressNotDeclared { .. }
+            | Self::ExemptPool { .. }
+            | Self::TunnelOnly { proven: false, .. }
             | Self::ForeignRule { .. }
             | Self::Bypass { .. }
             | Self::LinkdownIgnored { .. }
@@ -307,6 +328,25 @@ impl fmt::Display for Warning {
                 "this machine's address {address} lies in this node's workloads, so what the host sends from it past \
                  the tunnel is refused as a workload's; add it to this node's `addresses`",
             ),
+            Self::ExemptPool { prefix, pool } => write!(
+                f,
+                "encrypt_host_exempt has {prefix}, which overlaps the pool {pool}: what is between workloads stays \
+                 encrypted; name addresses of hosts alone",
+            ),
+            Self::TunnelOnly { node, address, port, proven } => {
+                let what = connections::service(*port);
+                let exempt = IpNet::from(*address);
+                write!(
+                    f,
+                    "{node} has a connection of {what} (port {port}) with this node from {address}, which "
+                )?;
+                f.write_str(if *proven {
+                    "is reachable through the tunnel only, so not if a key is wrong; "
+                } else {
+                    "will be reachable through the tunnel only, once that node has proved that it encrypts; "
+                })?;
+                write!(f, "for a way around it, set encrypt_host_exempt = [\"{exempt}\"] on all nodes")
+            }
             Self::NoOwnAddress { family } => write!(
                 f,
                 "this node has no {family} address that it declares: with encrypt_host_traffic the kernel chooses the \

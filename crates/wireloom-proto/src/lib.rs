@@ -80,6 +80,6 @@ pub use message::MessageKind;
 pub use peer_id::PeerId;
 pub use time::{Instant, Now, UnixTime};
 pub use transport::{
-    Decrypted, Opened, Outcome, PeerPath, Reserved, Role, Routes, SealError, Sealed, Session, SessionKeys,
-    Signal, Transport,
+    Decrypted, Opened, Outcome, PATH_MTU_MIN, PeerPath, Reserved, Role, Routes, SealError, Sealed, Session,
+    SessionKeys, Signal, Transport,
 };

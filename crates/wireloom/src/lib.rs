@@ -9,7 +9,6 @@ mod agent;
 mod cli;
 mod config;
 mod key_file;
-mod peer_facts;
 mod reconcile;
 mod run_file;
 

@@ -47,9 +47,6 @@ pub(crate) struct RunFile {
     /// Since when the device does not answer, in seconds since 1970.
     #[serde(default)]
     pub(crate) device_silent_since: Option<u64>,
-    /// What watching the device has shown.
-    #[serde(default)]
-    pub(crate) trends: Option<Trends>,
     /// How often other programs deleted our rules lately.
     #[serde(default)]
     pub(crate) rules_deleted: Option<Recurrence>,
@@ -66,6 +63,9 @@ pub(crate) struct RunFile {
     /// The proven nodes that still send in plaintext, and since when this agent knows that (since 1970).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) not_proved_us: BTreeMap<String, Duration>,
+    /// What the agent has seen of its device over time.
+    #[serde(default)]
+    pub(crate) trends: Trends,
     /// Why the next agent will not know who is proven.
     #[serde(default)]
     pub(crate) proofs_error: Option<String>,

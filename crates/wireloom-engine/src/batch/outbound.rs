@@ -35,6 +35,8 @@ pub(crate) struct OutboundBatch {
     used: usize,
     datagrams: Vec<(Endpoint, Range<usize>)>,
     unsealed: Vec<UnsealedRun>,
+    /// The positions of datagrams that also probe the path MTU.
+    probes: Vec<usize>,
 }
 
 /// Messages to one peer that are laid out and have their counters, but are still plaintext.
@@ -63,6 +65,7 @@ impl Default for OutboundBatch {
             used: 0,
             datagrams: Vec::with_capacity(OUTBOUND_MAX),
             unsealed: Vec::new(),
+            probes: Vec::new(),
         }
     }
 }
@@ -98,6 +101,11 @@ impl OutboundBatch {
             self.push(reserved.endpoint, len);
         }
         self.unsealed.push(UnsealedRun { reserved, positions: first..self.datagrams.len() });
+    }
+
+    /// Has a datagram probe the path MTU: it stands this many positions before the end.
+    pub(crate) fn probe_with(&mut self, before_end: usize) {
+        self.probes.push(self.datagrams.len() - before_end);
     }
 
     /// Adds the message of `len` bytes at the start of the free room, which a peer's session has sealed.
@@ -179,6 +187,11 @@ impl SealedBatch<'_> {
         })
     }
 
+    /// The positions of the datagrams that also probe the path MTU.
+    pub(crate) fn probes(&self) -> impl Iterator<Item = usize> {
+        self.0.probes.iter().copied()
+    }
+
     /// The destination of the datagram at this position.
     pub(crate) fn destination(&self, position: usize) -> Option<Endpoint> {
         self.0.datagrams.get(position).map(|(to, _)| *to)
@@ -187,6 +200,7 @@ impl SealedBatch<'_> {
     /// Empties the batch.
     pub(crate) fn clear(self) {
         self.0.datagrams.clear();
+        self.0.probes.clear();
         self.0.used = 0;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use wireloom_proto::{Instant, PeerStatus, UnixTime};
+use wireloom_proto::{Instant, PeerPath, PeerStatus, UnixTime};
 use wireloom_types::{LinkAddress, Mode};
 use zeroize::Zeroizing;
 
@@ -83,9 +83,17 @@ pub(crate) fn link<'a>(
         text.line("public_key", peer.public_key.to_hex());
         text.line("link_address", LinkAddress::of(*peer.public_key));
         text.line("reachable", peer.path.is_reachable());
-        if let Some(path_mtu) = link.path_mtu(now, peer.id) {
-            text.line("path_mtu", path_mtu);
-        }
+        text.path_mtu(now, peer.path);
+    }
+    Reply::Lines(text.0)
+}
+
+/// The reply to `get_paths=1`.
+pub(crate) fn paths<'a>(now: Instant, peers: impl Iterator<Item = PeerStatus<'a>>) -> Reply {
+    let mut text = Lines::default();
+    for peer in peers {
+        text.line("public_key", peer.public_key.to_hex());
+        text.path_mtu(now, peer.path);
     }
     Reply::Lines(text.0)
 }
@@ -102,6 +110,12 @@ impl Lines {
             self.0 = larger;
         }
         writeln!(self.0, "{key}={value}").expect("writing to a string cannot fail");
+    }
+
+    fn path_mtu(&mut self, now: Instant, path: &PeerPath) {
+        if let Some(path_mtu) = path.path_mtu(now) {
+            self.line("path_mtu", path_mtu);
+        }
     }
 
     fn peer(&mut self, peer: &PeerStatus<'_>) {

@@ -6,9 +6,8 @@ use std::{
 };
 
 use ipnet::IpNet;
+use wireloom_proto::PATH_MTU_MIN;
 use wireloom_types::{PresharedKey, PrivateKey, PublicKey, SourceCheck};
-
-use crate::link::PATH_MTU_MIN;
 
 /// The longest line in bytes, without its end. The longest meaningful lines have a key as their value.
 pub const MAX_LINE: usize = 256;
@@ -22,6 +21,8 @@ pub enum Request {
     GetDrops,
     /// `get_link=1`: the device's mode, and its peers as neighbours. An extension of ours.
     GetLink,
+    /// `get_paths=1`: the path MTU of each peer. An extension of ours.
+    GetPaths,
     /// `set=1`: changes, of which either all or none are applied.
     Set(Set),
 }
@@ -60,7 +61,7 @@ pub struct PeerChange {
     pub persistent_keepalive: Option<Option<NonZeroU16>>,
     /// The largest IP packet that the underlay carries to the peer, in bytes; the inner `None` removes the setting. An
     /// extension of ours.
-    pub path_mtu: Option<Option<usize>>,
+    pub path_mtu: Option<Option<u16>>,
     /// Whether the peer's present allowed-IPs are removed first.
     pub replace_allowed_ips: bool,
     /// Changes to the allowed-IPs, in the order given.
@@ -221,6 +222,7 @@ fn operation(line: &str) -> Result<Request, RequestErrorKind> {
         "get=1" => Ok(Request::Get),
         "get_drops=1" => Ok(Request::GetDrops),
         "get_link=1" => Ok(Request::GetLink),
+        "get_paths=1" => Ok(Request::GetPaths),
         "set=1" => Ok(Request::Set(Set::default())),
         _ => Err(UnknownOperation),
     }
@@ -295,7 +297,7 @@ impl PeerChange {
                     .ok()
                     .filter(|mtu| *mtu == 0 || usize::from(*mtu) >= PATH_MTU_MIN)
                     .ok_or(BadValue { key: "path_mtu", expected: PATH_MTU })?;
-                self.path_mtu = Some((path_mtu > 0).then_some(path_mtu.into()));
+                self.path_mtu = Some((path_mtu > 0).then_some(path_mtu));
             }
             "replace_allowed_ips" => {
                 expect_true("replace_allowed_ips", value)?;

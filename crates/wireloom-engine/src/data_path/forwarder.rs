@@ -1,15 +1,18 @@
 //! How a data path forwards: by allowed-IPs, by a link that it owns, or by a copy of the link's neighbours.
 
-use std::{net::IpAddr, ops::Deref, sync::Arc};
+use std::{ops::Deref, sync::Arc};
 
 use arc_swap::{ArcSwap, Guard};
 use wireloom_proto::{Instant, Routes, Transport};
 
 use crate::{
+    drops::EngineDrop,
     forwarding::Decision,
+    icmp::{self, Limiter, Problem},
     link::{Link, NeighbourTable},
     offload::virtio::VirtioHeader,
     packet::ethernet,
+    path_mtu::room_exceeded,
     punt::Punter,
 };
 
@@ -19,8 +22,8 @@ pub(crate) type PublishedTable = Arc<ArcSwap<NeighbourTable>>;
 /// What decides where packets go.
 #[derive(Debug)]
 pub(crate) enum Forwarder {
-    /// The peers' allowed-IPs.
-    AllowedIps,
+    /// The peers' allowed-IPs, and a limit on errors about packets that are too long.
+    AllowedIps(Limiter),
     /// The link, in the engine's own data path.
     Link(Link),
     /// The neighbours, in any other data path. It sends the frames that go to one peer and punts all others.
@@ -29,7 +32,7 @@ pub(crate) enum Forwarder {
 
 /// A forwarder with the tables of this moment, for the length of a batch.
 pub(super) enum Lookup<'f> {
-    AllowedIps(Guard<Arc<Routes>>),
+    AllowedIps { routes: Guard<Arc<Routes>>, limiter: &'f mut Limiter },
     Link { link: &'f mut Link, routes: Guard<Arc<Routes>> },
     Neighbours { table: Guard<Arc<NeighbourTable>>, punter: &'f Punter },
 }
@@ -54,7 +57,7 @@ impl Deref for Neighbours<'_> {
 impl Forwarder {
     pub(super) fn lookup(&mut self, transport: &Transport) -> Lookup<'_> {
         match self {
-            Self::AllowedIps => Lookup::AllowedIps(transport.routes()),
+            Self::AllowedIps(limiter) => Lookup::AllowedIps { routes: transport.routes(), limiter },
             Self::Link(link) => Lookup::Link { link, routes: transport.routes() },
             Self::Neighbours { table, punter } => Lookup::Neighbours { table: table.load(), punter },
         }
@@ -63,22 +66,9 @@ impl Forwarder {
     /// The neighbours, in link mode.
     pub(super) fn neighbours(&self) -> Option<Neighbours<'_>> {
         match self {
-            Self::AllowedIps => None,
+            Self::AllowedIps(_) => None,
             Self::Link(link) => Some(Neighbours::Own(link.table())),
             Self::Neighbours { table, .. } => Some(Neighbours::Published(table.load())),
-        }
-    }
-
-    /// Records the path MTU, in bytes, that the network reported for this address.
-    pub(super) fn learn_path_mtu(&mut self, now: Instant, remote: IpAddr, path_mtu: usize) {
-        match self {
-            Self::AllowedIps => {}
-            Self::Link(link) => {
-                if link.learn_path_mtu(now, remote, path_mtu) {
-                    tracing::debug!("the path MTU to {remote} is {path_mtu}");
-                }
-            }
-            Self::Neighbours { punter, .. } => punter.punt_path_mtu(remote, path_mtu),
         }
     }
 }
@@ -87,7 +77,7 @@ impl Lookup<'_> {
     /// The length in bytes of the Ethernet header that precedes each packet.
     pub(super) fn ethernet_len(&self) -> usize {
         match self {
-            Self::AllowedIps(_) => 0,
+            Self::AllowedIps { .. } => 0,
             Self::Link { .. } | Self::Neighbours { .. } => ethernet::HEADER_LEN,
         }
     }
@@ -104,7 +94,15 @@ impl Lookup<'_> {
         answer: &mut Vec<u8>,
     ) -> Option<Decision<'_>> {
         match self {
-            Self::AllowedIps(routes) => Some(Decision::by_allowed_ips(frame, routes)),
+            Self::AllowedIps { routes, limiter } => {
+                let decision = Decision::by_allowed_ips(frame, routes);
+                let Decision::Peer(path) = decision else { return Some(decision) };
+                let Some(room) = room_exceeded(path, now, frame, longest, mtu) else { return Some(decision) };
+                if limiter.allows(now) {
+                    icmp::report(Problem::TooBig(room), frame, None, answer);
+                }
+                Some(Decision::Drop(EngineDrop::TooBig.into()))
+            }
             Self::Link { link, routes } => Some(link.decide(now, frame, longest, routes, mtu, answer)),
             Self::Neighbours { table, .. } => {
                 table.path_of_frame(now, frame, longest, mtu).map(Decision::Peer)
@@ -123,7 +121,7 @@ impl Lookup<'_> {
     pub(super) fn own_neighbours(&self) -> Option<Arc<NeighbourTable>> {
         match self {
             Self::Link { link, .. } => Some(Arc::clone(link.table())),
-            Self::AllowedIps(_) | Self::Neighbours { .. } => None,
+            Self::AllowedIps { .. } | Self::Neighbours { .. } => None,
         }
     }
 }

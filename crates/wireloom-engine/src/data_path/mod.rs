@@ -27,7 +27,7 @@ use crate::{
     drops::Drops,
     link::Link,
     offload::virtio::VirtioHeader,
-    punt::{LinkPunt, SlowPath},
+    punt::SlowPath,
     runtime::{
         crypto_pool::{CryptoPool, InPool},
         turn::Backlog,
@@ -83,7 +83,7 @@ impl DataPath {
     pub(crate) fn link(&self) -> Option<&Link> {
         match &self.forwarder {
             Forwarder::Link(link) => Some(link),
-            Forwarder::AllowedIps | Forwarder::Neighbours { .. } => None,
+            Forwarder::AllowedIps(_) | Forwarder::Neighbours { .. } => None,
         }
     }
 
@@ -91,7 +91,7 @@ impl DataPath {
     pub(crate) fn link_mut(&mut self) -> Option<&mut Link> {
         match &mut self.forwarder {
             Forwarder::Link(link) => Some(link),
-            Forwarder::AllowedIps | Forwarder::Neighbours { .. } => None,
+            Forwarder::AllowedIps(_) | Forwarder::Neighbours { .. } => None,
         }
     }
 
@@ -115,7 +115,7 @@ impl DataPath {
 
     /// Receives from the peers.
     pub(crate) fn receive(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) -> Backlog {
-        self.inbound.receive(&mut self.forwarder, &mut self.outbound, turn)
+        self.inbound.receive(&self.forwarder, &mut self.outbound, turn)
     }
 
     /// Sends what the network stack routed into the interface.
@@ -134,27 +134,20 @@ impl DataPath {
         self.outbound.transmit(turn);
     }
 
-    /// Deals with what another queue's data path punted to the owner of the link. Returns how many packets' worth of
-    /// work that was.
-    pub(crate) fn handle_punt(
+    /// Deals with a frame that another queue's data path punted to the owner of the link. Returns how many packets'
+    /// worth of work that was.
+    pub(crate) fn handle_frame(
         &mut self,
-        punt: LinkPunt,
+        header: VirtioHeader,
+        frame: Box<[u8]>,
         turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
     ) -> usize {
-        match punt {
-            LinkPunt::Frame { header, frame } => {
-                self.outbound.send_frame(header, frame, &mut self.forwarder, turn)
-            }
-            LinkPunt::PathMtu { remote, path_mtu } => {
-                self.forwarder.learn_path_mtu(turn.now.monotonic, remote, path_mtu);
-                0
-            }
-        }
+        self.outbound.send_frame(header, frame, &mut self.forwarder, turn)
     }
 }
 
-/// Sends a frame of our own to the network stack. While the interface is down, the stack refuses it and does not
-/// need it.
+/// Sends a packet of our own to the network stack, in link mode a frame. While the interface is down, the stack refuses
+/// it and does not need it.
 fn tell_stack(tun: &mut impl TunQueue, frame: &[u8]) {
     let header = VirtioHeader::default().to_bytes();
     let _ = tun.send(&[IoSlice::new(&header), IoSlice::new(frame)]);

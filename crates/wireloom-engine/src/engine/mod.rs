@@ -15,6 +15,7 @@ use crate::{
     batch::CryptoJob,
     data_path::{DataPath, Forwarder, Turn},
     drops::Drops,
+    icmp::Limiter,
     link::Link,
     runtime::{
         crypto_pool::CryptoPool,
@@ -62,7 +63,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
         let drops = Arc::new(Drops::default());
         let link = tun.link_address().map(Link::new);
         debug_assert_eq!(link.is_some(), mode.peer_lookup() == PeerLookup::Gateway);
-        let forwarder = link.map_or(Forwarder::AllowedIps, Forwarder::Link);
+        let forwarder = link.map_or(Forwarder::AllowedIps(Limiter::default()), Forwarder::Link);
         let check_sources = mode.source_check() == SourceCheck::AllowedIps;
         let data_path = DataPath::new(device.transport(), &drops, forwarder, check_sources);
         Self {
@@ -156,8 +157,6 @@ impl<T: Tun, N: Network> Engine<T, N> {
             self.drops.set(DropReason::HandshakeTimedOut, turn.slow_path.timed_out_packets());
         }
         self.data_path.transmit(&mut turn);
-        // Path MTUs may have been learnt.
-        self.publish_link();
         if let Some(workers) = &mut self.workers {
             workers.packets_are_sent();
         }

@@ -34,6 +34,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
             Request::GetLink => {
                 reply::link(now.monotonic, self.mode, self.data_path.link(), self.device.peers())
             }
+            Request::GetPaths => reply::paths(now.monotonic, self.device.peers()),
             Request::Set(set) => match self.set(now, set) {
                 Ok(()) => Reply::Done,
                 Err(errno) => Reply::Refused(errno),
@@ -55,12 +56,6 @@ impl<T: Tun, N: Network> Engine<T, N> {
             })?,
             None => self.mode,
         };
-        if self.data_path.link().is_none() && set.peers.iter().any(|peer| peer.path_mtu.flatten().is_some()) {
-            tracing::warn!(
-                "a control request was refused: path_mtu is for link mode (--peer-lookup gateway) only"
-            );
-            return Err(Errno::EINVAL);
-        }
         let own = set.private_key.as_ref().and_then(Option::as_ref).map(PrivateKey::public_key);
         self.refuse_duplicate_link_address(&set, own)?;
         // First the port and the link address, which the system can refuse.
@@ -75,8 +70,8 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
         let all_are_replaced = set.replace_peers;
         // A peer that has our new key is removed.
-        let mut touched: Vec<_> = own.map(|own| (own, None)).into_iter().collect();
-        touched.extend(set.peers.iter().map(|peer| (peer.public_key, peer.path_mtu)));
+        let mut touched: Vec<_> = own.into_iter().collect();
+        touched.extend(set.peers.iter().map(|peer| peer.public_key));
         self.device.configure(now, |configuration| {
             if let Some(private_key) = set.private_key {
                 configuration.set_private_key(private_key);
@@ -92,21 +87,16 @@ impl<T: Tun, N: Network> Engine<T, N> {
         Ok(())
     }
 
-    /// Makes the link follow the device's peers after a change, which `touched` the peers with these keys and may have
-    /// set or removed their path MTUs.
-    fn update_link(&mut self, all_are_replaced: bool, touched: Vec<(PublicKey, Option<Option<usize>>)>) {
+    /// Makes the link follow the device's peers after a change, which `touched` the peers with these keys.
+    fn update_link(&mut self, all_are_replaced: bool, touched: Vec<PublicKey>) {
         let Some(link) = self.data_path.link_mut() else { return };
         if all_are_replaced {
             link.clear();
         }
-        for (public_key, path_mtu) in touched {
-            let Some(peer) = self.device.peer(&public_key) else {
-                link.remove(&public_key);
-                continue;
-            };
-            link.insert(peer.path);
-            if let Some(path_mtu) = path_mtu {
-                link.set_path_mtu(peer.id, path_mtu);
+        for public_key in touched {
+            match self.device.peer(&public_key) {
+                Some(peer) => link.insert(peer.path),
+                None => link.remove(&public_key),
             }
         }
         // Before the network stack is told: it may use the new neighbours at once, on any thread.
@@ -216,6 +206,9 @@ fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: PeerChan
     }
     if let Some(endpoint) = change.endpoint {
         peer.set_endpoint(endpoint);
+    }
+    if let Some(path_mtu) = change.path_mtu {
+        peer.set_path_mtu(path_mtu);
     }
     if change.replace_allowed_ips {
         peer.clear_allowed_ips();

@@ -9,8 +9,9 @@ use super::worker::{Runner, Worker};
 use crate::{
     data_path::{DataPath, Forwarder, PublishedTable, Turn},
     drops::Drops,
+    icmp::Limiter,
     link::{Link, NeighbourTable},
-    punt::{Punt, Punted, punts},
+    punt::{Punt, Punted, SlowPath, punts},
     runtime::{turn::Backlog, wake_up::WakeUp},
     tun::TunQueue,
     udp::Udp,
@@ -49,7 +50,7 @@ impl<T: TunQueue, U: Udp> Workers<T, U> {
         for tun in queues {
             let (punter, engine_end) = punts(&wake_up, drops)?;
             let forwarder = match &neighbours {
-                None => Forwarder::AllowedIps,
+                None => Forwarder::AllowedIps(Limiter::default()),
                 Some(table) => Forwarder::Neighbours { table: Arc::clone(table), punter: punter.clone() },
             };
             idle.push(Worker::new(data_path(forwarder), punter, tun));
@@ -135,8 +136,12 @@ impl<T: TunQueue, U: Udp> Workers<T, U> {
                     Punt::Packet { peer, packet } => {
                         turn.slow_path.handle_outgoing(turn.now, peer, &packet, turn.mtu)
                     }
-                    Punt::Link(punt) => {
-                        work += data_path.handle_punt(punt, turn);
+                    Punt::Frame { header, frame } => {
+                        work += data_path.handle_frame(header, frame, turn);
+                        Ok(())
+                    }
+                    Punt::PathMtu { remote, path_mtu } => {
+                        turn.slow_path.learn_path_mtu(turn.now, remote, path_mtu);
                         Ok(())
                     }
                     Punt::Signal(signal) => {

@@ -15,25 +15,20 @@
 //! stack was told before.
 
 mod cache;
-mod icmp;
 mod neighbour;
 mod table;
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
-use wireloom_proto::{Instant, PeerId, PeerPath, Routes};
+use wireloom_proto::{Instant, PeerPath, Routes};
 use wireloom_types::{LinkAddress, PublicKey};
 
 pub use self::table::NeighbourTable;
-pub(crate) use self::table::PATH_MTU_MIN;
-use self::{
-    cache::NeighbourCache,
-    icmp::{Limiter, Problem},
-    table::Obstacle,
-};
+use self::{cache::NeighbourCache, table::Obstacle};
 use crate::{
     drops::EngineDrop,
     forwarding::Decision,
+    icmp::{self, Limiter, Problem, Way},
     packet::{ethernet::Header, ipv6},
 };
 
@@ -80,7 +75,7 @@ impl Link {
         }
     }
 
-    /// Adds a peer, in place of another peer with its link address. A peer that is there already keeps its path MTU.
+    /// Adds a peer, in place of another peer with its link address.
     pub fn insert(&mut self, path: &Arc<PeerPath>) {
         if !self.table.has(path) {
             self.table_mut().insert(path);
@@ -113,28 +108,6 @@ impl Link {
         );
     }
 
-    /// Sets the configured path MTU of a peer, in bytes; `None` removes it.
-    pub(crate) fn set_path_mtu(&mut self, peer: PeerId, path_mtu: Option<usize>) {
-        if self.table.configured_path_mtu(peer) != path_mtu {
-            self.table_mut().set_path_mtu(peer, path_mtu);
-        }
-    }
-
-    /// Records the path MTU, in bytes, that the network reported for this address. Returns whether a peer is there.
-    pub(crate) fn learn_path_mtu(&mut self, now: Instant, remote: IpAddr, path_mtu: usize) -> bool {
-        // Reports about other addresses are no reason to copy the table.
-        let concerns_a_peer = self.table.peers().any(|path| table::is_at(path, remote));
-        if concerns_a_peer {
-            self.table_mut().learn_path_mtu(now, remote, path_mtu);
-        }
-        concerns_a_peer
-    }
-
-    /// The path MTU of a peer in bytes, if one is known.
-    pub(crate) fn path_mtu(&self, now: Instant, peer: PeerId) -> Option<usize> {
-        self.table.path_mtu(now, peer)
-    }
-
     /// The key of the peer with this link address.
     pub(crate) fn key_at(&self, address: LinkAddress) -> Option<PublicKey> {
         self.table.path_at(address).map(|path| *path.public_key())
@@ -162,7 +135,7 @@ impl Link {
         };
         let mut report = |problem, from| {
             if self.limiter.allows(now) {
-                icmp::report(problem, packet, from, header.source, answer);
+                icmp::report(problem, packet, Some(Way { from, to: header.source }), answer);
             }
         };
         match obstacle {

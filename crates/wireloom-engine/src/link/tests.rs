@@ -1,12 +1,12 @@
 //! The link, frame by frame.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use proptest::prelude::*;
-use wireloom_proto::{Device, Now, UnixTime, inner};
+use wireloom_proto::{Device, Now, PeerId, UnixTime, inner};
 use wireloom_types::PrivateKey;
 
 use super::*;
@@ -95,6 +95,12 @@ impl World {
             Decision::Drop(Reason::Protocol(reason)) => panic!("{reason}"),
         };
         (decided, answer)
+    }
+
+    fn set_path_mtu(&mut self, number: u8, bytes: Option<u16>) {
+        self.device.configure(at(2), |configuration| {
+            configuration.peer(&key(number)).unwrap().set_path_mtu(bytes);
+        });
     }
 
     fn id(&self, number: u8) -> PeerId {
@@ -304,7 +310,7 @@ fn there_are_no_errors_about_errors_later_fragments_or_packets_without_a_single_
 #[test]
 fn a_packet_that_exceeds_the_path_mtu_comes_back_as_too_big() {
     let mut world = World::new();
-    world.link.set_path_mtu(world.id(1), Some(1400));
+    world.set_path_mtu(1, Some(1400));
     // 1400 less 20 (IPv4), 8 (UDP) and 32 (data message) is 1340, which leaves 1328 for padded packets.
     assert_eq!(world.route(&v4(address(1), [8; 4], 1328, true)), (Decided::Peer(key(1)), Vec::new()));
     let (decided, answer) = world.route(&v4(address(1), [8; 4], 1329, true));
@@ -317,34 +323,19 @@ fn a_packet_that_exceeds_the_path_mtu_comes_back_as_too_big() {
     assert_eq!(world.route(&v4(address(1), [8; 4], 1400, false)).0, Decided::Peer(key(1)));
     assert_eq!(world.route(&v4(address(2), [8; 4], 1400, true)).0, Decided::Peer(key(2)));
     // With IPv6 the limit is never less than 1280.
-    world.link.set_path_mtu(world.id(1), Some(600));
+    world.set_path_mtu(1, Some(600));
     assert_eq!(world.route(&v6(address(1), "2001:db8::8", 1280)).0, Decided::Peer(key(1)));
     let (_, answer) = world.route(&v6(address(1), "2001:db8::8", 1281));
     assert_eq!(error_in(&answer).4, 1280);
-    world.link.set_path_mtu(world.id(1), None);
+    world.set_path_mtu(1, None);
     assert_eq!(world.route(&v4(address(1), [8; 4], 1420, true)).0, Decided::Peer(key(1)));
 }
 
 #[test]
 fn a_packet_as_long_as_the_mtu_is_not_padded() {
     let mut world = World::new();
-    world.link.set_path_mtu(world.id(1), Some(1480));
+    world.set_path_mtu(1, Some(1480));
     assert_eq!(world.route(&v4(address(1), [8; 4], 1420, true)).0, Decided::Peer(key(1)));
-}
-
-#[test]
-fn a_learnt_path_mtu_lasts_ten_minutes_and_survives_changes_of_peers() {
-    let mut world = World::new();
-    let id = world.id(1);
-    let endpoint = IpAddr::from([192, 0, 2, 1]);
-    world.link.learn_path_mtu(at(5).monotonic, endpoint, 1300);
-    world.link.learn_path_mtu(at(5).monotonic, IpAddr::from([192, 0, 2, 77]), 700);
-    world.device.peers().for_each(|peer| world.link.insert(peer.path));
-    assert_eq!(world.link.path_mtu(at(604).monotonic, id), Some(1300));
-    assert_eq!(world.link.path_mtu(at(605).monotonic, id), None);
-    assert_eq!(world.link.path_mtu(at(5).monotonic, world.id(2)), None);
-    world.link.learn_path_mtu(at(5).monotonic, endpoint, 68);
-    assert_eq!(world.link.path_mtu(at(6).monotonic, id), Some(PATH_MTU_MIN));
 }
 
 #[test]

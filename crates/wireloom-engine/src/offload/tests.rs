@@ -1,6 +1,9 @@
 //! Splitting and joining compared with a naive model, which builds packets field by field.
 
-use std::{io::IoSlice, net::Ipv4Addr};
+use std::{
+    io::IoSlice,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 
@@ -78,6 +81,12 @@ impl Packet {
             damage: 0,
             unsummed: false,
         }
+    }
+
+    /// The same over IPv6.
+    pub(crate) fn between_v6(from: Ipv6Addr, to: Ipv6Addr, payload: usize) -> Self {
+        let v4 = Self::between(Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED, payload);
+        Self { v6: true, addresses: [from.octets(), to.octets()].concat(), ..v4 }
     }
 
     fn transport(&self) -> usize {

@@ -101,8 +101,7 @@ impl Interface {
         let server = Server::open(control_socket(name))?;
         privileges::drop_unneeded().map_err(failed("give up privileges"))?;
         let inbox = server.start().map_err(failed("serve the control socket"))?;
-        let network = LinuxNetwork { discover_path_mtu: mode.peer_lookup() == PeerLookup::Gateway };
-        let mut engine = Engine::new(seed, mode, tun, network);
+        let mut engine = Engine::new(seed, mode, tun, LinuxNetwork);
         if !queues.is_empty() {
             // Threads inherit the dropped privileges and the blocked signals, so they start only now.
             let others = queues.len();

@@ -54,20 +54,20 @@ pub(crate) enum Punt {
         peer: PeerId,
         packet: Box<[u8]>,
     },
-    Link(LinkPunt),
+    /// A frame as it was read from the interface, for the owner of the link. It may be a super-packet.
+    Frame {
+        header: VirtioHeader,
+        frame: Box<[u8]>,
+    },
+    /// The network reported the MTU of the path to this address, in bytes.
+    PathMtu {
+        remote: IpAddr,
+        path_mtu: usize,
+    },
     Signal(Signal),
     BeginHandshake(PeerId),
     /// The worker's thread has ended without being told to.
     Ended,
-}
-
-/// An item for the owner of the link.
-#[derive(Debug)]
-pub(crate) enum LinkPunt {
-    /// A frame as it was read from the interface. It may be a super-packet.
-    Frame { header: VirtioHeader, frame: Box<[u8]> },
-    /// The network reported the MTU of the path to this address, in bytes.
-    PathMtu { remote: IpAddr, path_mtu: usize },
 }
 
 /// A worker's end.
@@ -123,16 +123,7 @@ impl Punter {
     /// Punts a frame that the fast path of the link cannot handle.
     pub(crate) fn punt_frame(&self, header: VirtioHeader, frame: &[u8]) {
         self.waiting.frames.fetch_add(1, Ordering::Relaxed);
-        self.punt(Punt::Link(LinkPunt::Frame { header, frame: frame.into() }));
-    }
-
-    /// Punts the MTU, in bytes, that the network reported for the path to this address.
-    pub(crate) fn punt_path_mtu(&self, remote: IpAddr, path_mtu: usize) {
-        // Only this end adds, so the bound holds.
-        if self.waiting.path_mtus.load(Ordering::Relaxed) < PATH_MTUS_MAX {
-            self.waiting.path_mtus.fetch_add(1, Ordering::Relaxed);
-            self.punt(Punt::Link(LinkPunt::PathMtu { remote, path_mtu }));
-        }
+        self.punt(Punt::Frame { header, frame: frame.into() });
     }
 
     /// Hands an item over.
@@ -169,6 +160,14 @@ impl SlowPath for Punter {
         self.punt(Punt::BeginHandshake(peer));
     }
 
+    fn learn_path_mtu(&mut self, _: Now, remote: IpAddr, path_mtu: usize) {
+        // Only this end adds, so the bound holds.
+        if self.waiting.path_mtus.load(Ordering::Relaxed) < PATH_MTUS_MAX {
+            self.waiting.path_mtus.fetch_add(1, Ordering::Relaxed);
+            self.punt(Punt::PathMtu { remote, path_mtu });
+        }
+    }
+
     fn poll_transmit(&mut self, _: Now) -> Option<Transmit<'_>> {
         None
     }
@@ -193,8 +192,8 @@ impl Punted {
                 self.waiting.handshakes.fetch_sub(1, Ordering::Relaxed);
             }
             Punt::Packet { .. } => self.packets += 1,
-            Punt::Link(LinkPunt::Frame { .. }) => self.frames += 1,
-            Punt::Link(LinkPunt::PathMtu { .. }) => {
+            Punt::Frame { .. } => self.frames += 1,
+            Punt::PathMtu { .. } => {
                 self.waiting.path_mtus.fetch_sub(1, Ordering::Relaxed);
             }
             Punt::Signal(_) | Punt::BeginHandshake(_) | Punt::Ended => {}

@@ -2,7 +2,9 @@
 //!
 //! The engine's thread has the [`Device`] at hand. The threads of other queues [punt](super) to it.
 
-use wireloom_proto::{Device, DropReason, Endpoint, Now, PeerId, Signal, Transmit};
+use std::net::IpAddr;
+
+use wireloom_proto::{Device, DropReason, Endpoint, Now, PeerId, PeerPath, Signal, Transmit};
 
 /// The device, at hand or on another thread. The methods are named after the device's own, which document them.
 pub(crate) trait SlowPath {
@@ -23,6 +25,9 @@ pub(crate) trait SlowPath {
 
     /// See [`Device::begin_handshake`].
     fn begin_handshake(&mut self, now: Now, peer: PeerId);
+
+    /// Records the path MTU, in bytes, that the network reported for this address.
+    fn learn_path_mtu(&mut self, now: Now, remote: IpAddr, path_mtu: usize);
 
     /// See [`Device::poll_transmit`]. `None` where the device is on another thread, which sends its datagrams.
     fn poll_transmit(&mut self, now: Now) -> Option<Transmit<'_>>;
@@ -56,6 +61,15 @@ impl SlowPath for Device {
 
     fn begin_handshake(&mut self, now: Now, peer: PeerId) {
         Self::begin_handshake(self, now, peer);
+    }
+
+    fn learn_path_mtu(&mut self, now: Now, remote: IpAddr, path_mtu: usize) {
+        let is_there =
+            |path: &PeerPath| path.endpoint().is_some_and(|endpoint| endpoint.remote.ip() == remote);
+        for peer in self.peers().filter(|peer| is_there(peer.path)) {
+            peer.path.learn_path_mtu(now.monotonic, path_mtu);
+            tracing::debug!("the path MTU to {remote} is {path_mtu}");
+        }
     }
 
     fn poll_transmit(&mut self, now: Now) -> Option<Transmit<'_>> {

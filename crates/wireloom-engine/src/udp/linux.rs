@@ -1,6 +1,7 @@
 //! UDP sockets of Linux: one for each address family, on the same port.
 
 use std::{
+    fs,
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
@@ -37,12 +38,7 @@ const RUN_DATAGRAMS: usize = 64;
 
 /// The network of this process's network namespace.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct LinuxNetwork {
-    /// Whether path MTUs are discovered, for [`Udp::poll_path_mtu`]. Datagrams then have "don't fragment" set, so that
-    /// routers report those that are too big. A datagram that exceeds the path MTU that the kernel knows is sent again
-    /// in fragments.
-    pub(crate) discover_path_mtu: bool,
-}
+pub(crate) struct LinuxNetwork;
 
 /// A UDP port, open for both families, or for IPv4 alone on a machine without IPv6.
 pub(crate) struct LinuxUdp {
@@ -54,7 +50,8 @@ pub(crate) struct LinuxUdp {
     run_max: usize,
     /// Which family is received from first: they alternate, so that a flood of one does not starve the other.
     v6_first: bool,
-    discovers_path_mtu: bool,
+    /// Whether IPv4 paths are probed.
+    probes_v4: bool,
     /// Source addresses of earlier datagrams that this machine no longer has.
     gone: Vec<IpAddr>,
 }
@@ -88,7 +85,7 @@ impl Network for LinuxNetwork {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => continue,
                 Err(error) => return Err(error),
             };
-            return Ok(LinuxUdp::new(bound, Sockets { v4, v6 }, self.discover_path_mtu));
+            return Ok(LinuxUdp::new(bound, Sockets { v4, v6 }));
         }
     }
 
@@ -105,7 +102,7 @@ impl Network for LinuxNetwork {
             }
             None => None,
         };
-        Ok(LinuxUdp::new(first.port, Sockets { v4, v6 }, self.discover_path_mtu))
+        Ok(LinuxUdp::new(first.port, Sockets { v4, v6 }))
     }
 }
 
@@ -124,27 +121,20 @@ fn has_no_ipv6(error: &io::Error) -> bool {
 
 impl LinuxNetwork {
     fn open(self, address: IpAddr, port: u16, mark: u32, share: Share) -> io::Result<Socket> {
-        let (address, discover_path_mtu) = (SocketAddr::new(address, port), self.discover_path_mtu);
+        let address = SocketAddr::new(address, port);
         let domain = Domain::for_address(address);
         let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
-            if discover_path_mtu {
-                Fragments::Forbidden.set(&socket, false)?;
-                setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
-            }
+            setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
         } else {
             setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
-            if discover_path_mtu {
-                Fragments::Forbidden.set(&socket, true)?;
-                setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
-            } else {
-                // Like the kernel's WireGuard (`send4` in drivers/net/wireguard/socket.c): a tunnel whose MTU is too
-                // big for the path is slow, not dead.
-                Fragments::Allowed.set(&socket, true)?;
-            }
+            setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
         }
+        // Like the kernel's WireGuard (`send4` in drivers/net/wireguard/socket.c): a tunnel whose MTU is too big for
+        // the path is slow, not dead, even where ICMP is filtered.
+        Fragments::Allowed.set(&socket, address.is_ipv4())?;
         if mark != 0 {
             socket.set_mark(mark)?;
         }
@@ -157,6 +147,12 @@ impl LinuxNetwork {
         socket.bind(&address.into())?;
         Ok(socket)
     }
+}
+
+/// Whether the kernel discovers IPv4 path MTUs. With 1 in `ip_no_pmtu_disc` (ip-sysctl.rst), it takes every report of a
+/// path that is too narrow for one of the smallest path MTU.
+fn has_v4_discovery() -> bool {
+    fs::read_to_string("/proc/sys/net/ipv4/ip_no_pmtu_disc").is_ok_and(|mode| mode.trim() != "1")
 }
 
 /// Whether datagrams may be fragmented (`IP_MTU_DISCOVER` of ip(7), `IPV6_MTU_DISCOVER` of ipv6(7)).
@@ -207,7 +203,7 @@ fn grow_buffers(socket: &Socket) {
 }
 
 impl LinuxUdp {
-    fn new(port: u16, sockets: Sockets, discovers_path_mtu: bool) -> Self {
+    fn new(port: u16, sockets: Sockets) -> Self {
         Self {
             port,
             run_max: if getsockopt(&sockets.v4, sockopt::UdpGsoSegment).is_ok() { RUN_DATAGRAMS } else { 1 },
@@ -215,7 +211,7 @@ impl LinuxUdp {
             receiver: Receiver::default(),
             sender: Sender::default(),
             v6_first: false,
-            discovers_path_mtu,
+            probes_v4: has_v4_discovery(),
             gone: Vec::new(),
         }
     }
@@ -245,15 +241,21 @@ impl LinuxUdp {
         Ok(batch.runs_from(next, most).take(sent).map(|run| run.count).sum())
     }
 
-    /// Sends the datagram at position `next` in fragments, after it was refused. The path MTU is then learnt from the
-    /// error queue, so this is rare.
-    fn send_in_fragments(&mut self, batch: &SealedBatch<'_>, next: usize, to: Endpoint) -> io::Result<usize> {
+    /// Sends a copy of the datagram at this position that must not be fragmented. Its receiver knows it already, and
+    /// drops it as a replay.
+    ///
+    /// If it is longer than the path MTU that the kernel knows, that one is put on the error queue. If a router reports
+    /// that it is too long, the kernel notes the path MTU and, except for IPv4 sockets that allow fragments by then
+    /// (`__udp4_lib_err` in net/ipv4/udp.c), puts it on the error queue; of these, the next probe learns it.
+    fn probe(&mut self, batch: &SealedBatch<'_>, position: usize) {
+        let Some(to) = batch.destination(position) else { return };
+        let Ok(socket) = self.sockets.towards(to) else { return };
         let is_v4 = to.remote.is_ipv4();
-        Fragments::Allowed.set(self.sockets.towards(to)?, is_v4)?;
-        let datagram = batch.runs_from(next, 1).take(1);
-        let sent = self.sender.send(self.sockets.towards(to)?.as_fd(), datagram);
-        Fragments::Forbidden.set(self.sockets.towards(to)?, is_v4)?;
-        sent
+        if (self.probes_v4 || !is_v4) && Fragments::Forbidden.set(socket, is_v4).is_ok() {
+            // Whatever prevents it does not matter: there will be another probe.
+            let _ = self.sender.send(socket.as_fd(), batch.runs_from(position, 1).take(1));
+            let _ = Fragments::Allowed.set(socket, is_v4);
+        }
     }
 
     /// Waits for room in the send buffer. Returns false when there is none in time.
@@ -314,16 +316,8 @@ impl Udp for LinuxUdp {
                     patient = self.wait_for_room(to);
                     continue;
                 }
-                (Some(libc::EMSGSIZE), _)
-                    if self.discovers_path_mtu && self.send_in_fragments(&batch, next, to).is_ok() =>
-                {
-                    next += 1;
-                    continue;
-                }
                 // The error may have been raised by ICMP for an earlier datagram, to any peer.
-                (Some(number), _)
-                    if self.discovers_path_mtu && number != libc::EAGAIN && tried_again != Some(next) =>
-                {
+                (Some(number), _) if number != libc::EAGAIN && tried_again != Some(next) => {
                     tried_again = Some(next);
                     continue;
                 }
@@ -350,14 +344,15 @@ impl Udp for LinuxUdp {
             next += 1;
             lost += 1;
         }
+        // Last, so that no probe overtakes the datagram that it is a copy of.
+        for position in batch.probes() {
+            self.probe(&batch, position);
+        }
         batch.clear();
         lost
     }
 
     fn poll_path_mtu(&mut self) -> Option<(IpAddr, usize)> {
-        if !self.discovers_path_mtu {
-            return None;
-        }
         std::iter::once(&self.sockets.v4).chain(&self.sockets.v6).find_map(|socket| {
             loop {
                 match next_error(socket) {

@@ -11,7 +11,10 @@ use std::{
 use wireloom_proto::Endpoint;
 
 use super::{Network, Udp};
-use crate::batch::{InboundBatch, SealedBatch};
+use crate::{
+    batch::{InboundBatch, SealedBatch},
+    path_mtu::outer_headers,
+};
 
 /// A host of a network in memory. Clones are the same host.
 #[derive(Clone, Debug)]
@@ -23,14 +26,30 @@ pub(crate) struct MemoryNetwork {
 #[derive(Debug, Default)]
 struct Wire {
     ports: BTreeMap<SocketAddr, Port>,
-    /// Every datagram that was ever sent: source, destination, content.
+    /// Every datagram that was ever sent, but for probes: source, destination, content.
     seen: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+    /// The narrow paths, by their destinations.
+    narrow: BTreeMap<IpAddr, NarrowPath>,
+    /// How many datagrams had to be fragmented.
+    fragmented: usize,
+    /// How many probes have arrived at each port.
+    probes: BTreeMap<SocketAddr, u64>,
     /// The path MTUs to be reported to each open port.
     path_mtus: VecDeque<(SocketAddr, (IpAddr, usize))>,
 }
 
 /// The sockets that have opened one port, each with the datagrams that have arrived; `None` once it is closed.
 type Port = Vec<Option<VecDeque<(SocketAddr, Vec<u8>)>>>;
+
+/// A path that carries IP packets of at most `mtu` bytes without fragments.
+#[derive(Debug)]
+struct NarrowPath {
+    mtu: usize,
+    /// Whether ICMP errors come back from it.
+    reports: bool,
+    /// Whether one has: the sender's kernel knows the path MTU then, and tells it when it is asked to send more.
+    is_known: bool,
+}
 
 /// An open port of a [`MemoryNetwork`].
 #[derive(Debug)]
@@ -55,7 +74,7 @@ impl MemoryNetwork {
         Self { wire: Arc::clone(&self.wire), address }
     }
 
-    /// Every datagram that was ever sent, as an eavesdropper sees it: source, destination, content.
+    /// Every datagram that was ever sent, but for probes, as an eavesdropper sees it: source, destination, content.
     pub(crate) fn seen(&self) -> Vec<(SocketAddr, SocketAddr, Vec<u8>)> {
         self.wire().seen.clone()
     }
@@ -67,8 +86,43 @@ impl MemoryNetwork {
         self.wire().path_mtus.push_back((to, (remote, path_mtu)));
     }
 
+    /// Makes the path to `remote` narrow: it carries IP packets of at most `mtu` bytes. With `reports`, ICMP errors come
+    /// back from it.
+    pub(crate) fn narrow(&self, remote: IpAddr, mtu: usize, reports: bool) {
+        self.wire().narrow.insert(remote, NarrowPath { mtu, reports, is_known: false });
+    }
+
+    /// How many datagrams had to be fragmented so far.
+    pub(crate) fn fragmented(&self) -> usize {
+        self.wire().fragmented
+    }
+
+    /// How many probes have arrived at `port` of this host: copies, which count as replays.
+    pub(crate) fn probes_to(&self, port: u16) -> u64 {
+        self.wire().probes.get(&SocketAddr::new(self.address, port)).copied().unwrap_or(0)
+    }
+
     fn wire(&self) -> MutexGuard<'_, Wire> {
         self.wire.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wire {
+    /// The path of a datagram, if it does not carry the datagram without fragments.
+    fn excess(&mut self, to: SocketAddr, datagram: &[u8]) -> Option<&mut NarrowPath> {
+        let len = outer_headers(to) + datagram.len();
+        self.narrow.get_mut(&to.ip()).filter(|path| len > path.mtu)
+    }
+
+    /// Brings a datagram to its destination. One to a port that nobody has open is lost on the way, without the sender's
+    /// knowledge.
+    fn carry(&mut self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
+        if let Some(port) = self.ports.get_mut(&to) {
+            let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(from);
+            let mut open: Vec<_> = port.iter_mut().flatten().collect();
+            let position = (hash % open.len() as u64) as usize;
+            open[position].push_back((from, datagram.to_vec()));
+        }
     }
 }
 
@@ -128,12 +182,21 @@ impl Udp for MemoryUdp {
         let mut wire = self.network.wire();
         for (to, datagram) in batch.datagrams() {
             wire.seen.push((from, to.remote, datagram.to_vec()));
-            // A datagram to a port that nobody has open is lost on the way, without the sender's knowledge.
-            if let Some(port) = wire.ports.get_mut(&to.remote) {
-                let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(from);
-                let mut open: Vec<_> = port.iter_mut().flatten().collect();
-                let position = (hash % open.len() as u64) as usize;
-                open[position].push_back((from, datagram.to_vec()));
+            wire.fragmented += usize::from(wire.excess(to.remote, datagram).is_some());
+            wire.carry(from, to.remote, datagram);
+        }
+        for position in batch.probes() {
+            let (to, probe) = batch.datagrams().nth(position).expect("a datagram of the batch");
+            match wire.excess(to.remote, probe) {
+                None => {
+                    *wire.probes.entry(to.remote).or_default() += 1;
+                    wire.carry(from, to.remote, probe);
+                }
+                Some(path) if path.is_known => {
+                    let report = (from, (to.remote.ip(), path.mtu));
+                    wire.path_mtus.push_back(report);
+                }
+                Some(path) => path.is_known = path.reports,
             }
         }
         drop(wire);

@@ -48,11 +48,12 @@ pub(crate) trait Udp {
     /// when there are none.
     fn receive(&mut self, batch: &mut InboundBatch);
 
-    /// Sends the datagrams of the batch in order, and empties it. When the send buffer is full, this waits for a short
+    /// Sends the datagrams of the batch in order, and empties it. Those that probe the path MTU are sent once more,
+    /// unless that needs fragments. When the send buffer is full, this waits for a short
     /// time, so the sender slows down instead of losing datagrams. Returns how many could not be sent and are lost.
     fn send(&mut self, batch: SealedBatch<'_>) -> u64;
 
     /// The next path MTU that the network reported: for which destination, and the size of an IP packet in bytes.
-    /// `None` when there is none, or they are not followed.
+    /// `None` when there is none.
     fn poll_path_mtu(&mut self) -> Option<(IpAddr, usize)>;
 }

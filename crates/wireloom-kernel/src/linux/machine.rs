@@ -6,21 +6,23 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use ipnet::IpNet;
 use netlink_packet_route::link::InfoKind;
 use wireloom_plan::{
-    health::{Action, EndpointRoute, Forwarding, Machine, MarkUser, PolicyRule},
+    health::{Action, EndpointRoute, Forwarding, Machine, MarkUser, PeerFacts, PolicyRule},
     settings::Settings,
 };
+use wireloom_types::PublicKey;
 
 use super::Linux;
 use crate::{
     error::{Attempt, Error},
     nft::Others,
     rtnetlink::{interface, link, route, rule, way},
-    wireguard::Backend,
+    wireguard::{Backend, DeviceState, PeerState},
 };
 
 /// How many endpoints the kernel is asked about. Each question costs about ten microseconds; where many peers are, one
@@ -119,6 +121,22 @@ impl Linux {
             routes.insert(endpoint, Some(EndpointRoute { interface: name.clone(), mtu }));
         }
         Ok(routes)
+    }
+}
+
+impl DeviceState {
+    /// Its peers as they are judged.
+    #[must_use]
+    pub fn facts(&self) -> BTreeMap<PublicKey, PeerFacts> {
+        let since_1970 = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let facts = |peer: &PeerState| PeerFacts {
+            endpoint: peer.endpoint,
+            last_handshake: peer.last_handshake.map(since_1970),
+            received: peer.received,
+            sent: peer.sent,
+            persistent_keepalive: peer.persistent_keepalive,
+        };
+        self.peers.iter().map(|(key, peer)| (*key, facts(peer))).collect()
     }
 }
 

@@ -4,6 +4,7 @@ mod apply;
 mod asking;
 pub(crate) mod backend;
 mod bypass;
+mod connections;
 mod greeting;
 mod machine;
 mod observe;
@@ -45,6 +46,8 @@ pub struct Linux {
     rtnetlink: Rtnetlink,
     nftables: Nftables,
     bypasses: Bypasses,
+    /// Whether the hosts' own traffic is encrypted too.
+    host_mode: bool,
     kernel_device: KernelDevice,
     userspace_device: UserspaceDevice,
     /// The device as it was observed last.
@@ -69,6 +72,7 @@ impl Linux {
             last_interface: None,
             nftables: Nftables::new(interface, state.clone()),
             bypasses: Bypasses::default(),
+            host_mode: false,
             state,
             rtnetlink: Client::open(Protocol::Route).attempt(|| "open a netlink socket".into())?,
             kernel_device: KernelDevice::new(interface),
@@ -84,6 +88,11 @@ impl Linux {
     /// Changes the number of our table. What is in the one before stays there.
     pub fn set_table(&mut self, table: u32) {
         self.table = table;
+    }
+
+    /// Whether to look for the connections that host mode leads into the tunnel.
+    pub fn set_host_mode(&mut self, host_mode: bool) {
+        self.host_mode = host_mode;
     }
 
     /// Sets the key that [`DeviceOp::Configure`](wireloom_plan::op::DeviceOp::Configure) gives to the device.

@@ -14,7 +14,7 @@ use wireloom_plan::{
     sysctl::{ALL, UnderlaySysctl},
 };
 
-use super::Linux;
+use super::{Linux, connections};
 use crate::{
     error::{Attempt, Error},
     rtnetlink::{address, interface, link, neighbour, route, rule},
@@ -95,6 +95,7 @@ impl Linux {
             here: elsewhere.iter().map(|each| each.address).collect(),
             here_outward: here_outward.map(|each| each.address.addr()).collect(),
             bypasses: self.observe_bypasses(&links, &outward),
+            connections: if self.host_mode { connections::observe() } else { BTreeSet::new() },
             outward,
             linkdown_ignored,
             device: None,

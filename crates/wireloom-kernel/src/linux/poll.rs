@@ -68,3 +68,44 @@ fn differs(now: Option<&DeviceState>, left: Option<&Device>) -> bool {
             })
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use wireloom_plan::observed::Peer;
+    use wireloom_types::PublicKey;
+
+    use super::*;
+    use crate::wireguard::PeerState;
+
+    const KEY: PublicKey = PublicKey::from_bytes([1; 32]);
+
+    #[test]
+    fn what_traffic_changes_is_no_tampering_and_everything_else_is() {
+        let left = Device { fwmark: 10, peers: [(KEY, Peer::default())].into(), ..Device::default() };
+        let peer = PeerState {
+            endpoint: Some("192.0.2.1:9".parse().unwrap()),
+            last_handshake: Some(SystemTime::now()),
+            received: 1,
+            sent: 2,
+            ..PeerState::default()
+        };
+        let now = DeviceState { fwmark: 10, peers: [(KEY, peer.clone())].into(), ..DeviceState::default() };
+        let with = |peer: PeerState| DeviceState { peers: [(KEY, peer)].into(), ..now.clone() };
+        assert!(!differs(Some(&now), Some(&left)));
+        assert!(!differs(None, None));
+        for tampered in [
+            DeviceState { fwmark: 0, ..now.clone() },
+            DeviceState { listen_port: 7, ..now.clone() },
+            DeviceState { public_key: Some(KEY), ..now.clone() },
+            DeviceState { peers: [].into(), ..now.clone() },
+            DeviceState { peers: [(PublicKey::from_bytes([2; 32]), peer.clone())].into(), ..now.clone() },
+            with(PeerState { allowed_ips: ["10.9.0.0/16".parse().unwrap()].into(), ..peer.clone() }),
+            with(PeerState { persistent_keepalive: 5, ..peer.clone() }),
+        ] {
+            assert!(differs(Some(&tampered), Some(&left)), "{tampered:?}");
+        }
+        assert!(differs(None, Some(&left)) && differs(Some(&now), None));
+    }
+}

@@ -5,6 +5,7 @@ use wireloom_plan::firewall::Firewall;
 use super::{
     chain::Chain,
     errors::{ERRORS_REFUSED, GUARD_ERRORS},
+    exempt::{GUARD_EXEMPT, GUARD_EXEMPT_SENT},
     expression::Rule,
     guard::{
         self, FORGED, GUARD_ANSWERS, GUARD_FORWARD, GUARD_INGRESS, GUARD_LEAVING, GUARD_TRANSLATED, RETURNED,
@@ -19,7 +20,7 @@ use super::{
 };
 
 /// Every chain that the table can have.
-pub(super) const CHAINS: [Chain; 8] = [
+pub(super) const CHAINS: [Chain; 10] = [
     MARK_INCOMING,
     JUDGE_SOURCES,
     GUARD_FORWARD,
@@ -28,6 +29,8 @@ pub(super) const CHAINS: [Chain; 8] = [
     GUARD_INGRESS,
     GUARD_ERRORS,
     GUARD_ANSWERS,
+    GUARD_EXEMPT,
+    GUARD_EXEMPT_SENT,
 ];
 
 /// Every named counter that it can have.

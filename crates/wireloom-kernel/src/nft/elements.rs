@@ -31,7 +31,9 @@ pub(super) fn read(set: &str, elements: &[Value], table: &mut Table) -> Option<(
         let counters = match of {
             GuardSet::RefusedOut => Some(&mut table.guard_counters.outgoing),
             GuardSet::RefusedIn => Some(&mut table.guard_counters.incoming),
-            GuardSet::Own | GuardSet::Pools | GuardSet::Nodes => None,
+            GuardSet::Own | GuardSet::Pools | GuardSet::Nodes | GuardSet::Exempt | GuardSet::Tolerated => {
+                None
+            }
         };
         let counts = counters.is_some();
         let counters = counters.unwrap_or(&mut unread);

@@ -8,6 +8,7 @@ use wireloom_plan::{
 use super::{
     chain::{Chain, Hook},
     errors::{self, ERRORS_REFUSED, GUARD_ERRORS},
+    exempt::{self, GUARD_EXEMPT, GUARD_EXEMPT_SENT},
     expression::{
         Expression, Key, Rule, accept, add_mark, connection, count, destination, drop, field, has_mark,
         is_for_us, is_reply, meta, reject, rule, source,
@@ -56,7 +57,11 @@ pub(super) fn chains(guard: &Guard, interface: &str) -> Vec<(Chain, Vec<Rule>)> 
         (GUARD_ERRORS, errors::sources(guard, interface)),
     ];
     match guard.datagrams {
-        Some(_) => all.push((GUARD_TRANSLATED, translated(guard, interface))),
+        Some(_) => all.extend([
+            (GUARD_TRANSLATED, translated(guard, interface)),
+            (GUARD_EXEMPT, exempt::forwarded(guard.mark, interface)),
+            (GUARD_EXEMPT_SENT, exempt::sent(guard.mark)),
+        ]),
         None => all.push((GUARD_ANSWERS, answers(guard))),
     }
     all
@@ -71,11 +76,7 @@ pub(super) fn counters(guard: &Guard) -> impl Iterator<Item = &'static str> {
 fn forward(guard: &Guard, interface: &str) -> Vec<Rule> {
     let mut rules = Vec::new();
     if guard.datagrams.is_some() {
-        // Nothing of theirs comes in plaintext, whatever address of a service it was sent to.
-        rules.extend(FAMILIES.map(|family| {
-            let (to, from) = (is_to(GuardSet::Own, family), is_from(GuardSet::RefusedIn, family));
-            rule([meta("iifname").is_not_named(interface), to, from, drop()])
-        }));
+        rules.extend(exempt::refused_for_us(interface));
     }
     rules.push(rule([meta("oifname").is_named(interface), accept()]));
     rules.extend(may_leave(guard));
@@ -135,7 +136,7 @@ fn leaving(guard: &Guard, interface: &str) -> Vec<Rule> {
 fn translated(guard: &Guard, interface: &str) -> Vec<Rule> {
     let mut rules = vec![rule([meta("oifname").is_named(interface), accept()])];
     rules.extend(datagrams(guard));
-    rules.push(discovery());
+    rules.extend(may_leave(guard));
     rules.extend(to_refused());
     rules
 }
@@ -154,7 +155,7 @@ fn datagrams(guard: &Guard) -> Option<Rule> {
 /// What leaves in plaintext by promise.
 fn may_leave(guard: &Guard) -> Vec<Rule> {
     if guard.datagrams.is_some() {
-        return vec![discovery()];
+        return [discovery()].into_iter().chain(exempt::may_leave()).collect();
     }
     // A connection that a workload opened towards an address that is no workload came in directly. A packet without a
     // connection matches neither.
@@ -178,6 +179,7 @@ fn ingress(guard: &Guard, interface: &str) -> Vec<Rule> {
         Some(datagrams) => {
             rules.push(rule([field("udp", "dport").is_number(datagrams.port), is_for_us(), accept()]));
             rules.push(discovery());
+            rules.extend(exempt::may_enter(guard.mark));
         }
         None => rules.extend(nodes()),
     }
@@ -311,7 +313,8 @@ mod tests {
         assert_eq!(texts(&host(), &GUARD_INGRESS)[1], "udp dport 51820 fib daddr type local accept");
         assert!(texts(&host(), &GUARD_ANSWERS).is_empty());
         let forward = texts(&host(), &GUARD_FORWARD);
-        assert_eq!(forward[0], "iifname != \"wg0\" ip daddr @own4 ip saddr @refused_in4 drop");
+        let refused = "iifname != \"wg0\" ip daddr @own4 ip saddr @refused_in4 drop".to_owned();
+        assert!(forward[..10].contains(&refused), "{forward:#?}");
         assert_eq!(
             texts(&host(), &GUARD_TRANSLATED).last().unwrap(),
             "ip6 saddr @own6 ip6 daddr @refused_out6 drop"
@@ -320,6 +323,27 @@ mod tests {
         for chain in [GUARD_FORWARD, GUARD_INGRESS, GUARD_LEAVING] {
             assert!(texts(&host(), &chain).iter().all(|rule| !rule.contains("@nodes")));
         }
+    }
+
+    #[test]
+    fn in_host_mode_what_is_exempt_gets_our_mark_and_passes() {
+        let both_ends = |chain, before: &str, after: &str| {
+            let rules = texts(&host(), chain);
+            for end in ["saddr", "daddr"] {
+                let expected = format!("{before}ip6 {end} @exempt6 {after}");
+                assert!(rules.contains(&expected), "{expected} in {rules:#?}");
+            }
+        };
+        both_ends(&GUARD_EXEMPT_SENT, "oifname != \"lo\" ", "meta mark set meta mark or 0xa");
+        both_ends(&GUARD_EXEMPT, "iifname != \"wg0\" ", "meta mark set meta mark or 0xa");
+        both_ends(&GUARD_INGRESS, "", "ip6 saddr != @own6 meta mark set meta mark or 0xa accept");
+        for chain in [&GUARD_FORWARD, &GUARD_LEAVING, &GUARD_TRANSLATED] {
+            both_ends(chain, "", "accept");
+            assert!(texts(&scoped(), chain).iter().all(|rule| !rule.contains("@exempt")));
+        }
+        let ingress = texts(&host(), &GUARD_INGRESS);
+        let tolerated = "ip saddr @tolerated4 ip saddr != @own4 accept".to_owned();
+        assert!(ingress.contains(&tolerated), "taken, and not sent: {ingress:#?}");
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub(super) fn set(set: GuardSet, family: Family) -> Set {
         GuardSet::Own => ("own4", "own6", false),
         GuardSet::Pools => ("pools4", "pools6", false),
         GuardSet::Nodes => ("nodes4", "nodes6", false),
+        GuardSet::Exempt => ("exempt4", "exempt6", false),
+        GuardSet::Tolerated => ("tolerated4", "tolerated6", false),
         GuardSet::RefusedOut => ("refused_out4", "refused_out6", true),
         GuardSet::RefusedIn => ("refused_in4", "refused_in6", true),
     };

@@ -6,7 +6,7 @@
 //! observation. It also tells whether Calico's Felix has chains in other tables.
 //!
 //! ```text
-//! script, listing ─► contents ─► rules, guard ─► errors ─► guard_sets ─► set, chain, expression
+//! script, listing ─► contents ─► rules, guard ─► errors, exempt ─► guard_sets ─► set, chain, expression
 //! watch ─► saved ─► script
 //! ```
 
@@ -15,6 +15,7 @@ mod contents;
 mod counters;
 mod elements;
 mod errors;
+mod exempt;
 mod expression;
 mod flow_tables;
 mod guard;

@@ -12,10 +12,11 @@ use ipnet::IpNet;
 
 use super::{View, claims::Claim, member::Member, sources::remainder};
 use crate::{
+    address_range::AddressRange,
     cluster::Node,
     firewall::{Guard, GuardSet, Guarded, IncomingMark},
     routing::Family,
-    settings::UnprovenPeers,
+    settings::{HostTransition, UnprovenPeers},
     touched::Touched,
 };
 
@@ -102,12 +103,48 @@ impl View<'_> {
             let after = pools.partition_point(|pool| *pool <= IpNet::from(*address));
             after.checked_sub(1).is_some_and(|last| pools[last].contains(address))
         };
-        let nodes = self.cluster.nodes.values().filter(|_| !self.settings.encrypt_host_traffic);
-        let addresses = nodes.flat_map(|node| node.addresses.difference(&node.tunnel_addresses));
-        let addresses = addresses.copied().filter(is_inside);
-        let nodes = addresses.map(|address| Guarded { set: GuardSet::Nodes, addresses: address.into() });
-        let pools = pools.iter().map(|pool| Guarded { set: GuardSet::Pools, addresses: (*pool).into() });
-        pools.chain(nodes).collect()
+        let mut guarded = BTreeSet::new();
+        let hosts =
+            self.cluster.nodes.values().flat_map(|node| node.addresses.difference(&node.tunnel_addresses));
+        let hosts = hosts.copied();
+        if self.settings.encrypt_host_traffic {
+            let exempt = self.exempt_ranges(&pools).map(|addresses| (GuardSet::Exempt, addresses));
+            guarded.extend(exempt.map(|(set, addresses)| Guarded { set, addresses }));
+            let further =
+                hosts.filter_map(|host| Some((self.exempt_host(host, is_inside(&host))?, host.into())));
+            guarded.extend(further.map(|(set, addresses)| Guarded { set, addresses }));
+        } else {
+            let inside = hosts.filter(is_inside);
+            guarded.extend(inside.map(|host| Guarded { set: GuardSet::Nodes, addresses: host.into() }));
+        }
+        guarded.extend(pools.iter().map(|pool| Guarded { set: GuardSet::Pools, addresses: (*pool).into() }));
+        guarded
+    }
+
+    /// The exempt addresses outside the pools, which are sorted and do not overlap.
+    fn exempt_ranges(&self, pools: &[IpNet]) -> impl Iterator<Item = AddressRange> {
+        let all = &self.settings.encrypt_host_exempt;
+        let widest =
+            all.iter().filter(|prefix| !all.iter().any(|other| other != *prefix && other.contains(*prefix)));
+        widest.filter(|prefix| !pools.iter().any(|pool| pool.contains(*prefix))).flat_map(|prefix| {
+            let inside = pools.iter().copied().filter(|pool| prefix.contains(pool));
+            AddressRange::from(*prefix).without(inside.map(AddressRange::from))
+        })
+    }
+
+    /// The set that holds a node's address in host mode, if it is not part of [`View::exempt_ranges`].
+    fn exempt_host(&self, host: IpAddr, is_in_a_pool: bool) -> Option<GuardSet> {
+        match (self.is_exempt(host), self.settings.host_transition) {
+            (true, _) => is_in_a_pool.then_some(GuardSet::Exempt),
+            (false, Some(HostTransition::Accept)) => Some(GuardSet::Exempt),
+            (false, Some(HostTransition::Prefer)) => Some(GuardSet::Tolerated),
+            (false, None) => None,
+        }
+    }
+
+    /// Whether the settings name the address as one that stays direct.
+    pub(super) fn is_exempt(&self, address: IpAddr) -> bool {
+        self.settings.encrypt_host_exempt.iter().any(|prefix| prefix.contains(&address))
     }
 
     /// Whether the elements that depend on all nodes may change when a node other than ours does.
@@ -123,8 +160,15 @@ impl View<'_> {
                     || !self.index.claimants(*address).is_empty()
                     || self.index.around(*address).next().is_some()
             };
-            let inside = addresses.filter(|address| in_a_pool(address) || claimed(address));
-            [outside.collect(), inside.filter(|_| !self.settings.encrypt_host_traffic).collect()]
+            let is_element = |address: &IpNet| {
+                let inside = || in_a_pool(address) || claimed(address);
+                if self.settings.encrypt_host_traffic {
+                    self.settings.host_transition.is_some() || (self.is_exempt(address.addr()) && inside())
+                } else {
+                    inside()
+                }
+            };
+            [outside.collect(), addresses.filter(is_element).collect()]
         };
         self.settings.guard && matters(old) != matters(new)
     }

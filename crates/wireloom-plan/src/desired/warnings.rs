@@ -54,6 +54,7 @@ impl<'a> View<'a> {
             Some(_) => {}
         }
         if self.settings.encrypt_host_traffic {
+            warnings.extend(self.exempt_pools());
             let others = self.host.here.iter().map(IpNet::addr);
             let here: BTreeSet<_> = self.addresses_here().chain(others).collect();
             let elsewhere = self.own.addresses.difference(&here).copied();
@@ -88,6 +89,16 @@ impl<'a> View<'a> {
         let here = self.addresses_here().any(|own| own == address)
             || self.host.here.iter().any(|here| here.addr() == address);
         (endpoint.port() != listen_port).then_some(Warning::ListenPortDiffers { listen_port, endpoint, here })
+    }
+
+    /// A single address in a pool may well be a node's.
+    fn exempt_pools(&self) -> impl Iterator<Item = Warning> {
+        let blocks = self.settings.encrypt_host_exempt.iter().filter(|prefix| is_block(**prefix));
+        blocks.flat_map(|prefix| {
+            let overlaps = move |pool: &&IpNet| pool.contains(prefix) || prefix.contains(*pool);
+            let pools = self.cluster.pools.iter().filter(overlaps);
+            pools.map(|pool| Warning::ExemptPool { prefix: *prefix, pool: *pool })
+        })
     }
 
     /// Warnings about families that the mesh uses and this node has no address of.

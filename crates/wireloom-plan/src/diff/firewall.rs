@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     desired::Desired,
-    firewall::{Firewall, GuardSet, Guarded, Source},
+    firewall::{Firewall, Guard, GuardSet, Guarded, Source},
     observed::Observed,
     op::FirewallOp,
     touched::Touched,
@@ -37,7 +37,7 @@ pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
     let meanwhile = Firewall {
         mark_incoming: wanted.mark_incoming.clone().or_else(|| present?.mark_incoming.clone()),
         judge_sources: wanted.judge_sources || present.is_some_and(|present| present.judge_sources),
-        guard: wanted.guard.clone().or_else(|| present?.guard.clone()),
+        guard: guard_meanwhile(wanted, present),
         altered: false,
     };
     if present != Some(&meanwhile) {
@@ -70,6 +70,15 @@ pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
         changes.late.push(FirewallOp::Set { firewall: wanted.clone(), anew: false });
     }
     changes
+}
+
+/// The guard until everything else is changed. Out of host mode, the rule that leads hosts' packets into the tunnel is
+/// still there, and with it what spares some of them that.
+fn guard_meanwhile(wanted: &Firewall, present: Option<&Firewall>) -> Option<Guard> {
+    let present = present.and_then(|present| present.guard.as_ref());
+    let Some(wanted) = &wanted.guard else { return present.cloned() };
+    let datagrams = wanted.datagrams.clone().or_else(|| present?.datagrams.clone());
+    Some(Guard { datagrams, ..wanted.clone() })
 }
 
 /// The changes for what changes of the cluster touched.
@@ -125,23 +134,30 @@ impl FirewallChanges {
     /// Adds the elements that are new, and removes the old ones.
     fn guard(&mut self, new: Vec<Guarded>, old: Vec<Guarded>) {
         // In host mode the sets have our own addresses, and theirs.
-        let refuses = |element: &Guarded| !matches!(element.set, GuardSet::Pools | GuardSet::Nodes);
+        let refuses = |element: &Guarded| REFUSE.contains(&element.set);
         let (new_refusals, new): (Vec<_>, Vec<_>) = new.into_iter().partition(refuses);
         let (old_refusals, old): (Vec<_>, Vec<_>) = old.into_iter().partition(refuses);
         // What another element takes the place of stays refused meanwhile.
         let (replaced, ended): (Vec<_>, Vec<_>) =
-            old_refusals.into_iter().partition(|old| has_successor(old, &new_refusals));
+            old_refusals.into_iter().partition(|old| has_successor(old, &new_refusals, &REFUSE));
+        // What is exempt no more stays so until the routes are there. A set never holds two elements that overlap.
+        let (spared, old): (Vec<_>, Vec<_>) = old.into_iter().partition(|old| {
+            matches!(old.set, GuardSet::Exempt | GuardSet::Tolerated) && !has_successor(old, &new, &[old.set])
+        });
         self.early.extend(old.into_iter().chain(ended).map(FirewallOp::Unguard));
         self.early.extend(new.into_iter().map(FirewallOp::Guard));
-        self.late.extend(replaced.into_iter().map(FirewallOp::Unguard));
+        self.late.extend(replaced.into_iter().chain(spared).map(FirewallOp::Unguard));
         self.late.extend(new_refusals.into_iter().map(FirewallOp::Guard));
     }
 }
 
-/// Whether a new element, of its set or of another that refuses, has an address in common with the old one: what moves
-/// between this node and a peer leaves one set for another. The new ones are sorted, and those of a set are disjoint.
-fn has_successor(old: &Guarded, new: &[Guarded]) -> bool {
-    [GuardSet::Own, GuardSet::RefusedOut, GuardSet::RefusedIn].into_iter().any(|set| {
+/// The sets that refuse, or say for whom: what moves between this node and a peer leaves one for another.
+const REFUSE: [GuardSet; 3] = [GuardSet::Own, GuardSet::RefusedOut, GuardSet::RefusedIn];
+
+/// Whether a new element of one of these sets has an address in common with the old one. The new ones are sorted, and
+/// those of a set are disjoint.
+fn has_successor(old: &Guarded, new: &[Guarded], sets: &[GuardSet]) -> bool {
+    sets.iter().copied().any(|set| {
         let end = (set, old.addresses.last());
         let after = new.partition_point(|new| (new.set, new.addresses.first()) <= end);
         let last = after.checked_sub(1).map(|last| &new[last]).filter(|last| last.set == set);

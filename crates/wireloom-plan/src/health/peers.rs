@@ -91,6 +91,8 @@ impl<'a> Judge<'a> {
     fn state(&self, node: &Node, peer: Option<&PeerFacts>, account: Option<&Account>) -> PeerState {
         let to_set = node.public_key.and_then(|key| self.to_set.get(&key));
         match (peer, node.public_key) {
+            // The device's peer with that key is another node.
+            _ if has_key_of_another(account) => PeerState::LeftOut { reason: left_out(node, account) },
             (Some(peer), Some(key)) => match to_set {
                 Some(to_set) if self.differs(to_set, peer) => {
                     PeerState::OutOfDate { what: Difference::Differs }
@@ -174,6 +176,11 @@ impl<'a> Judge<'a> {
         let to_set = self.to_set.get(&key);
         to_set.is_some_and(|to_set| has.is_none_or(|has| !to_set.allowed_ips.is_subset(&has.allowed_ips)))
     }
+}
+
+fn has_key_of_another(account: Option<&Account>) -> bool {
+    let Some(Account::Unproven { because, .. }) = account else { return false };
+    matches!(because, Because::OwnKey | Because::SharedKey { .. })
 }
 
 /// Whether nothing in its record keeps it from being a peer.

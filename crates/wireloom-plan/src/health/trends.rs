@@ -117,10 +117,10 @@ impl Trends {
                 growths.push_back((now, total - before));
                 trend.grown_at = Some(now);
             }
-            while growths.front().is_some_and(|(at, _)| *at + RECENT < now) {
+            while growths.front().is_some_and(|(at, _)| at.saturating_add(RECENT) < now) {
                 growths.pop_front();
             }
-            trend.last_minute = growths.iter().map(|(_, packets)| packets).sum();
+            trend.last_minute = growths.iter().fold(0, |sum, (_, packets)| sum.saturating_add(*packets));
         }
     }
 

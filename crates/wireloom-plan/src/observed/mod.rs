@@ -17,6 +17,7 @@ use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface:
 pub use self::apply::ApplyError;
 use crate::{
     bypass::Bypass,
+    connections::Connection,
     firewall::{Firewall, Guarded, Source},
     routing::{Route, RouteKind, Rule},
     sysctl::{ALL, UnderlaySysctl},
@@ -78,6 +79,8 @@ pub struct Observed {
     pub linkdown_ignored: BTreeSet<String>,
     /// What may pass by the guard.
     pub bypasses: BTreeSet<Bypass>,
+    /// The established TCP connections by which machines are administered. Looked for in host mode only.
+    pub connections: BTreeSet<Connection>,
 }
 
 impl Observed {

@@ -9,7 +9,7 @@ use wireloom_plan::{
     ownership::Owner,
     refusal::Refusal,
     routing::RouteKind,
-    settings::UnprovenPeers,
+    settings::{HostTransition, UnprovenPeers},
     warning::Warning,
 };
 
@@ -125,6 +125,38 @@ fn an_address_of_a_node_is_no_workload_unless_it_is_inside_the_tunnel() {
     );
     let own = machine.guarded(GuardSet::Own);
     assert!(own.contains(&"192.168.1.1".to_owned()), "{own:?}");
+}
+
+#[test]
+fn exempt_are_addresses_of_hosts_alone() {
+    let mut cluster = three_nodes();
+    cluster.nodes.get_mut("b").unwrap().addresses.insert(ip("10.161.2.0"));
+    let mut machine = machine();
+    machine.settings.encrypt_host_exempt =
+        ["10.160.0.0/15", "10.160.7.0/24", "192.168.1.1/32", "fd61::/64"].map(net).into();
+    machine.reconcile(&cluster);
+    assert_eq!(machine.guarded(GuardSet::Exempt), [""; 0], "in scoped mode they have no effect");
+
+    machine.settings.encrypt_host_traffic = true;
+    let warnings = machine.reconcile(&cluster).warnings;
+    let mut exempt = vec!["10.160.0.0/16", "10.161.2.0", "192.168.1.1"];
+    assert_eq!(machine.guarded(GuardSet::Exempt), exempt);
+    for (prefix, pool) in [("10.160.0.0/15", "10.161.0.0/16"), ("fd61::/64", "fd61::/48")] {
+        let expected = Warning::ExemptPool { prefix: net(prefix), pool: net(pool) };
+        assert!(warnings.contains(&expected), "{warnings:?}");
+    }
+
+    machine.settings.host_transition = Some(HostTransition::Prefer);
+    machine.reconcile(&cluster);
+    assert_eq!(machine.guarded(GuardSet::Exempt), exempt);
+    let hosts = ["192.168.1.2", "192.168.1.3", "fd00::1", "fd00::2", "fd00::3"];
+    assert_eq!(machine.guarded(GuardSet::Tolerated), hosts);
+
+    machine.settings.host_transition = Some(HostTransition::Accept);
+    machine.reconcile(&cluster);
+    exempt.extend(hosts);
+    assert_eq!(machine.guarded(GuardSet::Exempt), exempt);
+    assert_eq!(machine.guarded(GuardSet::Tolerated), [""; 0]);
 }
 
 #[test]

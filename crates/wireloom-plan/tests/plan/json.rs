@@ -17,6 +17,7 @@ const EXPECTED: &[&str] = &[
     r#"{"op":"start_device","source_check":"allowed-ips"}"#,
     r#"{"op":"remove_link"}"#,
     r#"{"op":"set_mtu","mtu":1420}"#,
+    r#"{"op":"set_link_address","link_address":"02:00:00:00:00:01"}"#,
     r#"{"op":"set_up"}"#,
     concat!(
         r#"{"op":"configure_device","public_key":"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=","#,

@@ -138,6 +138,20 @@ fn a_missing_neighbour_is_added_and_a_surplus_one_removed() {
 }
 
 #[test]
+fn a_hardware_address_that_somebody_changed_is_set_back_with_the_neighbours() {
+    let mut world = world(mesh());
+    let cluster = world.cluster.clone();
+    let a = world.machine("a");
+    let whole = a.kernel.clone();
+    a.kernel.interface.as_mut().unwrap().link_address = Some(LinkAddress::from_bytes([2, 0, 0, 0, 0, 1]));
+    // The kernel forgets them.
+    a.kernel.neighbours.clear();
+    let own = RtnetlinkOp::SetLinkAddress { link_address: LinkAddress::of(key(1)) };
+    assert_eq!(a.reconcile(&cluster).ops.first(), Some(&Op::Rtnetlink(own)));
+    assert_eq!(a.kernel, whole);
+}
+
+#[test]
 fn the_next_hop_follows_an_address_on_the_link_that_moves() {
     let mut world = world(mesh());
     world.cluster.nodes.get_mut("b").unwrap().link_addresses.remove(&ip("100.64.0.2"));

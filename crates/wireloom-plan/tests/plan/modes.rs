@@ -3,11 +3,11 @@
 use wireloom_plan::{
     observed::Observed,
     op::{DeviceOp, Op},
-    routing::RouteKind,
-    settings::Scope,
+    routing::{Family, RouteKind},
+    settings::{HostTransition, Scope},
 };
 
-use crate::world::{Fate, World, all_proven, ip, key, rule, three_nodes};
+use crate::world::{End, Fate, World, all_proven, ip, key, net, rule, three_nodes};
 
 const DIRECT: [Fate; 2] = [Fate::Direct; 2];
 const ENCRYPTED: [Fate; 2] = [Fate::Encrypted; 2];
@@ -157,6 +157,58 @@ fn leaving_host_mode_loses_nothing_on_the_way() {
 fn assert_pods_reach_each_other(world: &World, op: &Op) {
     for [_, pod_to_pod, ..] in world.matrices() {
         assert_eq!(pod_to_pod, ENCRYPTED, "after {op:?}");
+    }
+}
+
+/// One machine after the other takes a step, and all have taken one before any takes the next.
+#[test]
+fn a_fleet_that_switches_in_three_steps_loses_nothing_between_hosts() {
+    let steps = [
+        (true, Some(HostTransition::Accept), SCOPED),
+        (true, Some(HostTransition::Prefer), HOST),
+        (true, None, HOST),
+        (true, Some(HostTransition::Prefer), HOST),
+        (true, Some(HostTransition::Accept), SCOPED),
+        (false, None, SCOPED),
+    ];
+    let mut world = world(false);
+    for (encrypt, transition, matrix) in steps {
+        for name in ["b", "a", "c"] {
+            let settings = &mut world.machine(name).settings;
+            (settings.encrypt_host_traffic, settings.host_transition) = (encrypt, transition);
+            world.step(name, |world, op| {
+                for fates in world.matrices() {
+                    let trouble = || format!("{encrypt}, {transition:?}: {name} after {op:?}: {fates:?}");
+                    let arrived = |fate: &Fate| matches!(fate, Fate::Direct | Fate::Encrypted);
+                    assert!(fates.as_flattened().iter().all(arrived), "{}", trouble());
+                    assert_eq!(fates[1], ENCRYPTED, "{}", trouble());
+                }
+            });
+        }
+        assert_eq!(world.matrix(), matrix, "{encrypt}, {transition:?}");
+    }
+}
+
+#[test]
+fn what_has_an_exempt_address_at_one_end_is_direct_in_host_mode() {
+    let mut world = World::new(three_nodes());
+    world.settings(|settings| {
+        settings.encrypt_host_traffic = true;
+        // Whatever of it is a workload stays encrypted.
+        settings.encrypt_host_exempt = ["192.168.1.1/32", "fd00::1/128", "10.160.0.0/15"].map(net).into();
+    });
+    world.reconcile();
+    let [a, b, c] = ["a", "b", "c"].map(End::Host);
+    let [at_a, at_b] = [End::Pod("a", "10.161.1.5"), End::Pod("b", "10.161.2.5")];
+    for family in [Family::V4, Family::V6] {
+        for (one, other, fates) in [(a, b, DIRECT), (a, c, DIRECT), (b, c, ENCRYPTED)] {
+            assert_eq!(world.exchange(one, other, family), fates, "{one:?} to {other:?}");
+            assert_eq!(world.exchange(other, one, family), fates, "{other:?} to {one:?}");
+        }
+    }
+    for (one, other, fates) in [(at_a, at_b, ENCRYPTED), (at_b, a, DIRECT), (at_a, b, ENCRYPTED)] {
+        assert_eq!(world.exchange(one, other, Family::V4), fates, "{one:?} to {other:?}");
+        assert_eq!(world.exchange(other, one, Family::V4), fates, "{other:?} to {one:?}");
     }
 }
 

@@ -13,7 +13,7 @@ use wireloom_plan::{
     firewall::{Firewall, Guard, GuardSet, Guarded, IncomingMark, Source},
     observed::{Device, Interface, Observed, Peer, Underlay},
     routing::{Family, OtherRoute, OtherSelectors, PROTOCOL, Route, RouteKind, Rule},
-    settings::{Scope, Settings, UnprovenPeers},
+    settings::{HostTransition, Scope, Settings, UnprovenPeers},
     standing::{Standing, Standings},
     sysctl::{ALL, UnderlaySysctl},
 };
@@ -158,6 +158,8 @@ prop_compose! {
         mtu in option::of(sample::select(vec![1300_u32, 1420])),
         persistent_keepalive in sample::select(vec![0_u16, 25]),
         encrypt_host_traffic in any::<bool>(),
+        host_transition in option::of(sample::select(vec![HostTransition::Accept, HostTransition::Prefer])),
+        encrypt_host_exempt in collection::btree_set(prefix(), 0..3),
         node_scope in any::<bool>(),
         rule_priority in sample::select(vec![99_u32, 98]),
         fwmark in sample::select(vec![0xa_u32, 0x8]),
@@ -168,6 +170,8 @@ prop_compose! {
             mtu,
             persistent_keepalive,
             encrypt_host_traffic,
+            host_transition,
+            encrypt_host_exempt,
             scope: if node_scope { Scope::Node } else { Scope::Pool },
             rule_priority,
             fwmark,
@@ -210,7 +214,7 @@ fn device() -> impl Strategy<Value = Device> {
 }
 
 prop_compose! {
-    fn rule()(
+    pub(crate) fn rule()(
         priority in sample::select(vec![98_u32, 99, 100]),
         invert in any::<bool>(),
         from in option::of(prefix()),
@@ -373,6 +377,7 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
     let neighbours = (
         collection::btree_map(neighbour_addresses(), link_address, 0..6),
         collection::btree_set(link_address_of_a_route(), 0..4),
+        option::of(any_key().prop_map(LinkAddress::of)),
         any::<bool>(),
     );
     let here = collection::btree_set(
@@ -381,7 +386,7 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
     );
     let machine = (underlays(), saved_sysctls(), outward(), here, 0..3_u8, 0..3_u8);
     (network, neighbours, machine, table()).prop_map(
-        |(network, (neighbours, link_routes, send_redirects), machine, table)| {
+        |(network, (neighbours, link_routes, address, send_redirects), machine, table)| {
             let (underlays, saved_sysctls, outward, here, rp_filter, rp_filter_all) = machine;
             // An interface has one value.
             let of = |name: &String| underlays.get(name).map_or(1, |underlay: &Underlay| underlay.rp_filter);
@@ -395,7 +400,9 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
             Observed {
                 interface: interface.map(|(mtu, up, (peer_lookup, _), left)| {
                     let alias = Some(AGENT_ALIAS.to_owned());
-                    Interface { alias, mtu, up, peer_lookup, left: left && device.is_none(), rp_filter }
+                    let link_address = address.filter(|_| peer_lookup == PeerLookup::Gateway);
+                    let left = left && device.is_none();
+                    Interface { alias, mtu, up, peer_lookup, link_address, left, rp_filter }
                 }),
                 device: device.filter(|_| interface.is_some()),
                 addresses: if interface.is_some() { addresses } else { BTreeSet::new() },
@@ -417,6 +424,7 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
                 here,
                 rp_filter_all,
                 bypasses: BTreeSet::new(),
+                connections: BTreeSet::new(),
                 linkdown_ignored: BTreeSet::new(),
             }
         },

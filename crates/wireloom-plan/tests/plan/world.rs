@@ -218,12 +218,22 @@ impl Machine {
     /// name.
     fn guard_refuses(&self, own: IpAddr, there: IpAddr, set: GuardSet) -> bool {
         let guard = self.kernel.firewall.as_ref().and_then(|firewall| firewall.guard.as_ref());
-        let is_node = |address| self.is_guarded(GuardSet::Nodes, address);
+        let passes = |address| {
+            self.is_guarded(GuardSet::Nodes, address)
+                || self.is_exempt(address)
+                || self.is_guarded(GuardSet::Tolerated, address)
+        };
         guard.is_some_and(|guard| {
-            !(is_node(own) || is_node(there))
+            !(passes(own) || passes(there))
                 && self.is_guarded(GuardSet::Own, own)
                 && (self.is_guarded(set, there) || (guard.reject && self.is_guarded(GuardSet::Pools, there)))
         })
+    }
+
+    /// Whether the guard marks what the host sends from or to the address, so that it is direct.
+    fn is_exempt(&self, address: IpAddr) -> bool {
+        let guard = self.kernel.firewall.as_ref().and_then(|firewall| firewall.guard.as_ref());
+        guard.is_some_and(|guard| guard.datagrams.is_some()) && self.is_guarded(GuardSet::Exempt, address)
     }
 
     /// The longest prefix in allowed-IPs that holds the address.
@@ -339,7 +349,10 @@ impl World {
         destination: IpAddr,
     ) -> (Fate, IpAddr) {
         let bound = unbound.is_none().then_some(source);
-        match self.machines[sender].way(bound, destination, 0) {
+        let machine = &self.machines[sender];
+        let exempt = machine.is_exempt(source) || machine.is_exempt(destination);
+        let mark = if exempt { machine.settings.fwmark } else { 0 };
+        match machine.way(bound, destination, mark) {
             Way::Direct if self.machines[sender].guard_refuses(source, destination, GuardSet::RefusedOut) => {
                 (Fate::Refused, source)
             }

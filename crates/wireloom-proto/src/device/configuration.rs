@@ -164,6 +164,12 @@ impl PeerConfiguration<'_> {
         self
     }
 
+    /// Sets the largest IP packet that the underlay carries to the peer, in bytes; `None` removes the setting.
+    pub fn set_path_mtu(&mut self, bytes: Option<u16>) -> &mut Self {
+        self.peer().path.set_path_mtu(bytes);
+        self
+    }
+
     /// Adds a network to this peer's allowed-IPs. Another peer that had it loses it. Host bits are ignored.
     pub fn add_allowed_ip(&mut self, network: IpNet) -> &mut Self {
         let network = network.trunc();

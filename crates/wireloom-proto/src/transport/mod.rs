@@ -7,12 +7,14 @@
 //! | `session_table`, `peer_session` | from a receiver index to the session and its peer |
 //! | `allowed_ips`, `routes` | from an inner address to the peer |
 //! | `peer_path` | what sending to a peer needs |
+//! | `path_mtu` | the largest packet that the underlay carries to a peer |
 //! | `activity`, `signal` | what the timers need to know, and when the device must be told |
 //! | `two_steps` | opening with the help of another thread |
 
 pub(crate) mod activity;
 mod aead;
 pub(crate) mod allowed_ips;
+mod path_mtu;
 pub(crate) mod peer_path;
 mod peer_session;
 mod replay_window;
@@ -27,6 +29,7 @@ use std::{fmt, iter};
 
 use arc_swap::{ArcSwap, Guard};
 
+pub use self::path_mtu::PATH_MTU_MIN;
 pub use self::peer_path::{PeerPath, Reserved, Sealed};
 pub use self::routes::Routes;
 pub use self::session::{Role, SealError, Session, SessionKeys};

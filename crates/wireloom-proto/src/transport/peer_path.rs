@@ -12,6 +12,7 @@ use crate::message::DATA_OVERHEAD;
 use crate::peer_id::PeerId;
 use crate::time::Instant;
 use crate::transport::activity::Activity;
+use crate::transport::path_mtu::PathMtu;
 use crate::transport::session::{Counters, SealError, Session};
 use crate::transport::signal::{Events, Signal};
 
@@ -28,6 +29,7 @@ pub struct PeerPath {
     received_bytes: AtomicU64,
     /// False after an initiation went unanswered, until a message arrives from the peer.
     reachable: AtomicBool,
+    path_mtu: PathMtu,
     pub(crate) activity: Activity,
 }
 
@@ -73,6 +75,7 @@ impl PeerPath {
             sent_bytes: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
             reachable: AtomicBool::new(true),
+            path_mtu: PathMtu::default(),
             activity: Activity::new(),
         }
     }
@@ -104,6 +107,32 @@ impl PeerPath {
     #[must_use]
     pub fn is_reachable(&self) -> bool {
         self.reachable.load(Ordering::Relaxed) && self.endpoint.load().is_some()
+    }
+
+    /// The largest IP packet that the underlay carries to the peer, in bytes, if known: the smaller of what was
+    /// configured and what the network reported in the last ten minutes.
+    #[inline]
+    #[must_use]
+    pub fn path_mtu(&self, now: Instant) -> Option<usize> {
+        self.path_mtu.at(now)
+    }
+
+    pub(crate) fn set_path_mtu(&self, bytes: Option<u16>) {
+        self.path_mtu.configure(bytes);
+    }
+
+    /// Records the path MTU, in bytes, that the network reported. Less than [`PATH_MTU_MIN`](crate::PATH_MTU_MIN)
+    /// counts as that. It is forgotten when the peer's endpoint gets another address.
+    pub fn learn_path_mtu(&self, now: Instant, bytes: usize) {
+        self.path_mtu.learn(now, bytes);
+    }
+
+    /// Whether an IP packet of `len` bytes that is about to be sent to the peer should also probe the path: whether it
+    /// passes without being fragmented, or the network reports the path MTU. It counts as probed then.
+    #[inline]
+    #[must_use]
+    pub fn probe_path_mtu(&self, now: Instant, len: usize) -> bool {
+        self.path_mtu.probe(now, len)
     }
 
     /// The number of bytes sent to the peer in WireGuard messages of all types.
@@ -187,6 +216,10 @@ impl PeerPath {
     }
 
     pub(crate) fn set_endpoint(&self, endpoint: Option<Endpoint>) {
+        let address = |endpoint: Endpoint| endpoint.remote.ip();
+        if self.endpoint().map(address) != endpoint.map(address) {
+            self.path_mtu.forget();
+        }
         self.endpoint.store(endpoint.map(Arc::new));
     }
 
@@ -221,5 +254,27 @@ impl fmt::Debug for PeerPath {
             .field("public_key", &self.public_key)
             .field("endpoint", &self.endpoint())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_learnt_path_mtu_belongs_to_the_endpoint_s_address() {
+        let now = Instant::from_origin(Duration::from_secs(1000));
+        let endpoint = |last, port| Some(SocketAddr::from(([192, 0, 2, last], port)).into());
+        let path = PeerPath::new(PeerId(1), PublicKey::from_bytes([1; 32]));
+        path.set_endpoint(endpoint(1, 1000));
+        path.set_path_mtu(Some(1500));
+        path.learn_path_mtu(now, 1400);
+        path.set_endpoint(endpoint(1, 2000));
+        assert_eq!(path.path_mtu(now), Some(1400));
+        path.set_endpoint(endpoint(2, 2000));
+        assert_eq!(path.path_mtu(now), Some(1500), "what was configured stays");
     }
 }

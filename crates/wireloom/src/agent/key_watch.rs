@@ -123,3 +123,34 @@ impl Listener {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn each_way_to_change_the_file_is_noticed() {
+        const PATIENCE: Duration = Duration::from_secs(20);
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let (sender, events) = channel();
+        let watch = KeyWatch::start(at("key"), sender).unwrap();
+        let noticed = |what: &str| {
+            let event = events.recv_timeout(PATIENCE);
+            assert!(matches!(event, Ok(Event::Key)), "{what}");
+        };
+        fs::write(at("key"), "a").unwrap();
+        noticed("made");
+        fs::write(at("new"), "b").unwrap();
+        fs::rename(at("new"), at("key")).unwrap();
+        noticed("replaced");
+        fs::remove_file(at("key")).unwrap();
+        noticed("removed");
+        fs::write(at("other"), "c").unwrap();
+        watch.set_path(at("other"));
+        noticed("another path");
+        drop(events);
+    }
+}

@@ -11,6 +11,7 @@ mod key_watch;
 mod polling;
 mod proving;
 mod start;
+mod watching;
 
 use std::{
     iter,
@@ -33,6 +34,7 @@ use self::{
     key_watch::KeyWatch,
     polling::{Polling, is_remarkable},
     proving::Proving,
+    watching::Watching,
 };
 use crate::{
     config::Config,
@@ -83,6 +85,7 @@ struct Agent {
     proving: Proving,
     polling: Polling,
     key_watch: KeyWatch,
+    watching: Watching,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -121,6 +124,7 @@ impl Agent {
                 self.pass();
             }
             self.prove();
+            self.watch();
             self.record_mesh();
             self.write_report();
         }
@@ -207,7 +211,9 @@ impl Agent {
         }
         self.key_watch.set_path(config.private_key_file.clone());
         self.report.key_error = None;
-        self.reconciler.kernel_mut().set_private_key(key);
+        let kernel = self.reconciler.kernel_mut();
+        kernel.set_private_key(key);
+        kernel.set_host_mode(config.settings.encrypt_host_traffic);
         if config != self.config || public_key != self.reconciler.public_key() {
             tracing::info!("the settings changed");
             config.warnings.difference(&self.config.warnings).for_each(|warning| tracing::warn!("{warning}"));

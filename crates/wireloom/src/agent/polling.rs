@@ -4,10 +4,9 @@
 use std::time::{Duration, Instant};
 
 use wireloom_kernel::{DeviceState, SILENCE_MAX, Silence};
-use wireloom_plan::health::{Sample, Trends};
 
 use super::Agent;
-use crate::{peer_facts::peer_facts, run_file::unix_time};
+use crate::run_file::unix_time;
 
 /// How often the device is read.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -29,20 +28,30 @@ const RESTART_RETRY: Duration = Duration::from_secs(5);
 pub(super) struct Polling {
     /// When the next poll is due.
     due: Instant,
-    /// What the device has shown so far.
-    trends: Trends,
+    /// What the device said last, and when.
+    sample: Option<(Instant, DeviceState)>,
     /// The silence of a device that did not answer the last poll.
     silence: Option<Silence>,
 }
 
 impl Polling {
     pub(super) fn new() -> Self {
-        Self { due: Instant::now(), trends: Trends::default(), silence: None }
+        Self { due: Instant::now(), sample: None, silence: None }
     }
 
     /// When the next poll is due.
     pub(super) fn due(&self) -> Instant {
         self.due
+    }
+
+    /// What the device said last, and when.
+    pub(super) fn sample(&self) -> Option<&(Instant, DeviceState)> {
+        self.sample.as_ref()
+    }
+
+    /// The silence of a device that did not answer the last poll.
+    pub(super) fn silence(&self) -> Option<Silence> {
+        self.silence
     }
 }
 
@@ -65,7 +74,7 @@ impl Agent {
         match outcome {
             Ok(poll) => {
                 self.report.device_silent_since = None;
-                poll.device.iter().for_each(|device| self.watch(device));
+                self.polling.sample = poll.device.map(|device| (begun, device));
                 if self.polling.silence.take().is_some() || poll.tampered {
                     self.look_at_kernel();
                 }
@@ -89,18 +98,6 @@ impl Agent {
         {
             self.look_at_kernel();
         }
-    }
-
-    /// Watches who answers and what is dropped, for `wireloom status`.
-    fn watch(&mut self, device: &DeviceState) {
-        let now = self.proving.now();
-        let peers = peer_facts(device);
-        let drops = self.reconciler.kernel_mut().drops().unwrap_or_else(|error| {
-            tracing::debug!("{error}");
-            None
-        });
-        self.polling.trends.sample(now, &Sample { peers: &peers, drops: drops.as_ref() });
-        self.report.trends = Some(self.polling.trends.reported());
     }
 
     /// Looks at a device again soon that has not answered.

@@ -16,7 +16,7 @@ use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
 use super::{
     Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, key_watch::KeyWatch,
-    polling::Polling, proving::Proving,
+    polling::Polling, proving::Proving, watching::Watching,
 };
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
@@ -58,6 +58,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
 
     let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state.clone())?;
     kernel.set_private_key(key);
+    kernel.set_host_mode(config.settings.encrypt_host_traffic);
     kernel.keep_guard_saved();
     kernel.finish_creation()?;
     kernel.refuse_foreign_interface()?;
@@ -100,6 +101,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         proving,
         polling: Polling::new(),
         key_watch,
+        watching: Watching::default(),
         report: RunFile { pid: std::process::id(), backend: Some(backend), settings, ..RunFile::default() },
         written: None,
         state,

@@ -100,6 +100,7 @@ impl Situation {
         let opened = Linux::open(&config.settings.interface, config.settings.table, state.clone());
         let mut opened = attempt(&mut problems, opened, None);
         if let Some(kernel) = &mut opened {
+            kernel.set_host_mode(config.settings.encrypt_host_traffic);
             kernel.expect_backend(config.backend, &config.settings);
             if let Some(before) = &report {
                 kernel.remember_endpoints(&before.configured_endpoints);

@@ -8,14 +8,14 @@ use wireloom_membership::{
     config_file::{Mistake, TomlFile},
 };
 use wireloom_plan::{
-    settings::{Scope, Settings, UnprovenPeers},
+    settings::{HostTransition, Scope, Settings, UnprovenPeers},
     warning::Warning,
 };
 use wireloom_types::{Mode, ModeError, PeerLookup, SourceCheck};
 
 use super::{
     Config,
-    values::{AbsolutePath, FwMark, InterfaceName, Mtu, NodeName, Port, RulePriority, Table},
+    values::{AbsolutePath, FwMark, InterfaceName, Mtu, NodeName, Port, Prefix, RulePriority, Table},
 };
 
 /// The file as written.
@@ -58,7 +58,8 @@ impl Default for WireGuard {
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Routing {
-    encrypt_host_traffic: bool,
+    encrypt_host_traffic: HostTraffic,
+    encrypt_host_exempt: Option<Spanned<Vec<Prefix>>>,
     scope: Scope,
     rule_priority: RulePriority,
     table: Table,
@@ -73,7 +74,8 @@ impl Default for Routing {
     fn default() -> Self {
         let defaults = defaults();
         Self {
-            encrypt_host_traffic: defaults.encrypt_host_traffic,
+            encrypt_host_traffic: HostTraffic::Whether(defaults.encrypt_host_traffic),
+            encrypt_host_exempt: None,
             scope: defaults.scope,
             rule_priority: RulePriority(defaults.rule_priority),
             table: Table(defaults.table),
@@ -97,6 +99,13 @@ impl Routing {
                 "keyless_peers is the former name of unproven_peers, which is set too; remove keyless_peers";
             return Err(text.mistake(&old.span(), what));
         }
+        if let (Some(exempt), false) = (&self.encrypt_host_exempt, self.guard) {
+            return Err(text.mistake(
+                &exempt.span(),
+                "the guard's table keeps what is exempt out of the tunnel, and guard = false turns it off; remove \
+                 guard = false, or encrypt_host_exempt",
+            ));
+        }
         match self.unproven_peers() {
             Some(reject) if *reject.as_ref() == UnprovenPeers::Reject && !self.guard => Err(text.mistake(
                 &reject.span(),
@@ -104,6 +113,30 @@ impl Routing {
                  write \"plaintext\"",
             )),
             _ => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "encrypt_host_traffic is true or false, or a step on the way from one to the other: \"accept\" or \
+                 \"prefer\""
+)]
+enum HostTraffic {
+    Whether(bool),
+    Step(HostTransition),
+}
+
+impl HostTraffic {
+    fn is_on(&self) -> bool {
+        !matches!(self, Self::Whether(false))
+    }
+
+    fn transition(&self) -> Option<HostTransition> {
+        match self {
+            Self::Whether(_) => None,
+            Self::Step(step) => Some(*step),
         }
     }
 }
@@ -194,6 +227,8 @@ impl File {
         let Self { wireguard, routing, link, membership, .. } = self;
         let unproven_peers = routing.unproven_peers().map(|peers| *peers.as_ref()).unwrap_or_default();
         let renamed = routing.keyless_peers.is_some();
+        let exempt = routing.encrypt_host_exempt.map(Spanned::into_inner).unwrap_or_default();
+        let exempt = exempt.into_iter().map(|prefix| prefix.0).collect();
         Config {
             settings: Settings {
                 node,
@@ -201,7 +236,9 @@ impl File {
                 listen_port: wireguard.listen_port.0,
                 mtu: wireguard.mtu.map(|mtu| mtu.0),
                 persistent_keepalive: wireguard.persistent_keepalive,
-                encrypt_host_traffic: routing.encrypt_host_traffic,
+                encrypt_host_traffic: routing.encrypt_host_traffic.is_on(),
+                host_transition: routing.encrypt_host_traffic.transition(),
+                encrypt_host_exempt: exempt,
                 scope: routing.scope,
                 rule_priority: routing.rule_priority.0,
                 table: routing.table.0,

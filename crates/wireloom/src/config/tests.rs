@@ -1,4 +1,4 @@
-use wireloom_plan::settings::{Scope, UnprovenPeers};
+use wireloom_plan::settings::{HostTransition, Scope, UnprovenPeers};
 use wireloom_types::{PeerLookup, SourceCheck};
 
 use super::*;
@@ -19,6 +19,8 @@ fn defaults() -> Config {
             mtu: None,
             persistent_keepalive: 0,
             encrypt_host_traffic: false,
+            host_transition: None,
+            encrypt_host_exempt: BTreeSet::new(),
             scope: Scope::Pool,
             rule_priority: 99,
             table: 1,
@@ -53,6 +55,7 @@ fn the_documented_file_is_the_defaults_written_out() {
         persistent_keepalive = 0
         [routing]
         encrypt_host_traffic = false
+        encrypt_host_exempt = []
         scope = "pool"
         rule_priority = 99
         table = 1
@@ -80,6 +83,7 @@ fn every_other_value_is_read() {
         persistent_keepalive = 25
         [routing]
         encrypt_host_traffic = true
+        encrypt_host_exempt = ["192.168.1.1/32", "fd00::/64"]
         scope = "node"
         fwmark = 1
         unproven_peers = "reject"
@@ -89,6 +93,8 @@ fn every_other_value_is_read() {
     expected.backend = BackendSetting::Userspace;
     expected.settings.persistent_keepalive = 25;
     expected.settings.encrypt_host_traffic = true;
+    expected.settings.encrypt_host_exempt =
+        ["192.168.1.1/32", "fd00::/64"].map(|it| it.parse().unwrap()).into();
     expected.settings.scope = Scope::Node;
     expected.settings.fwmark = 1;
     expected.settings.unproven_peers = UnprovenPeers::Reject;
@@ -189,12 +195,38 @@ fn each_mistake_names_its_line_and_the_fix() {
         ),
         (
             "[routing]\nencrypt_host_traffic = \"yes\"",
-            "agent.toml:2: invalid type: string \"yes\", expected a boolean; write true or false, without quotes",
+            "agent.toml:2: encrypt_host_traffic is true or false, or a step on the way from one to the other: \"accept\" \
+             or \"prefer\"",
+        ),
+        (
+            "[routing]\nencrypt_host_exempt = [\"192.168.1.1\"]",
+            "agent.toml:2: \"192.168.1.1\" is not a CIDR; write NETWORK/LENGTH, such as \"192.168.1.0/24\", and /32 or \
+             /128 for a single address",
+        ),
+        (
+            "[routing]\nencrypt_host_exempt = [\"192.168.1.1/24\"]",
+            "agent.toml:2: \"192.168.1.1/24\" has host bits set; write \"192.168.1.0/24\", or \"192.168.1.1/32\"",
+        ),
+        (
+            "[routing]\nguard = false\nencrypt_host_exempt = [\"fd00::1/128\"]",
+            "agent.toml:3: the guard's table keeps what is exempt out of the tunnel, and guard = false turns it off; \
+             remove guard = false, or encrypt_host_exempt",
         ),
     ];
     for (text, expected) in cases {
         assert_eq!(parse(text).unwrap_err().to_string(), expected, "{text}");
     }
+}
+
+#[test]
+fn host_mode_has_steps_on_the_way() {
+    let mode = |value| {
+        let config = parse(&format!("[routing]\nencrypt_host_traffic = {value}")).unwrap();
+        (config.settings.encrypt_host_traffic, config.settings.host_transition)
+    };
+    assert_eq!(mode("\"accept\""), (true, Some(HostTransition::Accept)));
+    assert_eq!(mode("\"prefer\""), (true, Some(HostTransition::Prefer)));
+    assert_eq!(mode("true"), (true, None));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
 use wireloom_plan::settings::{is_interface_name, is_table};
 
@@ -70,6 +71,21 @@ checked!(Table, i64 => u32, |table| {
     u32::try_from(table).ok().filter(|table| is_table(*table)).ok_or_else(|| {
         format!("table {table} is the kernel's own or out of range; use 1 to 252, or 256 to 4294967295")
     })
+});
+
+checked!(Prefix, String => IpNet, |text| {
+    let prefix: IpNet = text.parse().map_err(|_| {
+        format!(
+            "{text:?} is not a CIDR; write NETWORK/LENGTH, such as \"192.168.1.0/24\", and /32 or /128 for a single \
+             address"
+        )
+    })?;
+    let network = prefix.trunc();
+    if network == prefix {
+        Ok(prefix)
+    } else {
+        Err(format!("{text:?} has host bits set; write \"{network}\", or \"{}\"", IpNet::from(prefix.addr())))
+    }
 });
 
 checked!(FwMark, FwMarkText => u32, |mark| {

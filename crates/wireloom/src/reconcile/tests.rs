@@ -1,6 +1,6 @@
 //! The reconciler against the kernel's twin in memory.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use wireloom_kernel::Cause;
 use wireloom_plan::{
@@ -190,6 +190,31 @@ fn after_a_failure_the_kernel_is_observed_and_the_rest_is_done() {
     // The route, and what comes after it: the guard refuses in two directions.
     assert_eq!(reconciler.pass().unwrap(), 3);
     assert!(reconciler.kernel.observations > 0);
+}
+
+#[test]
+fn while_the_device_is_silent_everything_else_is_repaired() {
+    let mut reconciler = settled(2);
+    reconciler.kernel.silence = Some(Silence { process: Some(7), lasted: Duration::from_secs(2) });
+    reconciler.kernel.observed.rules.clear();
+    reconciler.set_cluster(cluster(3));
+    let trouble = reconciler.pass().unwrap_err();
+    assert_eq!(
+        trouble.to_string(),
+        "the WireGuard device does not answer (process 7); everything else is repaired, and the device is restarted \
+         after 15 s without an answer"
+    );
+    assert!(trouble.retry_can_help());
+    let kernel = &reconciler.kernel;
+    assert!(!kernel.observed.rules.is_empty());
+    assert!(kernel.observed.routes.iter().any(|route| route.destination == "10.161.2.0/24".parse().unwrap()));
+    assert!(!kernel.applied.iter().any(|op| matches!(op, Op::Device(_))), "{:?}", kernel.applied);
+    assert_eq!(reconciler.mirror(), None);
+
+    // What it has missed is told to it when it answers.
+    reconciler.kernel.silence = None;
+    assert_eq!(reconciler.pass().unwrap(), 1);
+    assert_eq!(reconciler.kernel.observed.device.as_ref().unwrap().peers.len(), 2);
 }
 
 /// The guard is there, and nothing else was changed.

@@ -16,6 +16,7 @@
 //! | [`agent::ownership`] | that the table of another program is refused, and nothing of others is touched |
 //! | `agent::guard` | that nothing leaves or enters in plaintext, whatever disturbs routes, firewall, agent or device |
 //! | `agent::broken` | what `wireloom status` says of broken states, how soon, and that it is true |
+//! | `agent::host_mode` | that host mode locks nobody out: exempt addresses, warnings, the way there and back |
 //! | `agent::records` | that damaged records in the state directory stop neither agent nor `down` |
 //! | `agent::reports` | what `plan` and `status` print, for people and as JSON |
 //! | `agent::trouble` | what the agent says when it cannot do its work |
@@ -24,6 +25,7 @@
 //! | `device::lifecycle` | how it starts and ends, and what it refuses |
 //! | `device::configuration` | how `wg`, the control socket and keys configure it |
 //! | `device::packets` | which datagrams it sends, from where, and which it drops |
+//! | `device::path_mtu` | that transfers need no fragments where ICMP passes, and go on in fragments where not |
 //! | `device::threads` | that it does the same with several threads |
 //! | `device::data_path` | that bytes arrive whole, in valid packets, over good networks and bad ones |
 //! | [`interop`] | the userspace interface with wireguard-go or the kernel's WireGuard at the other end |

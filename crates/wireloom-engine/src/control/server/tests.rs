@@ -68,7 +68,7 @@ fn answer(inbox: &Inbox) {
                     None => Reply::Done,
                     Some(port) => Reply::Refused(Errno(port.into())),
                 },
-                Request::Get | Request::GetDrops | Request::GetLink => {
+                Request::Get | Request::GetDrops | Request::GetLink | Request::GetPaths => {
                     Reply::Lines(Zeroizing::new("fwmark=1\n".into()))
                 }
             };

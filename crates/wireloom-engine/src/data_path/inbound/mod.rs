@@ -53,7 +53,7 @@ impl Inbound {
     /// before it returns.
     pub(super) fn receive(
         &mut self,
-        forwarder: &mut Forwarder,
+        forwarder: &Forwarder,
         outbound: &mut Outbound,
         turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
     ) -> Backlog {
@@ -64,7 +64,7 @@ impl Inbound {
             if self.batch.is_empty() {
                 self.deliver_from_pool(forwarder, outbound, turn);
                 while let Some((remote, path_mtu)) = turn.udp.poll_path_mtu() {
-                    forwarder.learn_path_mtu(turn.now.monotonic, remote, path_mtu);
+                    turn.slow_path.learn_path_mtu(turn.now, remote, path_mtu);
                 }
                 return Backlog::after(bytes);
             }

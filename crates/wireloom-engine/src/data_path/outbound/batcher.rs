@@ -10,6 +10,7 @@ use crate::{
     drops::{Drops, EngineDrop},
     link::NeighbourTable,
     offload::segment::Segments,
+    path_mtu::outer_headers,
     punt::SlowPath,
     runtime::crypto_pool::InPool,
     tun::TunQueue,
@@ -31,6 +32,8 @@ struct PeerRun {
     /// The lengths of each packet and of its message, in bytes.
     lengths: Vec<(usize, usize)>,
     bytes: usize,
+    /// The position and the length in bytes of the longest message.
+    longest: (usize, usize),
 }
 
 impl PeerRun {
@@ -79,6 +82,9 @@ impl Batcher {
             if !self.run.is_for(path) {
                 self.begin_run(path, framed, turn);
             }
+            if framed > self.run.longest.1 {
+                self.run.longest = (self.run.lengths.len(), framed);
+            }
             self.run.lengths.push((len, framed));
             self.run.bytes += framed;
         }
@@ -112,8 +118,12 @@ impl Batcher {
         let used = match reserved {
             Ok(reserved) => {
                 let lengths = self.run.lengths.iter().map(|(_, framed)| *framed);
-                let signal = reserved.signal;
+                let (signal, remote) = (reserved.signal, reserved.endpoint.remote);
                 self.batch.push_unsealed(lengths, reserved);
+                let (position, longest) = self.run.longest;
+                if path.probe_path_mtu(turn.now.monotonic, outer_headers(remote) + longest) {
+                    self.batch.probe_with(self.run.lengths.len() - position);
+                }
                 if self.in_pool.is_none() {
                     // While the messages are still in the cache.
                     self.batch.seal();
@@ -137,7 +147,7 @@ impl Batcher {
             }
         };
         self.run.lengths.clear();
-        self.run.bytes = 0;
+        (self.run.bytes, self.run.longest) = (0, (0, 0));
         used
     }
 

@@ -37,7 +37,7 @@ pub(super) struct Outbound {
     batcher: Batcher,
     /// The kernel's queue that packets are read from.
     queue: StandingQueue,
-    /// An answer to the network stack, as a frame.
+    /// An answer to the network stack: a packet, in link mode a frame.
     answer: Vec<u8>,
     /// A segment that goes to every peer.
     copy: Box<[u8]>,

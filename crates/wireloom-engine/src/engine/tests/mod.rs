@@ -2,6 +2,7 @@
 
 mod fairness;
 mod link;
+mod path_mtu;
 mod workers;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -108,8 +109,10 @@ impl Machine {
         self.engine.drops().iter().find(|(reason, _)| *reason == name).expect(name).1
     }
 
+    /// All packets dropped, but for the copies of datagrams that probe the path MTU.
     fn all_dropped(&self) -> u64 {
-        self.engine.drops().iter().map(|(_, count)| count).sum()
+        let all: u64 = self.engine.drops().iter().map(|(_, count)| count).sum();
+        all - self.network.probes_to(PORT)
     }
 }
 

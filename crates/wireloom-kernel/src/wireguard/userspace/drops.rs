@@ -2,37 +2,23 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read, Write},
-    os::unix::net::UnixStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use super::UserspaceDevice;
+use super::{Conversation, UserspaceDevice};
 use crate::error::Cause;
 
 /// They are no reason to wait for a device that is busy: they can be had later.
 const TIMEOUT: Duration = Duration::from_millis(200);
 
-/// More bytes than a reply has: some thirty counters.
-const REPLY_MAX: usize = 16 << 10;
-
 impl UserspaceDevice {
-    /// The packets that the device dropped since its start, by the reason's name. `None` when nobody listens, or the
+    /// The packets that the device dropped since its start, by the reason's name. `None` when nobody answers, or the
     /// device has no counters.
     pub(crate) fn drops(&self) -> Result<Option<BTreeMap<String, u64>>, Cause> {
-        let Ok(mut stream) = UnixStream::connect(self.socket()) else { return Ok(None) };
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
-        stream.write_all(b"get_drops=1\n\n")?;
-        let mut reply = Vec::new();
-        let mut piece = [0; 4 << 10];
-        while !reply.ends_with(b"\n\n") && reply.len() < REPLY_MAX {
-            match stream.read(&mut piece)? {
-                0 => break,
-                length => reply.extend_from_slice(&piece[..length]),
-            }
-        }
-        Ok(parse(&String::from_utf8_lossy(&reply)))
+        let until = Instant::now() + TIMEOUT;
+        let conversation = Conversation::begin(&self.socket, "get_drops=1\n\n", 1, TIMEOUT)?;
+        let reply = conversation.map(|mut conversation| conversation.listen(until)).transpose()?;
+        Ok(reply.flatten().and_then(|reply| parse(&reply)))
     }
 }
 

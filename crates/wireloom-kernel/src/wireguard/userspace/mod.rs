@@ -2,6 +2,8 @@
 
 mod conversation;
 mod drops;
+#[cfg(test)]
+mod tests;
 mod uapi;
 
 use std::{
@@ -16,6 +18,7 @@ use std::{
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use wireloom_types::{PeerLookup, SourceCheck, interface::control_socket};
 use zeroize::Zeroizing;
@@ -55,6 +58,8 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The device of one interface.
 pub(crate) struct UserspaceDevice {
     interface: String,
+    /// The control socket.
+    socket: PathBuf,
     /// How long the last reading took.
     reading_took: Duration,
     unanswered: Option<Unanswered>,
@@ -72,17 +77,18 @@ struct Unanswered {
 impl Unanswered {
     fn silence(&self) -> Silence {
         let process = self.conversation.as_ref().and_then(Conversation::process);
-        Silence { process: process.map(|process| process.as_raw()), lasted: self.since.elapsed() }
+        Silence { process: process.map(Pid::as_raw), lasted: self.since.elapsed() }
     }
 }
 
 impl UserspaceDevice {
     pub(crate) fn new(interface: &str) -> Self {
-        Self { interface: interface.to_owned(), reading_took: FIRST_READING, unanswered: None }
-    }
-
-    fn socket(&self) -> PathBuf {
-        control_socket(&self.interface)
+        Self {
+            interface: interface.to_owned(),
+            socket: control_socket(interface),
+            reading_took: FIRST_READING,
+            unanswered: None,
+        }
     }
 
     /// The silence of a device that has not answered what it was asked last.
@@ -104,11 +110,11 @@ impl UserspaceDevice {
     /// Ends the process of a device whose interface is not in place any more, if it has not ended by itself.
     pub(crate) fn dismiss(&mut self) -> Result<(), Cause> {
         self.unanswered = None;
-        let Some(mut conversation) = Conversation::begin(&self.socket(), "", 1, GLANCE)? else {
+        let Some(mut conversation) = Conversation::begin(&self.socket, "", 1, GLANCE)? else {
             return Ok(());
         };
         // This ends it, and removes its interface wherever that is.
-        state::remove_if_there(&self.socket())?;
+        state::remove_if_there(&self.socket)?;
         match conversation.listen(Instant::now() + DISMISSAL_TIMEOUT) {
             Ok(None) => self.kill(&conversation),
             _ => Ok(()),
@@ -119,7 +125,7 @@ impl UserspaceDevice {
         let hidden = || Cause::Permanent("it is in another PID namespace; end it there".into());
         let process = conversation.process().ok_or_else(hidden)?;
         match kill(process, Signal::SIGKILL) {
-            Ok(()) | Err(Errno::ESRCH) => Ok(state::remove_if_there(&self.socket())?),
+            Ok(()) | Err(Errno::ESRCH) => Ok(state::remove_if_there(&self.socket)?),
             Err(error) => Err(error.into()),
         }
     }
@@ -134,7 +140,7 @@ impl UserspaceDevice {
         is_reading: bool,
     ) -> Result<Option<Zeroizing<String>>, Cause> {
         let since = Instant::now();
-        let conversation = match Conversation::begin(&self.socket(), requests, replies, limit) {
+        let conversation = match Conversation::begin(&self.socket, requests, replies, limit) {
             Ok(Some(mut conversation)) => match conversation.listen(since + limit)? {
                 Some(reply) => return Ok(Some(reply)),
                 None => Some(conversation),
@@ -154,7 +160,7 @@ impl UserspaceDevice {
         let Some(mut unanswered) = self.unanswered.take() else { return Ok(None) };
         // Otherwise its queue was full.
         let Some(conversation) = &mut unanswered.conversation else {
-            return match Conversation::begin(&self.socket(), "", 0, GLANCE) {
+            return match Conversation::begin(&self.socket, "", 0, GLANCE) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let silence = unanswered.silence();
                     self.unanswered = Some(unanswered);
@@ -242,7 +248,7 @@ impl WireguardDevice for UserspaceDevice {
         let is_silent = self.unanswered.take().is_some();
         let deadline = Instant::now() + if is_silent { POLL_INTERVAL } else { END_TIMEOUT };
         loop {
-            match Conversation::begin(&self.socket(), "", 0, GLANCE) {
+            match Conversation::begin(&self.socket, "", 0, GLANCE) {
                 Ok(None) => return Ok(()),
                 Ok(Some(conversation)) if Instant::now() > deadline => return self.kill(&conversation),
                 Err(error) if Instant::now() > deadline => return Err(error.into()),

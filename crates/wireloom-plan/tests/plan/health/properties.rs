@@ -14,13 +14,13 @@ use wireloom_plan::{
     },
     planner::Planner,
     proofs::{Account, Because},
-    routing::Family,
+    routing::{Family, Rule},
 };
 use wireloom_types::PublicKey;
 
 use super::MAIN;
 use crate::{
-    universe::{NODES, OWN, any_key, cluster, key_file, observed, prefix, settings},
+    universe::{NODES, OWN, any_key, cluster, key_file, observed, prefix, rule, settings},
     world::{ip, proven},
 };
 
@@ -92,11 +92,9 @@ fn machine() -> impl Strategy<Value = Machine> {
         Action::Nop,
         Action::Blackhole,
     ]);
-    let rules = (observed(), action).prop_map(|(observed, action)| {
-        let mut rules: Vec<_> = observed.rules.into_iter().map(|rule| PolicyRule { rule, action }).collect();
-        rules.iter_mut().for_each(|policy| policy.rule.table = MAIN);
-        rules
-    });
+    let rule =
+        (rule(), action).prop_map(|(rule, action)| PolicyRule { rule: Rule { table: MAIN, ..rule }, action });
+    let rules = collection::vec(rule, 0..5);
     let chain = sample::select(vec![Hook::Input, Hook::Forward]).prop_map(|hook| DroppingChain {
         family: "ip".into(),
         table: "filter".into(),
@@ -124,7 +122,7 @@ fn machine() -> impl Strategy<Value = Machine> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_said_is_so(

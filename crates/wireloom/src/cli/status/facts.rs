@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use wireloom_kernel::DeviceState;
 use wireloom_plan::{
     desired::Owners,
     health::{AgentFacts, DeviceFacts, Facts, PeerFacts, Refused},
@@ -11,7 +12,6 @@ use wireloom_types::{LinkAddress, PublicKey};
 
 use crate::{
     cli::situation::{InKernel, Situation},
-    peer_facts::peer_facts,
     run_file::unix_time,
 };
 
@@ -25,7 +25,7 @@ pub(super) struct Known {
 impl Known {
     pub(super) fn new(situation: &Situation) -> Self {
         let device = situation.kernel.as_ref().and_then(|kernel| kernel.device.as_ref());
-        Self { peers: device.map(peer_facts).unwrap_or_default(), refused: refused(situation) }
+        Self { peers: device.map(DeviceState::facts).unwrap_or_default(), refused: refused(situation) }
     }
 
     /// The facts, of a situation whose kernel could be read.
@@ -53,7 +53,7 @@ impl Known {
                 (None, None) => DeviceFacts::Absent,
             },
             refused: &self.refused,
-            trends: agent.and_then(|agent| agent.trends.as_ref()),
+            trends: agent.map(|agent| &agent.trends),
             machine: &kernel.machine,
             agent: AgentFacts {
                 running: agent.is_some(),

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wireloom_kernel::{Backend, DeviceState, GuardCounters};
 use wireloom_plan::{
-    health::{Encryption, Health, PeerHealth, PeerState, Verdict},
+    health::{Encryption, Health, PeerHealth, PeerState, Trends, Verdict},
     op::Op,
     proofs::Account,
     routing::Rule,
@@ -210,7 +210,7 @@ impl<'a> Report<'a> {
 fn without_what_is_elsewhere(agent: &RunFile) -> RunFile {
     RunFile {
         settings: None,
-        trends: None,
+        trends: Trends::default(),
         configured_endpoints: BTreeMap::new(),
         standing: BTreeMap::new(),
         not_proved_us: BTreeMap::new(),

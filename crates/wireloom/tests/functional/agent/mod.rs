@@ -4,6 +4,7 @@ mod broken;
 mod bypass;
 mod guard;
 mod holdback;
+mod host_mode;
 pub(crate) mod matrix;
 pub(crate) mod membership;
 pub(crate) mod ownership;

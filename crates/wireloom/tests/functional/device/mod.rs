@@ -4,4 +4,5 @@ mod configuration;
 mod data_path;
 mod lifecycle;
 mod packets;
+mod path_mtu;
 mod threads;

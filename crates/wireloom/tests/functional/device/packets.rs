@@ -134,8 +134,9 @@ fn packets_as_long_as_the_interfaces_mtu_arrive() {
         for place in [0, 1] {
             tunnel.node(place).run(&format!("ip link set wg0 mtu {mtu}")).unwrap();
         }
-        // Exactly as long as fits: padding must not make it longer than the MTU.
-        let line = format!("-M do -c 3 -i 0.01 -s {payload} {}", inner(1)[0]);
+        // Exactly as long as fits: padding must not make it longer than the MTU. The underlay takes 9,000 bytes only in
+        // fragments, so they must be allowed.
+        let line = format!("-M dont -c 3 -i 0.01 -s {payload} {}", inner(1)[0]);
         all_answered(tunnel.node(0), &[line], 3);
     }
 }

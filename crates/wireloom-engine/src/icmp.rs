@@ -15,7 +15,7 @@ use crate::packet::{
 
 /// What prevents a packet from being sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Problem {
+pub(crate) enum Problem {
     /// The destination cannot be reached: "host unreachable" or "address unreachable", which applications see as
     /// `EHOSTUNREACH`.
     Unreachable,
@@ -23,18 +23,23 @@ pub(super) enum Problem {
     TooBig(usize),
 }
 
-/// Appends to `out` the frame that reports a problem with a packet to its sender. The error appears to come from the
-/// packet's destination, by way of the peer with the link address `from`.
+/// The link addresses of an error that is sent as a frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    /// Of the peer by way of which the error appears to come.
+    pub(crate) from: LinkAddress,
+    /// Of the packet's sender.
+    pub(crate) to: LinkAddress,
+}
+
+/// Appends to `out` what reports a problem with a packet to its sender: a frame, in link mode, or a bare packet.
+///
+/// The error appears to come from the packet's destination. Whatever validates sources accepts it as it accepts
+/// answers, and the sender looks only at the packet that is quoted.
 ///
 /// Returns false, and writes nothing, when the standards forbid an error: about errors, later fragments, multicast and
 /// broadcast, and packets from or to no single host (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
-pub(super) fn report(
-    problem: Problem,
-    packet: &[u8],
-    from: LinkAddress,
-    to: LinkAddress,
-    out: &mut Vec<u8>,
-) -> bool {
+pub(crate) fn report(problem: Problem, packet: &[u8], way: Option<Way>, out: &mut Vec<u8>) -> bool {
     let Ok(inner::Packet { source, destination, len }) = inner::Packet::parse(packet) else { return false };
     let packet = &packet[..len];
     let one_host = |address: IpAddr| {
@@ -44,7 +49,8 @@ pub(super) fn report(
     if !one_host(source) || !one_host(destination) {
         return false;
     }
-    let ethernet = |kind| Header { destination: to, source: from, kind }.to_bytes();
+    let ethernet =
+        |kind| way.map(|Way { from, to }| Header { destination: to, source: from, kind }.to_bytes());
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             if is_v4_error_or_later_fragment(packet) {
@@ -61,7 +67,7 @@ pub(super) fn report(
             };
             let sum = checksum(&[&start, quoted]);
             write_u16(&mut start, 2, sum);
-            out.extend(ethernet(kind::IPV4));
+            out.extend(ethernet(kind::IPV4).into_iter().flatten());
             let payload = start.len() + quoted.len();
             out.extend(ipv4::header(ICMP, destination.octets(), source.octets(), payload));
             out.extend(start);
@@ -83,7 +89,7 @@ pub(super) fn report(
             };
             let payload = start.len() + quoted.len();
             let header = ipv6::icmpv6_header(destination.octets(), source.octets(), payload);
-            out.extend(ethernet(kind::IPV6));
+            out.extend(ethernet(kind::IPV6).into_iter().flatten());
             out.extend(header);
             let message = out.len();
             out.extend(start);
@@ -107,9 +113,9 @@ fn is_v4_error_or_later_fragment(packet: &[u8]) -> bool {
     header.is_later_fragment() || header.protocol() == ICMP && error()
 }
 
-/// Limits the rate of errors, whoever they are for, to that of the kernel's default `icmp_msgs_per_sec`.
+/// Limits the rate of errors of one queue, whoever they are for, to that of the kernel's default `icmp_msgs_per_sec`.
 #[derive(Debug)]
-pub(super) struct Limiter {
+pub(crate) struct Limiter {
     /// When a whole burst will be allowed again.
     full_at: Instant,
 }
@@ -125,7 +131,7 @@ impl Default for Limiter {
 
 impl Limiter {
     /// Whether one more error may be sent now. If so, it is counted.
-    pub(super) fn allows(&mut self, now: Instant) -> bool {
+    pub(crate) fn allows(&mut self, now: Instant) -> bool {
         let full_at = self.full_at.max(now);
         if full_at.since(now) > INTERVAL * (BURST - 1) {
             return false;

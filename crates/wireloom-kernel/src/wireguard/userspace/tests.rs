@@ -1,0 +1,92 @@
+//! A device that answers late or never, in memory but for its socket.
+
+use std::{
+    io::Write as _,
+    os::unix::net::{UnixListener, UnixStream},
+};
+
+use tempfile::TempDir;
+
+use super::*;
+
+const REPLIES: &str = "fwmark=7\nerrno=0\n\nsource_check=off\nerrno=0\n\n";
+
+/// How long anything is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A device whose readings are not waited for longer than is necessary, and the socket that it is asked on.
+fn device() -> (UserspaceDevice, UnixListener, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("wg0.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let device = UserspaceDevice { socket, reading_took: Duration::ZERO, ..UserspaceDevice::new("wg0") };
+    (device, listener, directory)
+}
+
+fn silence(error: &Cause) -> Silence {
+    let Cause::Silent(silence) = error else { panic!("{error}") };
+    *silence
+}
+
+fn answer(listener: &UnixListener, replies: &str) -> UnixStream {
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.write_all(replies.as_bytes()).unwrap();
+    stream
+}
+
+#[test]
+fn a_late_answer_is_taken_and_ends_the_silence() {
+    let (mut device, listener, _directory) = device();
+    let error = device.read().unwrap_err();
+    assert_eq!(silence(&error).process, Some(std::process::id().cast_signed()));
+    assert_eq!(
+        error.to_string(),
+        format!("the WireGuard device does not answer (process {})", std::process::id())
+    );
+    // Half of an answer is none.
+    let (first, rest) = REPLIES.split_at(20);
+    let mut stream = answer(&listener, first);
+    assert!(silence(&device.read().unwrap_err()).lasted >= READ_TIMEOUTS.0);
+    assert!(device.silence().is_some());
+    stream.write_all(rest.as_bytes()).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let read = loop {
+        match device.read() {
+            Err(_) => assert!(Instant::now() < deadline),
+            read => break read.unwrap().unwrap(),
+        }
+    };
+    assert_eq!((read.fwmark, read.source_check), (7, SourceCheck::Off));
+    assert_eq!(device.silence(), None);
+}
+
+#[test]
+fn a_silent_device_is_not_waited_for_again() {
+    let (mut device, _listener, _directory) = device();
+    device.read().unwrap_err();
+    let begun = Instant::now();
+    for _ in 0..10 {
+        silence(&device.read().unwrap_err());
+        silence(&device.change(&[]).unwrap_err());
+    }
+    assert!(begun.elapsed() < READ_TIMEOUTS.1, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn after_a_change_without_an_answer_the_device_is_read_anew() {
+    let (mut device, listener, _directory) = device();
+    silence(&device.change(&[]).unwrap_err());
+    let asked = answer(&listener, "errno=0\n\n");
+    let reader = thread::spawn(move || answer(&listener, REPLIES));
+    assert_eq!(device.read().unwrap().unwrap().fwmark, 7);
+    drop((asked, reader.join().unwrap()));
+}
+
+#[test]
+fn a_device_that_is_gone_is_not_silent() {
+    let (mut device, listener, _directory) = device();
+    device.read().unwrap_err();
+    drop(listener);
+    assert_eq!(device.read().unwrap(), None);
+    assert_eq!(device.silence(), None);
+}

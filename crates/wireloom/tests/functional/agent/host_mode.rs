@@ -1,0 +1,161 @@
+//! Host mode without lock-out: exempt addresses, what the agent warns of before, and the way into host mode and back.
+
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use wireloom_lab::{
+    Capture, Cell, Content, FAMILIES, Layout, Packet, Pinger, Place, Promise, Stream, Wire,
+    mesh::{KeyPair, write_key, write_settings},
+    probe::{Exchange, probe},
+};
+use wireloom_plan::routing::Family;
+
+use crate::{
+    fixtures::fleet::{Fleet, run},
+    wireloom,
+};
+
+const SCOPED: &str = "encrypt_host_traffic = false";
+const ACCEPT: &str = "encrypt_host_traffic = \"accept\"";
+const PREFER: &str = "encrypt_host_traffic = \"prefer\"";
+const HOST: &str = "encrypt_host_traffic = true";
+/// The addresses of the second node.
+const EXEMPT: &str = "encrypt_host_traffic = true\n\
+                      encrypt_host_exempt = [\"192.168.1.2/32\", \"fd00:192:168:1::2/128\"]";
+
+const ENCRYPTED: Cell = Cell { reachable: true, wire: Wire::Encrypted };
+const DIRECT: Cell = Cell { reachable: true, wire: Wire::Direct };
+
+#[test]
+fn a_node_that_lost_its_key_is_reached_by_its_exempt_addresses_and_nothing_else_is_in_plaintext() {
+    let fleet =
+        Fleet::new(Layout { nodes: 3, rp_filter: 1, block_address: true, ..Layout::default() }, EXEMPT);
+    fleet.wait_for_proofs();
+    fleet.lab.nodes.iter().for_each(|node| fleet.wait_until_done(node));
+    let [a, b, c] = &fleet.lab.nodes[..] else { panic!("three nodes") };
+    let cases: [(&Place, &Place, Cell); 7] = [
+        (&a.host, &b.host, DIRECT),
+        (&b.host, &c.host, DIRECT),
+        (&a.host, &c.host, ENCRYPTED),
+        (&a.pods[0], &b.host, DIRECT),
+        (&b.host, &a.pods[0], DIRECT),
+        (&a.host, &b.pods[0], ENCRYPTED),
+        (&a.pods[0], &b.pods[0], ENCRYPTED),
+    ];
+    let reach = |from: &Place, to: &Place, family, exchange| {
+        probe(fleet.lab.underlay(), from, to, family, exchange).unwrap()
+    };
+    for family in FAMILIES {
+        for (from, to, expected) in cases {
+            for exchange in [Exchange::Ping, Exchange::Udp] {
+                let what = format!("{} to {} over {family:?}, {exchange:?}", from.name, to.name);
+                assert_eq!(reach(from, to, family, exchange), expected, "{what}");
+            }
+        }
+    }
+
+    let capture = Capture::open(fleet.lab.underlay()).unwrap();
+    let streams = FAMILIES.map(|family| Stream::start(&a.host, &b.host, family).unwrap());
+    write_key(b, &KeyPair::generate(wireloom(), b).unwrap()).unwrap();
+    fleet.agents[1].reload().unwrap();
+    fleet.wait("node-b to say that its key is another", |_| {
+        run(b, "status").1.contains("the membership says")
+    });
+    for family in FAMILIES {
+        let pods = reach(&a.pods[0], &b.pods[0], family, Exchange::Ping);
+        assert!(!pods.reachable, "{family:?}");
+        let late = Stream::start(&a.host, &b.host, family).unwrap();
+        fleet.wait("a new connection to carry data", |_| late.received() > 20_000);
+        let report = late.stop().unwrap();
+        assert!(report.intact, "{report:?}");
+    }
+    for stream in streams {
+        let report = stream.stop().unwrap();
+        println!("figure: with the key replaced: {report:?}");
+        assert!(report.intact && report.received == report.sent, "{report:?}");
+    }
+    let exempt = b.host.addresses.both();
+    let is_other = |packet: &&Packet| {
+        let encrypted = matches!(packet.content, Content::WireGuard { .. } | Content::Link);
+        !encrypted && ![packet.source, packet.destination].iter().any(|end| exempt.contains(end))
+    };
+    let packets = capture.drain().unwrap();
+    println!(
+        "figure: {} packets on the underlay, none in plaintext without an exempt address",
+        packets.len()
+    );
+    assert_eq!(packets.iter().find(is_other), None);
+}
+
+#[test]
+fn a_session_that_host_mode_will_lead_into_the_tunnel_is_named_before_the_proof_and_after() {
+    let mut fleet = Fleet::without_agents(Layout::default(), HOST);
+    let _sessions = FAMILIES.map(|family| session(&fleet, family));
+    fleet.agents = vec![wireloom_lab::agent::Agent::start(wireloom(), &fleet.lab.nodes[0]).unwrap()];
+    let says = |fleet: &Fleet, what: &str| {
+        let status = run(&fleet.lab.nodes[0], "status").1;
+        let words = status.split_whitespace().collect::<Vec<_>>().join(" ");
+        ["192.168.1.2", "fd00:192:168:1::2"].iter().all(|address| {
+            let length = if address.contains(':') { 128 } else { 32 };
+            words.contains(&format!(
+                "SSH (port 22) with this node from {address}, which {what} through the tunnel only"
+            )) && words.contains(&format!("encrypt_host_exempt = [\"{address}/{length}\"]"))
+        })
+    };
+    fleet.wait("a warning before the proof", |fleet| says(fleet, "will be reachable"));
+    fleet.agents.push(wireloom_lab::agent::Agent::start(wireloom(), &fleet.lab.nodes[1]).unwrap());
+    fleet.wait("the same after the proof", |fleet| says(fleet, "is reachable"));
+    fleet.route(EXEMPT);
+    fleet.wait("silence once the addresses are exempt", |fleet| {
+        !run(&fleet.lab.nodes[0], "status").1.contains("port 22")
+    });
+}
+
+/// A connection from the second node to port 22 of the first.
+fn session(fleet: &Fleet, family: Family) -> (TcpListener, TcpStream) {
+    let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+    let address = SocketAddr::new(a.host.addresses.of(family), 22);
+    let listener = a.host.space.inside(|| TcpListener::bind(address)).unwrap().unwrap();
+    let client = b.host.space.inside(|| TcpStream::connect(address)).unwrap().unwrap();
+    (listener, client)
+}
+
+/// In three steps, each taken by one node after the other.
+#[test]
+fn a_fleet_switches_to_host_mode_and_back_node_by_node_without_losing_a_ping() {
+    let fleet = Fleet::new(Layout { rp_filter: 1, block_address: true, ..Layout::default() }, SCOPED);
+    fleet.settle(Promise::SCOPED);
+    fleet.wait_for_proofs();
+    let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+    let pairs = [
+        ("host → host", &a.host, &b.host),
+        ("host → pod", &a.host, &b.pods[0]),
+        ("pod → host", &a.pods[0], &b.host),
+        ("pod → pod", &a.pods[0], &b.pods[0]),
+    ];
+    let ping = |(name, from, to): (&'static str, &Place, &Place)| {
+        FAMILIES
+            .map(|family| (name, family, Pinger::start(from, to, family, Duration::from_millis(10)).unwrap()))
+    };
+    let pingers: Vec<_> = pairs.into_iter().flat_map(ping).collect();
+    for step in [ACCEPT, PREFER, HOST, PREFER, ACCEPT, SCOPED] {
+        for node in &fleet.lab.nodes {
+            write_settings(node, step).unwrap();
+            fleet.wait_until_done(node);
+            let before: Vec<_> = pingers.iter().map(|(.., pinger)| pinger.answered()).collect();
+            fleet.wait("answers to all pings", |_| {
+                pingers.iter().zip(&before).all(|((.., pinger), before)| pinger.answered() > before + 10)
+            });
+        }
+        let promise = if step == HOST || step == PREFER { Promise::HOST } else { Promise::SCOPED };
+        fleet.settle(promise);
+    }
+    pingers.iter().for_each(|(.., pinger)| pinger.end());
+    for (name, family, pinger) in pingers {
+        let report = pinger.stop().unwrap();
+        println!("figure: {name} over {family:?}: {} of {} lost", report.lost, report.sent);
+        assert_eq!(report.lost, 0, "{name} over {family:?}: {report:?}\n{}", fleet.counters());
+    }
+}
