@@ -39,9 +39,15 @@ pub(crate) struct RunFile {
     pub(crate) membership_error: Option<String>,
     /// Why the previous settings are still in force.
     pub(crate) settings_error: Option<String>,
+    /// The text of the `agent.toml` that is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) settings: Option<String>,
     /// Why the previous private key is still in force.
     #[serde(default)]
     pub(crate) key_error: Option<String>,
+    /// Since when the device does not answer, in seconds since 1970.
+    #[serde(default)]
+    pub(crate) device_silent_since: Option<u64>,
     /// How often other programs deleted our rules lately.
     #[serde(default)]
     pub(crate) rules_deleted: Option<Recurrence>,

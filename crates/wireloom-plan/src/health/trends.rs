@@ -20,6 +20,9 @@ const PATIENCE: Duration = KEEPALIVE_TIMEOUT.saturating_add(REKEY_TIMEOUT);
 /// How long what happened counts as recent.
 const RECENT: Duration = Duration::from_secs(60);
 
+/// Bytes of a handshake initiation (section 5.4.2). Data messages have multiples of 16.
+const INITIATION: u64 = 148;
+
 /// Bytes of a keepalive, which is not answered: header and tag of an empty data message.
 const KEEPALIVE: u64 = 32;
 
@@ -83,7 +86,7 @@ impl Trends {
                 None if self.last.sampled => (0, 0),
                 None => (peer.received, peer.sent),
             };
-            if peer.received != received {
+            if is_answer(peer.received - received, elapsed) {
                 self.unanswered.remove(key);
             } else if peer.sent - sent > keepalives(peer, elapsed) {
                 self.unanswered.entry(*key).or_insert(now);
@@ -149,6 +152,13 @@ impl Trends {
     }
 }
 
+/// Whether so many more received bytes show that the peer hears us. Its initiations do not: one that hears nothing asks
+/// for a handshake again and again.
+fn is_answer(received: u64, elapsed: Duration) -> bool {
+    let initiations = 1 + elapsed.as_secs() / REKEY_TIMEOUT.as_secs();
+    received > 0 && !(received.is_multiple_of(INITIATION) && received / INITIATION <= initiations)
+}
+
 /// The most bytes that keepalives can account for: persistent ones, and one after data was received.
 fn keepalives(peer: &PeerFacts, elapsed: Duration) -> u64 {
     let interval = u64::from(peer.persistent_keepalive);
@@ -197,6 +207,13 @@ mod tests {
         assert!(after(3, &keepalives).unanswered.is_empty());
         assert!(after(0, &[(0, 0), (0, 96)]).unanswered.contains_key(&A), "the least packet of TCP");
         assert!(after(1, &[(0, 0), (0, 148)]).unanswered.contains_key(&A), "a handshake");
+    }
+
+    #[test]
+    fn a_peer_that_only_begins_handshakes_is_silent() {
+        let samples: Vec<_> = (0..10).map(|place| (148 * (place / 2), 500 + 92 * place)).collect();
+        assert_eq!(after(0, &samples).silence(A), Some(seconds(16)));
+        assert!(after(0, &[(0, 0), (0, 148), (148, 240), (148 + 32, 240)]).unanswered.is_empty());
     }
 
     #[test]

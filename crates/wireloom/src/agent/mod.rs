@@ -234,6 +234,7 @@ impl Agent {
             self.reconciler.set_settings(config.settings.clone(), public_key);
             self.config = config;
         }
+        self.report.settings = Some(self.file.text().to_owned());
         // This also finds changes that the kernel does not announce, such as a peer that somebody removed.
         self.reconciler.distrust_kernel();
         self.due = Instant::now();

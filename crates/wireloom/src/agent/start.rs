@@ -92,6 +92,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
 
     let probing = Probing::new(&config.settings.interface, public_key, before.probed());
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
+    let settings = Some(file.text().to_owned());
     let agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
         file,
@@ -115,7 +116,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         resolving,
         preshared: Preshared::new(sender),
         watching: Watching::default(),
-        report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
+        report: RunFile { pid: std::process::id(), backend: Some(backend), settings, ..RunFile::default() },
         written: None,
         state,
         _lock: lock,

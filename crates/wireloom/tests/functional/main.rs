@@ -18,6 +18,7 @@
 //! | [`agent::upgrade`] | that an unscoped rule is replaced in the right order, and others' objects stay |
 //! | [`agent::ownership`] | that the table of another program is refused, and nothing of others is touched |
 //! | `agent::guard` | that nothing leaves or enters in plaintext, whatever disturbs routes, firewall, agent or device |
+//! | `agent::broken` | what `wireloom status` says of broken states, how soon, and that it is true |
 //! | `agent::host_mode` | that host mode locks nobody out: exempt addresses, warnings, the way there and back |
 //! | `agent::records` | that damaged records in the state directory stop neither agent nor `down` |
 //! | `agent::reports` | what `plan` and `status` print, for people and as JSON |
