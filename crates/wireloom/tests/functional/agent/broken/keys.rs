@@ -65,7 +65,7 @@ fn nodes_that_do_not_agree_say_so_and_whom_to_ask() {
     let (before, datagram) = captured.split_at(captured.len() - DATAGRAM);
     let receiver = usize::from(*before.last().unwrap()) - 1;
     let socket = nodes[5].host.space.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
-    let replay = || drop(socket.send_to(&datagram[8..], nodes[receiver].endpoint(Family::V4)).unwrap());
+    let replay = || socket.send_to(&datagram[8..], nodes[receiver].endpoint(Family::V4)).unwrap();
     replay();
 
     expect_told(
