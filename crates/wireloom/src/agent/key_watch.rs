@@ -1,4 +1,4 @@
-//! Watches the file of the private key. Its content is not read here, so that there are no more copies of the key.
+//! Watches the file of a key. Its content is not read here, so that there are no more copies of the key.
 
 use std::{
     fs, io,
@@ -35,8 +35,8 @@ const EVENTS: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
 pub(super) struct KeyWatch(Arc<Mutex<PathBuf>>);
 
 impl KeyWatch {
-    /// Starts a thread that sends an event after each change of the file.
-    pub(super) fn start(path: PathBuf, events: Sender<Event>) -> io::Result<Self> {
+    /// Starts a thread that sends this event after each change of the file.
+    pub(super) fn start(path: PathBuf, events: Sender<Event>, event: fn() -> Event) -> io::Result<Self> {
         let watch = Self(Arc::new(Mutex::new(path)));
         let watched = watch.clone();
         let mut seen = Stamp::of(&watched.path());
@@ -47,7 +47,7 @@ impl KeyWatch {
                 let path = watched.path();
                 listener.follow(&path);
                 let now = Stamp::of(&path);
-                if now != seen && events.send(Event::Key).is_err() {
+                if now != seen && events.send(event()).is_err() {
                     return;
                 }
                 seen = now;
@@ -140,7 +140,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let (sender, events) = channel();
-        let watch = KeyWatch::start(at("key"), sender).unwrap();
+        let watch = KeyWatch::start(at("key"), sender, || Event::Key).unwrap();
         let noticed = |what: &str| {
             let event = events.recv_timeout(PATIENCE);
             assert!(matches!(event, Ok(Event::Key)), "{what}");

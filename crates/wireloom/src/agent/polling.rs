@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use wireloom_kernel::{DeviceState, SILENCE_MAX, Silence};
 
 use super::Agent;
+use crate::run_file::unix_time;
 
 /// How often the device is read.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -44,6 +45,16 @@ impl Polling {
     pub(super) fn due(&self) -> Instant {
         self.due
     }
+
+    /// What the device said last, and when.
+    pub(super) fn sample(&self) -> Option<&(Instant, DeviceState)> {
+        self.sample.as_ref()
+    }
+
+    /// The silence of a device that did not answer the last poll.
+    pub(super) fn silence(&self) -> Option<Silence> {
+        self.silence
+    }
 }
 
 /// Whether a silence is long enough to tell of it.
@@ -64,6 +75,7 @@ impl Agent {
         self.polling.due = begun + INTERVAL.max(took * SHARE).min(LONGEST);
         match outcome {
             Ok(poll) => {
+                self.report.device_silent_since = None;
                 self.polling.sample = poll.device.map(|device| (begun, device));
                 if self.polling.silence.take().is_some() || poll.tampered {
                     self.look_at_kernel();
@@ -92,6 +104,9 @@ impl Agent {
 
     /// Looks at a device again soon that has not answered.
     pub(super) fn await_answer(&mut self, silence: Silence) {
+        if is_remarkable(silence) && self.report.device_silent_since.is_none() {
+            self.report.device_silent_since = Some(unix_time().saturating_sub(silence.lasted.as_secs()));
+        }
         self.polling.silence = Some(silence);
         self.polling.due = Instant::now() + if is_remarkable(silence) { OF_SILENT } else { OF_LATE };
     }

@@ -1,6 +1,7 @@
 //! The userspace engine: `wireloom device` in a process of its own, which its control socket identifies.
 
 mod conversation;
+mod drops;
 #[cfg(test)]
 mod tests;
 mod uapi;
