@@ -63,8 +63,8 @@ fn differs(now: Option<&DeviceState>, left: Option<&Device>) -> bool {
         || now.peers.len() != left.peers.len()
         || now.peers.iter().any(|(key, peer)| {
             left.peers.get(key).is_none_or(|left| {
-                (&peer.allowed_ips, peer.persistent_keepalive)
-                    != (&left.allowed_ips, left.persistent_keepalive)
+                (&peer.allowed_ips, peer.persistent_keepalive, &peer.preshared_key)
+                    != (&left.allowed_ips, left.persistent_keepalive, &left.preshared_key)
             })
         })
 }
