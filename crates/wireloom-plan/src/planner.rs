@@ -359,7 +359,7 @@ impl Derived {
         pending: &mut Pending,
     ) -> bool {
         let Ok(view) = inputs.view(&self.host, &self.index) else { return false };
-        if view.can_encrypt() != before.can_encrypt {
+        if view.can_encrypt() != before.can_encrypt || view.mtu() != self.desired.mtu {
             return false;
         }
         let Before { mut touched, changes_for_all, .. } = before;

@@ -8,6 +8,7 @@
 //! | `mode` | which peer gets a packet, and who checks its source: the two decisions that WireGuard ties together |
 //! | [`limits`] | the protocol's limits |
 //! | [`interface`] | the names by which programs recognise an interface |
+//! | [`path_probe`] | by what the device recognises an agent's probes of a path |
 //!
 //! This crate is at the bottom: it depends on no other crate of ours, does no I/O, reads no clock and draws no
 //! randomness.
@@ -17,6 +18,7 @@ mod key;
 pub mod limits;
 mod link_address;
 mod mode;
+pub mod path_probe;
 mod preshared_hash;
 
 pub use self::{

@@ -16,8 +16,8 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 use wireloom_kernel::state;
-use wireloom_plan::{proofs::Account, removals::Recurrence, warning::Warning};
-use wireloom_types::PresharedKeyHash;
+use wireloom_plan::{health::Trends, paths, proofs::Account, removals::Recurrence, warning::Warning};
+use wireloom_types::{PresharedKeyHash, PublicKey};
 
 /// The directory of run files: readable by its owner only, and emptied by a reboot. What must outlive that is in the
 /// state directory.
@@ -39,9 +39,15 @@ pub(crate) struct RunFile {
     pub(crate) membership_error: Option<String>,
     /// Why the previous settings are still in force.
     pub(crate) settings_error: Option<String>,
+    /// The text of the `agent.toml` that is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) settings: Option<String>,
     /// Why the previous private key is still in force.
     #[serde(default)]
     pub(crate) key_error: Option<String>,
+    /// Since when the device does not answer, in seconds since 1970.
+    #[serde(default)]
+    pub(crate) device_silent_since: Option<u64>,
     /// How often other programs deleted our rules lately.
     #[serde(default)]
     pub(crate) rules_deleted: Option<Recurrence>,
@@ -58,6 +64,15 @@ pub(crate) struct RunFile {
     /// The proven nodes that still send in plaintext, and since when this agent knows that (since 1970).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) not_proved_us: BTreeMap<String, Duration>,
+    /// What the agent has seen of its device over time.
+    #[serde(default)]
+    pub(crate) trends: Trends,
+    /// What is known of the path to each other node with a key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) paths: BTreeMap<String, paths::Account>,
+    /// The longest packets (bytes) that get through the tunnel to peers, by public key, where longer ones are lost.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) probed: BTreeMap<String, u32>,
     /// Why the next agent will not know who is proven.
     #[serde(default)]
     pub(crate) proofs_error: Option<String>,
@@ -109,6 +124,11 @@ impl Unresolved {
 }
 
 impl RunFile {
+    /// [`RunFile::probed`]. Malformed keys are skipped.
+    pub(crate) fn probed(&self) -> BTreeMap<PublicKey, u32> {
+        self.probed.iter().filter_map(|(key, inner)| Some((key.parse().ok()?, *inner))).collect()
+    }
+
     /// What the agent of an interface wrote last, whether it still runs or not; `None` when there is no readable file.
     pub(crate) fn read(interface: &str) -> Option<Self> {
         serde_json::from_slice(&state::read_file(&path(interface)).ok()??).ok()

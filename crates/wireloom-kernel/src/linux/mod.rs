@@ -6,8 +6,10 @@ pub(crate) mod backend;
 mod bypass;
 mod connections;
 mod greeting;
+mod machine;
 mod observe;
 mod outward;
+mod paths;
 pub(crate) mod poll;
 mod renamed;
 mod silence;
@@ -24,7 +26,7 @@ use wireloom_plan::{
 };
 use wireloom_types::{PresharedKey, PrivateKey, PublicKey, interface::AGENT_ALIAS};
 
-use self::{bypass::Bypasses, greeting::Greeting};
+use self::{bypass::Bypasses, greeting::Greeting, paths::PathMemory};
 use crate::{
     Kernel,
     error::{Attempt, Cause, Error},
@@ -54,6 +56,7 @@ pub struct Linux {
     /// The back end that should carry the packets; absent when any will do.
     wanted: Option<Backend>,
     greeting: Greeting,
+    paths: PathMemory,
     private_key: Option<PrivateKey>,
     preshared_key: Option<PresharedKey>,
     /// The endpoints that we configured, to tell them from those learnt by roaming.
@@ -80,6 +83,7 @@ impl Linux {
             last_device: None,
             wanted: None,
             greeting: Greeting::default(),
+            paths: PathMemory::default(),
             private_key: None,
             preshared_key: None,
             configured_endpoints: BTreeMap::new(),

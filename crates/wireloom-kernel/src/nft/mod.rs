@@ -6,7 +6,7 @@
 //! observation. It also tells whether Calico's Felix has chains in other tables.
 //!
 //! ```text
-//! script, listing ─► contents ─► rules, guard ─► errors, exempt ─► guard_sets ─► set, chain, expression
+//! script, listing ─► contents ─► rules, segments, guard ─► errors, exempt ─► guard_sets ─► set, chain, expression
 //! watch ─► saved ─► script
 //! ```
 
@@ -22,10 +22,12 @@ mod guard;
 mod guard_sets;
 mod listing;
 mod netlink;
+mod others;
 mod process;
 mod rules;
 mod saved;
 mod script;
+mod segments;
 mod set;
 mod table;
 mod watch;
@@ -35,7 +37,7 @@ use std::io;
 use wireloom_plan::op::FirewallOp;
 
 pub use self::counters::{GuardCounters, Refusals};
-pub(super) use self::flow_tables::FlowTables;
+pub(super) use self::{flow_tables::FlowTables, others::Others};
 use self::{netlink::Generation, process::Nft, saved::Saved, table::Table};
 use crate::{
     error::{Attempt, Cause, Error},

@@ -139,7 +139,7 @@ pub struct PeerState {
 
 impl PeerState {
     /// Whether it may be in a session with us.
-    pub(crate) fn is_in_session(&self, now: SystemTime) -> bool {
+    pub fn is_in_session(&self, now: SystemTime) -> bool {
         self.handshake_age(now).is_some_and(|age| age <= REJECT_AFTER_TIME)
     }
 

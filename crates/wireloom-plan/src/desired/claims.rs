@@ -307,6 +307,7 @@ mod tests {
     use proptest::{collection, prelude::*};
 
     use super::*;
+    use crate::paths::Paths;
 
     const NAMES: [&str; 3] = ["a", "b", "c"];
 
@@ -345,6 +346,7 @@ mod tests {
                 outward: BTreeSet::new(),
                 here: BTreeSet::new(),
                 here_outward: BTreeSet::new(),
+                paths: Paths::default(),
             };
             let mut cluster = Cluster::default();
             let mut index = Index::of(&cluster, &settings, &host);

@@ -30,12 +30,12 @@ pub use owners::Owners;
 pub use peers::DesiredPeer;
 use serde::Serialize;
 use sources::{admitted, link_local};
-use warnings::warning_of_member;
 
 use crate::{
     cluster::{Cluster, Node},
     firewall::{Firewall, Guarded, Source},
     observed::Observed,
+    paths::Paths,
     refusal::Refusal,
     routing::{Family, RouteKind, Rule},
     settings::Settings,
@@ -100,6 +100,8 @@ pub struct Host {
     pub here: BTreeSet<IpNet>,
     /// Those of them on interfaces that lead to other machines by their kind.
     pub here_outward: BTreeSet<IpAddr>,
+    /// The paths to the peers.
+    pub paths: Paths,
 }
 
 /// An interface that carries this node's own addresses, without the sysctls that we change ourselves.
@@ -143,6 +145,7 @@ impl Host {
             outward: observed.outward.keys().cloned().collect(),
             here: observed.here.clone(),
             here_outward: observed.here_outward.clone(),
+            paths: observed.paths.clone(),
         }
     }
 }
@@ -181,6 +184,8 @@ pub(crate) struct View<'a> {
     sources: [Option<IpAddr>; 2],
     /// See [`View::tunnel_address`].
     tunnel_addresses: [Option<IpAddr>; 2],
+    /// The interface's MTU.
+    mtu: u32,
 }
 
 impl<'a> View<'a> {
@@ -208,9 +213,11 @@ impl<'a> View<'a> {
             can_encrypt: false,
             sources: [None; 2],
             tunnel_addresses: [None; 2],
+            mtu: 0,
         };
         let is_ours = |key| view.rightful_holder(key) == Some(&settings.node);
         view.can_encrypt = own.public_key.is_some_and(|key| is_ours(key) && is_ours(host.public_key));
+        view.mtu = view.interface_mtu();
         view.tunnel_addresses = Family::ALL.map(|family| view.tunnel_address(family));
         if settings.encrypt_host_traffic {
             let here = |family| view.addresses_here().find(|address| Family::of(*address) == family);
@@ -244,12 +251,12 @@ impl<'a> View<'a> {
                 sources.push(link_local(peer));
             }
             guarded.extend(owned.iter().flat_map(|claim| self.guarded_in(claim, &member)));
-            warnings.extend(warning_of_member(&member));
+            warnings.extend(self.warnings_of_member(&member));
             warnings.extend(owned.iter().flat_map(|claim| self.warnings_of_claim(claim)));
         }
         Desired {
             interface: self.settings.interface.clone(),
-            mtu: self.mtu(),
+            mtu: self.mtu,
             rp_filter: self.rp_filter(),
             device: self.device(),
             peers: peers.into_iter().collect(),

@@ -21,6 +21,7 @@ use crate::{
     bypass::Bypass,
     connections::Connection,
     firewall::{Firewall, Guarded, Source},
+    paths::Paths,
     routing::{Route, RouteKind, Rule},
     sysctl::{ALL, UnderlaySysctl},
 };
@@ -81,6 +82,8 @@ pub struct Observed {
     pub linkdown_ignored: BTreeSet<String>,
     /// What may pass by the guard.
     pub bypasses: BTreeSet<Bypass>,
+    /// The paths to the endpoints of the device's peers.
+    pub paths: Paths,
     /// The established TCP connections by which machines are administered. Looked for in host mode only.
     pub connections: BTreeSet<Connection>,
 }
@@ -103,7 +106,7 @@ impl Observed {
         // The least of all routes to it: `Route` orders by destination first.
         let least = Route {
             destination,
-            kind: RouteKind::Device { gateway: None, source: None },
+            kind: RouteKind::Device { gateway: None, source: None, mtu: None },
             metric: 0,
             protocol: 0,
         };

@@ -14,6 +14,7 @@
 //! - `twin`: the in-memory kernel does what Linux was measured to do
 //! - `json`: the JSON form of operations
 //! - `guard`: whose addresses are workloads, and where plaintext is refused
+//! - `health`: what is so on a node, each finding and each verdict
 //! - `holdback`: removals of many nodes at once are held back
 //! - `warnings`: the warnings to the operator
 //! - `properties`: from arbitrary kernels to arbitrary meshes
@@ -23,6 +24,7 @@
 
 mod bypass;
 mod guard;
+mod health;
 mod holdback;
 mod host;
 mod incremental;
@@ -31,7 +33,9 @@ mod link;
 mod modes;
 mod names;
 mod ownership;
+mod paths;
 mod peers;
+mod prober;
 mod properties;
 mod routes;
 mod rules;

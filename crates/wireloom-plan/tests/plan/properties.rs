@@ -302,7 +302,7 @@ fn wanted_routes(wanted: &Desired) -> impl Iterator<Item = Route> {
 /// The route may still have a preferred source, which a rule that is removed later needs.
 fn is_there(now: &Observed, wanted: &Route) -> bool {
     let mut routes = now.routes_to(wanted.destination).filter(|route| route.metric == wanted.metric);
-    let RouteKind::Device { gateway, source: None } = wanted.kind else {
+    let RouteKind::Device { gateway, source: None, .. } = wanted.kind else {
         return now.routes.contains(wanted);
     };
     routes.any(|route| matches!(route.kind, RouteKind::Device { gateway: via, .. } if via == gateway))

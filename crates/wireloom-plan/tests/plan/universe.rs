@@ -12,6 +12,7 @@ use wireloom_plan::{
     cluster::{Cluster, Node},
     firewall::{Firewall, Guard, GuardSet, Guarded, IncomingMark, Source},
     observed::{Device, Interface, Observed, Peer, Underlay},
+    paths::{Known, Path, Paths},
     routing::{Family, OtherRoute, OtherSelectors, PROTOCOL, Route, RouteKind, Rule},
     settings::{HostTransition, Scope, Settings, UnprovenPeers},
     standing::{Standing, Standings},
@@ -46,7 +47,7 @@ const ADDRESSES: [&str; 6] = ["192.168.1.1", "192.168.1.2", "192.168.1.3", "fd00
 const LINK_ADDRESSES: [&str; 6] = ["100.64.0.1", "100.64.0.2", "fd64::1", "fd64::2", "fe80::9", "10.1.1.7"];
 const ENDPOINTS: [&str; 3] = ["192.168.1.2:51820", "192.168.1.3:51820", "[fd00::2]:51820"];
 
-fn prefix() -> impl Strategy<Value = IpNet> {
+pub(crate) fn prefix() -> impl Strategy<Value = IpNet> {
     sample::select(PREFIXES.as_slice()).prop_map(net)
 }
 
@@ -62,7 +63,7 @@ fn endpoint() -> impl Strategy<Value = SocketAddr> {
     sample::select(ENDPOINTS.as_slice()).prop_map(|text| text.parse().unwrap())
 }
 
-fn any_key() -> impl Strategy<Value = PublicKey> {
+pub(crate) fn any_key() -> impl Strategy<Value = PublicKey> {
     prop_oneof![7 => (0..7_u8).prop_map(key), 1 => sample::select(colliding_keys().to_vec())]
 }
 
@@ -226,7 +227,7 @@ fn device() -> impl Strategy<Value = Device> {
 }
 
 prop_compose! {
-    fn rule()(
+    pub(crate) fn rule()(
         priority in sample::select(vec![98_u32, 99, 100]),
         invert in any::<bool>(),
         from in option::of(prefix()),
@@ -246,9 +247,9 @@ prop_compose! {
 }
 
 fn route() -> impl Strategy<Value = Route> {
-    let device = (option::of(link_address()), option::of(address()));
+    let device = (option::of(link_address()), option::of(address()), option::of(Just(1280)));
     let kind = prop_oneof![
-        device.prop_map(|(gateway, source)| RouteKind::Device { gateway, source }),
+        device.prop_map(|(gateway, source, mtu)| RouteKind::Device { gateway, source, mtu }),
         Just(RouteKind::Throw),
         Just(RouteKind::Unreachable),
         Just(RouteKind::Other(OtherRoute::default())),
@@ -363,7 +364,7 @@ fn table() -> impl Strategy<Value = Table> {
             return Table { firewall, ..Table::default() };
         }
         let guarded = if guard.is_some() { guarded } else { BTreeSet::new() };
-        let firewall = Some(Firewall { mark_incoming, judge_sources, guard, altered });
+        let firewall = Some(Firewall { mark_incoming, judge_sources, guard, segment_v6: None, altered });
         let mut sources: BTreeSet<Source> = BTreeSet::new();
         for source in all.into_iter().filter(|_| judge_sources) {
             if !sources.iter().any(|other| other.overlaps(&source)) {
@@ -373,6 +374,19 @@ fn table() -> impl Strategy<Value = Table> {
         let judged_peers = peers.into_iter().filter(|_| judge_sources).collect();
         Table { firewall, judged_peers, sources, guarded }
     })
+}
+
+/// Wide and narrow ways to some of the nodes.
+fn paths() -> impl Strategy<Value = Paths> {
+    let outer = sample::select(Family::ALL.as_slice());
+    let path = (outer, sample::select(vec![1500_u32, 1450]), sample::select(vec![1500_u32, 1400, 1280]));
+    let path = path.prop_map(|(outer, way_out, mtu)| Path {
+        outer,
+        way_out,
+        mtu: mtu.min(way_out),
+        known: Known::Reported,
+    });
+    collection::btree_map(any_key(), path, 0..4).prop_map(Paths::from_iter)
 }
 
 /// A kernel in any state that Linux allows, in which our interface is not foreign.
@@ -396,10 +410,10 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
         sample::select(vec!["10.1.1.1/24", "fd01::1/64", "10.1.0.0/32"]).prop_map(net),
         0..3,
     );
-    let machine = (underlays(), saved_sysctls(), outward(), here, 0..3_u8, 0..3_u8);
+    let machine = (underlays(), saved_sysctls(), outward(), here, 0..3_u8, 0..3_u8, paths());
     (network, neighbours, machine, table()).prop_map(
         |(network, (neighbours, link_routes, address, send_redirects), machine, table)| {
-            let (underlays, saved_sysctls, outward, here, rp_filter, rp_filter_all) = machine;
+            let (underlays, saved_sysctls, outward, here, rp_filter, rp_filter_all, paths) = machine;
             // An interface has one value.
             let of = |name: &String| underlays.get(name).map_or(1, |underlay: &Underlay| underlay.rp_filter);
             let outward = outward.into_iter().map(|name| (name.clone(), of(&name))).collect();
@@ -438,6 +452,7 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
                 bypasses: BTreeSet::new(),
                 connections: BTreeSet::new(),
                 linkdown_ignored: BTreeSet::new(),
+                paths,
             }
         },
     )

@@ -158,7 +158,7 @@ impl Machine {
             match best.map(|route| &route.kind) {
                 None | Some(RouteKind::Throw) => {}
                 Some(RouteKind::Unreachable) => return Way::Refused,
-                Some(RouteKind::Device { gateway, source }) => {
+                Some(RouteKind::Device { gateway, source, .. }) => {
                     let peer_lookup = self.kernel.interface.as_ref().map(|interface| interface.peer_lookup);
                     let peer = match peer_lookup {
                         Some(PeerLookup::Gateway) => self.neighbour(gateway.unwrap_or(to)),

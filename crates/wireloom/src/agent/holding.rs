@@ -118,8 +118,12 @@ impl Agent {
 
     /// When the next pass or poll is due, something is to be let go, or the device to be looked at.
     pub(super) fn wakes_at(&self) -> Instant {
-        let due = self.due.min(self.proving.next_look()).min(self.polling.due());
-        let due = self.resolves_at().map_or(due, |resolves| due.min(resolves));
+        let mut due = self.due;
+        // Before the first pass there is no device to be read.
+        if self.last_pass.is_some() {
+            due = due.min(self.proving.next_look()).min(self.polling.due());
+        }
+        let due = self.resolves_at().map_or(due, |resolves| due.min(resolves)).min(self.probing.next());
         self.holding.holdback.due().map_or(due, |let_go| due.min(self.started + let_go))
     }
 

@@ -70,16 +70,20 @@ impl KeyWatch {
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     path: PathBuf,
-    /// Absent when there is no file. Device and inode; size and mode; time of the last change.
-    file: Option<((u64, u64), (u64, u32), (i64, i64))>,
+    /// Device, inode and mode; absent when there is no file.
+    file: Option<(u64, u64, u32)>,
+    /// The time of the last change of content, mode or name; and the size, because two changes may have one time.
+    changed: Option<(i64, i64, u64)>,
 }
 
 impl Stamp {
     fn of(path: &Path) -> Self {
-        let file = fs::metadata(path).ok().map(|found| {
-            ((found.dev(), found.ino()), (found.size(), found.mode()), (found.ctime(), found.ctime_nsec()))
-        });
-        Self { path: path.to_owned(), file }
+        let found = fs::metadata(path).ok();
+        Self {
+            path: path.to_owned(),
+            file: found.as_ref().map(|found| (found.dev(), found.ino(), found.mode())),
+            changed: found.map(|found| (found.ctime(), found.ctime_nsec(), found.size())),
+        }
     }
 }
 

@@ -10,9 +10,11 @@ mod holding;
 mod key_watch;
 mod polling;
 mod preshared;
+mod probing;
 mod proving;
 mod resolving;
 mod start;
+mod watching;
 
 use std::{
     iter,
@@ -35,8 +37,10 @@ use self::{
     key_watch::KeyWatch,
     polling::{Polling, is_remarkable},
     preshared::Preshared,
+    probing::Probing,
     proving::Proving,
     resolving::Resolving,
+    watching::Watching,
 };
 use crate::{
     config::Config,
@@ -85,10 +89,12 @@ struct Agent {
     removals: Removals,
     holding: Holding,
     proving: Proving,
+    probing: Probing,
     polling: Polling,
     key_watch: KeyWatch,
     resolving: Resolving,
     preshared: Preshared,
+    watching: Watching,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -128,6 +134,8 @@ impl Agent {
                 self.pass();
             }
             self.prove();
+            self.watch();
+            self.probe();
             self.record_mesh();
             self.write_report();
         }
@@ -226,6 +234,7 @@ impl Agent {
             self.reconciler.set_settings(config.settings.clone(), public_key);
             self.config = config;
         }
+        self.report.settings = Some(self.file.text().to_owned());
         // This also finds changes that the kernel does not announce, such as a peer that somebody removed.
         self.reconciler.distrust_kernel();
         self.due = Instant::now();

@@ -21,8 +21,10 @@ use super::{
     key_watch::KeyWatch,
     polling::Polling,
     preshared::Preshared,
+    probing::Probing,
     proving::Proving,
     resolving::Resolving,
+    watching::Watching,
 };
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
@@ -69,9 +71,9 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     kernel.finish_creation()?;
     kernel.refuse_foreign_interface()?;
     let backend = choose_backend(&mut kernel, &config)?;
-    if let Some(before) = RunFile::read(&config.settings.interface) {
-        kernel.remember_endpoints(&before.configured_endpoints);
-    }
+    let before = RunFile::read(&config.settings.interface).unwrap_or_default();
+    kernel.remember_endpoints(&before.configured_endpoints);
+    kernel.set_probed(before.probed());
 
     let interest = Interest {
         interface: config.settings.interface.clone(),
@@ -88,7 +90,9 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let recorded = state.mesh()?;
     let resolving = Resolving::start(public_key, recorded.as_ref(), sender.clone())?;
 
+    let probing = Probing::new(&config.settings.interface, public_key, before.probed());
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
+    let settings = Some(file.text().to_owned());
     let agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
         file,
@@ -105,12 +109,14 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         removals: Removals::default(),
         removals_logged: None,
         holding: Holding::new(recorded),
+        probing,
         proving,
         polling: Polling::new(),
         key_watch,
         resolving,
         preshared: Preshared::new(sender),
-        report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
+        watching: Watching::default(),
+        report: RunFile { pid: std::process::id(), backend: Some(backend), settings, ..RunFile::default() },
         written: None,
         state,
         _lock: lock,

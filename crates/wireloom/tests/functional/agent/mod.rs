@@ -1,5 +1,6 @@
 //! The agent on the nodes of a mesh.
 
+mod broken;
 mod bypass;
 mod endpoints;
 mod guard;
@@ -7,6 +8,7 @@ mod holdback;
 mod host_mode;
 pub(crate) mod matrix;
 pub(crate) mod membership;
+mod mtu;
 pub(crate) mod ownership;
 mod preshared;
 mod proofs;
