@@ -10,6 +10,7 @@
 //! | [`agent::rules`] | that the policy rules, as iproute2 prints them, follow pools, scope and mode |
 //! | [`agent::membership`] | that the mesh follows its file: keys, endpoints, nodes, borrowed addresses, mistakes |
 //! | `agent::upkeep` | that the agent repairs what others break, and takes settings while it runs |
+//! | `agent::mtu` | that packets are as long as the path to each peer carries, with and without ICMP |
 //! | [`agent::restart`] | that an agent's end costs no packet, and `down` leaves nothing behind |
 //! | [`agent::survival`] | that the interface outlives its device, and nothing leaves in plaintext meanwhile |
 //! | [`agent::upgrade`] | that an unscoped rule is replaced in the right order, and others' objects stay |
