@@ -58,7 +58,7 @@ impl World {
             arrived.into_iter().for_each(|(_, from, length)| self.prober.note_reply(from, length));
             for echo in self.prober.turn(&self.targets, self.now) {
                 self.sent.push(self.now);
-                let lost = self.loses.is_some_and(|every| self.sent.len() % every == 0);
+                let lost = self.loses.is_some_and(|every| self.sent.len().is_multiple_of(every));
                 let outer = Family::of(self.targets.values().next().unwrap().endpoint);
                 let padded = echo.length.next_multiple_of(16).min(1420) + overhead(outer);
                 if padded <= self.mtus[&echo.to] && !lost {
