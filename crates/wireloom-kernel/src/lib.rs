@@ -28,7 +28,7 @@ pub use self::{
         poll::Poll,
     },
     nft::{GuardCounters, Refusals, restore_guard},
-    random_key::random_key,
+    random_key::{random_key, random_preshared_key},
     rtnetlink::monitor::{Interest, Monitor},
     wireguard::{Backend, DeviceState, PeerState, Silence, userspace::SILENCE_MAX},
 };

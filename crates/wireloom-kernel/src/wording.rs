@@ -51,7 +51,9 @@ pub(crate) fn device(op: &DeviceOp, interface: &str) -> String {
             let endpoint = peer.endpoint.map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
             let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
             let cidrs = if cidrs.is_empty() { "nothing".into() } else { cidrs.join(" ") };
-            format!("set the peer {}{endpoint} for {cidrs}", peer.public_key)
+            let key =
+                peer.preshared_key.map(|key| format!(", preshared key {key} (hash)")).unwrap_or_default();
+            format!("set the peer {}{endpoint} for {cidrs}{key}", peer.public_key)
         }
         DeviceOp::RemovePeer { public_key } => format!("remove the peer {public_key}"),
     }

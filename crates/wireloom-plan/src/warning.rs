@@ -1,6 +1,10 @@
 //! What the operator should know although the plan goes on. Each text names the fix.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -41,6 +45,15 @@ pub enum Warning {
         link_address: LinkAddress,
         /// Their names.
         nodes: Vec<String>,
+    },
+    /// The name of a node's endpoint cannot be resolved now: the last good address stays in force.
+    Unresolved {
+        /// The node's name.
+        node: String,
+        /// The name and port of its endpoint.
+        endpoint: String,
+        /// What the system's resolver says.
+        error: String,
     },
     /// A node does not encrypt.
     KeylessNode {
@@ -86,8 +99,8 @@ pub enum Warning {
         address: IpAddr,
         /// The port of the service, here or there.
         port: u16,
-        /// Whether it is so already: we have a proof that the node encrypts.
-        proven: bool,
+        /// Whether it is so already: we have a proof that the node encrypts, and host mode is not merely prepared.
+        already: bool,
     },
     /// In host mode, the machine has no declared address of this family.
     NoOwnAddress {
@@ -179,6 +192,27 @@ pub enum Warning {
         /// Its name.
         node: String,
     },
+    /// A workload CIDR of another node lies in no pool: that node's rules do not cover it.
+    WorkloadOutsidePools {
+        /// The node's name.
+        node: String,
+        /// The CIDR.
+        workload: IpNet,
+    },
+    /// A node without workloads and without addresses on the link: nothing of it is encrypted.
+    NodeWithoutWorkloads {
+        /// Its name.
+        node: String,
+    },
+    /// This node's endpoint has another port than the one that its device listens on.
+    ListenPortDiffers {
+        /// Where the device listens.
+        listen_port: u16,
+        /// Where the other nodes send to.
+        endpoint: SocketAddr,
+        /// Whether this machine has the endpoint's address itself, so that no NAT can translate the port.
+        here: bool,
+    },
 }
 
 /// How much a warning matters.
@@ -209,16 +243,21 @@ impl Warning {
     /// How much the warning matters.
     pub fn severity(&self) -> Severity {
         match self {
-            Self::NoEndpoint { .. } | Self::AddressNotHere { .. } | Self::TunnelOnly { proven: true, .. } => {
-                Severity::Info
-            }
+            Self::NoEndpoint { .. }
+            | Self::AddressNotHere { .. }
+            | Self::ListenPortDiffers { here: false, .. }
+            | Self::TunnelOnly { already: true, .. } => Severity::Info,
             Self::OwnNodeKeyless
             | Self::KeylessNode { .. }
+            | Self::Unresolved { .. }
+            | Self::WorkloadOutsidePools { .. }
+            | Self::NodeWithoutWorkloads { .. }
+            | Self::ListenPortDiffers { here: true, .. }
             | Self::NestedPrefixes { .. }
             | Self::RenamedSetting { .. }
             | Self::AddressNotDeclared { .. }
             | Self::ExemptPool { .. }
-            | Self::TunnelOnly { proven: false, .. }
+            | Self::TunnelOnly { already: false, .. }
             | Self::ForeignRule { .. }
             | Self::Bypass { .. }
             | Self::LinkdownIgnored { .. }
@@ -273,6 +312,11 @@ impl fmt::Display for Warning {
             Self::RenamedSetting { old, new } => {
                 write!(f, "agent.toml calls {new} by its former name {old}; rename it, with the same value")
             }
+            Self::Unresolved { node, endpoint, error } => write!(
+                f,
+                "the endpoint {endpoint} of node {node} cannot be resolved: {error}; the last address that it led to, if \
+                 any, stays in force; fix the name or the name server: it is tried again by itself",
+            ),
             Self::KeylessNode { node } => write!(
                 f,
                 "node {node} has no public key, so traffic with it is not encrypted; \
@@ -304,17 +348,17 @@ impl fmt::Display for Warning {
                 "encrypt_host_exempt has {prefix}, which overlaps the pool {pool}: what is between workloads stays \
                  encrypted; name addresses of hosts alone",
             ),
-            Self::TunnelOnly { node, address, port, proven } => {
+            Self::TunnelOnly { node, address, port, already } => {
                 let what = connections::service(*port);
                 let exempt = IpNet::from(*address);
                 write!(
                     f,
                     "{node} has a connection of {what} (port {port}) with this node from {address}, which "
                 )?;
-                f.write_str(if *proven {
+                f.write_str(if *already {
                     "is reachable through the tunnel only, so not if a key is wrong; "
                 } else {
-                    "will be reachable through the tunnel only, once that node has proved that it encrypts; "
+                    "will be reachable through the tunnel only, once host mode is on and that node has proved that it encrypts; "
                 })?;
                 write!(f, "for a way around it, set encrypt_host_exempt = [\"{exempt}\"] on all nodes")
             }
@@ -394,6 +438,28 @@ impl fmt::Display for Warning {
                 nodes.len(),
                 first_of(nodes),
             ),
+            Self::WorkloadOutsidePools { node, workload } => write!(
+                f,
+                "workloads {workload} of node {node} lie in no pool, so no rule there covers what they send: it \
+                 leaves in plaintext; declare a pool that holds them, or correct the node's `workloads`",
+            ),
+            Self::NodeWithoutWorkloads { node } => write!(
+                f,
+                "node {node} has no workloads, so nothing with it is encrypted; add its pod CIDRs to the node's \
+                 `workloads`, or remove the node",
+            ),
+            Self::ListenPortDiffers { listen_port, endpoint, here } => {
+                write!(
+                    f,
+                    "the device listens on UDP port {listen_port}, but the other nodes send to this node's endpoint \
+                     {endpoint}; ",
+                )?;
+                f.write_str(if *here {
+                    "set listen_port in agent.toml to the endpoint's port, or correct the endpoint in the mesh"
+                } else {
+                    "unless a NAT translates that port, correct listen_port in agent.toml or the endpoint in the mesh"
+                })
+            }
             Self::NoEndpoint { node } => write!(
                 f,
                 "node {node} declares no endpoint, so only it can start a session; \
@@ -404,7 +470,7 @@ impl fmt::Display for Warning {
 }
 
 /// The first few of many names.
-fn first_of(names: &[String]) -> String {
+pub(crate) fn first_of(names: &[String]) -> String {
     const SHOWN: usize = 5;
     match names.len().checked_sub(SHOWN) {
         Some(more @ 1..) => format!("{} and {more} more", names[..SHOWN].join(", ")),

@@ -164,6 +164,7 @@ impl Linux {
                 configured_endpoint: self.configured_endpoints.get(&key).copied(),
                 allowed_ips: peer.allowed_ips,
                 persistent_keepalive: peer.persistent_keepalive,
+                preshared_key: peer.preshared_key,
             };
             (key, observed)
         });

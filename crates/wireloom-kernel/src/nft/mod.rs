@@ -22,6 +22,7 @@ mod guard;
 mod guard_sets;
 mod listing;
 mod netlink;
+mod others;
 mod process;
 mod rules;
 mod saved;
@@ -36,7 +37,7 @@ use std::io;
 use wireloom_plan::op::FirewallOp;
 
 pub use self::counters::{GuardCounters, Refusals};
-pub(super) use self::flow_tables::FlowTables;
+pub(super) use self::{flow_tables::FlowTables, others::Others};
 use self::{netlink::Generation, process::Nft, saved::Saved, table::Table};
 use crate::{
     error::{Attempt, Cause, Error},

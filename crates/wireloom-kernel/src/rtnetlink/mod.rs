@@ -15,6 +15,7 @@ pub(crate) mod neighbour;
 mod netconf;
 pub(crate) mod route;
 pub(crate) mod rule;
+pub(crate) mod way;
 
 pub(crate) type Rtnetlink = wireloom_netlink::Client<RouteNetlinkMessage>;
 pub(crate) type Request = wireloom_netlink::Request<RouteNetlinkMessage>;

@@ -45,6 +45,33 @@ pub(crate) fn observe(
     Ok(routes)
 }
 
+/// The destinations of the routes in the table, but for `throw` routes, which lead nowhere.
+pub(crate) fn observe_destinations(netlink: &mut Rtnetlink, table: u32) -> Result<BTreeSet<IpNet>, Cause> {
+    let mut destinations = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        request.attributes.push(RouteAttribute::Table(table));
+        destinations.extend(dump(netlink, request)?.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(message) if table_of(message) == table => destination(message),
+            _ => None,
+        }));
+    }
+    Ok(destinations)
+}
+
+/// `None` for a `throw` route, and for one of another family.
+fn destination(message: &RouteMessage) -> Option<IpNet> {
+    let unspecified = unspecified(super::family(message.header.address_family)?);
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => ip(address),
+        _ => None,
+    });
+    let leads = message.header.kind != RouteType::Throw;
+    let length = message.header.destination_prefix_length;
+    IpNet::new(address.unwrap_or(unspecified), length).ok().filter(|_| leads)
+}
+
 /// Whether the table has no routes.
 pub(crate) fn is_empty(netlink: &mut Rtnetlink, table: u32) -> Result<bool, Cause> {
     Ok(observe(netlink, table, None)?.is_empty())
@@ -382,6 +409,18 @@ mod tests {
             let message = through_bytes(&encode(&route, 51820, Some(WG0)).unwrap());
             assert_eq!(table_of(&message), 51820);
             assert_eq!(decode(&message, Some(WG0)), Some(route));
+        }
+    }
+
+    #[test]
+    fn a_throw_route_leads_to_no_destination() {
+        for (kind, leads) in
+            [(device(None, None), true), (RouteKind::Unreachable, true), (RouteKind::Throw, false)]
+        {
+            for prefix in ["10.161.2.0/24", "fd61:0:0:2::/64", "0.0.0.0/0", "::/0"] {
+                let message = through_bytes(&encode(&route(prefix, kind.clone()), 254, Some(WG0)).unwrap());
+                assert_eq!(destination(&message), leads.then(|| prefix.parse().unwrap()));
+            }
         }
     }
 

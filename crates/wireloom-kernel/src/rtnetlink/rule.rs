@@ -11,7 +11,10 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleHeader, RuleMessage},
 };
-use wireloom_plan::routing::{Family, OtherSelectors, Rule};
+use wireloom_plan::{
+    health::{Action, PolicyRule},
+    routing::{Family, OtherSelectors, Rule},
+};
 
 use super::{Request, Rtnetlink, address_family, is_absent_family, unspecified};
 use crate::error::Cause;
@@ -21,6 +24,12 @@ const NOT_SET: u32 = u32::MAX;
 
 /// Every rule that looks up a table, in the kernel's order.
 pub(crate) fn observe(netlink: &mut Rtnetlink) -> Result<Vec<Rule>, Cause> {
+    let rules = observe_all(netlink)?.into_iter();
+    Ok(rules.filter(|rule| rule.action == Action::Lookup).map(|rule| rule.rule).collect())
+}
+
+/// Every rule, in the kernel's order.
+pub(crate) fn observe_all(netlink: &mut Rtnetlink) -> Result<Vec<PolicyRule>, Cause> {
     let mut rules = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RuleMessage::default();
@@ -30,7 +39,7 @@ pub(crate) fn observe(netlink: &mut Rtnetlink) -> Result<Vec<Rule>, Cause> {
             dumped => dumped?,
         };
         rules.extend(dumped.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewRule(message) => decode(&message),
+            RouteNetlinkMessage::NewRule(message) => decode_any(&message),
             _ => None,
         }));
     }
@@ -84,9 +93,21 @@ fn encode(rule: &Rule) -> RuleMessage {
 
 /// `None` for a rule that looks up no table.
 fn decode(message: &RuleMessage) -> Option<Rule> {
-    if message.header.action != RuleAction::ToTable {
-        return None;
-    }
+    let PolicyRule { rule, action } = decode_any(message)?;
+    (action == Action::Lookup).then_some(rule)
+}
+
+/// `None` for a rule of another family, and for one that does what the kernel's headers do not have yet.
+fn decode_any(message: &RuleMessage) -> Option<PolicyRule> {
+    let mut action = match message.header.action {
+        RuleAction::ToTable => Action::Lookup,
+        RuleAction::Goto => Action::Goto(0),
+        RuleAction::Nop => Action::Nop,
+        RuleAction::Blackhole => Action::Blackhole,
+        RuleAction::Unreachable => Action::Unreachable,
+        RuleAction::Prohibit => Action::Prohibit,
+        _ => return None,
+    };
     let family = super::family(message.header.family)?;
     let mut rule = Rule {
         family,
@@ -116,6 +137,7 @@ fn decode(message: &RuleMessage) -> Option<Rule> {
             RuleAttribute::Destination(address) => {
                 rule.other.to = prefix(family, Some(*address), message.header.dst_len);
             }
+            RuleAttribute::Goto(priority) => action = Action::Goto(*priority),
             RuleAttribute::SuppressPrefixLen(NOT_SET) | RuleAttribute::SuppressIfGroup(NOT_SET) => {}
             other => {
                 let mut value = vec![0; other.value_len()];
@@ -124,7 +146,7 @@ fn decode(message: &RuleMessage) -> Option<Rule> {
             }
         }
     }
-    Some(rule)
+    Some(PolicyRule { rule, action })
 }
 
 /// The kernel leaves the address out when the whole prefix is zero.
@@ -209,5 +231,9 @@ mod tests {
         let mut message = encode(&rule());
         message.header.action = RuleAction::Unreachable;
         assert_eq!(decode(&message), None);
+        assert_eq!(decode_any(&message), Some(PolicyRule { rule: rule(), action: Action::Unreachable }));
+        message.header.action = RuleAction::Goto;
+        message.attributes.push(RuleAttribute::Goto(200));
+        assert_eq!(decode_any(&message), Some(PolicyRule { rule: rule(), action: Action::Goto(200) }));
     }
 }

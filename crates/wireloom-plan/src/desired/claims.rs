@@ -339,6 +339,7 @@ mod tests {
             let settings = Settings { peer_lookup: PeerLookup::Gateway, ..Settings::defaults("own") };
             let host = Host {
                 public_key: PublicKey::from_bytes([9; 32]),
+                preshared_key: None,
                 underlays: BTreeMap::new(),
                 strict: BTreeSet::new(),
                 all_strict: false,

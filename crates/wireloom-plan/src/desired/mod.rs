@@ -30,7 +30,6 @@ pub use owners::Owners;
 pub use peers::DesiredPeer;
 use serde::Serialize;
 use sources::{admitted, link_local};
-use warnings::warning_of_member;
 
 use crate::{
     cluster::{Cluster, Node},
@@ -44,7 +43,7 @@ use crate::{
     sysctl::UnderlaySysctl,
     warning::Warning,
 };
-use wireloom_types::{LinkAddress, PublicKey};
+use wireloom_types::{LinkAddress, PresharedKeyHash, PublicKey};
 
 /// The desired state of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -87,6 +86,8 @@ pub struct Desired {
 pub struct Host {
     /// The public half of the private key in the key file.
     pub public_key: PublicKey,
+    /// The hash of the mesh's preshared key; absent when the mesh has none.
+    pub preshared_key: Option<PresharedKeyHash>,
     /// The interfaces that carry this node's own addresses, by name.
     pub underlays: BTreeMap<String, HostUnderlay>,
     /// Those of them and of [`Host::outward`] that validated sources strictly before we changed that.
@@ -113,7 +114,7 @@ pub struct HostUnderlay {
 }
 
 impl Host {
-    /// The facts about the machine that was observed.
+    /// The facts about the machine that was observed, without a preshared key.
     pub fn of(public_key: PublicKey, observed: &Observed) -> Self {
         let underlays = observed
             .underlays
@@ -131,6 +132,7 @@ impl Host {
         };
         Self {
             public_key,
+            preshared_key: None,
             underlays,
             strict: observed
                 .underlays
@@ -249,7 +251,7 @@ impl<'a> View<'a> {
                 sources.push(link_local(peer));
             }
             guarded.extend(owned.iter().flat_map(|claim| self.guarded_in(claim, &member)));
-            warnings.extend(warning_of_member(&member));
+            warnings.extend(self.warnings_of_member(&member));
             warnings.extend(owned.iter().flat_map(|claim| self.warnings_of_claim(claim)));
         }
         Desired {

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use wireloom_types::{LinkAddress, PublicKey};
 
 use super::{View, claims::Claim, member::Member};
-use crate::{cluster::Node, warning::Warning};
+use crate::{cluster::Node, settings::Scope, warning::Warning};
 
 impl<'a> View<'a> {
     /// Warnings that are not about one node or one claim.
@@ -20,7 +20,7 @@ impl<'a> View<'a> {
     /// Every warning that a change of this other node can add or remove.
     pub(crate) fn warnings_about(&self, name: &str, nodes: [Option<&Node>; 2]) -> BTreeSet<Warning> {
         let mut warnings: BTreeSet<_> = self.warnings_of_families().collect();
-        warnings.extend(self.member(name).and_then(|member| warning_of_member(&member)));
+        warnings.extend(self.member(name).into_iter().flat_map(|member| self.warnings_of_member(&member)));
         // A change may touch thousands of claims inside one wide claim: look at each once.
         let mut prefixes = BTreeSet::new();
         for node in nodes.into_iter().flatten() {
@@ -75,9 +75,20 @@ impl<'a> View<'a> {
             let undeclared = here.filter(|address| taken(address) && !declared(address));
             warnings.extend(undeclared.map(|address| Warning::AddressNotDeclared { address }));
         }
+        warnings.extend(self.warning_of_port());
         let uncovered = self.own.workloads.iter().copied().filter(|workload| !self.is_covered(*workload));
         warnings.extend(uncovered.map(|workload| Warning::UncoveredWorkload { workload }));
         warnings
+    }
+
+    /// The warning about an endpoint that leads elsewhere than to the device.
+    fn warning_of_port(&self) -> Option<Warning> {
+        let endpoint = self.own.endpoint?;
+        let listen_port = self.settings.listen_port;
+        let address = endpoint.ip().to_canonical();
+        let here = self.addresses_here().any(|own| own == address)
+            || self.host.here.iter().any(|here| here.addr() == address);
+        (endpoint.port() != listen_port).then_some(Warning::ListenPortDiffers { listen_port, endpoint, here })
     }
 
     /// A single address in a pool may well be a node's.
@@ -95,6 +106,22 @@ impl<'a> View<'a> {
         let used = self.families().filter(|_| self.settings.encrypt_host_traffic);
         let missing = used.filter(|family| self.source(*family).is_none());
         missing.map(|family| Warning::NoOwnAddress { family })
+    }
+
+    /// Warnings about one node.
+    pub(super) fn warnings_of_member(&self, member: &Member<'_>) -> impl Iterator<Item = Warning> + use<> {
+        let node = || member.name.to_owned();
+        let nothing = member.node.workloads.is_empty() && member.node.link_addresses.is_empty();
+        let nothing = nothing.then(|| Warning::NodeWithoutWorkloads { node: node() });
+        // Of our own ones the rules tell more.
+        let pooled = self.settings.scope == Scope::Pool && !self.cluster.pools.is_empty();
+        let judged = pooled && !self.settings.encrypt_host_traffic && !member.is_own;
+        let outside = |workload: &&IpNet| !self.cluster.pools.iter().any(|pool| pool.contains(*workload));
+        let outside = member.node.workloads.iter().filter(outside).filter(|_| judged);
+        let outside: Vec<_> = outside
+            .map(|workload| Warning::WorkloadOutsidePools { node: node(), workload: *workload })
+            .collect();
+        warning_of_key_and_endpoint(member).into_iter().chain(nothing).chain(outside)
     }
 
     /// The warning about a key, if several nodes claim it.
@@ -137,8 +164,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// The warning about another node.
-pub(super) fn warning_of_member(member: &Member<'_>) -> Option<Warning> {
+/// The warning about what another node's record lacks.
+fn warning_of_key_and_endpoint(member: &Member<'_>) -> Option<Warning> {
     let node = || member.name.to_owned();
     match (member.node.public_key, member.node.endpoint) {
         _ if member.is_own => None,
@@ -146,8 +173,8 @@ pub(super) fn warning_of_member(member: &Member<'_>) -> Option<Warning> {
             Some(Warning::ProvenNodeKeyless { node: node() })
         }
         (None, _) => Some(Warning::KeylessNode { node: node() }),
-        (Some(_), None) => Some(Warning::NoEndpoint { node: node() }),
-        (Some(_), Some(_)) => None,
+        (Some(_), None) if member.node.endpoint_name.is_none() => Some(Warning::NoEndpoint { node: node() }),
+        (Some(_), _) => None,
     }
 }
 

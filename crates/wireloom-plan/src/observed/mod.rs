@@ -12,7 +12,9 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Serialize;
-use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
+use wireloom_types::{
+    LinkAddress, PeerLookup, PresharedKeyHash, PublicKey, SourceCheck, interface::AGENT_ALIAS,
+};
 
 pub use self::apply::ApplyError;
 use crate::{
@@ -166,6 +168,8 @@ pub struct Peer {
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds; 0 is off.
     pub persistent_keepalive: u16,
+    /// The hash of its preshared key; absent: it has none.
+    pub preshared_key: Option<PresharedKeyHash>,
     /// The time since the last handshake, if there was one.
     pub handshake_age: Option<Duration>,
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use ipnet::IpNet;
 
 use super::{Route, RouteKind, Rule};
+use crate::health::{Action, PolicyRule};
 
 /// `FRA_…` of include/uapi/linux/fib_rules.h.
 const IIFNAME: u16 = 3;
@@ -18,6 +19,32 @@ const DPORT_RANGE: u16 = 24;
 /// The rule as `ip rule show` prints it.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let table = match self.table {
+            253 => "default".to_owned(),
+            254 => "main".to_owned(),
+            255 => "local".to_owned(),
+            number => number.to_string(),
+        };
+        self.write(f, &format!("lookup {table}"))
+    }
+}
+
+/// The rule as `ip rule show` prints it.
+impl fmt::Display for PolicyRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.action {
+            Action::Lookup => self.rule.fmt(f),
+            Action::Goto(priority) => self.rule.write(f, &format!("goto {priority}")),
+            Action::Nop => self.rule.write(f, "nop"),
+            Action::Blackhole => self.rule.write(f, "blackhole"),
+            Action::Unreachable => self.rule.write(f, "unreachable"),
+            Action::Prohibit => self.rule.write(f, "prohibit"),
+        }
+    }
+}
+
+impl Rule {
+    fn write(&self, f: &mut fmt::Formatter<'_>, action: &str) -> fmt::Result {
         write!(f, "{}:", self.priority)?;
         if self.invert {
             f.write_str(" not")?;
@@ -56,7 +83,7 @@ impl fmt::Display for Rule {
                 (kind, _) => write!(f, " (selector {kind})")?,
             }
         }
-        write!(f, " lookup {}{suppress}", self.table)?;
+        write!(f, " {action}{suppress}")?;
         // Unspecified and the kernel's: iproute2 leaves both out.
         if matches!(self.protocol, 0 | 2) {
             return Ok(());
@@ -205,6 +232,14 @@ mod tests {
             "99: from all to 10.0.0.0/8 tos 0x10 fwmark 0x1 iif eth0 ipproto 6 (selector 23) dport 80-90 lookup 1 \
              suppress_prefixlength 0"
         );
+    }
+
+    #[test]
+    fn a_rule_that_looks_up_no_table_is_written_with_its_action() {
+        let shown = |action| PolicyRule { rule: Rule { mask: 0, protocol: 0, ..rule() }, action }.to_string();
+        assert_eq!(shown(Action::Lookup), "99: from 10.161.0.0/16 lookup 1");
+        assert_eq!(shown(Action::Goto(200)), "99: from 10.161.0.0/16 goto 200");
+        assert_eq!(shown(Action::Blackhole), "99: from 10.161.0.0/16 blackhole");
     }
 
     #[test]

@@ -114,6 +114,7 @@ fn every_operation_is_one_flat_object_named_by_op() {
             endpoint: Some("192.0.2.2:51820".parse().unwrap()),
             allowed_ips: [net("10.161.2.0/24")].into(),
             persistent_keepalive: 25,
+            preshared_key: None,
         })
         .into(),
         DeviceOp::RemovePeer { public_key: key(2) }.into(),

@@ -4,6 +4,7 @@
 //!   matching of delete requests
 //! - `routes`: the table: keyless nodes, shared keys, borrowed addresses, the backstop, foreign routes
 //! - `peers`: keys, endpoints, and allowed-IPs that move between peers
+//! - `names`: endpoints by name: what is looked up when, and which address is used
 //! - `modes`: packets between hosts and pods, in each mode and across live switches
 //! - `link`: link mode: neighbours, next hops, the routes to neighbours, and the modes once more
 //! - `sources`: the addresses that the firewall lets each peer send from, and when the firewall changes
@@ -13,6 +14,7 @@
 //! - `twin`: the in-memory kernel does what Linux was measured to do
 //! - `json`: the JSON form of operations
 //! - `guard`: whose addresses are workloads, and where plaintext is refused
+//! - `health`: what is so on a node, each finding and each verdict
 //! - `holdback`: removals of many nodes at once are held back
 //! - `warnings`: the warnings to the operator
 //! - `properties`: from arbitrary kernels to arbitrary meshes
@@ -22,12 +24,14 @@
 
 mod bypass;
 mod guard;
+mod health;
 mod holdback;
 mod host;
 mod incremental;
 mod json;
 mod link;
 mod modes;
+mod names;
 mod ownership;
 mod paths;
 mod peers;

@@ -135,6 +135,7 @@ fn allowed_ips_are_taken_from_their_previous_owner() {
             endpoint: None,
             allowed_ips: prefixes.iter().copied().map(net).collect(),
             persistent_keepalive: 0,
+            preshared_key: None,
         }))
     };
     let (x, y, z) = ("10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16");
@@ -171,6 +172,7 @@ fn a_device_is_never_its_own_peer() {
         endpoint: None,
         allowed_ips: [net("10.1.0.0/16")].into(),
         persistent_keepalive: 0,
+        preshared_key: None,
     }));
     for order in [[own.clone(), peer.clone()], [peer, own]] {
         kernel.apply_all(&order).unwrap();

@@ -18,7 +18,9 @@ use wireloom_plan::{
     standing::{Standing, Standings},
     sysctl::{ALL, UnderlaySysctl},
 };
-use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
+use wireloom_types::{
+    LinkAddress, PeerLookup, PresharedKey, PresharedKeyHash, PublicKey, SourceCheck, interface::AGENT_ALIAS,
+};
 
 use crate::world::{ip, key, net};
 
@@ -45,7 +47,7 @@ const ADDRESSES: [&str; 6] = ["192.168.1.1", "192.168.1.2", "192.168.1.3", "fd00
 const LINK_ADDRESSES: [&str; 6] = ["100.64.0.1", "100.64.0.2", "fd64::1", "fd64::2", "fe80::9", "10.1.1.7"];
 const ENDPOINTS: [&str; 3] = ["192.168.1.2:51820", "192.168.1.3:51820", "[fd00::2]:51820"];
 
-fn prefix() -> impl Strategy<Value = IpNet> {
+pub(crate) fn prefix() -> impl Strategy<Value = IpNet> {
     sample::select(PREFIXES.as_slice()).prop_map(net)
 }
 
@@ -61,7 +63,7 @@ fn endpoint() -> impl Strategy<Value = SocketAddr> {
     sample::select(ENDPOINTS.as_slice()).prop_map(|text| text.parse().unwrap())
 }
 
-fn any_key() -> impl Strategy<Value = PublicKey> {
+pub(crate) fn any_key() -> impl Strategy<Value = PublicKey> {
     prop_oneof![7 => (0..7_u8).prop_map(key), 1 => sample::select(colliding_keys().to_vec())]
 }
 
@@ -99,6 +101,7 @@ fn node(name: &str) -> impl Strategy<Value = Node> + use<> {
         |(public_key, endpoint, addresses, workloads, link_addresses, encrypt)| Node {
             public_key,
             endpoint,
+            endpoint_name: None,
             addresses,
             // The tunnel address is usually one of its workloads; anything may be written.
             tunnel_addresses: link_addresses
@@ -141,7 +144,8 @@ pub(crate) fn cluster() -> impl Strategy<Value = Cluster> {
     let others = collection::vec(named_node(), 0..7);
     (pools(), node(OWN), others).prop_map(|(pools, own, others)| {
         let others = others.into_iter().map(|(name, node)| (name.to_owned(), node));
-        Cluster { pools, nodes: others.chain([(OWN.to_owned(), own)]).collect() }
+        let nodes = others.chain([(OWN.to_owned(), own)]).collect();
+        Cluster { pools, nodes, preshared_key_file: None }
     })
 }
 
@@ -185,14 +189,22 @@ prop_compose! {
     }
 }
 
+/// The hash of one of two preshared keys, or none.
+pub(crate) fn preshared_key() -> impl Strategy<Value = Option<PresharedKeyHash>> {
+    let hash = |byte| PresharedKeyHash::of(&PresharedKey::from_bytes([byte; 32]));
+    sample::select(vec![None, Some(hash(1)), Some(hash(2))])
+}
+
 prop_compose! {
     fn peer()(
         endpoint in option::of(endpoint()),
         configured_endpoint in option::of(endpoint()),
         persistent_keepalive in sample::select(vec![0_u16, 25]),
         handshake_age in option::of((0..400_u64).prop_map(Duration::from_secs)),
+        preshared_key in preshared_key(),
     ) -> Peer {
-        Peer { endpoint, configured_endpoint, allowed_ips: BTreeSet::new(), persistent_keepalive, handshake_age }
+        let allowed_ips = BTreeSet::new();
+        Peer { endpoint, configured_endpoint, allowed_ips, persistent_keepalive, preshared_key, handshake_age }
     }
 }
 
@@ -215,7 +227,7 @@ fn device() -> impl Strategy<Value = Device> {
 }
 
 prop_compose! {
-    fn rule()(
+    pub(crate) fn rule()(
         priority in sample::select(vec![98_u32, 99, 100]),
         invert in any::<bool>(),
         from in option::of(prefix()),

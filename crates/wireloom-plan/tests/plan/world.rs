@@ -53,7 +53,11 @@ pub(crate) fn three_nodes() -> Cluster {
             node(Some(number), &addresses.each_ref().map(|a| &**a), &workloads.each_ref().map(|w| &**w)),
         )
     });
-    Cluster { pools: [net("10.161.0.0/16"), net("fd61::/48")].into(), nodes: nodes.into() }
+    Cluster {
+        pools: [net("10.161.0.0/16"), net("fd61::/48")].into(),
+        nodes: nodes.into(),
+        ..Cluster::default()
+    }
 }
 
 /// The standing of a node that proved this key long ago.

@@ -94,6 +94,11 @@ impl Proving {
         self.next_look
     }
 
+    /// Seconds since 1970 on a clock that nobody sets while the agent runs.
+    pub(super) fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
     /// What the planner has.
     pub(super) fn standings(&self) -> &Standings {
         &self.standings
@@ -151,6 +156,7 @@ impl Agent {
     fn handshakes(&mut self) -> Option<BTreeSet<PublicKey>> {
         match self.reconciler.kernel_mut().device() {
             Ok(device) => {
+                device.iter().for_each(|device| self.listen_for_silence(device));
                 self.probing.note_sessions(device.as_ref());
                 let peers = device.into_iter().flat_map(|device| device.peers);
                 Some(peers.filter(|(_, peer)| peer.last_handshake.is_some()).map(|(key, _)| key).collect())

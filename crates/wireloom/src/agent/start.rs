@@ -15,8 +15,16 @@ use wireloom_membership::config_file::Watch;
 use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
 use super::{
-    Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, key_watch::KeyWatch,
-    polling::Polling, probing::Probing, proving::Proving,
+    Agent, FIRST_RETRY, RESYNC, choose_backend,
+    event::{self, Event},
+    holding::Holding,
+    key_watch::KeyWatch,
+    polling::Polling,
+    preshared::Preshared,
+    probing::Probing,
+    proving::Proving,
+    resolving::Resolving,
+    watching::Watching,
 };
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
@@ -77,11 +85,14 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     event::signals(path, config.membership.clone(), sender.clone())?;
     event::membership(&config.membership, sender.clone())?;
     event::settings(watch, sender.clone())?;
-    let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone())?;
-    let monitor = event::kernel(&kernel, interest.clone(), sender)?;
+    let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone(), || Event::Key)?;
+    let monitor = event::kernel(&kernel, interest.clone(), sender.clone())?;
+    let recorded = state.mesh()?;
+    let resolving = Resolving::start(public_key, recorded.as_ref(), sender.clone())?;
 
     let probing = Probing::new(&config.settings.interface, public_key, before.probed());
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
+    let settings = Some(file.text().to_owned());
     let agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
         file,
@@ -97,12 +108,15 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         started: Instant::now(),
         removals: Removals::default(),
         removals_logged: None,
-        holding: Holding::new(state.mesh()?),
+        holding: Holding::new(recorded),
         probing,
         proving,
         polling: Polling::new(),
         key_watch,
-        report: RunFile { pid: std::process::id(), backend: Some(backend), ..RunFile::default() },
+        resolving,
+        preshared: Preshared::new(sender),
+        watching: Watching::default(),
+        report: RunFile { pid: std::process::id(), backend: Some(backend), settings, ..RunFile::default() },
         written: None,
         state,
         _lock: lock,

@@ -1,13 +1,16 @@
 //! The userspace engine: `wireloom device` in a process of its own, which its control socket identifies.
 
 mod conversation;
+mod drops;
 #[cfg(test)]
 mod tests;
 mod uapi;
 
 use std::{
     env,
+    fs::File,
     io::{self, Read, Seek},
+    os::{fd::AsFd as _, unix::fs::FileTypeExt as _},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     thread,
@@ -17,6 +20,7 @@ use std::{
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use wireloom_types::{PeerLookup, SourceCheck, interface::control_socket};
 use zeroize::Zeroizing;
@@ -75,7 +79,7 @@ struct Unanswered {
 impl Unanswered {
     fn silence(&self) -> Silence {
         let process = self.conversation.as_ref().and_then(Conversation::process);
-        Silence { process: process.map(|process| process.as_raw()), lasted: self.since.elapsed() }
+        Silence { process: process.map(Pid::as_raw), lasted: self.since.elapsed() }
     }
 }
 
@@ -206,10 +210,10 @@ impl WireguardDevice for UserspaceDevice {
         // Its errors go to a file: the process that stays in the background would keep a pipe open.
         let mut errors = tempfile::tempfile()?;
         let mut child = Command::new(this_program()?)
-            .args(["device", "--persistent", &self.interface])
+            .args(["device", "--persistent", "--log-to-stdin", &self.interface])
             .args(["--peer-lookup", &peer_lookup.to_string()])
             .args(["--source-check", &source_check.to_string()])
-            .stdin(Stdio::null())
+            .stdin(log()?)
             .stdout(Stdio::null())
             .stderr(errors.try_clone()?)
             .spawn()?;
@@ -259,6 +263,20 @@ impl WireguardDevice for UserspaceDevice {
 /// Whether a process serves this control socket.
 pub(crate) fn is_served(socket: &Path) -> bool {
     !matches!(Conversation::begin(socket, "", 0, GLANCE), Ok(None))
+}
+
+/// Where a device logs to: our standard error, which it keeps when we end. Not if that is a pipe, whose reader would
+/// wait for the device's end then: it gets what the device logs from us.
+fn log() -> io::Result<Stdio> {
+    let ours = io::stderr().as_fd().try_clone_to_owned()?;
+    if !File::from(ours.try_clone()?).metadata()?.file_type().is_fifo() {
+        return Ok(ours.into());
+    }
+    let (mut reader, writer) = io::pipe()?;
+    thread::Builder::new()
+        .name("device-log".into())
+        .spawn(move || io::copy(&mut reader, &mut io::stderr()))?;
+    Ok(writer.into())
 }
 
 /// Our own program; after an upgrade of the file, the version that runs.

@@ -4,4 +4,5 @@
 mod backend;
 #[cfg(feature = "kernel-wireguard")]
 mod fleets;
+mod machine;
 mod roundtrip;

@@ -1,0 +1,234 @@
+//! The verdict, and the state of each peer.
+
+use wireloom_plan::{
+    health::{Difference, Encryption, Finding, LeftOut, PeerFacts, PeerState, Verdict, Why},
+    proofs::{Account, Because},
+    routing::RouteKind,
+    settings::UnprovenPeers,
+    warning::Severity,
+};
+
+use super::{Scene, ago};
+use crate::world::{Machine, key};
+
+#[test]
+fn a_sound_node_is_encrypted_and_nothing_is_found() {
+    let health = Scene::new().health();
+    assert_eq!((health.findings.as_slice(), health.worst()), ([].as_slice(), None));
+    assert_eq!(health.verdict.to_string(), "encrypted");
+    assert_eq!(health.peers.iter().map(|peer| &*peer.name).collect::<Vec<_>>(), ["b", "c"]);
+    for peer in &health.peers {
+        assert_eq!((&peer.state, &peer.encrypted), (&PeerState::Up, &Encryption::Encrypted));
+        assert_eq!(peer.last_handshake_age, Some(30));
+    }
+    let host = Scene::with(|_| {}, |machine| machine.settings.encrypt_host_traffic = true).health();
+    assert_eq!((host.verdict, host.findings), (Verdict::Encrypted, vec![]));
+}
+
+#[test]
+fn a_proven_peer_without_traffic_is_idle_and_stays_encrypted() {
+    let mut scene = Scene::new();
+    scene.peers.get_mut(&key(2)).unwrap().last_handshake = Some(ago(181));
+    scene.peers.insert(key(3), PeerFacts::default());
+    for name in ["b", "c"] {
+        assert_eq!(scene.peer(name).state, PeerState::Idle);
+        assert_eq!(scene.peer(name).encrypted, Encryption::Encrypted);
+    }
+    assert_eq!(scene.verdict(), "encrypted");
+}
+
+#[test]
+fn an_unproven_peer_that_never_answered_is_in_plaintext_or_refused() {
+    let mut scene = Scene::new();
+    scene.unprove("b", Because::NoAnswer);
+    let endpoint = scene.peers[&key(2)].endpoint;
+    scene.peers.insert(key(2), PeerFacts { sent: 148, endpoint, ..PeerFacts::default() });
+    assert_eq!(scene.verdict(), "partly: plaintext with b (unproven)");
+    assert_eq!(scene.peer("b").state, PeerState::NeverAnswered { since: Some(ago(40)) });
+    let found = scene.finding();
+    let text = found.to_string();
+    assert!(text.starts_with("b has never answered at 192.168.1.2:51820, asked for 40 s now"), "{text}");
+    assert!(text.contains(&key(2).to_string()), "{text}");
+    assert_eq!(found.severity(), Severity::Warning);
+
+    scene.accounts.insert("b".into(), Account::Unproven { since: ago(9), because: Because::NoAnswer });
+    assert_eq!(scene.findings(), [], "it may still answer");
+
+    scene.machine.settings.unproven_peers = UnprovenPeers::Reject;
+    scene.machine.reconcile(scene.cluster.as_ref().unwrap());
+    assert_eq!(scene.verdict(), "partly: nothing passes to b (unproven)");
+}
+
+#[test]
+fn a_proven_peer_that_is_silent_is_refused_not_in_plaintext() {
+    let mut scene = Scene::new();
+    scene.send_in_vain(2, 14);
+    assert_eq!(scene.findings(), [], "it may still answer");
+    let mut scene = Scene::new();
+    scene.send_in_vain(2, 33);
+    assert_eq!(scene.peer("b").state, PeerState::Silent { since: ago(33) });
+    assert_eq!(scene.peer("b").encrypted, Encryption::Refused { why: Why::NoAnswer });
+    assert_eq!(scene.verdict(), "partly: nothing passes to b (no answer)");
+    let text = scene.finding().to_string();
+    assert!(text.starts_with("b is silent: for 33 s now"), "{text}");
+}
+
+#[test]
+fn nodes_that_are_left_out_stay_in_the_table_with_their_reason() {
+    let mut scene = Scene::with(|mesh| mesh.nodes.get_mut("b").unwrap().public_key = None, |_| {});
+    scene.unprove("b", Because::NoKey);
+    assert_eq!(scene.peer("b").state, PeerState::LeftOut { reason: LeftOut::NoKey });
+    assert_eq!(scene.peer("b").encrypted, Encryption::Plaintext { why: Why::LeftOut });
+    assert_eq!(scene.verdict(), "partly: plaintext with b (left out of the mesh)");
+
+    // Both claim c's key, and nobody has proved it.
+    let mut scene = Scene::with(
+        |mesh| mesh.nodes.get_mut("b").unwrap().public_key = Some(key(3)),
+        |machine| machine.standings = Some([].into()),
+    );
+    for (name, other) in [("b", "c"), ("c", "b")] {
+        let because = Because::SharedKey { with: vec![other.to_owned()] };
+        scene.accounts.insert(name.to_owned(), Account::Unproven { since: ago(40), because });
+        let reason = LeftOut::SharedKey { with: vec![other.to_owned()] };
+        assert_eq!(scene.peer(name).state, PeerState::LeftOut { reason });
+    }
+    assert_eq!(scene.verdict(), "NOT encrypted: plaintext with b, c (left out of the mesh)");
+    // c has proved it: the device's peer with this key is c's alone.
+    let mut scene = Scene::with(
+        |mesh| mesh.nodes.get_mut("b").unwrap().public_key = Some(key(3)),
+        |machine| machine.standings = Some([("c".to_owned(), crate::world::proven(key(3)))].into()),
+    );
+    let because = Because::SharedKey { with: vec!["c".to_owned()] };
+    scene.accounts.insert("b".to_owned(), Account::Unproven { since: ago(40), because });
+    assert!(matches!(scene.peer("b").state, PeerState::LeftOut { .. }));
+    assert_eq!(scene.peer("c").state, PeerState::Up);
+}
+
+#[test]
+fn a_peer_that_somebody_changed_is_out_of_date() {
+    let mut scene = Scene::new();
+    let device = scene.machine.kernel.device.as_mut().unwrap();
+    device.peers.get_mut(&key(2)).unwrap().allowed_ips.clear();
+    assert_eq!(scene.peer("b").state, PeerState::OutOfDate { what: Difference::Differs });
+    assert_eq!(scene.peer("b").encrypted, Encryption::Refused { why: Why::OutOfDate });
+    scene.machine.kernel.device.as_mut().unwrap().peers.remove(&key(2));
+    scene.peers.remove(&key(2));
+    assert_eq!(scene.peer("b").state, PeerState::OutOfDate { what: Difference::Missing });
+    assert_eq!(scene.verdict(), "partly: nothing passes to b (the device is out of date)");
+    scene.peers.insert(key(9), PeerFacts::default());
+    let peers = scene.health().peers;
+    assert_eq!(peers.last().unwrap().name, key(9).to_string());
+    assert_eq!(peers.last().unwrap().state, PeerState::OutOfDate { what: Difference::Unknown });
+}
+
+#[test]
+fn a_keepalive_that_is_still_to_change_is_nothing_to_report() {
+    let mut scene = Scene::new();
+    let device = scene.machine.kernel.device.as_mut().unwrap();
+    device.peers.get_mut(&key(2)).unwrap().persistent_keepalive = 3;
+    assert_eq!((scene.verdict().as_str(), scene.findings()), ("encrypted", vec![]));
+    assert_eq!(scene.peer("b").state, PeerState::Up);
+}
+
+#[test]
+fn without_a_device_nothing_is_encrypted() {
+    let mut scene = Scene::new();
+    scene.answers = false;
+    scene.silent_for = Some(7);
+    assert_eq!(
+        scene.verdict(),
+        "NOT encrypted: the WireGuard device has not answered for 7 s; nothing passes, nothing in plaintext either"
+    );
+    assert_eq!(scene.finding(), Finding::DeviceSilent { seconds: 7 });
+    assert_eq!(scene.peer("b").encrypted, Encryption::Refused { why: Why::NoDevice });
+    scene.silent_for = None;
+    assert_eq!(scene.finding(), Finding::DeviceAbsent { interface: "wg0".into() });
+    scene.answers = true;
+    scene.machine.kernel.interface.as_mut().unwrap().up = false;
+    assert!(scene.findings().contains(&Finding::InterfaceDown { interface: "wg0".into() }));
+    assert!(scene.verdict().starts_with("NOT encrypted: interface wg0 is down"));
+}
+
+#[test]
+fn without_the_interface_what_is_proven_is_refused() {
+    let mut scene = Scene::new();
+    let kernel = &mut scene.machine.kernel;
+    (kernel.interface, kernel.device) = (None, None);
+    kernel.routes.retain(|route| !matches!(route.kind, RouteKind::Device { .. }));
+    scene.answers = false;
+    assert_eq!(
+        scene.verdict(),
+        "NOT encrypted: interface wg0 does not exist; nothing passes, nothing in plaintext either"
+    );
+    assert_eq!(scene.finding(), Finding::InterfaceMissing { interface: "wg0".into() });
+    scene.machine.kernel.firewall = None;
+    let text = scene.verdict();
+    assert!(text.ends_with("nothing refuses plaintext; traffic between workloads is in plaintext"), "{text}");
+}
+
+#[test]
+fn missing_rules_are_named() {
+    let mut scene = Scene::new();
+    scene.machine.kernel.rules.clear();
+    scene.rest.rules.clear();
+    assert_eq!(
+        scene.verdict(),
+        "NOT encrypted: our rules are missing; nothing passes, nothing in plaintext either"
+    );
+    let text = scene.finding().to_string();
+    assert!(text.starts_with("2 rules of ours are missing, such as `99: from "), "{text}");
+    assert_eq!(scene.health().worst(), Some(Severity::Error));
+}
+
+#[test]
+fn a_missing_guard_is_partly_encrypted() {
+    let mut scene = Scene::new();
+    scene.machine.kernel.firewall = None;
+    scene.machine.kernel.guarded.clear();
+    assert_eq!(scene.finding(), Finding::GuardMissing);
+    assert_eq!(scene.verdict(), "partly: the guard is missing, so nothing refuses plaintext");
+    let without = Scene::with(|_| {}, |machine| machine.settings.guard = false);
+    assert_eq!(without.findings(), [], "nobody wants it");
+}
+
+#[test]
+fn another_key_than_the_mesh_has_encrypts_nothing() {
+    let mut scene = Scene::new();
+    scene.machine.kernel.device.as_mut().unwrap().public_key = Some(key(7));
+    assert!(scene.verdict().starts_with("NOT encrypted: the mesh does not have this node's key"));
+    let mut scene = Scene::new();
+    scene.cluster.as_mut().unwrap().nodes.remove("a");
+    assert!(scene.verdict().starts_with("NOT encrypted: the mesh has no node a"));
+    scene.cluster = None;
+    assert!(scene.verdict().starts_with("NOT encrypted: the mesh cannot be read"));
+    assert_eq!(scene.health().peers.len(), 2, "those of the device");
+}
+
+#[test]
+fn without_an_agent_and_anything_of_ours_one_finding_says_so() {
+    let mut scene = Scene::new();
+    scene.running = false;
+    assert_eq!(scene.finding(), Finding::AgentNotRunning);
+    scene.machine = Machine::new("a", key(1), scene.cluster.as_ref().unwrap());
+    scene.rest.rules.clear();
+    scene.answers = false;
+    assert_eq!(scene.finding(), Finding::NothingProgrammed);
+    assert!(scene.verdict().starts_with("NOT encrypted: "));
+    let mut stuck = Scene::new();
+    stuck.last_pass = ago(91);
+    assert_eq!(stuck.finding(), Finding::AgentStuck { seconds: 91 });
+}
+
+#[test]
+fn the_json_form_names_verdict_states_and_findings() {
+    let mut scene = Scene::new();
+    scene.send_in_vain(2, 33);
+    let health = serde_json::to_value(scene.health()).unwrap();
+    assert_eq!(health["verdict"]["is"], "partly");
+    assert_eq!(health["verdict"]["reasons"][0], "nothing passes to b (no answer)");
+    assert_eq!(health["peers"][0]["state"]["state"], "silent");
+    assert_eq!(health["peers"][0]["encrypted"]["is"], "refused");
+    assert_eq!(health["peers"][0]["encrypted"]["why"], "no_answer");
+    assert_eq!(health["peers"][1]["last_handshake_age_seconds"], 30);
+    assert_eq!(health["findings"][0]["warning"], "silent");
+}
