@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use wireloom_types::{
     PublicKey,
-    limits::{KEEPALIVE_TIMEOUT, REKEY_TIMEOUT},
+    limits::{KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_TIMEOUT},
 };
 
 use super::PeerFacts;
@@ -52,11 +52,22 @@ pub struct Trends {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Last {
-    /// Bytes received from each peer and sent to it.
-    peers: BTreeMap<PublicKey, (u64, u64)>,
+    peers: BTreeMap<PublicKey, Seen>,
     /// By how much each counter of drops grew lately, and when.
     growths: BTreeMap<String, VecDeque<(Duration, u64)>>,
     sampled: bool,
+}
+
+/// A peer as the last sample showed it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Seen {
+    /// Bytes.
+    received: u64,
+    /// Bytes.
+    sent: u64,
+    handshake: Option<Duration>,
+    /// When that handshake was first seen.
+    since: Duration,
 }
 
 /// How a counter of dropped packets grows.
@@ -75,21 +86,27 @@ impl Trends {
     pub fn sample(&mut self, now: Duration, device: &Sample<'_>) {
         let elapsed = now.saturating_sub(self.at);
         self.unanswered.retain(|key, _| device.peers.contains_key(key));
+        let mut peers = BTreeMap::new();
         for (key, peer) in device.peers {
-            // A peer that is new, or whose device was started anew, has sent what it has sent since then.
-            let (received, sent) = match self.last.peers.get(key) {
-                Some(last) if peer.sent >= last.1 && peer.received >= last.0 => *last,
-                Some(_) => (0, 0),
-                None if self.last.sampled => (0, 0),
-                None => (peer.received, peer.sent),
+            let before = match self.last.peers.get(key) {
+                Some(before) if peer.sent >= before.sent && peer.received >= before.received => *before,
+                // Its device was started anew, or it is new: it was sent what it was sent since then.
+                _ if self.last.sampled => Seen { since: now, ..Seen::default() },
+                // That may have been long ago.
+                _ => Seen { received: peer.received, sent: peer.sent, since: now, ..Seen::default() },
             };
-            if peer.received != received {
+            let PeerFacts { received, sent, last_handshake: handshake, .. } = *peer;
+            let since = if handshake == before.handshake { before.since } else { now };
+            // Without a session what comes are handshakes, of which the answers get lost.
+            let has_session = now.saturating_sub(since) <= REJECT_AFTER_TIME;
+            if received != before.received && has_session {
                 self.unanswered.remove(key);
-            } else if peer.sent - sent > keepalives(peer, elapsed) {
+            } else if sent - before.sent > keepalives(peer, elapsed) {
                 self.unanswered.entry(*key).or_insert(now);
             }
+            peers.insert(*key, Seen { received, sent, handshake, since });
         }
-        self.last.peers = device.peers.iter().map(|(key, peer)| (*key, (peer.received, peer.sent))).collect();
+        self.last.peers = peers;
         self.sample_drops(now, device.drops);
         self.last.sampled = true;
         self.at = now;
@@ -135,6 +152,14 @@ impl Trends {
     /// Packets that were dropped for this reason in the last minute.
     pub fn dropped_lately(&self, reason: &str) -> u64 {
         self.drops.get(reason).map_or(0, |trend| trend.last_minute)
+    }
+
+    /// How many peers are silent, and for how many reasons packets were dropped in the last minute: when it changes, it
+    /// is time to look closer.
+    pub fn abnormal(&self) -> (usize, usize) {
+        let silent = self.unanswered.keys().filter(|key| self.silence(**key).is_some()).count();
+        let rising = self.drops.values().filter(|trend| trend.last_minute > 0).count();
+        (silent, rising)
     }
 
     /// What the run file says: without what only the next sample needs.
@@ -186,6 +211,7 @@ mod tests {
         assert_eq!(trends.silence(A), None, "a keepalive may take 10 s, and a handshake 5 s");
         samples.push((500, 776));
         assert_eq!(after(0, &samples).silence(A), Some(seconds(16)));
+        assert_eq!((trends.abnormal(), after(0, &samples).abnormal()), ((0, 0), (1, 0)));
         samples.push((532, 776));
         assert_eq!(after(0, &samples).unanswered_for(A), None, "it answers");
     }
@@ -204,6 +230,14 @@ mod tests {
         assert!(after(0, &[(0, 148), (0, 148)]).unanswered.is_empty());
         let again = after(0, &[(900, 900), (0, 148), (0, 148)]);
         assert_eq!(again.unanswered_for(A), Some(seconds(2)));
+    }
+
+    #[test]
+    fn a_peer_whose_handshakes_never_end_is_silent_although_it_sends() {
+        // Its handshakes arrive, and our answers do not.
+        let samples: Vec<_> = (0..101).map(|place| (900 + 148 * place, 900 + 92 * place)).collect();
+        assert!(after(0, &samples[..91]).unanswered.is_empty());
+        assert_eq!(after(0, &samples).silence(A), Some(seconds(18)));
     }
 
     #[test]

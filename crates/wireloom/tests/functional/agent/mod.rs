@@ -17,3 +17,4 @@ pub(crate) mod survival;
 mod trouble;
 pub(crate) mod upgrade;
 mod upkeep;
+mod watching;
