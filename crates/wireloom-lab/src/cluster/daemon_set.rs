@@ -174,9 +174,13 @@ impl DaemonSet {
         let pod = pods.lines().next().unwrap_or("pod/none");
         let line =
             format!("exec --namespace wireloom --container {CONTAINER} {pod} -- wireloom status --json");
-        let output = cluster.kubectl(&line)?;
-        serde_json::from_str(&output)
-            .map_err(|_| Error::Output { what: "wireloom status --json".into(), output })
+        // The exit status is not 0 where something is wrong, and the status comes all the same.
+        let output = match cluster.kubectl(&line) {
+            Err(Error::Command { stderr, .. }) => stderr,
+            output => output?,
+        };
+        let first = serde_json::Deserializer::from_str(&output).into_iter().next();
+        first.and_then(Result::ok).ok_or(Error::Output { what: "wireloom status --json".into(), output })
     }
 
     fn read(&self, file: &str) -> Result<String> {

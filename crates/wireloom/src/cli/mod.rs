@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 mod agent;
 mod boot_guard;
 mod device;
+mod device_log;
 mod down;
 mod key;
 mod log;
@@ -76,20 +77,24 @@ struct SettingsFile {
     config: Option<PathBuf>,
 }
 
-/// Runs the command that the program's arguments name. Errors go to standard error, with exit status 1.
+/// Runs the command that the program's arguments name. Errors go to standard error, with exit status 1, or 3 for
+/// `wireloom status`, whose other statuses tell how the node is.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse_from(spell_out(std::env::args_os())) {
+    let words = spell_out(std::env::args_os());
+    let is_status = words.get(1).is_some_and(|command| command == "status");
+    let failure = if is_status { ExitCode::from(status::FAILED) } else { ExitCode::FAILURE };
+    let arguments = match Arguments::try_parse_from(words) {
         Ok(arguments) => arguments,
         Err(usage) => {
             // Not clap's own status 2, by which `wireloom plan` says that something would change.
             let shown = usage.print().is_ok();
-            return if shown && !usage.use_stderr() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            return if shown && !usage.use_stderr() { ExitCode::SUCCESS } else { failure };
         }
     };
     arguments.command.run().unwrap_or_else(|error| {
         anstream::eprintln!("wireloom: {error:#}");
-        ExitCode::FAILURE
+        failure
     })
 }
 

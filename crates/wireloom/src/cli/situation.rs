@@ -1,12 +1,14 @@
 //! This node as it is now, for `plan` and `status`.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
 
 use wireloom_kernel::{
     Backend, DeviceState, GuardCounters, Kernel, Linux, Refusals, Silence, state::StateDir,
 };
+use wireloom_membership::config_file::TomlFile;
 use wireloom_plan::{
     cluster::{Cluster, Node},
+    health::{Forwarding, Machine},
     observed::Observed,
     op::Op,
     planner::{Plan, Planner},
@@ -14,10 +16,10 @@ use wireloom_plan::{
     refusal::Refusal,
     standing::Standings,
 };
-use wireloom_types::PublicKey;
+use wireloom_types::{PresharedKeyHash, PublicKey};
 
 use crate::{
-    config::Config,
+    config::{Config, DEFAULT_PATH},
     key_file,
     run_file::{Held, RunFile, unix_time},
 };
@@ -25,19 +27,33 @@ use crate::{
 /// Stands for a key that is still to be made.
 pub(super) const NO_KEY: PublicKey = PublicKey::from_bytes([0; 32]);
 
-/// What is configured and what is in the kernel.
+/// What is configured and what is in the kernel, as far as it can be read.
 pub(super) struct Situation {
+    /// What could not be read. `plan` needs all of it, `status` goes on without.
+    pub(super) problems: Vec<Problem>,
     pub(super) config: Config,
-    pub(super) public_key: Option<PublicKey>,
-    /// With what proven nodes gave up lately.
-    pub(super) cluster: Result<Cluster, wireloom_membership::Error>,
-    standings: Standings,
+    /// The mesh, or the one that was in force last, with what proven nodes gave up lately; `None` when neither can be
+    /// read.
+    pub(super) cluster: Option<Cluster>,
+    /// What the running agent reports; `None` when none runs.
+    pub(super) agent: Option<RunFile>,
     /// Whether each other node is proven, and why not.
     pub(super) standing: BTreeMap<String, Account>,
+    pub(super) kernel: Option<InKernel>,
+    public_key: Option<PublicKey>,
+    preshared_key: Option<PresharedKeyHash>,
+    standings: Standings,
+}
+
+/// What is in the kernel.
+pub(super) struct InKernel {
     pub(super) observed: Observed,
     pub(super) device: Option<DeviceState>,
     /// The silence of a device that does not answer: then there is no [`Self::device`].
     pub(super) silence: Option<Silence>,
+    /// Packets that the device dropped, by the reason's name; `None` when it does not say.
+    pub(super) drops: Option<BTreeMap<String, u64>>,
+    pub(super) machine: Machine,
     pub(super) backend: Option<Backend>,
     /// What the firewall refused; `None` when it does not check sources.
     pub(super) refusals: Option<Refusals>,
@@ -45,77 +61,202 @@ pub(super) struct Situation {
     pub(super) guard: Option<GuardCounters>,
 }
 
+/// Something that could not be read.
+#[derive(Debug)]
+pub(super) struct Problem {
+    /// Why not.
+    pub(super) what: String,
+    /// What was taken instead.
+    instead: Option<&'static str>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        self.instead.map_or(Ok(()), |instead| write!(f, "; {instead}"))
+    }
+}
+
 impl Situation {
     /// Reads the configuration and the kernel, and changes nothing.
     pub(super) fn observe(config_path: Option<&Path>) -> anyhow::Result<Self> {
-        let config = Config::load(config_path)?;
-        let key = key_file::read(&config.private_key_file)?;
         let state = StateDir::locate();
-        let agent = RunFile::read(&config.settings.interface);
-        let mut cluster = config.membership.read();
-        if let (Ok(cluster), Some(held)) =
-            (&mut cluster, agent.as_ref().and_then(|agent| agent.held.as_ref()))
-            && state.is_locked()?
-        {
-            add_held(cluster, held, &state)?;
-        }
-        let public_key = key.map(|key| key.public_key());
-        let node = config.settings.node.clone();
-        let mut proofs = Proofs::new(node, public_key.unwrap_or(NO_KEY), state.proofs()?);
-        let cluster = cluster.map(|cluster| proofs.set_cluster(cluster, Duration::from_secs(unix_time())));
-        let own = cluster.as_ref().ok().and_then(|cluster| cluster.nodes.get(&config.settings.node));
-        let own = own.map(Node::underlay_addresses).unwrap_or_default();
-        let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state)?;
-        kernel.set_host_mode(config.settings.encrypt_host_traffic);
-        kernel.expect_backend(config.backend, &config.settings);
-        if let Some(agent) = &agent {
-            kernel.remember_endpoints(&agent.configured_endpoints);
-        }
-        let running = agent.filter(|_| StateDir::locate().is_locked().unwrap_or_default());
-        let standing = match running {
-            Some(agent) => agent.standing,
-            // Nobody asks while no agent runs.
-            None => proofs.accounts(&kernel.preconditions(false)?),
+        let mut problems = Vec::new();
+        let config = settings_in_force(config_path, &state, &mut problems)?;
+        let report = RunFile::read(&config.settings.interface);
+        let is_locked = attempt(&mut problems, state.is_locked(), None).unwrap_or_default();
+        let agent = report.clone().filter(|_| is_locked);
+
+        let read =
+            attempt(&mut problems, config.membership.read(), Some("the mesh is the one last in force"));
+        let cluster = match (read, agent.as_ref().and_then(|agent| agent.held.as_ref())) {
+            (Some(mut cluster), Some(held)) => {
+                add_held(&mut cluster, held, recorded_mesh(&state, &mut problems));
+                Some(cluster)
+            }
+            (Some(cluster), None) => Some(cluster),
+            (None, _) => recorded_mesh(&state, &mut problems),
         };
-        let observed = kernel.observe(&own)?;
-        let device = match kernel.device() {
-            Err(error) if error.silence().is_some() => None,
-            device => device?,
+        let cluster = cluster.map(|mut cluster| {
+            // As the agent resolved them last.
+            let recorded = state.mesh().ok().flatten().unwrap_or_default();
+            cluster.resolve(&recorded.known_addresses());
+            cluster
+        });
+        let preshared_file = cluster.as_ref().and_then(|cluster| cluster.preshared_key_file.as_deref());
+        let in_file = preshared_file.and_then(|path| key_file::read_preshared(path).ok());
+        // The agent knows the one in force if the file is broken now.
+        let in_force =
+            report.as_ref().and_then(|report| report.preshared_key).filter(|_| preshared_file.is_some());
+        let preshared_key = in_file.as_ref().map(PresharedKeyHash::of).or(in_force);
+
+        let opened = Linux::open(&config.settings.interface, config.settings.table, state.clone());
+        let mut opened = attempt(&mut problems, opened, None);
+        if let Some(kernel) = &mut opened {
+            kernel.set_host_mode(config.settings.encrypt_host_traffic);
+            kernel.expect_backend(config.backend, &config.settings);
+            if let Some(before) = &report {
+                kernel.remember_endpoints(&before.configured_endpoints);
+                kernel.set_probed(before.probed());
+            }
+        }
+        let own = cluster.as_ref().and_then(|cluster| cluster.nodes.get(&config.settings.node));
+        let own = own.map(Node::underlay_addresses).unwrap_or_default();
+        let settings = &config.settings;
+        let endpoints = cluster.iter().flat_map(|cluster| cluster.nodes.values());
+        let endpoints = endpoints.filter_map(|node| Some(node.endpoint?.ip()));
+        let in_kernel = opened.as_mut().and_then(|kernel| {
+            let observed = attempt(&mut problems, kernel.observe(&own), None)?;
+            let device = match kernel.device() {
+                Err(error) if error.silence().is_some() => None,
+                device => attempt(&mut problems, device, None).flatten(),
+            };
+            let silence = kernel.silence();
+            let drops = match silence {
+                None => attempt(&mut problems, kernel.drops(), None).flatten(),
+                Some(_) => None,
+            };
+            Some(InKernel {
+                observed,
+                refusals: kernel.refusals().cloned(),
+                guard: kernel.guard_counters().cloned(),
+                device,
+                silence,
+                drops,
+                machine: attempt(&mut problems, kernel.machine(settings, endpoints), None)
+                    .unwrap_or_else(unknown_machine),
+                backend: attempt(&mut problems, kernel.present_backend(), None).flatten(),
+            })
+        });
+
+        // While an agent runs, the key that it took stays in force, and the device shows its public half.
+        let key = attempt(&mut problems, key_file::read(&config.private_key_file), None);
+        let of_device = in_kernel.as_ref().and_then(|found| found.device.as_ref()?.public_key);
+        let public_key = match key {
+            Some(Some(key)) => Some(key.public_key()),
+            Some(None) => of_device.filter(|_| agent.is_some()),
+            None => of_device,
+        };
+        let memory = attempt(&mut problems, state.proofs(), None).unwrap_or_default();
+        let mut proofs = Proofs::new(config.settings.node.clone(), public_key.unwrap_or(NO_KEY), memory);
+        let now = Duration::from_secs(unix_time());
+        let cluster = cluster.map(|cluster| proofs.set_cluster(cluster, now));
+        let standing = match &agent {
+            Some(agent) => agent.standing.clone(),
+            // Nobody asks while no agent runs.
+            None => {
+                let met = opened.as_mut().map(|kernel| kernel.preconditions(false));
+                let met = met.and_then(|met| attempt(&mut problems, met, None)).unwrap_or_default();
+                proofs.accounts(&met)
+            }
         };
         Ok(Self {
-            public_key,
+            problems,
             cluster,
             standings: proofs.standings(),
+            preshared_key,
+            agent,
             standing,
-            refusals: kernel.refusals().cloned(),
-            guard: kernel.guard_counters().cloned(),
-            observed,
-            device,
-            silence: kernel.silence(),
-            backend: kernel.present_backend()?,
+            kernel: in_kernel,
+            public_key,
             config,
         })
     }
 
-    /// What an agent would do now. It would make a private key where there is none. Of a device that does not answer,
-    /// nobody knows what it would be told.
-    pub(super) fn plan(&self, cluster: &Cluster) -> Result<Plan, Refusal> {
+    /// What an agent would do now to these things in the kernel, so that this mesh is in force. It would make a private
+    /// key where there is none. Of a device that does not answer, nobody knows what it would be told.
+    pub(super) fn plan(&self, cluster: &Cluster, kernel: &InKernel) -> Result<Plan, Refusal> {
         let public_key = self.public_key.unwrap_or(NO_KEY);
         let mut planner = Planner::new(self.config.settings.clone(), public_key, cluster.clone());
         planner.set_standings(self.standings.clone());
-        let mut plan = planner.plan(&self.observed)?;
-        plan.ops.retain(|op| self.silence.is_none() || !matches!(op, Op::Device(_)));
+        planner.set_preshared_key(self.preshared_key);
+        let mut plan = planner.plan(&kernel.observed)?;
+        plan.ops.retain(|op| kernel.silence.is_none() || !matches!(op, Op::Device(_)));
         Ok(plan)
     }
 }
 
+/// A machine of which nothing wrong is known.
+fn unknown_machine() -> Machine {
+    Machine { forwarding: Forwarding { v4: true, v6: true }, ..Machine::default() }
+}
+
+/// What was read, or notes the problem.
+fn attempt<T, E: fmt::Display>(
+    problems: &mut Vec<Problem>,
+    read: Result<T, E>,
+    instead: Option<&'static str>,
+) -> Option<T> {
+    read.map_err(|error| problems.push(Problem { what: format!("{error:#}"), instead })).ok()
+}
+
+/// The settings of `agent.toml`. If it has a mistake, or the running agent does not take it, those that the agent took
+/// last, as its run file says; without that, the defaults with the interface and table that an agent recorded.
+fn settings_in_force(
+    path: Option<&Path>,
+    state: &StateDir,
+    problems: &mut Vec<Problem>,
+) -> anyhow::Result<Config> {
+    let loaded = Config::load(path);
+    let path = path.unwrap_or(Path::new(DEFAULT_PATH));
+    let of_text = |text: &str| Config::from_file(&TomlFile::from_text(path, text));
+    let programmed = attempt(problems, state.programmed(), None).flatten();
+    let report = programmed.as_ref().and_then(|programmed| RunFile::read(programmed.interface()));
+    let is_refused = report.as_ref().is_some_and(|report| report.settings_error.is_some())
+        && state.is_locked().unwrap_or_default();
+    let taken = report.and_then(|report| report.settings).and_then(|text| of_text(&text).ok());
+    match (loaded, taken) {
+        (Ok(_), Some(taken)) if is_refused => Ok(taken),
+        (Ok(config), _) => Ok(config),
+        (Err(error), Some(taken)) => {
+            let instead = Some("what is said here goes by the settings that the agent took last");
+            problems.push(Problem { what: error.to_string(), instead });
+            Ok(taken)
+        }
+        (Err(error), None) => {
+            let instead = Some("what is said here goes by the default settings");
+            problems.push(Problem { what: error.to_string(), instead });
+            let mut config = of_text("")?;
+            if let Some(programmed) = &programmed {
+                programmed.interface().clone_into(&mut config.settings.interface);
+                config.settings.table = programmed.table();
+            }
+            Ok(config)
+        }
+    }
+}
+
+/// The mesh that an agent put in force last.
+fn recorded_mesh(state: &StateDir, problems: &mut Vec<Problem>) -> Option<Cluster> {
+    attempt(problems, state.mesh(), None).flatten()
+}
+
 /// Adds the nodes that the running agent keeps in force although the mesh lacks them, as it recorded them.
-fn add_held(cluster: &mut Cluster, held: &Held, state: &StateDir) -> anyhow::Result<()> {
-    let mut recorded = state.mesh()?.unwrap_or_default();
+fn add_held(cluster: &mut Cluster, held: &Held, recorded: Option<Cluster>) {
+    let mut recorded = recorded.unwrap_or_default();
     for name in &held.nodes {
         if let Some(node) = recorded.nodes.remove(name) {
             cluster.nodes.entry(name.clone()).or_insert(node);
         }
     }
-    Ok(())
 }

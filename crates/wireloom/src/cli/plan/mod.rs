@@ -60,13 +60,16 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     super::require_net_admin("plan")?;
     let situation = Situation::observe(arguments.settings.config.as_deref())?;
-    if let Some(silence) = situation.silence {
+    if let Some(problem) = situation.problems.first() {
+        anyhow::bail!("{}", problem.what);
+    }
+    let (Some(cluster), Some(kernel)) = (&situation.cluster, &situation.kernel) else {
+        anyhow::bail!("no mesh is known");
+    };
+    if let Some(silence) = kernel.silence {
         anyhow::bail!("{silence}, so nobody knows what it lacks");
     }
-    let plan = match &situation.cluster {
-        Ok(cluster) => situation.plan(cluster)?,
-        Err(error) => anyhow::bail!("{error}"),
-    };
+    let plan = situation.plan(cluster, kernel)?;
     if arguments.json {
         let output =
             Output { ops: &plan.ops, warnings: plan.warnings.iter().map(WarningReport::from).collect() };

@@ -1,58 +1,124 @@
-//! `wireloom status`: this node, its peers, its rules, and what is wrong.
+//! `wireloom status`: what is so on this node, and what is wrong. docs/status.md describes it.
 
-use std::{mem, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Args;
-use wireloom_plan::warning::Warning;
+use wireloom_plan::{health::examine, warning::Warning};
 
-use self::report::Report;
-use super::{SettingsFile, situation::Situation};
+use self::{
+    facts::Known,
+    report::{Findings, Report, Told},
+};
+use super::{
+    SettingsFile,
+    situation::{Problem, Situation},
+};
 use crate::run_file::unix_time;
 
+mod drops;
+mod facts;
+mod lines;
 mod report;
 mod text;
+mod watch;
 
-/// Show this node's mode, peers and rules, and what is wrong
+/// The exit status when the status cannot be told.
+pub(super) const FAILED: u8 = 3;
+
+/// Show whether traffic is encrypted, and what is wrong
 ///
-/// Shows the handshake, traffic and endpoint of every peer, and what the guard and, in link mode, the source check
-/// refused; then changes that are still to be made, warnings and errors. Works without a running agent, too.
+/// The first line says whether traffic between workloads is encrypted. Then come this node, its peers, and what is
+/// wrong, with the fix. All of it is observed, and works without a running agent, too. The exit status is 0 when all is
+/// well, 1 when something is wrong, 2 when nothing is encrypted, and 3 when this command itself failed.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     settings: SettingsFile,
-    /// Print the status as JSON
+    /// Print the status as JSON, whose shape docs/status.md describes
     #[arg(long)]
     json: bool,
+    /// Show keys, endpoints, traffic and allowed-IPs of the peers, too
+    #[arg(long, short, conflicts_with = "json")]
+    verbose: bool,
+    /// Show the status every 2 seconds until Ctrl-C
+    #[arg(long, short)]
+    watch: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     super::require_net_admin("status")?;
+    if arguments.watch {
+        return watch::watch(arguments);
+    }
+    let (text, status) = tell(arguments)?;
+    super::show(&text)?;
+    Ok(status)
+}
+
+/// The status as the arguments ask for it, and the exit status that it stands for.
+fn tell(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
     let situation = Situation::observe(arguments.settings.config.as_deref())?;
-    let mut errors: Vec<String> = situation.silence.iter().map(ToString::to_string).collect();
-    let mut pending = Vec::new();
+    let mut errors = Vec::new();
+    let planned = situation.cluster.as_ref().zip(situation.kernel.as_ref());
+    let planned = planned.map(|(cluster, kernel)| situation.plan(cluster, kernel));
+    let plan = planned.and_then(|planned| planned.map_err(|refusal| errors.push(refusal.to_string())).ok());
+    let known = Known::new(&situation);
+    let health = situation.kernel.as_ref();
+    let health = health.map(|kernel| examine(&known.facts(&situation, kernel, plan.as_ref())));
+    let errors = with_problems(errors, &situation);
+
     let mut warnings = Vec::new();
-    match situation.cluster.as_ref().map(|cluster| situation.plan(cluster)) {
-        Ok(Ok(plan)) => {
-            pending = plan.ops;
-            warnings.extend(plan.warnings);
-        }
-        Ok(Err(refusal)) => errors.push(refusal.to_string()),
-        Err(error) => errors.push(error.to_string()),
+    for finding in health.iter().flat_map(|health| &health.findings) {
+        warnings.push(Told::new(finding.severity(), finding)?);
     }
-    let mut agent = report::running_agent(&situation.config.settings.interface)?;
+    let of_plan = plan.iter().flat_map(|plan| &plan.warnings).cloned();
+    for warning in of_plan.chain(of_agent(&situation)).chain(situation.config.warnings.iter().cloned()) {
+        warnings.push(Told::new(warning.severity(), &warning)?);
+    }
+    warnings.sort_by_key(|told| std::cmp::Reverse(told.severity));
+    let pending = plan.as_ref().map(|plan| &plan.ops[..]).unwrap_or_default();
+    let report = Report::new(&situation, Findings { health: health.as_ref(), pending, warnings, errors });
+    let text = match (arguments.json, arguments.watch) {
+        (false, _) => text::text(&report, arguments.verbose, lines::width()),
+        (true, false) => format!("{}\n", serde_json::to_string_pretty(&report)?),
+        (true, true) => format!("{}\n", serde_json::to_string(&report)?),
+    };
+    Ok((text, ExitCode::from(report.exit_status)))
+}
+
+/// These errors, what the agent reports, and what could not be read. The agent may have found the same, and adds what
+/// follows from it.
+fn with_problems(mut errors: Vec<String>, situation: &Situation) -> Vec<String> {
+    let agent = situation.agent.as_ref();
+    let reported = agent.map(|agent| {
+        [
+            &agent.trouble,
+            &agent.membership_error,
+            &agent.settings_error,
+            &agent.key_error,
+            &agent.proofs_error,
+            &agent.preshared_error,
+        ]
+    });
+    let reported: Vec<&String> = reported.into_iter().flatten().flatten().collect();
+    let is_new = |error: &str| !reported.iter().any(|reported| reported.starts_with(error));
+    errors.retain(|error| is_new(error));
+    errors.extend(reported.iter().map(|reported| (*reported).clone()));
+    let unread = situation.problems.iter().filter(|problem| is_new(&problem.what));
+    errors.extend(unread.map(Problem::to_string));
+    errors
+}
+
+/// What the running agent alone knows.
+fn of_agent(situation: &Situation) -> impl Iterator<Item = Warning> {
     let table = situation.config.settings.table;
-    let deleted = agent.as_ref().and_then(|agent| agent.rules_deleted);
-    warnings.extend(deleted.map(|recurrence| Warning::RulesDeleted { table, recurrence }));
-    let held = agent.as_ref().and_then(|agent| agent.held.as_ref());
-    warnings.extend(held.map(|held| held.warning(unix_time())));
-    let one_sided = agent.iter_mut().flat_map(|agent| mem::take(&mut agent.not_proved_us));
-    warnings.extend(one_sided.map(|(node, _)| Warning::HasNotProvedUs { node }));
-    warnings.extend(situation.config.warnings.iter().cloned());
-    let report = Report::new(&situation, agent, pending, &warnings, errors);
-    if arguments.json {
-        super::show(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
-    } else {
-        super::show(&text::text(&report))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    let agent = situation.agent.as_ref();
+    let deleted = agent.and_then(|agent| agent.rules_deleted);
+    let deleted = deleted.map(|recurrence| Warning::RulesDeleted { table, recurrence });
+    let held = agent.and_then(|agent| agent.held.as_ref()).map(|held| held.warning(unix_time()));
+    let one_sided = agent.into_iter().flat_map(|agent| agent.not_proved_us.keys());
+    let one_sided = one_sided.map(|node| Warning::HasNotProvedUs { node: node.clone() });
+    let unresolved = agent.into_iter().flat_map(|agent| &agent.unresolved);
+    let unresolved = unresolved.map(|(node, unresolved)| unresolved.warning(node.clone()));
+    deleted.into_iter().chain(held).chain(unresolved).chain(one_sided)
 }

@@ -1,34 +1,42 @@
-//! The status as data: what `--json` prints.
+//! The status as data: what `--json` prints (docs/status.md).
 
-use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use ipnet::IpNet;
 use serde::Serialize;
-use wireloom_kernel::{Backend, GuardCounters, PeerState, Refusals, state::StateDir};
+use wireloom_kernel::{Backend, DeviceState, GuardCounters};
 use wireloom_plan::{
-    cluster::Cluster,
-    desired::Owners,
+    health::{Encryption, Health, PeerHealth, PeerState, Trends, Verdict},
     op::Op,
     proofs::Account,
     routing::Rule,
     settings::{Settings, UnprovenPeers},
-    warning::Warning,
+    warning::Severity,
 };
-use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
+use wireloom_types::{PeerLookup, PublicKey, SourceCheck};
 
-use crate::{
-    cli::{plan::WarningReport, situation::Situation},
-    run_file::RunFile,
-};
+use super::{FAILED, drops};
+use crate::{cli::situation::Situation, run_file::RunFile};
+
+/// The version of the shape below. It grows when something in it changes its meaning or goes; what is new does not
+/// count.
+const SCHEMA: u32 = 1;
 
 #[derive(Serialize)]
 pub(super) struct Report<'a> {
+    pub(super) schema: u32,
     pub(super) node: &'a str,
+    pub(super) verdict: &'static str,
+    /// Why it is not `encrypted`, the most important reason first.
+    pub(super) reasons: Vec<String>,
+    /// The exit status of this command.
+    pub(super) exit_status: u8,
     pub(super) agent: Option<RunFile>,
     pub(super) mode: &'static str,
     /// How the two decisions differ from standard WireGuard's; `None` when they do not.
     pub(super) link: Option<&'static str>,
     pub(super) interface: Interface<'a>,
+    pub(super) rules: &'a [Rule],
     pub(super) peers: Vec<Peer<'a>>,
     /// Whether each other node of the mesh is proven, and why not.
     pub(super) standing: &'a BTreeMap<String, Account>,
@@ -38,10 +46,12 @@ pub(super) struct Report<'a> {
     pub(super) guard: Option<GuardReport>,
     /// Packets that the firewall refused from senders that are not peers.
     pub(super) refused_strangers: Option<u64>,
-    pub(super) rules: &'a [Rule],
+    /// What the device dropped; `None` when it does not say.
+    pub(super) drops: Option<Vec<Drop<'a>>>,
     /// What an agent would do now.
-    pub(super) pending: Vec<Op>,
-    pub(super) warnings: Vec<WarningReport<'a>>,
+    pub(super) pending: &'a [Op],
+    /// The worst first.
+    pub(super) warnings: Vec<Told>,
     pub(super) errors: Vec<String>,
 }
 
@@ -57,162 +67,156 @@ pub(super) struct Interface<'a> {
 
 #[derive(Serialize)]
 pub(super) struct Peer<'a> {
-    /// The nodes that have this key.
-    pub(super) nodes: Vec<&'a str>,
-    pub(super) public_key: PublicKey,
-    pub(super) endpoint: Option<SocketAddr>,
+    pub(super) name: &'a str,
+    pub(super) public_key: Option<PublicKey>,
+    pub(super) state: &'static str,
+    pub(super) traffic: &'static str,
+    /// Why the state is none of `up` and `idle`, or the traffic not `encrypted`.
+    pub(super) why: Option<String>,
     pub(super) handshake_age_seconds: Option<u64>,
+    /// Packets from here to its workloads that the guard refused in plaintext.
+    pub(super) refused_out: u64,
+    /// The same from its workloads to here.
+    pub(super) refused_in: u64,
+    /// Packets that the firewall refused because of their source; `None` when it does not check sources.
+    pub(super) refused_source: Option<u64>,
+    pub(super) endpoint: Option<SocketAddr>,
     pub(super) received: u64,
     pub(super) sent: u64,
-    /// Packets that the firewall refused because of their source.
-    pub(super) refused: Option<u64>,
-    /// Packets from here to its nodes' workloads that the guard refused in plaintext.
-    pub(super) refused_out: Option<u64>,
-    /// The same from its nodes' workloads to here.
-    pub(super) refused_in: Option<u64>,
     pub(super) allowed_ips: Vec<IpNet>,
 }
 
-/// Packets that the guard refused, by reason. What is 0 is left out.
+/// Packets that the guard refused, by reason.
 #[derive(Serialize)]
 pub(super) struct GuardReport {
-    /// From here to workloads of proven nodes that are no peers now.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub(super) no_peer_out: u64,
-    /// The same in the other direction.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub(super) no_peer_in: u64,
     /// From here to a pool's addresses whose node is unproven.
-    #[serde(skip_serializing_if = "is_zero")]
     pub(super) unproven_out: u64,
     /// The same in the other direction.
-    #[serde(skip_serializing_if = "is_zero")]
     pub(super) unproven_in: u64,
     /// To an address that is elsewhere than the mesh says; would have left in plaintext.
-    #[serde(skip_serializing_if = "is_zero")]
     pub(super) returned: u64,
     /// Came from other machines with a local workload's address as the source.
-    #[serde(skip_serializing_if = "is_zero")]
     pub(super) forged: u64,
     /// ICMP errors about packets between workloads that would have left in plaintext.
-    #[serde(skip_serializing_if = "is_zero")]
     pub(super) errors: u64,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_zero(packets: &u64) -> bool {
-    *packets == 0
+/// Packets that the device dropped since it started, for one reason.
+#[derive(Serialize)]
+pub(super) struct Drop<'a> {
+    pub(super) reason: &'a str,
+    pub(super) packets: u64,
+    /// `None` for a reason that only a later device has.
+    pub(super) meaning: Option<&'static str>,
 }
 
-impl GuardReport {
-    /// Of what the guard refused towards and from nodes, only what is not of one of these peers.
-    fn new(counters: &GuardCounters, refused: &Refused<'_>, peers: &[Peer<'_>]) -> Self {
-        let without_peers = |refused: &BTreeMap<&str, u64>| {
-            let is_peer = |name: &&str| peers.iter().any(|peer| peer.nodes.contains(name));
-            refused.iter().filter(|(name, _)| !is_peer(name)).map(|(_, packets)| packets).sum()
-        };
-        Self {
-            no_peer_out: without_peers(&refused.outgoing),
-            no_peer_in: without_peers(&refused.incoming),
-            unproven_out: counters.unproven_out,
-            unproven_in: counters.unproven_in,
-            returned: counters.returned,
-            forged: counters.forged,
-            errors: counters.errors,
-        }
+/// A warning or a finding as JSON, and its text.
+#[derive(Serialize)]
+pub(super) struct Told {
+    pub(super) severity: Severity,
+    pub(super) text: String,
+    /// An object with the key `warning`, which says what kind it is.
+    #[serde(flatten)]
+    what: serde_json::Value,
+}
+
+impl Told {
+    pub(super) fn new<T: Serialize + fmt::Display>(severity: Severity, what: &T) -> anyhow::Result<Self> {
+        Ok(Self { severity, text: what.to_string(), what: serde_json::to_value(what)? })
     }
 }
 
-/// What the guard refused, by node.
-struct Refused<'a> {
-    outgoing: BTreeMap<&'a str, u64>,
-    incoming: BTreeMap<&'a str, u64>,
-}
-
-impl<'a> Refused<'a> {
-    fn new(counters: &GuardCounters, cluster: &'a Cluster, settings: &Settings) -> Self {
-        let owners = Owners::of(cluster, settings);
-        Self { outgoing: owners.add_up(&counters.outgoing), incoming: owners.add_up(&counters.incoming) }
-    }
+/// What follows from a situation.
+pub(super) struct Findings<'a> {
+    /// `None` when the kernel could not be read.
+    pub(super) health: Option<&'a Health>,
+    pub(super) pending: &'a [Op],
+    pub(super) warnings: Vec<Told>,
+    pub(super) errors: Vec<String>,
 }
 
 impl<'a> Report<'a> {
-    /// The report of a situation. `agent` is what a running agent reports; `pending`, `warnings` and `errors` are what
-    /// planning for it gave.
-    pub(super) fn new(
-        situation: &'a Situation,
-        agent: Option<RunFile>,
-        pending: Vec<Op>,
-        warnings: &'a [Warning],
-        mut errors: Vec<String>,
-    ) -> Self {
+    pub(super) fn new(situation: &'a Situation, findings: Findings<'a>) -> Self {
+        let Findings { health, pending, warnings, errors } = findings;
         let settings = &situation.config.settings;
-        if let Some(agent) = &agent {
-            let reported = [
-                &agent.trouble,
-                &agent.membership_error,
-                &agent.settings_error,
-                &agent.key_error,
-                &agent.proofs_error,
-            ];
-            let reported = reported.into_iter().flatten();
-            // The agent reports the same errors, and adds what follows from them.
-            errors.retain(|error| !reported.clone().any(|reported| reported.starts_with(error)));
-            errors.extend(reported.cloned());
-        }
-        let interface = situation.observed.interface.as_ref();
-        let cluster = situation.cluster.as_ref().ok();
-        let names = cluster.map(names_by_key).unwrap_or_default();
-        let device = situation.device.as_ref();
-        let refused = situation.guard.as_ref().zip(cluster);
-        let refused = refused.map(|(guard, cluster)| Refused::new(guard, cluster, settings));
-        let peers = device.into_iter().flat_map(|device| &device.peers);
-        let peers: Vec<_> = peers
-            .map(|(key, peer)| Peer::new(*key, peer, &names, situation.refusals.as_ref(), refused.as_ref()))
-            .collect();
-        let guard = situation.guard.as_ref().zip(refused.as_ref());
-        let guard = guard.map(|(guard, refused)| GuardReport::new(guard, refused, &peers));
+        let kernel = situation.kernel.as_ref();
+        let interface = kernel.and_then(|kernel| kernel.observed.interface.as_ref());
+        let device = kernel.and_then(|kernel| kernel.device.as_ref());
+        let drops = kernel.and_then(|kernel| kernel.drops.as_ref());
+        let (verdict, reasons) = match health.map(|health| &health.verdict) {
+            None => ("unknown", errors.first().cloned().into_iter().collect()),
+            Some(verdict @ Verdict::Encrypted) => ("encrypted", verdict.reasons().to_vec()),
+            Some(verdict @ Verdict::Partly(_)) => ("partly", verdict.reasons().to_vec()),
+            Some(verdict @ Verdict::NotEncrypted(_)) => ("not_encrypted", verdict.reasons().to_vec()),
+        };
+        let degraded = !errors.is_empty()
+            || situation.agent.is_none()
+            || warnings.iter().any(|told| told.severity > Severity::Info);
         Self {
+            schema: SCHEMA,
             node: &settings.node,
-            agent,
+            verdict,
+            reasons,
+            exit_status: match verdict {
+                "unknown" => FAILED,
+                "not_encrypted" => 2,
+                "encrypted" if !degraded => 0,
+                _ => 1,
+            },
+            agent: situation.agent.as_ref().map(without_what_is_elsewhere),
             mode: if settings.encrypt_host_traffic { "host" } else { "scoped" },
             link: link_mode(settings),
             interface: Interface {
                 name: &settings.interface,
                 state: match interface {
                     None => "absent",
-                    Some(interface) if interface.alias.as_deref() != Some(AGENT_ALIAS) => "foreign",
+                    Some(interface) if !interface.is_ours() => "foreign",
                     Some(interface) if interface.up => "up",
                     Some(_) => "down",
                 },
-                backend: situation.backend,
+                backend: kernel.and_then(|kernel| kernel.backend),
                 mtu: interface.map(|interface| interface.mtu),
                 public_key: device.and_then(|device| device.public_key),
                 listen_port: device.map(|device| device.listen_port),
             },
-            peers,
-            guard,
+            rules: kernel.map(|kernel| &kernel.observed.rules[..]).unwrap_or_default(),
+            peers: health
+                .iter()
+                .flat_map(|health| &health.peers)
+                .map(|peer| Peer::new(peer, device, situation.standing.get(&peer.name)))
+                .collect(),
             standing: &situation.standing,
             unproven_peers: settings.unproven_peers,
-            refused_strangers: situation.refusals.as_ref().map(|refusals| refusals.strangers),
-            rules: &situation.observed.rules,
+            guard: kernel.and_then(|kernel| kernel.guard.as_ref()).map(GuardReport::from),
+            refused_strangers: kernel
+                .and_then(|kernel| kernel.refusals.as_ref())
+                .map(|refusals| refusals.strangers),
+            drops: drops.map(|drops| {
+                let drop = |(reason, packets): (&'a String, &u64)| Drop {
+                    reason,
+                    packets: *packets,
+                    meaning: drops::meaning(reason),
+                };
+                drops.iter().map(drop).collect()
+            }),
             pending,
-            warnings: warnings.iter().map(WarningReport::from).collect(),
+            warnings,
             errors,
         }
     }
 }
 
-/// What the agent of an interface reports, without what is elsewhere in the status. `None` when no agent
-/// runs: it holds the lock then, while a run file may be left from an agent that was killed.
-pub(super) fn running_agent(interface: &str) -> anyhow::Result<Option<RunFile>> {
-    let running = StateDir::locate().is_locked()?;
-    let agent = RunFile::read(interface).filter(|_| running);
-    Ok(agent.map(|agent| RunFile {
+/// What the agent reports and is nowhere else in the status.
+fn without_what_is_elsewhere(agent: &RunFile) -> RunFile {
+    RunFile {
+        settings: None,
+        trends: Trends::default(),
         configured_endpoints: BTreeMap::new(),
         standing: BTreeMap::new(),
-        ..agent
-    }))
+        probed: BTreeMap::new(),
+        not_proved_us: BTreeMap::new(),
+        ..agent.clone()
+    }
 }
 
 fn link_mode(settings: &Settings) -> Option<&'static str> {
@@ -226,37 +230,57 @@ fn link_mode(settings: &Settings) -> Option<&'static str> {
     }
 }
 
-fn names_by_key(cluster: &Cluster) -> BTreeMap<PublicKey, Vec<&str>> {
-    let mut names: BTreeMap<PublicKey, Vec<&str>> = BTreeMap::new();
-    for (name, node) in &cluster.nodes {
-        if let Some(key) = node.public_key {
-            names.entry(key).or_default().push(name);
-        }
-    }
-    names
-}
-
 impl<'a> Peer<'a> {
-    fn new(
-        key: PublicKey,
-        peer: &PeerState,
-        names: &BTreeMap<PublicKey, Vec<&'a str>>,
-        refusals: Option<&Refusals>,
-        refused: Option<&Refused<'_>>,
-    ) -> Self {
-        let nodes = names.get(&key).cloned().unwrap_or_default();
-        let sum = |of: &BTreeMap<&str, u64>| nodes.iter().filter_map(|name| of.get(name)).sum();
+    fn new(peer: &'a PeerHealth, device: Option<&'a DeviceState>, account: Option<&Account>) -> Self {
+        let on_device = device.and_then(|device| device.peers.get(&peer.public_key?));
+        let why_state = match &peer.state {
+            PeerState::OutOfDate { what } => Some(what.to_string()),
+            PeerState::LeftOut { reason } => Some(reason.to_string()),
+            _ => None,
+        };
+        let (traffic, why_traffic) = match &peer.encrypted {
+            Encryption::Encrypted => ("encrypted", None),
+            Encryption::Plaintext { why } => ("plaintext", Some(why)),
+            Encryption::Refused { why } => ("refused", Some(why)),
+        };
+        // The account of an unproven node says more, and names the fix.
+        let unproven = match account {
+            Some(Account::Unproven { because, .. }) if traffic != "encrypted" => Some(because.to_string()),
+            _ => None,
+        };
         Self {
-            refused_out: refused.map(|refused| sum(&refused.outgoing)),
-            refused_in: refused.map(|refused| sum(&refused.incoming)),
-            nodes,
-            public_key: key,
+            name: &peer.name,
+            public_key: peer.public_key,
+            state: match &peer.state {
+                PeerState::Up => "up",
+                PeerState::Idle => "idle",
+                PeerState::NeverAnswered { .. } => "never_answered",
+                PeerState::Silent { .. } => "silent",
+                PeerState::OutOfDate { .. } => "out_of_date",
+                PeerState::LeftOut { .. } => "left_out",
+            },
+            traffic,
+            why: unproven.or(why_state).or(why_traffic.map(ToString::to_string)),
+            handshake_age_seconds: peer.last_handshake_age,
+            refused_out: peer.refused.plaintext_out,
+            refused_in: peer.refused.plaintext_in,
+            refused_source: peer.refused.source,
             endpoint: peer.endpoint,
-            handshake_age_seconds: peer.handshake_age(SystemTime::now()).map(|age| age.as_secs()),
             received: peer.received,
             sent: peer.sent,
-            refused: refusals.and_then(|refusals| refusals.peers.get(&LinkAddress::of(key)).copied()),
-            allowed_ips: peer.allowed_ips.iter().copied().collect(),
+            allowed_ips: on_device.iter().flat_map(|peer| &peer.allowed_ips).copied().collect(),
+        }
+    }
+}
+
+impl From<&GuardCounters> for GuardReport {
+    fn from(counters: &GuardCounters) -> Self {
+        Self {
+            unproven_out: counters.unproven_out,
+            unproven_in: counters.unproven_in,
+            returned: counters.returned,
+            forged: counters.forged,
+            errors: counters.errors,
         }
     }
 }

@@ -2,188 +2,210 @@
 
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table, presets};
 use owo_colors::OwoColorize;
 use wireloom_kernel::wording;
-use wireloom_plan::{proofs::Account, settings::UnprovenPeers};
+use wireloom_plan::{proofs::Account, warning::Severity};
 
-use super::report::{GuardReport, Interface, Peer, Report};
+use super::{
+    lines::{columns, pairs, wrap},
+    report::{GuardReport, Interface, Peer, Report},
+};
 use crate::run_file::{RunFile, unix_time};
 
-/// How many unproven nodes are named.
-const SHOWN: usize = 20;
+/// How many peers are shown without `--verbose`.
+const SHOWN: usize = 100;
 
-/// The whole status: about this node, its peers, and what is wrong.
-pub(super) fn text(report: &Report<'_>) -> String {
-    let parts = [about(report), peers(report), standing(report), findings(report)];
+/// The whole status: the headline, this node, its peers, what was dropped, and what is wrong. No line is longer than
+/// `width` characters.
+pub(super) fn text(report: &Report<'_>, verbose: bool, width: usize) -> String {
+    let parts = [
+        headline(report, width),
+        about(report, verbose, width),
+        peers(report, verbose, width),
+        dropped(report, width),
+        wrong(report, width),
+    ];
     parts.iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join("\n")
 }
 
-fn about(report: &Report<'_>) -> String {
-    let mut about = table();
-    about.add_row(["node", report.node]);
+fn headline(report: &Report<'_>, width: usize) -> String {
+    let (word, reasons) = (report.verdict, report.reasons.join("; "));
+    let word = match word {
+        "not_encrypted" => "NOT encrypted",
+        other => other,
+    };
+    let said = if reasons.is_empty() { word.to_owned() } else { format!("{word}: {reasons}") };
+    let text = wrap(&format!("{}: ", report.node), &said, width);
+    match report.verdict {
+        "encrypted" => text.replacen(word, &word.green().bold().to_string(), 1),
+        "partly" => text.replacen(word, &word.yellow().bold().to_string(), 1),
+        _ => text.replacen(word, &word.red().bold().to_string(), 1),
+    }
+}
+
+fn about(report: &Report<'_>, verbose: bool, width: usize) -> String {
+    let mut about = Vec::new();
     let agent = match &report.agent {
-        Some(RunFile { pid, .. }) => format!("running (process {pid})"),
+        Some(RunFile { pid, last_pass: Some(last_pass), .. }) => {
+            format!("running (process {pid}), looked at the kernel {}", ago(*last_pass))
+        }
+        Some(RunFile { pid, last_pass: None, .. }) => format!("running (process {pid})"),
         None => "not running".into(),
     };
-    about.add_row(["agent", &agent]);
+    about.push(("agent:", agent));
     let mode = match report.mode {
-        "host" => "host: the hosts' own traffic is encrypted too",
-        _ => "scoped: traffic between workloads is encrypted",
+        "host" => "host: the hosts' own traffic is to be encrypted, too",
+        _ => "scoped: traffic between workloads is to be encrypted",
     };
-    about.add_row(["mode", mode]);
-    if let Some(link) = report.link {
-        about.add_row(["link", link]);
-    }
-    if let Some(packets @ 1..) = report.refused_strangers {
-        about.add_row(["refused", &format!("{packets} packets from senders that are not peers in the mesh")]);
-    }
-    for (packets, what) in report.guard.iter().flat_map(refused_by_guard) {
-        about.add_row(["refused", &format!("{packets} packets {what}")]);
-    }
+    about.push(("mode:", mode.to_owned()));
+    about.extend(report.link.map(|link| ("link:", link.to_owned())));
     let Interface { name, state, backend, mtu, public_key, listen_port } = &report.interface;
     let mut interface = format!("{name}, {state}");
     interface.extend(mtu.map(|mtu| format!(", MTU {mtu}")));
     interface.extend(listen_port.map(|port| format!(", port {port}")));
-    about.add_row(["interface", &interface]);
+    about.push(("interface:", interface));
     // The agent also knows why. Without an agent the interface still shows which back end it has.
     let chosen = report.agent.as_ref().and_then(|agent| agent.backend.clone());
-    if let Some(backend) = chosen.or_else(|| backend.map(|backend| backend.to_string())) {
-        about.add_row(["back end", &backend]);
-    }
-    if let Some(key) = public_key {
-        about.add_row(["public key", &key.to_string()]);
+    let backend = chosen.or_else(|| backend.map(|backend| backend.to_string()));
+    about.extend(backend.map(|backend| ("back end:", backend)));
+    if verbose {
+        about.extend(public_key.map(|key| ("public key:", key.to_string())));
     }
     for (position, rule) in report.rules.iter().enumerate() {
-        about.add_row([if position == 0 { "rules" } else { "" }, &wording::rule(rule)]);
+        about.push((if position == 0 { "rules:" } else { "" }, wording::rule(rule)));
     }
-    lines(about)
+    pairs(about, width)
 }
 
-/// What the guard refused besides what the table of peers shows.
-fn refused_by_guard(guard: &GuardReport) -> impl Iterator<Item = (u64, &'static str)> {
-    let reasons = [
-        (guard.no_peer_out, "in plaintext to workloads of proven nodes that are no peers now"),
-        (guard.no_peer_in, "in plaintext from workloads of proven nodes that are no peers now"),
-        (guard.unproven_out, "in plaintext to addresses of a pool whose node is unproven"),
-        (guard.unproven_in, "in plaintext from addresses of a pool whose node is unproven"),
-        (guard.returned, "in plaintext to pods' addresses that are elsewhere than the mesh says"),
-        (guard.forged, "from other machines under the address of a local workload"),
-        (guard.errors, "of ICMP, which quote packets between workloads"),
-    ];
-    reasons.into_iter().filter(|(packets, _)| *packets > 0)
-}
-
-fn peers(report: &Report<'_>) -> String {
+fn peers(report: &Report<'_>, verbose: bool, width: usize) -> String {
     if report.peers.is_empty() {
         return String::new();
     }
-    let mut peers = table();
-    // Only where the firewall checks sources, and only with a guard.
-    let refused = report.refused_strangers.map(|_| "refused");
-    let guarded = report.guard.as_ref().map(|_| ["refused out", "refused in"]);
-    let header = ["peer", "proven", "endpoint", "handshake", "received", "sent"].into_iter();
-    let header = header.chain(refused).chain(guarded.into_iter().flatten());
-    peers.set_header(header.chain(["allowed IPs"]));
-    for peer in &report.peers {
-        let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
-        let name = if peer.nodes.is_empty() { peer.public_key.to_string() } else { peer.nodes.join(" ") };
-        let mut row = vec![
-            name,
-            proven(peer, report),
-            peer.endpoint.map_or_else(|| "unknown".into(), |endpoint| endpoint.to_string()),
-            peer.handshake_age_seconds.map_or_else(|| "never".into(), |age| format!("{} ago", span(age))),
-            bytes(peer.received),
-            bytes(peer.sent),
-        ];
-        row.extend(
-            refused.map(|_| peer.refused.map_or_else(|| "not checked".into(), |packets| packets.to_string())),
-        );
-        if guarded.is_some() {
-            let by_guard = [peer.refused_out, peer.refused_in];
-            row.extend(by_guard.map(|packets| packets.unwrap_or_default().to_string()));
-        }
-        row.push(cidrs.join(" "));
-        peers.add_row(row);
-    }
-    let counters = refused.iter().len() + guarded.iter().flatten().count();
-    for column in 3..=5 + counters {
-        if let Some(column) = peers.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    lines(peers)
-}
-
-/// Since when a peer is proven.
-fn proven(peer: &Peer<'_>, report: &Report<'_>) -> String {
-    match peer.nodes.iter().find_map(|name| report.standing.get(*name)) {
-        Some(Account::Proven { ends: Some(_), .. }) => "ends".into(),
-        Some(Account::Proven { since, .. }) => ago(*since),
-        _ => "no".into(),
-    }
-}
-
-/// Which nodes are not proven, why, and what that means for traffic with them.
-fn standing(report: &Report<'_>) -> String {
-    let unproven: Vec<_> = report
-        .standing
+    let shown = if verbose { report.peers.len() } else { SHOWN };
+    let rows: Vec<_> = report
+        .peers
         .iter()
-        .filter_map(|(name, account)| match account {
-            Account::Unproven { since, because } => Some((name, since, because)),
-            Account::Proven { .. } => None,
+        .take(shown)
+        .map(|peer| {
+            let cells = [
+                peer.name.to_owned(),
+                peer.state.replace('_', " "),
+                peer.handshake_age_seconds.map_or_else(|| "never".into(), |age| format!("{} ago", span(age))),
+                peer.traffic.to_owned(),
+                refused(peer),
+            ];
+            (cells, below(peer, report, verbose))
         })
         .collect();
-    if unproven.is_empty() {
+    let any_refused = rows.iter().any(|(cells, _)| !cells[4].is_empty());
+    let last = if any_refused { "refused" } else { "" };
+    let mut text = columns(["peer", "state", "handshake", "traffic", last], &rows, width);
+    if let Some(more @ 1..) = report.peers.len().checked_sub(shown) {
+        text += &wrap("", &format!("and {more} more (`wireloom status --verbose` shows them)"), width);
+    }
+    text
+}
+
+/// What was refused of a peer, without what is 0.
+fn refused(peer: &Peer<'_>) -> String {
+    let of = [
+        (peer.refused_out, "out"),
+        (peer.refused_in, "in"),
+        (peer.refused_source.unwrap_or_default(), "source"),
+    ];
+    let of = of.iter().filter(|(packets, _)| *packets > 0);
+    of.map(|(packets, what)| format!("{packets} {what}")).collect::<Vec<_>>().join(" ")
+}
+
+/// What is said below a peer's row.
+fn below(peer: &Peer<'_>, report: &Report<'_>, verbose: bool) -> Vec<String> {
+    let mut below = Vec::new();
+    if let Some(why) = &peer.why {
+        match report.standing.get(peer.name) {
+            Some(Account::Unproven { since, .. }) => {
+                below.push(format!("unproven since {}, because {why}", ago(since.as_secs())));
+            }
+            _ => below.push(why.clone()),
+        }
+    }
+    if !verbose {
+        return below;
+    }
+    below.extend(peer.public_key.map(|key| format!("key {key}")));
+    let endpoint = peer.endpoint.map_or_else(|| "unknown".into(), |endpoint| endpoint.to_string());
+    below.push(format!("endpoint {endpoint}, received {}, sent {}", bytes(peer.received), bytes(peer.sent)));
+    match report.standing.get(peer.name) {
+        Some(Account::Proven { since, ends: None }) => {
+            below.push(format!("proven since {}", ago(since.as_secs())))
+        }
+        Some(Account::Proven { ends: Some(ends), .. }) => {
+            let left = ends.saturating_sub(Duration::from_secs(unix_time()));
+            below.push(format!("proven; goes direct again in {} s", left.as_secs()));
+        }
+        _ => {}
+    }
+    let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
+    if !cidrs.is_empty() {
+        below.push(format!("allowed IPs {}", cidrs.join(" ")));
+    }
+    below
+}
+
+/// What device and firewall dropped, besides what the table of peers shows.
+fn dropped(report: &Report<'_>, width: usize) -> String {
+    let by_device = report.drops.iter().flatten();
+    let by_device = by_device.map(|drop| (drop.packets, drop.reason, drop.meaning.unwrap_or_default()));
+    let mut dropped: Vec<(u64, &str, &str)> = by_device.collect();
+    dropped.extend(report.guard.iter().flat_map(refused_by_guard));
+    let strangers = report.refused_strangers;
+    dropped.extend(strangers.map(|packets| (packets, "strangers", "from senders that are not in the mesh")));
+    dropped.retain(|(packets, ..)| *packets > 0);
+    if dropped.is_empty() {
         return String::new();
     }
-    let mut text = match report.unproven_peers {
-        UnprovenPeers::Plaintext => {
-            "in plaintext, as unproven_peers says: traffic with the workloads of".to_owned()
-        }
-        UnprovenPeers::Reject => "refused, as unproven_peers says: traffic with the workloads of".to_owned(),
-    };
-    text += &format!(" {} unproven nodes\n", unproven.len());
-    for (name, since, because) in unproven.iter().take(SHOWN) {
-        text += &format!("  {name}: unproven since {}, because {because}\n", ago(**since));
-    }
-    if let Some(more @ 1..) = unproven.len().checked_sub(SHOWN) {
-        text += &format!("  and {more} more (`wireloom status --json` names them)\n");
-    }
-    text
+    let counts: Vec<String> = dropped.iter().map(|(packets, ..)| packets.to_string()).collect();
+    let said = dropped.iter().map(|(_, reason, meaning)| format!("{reason}: {meaning}"));
+    format!("dropped packets\n{}", pairs(counts.iter().map(String::as_str).zip(said), width))
 }
 
-/// How long ago a time since 1970 was.
-fn ago(time: Duration) -> String {
-    format!("{} ago", span(unix_time().saturating_sub(time.as_secs())))
+/// What the guard refused besides what the table of peers shows.
+fn refused_by_guard<'a>(guard: &GuardReport) -> impl Iterator<Item = (u64, &'a str, &'a str)> + use<'a> {
+    let reasons = [
+        (guard.unproven_out, "unproven_out", "in plaintext to addresses of a pool whose node is unproven"),
+        (guard.unproven_in, "unproven_in", "in plaintext from addresses of a pool whose node is unproven"),
+        (guard.returned, "returned", "in plaintext to pods' addresses that are elsewhere than the mesh says"),
+        (guard.forged, "forged", "from other machines under the address of a local workload"),
+        (guard.errors, "errors", "of ICMP, which quote packets between workloads"),
+    ];
+    reasons.into_iter()
 }
 
-fn findings(report: &Report<'_>) -> String {
+fn wrong(report: &Report<'_>, width: usize) -> String {
     let mut text = String::new();
     if !report.pending.is_empty() {
-        let count = report.pending.len();
-        text += &format!("{} {count} changes (`wireloom plan` shows them)\n", "pending:".yellow().bold());
+        let said = format!("{} changes (`wireloom plan` shows them)", report.pending.len());
+        text += &labelled("pending:", &said, width, |label| label.yellow().bold().to_string());
     }
-    for warning in &report.warnings {
-        text += &format!("{} {}\n", "warning:".yellow().bold(), warning.text);
+    for told in &report.warnings {
+        text += &match told.severity {
+            Severity::Info => labelled("note:", &told.text, width, |label| label.blue().bold().to_string()),
+            _ => labelled("warning:", &told.text, width, |label| label.yellow().bold().to_string()),
+        };
     }
     for error in &report.errors {
-        text += &format!("{} {error}\n", "error:".red().bold());
+        text += &labelled("error:", error, width, |label| label.red().bold().to_string());
     }
     text
 }
 
-fn table() -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table
+/// A sentence behind a coloured label.
+fn labelled(label: &str, said: &str, width: usize, colour: impl Fn(&str) -> String) -> String {
+    wrap(&format!("{label} "), said, width).replacen(label, &colour(label), 1)
 }
 
-fn lines(mut table: Table) -> String {
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.trim_fmt() + "\n"
+/// How long ago a time in seconds since 1970 was.
+fn ago(time: u64) -> String {
+    format!("{} ago", span(unix_time().saturating_sub(time)))
 }
 
 fn span(seconds: u64) -> String {

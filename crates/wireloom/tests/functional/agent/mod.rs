@@ -1,12 +1,16 @@
 //! The agent on the nodes of a mesh.
 
+mod broken;
 mod bypass;
+mod endpoints;
 mod guard;
 mod holdback;
 mod host_mode;
 pub(crate) mod matrix;
 pub(crate) mod membership;
+mod mtu;
 pub(crate) mod ownership;
+mod preshared;
 mod proofs;
 mod records;
 mod repair;

@@ -43,16 +43,17 @@ fn status_shows_mode_peers_and_rules_and_no_private_key() {
     let fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.settle(Promise::SCOPED);
     let node = &fleet.lab.nodes[0];
-    let (status, stdout, stderr) = run(node, "status");
+    let (status, stdout, stderr) = run(node, "status --verbose");
     assert_eq!(status, 0, "{stdout}{stderr}");
-    for words in ["node-a", "node-b", "192.168.1.2:51820", "from 10.161.0.0/16 fwmark 0/0xa lookup 1"] {
+    assert!(stdout.starts_with("node-a: encrypted\n"), "{stdout}");
+    for words in ["node-b  up", "endpoint 192.168.1.2:51820", "from 10.161.0.0/16 fwmark 0/0xa lookup 1"] {
         assert!(stdout.contains(words), "{words}: {stdout}");
     }
     assert!(!stdout.contains('\u{1b}'), "colours only on a terminal");
     let shown = json(node, "status --json");
     assert_eq!((&shown["node"], &shown["mode"]), (&"node-a".into(), &"scoped".into()));
     let [peer] = &shown["peers"].as_array().unwrap()[..] else { panic!("one peer: {shown}") };
-    assert_eq!(peer["nodes"], Value::from(vec!["node-b"]));
+    assert_eq!((&peer["name"], &peer["traffic"]), (&"node-b".into(), &"encrypted".into()));
     assert_eq!(peer["public_key"], Value::from(fleet.keys[1].public.clone()));
     assert!(peer["handshake_age_seconds"].as_u64().unwrap() < 60, "{peer}");
     assert!(peer["received"].as_u64().unwrap() > 0 && peer["sent"].as_u64().unwrap() > 0, "{peer}");

@@ -205,7 +205,7 @@ fn on_a_tun_the_source_check_is_turned_off_and_on_again() {
 
     fleet.route(STANDARD);
     fleet.wait("sources to be checked again", |_| {
-        run(a, "plan").0 == 0 && !run(a, "status").1.contains("link")
+        run(a, "plan").0 == 0 && !run(a, "status").1.contains("link:")
     });
     let refused = || request(a, "get_drops=1\n\n").contains("source-not-allowed=2\n");
     assert!(!refused());
