@@ -1,9 +1,18 @@
 //! What `plan` and `status` print, for people and as JSON.
 
-use serde_json::Value;
-use wireloom_lab::{Layout, Node, Promise, mesh::Pool};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+};
 
-use crate::fixtures::fleet::{Fleet, rules, run};
+use serde_json::Value;
+use wireloom_lab::{Layout, Node, PATIENCE, Promise, agent, mesh::Pool, until};
+
+use crate::{
+    fixtures::fleet::{Fleet, rules, run},
+    wireloom,
+};
 
 const SCOPED: &str = "encrypt_host_traffic = false";
 
@@ -36,6 +45,91 @@ fn plan_prints_what_would_change_and_changes_nothing() {
     assert!(status == 2 && stdout.contains("from 10.162.0.0/16 fwmark 0/0xa lookup 1"), "{status} {stdout}");
     assert!(json(node, "plan --json").to_string().contains("10.162.0.0/16"));
     assert_eq!(rules(node).len(), 2);
+}
+
+/// The columns of keys in docs/status.md, by the heading above each.
+fn documented() -> BTreeMap<String, BTreeSet<String>> {
+    let text = include_str!("../../../../../docs/status.md");
+    let mut keys: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut heading = String::new();
+    for line in text.lines().skip_while(|line| *line != "## JSON") {
+        if let Some(title) = line.strip_prefix("### ") {
+            title.trim_matches('`').clone_into(&mut heading);
+        } else if let Some(rest) = line.strip_prefix("| `") {
+            keys.entry(heading.clone()).or_default().insert(rest.split('`').next().unwrap().to_owned());
+        }
+    }
+    keys
+}
+
+/// The keys of an object.
+fn keys(value: &Value) -> BTreeSet<String> {
+    value.as_object().unwrap_or_else(|| panic!("no object: {value}")).keys().cloned().collect()
+}
+
+#[test]
+fn status_fits_80_columns_and_its_json_is_as_documented_also_without_an_agent() {
+    let mut fleet = Fleet::new(Layout::default(), SCOPED);
+    fleet.settle(Promise::SCOPED);
+    fleet.wait_for_report(&fleet.lab.nodes[0], &fleet.agents[0]);
+    let long = "ip-".to_owned() + &"10-161-".repeat(14);
+    fleet.edit(|mesh| {
+        let mut node = mesh.nodes[1].clone();
+        node.name.clone_from(&long);
+        node.public_key = Some("BzSHVXwQdAsPsYi85LQT0SBx1/inT04jViLkW9DDWUM=".into());
+        node.endpoint = Some("[fd00:192:168:1:ffff:ffff:ffff:ffff]:51820".parse().unwrap());
+        node.workloads = vec!["fd00:10:161:ffff:ffff:ffff:ffff:0/112".parse().unwrap()];
+        node.addresses.clear();
+        mesh.nodes.push(node);
+    });
+    let node = &fleet.lab.nodes[0];
+    fleet.wait("the new peer", |_| run(node, "status").1.contains(&long));
+    let narrow = |words: &str| {
+        let mut command = Command::new(wireloom());
+        let output = node.host.space.output(command.args(words.split(' ')).env_remove("COLUMNS")).unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for words in ["status", "status --verbose"] {
+        let shown = narrow(words);
+        assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
+        assert!(shown.contains("left out") || shown.contains("never answered"), "{shown}");
+    }
+    let shown = json(node, "status --json");
+    let documented = documented();
+    let of = |heading: &str| documented[heading].clone();
+    assert_eq!((keys(&shown), &shown["schema"]), (of("The report"), &1.into()));
+    assert_eq!(keys(&shown["interface"]), of("interface"));
+    for peer in shown["peers"].as_array().unwrap() {
+        assert_eq!(keys(peer), of("peers[]"));
+    }
+    for dropped in shown["drops"].as_array().into_iter().flatten() {
+        assert_eq!(keys(dropped), of("drops[]"));
+        assert!(dropped["meaning"].is_string(), "{dropped}");
+    }
+    for warning in shown["warnings"].as_array().unwrap() {
+        assert!(keys(warning).is_superset(&of("warnings[]")), "{warning}");
+    }
+
+    // Nobody reads a third one.
+    let mut command = Command::new(wireloom());
+    let command = command.args(["status", "--watch"]).stdout(Stdio::piped()).env("NO_COLOR", "1");
+    let mut watch = node.host.space.spawn(command).unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        assert!(lines.by_ref().any(|line| line.unwrap().starts_with("node-a: ")));
+    }
+    drop(lines);
+    let ended = until(PATIENCE, "--watch to end", || watch.try_wait().unwrap()).unwrap();
+    assert_eq!(ended.code(), Some(1));
+
+    fleet.agents.clear();
+    agent::down(wireloom(), &fleet.lab.nodes[0]).unwrap();
+    let (status, shown, _) = run(&fleet.lab.nodes[0], "status");
+    assert!(status == 2 && shown.starts_with("node-a: NOT encrypted: "), "{status} {shown}");
+    assert!(shown.contains("agent:      not running"), "{shown}");
+    for (words, expected) in [("status --no-such-option", 3), ("status --help", 0)] {
+        assert_eq!(run(&fleet.lab.nodes[0], words).0, expected, "{words}");
+    }
 }
 
 #[test]

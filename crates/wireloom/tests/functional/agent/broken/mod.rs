@@ -6,6 +6,7 @@
 mod device;
 mod keys;
 mod machine;
+mod mesh;
 mod underlay;
 
 use std::{
