@@ -81,8 +81,8 @@ impl Echoes {
     }
 }
 
-/// A socket on which the MTUs of routes do not count (`IP_PMTUDISC_PROBE` of ip(7)): a packet as long as the interface's
-/// MTU leaves in one piece.
+/// A socket on which the MTUs of routes do not count (`IP_PMTUDISC_PROBE` of ip(7)): a packet as long as the
+/// interface's MTU leaves in one piece.
 fn open(interface: &str, from: IpAddr) -> io::Result<UdpSocket> {
     let (domain, protocol) = match from {
         IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),

@@ -65,8 +65,8 @@ impl Linux {
         Ok(paths.into_iter().collect())
     }
 
-    /// Whether one of these peers, which have endpoints, is new since the last observation, or the path to one of the next peers (at most this many) is
-    /// another one now. The kernel does not announce what it learns from ICMP errors.
+    /// Whether one of these peers, which have endpoints, is new since the last observation, or the path to one of the
+    /// next peers (at most this many) is another one now. The kernel does not announce what it learns from ICMP errors.
     ///
     /// # Errors
     /// The kernel cannot be asked.

@@ -5,8 +5,8 @@
 //!  echoes through the tunnel ──▶ Prober ──what came through──┘
 //! ```
 //!
-//! The interface is as wide as the widest way out of this machine. A route to a peer whose path is narrower says so, and
-//! the kernel itself tells senders, with ICMP errors.
+//! The interface is as wide as the widest way out of this machine. A route to a peer whose path is narrower says so,
+//! and the kernel itself tells senders, with ICMP errors.
 
 mod prober;
 mod target;
@@ -72,8 +72,8 @@ impl Path {
         fits - fits % PADDING
     }
 
-    /// What a route to the peer must say, if the path carries less than an interface of this MTU sends. Such an interface
-    /// pads no packet beyond its MTU.
+    /// What a route to the peer must say, if the path carries less than an interface of this MTU sends. Such an
+    /// interface pads no packet beyond its MTU.
     pub fn narrower_than(&self, interface: u32) -> Option<u32> {
         (self.mtu < interface + overhead(self.outer)).then(|| self.inner().min(interface))
     }
@@ -121,7 +121,8 @@ impl Paths {
         self.widest
     }
 
-    /// The longest TCP segment over IPv6 that all paths carry, if one does not carry IPv6 packets of the least MTU. Bytes.
+    /// The longest TCP segment over IPv6 that all paths carry, if one does not carry IPv6 packets of the least MTU.
+    /// Bytes.
     pub fn segment_v6(&self) -> Option<u16> {
         let least = self.least_inner.filter(|inner| *inner < LEAST_IPV6_MTU)?;
         u16::try_from(least.saturating_sub(TCP_HEADERS_V6)).ok()

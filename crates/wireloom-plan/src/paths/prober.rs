@@ -7,8 +7,8 @@
 //!                           └─ control only ─▶ usual lengths ─▶ lengths in between ─▶ narrowed ──10 min──▶ due
 //! ```
 //!
-//! All lengths of a step are sent at once: those that are too long do no harm, and a step takes no longer than one round
-//! trip more than the wait for them.
+//! All lengths of a step are sent at once: those that are too long do no harm, and a step takes no longer than one
+//! round trip more than the wait for them.
 //!
 //! Times are those of any clock that is never set back.
 
@@ -30,8 +30,8 @@ const TRIES: u8 = 3;
 /// The time between two tries.
 const BETWEEN: Duration = Duration::from_millis(200);
 
-/// The time after the last one (`PROBE_TIMER` of RFC 8899, section 5.1.1, at least a second after the first), unless the
-/// path is known to be quicker than [`BETWEEN`].
+/// The time after the last one (`PROBE_TIMER` of RFC 8899, section 5.1.1, at least a second after the first), unless
+/// the path is known to be quicker than [`BETWEEN`].
 const LAST_WAIT: Duration = Duration::from_millis(600);
 
 /// How long a result holds (`PMTU_RAISE_TIMER` of RFC 8899, section 5.1.1).
@@ -129,13 +129,14 @@ enum Step {
 }
 
 impl Prober {
-    /// Starts from what an earlier prober [found](Self::narrow). Probers with different seeds begin in different orders.
+    /// Starts from what an earlier prober [found](Self::narrow). Probers with different seeds begin in different
+    /// orders.
     pub fn new(seed: u64, remembered: BTreeMap<PublicKey, u32>) -> Self {
         Self { seed, remembered, ..Self::default() }
     }
 
-    /// Takes the peers that can be probed now, and lets time pass. Returns what to send. A peer that was absent is probed
-    /// soon; so is one whose endpoint or whose longest packet is another one now.
+    /// Takes the peers that can be probed now, and lets time pass. Returns what to send. A peer that was absent is
+    /// probed soon; so is one whose endpoint or whose longest packet is another one now.
     pub fn turn(&mut self, targets: &BTreeMap<PublicKey, Target>, now: Duration) -> Vec<Echo> {
         self.take(targets, now);
         self.begin(now);

@@ -25,12 +25,13 @@ pub struct Target {
     pub from: IpAddr,
     /// The peer's.
     pub to: IpAddr,
-    /// The longest packet that is worth a try: that of the interface, or what the path carries as far as is known. Bytes.
+    /// The longest packet that is worth a try: that of the interface, or what the path carries as far as is known.
+    /// Bytes.
     pub full: u32,
 }
 
-/// The peers that can be probed: the proven ones that are in a session, where both we and they have an address inside of
-/// the tunnel. `own` is this node's name.
+/// The peers that can be probed: the proven ones that are in a session, where both we and they have an address inside
+/// of the tunnel. `own` is this node's name.
 pub fn targets(
     cluster: &Cluster,
     own: &str,

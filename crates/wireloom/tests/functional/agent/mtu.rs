@@ -1,5 +1,5 @@
-//! Packets are as long as the path to each peer carries: the interface follows the way out, routes follow narrower paths,
-//! and nothing is fragmented for long.
+//! Packets are as long as the path to each peer carries: the interface follows the way out, routes follow narrower
+//! paths, and nothing is fragmented for long.
 
 use std::{thread, time::Instant};
 
