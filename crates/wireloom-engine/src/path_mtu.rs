@@ -6,6 +6,7 @@ use wireloom_proto::{
     Instant, PeerPath,
     message::{DATA_OVERHEAD, PADDING},
 };
+use wireloom_types::path_probe;
 
 use crate::packet::{ip_version, ipv4, ipv6, udp};
 
@@ -31,7 +32,43 @@ pub(crate) fn room_exceeded(
     (longest > room && !may_be_fragmented).then_some(room)
 }
 
+/// Whether a packet is an echo request of an agent that probes the path. It means something only unfragmented.
+#[inline]
+pub(crate) fn is_path_probe(packet: &[u8]) -> bool {
+    let (protocol, request, header) = match packet.first() {
+        // Agents send no options.
+        Some(0x45) => ((9, 1), 8, ipv4::HEADER_LEN),
+        Some(first) if first >> 4 == 6 => ((6, 58), 128, ipv6::HEADER_LEN),
+        _ => return false,
+    };
+    packet.get(protocol.0) == Some(&protocol.1)
+        && packet.get(header) == Some(&request)
+        && packet.get(header + path_probe::HEADER..).is_some_and(|data| data.starts_with(&path_probe::DATA))
+}
+
 /// The length of the outer headers of a datagram to this endpoint, in bytes.
 pub(crate) fn outer_headers(remote: SocketAddr) -> usize {
     udp::HEADER_LEN + if remote.is_ipv4() { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_agents_echo_request_is_a_probe() {
+        let mut v4 = vec![0; 28];
+        (v4[0], v4[9], v4[20]) = (0x45, 1, 8);
+        v4.extend(path_probe::DATA);
+        let mut v6 = vec![0; 48];
+        (v6[0], v6[6], v6[40]) = (0x60, 58, 128);
+        v6.extend(path_probe::DATA);
+        for (probe, request) in [(v4, 20), (v6, 40)] {
+            assert!(is_path_probe(&probe));
+            (0..probe.len()).for_each(|len| assert!(!is_path_probe(&probe[..len])));
+            let mut reply = probe;
+            reply[request] = 0;
+            assert!(!is_path_probe(&reply));
+        }
+    }
 }

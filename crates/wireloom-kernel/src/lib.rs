@@ -1,9 +1,10 @@
 //! The kernel shell: observes Linux for the planner and carries out the planner's operations.
 //!
 //! [`Linux`] is the entry. Beneath it, each of the kernel's interfaces has a module of its own: `rtnetlink`,
-//! `nft` (nftables), `wireguard` (the device, with its two back ends) and `sysctl`. [`state`] is what outlives
+//! `nft` (nftables), `wireguard` (the device, with its two back ends), `sysctl` and `echo`. [`state`] is what outlives
 //! the process.
 
+mod echo;
 mod error;
 mod linux;
 mod nft;
@@ -19,6 +20,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use wireloom_plan::{observed::Observed, op::Op};
 
 pub use self::{
+    echo::Echoes,
     error::{Cause, Error},
     linux::{
         Linux,
@@ -26,7 +28,7 @@ pub use self::{
         poll::Poll,
     },
     nft::{GuardCounters, Refusals, restore_guard},
-    random_key::random_key,
+    random_key::{random_key, random_preshared_key},
     rtnetlink::monitor::{Interest, Monitor},
     wireguard::{Backend, DeviceState, PeerState, Silence, userspace::SILENCE_MAX},
 };

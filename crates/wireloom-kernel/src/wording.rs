@@ -51,7 +51,9 @@ pub(crate) fn device(op: &DeviceOp, interface: &str) -> String {
             let endpoint = peer.endpoint.map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
             let cidrs: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
             let cidrs = if cidrs.is_empty() { "nothing".into() } else { cidrs.join(" ") };
-            format!("set the peer {}{endpoint} for {cidrs}", peer.public_key)
+            let key =
+                peer.preshared_key.map(|key| format!(", preshared key {key} (hash)")).unwrap_or_default();
+            format!("set the peer {}{endpoint} for {cidrs}{key}", peer.public_key)
         }
         DeviceOp::RemovePeer { public_key } => format!("remove the peer {public_key}"),
     }
@@ -148,13 +150,14 @@ pub fn rule(rule: &Rule) -> String {
 /// A route as `ip route show` prints it. `interface` is the name of ours.
 pub(crate) fn route(route: &Route, interface: &str) -> String {
     match &route.kind {
-        RouteKind::Device { gateway, source } => {
+        RouteKind::Device { gateway, source, mtu } => {
             let inet6 = |gateway: &IpAddr| route.destination.addr().is_ipv4() && gateway.is_ipv6();
             let via = gateway
                 .map(|gateway| format!(" via {}{gateway}", if inet6(&gateway) { "inet6 " } else { "" }))
                 .unwrap_or_default();
             let src = source.map(|source| format!(" src {source}")).unwrap_or_default();
-            format!("{}{via} dev {interface}{src}", route.destination)
+            let mtu = mtu.map(|mtu| format!(" mtu {mtu}")).unwrap_or_default();
+            format!("{}{via} dev {interface}{src}{mtu}", route.destination)
         }
         RouteKind::Throw => format!("throw {}", route.destination),
         RouteKind::Unreachable => format!("unreachable {}", route.destination),

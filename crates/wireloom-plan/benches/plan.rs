@@ -216,6 +216,7 @@ fn mesh(nodes: u32) -> Cluster {
     Cluster {
         pools: ["10.0.0.0/8", "100.64.0.0/10", "fd61::/16"].map(|pool| pool.parse().unwrap()).into(),
         nodes: (0..nodes).map(|number| (format!("node-{number:05}"), node(number))).collect(),
+        ..Cluster::default()
     }
 }
 

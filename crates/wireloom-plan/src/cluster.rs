@@ -3,11 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
 };
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use wireloom_types::PublicKey;
+
+use crate::endpoint_name::EndpointName;
 
 /// A snapshot of the whole mesh.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +19,27 @@ pub struct Cluster {
     pub pools: BTreeSet<IpNet>,
     /// Every node by name, this one included.
     pub nodes: BTreeMap<String, Node>,
+    /// The file, at the same place on every node, with the key that all nodes mix into their handshakes besides their
+    /// own; absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preshared_key_file: Option<PathBuf>,
+}
+
+impl Cluster {
+    /// The addresses of the endpoints that are declared by name, as far as they are known.
+    pub fn known_addresses(&self) -> BTreeMap<EndpointName, SocketAddr> {
+        self.nodes.values().filter_map(|node| Some((node.endpoint_name.clone()?, node.endpoint?))).collect()
+    }
+
+    /// Gives every endpoint that is declared by name its address. Those that are not among `addresses` have none
+    /// afterwards.
+    pub fn resolve(&mut self, addresses: &BTreeMap<EndpointName, SocketAddr>) {
+        for node in self.nodes.values_mut() {
+            if let Some(name) = &node.endpoint_name {
+                node.endpoint = addresses.get(name).copied();
+            }
+        }
+    }
 }
 
 /// One node: where it is and which workloads run on it.
@@ -24,8 +48,12 @@ pub struct Cluster {
 pub struct Node {
     /// Absent when the node does not encrypt.
     pub public_key: Option<PublicKey>,
-    /// Where its WireGuard listens; without one, only the node itself can start sessions.
+    /// Where its WireGuard listens; without one, only the node itself can start sessions. If it is declared by name, the
+    /// address that the name led to last.
     pub endpoint: Option<SocketAddr>,
+    /// The name by which its endpoint is declared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_name: Option<EndpointName>,
     /// The host's own addresses.
     pub addresses: BTreeSet<IpAddr>,
     /// The prefixes of this node's workloads; no host bits set. Single addresses may be borrowed from another
@@ -54,6 +82,7 @@ impl Default for Node {
         Self {
             public_key: None,
             endpoint: None,
+            endpoint_name: None,
             addresses: BTreeSet::new(),
             workloads: BTreeSet::new(),
             link_addresses: BTreeSet::new(),

@@ -8,7 +8,12 @@ use std::{
 
 use serde::Serialize;
 
-use crate::{cluster::Cluster, settings::Settings, standing::Standings, warning::Warning};
+use crate::{
+    cluster::Cluster,
+    settings::{HostTransition, Settings},
+    standing::Standings,
+    warning::Warning,
+};
 
 /// The well-known port of SSH (RFC 4253, section 4.1).
 const SSH: u16 = 22;
@@ -67,8 +72,9 @@ pub(crate) fn warnings(
     let warning = |connection: &Connection| {
         let node = owners.get(&connection.remote)?;
         let proven = standings.get(*node).is_some_and(|standing| standing.egress);
+        let already = proven && settings.host_transition != Some(HostTransition::Accept);
         let (node, address) = ((*node).clone(), connection.remote);
-        Some(Warning::TunnelOnly { node, address, port: connection.port, proven })
+        Some(Warning::TunnelOnly { node, address, port: connection.port, already })
     };
     of_interest.filter_map(warning).collect()
 }

@@ -27,6 +27,10 @@ pub struct Firewall {
     pub judge_sources: bool,
     /// Refuses in plaintext what must be encrypted.
     pub guard: Option<Guard>,
+    /// The longest TCP segment, bytes, that handshakes over IPv6 through our interface may ask for: a path carries no
+    /// IPv6 packet of the least MTU without fragments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segment_v6: Option<u16>,
     /// Somebody changed the table: it holds something that no operation of ours creates, or lacks something
     /// that ours create. Never desired.
     pub altered: bool,

@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Serialize;
-use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck};
+use wireloom_types::{LinkAddress, PeerLookup, PresharedKeyHash, PublicKey, SourceCheck};
 
 use crate::{
     firewall::{Firewall, Guarded, Source},
@@ -100,6 +100,9 @@ pub struct SetPeer {
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds; 0 is off.
     pub persistent_keepalive: u16,
+    /// The hash of the preshared key, which only the shell holds. Absent: the peer has none from then on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preshared_key: Option<PresharedKeyHash>,
 }
 
 /// A change that is one rtnetlink request. Consecutive ones of a kind are sent together; the kernel tries all of

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use wireloom_types::PublicKey;
+use wireloom_types::{PresharedKeyHash, PublicKey};
 
 use crate::{
     cluster::{Cluster, Node},
@@ -43,6 +43,7 @@ pub struct Plan {
 pub struct Planner {
     inputs: Inputs,
     public_key: PublicKey,
+    preshared_key: Option<PresharedKeyHash>,
     /// Absent when the next plan must derive it from scratch.
     derived: Option<Derived>,
     pending: Pending,
@@ -86,6 +87,7 @@ impl Planner {
         Self {
             inputs: Inputs { settings, cluster, standings: Standings::new() },
             public_key,
+            preshared_key: None,
             derived: None,
             pending: Pending::Everything,
             holds_table: false,
@@ -101,9 +103,18 @@ impl Planner {
         }
     }
 
+    /// Sets the hash of the preshared key in the file that the cluster names; `None` when this node has none. The
+    /// planner ignores it if the cluster names no file.
+    pub fn set_preshared_key(&mut self, key: Option<PresharedKeyHash>) {
+        self.preshared_key = key;
+    }
+
     /// Replaces the whole cluster. Only nodes that differ cost more than a comparison.
     pub fn set_cluster(&mut self, cluster: Cluster) {
-        if self.derived.is_none() || self.inputs.cluster.pools != cluster.pools {
+        let old = &self.inputs.cluster;
+        if self.derived.is_none()
+            || (&old.pools, &old.preshared_key_file) != (&cluster.pools, &cluster.preshared_key_file)
+        {
             self.inputs.cluster = cluster;
             self.derived = None;
             return;
@@ -171,6 +182,7 @@ impl Planner {
     /// # Errors
     /// [`Refusal`]: nothing may be changed.
     pub fn plan(&mut self, observed: &Observed) -> Result<Plan, Refusal> {
+        self.refuse_unknown_key()?;
         self.refuse_foreign_table(observed)?;
         let settings = self.inputs.settings.clone();
         let tunnel_only = connections::warnings(
@@ -198,6 +210,7 @@ impl Planner {
     /// # Errors
     /// [`Refusal`]: nothing may be changed.
     pub fn changes(&mut self, observed: &Observed) -> Result<Vec<Op>, Refusal> {
+        self.refuse_unknown_key()?;
         self.refuse_foreign_table(observed)?;
         let (desired, pending) = self.derive(observed)?;
         let ops = match pending {
@@ -226,6 +239,13 @@ impl Planner {
         Ok(diff_guard(observed, desired))
     }
 
+    fn refuse_unknown_key(&self) -> Result<(), Refusal> {
+        match (&self.inputs.cluster.preshared_key_file, self.preshared_key) {
+            (Some(path), None) => Err(Refusal::NoPresharedKey { path: path.clone() }),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the table is ours is judged while nothing of ours is there. The refusal is about rules and routes: what
     /// refuses plaintext must not depend on it.
     fn refuse_foreign_table(&mut self, observed: &Observed) -> Result<(), Refusal> {
@@ -238,7 +258,8 @@ impl Planner {
     }
 
     fn derive(&mut self, observed: &Observed) -> Result<(&Desired, &mut Pending), Refusal> {
-        let host = Host::of(self.public_key, observed);
+        let preshared_key = self.preshared_key.filter(|_| self.inputs.cluster.preshared_key_file.is_some());
+        let host = Host { preshared_key, ..Host::of(self.public_key, observed) };
         let derived = match self.derived.take() {
             Some(derived) if derived.host == host => derived,
             _ => {
@@ -338,7 +359,7 @@ impl Derived {
         pending: &mut Pending,
     ) -> bool {
         let Ok(view) = inputs.view(&self.host, &self.index) else { return false };
-        if view.can_encrypt() != before.can_encrypt {
+        if view.can_encrypt() != before.can_encrypt || view.mtu() != self.desired.mtu {
             return false;
         }
         let Before { mut touched, changes_for_all, .. } = before;

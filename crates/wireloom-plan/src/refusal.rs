@@ -1,5 +1,7 @@
 //! Why there is no plan: the kernel stays as it is, and the operator must decide.
 
+use std::path::PathBuf;
+
 use wireloom_types::interface::AGENT_ALIAS;
 
 use crate::{
@@ -53,6 +55,17 @@ pub enum Refusal {
         routes: Vec<Route>,
         /// A table that nobody uses.
         free_table: Option<u32>,
+    },
+    /// The mesh has a preshared key, and this node does not know it. A peer without it would be less protected than the
+    /// mesh asks for, and would get no handshake.
+    #[error(
+        "the mesh names the preshared key {}, and there is none that this node can use: nothing is changed; write \
+         the key of the other nodes there, readable by root only",
+        path.display()
+    )]
+    NoPresharedKey {
+        /// The file that the mesh names.
+        path: PathBuf,
     },
     /// Without a mark, WireGuard's own packets would be routed into the tunnel again.
     #[error(

@@ -15,7 +15,7 @@ pub struct Settings {
     pub interface: String,
     /// UDP port that WireGuard listens on.
     pub listen_port: u16,
-    /// Bytes. Absent means the underlay's MTU less [`HEADROOM`](crate::desired::HEADROOM).
+    /// Bytes. Absent means the MTU of the widest way to a peer less [`HEADROOM`](crate::desired::HEADROOM).
     pub mtu: Option<u32>,
     /// Seconds; 0 is off.
     pub persistent_keepalive: u16,

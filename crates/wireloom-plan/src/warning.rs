@@ -46,6 +46,15 @@ pub enum Warning {
         /// Their names.
         nodes: Vec<String>,
     },
+    /// The name of a node's endpoint cannot be resolved now: the last good address stays in force.
+    Unresolved {
+        /// The node's name.
+        node: String,
+        /// The name and port of its endpoint.
+        endpoint: String,
+        /// What the system's resolver says.
+        error: String,
+    },
     /// A node does not encrypt.
     KeylessNode {
         /// Its name.
@@ -90,8 +99,8 @@ pub enum Warning {
         address: IpAddr,
         /// The port of the service, here or there.
         port: u16,
-        /// Whether it is so already: we have a proof that the node encrypts.
-        proven: bool,
+        /// Whether it is so already: we have a proof that the node encrypts, and host mode is not merely prepared.
+        already: bool,
     },
     /// In host mode, the machine has no declared address of this family.
     NoOwnAddress {
@@ -237,9 +246,10 @@ impl Warning {
             Self::NoEndpoint { .. }
             | Self::AddressNotHere { .. }
             | Self::ListenPortDiffers { here: false, .. }
-            | Self::TunnelOnly { proven: true, .. } => Severity::Info,
+            | Self::TunnelOnly { already: true, .. } => Severity::Info,
             Self::OwnNodeKeyless
             | Self::KeylessNode { .. }
+            | Self::Unresolved { .. }
             | Self::WorkloadOutsidePools { .. }
             | Self::NodeWithoutWorkloads { .. }
             | Self::ListenPortDiffers { here: true, .. }
@@ -247,7 +257,7 @@ impl Warning {
             | Self::RenamedSetting { .. }
             | Self::AddressNotDeclared { .. }
             | Self::ExemptPool { .. }
-            | Self::TunnelOnly { proven: false, .. }
+            | Self::TunnelOnly { already: false, .. }
             | Self::ForeignRule { .. }
             | Self::Bypass { .. }
             | Self::LinkdownIgnored { .. }
@@ -302,6 +312,11 @@ impl fmt::Display for Warning {
             Self::RenamedSetting { old, new } => {
                 write!(f, "agent.toml calls {new} by its former name {old}; rename it, with the same value")
             }
+            Self::Unresolved { node, endpoint, error } => write!(
+                f,
+                "the endpoint {endpoint} of node {node} cannot be resolved: {error}; the last address that it led to, if \
+                 any, stays in force; fix the name or the name server: it is tried again by itself",
+            ),
             Self::KeylessNode { node } => write!(
                 f,
                 "node {node} has no public key, so traffic with it is not encrypted; \
@@ -333,17 +348,17 @@ impl fmt::Display for Warning {
                 "encrypt_host_exempt has {prefix}, which overlaps the pool {pool}: what is between workloads stays \
                  encrypted; name addresses of hosts alone",
             ),
-            Self::TunnelOnly { node, address, port, proven } => {
+            Self::TunnelOnly { node, address, port, already } => {
                 let what = connections::service(*port);
                 let exempt = IpNet::from(*address);
                 write!(
                     f,
                     "{node} has a connection of {what} (port {port}) with this node from {address}, which "
                 )?;
-                f.write_str(if *proven {
+                f.write_str(if *already {
                     "is reachable through the tunnel only, so not if a key is wrong; "
                 } else {
-                    "will be reachable through the tunnel only, once that node has proved that it encrypts; "
+                    "will be reachable through the tunnel only, once host mode is on and that node has proved that it encrypts; "
                 })?;
                 write!(f, "for a way around it, set encrypt_host_exempt = [\"{exempt}\"] on all nodes")
             }

@@ -199,6 +199,12 @@ impl PresharedKey {
         decode_hex(text).map(|bytes| Self(*bytes))
     }
 
+    /// The key in base64, which is secret and wiped on drop.
+    #[must_use]
+    pub fn expose_base64(&self) -> Zeroizing<String> {
+        Zeroizing::new(Base64::encode_string(&self.0))
+    }
+
     /// The key in lower-case hex, which is secret and wiped on drop.
     #[must_use]
     pub fn expose_hex(&self) -> Zeroizing<String> {

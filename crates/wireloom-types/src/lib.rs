@@ -4,9 +4,11 @@
 //! |---|---|
 //! | `key` | public, private and preshared keys, in base64 and in hex |
 //! | `link_address` | the Ethernet address that stands for a peer in link mode |
+//! | `preshared_hash` | what may be shown of a preshared key |
 //! | `mode` | which peer gets a packet, and who checks its source: the two decisions that WireGuard ties together |
 //! | [`limits`] | the protocol's limits |
 //! | [`interface`] | the names by which programs recognise an interface |
+//! | [`path_probe`] | by what the device recognises an agent's probes of a path |
 //!
 //! This crate is at the bottom: it depends on no other crate of ours, does no I/O, reads no clock and draws no
 //! randomness.
@@ -16,9 +18,12 @@ mod key;
 pub mod limits;
 mod link_address;
 mod mode;
+pub mod path_probe;
+mod preshared_hash;
 
 pub use self::{
     key::{KEY_LEN, KeyError, PresharedKey, PrivateKey, PublicKey},
     link_address::{LinkAddress, LinkAddressError},
     mode::{ChoiceError, Mode, ModeError, PeerLookup, SourceCheck},
+    preshared_hash::{PresharedKeyHash, PresharedKeyHashError},
 };

@@ -1,6 +1,8 @@
-//! The private key's file: made when absent, readable by its owner only, never shown.
+//! The files of the private key and of the mesh's preshared key: readable by their owner only, never shown. The private
+//! key's is made when absent.
 
 use std::{
+    fmt,
     fs::{File, FileType},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
@@ -9,30 +11,72 @@ use std::{
 
 use nix::fcntl::OFlag;
 use wireloom_kernel::random_key;
-use wireloom_types::PrivateKey;
+use wireloom_types::{KeyError, PresharedKey, PrivateKey};
 use zeroize::Zeroizing;
+
+/// What is in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// This node's private key.
+    Private,
+    /// The key that all nodes of the mesh share.
+    Preshared,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Private => "private key",
+            Self::Preshared => "preshared key",
+        })
+    }
+}
+
+impl Kind {
+    /// What to do about something else in its place.
+    fn instead(self) -> &'static str {
+        match self {
+            Self::Private => ", or name another one in private_key_file",
+            Self::Preshared => "",
+        }
+    }
+
+    /// The command that makes one.
+    fn command(self) -> &'static str {
+        match self {
+            Self::Private => "wireloom key generate",
+            Self::Preshared => "wireloom key preshared",
+        }
+    }
+}
 
 /// Why there is no usable key.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The file cannot be read or made; `action` says which.
-    #[error("cannot {action} the private key {}: {cause}", path.display())]
-    Io { action: &'static str, path: PathBuf, cause: io::Error },
+    #[error("cannot {action} the {kind} {}: {cause}", path.display())]
+    Io { kind: Kind, action: &'static str, path: PathBuf, cause: io::Error },
+    /// There is no preshared key.
+    #[error(
+        "the preshared key {}, which the mesh names, does not exist; put the key of the other nodes there, readable by \
+         root only, or make one with `wireloom key preshared`",
+        path.display()
+    )]
+    Absent { path: PathBuf },
     /// Users other than its owner can read or write the file.
     #[error(
-        "the private key {} is accessible to other users (mode {mode:03o}); run `chmod 600 {}`, and consider \
+        "the {kind} {} is accessible to other users (mode {mode:03o}); run `chmod 600 {}`, and consider \
          making a new key",
         path.display(), path.display()
     )]
-    Open { path: PathBuf, mode: u32 },
+    Open { kind: Kind, path: PathBuf, mode: u32 },
     /// There is no regular file, so it is not opened: that could wait for the other end of a FIFO, and may do anything
     /// to a device.
     #[error(
-        "the private key {} is {kind}, not a file; put a regular file there, or name another one in \
-         private_key_file",
-        path.display()
+        "the {kind} {} is {found}, not a file; put a regular file there{}",
+        path.display(), kind.instead()
     )]
-    NotAFile { path: PathBuf, kind: &'static str },
+    NotAFile { kind: Kind, path: PathBuf, found: &'static str },
     /// A new key must not replace what is there.
     #[error(
         "{} exists already, and stays as it is; name another file, or keep its key: `wireloom key public < {}` prints \
@@ -41,15 +85,29 @@ pub(crate) enum Error {
     )]
     Taken { path: PathBuf },
     /// The file holds something else.
-    #[error("{} holds no private key; write one with `wireloom key generate`", path.display())]
-    Malformed { path: PathBuf },
+    #[error("{} holds no {kind}; write one with `{}`", path.display(), kind.command())]
+    Malformed { kind: Kind, path: PathBuf },
 }
 
-/// Reads the key; `None` when there is no file.
+/// Reads this node's private key; `None` when there is no file.
 pub(crate) fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
-    let failed = |cause| Error::Io { action: "read", path: path.to_owned(), cause };
+    read_key(path, Kind::Private, PrivateKey::from_base64)
+}
+
+/// Reads the preshared key of the mesh. That of zeros is none (`wg` and the protocol use it for "no preshared key").
+pub(crate) fn read_preshared(path: &Path) -> Result<PresharedKey, Error> {
+    let key = read_key(path, Kind::Preshared, PresharedKey::from_base64)?;
+    let key = key.ok_or_else(|| Error::Absent { path: path.to_owned() })?;
+    if key.is_zero() {
+        return Err(Error::Malformed { kind: Kind::Preshared, path: path.to_owned() });
+    }
+    Ok(key)
+}
+
+fn read_key<K>(path: &Path, kind: Kind, parse: fn(&str) -> Result<K, KeyError>) -> Result<Option<K>, Error> {
+    let failed = |cause| Error::Io { kind, action: "read", path: path.to_owned(), cause };
     match std::fs::metadata(path) {
-        Ok(metadata) => refuse_other_than_file(path, metadata.file_type())?,
+        Ok(metadata) => refuse_other_than_file(path, kind, metadata.file_type())?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     }
@@ -61,31 +119,31 @@ pub(crate) fn read(path: &Path) -> Result<Option<PrivateKey>, Error> {
         Err(error) => return Err(failed(error)),
     };
     let metadata = file.metadata().map_err(failed)?;
-    refuse_other_than_file(path, metadata.file_type())?;
+    refuse_other_than_file(path, kind, metadata.file_type())?;
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
-        return Err(Error::Open { path: path.to_owned(), mode });
+        return Err(Error::Open { kind, path: path.to_owned(), mode });
     }
     // A key is 44 characters and a line end; anything much longer is not a key.
     let mut text = Zeroizing::new(String::with_capacity(128));
-    let malformed = || Error::Malformed { path: path.to_owned() };
+    let malformed = || Error::Malformed { kind, path: path.to_owned() };
     match file.take(127).read_to_string(&mut text) {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(malformed()),
         read => read.map_err(failed)?,
     };
-    PrivateKey::from_base64(text.trim()).map(Some).map_err(|_| malformed())
+    parse(text.trim()).map(Some).map_err(|_| malformed())
 }
 
-fn refuse_other_than_file(path: &Path, kind: FileType) -> Result<(), Error> {
-    let kind = match kind {
-        kind if kind.is_file() => return Ok(()),
-        kind if kind.is_dir() => "a directory",
-        kind if kind.is_fifo() => "a FIFO",
-        kind if kind.is_socket() => "a socket",
-        kind if kind.is_block_device() => "a block device",
+fn refuse_other_than_file(path: &Path, kind: Kind, found: FileType) -> Result<(), Error> {
+    let found = match found {
+        found if found.is_file() => return Ok(()),
+        found if found.is_dir() => "a directory",
+        found if found.is_fifo() => "a FIFO",
+        found if found.is_socket() => "a socket",
+        found if found.is_block_device() => "a block device",
         _ => "a character device",
     };
-    Err(Error::NotAFile { path: path.to_owned(), kind })
+    Err(Error::NotAFile { kind, path: path.to_owned(), found })
 }
 
 /// Reads the key, or makes one when there is no file.
@@ -100,7 +158,7 @@ pub(crate) fn read_or_create(path: &Path) -> Result<PrivateKey, Error> {
 pub(crate) fn create(path: &Path) -> Result<PrivateKey, Error> {
     write_new(path).map_err(|cause| match cause.kind() {
         io::ErrorKind::AlreadyExists => Error::Taken { path: path.to_owned() },
-        _ => Error::Io { action: "create", path: path.to_owned(), cause },
+        _ => Error::Io { kind: Kind::Private, action: "create", path: path.to_owned(), cause },
     })
 }
 
@@ -210,5 +268,34 @@ mod tests {
                 format!("{} holds no private key; write one with `wireloom key generate`", path.display());
             assert_eq!(error, expected);
         }
+    }
+
+    #[test]
+    fn a_preshared_key_is_read_and_what_is_none_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mesh.psk");
+        let shown = path.display();
+        let absent = format!(
+            "the preshared key {shown}, which the mesh names, does not exist; put the key of the other nodes there, \
+             readable by root only, or make one with `wireloom key preshared`"
+        );
+        assert_eq!(read_preshared(&path).unwrap_err().to_string(), absent);
+        let key = PresharedKey::from_bytes([7; 32]);
+        let none = PresharedKey::from_bytes([0; 32]).expose_base64();
+        fs::write(&path, format!("{}\n", *key.expose_base64())).unwrap();
+        let open = read_preshared(&path).unwrap_err().to_string();
+        assert!(open.starts_with(&format!("the preshared key {shown} is accessible to other users (mode ")));
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(read_preshared(&path).unwrap(), key);
+        for content in [none.as_str(), "", "not-a-key", &key.expose_base64()[..43]] {
+            fs::write(&path, content).unwrap();
+            let expected = format!("{shown} holds no preshared key; write one with `wireloom key preshared`");
+            assert_eq!(read_preshared(&path).unwrap_err().to_string(), expected);
+        }
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let expected =
+            format!("the preshared key {shown} is a directory, not a file; put a regular file there");
+        assert_eq!(read_preshared(&path).unwrap_err().to_string(), expected);
     }
 }

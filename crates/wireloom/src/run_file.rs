@@ -16,7 +16,8 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 use wireloom_kernel::state;
-use wireloom_plan::{health::Trends, proofs::Account, removals::Recurrence, warning::Warning};
+use wireloom_plan::{health::Trends, paths, proofs::Account, removals::Recurrence, warning::Warning};
+use wireloom_types::{PresharedKeyHash, PublicKey};
 
 /// The directory of run files: readable by its owner only, and emptied by a reboot. What must outlive that is in the
 /// state directory.
@@ -66,9 +67,24 @@ pub(crate) struct RunFile {
     /// What the agent has seen of its device over time.
     #[serde(default)]
     pub(crate) trends: Trends,
+    /// What is known of the path to each other node with a key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) paths: BTreeMap<String, paths::Account>,
+    /// The longest packets (bytes) that get through the tunnel to peers, by public key, where longer ones are lost.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) probed: BTreeMap<String, u32>,
     /// Why the next agent will not know who is proven.
     #[serde(default)]
     pub(crate) proofs_error: Option<String>,
+    /// The nodes whose endpoints cannot be resolved now.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) unresolved: BTreeMap<String, Unresolved>,
+    /// The hash of the mesh's preshared key in force.
+    #[serde(default)]
+    pub(crate) preshared_key: Option<PresharedKeyHash>,
+    /// Why the file of the mesh's preshared key cannot be used, and what follows.
+    #[serde(default)]
+    pub(crate) preshared_error: Option<String>,
     /// The endpoints that were configured, by public key: they distinguish a changed endpoint from one that WireGuard
     /// learned by roaming.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -91,7 +107,28 @@ impl Held {
     }
 }
 
+/// An endpoint that cannot be resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Unresolved {
+    /// The name and port.
+    pub(crate) endpoint: String,
+    /// What the system's resolver says.
+    pub(crate) error: String,
+}
+
+impl Unresolved {
+    /// What the operator should know about the endpoint of this node.
+    pub(crate) fn warning(&self, node: String) -> Warning {
+        Warning::Unresolved { node, endpoint: self.endpoint.clone(), error: self.error.clone() }
+    }
+}
+
 impl RunFile {
+    /// [`RunFile::probed`]. Malformed keys are skipped.
+    pub(crate) fn probed(&self) -> BTreeMap<PublicKey, u32> {
+        self.probed.iter().filter_map(|(key, inner)| Some((key.parse().ok()?, *inner))).collect()
+    }
+
     /// What the agent of an interface wrote last, whether it still runs or not; `None` when there is no readable file.
     pub(crate) fn read(interface: &str) -> Option<Self> {
         serde_json::from_slice(&state::read_file(&path(interface)).ok()??).ok()

@@ -25,6 +25,8 @@ pub(crate) struct GsoRun<'b> {
     /// The length of each datagram but the last, in bytes.
     pub(crate) size: usize,
     pub(crate) count: usize,
+    /// See [`OutboundBatch::only_probe_with`].
+    pub(crate) lone_probe: bool,
 }
 
 /// Datagrams to be sent, adjacent in memory, as segmentation offload wants them. Some of them may not be sealed
@@ -37,6 +39,8 @@ pub(crate) struct OutboundBatch {
     unsealed: Vec<UnsealedRun>,
     /// The positions of datagrams that also probe the path MTU.
     probes: Vec<usize>,
+    /// The positions of datagrams that are nothing but such a probe: they are sent unfragmented or not at all.
+    lone_probes: Vec<usize>,
 }
 
 /// Messages to one peer that are laid out and have their counters, but are still plaintext.
@@ -66,6 +70,7 @@ impl Default for OutboundBatch {
             datagrams: Vec::with_capacity(OUTBOUND_MAX),
             unsealed: Vec::new(),
             probes: Vec::new(),
+            lone_probes: Vec::new(),
         }
     }
 }
@@ -106,6 +111,11 @@ impl OutboundBatch {
     /// Has a datagram probe the path MTU: it stands this many positions before the end.
     pub(crate) fn probe_with(&mut self, before_end: usize) {
         self.probes.push(self.datagrams.len() - before_end);
+    }
+
+    /// As [`Self::probe_with`], and sends the datagram in no other way.
+    pub(crate) fn only_probe_with(&mut self, before_end: usize) {
+        self.lone_probes.push(self.datagrams.len() - before_end);
     }
 
     /// Adds the message of `len` bytes at the start of the free room, which a peer's session has sealed.
@@ -162,16 +172,20 @@ impl SealedBatch<'_> {
         self.0.datagrams.iter().map(|(to, range)| (*to, &self.0.memory[range.clone()]))
     }
 
-    /// The datagrams from position `first` on, in runs of at most `most` datagrams.
+    /// The datagrams from position `first` on, in runs of at most `most` datagrams. A lone probe is a run by itself.
     pub(crate) fn runs_from(&self, first: usize, most: usize) -> impl Iterator<Item = GsoRun<'_>> {
         let mut left = &self.0.datagrams[first..];
+        let mut position = first;
         iter::from_fn(move || {
             let (to, range) = left.first()?;
             let (size, start) = (range.len(), range.start);
             let mut end = range.end;
             let mut count = 1;
+            let lone_probe = self.is_lone_probe(position);
             while let Some((next_to, next)) = left.get(count)
                 && count < most
+                && !lone_probe
+                && !self.is_lone_probe(position + count)
                 && next_to == to
                 && next.start == end
                 && next.len() <= size
@@ -183,13 +197,19 @@ impl SealedBatch<'_> {
                 count += 1;
             }
             left = &left[count..];
-            Some(GsoRun { to: *to, bytes: &self.0.memory[start..end], size, count })
+            position += count;
+            Some(GsoRun { to: *to, bytes: &self.0.memory[start..end], size, count, lone_probe })
         })
     }
 
     /// The positions of the datagrams that also probe the path MTU.
     pub(crate) fn probes(&self) -> impl Iterator<Item = usize> {
-        self.0.probes.iter().copied()
+        self.0.probes.iter().chain(&self.0.lone_probes).copied()
+    }
+
+    /// Whether the datagram at this position is sent only as a probe.
+    pub(crate) fn is_lone_probe(&self, position: usize) -> bool {
+        self.0.lone_probes.contains(&position)
     }
 
     /// The destination of the datagram at this position.
@@ -201,6 +221,7 @@ impl SealedBatch<'_> {
     pub(crate) fn clear(self) {
         self.0.datagrams.clear();
         self.0.probes.clear();
+        self.0.lone_probes.clear();
         self.0.used = 0;
     }
 }
@@ -228,6 +249,19 @@ mod tests {
         assert_eq!(runs(64, &[(1, 60), (1, 100), (1, 100)]), [(1, 60), (2, 200)]);
         assert_eq!(runs(64, &[(1, 60), (2, 60), (2, 60), (1, 60)]), [(1, 60), (2, 120), (1, 60)]);
         assert_eq!(runs(64, &[]), []);
+    }
+
+    #[test]
+    fn a_lone_probe_is_a_run_by_itself() {
+        let mut batch = OutboundBatch::default();
+        for _ in 0..5 {
+            batch.push(Endpoint::from(std::net::SocketAddr::from(([192, 0, 2, 1], 1))), 60);
+        }
+        batch.only_probe_with(3);
+        let batch = batch.seal();
+        let runs: Vec<_> = batch.runs_from(0, 64).map(|run| (run.count, run.lone_probe)).collect();
+        assert_eq!(runs, [(2, false), (1, true), (2, false)]);
+        assert_eq!(batch.probes().collect::<Vec<_>>(), [2]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::{
     mmsg::{Receiver, Sender},
 };
 use crate::{
-    batch::{InboundBatch, SealedBatch},
+    batch::{GsoRun, InboundBatch, SealedBatch},
     packet::MAX_PACKET,
 };
 
@@ -233,7 +233,8 @@ impl LinuxUdp {
         let socket = self.sockets.towards(to)?;
         let same_family = |other: Endpoint| other.remote.is_ipv4() == to.remote.is_ipv4();
         let gone = &self.gone;
-        let runs = batch.runs_from(next, most).take_while(|run| same_family(run.to)).map(|mut run| {
+        let goes_along = |run: &GsoRun<'_>| same_family(run.to) && !run.lone_probe;
+        let runs = batch.runs_from(next, most).take_while(goes_along).map(|mut run| {
             run.to.local = run.to.local.filter(|local| gone.is_empty() || !gone.contains(&local.address));
             run
         });
@@ -303,6 +304,10 @@ impl Udp for LinuxUdp {
         let mut patient = true;
         let mut most = self.run_max;
         while let Some(to) = batch.destination(next) {
+            if batch.is_lone_probe(next) {
+                next += 1;
+                continue;
+            }
             let error = match self.send_some(&batch, next, to, most) {
                 Ok(sent) => {
                     next += sent;

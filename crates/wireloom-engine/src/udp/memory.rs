@@ -180,7 +180,10 @@ impl Udp for MemoryUdp {
     fn send(&mut self, batch: SealedBatch<'_>) -> u64 {
         let from = self.address();
         let mut wire = self.network.wire();
-        for (to, datagram) in batch.datagrams() {
+        for (position, (to, datagram)) in batch.datagrams().enumerate() {
+            if batch.is_lone_probe(position) {
+                continue;
+            }
             wire.seen.push((from, to.remote, datagram.to_vec()));
             wire.fragmented += usize::from(wire.excess(to.remote, datagram).is_some());
             wire.carry(from, to.remote, datagram);

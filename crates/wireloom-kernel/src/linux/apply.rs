@@ -7,7 +7,7 @@ use wireloom_plan::{
     routing::{Route, RouteKind},
     sysctl::{ALL, UnderlaySysctl},
 };
-use wireloom_types::{PeerLookup, PrivateKey, SourceCheck};
+use wireloom_types::{PeerLookup, PresharedKey, PresharedKeyHash, PrivateKey, SourceCheck};
 
 use super::Linux;
 use crate::{
@@ -64,8 +64,9 @@ impl Linux {
     fn change_device(&mut self, ops: &[&DeviceOp]) -> Result<(), Error> {
         let ours = self.interface.clone();
         let operation = || together(ops, |op| wording::device(op, &ours));
-        let key = self.private_key.clone();
-        let changes: Result<Vec<_>, Cause> = ops.iter().map(|op| device_change(op, key.as_ref())).collect();
+        let (key, preshared) = (self.private_key.clone(), self.preshared_key.clone());
+        let changes = ops.iter().map(|op| device_change(op, key.as_ref(), preshared.as_ref()));
+        let changes: Result<Vec<_>, Cause> = changes.collect();
         let changes = changes.attempt(operation)?;
         let backend = self.current_backend()?;
         let port = ops.iter().find_map(|op| match op {
@@ -252,7 +253,11 @@ impl Linux {
     }
 }
 
-fn device_change<'a>(op: &'a DeviceOp, key: Option<&'a PrivateKey>) -> Result<Change<'a>, Cause> {
+fn device_change<'a>(
+    op: &'a DeviceOp,
+    key: Option<&'a PrivateKey>,
+    preshared_key: Option<&'a PresharedKey>,
+) -> Result<Change<'a>, Cause> {
     Ok(match op {
         DeviceOp::Configure { listen_port, fwmark, source_check, .. } => Change::Configure {
             key: key.ok_or_else(|| Cause::Permanent("no private key was set".into()))?,
@@ -260,7 +265,15 @@ fn device_change<'a>(op: &'a DeviceOp, key: Option<&'a PrivateKey>) -> Result<Ch
             fwmark: *fwmark,
             source_check: *source_check,
         },
-        DeviceOp::SetPeer(peer) => Change::SetPeer(peer),
+        DeviceOp::SetPeer(peer) => {
+            let planned = peer.preshared_key;
+            let preshared_key = preshared_key.filter(|key| planned == Some(PresharedKeyHash::of(key)));
+            // A peer must not get less protection than was planned.
+            if planned.is_some() && preshared_key.is_none() {
+                return Err(Cause::Permanent("the preshared key of the plan was not set".into()));
+            }
+            Change::SetPeer { peer, preshared_key }
+        }
         DeviceOp::RemovePeer { public_key } => Change::RemovePeer(*public_key),
     })
 }

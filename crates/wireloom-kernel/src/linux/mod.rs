@@ -9,6 +9,7 @@ mod greeting;
 mod machine;
 mod observe;
 mod outward;
+mod paths;
 pub(crate) mod poll;
 mod renamed;
 mod silence;
@@ -23,9 +24,9 @@ use wireloom_plan::{
     observed::{Device, Observed},
     op::Op,
 };
-use wireloom_types::{PrivateKey, PublicKey, interface::AGENT_ALIAS};
+use wireloom_types::{PresharedKey, PrivateKey, PublicKey, interface::AGENT_ALIAS};
 
-use self::{bypass::Bypasses, greeting::Greeting};
+use self::{bypass::Bypasses, greeting::Greeting, paths::PathMemory};
 use crate::{
     Kernel,
     error::{Attempt, Cause, Error},
@@ -55,7 +56,9 @@ pub struct Linux {
     /// The back end that should carry the packets; absent when any will do.
     wanted: Option<Backend>,
     greeting: Greeting,
+    paths: PathMemory,
     private_key: Option<PrivateKey>,
+    preshared_key: Option<PresharedKey>,
     /// The endpoints that we configured, to tell them from those learnt by roaming.
     configured_endpoints: BTreeMap<PublicKey, SocketAddr>,
 }
@@ -80,7 +83,9 @@ impl Linux {
             last_device: None,
             wanted: None,
             greeting: Greeting::default(),
+            paths: PathMemory::default(),
             private_key: None,
+            preshared_key: None,
             configured_endpoints: BTreeMap::new(),
         })
     }
@@ -98,6 +103,18 @@ impl Linux {
     /// Sets the key that [`DeviceOp::Configure`](wireloom_plan::op::DeviceOp::Configure) gives to the device.
     pub fn set_private_key(&mut self, key: PrivateKey) {
         self.private_key = Some(key);
+    }
+
+    /// Sets the key that [`DeviceOp::SetPeer`](wireloom_plan::op::DeviceOp::SetPeer) gives to the peers; `None` when the
+    /// mesh has none.
+    pub fn set_preshared_key(&mut self, key: Option<PresharedKey>) {
+        self.preshared_key = key;
+    }
+
+    /// Forgets which endpoint of a peer was configured: if the peer does not answer, the next pass sets the declared
+    /// one again, in the place of one that the device learnt.
+    pub fn forget_endpoint(&mut self, peer: PublicKey) {
+        self.configured_endpoints.remove(&peer);
     }
 
     /// The endpoints that were configured, by public key in base64.

@@ -10,6 +10,7 @@ use std::{
 use wireloom_plan::{
     observed::{Device, Observed, Peer, Underlay},
     ownership::{PROPOSALS, is_contested},
+    paths::Paths,
     routing::Rule,
     sysctl::{ALL, UnderlaySysctl},
 };
@@ -34,6 +35,7 @@ impl Linux {
         let device = self.observe_device()?;
         let mut observed = self.observe_without_device(own)?;
         observed.device = device.filter(|_| observed.interface.is_some());
+        observed.paths = self.observe_paths(observed.device.as_ref())?;
         Ok(observed)
     }
 
@@ -99,6 +101,7 @@ impl Linux {
             outward,
             linkdown_ignored,
             device: None,
+            paths: Paths::default(),
             interface,
             rules: rules.iter().filter(|rule| rule.table == self.table).cloned().collect(),
             routes: route::observe(&mut self.rtnetlink, self.table, index)
@@ -161,6 +164,7 @@ impl Linux {
                 configured_endpoint: self.configured_endpoints.get(&key).copied(),
                 allowed_ips: peer.allowed_ips,
                 persistent_keepalive: peer.persistent_keepalive,
+                preshared_key: peer.preshared_key,
             };
             (key, observed)
         });

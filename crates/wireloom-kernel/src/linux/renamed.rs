@@ -44,6 +44,7 @@ impl Linux {
             let is_same = Some((found.index, found.backend)) == self.last_interface;
             let serves_ours = || {
                 found.backend == Backend::Userspace
+                    && !found.interface.left
                     && is_served(&control_socket(&self.interface))
                     && !is_served(&control_socket(&found.name))
             };

@@ -16,11 +16,12 @@ use super::{
         JUDGE_SOURCES, MARK_INCOMING, REFUSED, SOURCES_V4, SOURCES_V6, STRANGERS, judge_sources,
         mark_incoming,
     },
+    segments::{self, SEGMENTS_IN, SEGMENTS_OUT},
     set::Set,
 };
 
 /// Every chain that the table can have.
-pub(super) const CHAINS: [Chain; 10] = [
+pub(super) const CHAINS: [Chain; 12] = [
     MARK_INCOMING,
     JUDGE_SOURCES,
     GUARD_FORWARD,
@@ -31,6 +32,8 @@ pub(super) const CHAINS: [Chain; 10] = [
     GUARD_ANSWERS,
     GUARD_EXEMPT,
     GUARD_EXEMPT_SENT,
+    SEGMENTS_IN,
+    SEGMENTS_OUT,
 ];
 
 /// Every named counter that it can have.
@@ -65,6 +68,9 @@ impl Contents {
             contents.chains.extend(guard::chains(guard, interface));
             contents.sets.extend(guard_sets::all().map(|(_, set)| set));
             contents.counters.extend(guard::counters(guard));
+        }
+        if let Some(bytes) = firewall.segment_v6 {
+            contents.chains.extend(segments::chains(bytes, interface));
         }
         contents
     }

@@ -212,6 +212,24 @@ pub(super) fn set_source(address: IpAddr) -> Expression {
     }
 }
 
+/// Begins a connection, or answers that: only such segments say how long segments may be.
+pub(super) fn is_syn() -> Expression {
+    let flags = json!({ "payload": { "protocol": "tcp", "field": "flags" } });
+    Expression {
+        text: "tcp flags syn".into(),
+        listed: json!({ "match": { "op": "in", "left": flags, "right": "syn" } }),
+    }
+}
+
+/// Lowers the longest segment that the sender takes, bytes. The kernel never raises it (`nft_exthdr_tcp_set_eval`).
+pub(super) fn limit_segments(bytes: u16) -> Expression {
+    let option = json!({ "tcp option": { "name": "maxseg", "field": "size" } });
+    Expression {
+        text: format!("tcp option maxseg size set {bytes}"),
+        listed: json!({ "mangle": { "key": option, "value": bytes } }),
+    }
+}
+
 pub(super) fn count(counter: &str) -> Expression {
     Expression { text: format!("counter name \"{counter}\""), listed: json!({ "counter": counter }) }
 }

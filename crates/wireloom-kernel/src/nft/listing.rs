@@ -17,6 +17,7 @@ use super::{
         UNPROVEN_OUT,
     },
     rules::{JUDGE_SOURCES, MARK_INCOMING, STRANGERS},
+    segments::SEGMENTS_IN,
     set::Set,
     table::Table,
 };
@@ -99,6 +100,7 @@ impl Objects {
             mark_incoming: self.mark_incoming(),
             judge_sources: self.has_chain(&JUDGE_SOURCES),
             guard: self.guard(),
+            segment_v6: self.segment_v6(),
             altered: false,
         };
         if self.flagged || !self.holds(&Contents::of(&firewall, interface)) {
@@ -124,6 +126,11 @@ impl Objects {
     fn mark_incoming(&self) -> Option<IncomingMark> {
         let expressions = self.rules_of(&MARK_INCOMING).next()?;
         incoming_mark(expressions, "/0/match/right", "/1/mangle/value/|/1")
+    }
+
+    fn segment_v6(&self) -> Option<u16> {
+        let rule = self.rules_of(&SEGMENTS_IN).next()?;
+        last(rule)?.pointer("/mangle/value")?.as_u64()?.try_into().ok()
     }
 
     fn guard(&self) -> Option<Guard> {
@@ -274,6 +281,7 @@ mod tests {
             mark_incoming: Some(IncomingMark { port: 51820, mark: 0xa }),
             judge_sources: true,
             guard: Some(guard()),
+            segment_v6: Some(1140),
             altered: false,
         }
     }

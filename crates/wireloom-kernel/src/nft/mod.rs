@@ -6,7 +6,7 @@
 //! observation. It also tells whether Calico's Felix has chains in other tables.
 //!
 //! ```text
-//! script, listing ─► contents ─► rules, guard ─► errors, exempt ─► guard_sets ─► set, chain, expression
+//! script, listing ─► contents ─► rules, segments, guard ─► errors, exempt ─► guard_sets ─► set, chain, expression
 //! watch ─► saved ─► script
 //! ```
 
@@ -27,6 +27,7 @@ mod process;
 mod rules;
 mod saved;
 mod script;
+mod segments;
 mod set;
 mod table;
 mod watch;

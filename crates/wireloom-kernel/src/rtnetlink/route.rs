@@ -7,7 +7,8 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType, RouteVia,
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteScope,
+        RouteType, RouteVia,
     },
 };
 use nix::{errno::Errno, net::if_::if_indextoname};
@@ -142,6 +143,51 @@ pub(crate) fn onward(message: &RouteMessage) -> Vec<u32> {
     interfaces
 }
 
+/// How the kernel reaches an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WayOut {
+    /// The index of the interface by which packets leave.
+    pub(crate) interface: u32,
+    /// The MTU that the route has, or that the kernel learnt from an ICMP error. Bytes.
+    pub(crate) mtu: Option<u32>,
+    /// Whether it was learnt. Such an entry expires.
+    pub(crate) reported: bool,
+}
+
+/// Which way packets with this mark take to an address; `None` if no route leads to another machine.
+pub(crate) fn look_up(netlink: &mut Rtnetlink, to: IpAddr, mark: u32) -> Result<Option<WayOut>, Cause> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = address_family(Family::of(to));
+    request.header.destination_prefix_length = if to.is_ipv4() { 32 } else { 128 };
+    request.attributes.push(RouteAttribute::Destination(to.into()));
+    request.attributes.push(RouteAttribute::Mark(mark));
+    match netlink.get(&RouteNetlinkMessage::GetRoute(request)) {
+        Ok(RouteNetlinkMessage::NewRoute(message)) => Ok(way_out(&message)),
+        // No route, one that refuses, or an address that nobody can have.
+        Ok(_) | Err(wireloom_netlink::Error::Refused(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn way_out(message: &RouteMessage) -> Option<WayOut> {
+    let (mut interface, mut mtu, mut reported) = (None, None, false);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(value) => Some(*value).filter(|value| *value != 0),
+                    _ => None,
+                });
+            }
+            RouteAttribute::CacheInfo(info) => reported = info.expires != 0,
+            _ => {}
+        }
+    }
+    let leads_out = message.header.kind == RouteType::Unicast;
+    Some(WayOut { interface: interface?, mtu, reported: reported && mtu.is_some() }).filter(|_| leads_out)
+}
+
 /// Empty when the kernel has no such table or does not support the family.
 fn dump(netlink: &mut Rtnetlink, request: RouteMessage) -> Result<Vec<RouteNetlinkMessage>, Cause> {
     match netlink.dump(&RouteNetlinkMessage::GetRoute(request)) {
@@ -160,7 +206,7 @@ pub(crate) fn remove_link_route(address: IpAddr, interface: u32) -> Result<Reque
 }
 
 fn link_route(address: IpAddr) -> Route {
-    Route::ours(address.into(), RouteKind::Device { gateway: None, source: None })
+    Route::ours(address.into(), RouteKind::Device { gateway: None, source: None, mtu: None })
 }
 
 /// Whether a notification is about one of our routes to neighbours.
@@ -204,10 +250,11 @@ fn encode(route: &Route, table: u32, interface: Option<u32>) -> Result<RouteMess
         attributes.push(RouteAttribute::Priority(route.metric));
     }
     let kind = match &route.kind {
-        RouteKind::Device { gateway, source } => {
+        RouteKind::Device { gateway, source, mtu } => {
             let interface = interface.ok_or_else(|| Cause::Transient("our interface is gone".into()))?;
             attributes.push(RouteAttribute::Oif(interface));
             attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
+            attributes.extend(mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
             match gateway {
                 Some(gateway) => {
                     attributes.push(next_hop(*gateway, route.destination));
@@ -253,7 +300,7 @@ fn next_hop(gateway: IpAddr, destination: IpNet) -> RouteAttribute {
 fn decode(message: &RouteMessage, interface: Option<u32>) -> Option<Route> {
     let mut destination = unspecified(super::family(message.header.address_family)?);
     let mut metric = 0;
-    let (mut gateway, mut source, mut out) = (None, None, None);
+    let (mut gateway, mut source, mut out, mut mtu) = (None, None, None, None);
     let mut plain = message.header.tos == 0 && message.header.source_prefix_length == 0;
     for attribute in &message.attributes {
         match attribute {
@@ -264,16 +311,20 @@ fn decode(message: &RouteMessage, interface: Option<u32>) -> Option<Route> {
             RouteAttribute::Via(RouteVia::Inet(address)) => gateway = Some((*address).into()),
             RouteAttribute::Via(RouteVia::Inet6(address)) => gateway = Some((*address).into()),
             RouteAttribute::PrefSource(address) => source = ip(address),
+            RouteAttribute::Metrics(metrics) => match metrics.as_slice() {
+                [RouteMetric::Mtu(value)] => mtu = Some(*value),
+                _ => plain = false,
+            },
             // The table is known; the others are the kernel's own bookkeeping.
             RouteAttribute::Table(_) | RouteAttribute::CacheInfo(_) | RouteAttribute::Preference(_) => {}
             _ => plain = false,
         }
     }
     let kind = match message.header.kind {
-        RouteType::Throw if plain => RouteKind::Throw,
-        RouteType::Unreachable if plain => RouteKind::Unreachable,
+        RouteType::Throw if plain && mtu.is_none() => RouteKind::Throw,
+        RouteType::Unreachable if plain && mtu.is_none() => RouteKind::Unreachable,
         RouteType::Unicast if plain && out.is_some() && out == interface => {
-            RouteKind::Device { gateway, source }
+            RouteKind::Device { gateway, source, mtu }
         }
         kind => RouteKind::Other(OtherRoute {
             kind: name_of(kind),
@@ -317,6 +368,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use netlink_packet_core::{Emitable, Parseable};
+    use netlink_packet_route::route::RouteCacheInfo;
 
     use super::*;
 
@@ -330,7 +382,7 @@ mod tests {
 
     fn device(gateway: Option<&str>, source: Option<&str>) -> RouteKind {
         let address = |text: &str| text.parse().unwrap();
-        RouteKind::Device { gateway: gateway.map(address), source: source.map(address) }
+        RouteKind::Device { gateway: gateway.map(address), source: source.map(address), mtu: None }
     }
 
     fn through_bytes(message: &RouteMessage) -> RouteMessage {
@@ -346,6 +398,7 @@ mod tests {
             route("10.161.2.0/24", device(None, Some("192.0.2.1"))),
             route("10.161.2.0/24", device(Some("100.64.0.2"), None)),
             route("10.161.2.0/24", device(Some("fe80::2"), None)),
+            route("10.161.2.0/24", RouteKind::Device { gateway: None, source: None, mtu: Some(1328) }),
             route("fd61:0:0:2::/64", device(None, Some("2001:db8::1"))),
             route("10.161.1.7/32", RouteKind::Throw),
             route("fd61:0:0:1::/64", RouteKind::Throw),
@@ -384,6 +437,21 @@ mod tests {
         message.header.tos = 4;
         let kind = decode(&message, None).unwrap().kind;
         assert!(matches!(kind, RouteKind::Other(OtherRoute { kind: "throw", .. })), "{kind:?}");
+    }
+
+    #[test]
+    fn the_way_to_an_address_is_read() {
+        let mut message = RouteMessage::default();
+        message.header.kind = RouteType::Unicast;
+        message.attributes.push(RouteAttribute::Oif(2));
+        assert_eq!(way_out(&message), Some(WayOut { interface: 2, mtu: None, reported: false }));
+        let metrics = vec![RouteMetric::Mtu(1400), RouteMetric::Hoplimit(64)];
+        message.attributes.push(RouteAttribute::Metrics(metrics));
+        assert_eq!(way_out(&message), Some(WayOut { interface: 2, mtu: Some(1400), reported: false }));
+        message.attributes.push(RouteAttribute::CacheInfo(RouteCacheInfo::parse(&[9; 32]).unwrap()));
+        assert_eq!(way_out(&message), Some(WayOut { interface: 2, mtu: Some(1400), reported: true }));
+        message.header.kind = RouteType::Local;
+        assert_eq!(way_out(&message), None, "this machine itself");
     }
 
     #[test]

@@ -57,12 +57,17 @@ fn a_mesh_is_read_back_as_saved() {
     let node = Node {
         public_key: Some("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE=".parse().unwrap()),
         endpoint: Some("[2001:db8::1]:51820".parse().unwrap()),
+        endpoint_name: Some("vpn.example.org:51820".parse().unwrap()),
         addresses: ["192.0.2.1".parse().unwrap()].into(),
         workloads: ["10.161.1.0/24".parse().unwrap(), "fd00::1/128".parse().unwrap()].into(),
         ..Node::default()
     };
     let nodes = BTreeMap::from([("a".to_owned(), node), ("b\"\n".to_owned(), Node::default())]);
-    let mesh = Cluster { pools: ["10.161.0.0/16".parse().unwrap()].into(), nodes };
+    let mesh = Cluster {
+        pools: ["10.161.0.0/16".parse().unwrap()].into(),
+        nodes,
+        preshared_key_file: Some("/etc/wireloom/mesh.psk".into()),
+    };
     state.set_mesh(&mesh).unwrap();
     assert_eq!(state.mesh().unwrap(), Some(mesh));
 }

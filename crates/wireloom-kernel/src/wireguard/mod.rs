@@ -13,7 +13,9 @@ use std::{
 use ipnet::IpNet;
 use serde::Serialize;
 use wireloom_plan::op::SetPeer;
-use wireloom_types::{PeerLookup, PrivateKey, PublicKey, SourceCheck, limits::REJECT_AFTER_TIME};
+use wireloom_types::{
+    PeerLookup, PresharedKey, PresharedKeyHash, PrivateKey, PublicKey, SourceCheck, limits::REJECT_AFTER_TIME,
+};
 
 use crate::error::Cause;
 
@@ -85,7 +87,11 @@ pub(crate) enum Change<'a> {
         source_check: SourceCheck,
     },
     /// Adds a peer, or replaces its whole configuration.
-    SetPeer(&'a SetPeer),
+    SetPeer {
+        peer: &'a SetPeer,
+        /// The key with the hash that the peer is to have; absent: none.
+        preshared_key: Option<&'a PresharedKey>,
+    },
     RemovePeer(PublicKey),
     /// Changes the keepalive interval of an existing peer.
     SetKeepalive {
@@ -121,6 +127,8 @@ pub struct PeerState {
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds; 0 is off.
     pub persistent_keepalive: u16,
+    /// The hash of its preshared key; absent: it has none.
+    pub preshared_key: Option<PresharedKeyHash>,
     /// When the last handshake completed.
     pub last_handshake: Option<SystemTime>,
     /// Bytes received from the peer.
@@ -131,7 +139,7 @@ pub struct PeerState {
 
 impl PeerState {
     /// Whether it may be in a session with us.
-    pub(crate) fn is_in_session(&self, now: SystemTime) -> bool {
+    pub fn is_in_session(&self, now: SystemTime) -> bool {
         self.handshake_age(now).is_some_and(|age| age <= REJECT_AFTER_TIME)
     }
 
@@ -140,4 +148,9 @@ impl PeerState {
     pub fn handshake_age(&self, now: SystemTime) -> Option<Duration> {
         self.last_handshake.map(|then| now.duration_since(then).unwrap_or_default())
     }
+}
+
+/// What may be shown of a preshared key that a device has; `None` for the key of zeros, which stands for none.
+pub(crate) fn shown(key: &PresharedKey) -> Option<PresharedKeyHash> {
+    (!key.is_zero()).then(|| PresharedKeyHash::of(key))
 }

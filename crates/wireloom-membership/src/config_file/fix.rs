@@ -19,8 +19,9 @@ pub(super) fn fix(message: &str) -> &'static str {
 const GENERAL: &str = "a line is `key = value`, with text in quotes and lists in brackets";
 
 /// Parts of a message, all of which it must contain, and the fix. The first that fits counts.
-const FIXES: [(&[&str], &str); 26] = [
+const FIXES: [(&[&str], &str); 28] = [
     (&["unknown field"], "remove it or fix its spelling"),
+    (&["encrypt_host_traffic is"], "write one of these"),
     (&["missing field"], "add it to this table"),
     (&["unknown variant"], "write one of these, in quotes"),
     (&["duplicate key"], "keep one of the two"),
@@ -42,6 +43,7 @@ const FIXES: [(&[&str], &str); 26] = [
     (&["string values must be quoted"], "write a value, text in quotes"),
     (&["opening quote"], "begin the text with a quotation mark"),
     (&["invalid basic string"], "end the text with a quotation mark, on the same line"),
+    (&["unclosed array table"], "end the table's name with `]]`"),
     (&["unclosed array"], "end the list with `]`"),
     (&["unclosed table"], "end the table's name with `]`"),
     (&["missing comma"], "write a comma between two values"),

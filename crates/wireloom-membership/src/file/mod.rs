@@ -7,13 +7,16 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     ops::Range,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
-use wireloom_plan::cluster::{Cluster, Node};
+use wireloom_plan::{
+    cluster::{Cluster, Node},
+    endpoint_name::{EndpointName, EndpointNameError},
+};
 use wireloom_types::{KeyError, PublicKey};
 
 use crate::{
@@ -58,6 +61,7 @@ pub fn parse(file: &TomlFile) -> Result<Cluster, Mistake> {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct MeshText {
+    preshared_key_file: Option<Spanned<String>>,
     #[serde(default)]
     pools: Vec<PoolText>,
     #[serde(default)]
@@ -94,6 +98,7 @@ fn encrypts() -> bool {
 
 /// The file with its values parsed: each is valid by itself, and still knows its place in the file.
 struct Mesh {
+    preshared_key_file: Option<PathBuf>,
     pools: Vec<Located<IpNet>>,
     nodes: Vec<MeshNode>,
 }
@@ -101,12 +106,18 @@ struct Mesh {
 struct MeshNode {
     name: Located<String>,
     public_key: Option<PublicKey>,
-    endpoint: Option<SocketAddr>,
+    endpoint: Option<Endpoint>,
     addresses: Vec<Located<IpAddr>>,
     workloads: Vec<Located<IpNet>>,
     link_addresses: Vec<Located<IpAddr>>,
     tunnel_addresses: Vec<Located<IpAddr>>,
     encrypt: bool,
+}
+
+/// Where a node's WireGuard listens.
+enum Endpoint {
+    Address(SocketAddr),
+    Name(EndpointName),
 }
 
 /// A value and the bytes of the file that it was read from.
@@ -117,7 +128,10 @@ struct Located<T> {
 
 impl Mesh {
     fn read(file: &TomlFile, written: &MeshText) -> Result<Self, Mistake> {
+        let key_file = written.preshared_key_file.as_ref();
+        let key_file = key_file.map(|text| read_value(file, text, absolute_path)).transpose()?;
         Ok(Self {
+            preshared_key_file: key_file.map(|path| path.value),
             pools: written
                 .pools
                 .iter()
@@ -179,12 +193,28 @@ fn key(text: &str) -> Result<PublicKey, String> {
     text.parse().map_err(|error: KeyError| error.to_string())
 }
 
-fn endpoint(text: &str) -> Result<SocketAddr, String> {
+fn endpoint(text: &str) -> Result<Endpoint, String> {
+    let mistake = |why: &str| {
+        format!(
+            "{text:?} is not an endpoint: {why}; write ADDRESS:PORT or NAME:PORT, such as \"192.0.2.1:51820\", \
+             \"[2001:db8::1]:51820\" or \"vpn.example.org:51820\""
+        )
+    };
     match text.parse::<SocketAddr>() {
-        Ok(endpoint) if endpoint.port() != 0 && !endpoint.ip().is_unspecified() => Ok(endpoint),
+        Ok(endpoint) if endpoint.port() == 0 => Err(mistake("it has no port from 1 to 65535")),
+        Ok(endpoint) if endpoint.ip().is_unspecified() => Err(mistake("nobody has that address")),
+        Ok(endpoint) => Ok(Endpoint::Address(endpoint)),
+        Err(_) => {
+            text.parse().map(Endpoint::Name).map_err(|error: EndpointNameError| mistake(&error.to_string()))
+        }
+    }
+}
+
+fn absolute_path(text: &str) -> Result<PathBuf, String> {
+    match PathBuf::from(text) {
+        path if path.is_absolute() => Ok(path),
         _ => Err(format!(
-            "{text:?} is not an endpoint; write ADDRESS:PORT, such as \"192.0.2.1:51820\" or \
-             \"[2001:db8::1]:51820\""
+            "{text:?} is not an absolute path; write one such as \"/etc/wireloom/mesh.psk\", the same on every node"
         )),
     }
 }
@@ -228,6 +258,7 @@ fn cidr(text: &str) -> Result<IpNet, String> {
 impl From<Mesh> for Cluster {
     fn from(mesh: Mesh) -> Self {
         Self {
+            preshared_key_file: mesh.preshared_key_file,
             pools: values(mesh.pools),
             nodes: mesh.nodes.into_iter().map(|node| (node.name.value.clone(), node.into())).collect(),
         }
@@ -236,9 +267,15 @@ impl From<Mesh> for Cluster {
 
 impl From<MeshNode> for Node {
     fn from(node: MeshNode) -> Self {
+        let (endpoint, endpoint_name) = match node.endpoint {
+            Some(Endpoint::Address(address)) => (Some(address), None),
+            Some(Endpoint::Name(name)) => (None, Some(name)),
+            None => (None, None),
+        };
         Self {
             public_key: node.public_key,
-            endpoint: node.endpoint,
+            endpoint,
+            endpoint_name,
             addresses: values(node.addresses),
             workloads: values(node.workloads),
             link_addresses: values(node.link_addresses),

@@ -10,6 +10,8 @@ fn mesh(text: &str) -> Result<Cluster, Mistake> {
 fn the_documented_file_becomes_a_cluster() {
     let text = format!(
         r#"
+        preshared_key_file = "/etc/wireloom/mesh.psk"
+
         [[pools]]
         cidr = "10.161.0.0/16"
         [[pools]]
@@ -27,6 +29,7 @@ fn the_documented_file_becomes_a_cluster() {
 
         [[nodes]]
         name = "node-b"
+        endpoint = "VPN.example.org:51820"
         encrypt = false
         workloads = ["10.161.2.0/24", "10.161.1.7/32"]
         "#
@@ -34,6 +37,7 @@ fn the_documented_file_becomes_a_cluster() {
     let a = Node {
         public_key: Some(KEY.parse().unwrap()),
         endpoint: Some("192.168.1.1:51820".parse().unwrap()),
+        endpoint_name: None,
         addresses: ["192.168.1.1".parse().unwrap(), "2001:db8::1".parse().unwrap()].into(),
         workloads: ["10.161.1.0/24".parse().unwrap(), "fd61:0:0:1::/64".parse().unwrap()].into(),
         link_addresses: ["100.64.0.1".parse().unwrap()].into(),
@@ -41,6 +45,7 @@ fn the_documented_file_becomes_a_cluster() {
         encrypt: true,
     };
     let b = Node {
+        endpoint_name: Some("vpn.example.org:51820".parse().unwrap()),
         workloads: ["10.161.2.0/24".parse().unwrap(), "10.161.1.7/32".parse().unwrap()].into(),
         encrypt: false,
         ..Node::default()
@@ -48,6 +53,7 @@ fn the_documented_file_becomes_a_cluster() {
     let expected = Cluster {
         pools: ["10.161.0.0/16".parse().unwrap(), "fd61::/48".parse().unwrap()].into(),
         nodes: [("node-a".into(), a), ("node-b".into(), b)].into(),
+        preshared_key_file: Some("/etc/wireloom/mesh.psk".into()),
     };
     assert_eq!(mesh(&text).unwrap(), expected);
 }
@@ -73,7 +79,7 @@ fn each_mistake_names_its_line_and_the_fix() {
         ),
         (
             "[[pool]]\ncidr = \"10.0.0.0/8\"",
-            "mesh.toml:1: unknown field `pool`, expected `pools` or `nodes`; remove it or fix its spelling",
+            "mesh.toml:1: unknown field `pool`, expected one of `preshared_key_file`, `pools`, `nodes`; remove it or fix its spelling",
         ),
         (
             "[[nodes]]\nname = \"a\"\nlink_addresses = [\"fe80::1\"]",
@@ -104,13 +110,24 @@ fn each_mistake_names_its_line_and_the_fix() {
         ),
         (
             "[[nodes]]\nname = \"a\"\nendpoint = \"192.168.1.1\"",
-            "mesh.toml:3: \"192.168.1.1\" is not an endpoint; write ADDRESS:PORT, such as \"192.0.2.1:51820\" or \
-             \"[2001:db8::1]:51820\"",
+            "mesh.toml:3: \"192.168.1.1\" is not an endpoint: it has no port from 1 to 65535; write ADDRESS:PORT or \
+             NAME:PORT, such as \"192.0.2.1:51820\", \"[2001:db8::1]:51820\" or \"vpn.example.org:51820\"",
         ),
         (
             "[[nodes]]\nname = \"a\"\nendpoint = \"192.168.1.1:0\"",
-            "mesh.toml:3: \"192.168.1.1:0\" is not an endpoint; write ADDRESS:PORT, such as \"192.0.2.1:51820\" or \
-             \"[2001:db8::1]:51820\"",
+            "mesh.toml:3: \"192.168.1.1:0\" is not an endpoint: it has no port from 1 to 65535; write ADDRESS:PORT or \
+             NAME:PORT, such as \"192.0.2.1:51820\", \"[2001:db8::1]:51820\" or \"vpn.example.org:51820\"",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\nendpoint = \"vpn_1.example.org:51820\"",
+            "mesh.toml:3: \"vpn_1.example.org:51820\" is not an endpoint: a host name has letters, digits and dots, \
+             and hyphens between them; write ADDRESS:PORT or NAME:PORT, such as \"192.0.2.1:51820\", \
+             \"[2001:db8::1]:51820\" or \"vpn.example.org:51820\"",
+        ),
+        (
+            "preshared_key_file = \"mesh.psk\"",
+            "mesh.toml:1: \"mesh.psk\" is not an absolute path; write one such as \"/etc/wireloom/mesh.psk\", the \
+             same on every node",
         ),
         (
             "[[nodes]]\nname = \"a\"\naddresses = [\"192.168.1.1/24\"]",
@@ -163,7 +180,10 @@ fn each_mistake_names_its_line_and_the_fix() {
             "[[nodes]]\nname = \"a\"\nencrypt = \"no\"",
             "mesh.toml:3: invalid type: string \"no\", expected a boolean; write true or false, without quotes",
         ),
-        ("[[nodes]\nname = \"a\"", "mesh.toml:1: unclosed array table, expected `]`"),
+        (
+            "[[nodes]\nname = \"a\"",
+            "mesh.toml:1: unclosed array table, expected `]`; end the table's name with `]]`",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(mesh(text).unwrap_err().to_string(), expected, "{text}");

@@ -307,6 +307,7 @@ mod tests {
     use proptest::{collection, prelude::*};
 
     use super::*;
+    use crate::paths::Paths;
 
     const NAMES: [&str; 3] = ["a", "b", "c"];
 
@@ -338,12 +339,14 @@ mod tests {
             let settings = Settings { peer_lookup: PeerLookup::Gateway, ..Settings::defaults("own") };
             let host = Host {
                 public_key: PublicKey::from_bytes([9; 32]),
+                preshared_key: None,
                 underlays: BTreeMap::new(),
                 strict: BTreeSet::new(),
                 all_strict: false,
                 outward: BTreeSet::new(),
                 here: BTreeSet::new(),
                 here_outward: BTreeSet::new(),
+                paths: Paths::default(),
             };
             let mut cluster = Cluster::default();
             let mut index = Index::of(&cluster, &settings, &host);

@@ -35,9 +35,12 @@ impl View<'_> {
             mark_incoming: self.settings.encrypt_host_traffic.then(|| mark.clone()),
             judge_sources: self.judges_sources(),
             guard: self.guard(self.settings.encrypt_host_traffic.then_some(mark)),
+            segment_v6: None,
             altered: false,
         };
-        (firewall != Firewall::default()).then_some(firewall)
+        // Not worth a table of its own, which takes nft.
+        (firewall != Firewall::default())
+            .then(|| Firewall { segment_v6: self.host.paths.segment_v6(), ..firewall })
     }
 
     /// `rp_filter` of our own interface, whose device or firewall checks sources. It is off: strict or loose, it would

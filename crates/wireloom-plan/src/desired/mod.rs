@@ -35,6 +35,7 @@ use crate::{
     cluster::{Cluster, Node},
     firewall::{Firewall, Guarded, Source},
     observed::Observed,
+    paths::Paths,
     refusal::Refusal,
     routing::{Family, RouteKind, Rule},
     settings::Settings,
@@ -42,7 +43,7 @@ use crate::{
     sysctl::UnderlaySysctl,
     warning::Warning,
 };
-use wireloom_types::{LinkAddress, PublicKey};
+use wireloom_types::{LinkAddress, PresharedKeyHash, PublicKey};
 
 /// The desired state of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -85,6 +86,8 @@ pub struct Desired {
 pub struct Host {
     /// The public half of the private key in the key file.
     pub public_key: PublicKey,
+    /// The hash of the mesh's preshared key; absent when the mesh has none.
+    pub preshared_key: Option<PresharedKeyHash>,
     /// The interfaces that carry this node's own addresses, by name.
     pub underlays: BTreeMap<String, HostUnderlay>,
     /// Those of them and of [`Host::outward`] that validated sources strictly before we changed that.
@@ -97,6 +100,8 @@ pub struct Host {
     pub here: BTreeSet<IpNet>,
     /// Those of them on interfaces that lead to other machines by their kind.
     pub here_outward: BTreeSet<IpAddr>,
+    /// The paths to the peers.
+    pub paths: Paths,
 }
 
 /// An interface that carries this node's own addresses, without the sysctls that we change ourselves.
@@ -109,7 +114,7 @@ pub struct HostUnderlay {
 }
 
 impl Host {
-    /// The facts about the machine that was observed.
+    /// The facts about the machine that was observed, without a preshared key.
     pub fn of(public_key: PublicKey, observed: &Observed) -> Self {
         let underlays = observed
             .underlays
@@ -127,6 +132,7 @@ impl Host {
         };
         Self {
             public_key,
+            preshared_key: None,
             underlays,
             strict: observed
                 .underlays
@@ -139,6 +145,7 @@ impl Host {
             outward: observed.outward.keys().cloned().collect(),
             here: observed.here.clone(),
             here_outward: observed.here_outward.clone(),
+            paths: observed.paths.clone(),
         }
     }
 }
@@ -177,6 +184,8 @@ pub(crate) struct View<'a> {
     sources: [Option<IpAddr>; 2],
     /// See [`View::tunnel_address`].
     tunnel_addresses: [Option<IpAddr>; 2],
+    /// The interface's MTU.
+    mtu: u32,
 }
 
 impl<'a> View<'a> {
@@ -204,9 +213,11 @@ impl<'a> View<'a> {
             can_encrypt: false,
             sources: [None; 2],
             tunnel_addresses: [None; 2],
+            mtu: 0,
         };
         let is_ours = |key| view.rightful_holder(key) == Some(&settings.node);
         view.can_encrypt = own.public_key.is_some_and(|key| is_ours(key) && is_ours(host.public_key));
+        view.mtu = view.interface_mtu();
         view.tunnel_addresses = Family::ALL.map(|family| view.tunnel_address(family));
         if settings.encrypt_host_traffic {
             let here = |family| view.addresses_here().find(|address| Family::of(*address) == family);
@@ -245,7 +256,7 @@ impl<'a> View<'a> {
         }
         Desired {
             interface: self.settings.interface.clone(),
-            mtu: self.mtu(),
+            mtu: self.mtu,
             rp_filter: self.rp_filter(),
             device: self.device(),
             peers: peers.into_iter().collect(),

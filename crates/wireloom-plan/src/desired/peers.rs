@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use ipnet::IpNet;
 use serde::Serialize;
-use wireloom_types::PublicKey;
+use wireloom_types::{PresharedKeyHash, PublicKey};
 
 use super::{View, member::Member};
 
@@ -19,6 +19,8 @@ pub struct DesiredPeer {
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds; 0 is off.
     pub persistent_keepalive: u16,
+    /// The hash of the key that is mixed into its handshakes; absent: none.
+    pub preshared_key: Option<PresharedKeyHash>,
 }
 
 /// Seconds. Until a peer refuses our plaintext, 15 s after its proof of us, five of these tell it that we are proven.
@@ -38,6 +40,7 @@ impl View<'_> {
             node: member.name.to_owned(),
             endpoint: member.node.endpoint,
             allowed_ips,
+            preshared_key: self.host.preshared_key,
             persistent_keepalive: match self.settings.persistent_keepalive {
                 configured if !member.standing.is_some_and(|standing| standing.fresh) => configured,
                 0 => FRESH_KEEPALIVE,

@@ -28,7 +28,8 @@ impl View<'_> {
             let family = Family::of(destination.addr());
             let on_the_link = node.link_addresses.contains(&destination.addr()) && is_single(destination);
             let gateway = if on_the_link { None } else { owner.gateway(family) };
-            Some(RouteKind::Device { gateway, source: self.source(family) })
+            let mtu = owner.peer.and_then(|peer| self.mtu_to(peer.key, family));
+            Some(RouteKind::Device { gateway, source: self.source(family), mtu })
         } else {
             // Refusing is the firewall's work.
             workload.then_some(RouteKind::Throw)

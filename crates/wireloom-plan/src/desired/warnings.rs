@@ -173,8 +173,8 @@ fn warning_of_key_and_endpoint(member: &Member<'_>) -> Option<Warning> {
             Some(Warning::ProvenNodeKeyless { node: node() })
         }
         (None, _) => Some(Warning::KeylessNode { node: node() }),
-        (Some(_), None) => Some(Warning::NoEndpoint { node: node() }),
-        (Some(_), Some(_)) => None,
+        (Some(_), None) if member.node.endpoint_name.is_none() => Some(Warning::NoEndpoint { node: node() }),
+        (Some(_), _) => None,
     }
 }
 

@@ -38,6 +38,7 @@ pub(super) fn all(observed: &Observed, desired: &Desired) -> FirewallChanges {
         mark_incoming: wanted.mark_incoming.clone().or_else(|| present?.mark_incoming.clone()),
         judge_sources: wanted.judge_sources || present.is_some_and(|present| present.judge_sources),
         guard: guard_meanwhile(wanted, present),
+        segment_v6: wanted.segment_v6,
         altered: false,
     };
     if present != Some(&meanwhile) {

@@ -66,6 +66,7 @@ impl PeerChanges {
     fn adjust(&mut self, key: PublicKey, old: &Peer, new: &DesiredPeer, moving: &BTreeSet<IpNet>) {
         let endpoint = new.endpoint.filter(|declared| must_set_endpoint(old, *declared));
         let keepalive_differs = old.persistent_keepalive != new.persistent_keepalive;
+        let key_differs = old.preshared_key != new.preshared_key;
         let grows = gained(Some(old), new).next().is_some();
         let lost: BTreeSet<IpNet> = old
             .allowed_ips
@@ -74,7 +75,7 @@ impl PeerChanges {
             .copied()
             .collect();
 
-        if grows || keepalive_differs || endpoint.is_some() {
+        if grows || keepalive_differs || key_differs || endpoint.is_some() {
             self.grow.push(set(key, new, endpoint, &new.allowed_ips | &lost));
         }
         if !lost.is_empty() {
@@ -99,6 +100,7 @@ fn set(
         endpoint,
         allowed_ips,
         persistent_keepalive: new.persistent_keepalive,
+        preshared_key: new.preshared_key,
     })
 }
 

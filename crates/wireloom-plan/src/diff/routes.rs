@@ -86,9 +86,9 @@ impl RouteChanges {
 fn only_loses_its_source(old: &Route, wanted: &Route) -> bool {
     match (&old.kind, &wanted.kind) {
         (
-            RouteKind::Device { gateway: old, source: Some(_) },
-            RouteKind::Device { gateway: new, source: None },
-        ) => old == new,
+            RouteKind::Device { gateway: old, source: Some(_), mtu: old_mtu },
+            RouteKind::Device { gateway: new, source: None, mtu: new_mtu },
+        ) => (old, old_mtu) == (new, new_mtu),
         _ => false,
     }
 }

@@ -406,12 +406,13 @@ impl Device {
         // The last peer to take each prefix. Previous owners keep theirs until the end of the pass.
         let mut taken: BTreeMap<IpNet, PublicKey> = BTreeMap::new();
         for change in changes {
-            let SetPeer { public_key, endpoint, allowed_ips, persistent_keepalive } = change;
+            let SetPeer { public_key, endpoint, allowed_ips, persistent_keepalive, preshared_key } = change;
             if self.public_key == Some(*public_key) {
                 continue; // A device is never its own peer.
             }
             let peer = self.peers.entry(*public_key).or_default();
             peer.persistent_keepalive = *persistent_keepalive;
+            peer.preshared_key = *preshared_key;
             if endpoint.is_some() {
                 peer.endpoint = *endpoint;
                 peer.configured_endpoint = *endpoint;

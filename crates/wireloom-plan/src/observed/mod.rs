@@ -12,13 +12,16 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Serialize;
-use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
+use wireloom_types::{
+    LinkAddress, PeerLookup, PresharedKeyHash, PublicKey, SourceCheck, interface::AGENT_ALIAS,
+};
 
 pub use self::apply::ApplyError;
 use crate::{
     bypass::Bypass,
     connections::Connection,
     firewall::{Firewall, Guarded, Source},
+    paths::Paths,
     routing::{Route, RouteKind, Rule},
     sysctl::{ALL, UnderlaySysctl},
 };
@@ -79,6 +82,8 @@ pub struct Observed {
     pub linkdown_ignored: BTreeSet<String>,
     /// What may pass by the guard.
     pub bypasses: BTreeSet<Bypass>,
+    /// The paths to the endpoints of the device's peers.
+    pub paths: Paths,
     /// The established TCP connections by which machines are administered. Looked for in host mode only.
     pub connections: BTreeSet<Connection>,
 }
@@ -101,7 +106,7 @@ impl Observed {
         // The least of all routes to it: `Route` orders by destination first.
         let least = Route {
             destination,
-            kind: RouteKind::Device { gateway: None, source: None },
+            kind: RouteKind::Device { gateway: None, source: None, mtu: None },
             metric: 0,
             protocol: 0,
         };
@@ -163,6 +168,8 @@ pub struct Peer {
     pub allowed_ips: BTreeSet<IpNet>,
     /// Seconds; 0 is off.
     pub persistent_keepalive: u16,
+    /// The hash of its preshared key; absent: it has none.
+    pub preshared_key: Option<PresharedKeyHash>,
     /// The time since the last handshake, if there was one.
     pub handshake_age: Option<Duration>,
 }

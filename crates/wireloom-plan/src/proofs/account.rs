@@ -60,6 +60,11 @@ pub enum Because {
     OurKeyUnknown,
     /// Only it can begin a handshake.
     NoEndpoint,
+    /// The name of its endpoint has not led to an address yet.
+    NoAddress {
+        /// As its record has it.
+        name: String,
+    },
     /// Something is still to be programmed here, or our interface is down.
     NotReady,
     /// This machine does not forward packets of a family that its workloads use.
@@ -87,7 +92,7 @@ impl Proofs {
                         because: self
                             .obstacle(name, node, &kept)
                             .or_else(|| self.our_key_is_unknown().then_some(Because::OurKeyUnknown))
-                            .or_else(|| node.endpoint.is_none().then_some(Because::NoEndpoint))
+                            .or_else(|| no_address(node))
                             .or_else(|| unmet.clone())
                             .unwrap_or(Because::NoAnswer),
                     },
@@ -126,6 +131,14 @@ impl Proofs {
     }
 }
 
+fn no_address(node: &Node) -> Option<Because> {
+    match (node.endpoint, &node.endpoint_name) {
+        (Some(_), _) => None,
+        (None, Some(name)) => Some(Because::NoAddress { name: name.to_string() }),
+        (None, None) => Some(Because::NoEndpoint),
+    }
+}
+
 impl fmt::Display for Because {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -141,6 +154,9 @@ impl fmt::Display for Because {
             ),
             Self::NoEndpoint => {
                 f.write_str("its record has no endpoint, so only it can begin; add one, or start its agent")
+            }
+            Self::NoAddress { name } => {
+                write!(f, "no address of its endpoint {name} is known yet; see the warning about it")
             }
             Self::NotReady => {
                 f.write_str("this node itself is not ready; start its agent, or see the errors here")

@@ -87,7 +87,7 @@ impl Asking {
 }
 
 /// A number that looks random (SplitMix64 over the name's bytes).
-fn scatter(seed: u64, name: &str, times: u64) -> u64 {
+pub(crate) fn scatter(seed: u64, name: &str, times: u64) -> u64 {
     let bytes = name.bytes().map(u64::from);
     [times].into_iter().chain(bytes).fold(seed, |state, byte| {
         let mut mixed = (state ^ byte).wrapping_add(0x9e37_79b9_7f4a_7c15);

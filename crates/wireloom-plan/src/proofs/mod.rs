@@ -30,6 +30,7 @@ use std::{
 
 use wireloom_types::PublicKey;
 
+pub(crate) use self::asking::scatter;
 pub use self::{
     account::{Account, Because, Preconditions},
     asking::{Asking, Candidate},

@@ -82,6 +82,9 @@ pub enum RouteKind {
         gateway: Option<IpAddr>,
         /// Preferred source address of the host's own packets.
         source: Option<IpAddr>,
+        /// The longest packet, where that is less than the interface's MTU. Bytes.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        mtu: Option<u32>,
     },
     /// Ends the lookup in this table: the next rule decides.
     Throw,

@@ -59,6 +59,7 @@ fn cluster(peers: &[u8]) -> Cluster {
     Cluster {
         pools: BTreeSet::from(["10.161.0.0/16".parse().unwrap()]),
         nodes: nodes.chain([(OWN.to_owned(), node(0))]).collect(),
+        ..Cluster::default()
     }
 }
 

@@ -68,8 +68,10 @@ const EXPECTED: &[&str] = &[
 fn every_operation_is_one_flat_object_named_by_op() {
     let peer = LinkAddress::from_bytes([2, 0, 0, 0, 0, 1]);
     let source = Source { peer, addresses: net("10.161.1.0/24").into() };
-    let route =
-        Route::ours(net("10.161.2.0/24"), RouteKind::Device { gateway: Some(ip("fe80::2")), source: None });
+    let route = Route::ours(
+        net("10.161.2.0/24"),
+        RouteKind::Device { gateway: Some(ip("fe80::2")), source: None, mtu: None },
+    );
     let rule = Rule {
         family: Family::V4,
         priority: 99,
@@ -85,6 +87,7 @@ fn every_operation_is_one_flat_object_named_by_op() {
         mark_incoming: Some(IncomingMark { port: 51820, mark: 0xa }),
         judge_sources: true,
         guard: None,
+        segment_v6: None,
         altered: false,
     };
     let ops: [Op; 31] = [
@@ -111,6 +114,7 @@ fn every_operation_is_one_flat_object_named_by_op() {
             endpoint: Some("192.0.2.2:51820".parse().unwrap()),
             allowed_ips: [net("10.161.2.0/24")].into(),
             persistent_keepalive: 25,
+            preshared_key: None,
         })
         .into(),
         DeviceOp::RemovePeer { public_key: key(2) }.into(),

@@ -46,7 +46,7 @@ fn world(cluster: Cluster) -> World {
 }
 
 fn via(gateway: &str) -> RouteKind {
-    RouteKind::Device { gateway: Some(ip(gateway)), source: None }
+    RouteKind::Device { gateway: Some(ip(gateway)), source: None, mtu: None }
 }
 
 #[test]

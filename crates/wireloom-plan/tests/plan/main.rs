@@ -4,6 +4,7 @@
 //!   matching of delete requests
 //! - `routes`: the table: keyless nodes, shared keys, borrowed addresses, the backstop, foreign routes
 //! - `peers`: keys, endpoints, and allowed-IPs that move between peers
+//! - `names`: endpoints by name: what is looked up when, and which address is used
 //! - `modes`: packets between hosts and pods, in each mode and across live switches
 //! - `link`: link mode: neighbours, next hops, the routes to neighbours, and the modes once more
 //! - `sources`: the addresses that the firewall lets each peer send from, and when the firewall changes
@@ -30,8 +31,11 @@ mod incremental;
 mod json;
 mod link;
 mod modes;
+mod names;
 mod ownership;
+mod paths;
 mod peers;
+mod prober;
 mod properties;
 mod routes;
 mod rules;

@@ -3,9 +3,12 @@
 use std::{net::SocketAddr, time::Duration};
 
 use wireloom_plan::{
+    cluster::Cluster,
     observed::Peer,
     op::{DeviceOp, FirewallOp, Op, RtnetlinkOp, SetPeer},
+    refusal::Refusal,
 };
+use wireloom_types::{PresharedKey, PresharedKeyHash};
 
 use crate::world::{Machine, key, net, three_nodes};
 
@@ -159,4 +162,61 @@ fn a_new_private_key_keeps_the_peers() {
         matches!(ops.as_slice(), [Op::Device(DeviceOp::Configure { public_key, .. })] if *public_key == key(11)),
         "{ops:?}"
     );
+}
+
+fn hash(byte: u8) -> PresharedKeyHash {
+    PresharedKeyHash::of(&PresharedKey::from_bytes([byte; 32]))
+}
+
+fn with_preshared_key() -> Cluster {
+    Cluster { preshared_key_file: Some("/etc/wireloom/mesh.psk".into()), ..three_nodes() }
+}
+
+#[test]
+fn a_new_preshared_key_reaches_all_peers_in_one_transaction_and_changes_nothing_else() {
+    let mut machine = Machine::new("a", key(1), &with_preshared_key());
+    let mut planner = machine.planner(&with_preshared_key());
+    let mut keys = Vec::new();
+    for byte in [1, 2] {
+        planner.set_preshared_key(Some(hash(byte)));
+        let ops = planner.plan(&machine.kernel).unwrap().ops;
+        machine.kernel.apply_all(&ops).unwrap();
+        keys.push([2, 3].map(|peer| machine.kernel.device.as_ref().unwrap().peers[&key(peer)].preshared_key));
+        if byte == 2 {
+            assert!(matches!(
+                ops.as_slice(),
+                [Op::Device(DeviceOp::SetPeer(_)), Op::Device(DeviceOp::SetPeer(_))]
+            ));
+        }
+    }
+    assert_eq!(keys, [[Some(hash(1)); 2], [Some(hash(2)); 2]]);
+
+    // A change of the file's name in the mesh alone is none for the device; without it, the keys go.
+    let elsewhere = Cluster { preshared_key_file: Some("/elsewhere".into()), ..three_nodes() };
+    planner.set_cluster(elsewhere);
+    assert_eq!(planner.changes(&machine.kernel).unwrap(), []);
+    planner.set_cluster(three_nodes());
+    let ops = planner.changes(&machine.kernel).unwrap();
+    machine.kernel.apply_all(&ops).unwrap();
+    assert_eq!(peer(&mut machine).preshared_key, None);
+    assert_eq!(ops.len(), 2, "{ops:?}");
+}
+
+#[test]
+fn nothing_is_planned_without_the_preshared_key_that_the_mesh_names_but_the_guard() {
+    let machine = Machine::new("a", key(1), &with_preshared_key());
+    let mut planner = machine.planner(&with_preshared_key());
+    let refusal = Refusal::NoPresharedKey { path: "/etc/wireloom/mesh.psk".into() };
+    assert_eq!(planner.plan(&machine.kernel).unwrap_err(), refusal);
+    assert_eq!(planner.changes(&machine.kernel), Err(refusal));
+    let ops = planner.plan_guard(&machine.kernel).unwrap();
+    assert!(!ops.is_empty() && ops.iter().all(|op| matches!(op, Op::Firewall(_))), "{ops:?}");
+}
+
+#[test]
+fn a_preshared_key_that_somebody_else_sets_or_removes_is_put_right() {
+    let mut machine = machine();
+    peer(&mut machine).preshared_key = Some(hash(9));
+    machine.reconcile(&three_nodes());
+    assert_eq!(peer(&mut machine).preshared_key, None);
 }

@@ -17,7 +17,7 @@ use wireloom_plan::{
 };
 
 use crate::{
-    universe::{cluster, key_file, observed, settings, standings},
+    universe::{cluster, key_file, observed, preshared_key, settings, standings},
     world::are_one,
 };
 
@@ -70,9 +70,9 @@ proptest! {
 }
 
 fn before_and_wanted() -> impl Strategy<Value = (Observed, Desired)> {
-    let inputs = (cluster(), settings(), standings(), key_file());
-    (observed(), inputs).prop_map(|(observed, (cluster, settings, standings, own))| {
-        let host = Host::of(own, &observed);
+    let inputs = (cluster(), settings(), standings(), key_file(), preshared_key());
+    (observed(), inputs).prop_map(|(observed, (cluster, settings, standings, own, preshared_key))| {
+        let host = Host { preshared_key, ..Host::of(own, &observed) };
         let wanted = desired(&cluster, &settings, &standings, &host).unwrap();
         (observed, wanted)
     })
@@ -92,6 +92,7 @@ fn assert_reached(before: &Observed, after: &Observed, wanted: &Desired) {
         let found = &device.peers[key];
         assert_eq!(found.allowed_ips, peer.allowed_ips, "allowed-IPs of {}", peer.node);
         assert_eq!(found.persistent_keepalive, peer.persistent_keepalive);
+        assert_eq!(found.preshared_key, peer.preshared_key);
     }
 
     assert_eq!(after.addresses, wanted.addresses);
@@ -301,7 +302,7 @@ fn wanted_routes(wanted: &Desired) -> impl Iterator<Item = Route> {
 /// The route may still have a preferred source, which a rule that is removed later needs.
 fn is_there(now: &Observed, wanted: &Route) -> bool {
     let mut routes = now.routes_to(wanted.destination).filter(|route| route.metric == wanted.metric);
-    let RouteKind::Device { gateway, source: None } = wanted.kind else {
+    let RouteKind::Device { gateway, source: None, .. } = wanted.kind else {
         return now.routes.contains(wanted);
     };
     routes.any(|route| matches!(route.kind, RouteKind::Device { gateway: via, .. } if via == gateway))

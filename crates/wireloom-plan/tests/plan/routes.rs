@@ -12,7 +12,7 @@ use crate::world::{
     Fate, Machine, World, all_proven, key, net, node, proven, three_nodes,
 };
 
-const DEVICE: RouteKind = RouteKind::Device { gateway: None, source: None };
+const DEVICE: RouteKind = RouteKind::Device { gateway: None, source: None, mtu: None };
 
 #[test]
 fn workloads_of_peers_go_to_the_device_and_local_ones_are_thrown() {

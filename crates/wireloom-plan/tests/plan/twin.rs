@@ -87,7 +87,7 @@ fn a_route_replaces_one_of_another_kind_but_not_one_of_another_metric() {
     for destination in ["10.2.0.0/16", "2001:db8::/64"].map(net) {
         let mut kernel = kernel_with_interface(true);
         let throw = Route::ours(destination, RouteKind::Throw);
-        let device = Route::ours(destination, RouteKind::Device { gateway: None, source: None });
+        let device = Route::ours(destination, RouteKind::Device { gateway: None, source: None, mtu: None });
         let beside = Route { metric: 7, ..throw.clone() };
         for route in [&throw, &beside, &device] {
             kernel.apply(&Op::Rtnetlink(RtnetlinkOp::SetRoute(route.clone()))).unwrap();
@@ -101,12 +101,12 @@ fn a_route_through_an_interface_that_is_down_is_refused() {
     let destination = net("10.2.0.0/16");
     let device = Op::Rtnetlink(RtnetlinkOp::SetRoute(Route::ours(
         destination,
-        RouteKind::Device { gateway: None, source: None },
+        RouteKind::Device { gateway: None, source: None, mtu: None },
     )));
     assert_eq!(kernel_with_interface(false).apply(&device), Err(ApplyError::InterfaceDown(destination)));
     assert_eq!(Observed::default().apply(&device), Err(ApplyError::NoInterface));
     let source = Some("192.0.2.1".parse().unwrap());
-    let foreign_source = Route::ours(destination, RouteKind::Device { gateway: None, source });
+    let foreign_source = Route::ours(destination, RouteKind::Device { gateway: None, source, mtu: None });
     let refused = kernel_with_interface(true).apply(&Op::Rtnetlink(RtnetlinkOp::SetRoute(foreign_source)));
     assert_eq!(refused, Err(ApplyError::NoSuchSource(destination)));
 }
@@ -115,7 +115,8 @@ fn a_route_through_an_interface_that_is_down_is_refused() {
 fn removing_the_interface_removes_its_routes_and_no_others() {
     let mut kernel = kernel_with_interface(true);
     let throw = Route::ours(net("10.1.0.0/16"), RouteKind::Throw);
-    let device = Route::ours(net("10.2.0.0/16"), RouteKind::Device { gateway: None, source: None });
+    let device =
+        Route::ours(net("10.2.0.0/16"), RouteKind::Device { gateway: None, source: None, mtu: None });
     kernel
         .apply_all(&[
             Op::Rtnetlink(RtnetlinkOp::SetRoute(throw.clone())),
@@ -134,6 +135,7 @@ fn allowed_ips_are_taken_from_their_previous_owner() {
             endpoint: None,
             allowed_ips: prefixes.iter().copied().map(net).collect(),
             persistent_keepalive: 0,
+            preshared_key: None,
         }))
     };
     let (x, y, z) = ("10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16");
@@ -170,6 +172,7 @@ fn a_device_is_never_its_own_peer() {
         endpoint: None,
         allowed_ips: [net("10.1.0.0/16")].into(),
         persistent_keepalive: 0,
+        preshared_key: None,
     }));
     for order in [[own.clone(), peer.clone()], [peer, own]] {
         kernel.apply_all(&order).unwrap();

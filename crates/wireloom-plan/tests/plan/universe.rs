@@ -12,12 +12,15 @@ use wireloom_plan::{
     cluster::{Cluster, Node},
     firewall::{Firewall, Guard, GuardSet, Guarded, IncomingMark, Source},
     observed::{Device, Interface, Observed, Peer, Underlay},
+    paths::{Known, Path, Paths},
     routing::{Family, OtherRoute, OtherSelectors, PROTOCOL, Route, RouteKind, Rule},
     settings::{HostTransition, Scope, Settings, UnprovenPeers},
     standing::{Standing, Standings},
     sysctl::{ALL, UnderlaySysctl},
 };
-use wireloom_types::{LinkAddress, PeerLookup, PublicKey, SourceCheck, interface::AGENT_ALIAS};
+use wireloom_types::{
+    LinkAddress, PeerLookup, PresharedKey, PresharedKeyHash, PublicKey, SourceCheck, interface::AGENT_ALIAS,
+};
 
 use crate::world::{ip, key, net};
 
@@ -98,6 +101,7 @@ fn node(name: &str) -> impl Strategy<Value = Node> + use<> {
         |(public_key, endpoint, addresses, workloads, link_addresses, encrypt)| Node {
             public_key,
             endpoint,
+            endpoint_name: None,
             addresses,
             // The tunnel address is usually one of its workloads; anything may be written.
             tunnel_addresses: link_addresses
@@ -140,7 +144,8 @@ pub(crate) fn cluster() -> impl Strategy<Value = Cluster> {
     let others = collection::vec(named_node(), 0..7);
     (pools(), node(OWN), others).prop_map(|(pools, own, others)| {
         let others = others.into_iter().map(|(name, node)| (name.to_owned(), node));
-        Cluster { pools, nodes: others.chain([(OWN.to_owned(), own)]).collect() }
+        let nodes = others.chain([(OWN.to_owned(), own)]).collect();
+        Cluster { pools, nodes, preshared_key_file: None }
     })
 }
 
@@ -184,14 +189,22 @@ prop_compose! {
     }
 }
 
+/// The hash of one of two preshared keys, or none.
+pub(crate) fn preshared_key() -> impl Strategy<Value = Option<PresharedKeyHash>> {
+    let hash = |byte| PresharedKeyHash::of(&PresharedKey::from_bytes([byte; 32]));
+    sample::select(vec![None, Some(hash(1)), Some(hash(2))])
+}
+
 prop_compose! {
     fn peer()(
         endpoint in option::of(endpoint()),
         configured_endpoint in option::of(endpoint()),
         persistent_keepalive in sample::select(vec![0_u16, 25]),
         handshake_age in option::of((0..400_u64).prop_map(Duration::from_secs)),
+        preshared_key in preshared_key(),
     ) -> Peer {
-        Peer { endpoint, configured_endpoint, allowed_ips: BTreeSet::new(), persistent_keepalive, handshake_age }
+        let allowed_ips = BTreeSet::new();
+        Peer { endpoint, configured_endpoint, allowed_ips, persistent_keepalive, preshared_key, handshake_age }
     }
 }
 
@@ -234,9 +247,9 @@ prop_compose! {
 }
 
 fn route() -> impl Strategy<Value = Route> {
-    let device = (option::of(link_address()), option::of(address()));
+    let device = (option::of(link_address()), option::of(address()), option::of(Just(1280)));
     let kind = prop_oneof![
-        device.prop_map(|(gateway, source)| RouteKind::Device { gateway, source }),
+        device.prop_map(|(gateway, source, mtu)| RouteKind::Device { gateway, source, mtu }),
         Just(RouteKind::Throw),
         Just(RouteKind::Unreachable),
         Just(RouteKind::Other(OtherRoute::default())),
@@ -351,7 +364,7 @@ fn table() -> impl Strategy<Value = Table> {
             return Table { firewall, ..Table::default() };
         }
         let guarded = if guard.is_some() { guarded } else { BTreeSet::new() };
-        let firewall = Some(Firewall { mark_incoming, judge_sources, guard, altered });
+        let firewall = Some(Firewall { mark_incoming, judge_sources, guard, segment_v6: None, altered });
         let mut sources: BTreeSet<Source> = BTreeSet::new();
         for source in all.into_iter().filter(|_| judge_sources) {
             if !sources.iter().any(|other| other.overlaps(&source)) {
@@ -361,6 +374,19 @@ fn table() -> impl Strategy<Value = Table> {
         let judged_peers = peers.into_iter().filter(|_| judge_sources).collect();
         Table { firewall, judged_peers, sources, guarded }
     })
+}
+
+/// Wide and narrow ways to some of the nodes.
+fn paths() -> impl Strategy<Value = Paths> {
+    let outer = sample::select(Family::ALL.as_slice());
+    let path = (outer, sample::select(vec![1500_u32, 1450]), sample::select(vec![1500_u32, 1400, 1280]));
+    let path = path.prop_map(|(outer, way_out, mtu)| Path {
+        outer,
+        way_out,
+        mtu: mtu.min(way_out),
+        known: Known::Reported,
+    });
+    collection::btree_map(any_key(), path, 0..4).prop_map(Paths::from_iter)
 }
 
 /// A kernel in any state that Linux allows, in which our interface is not foreign.
@@ -384,10 +410,10 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
         sample::select(vec!["10.1.1.1/24", "fd01::1/64", "10.1.0.0/32"]).prop_map(net),
         0..3,
     );
-    let machine = (underlays(), saved_sysctls(), outward(), here, 0..3_u8, 0..3_u8);
+    let machine = (underlays(), saved_sysctls(), outward(), here, 0..3_u8, 0..3_u8, paths());
     (network, neighbours, machine, table()).prop_map(
         |(network, (neighbours, link_routes, address, send_redirects), machine, table)| {
-            let (underlays, saved_sysctls, outward, here, rp_filter, rp_filter_all) = machine;
+            let (underlays, saved_sysctls, outward, here, rp_filter, rp_filter_all, paths) = machine;
             // An interface has one value.
             let of = |name: &String| underlays.get(name).map_or(1, |underlay: &Underlay| underlay.rp_filter);
             let outward = outward.into_iter().map(|name| (name.clone(), of(&name))).collect();
@@ -426,6 +452,7 @@ pub(crate) fn observed() -> impl Strategy<Value = Observed> {
                 bypasses: BTreeSet::new(),
                 connections: BTreeSet::new(),
                 linkdown_ignored: BTreeSet::new(),
+                paths,
             }
         },
     )

@@ -6,15 +6,16 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use wireloom_plan::{
     cluster::Cluster,
+    connections::Connection,
     observed::Observed,
     planner::Planner,
     routing::Family,
-    settings::{Scope, Settings},
+    settings::{HostTransition, Scope, Settings},
     warning::{Severity, Warning},
 };
 
 use crate::universe::{OWN, cluster, named_node};
-use crate::world::{Machine, ip, key, net, node, three_nodes};
+use crate::world::{Machine, ip, key, net, node, proven, three_nodes};
 
 fn warnings(cluster: &Cluster, settings: Settings) -> BTreeSet<Warning> {
     let kernel = Machine::new("a", key(1), &three_nodes()).kernel;
@@ -34,6 +35,44 @@ fn a_sound_mesh_causes_no_warnings() {
     assert_eq!(warnings(&three_nodes(), defaults()), [].into());
     assert_eq!(warnings(&three_nodes(), host_mode()), [].into());
     assert_eq!(warnings(&three_nodes(), Settings { scope: Scope::Node, ..defaults() }), [].into());
+}
+
+/// A session from b by SSH, and our own connections to the API server on c and to a stranger.
+#[test]
+fn what_host_mode_leads_into_the_tunnel_is_named_before_and_after_unless_it_is_exempt() {
+    let cluster = three_nodes();
+    let mut machine = Machine::new("a", key(1), &cluster);
+    let connections = [("192.168.1.2", 40000, 22), ("fd00::3", 6443, 40000), ("192.0.2.1", 6443, 40000)];
+    let connections =
+        connections.map(|(remote, there, here)| Connection::of(ip(remote), here, there).unwrap());
+    machine.kernel.connections = connections.into();
+    machine.standings = Some([("c".to_owned(), proven(key(3)))].into());
+    let named = |machine: &Machine| {
+        let warnings = machine.plan(&three_nodes()).warnings;
+        let named = warnings.into_iter().filter(|warning| matches!(warning, Warning::TunnelOnly { .. }));
+        named.collect::<Vec<_>>()
+    };
+    assert_eq!(named(&machine), [], "in scoped mode hosts are direct");
+
+    machine.settings.encrypt_host_traffic = true;
+    let of = |node: &str, address, port, already| Warning::TunnelOnly {
+        node: node.to_owned(),
+        address: ip(address),
+        port,
+        already,
+    };
+    let all = [of("b", "192.168.1.2", 22, false), of("c", "fd00::3", 6443, true)];
+    assert_eq!(named(&machine), all);
+    assert_eq!(all.each_ref().map(Warning::severity), [Severity::Warning, Severity::Info]);
+    let text = "b has a connection of SSH (port 22) with this node from 192.168.1.2, which will be reachable through \
+                the tunnel only, once host mode is on and that node has proved that it encrypts; for a way around it, \
+                set encrypt_host_exempt = [\"192.168.1.2/32\"] on all nodes";
+    assert_eq!(all[0].to_string(), text);
+
+    machine.settings.host_transition = Some(HostTransition::Accept);
+    assert_eq!(named(&machine)[1], of("c", "fd00::3", 6443, false));
+    machine.settings.encrypt_host_exempt = ["192.168.1.0/24", "fd00::3/128"].map(net).into();
+    assert_eq!(named(&machine), []);
 }
 
 #[test]

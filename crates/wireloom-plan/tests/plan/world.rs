@@ -53,7 +53,11 @@ pub(crate) fn three_nodes() -> Cluster {
             node(Some(number), &addresses.each_ref().map(|a| &**a), &workloads.each_ref().map(|w| &**w)),
         )
     });
-    Cluster { pools: [net("10.161.0.0/16"), net("fd61::/48")].into(), nodes: nodes.into() }
+    Cluster {
+        pools: [net("10.161.0.0/16"), net("fd61::/48")].into(),
+        nodes: nodes.into(),
+        ..Cluster::default()
+    }
 }
 
 /// The standing of a node that proved this key long ago.
@@ -154,7 +158,7 @@ impl Machine {
             match best.map(|route| &route.kind) {
                 None | Some(RouteKind::Throw) => {}
                 Some(RouteKind::Unreachable) => return Way::Refused,
-                Some(RouteKind::Device { gateway, source }) => {
+                Some(RouteKind::Device { gateway, source, .. }) => {
                     let peer_lookup = self.kernel.interface.as_ref().map(|interface| interface.peer_lookup);
                     let peer = match peer_lookup {
                         Some(PeerLookup::Gateway) => self.neighbour(gateway.unwrap_or(to)),

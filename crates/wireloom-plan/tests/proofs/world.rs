@@ -38,6 +38,7 @@ pub(crate) fn mesh() -> Cluster {
     Cluster {
         pools: [net("10.161.0.0/16")].into(),
         nodes: nodes.map(|(name, number)| (name.to_owned(), node(number))).collect(),
+        ..Cluster::default()
     }
 }
 

@@ -18,6 +18,7 @@ use wireloom_membership::{
 };
 use wireloom_plan::cluster::Cluster;
 
+use super::resolving;
 use crate::run_file::monotonic_time;
 
 pub(super) enum Event {
@@ -26,8 +27,12 @@ pub(super) enum Event {
     Kernel,
     /// `agent.toml` changed, or cannot be read now.
     Settings(Result<TomlFile, ReadError>),
+    /// The resolver's answer for the name that it was asked for.
+    Resolved(resolving::Found),
     /// The file of the private key may have changed.
     Key,
+    /// The file of the preshared key may have changed.
+    PresharedKey,
     /// SIGHUP or SIGUSR1 (`wireloom reload`), and what was there then.
     Reread(Reread),
     /// SIGTERM or SIGINT.

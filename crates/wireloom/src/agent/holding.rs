@@ -1,6 +1,9 @@
 //! Joins the hold-back of removals, the record of the mesh in force, and `wireloom reload` into the agent's loop.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use wireloom_plan::{cluster::Cluster, holdback::Holdback};
 
@@ -58,6 +61,8 @@ impl Agent {
         }
         self.report.reread = Some(asked.begun);
         self.reload();
+        self.read_preshared_key();
+        self.ask_for_names_again();
         tracing::info!("{}", self.reread_in_words(&asked));
         if asked.meant && self.report.membership_error.is_none() && self.reconciler.cluster().is_some() {
             let mesh = self.without_held();
@@ -93,7 +98,11 @@ impl Agent {
             None => self.unread.is_some() || !self.has_file,
         };
         let mesh = match &asked.membership {
-            Some(mesh) => self.report.membership_error.is_some() || *mesh == self.without_held(),
+            Some(mesh) => {
+                let mut in_force = self.without_held();
+                in_force.resolve(&BTreeMap::new());
+                self.report.membership_error.is_some() || *mesh == in_force
+            }
             None => self.report.membership_error.is_some(),
         };
         settings && mesh
@@ -109,7 +118,12 @@ impl Agent {
 
     /// When the next pass or poll is due, something is to be let go, or the device to be looked at.
     pub(super) fn wakes_at(&self) -> Instant {
-        let due = self.due.min(self.proving.next_look()).min(self.polling.due());
+        let mut due = self.due;
+        // Before the first pass there is no device to be read.
+        if self.last_pass.is_some() {
+            due = due.min(self.proving.next_look()).min(self.polling.due());
+        }
+        let due = self.resolves_at().map_or(due, |resolves| due.min(resolves)).min(self.probing.next());
         self.holding.holdback.due().map_or(due, |let_go| due.min(self.started + let_go))
     }
 
@@ -128,7 +142,9 @@ impl Agent {
         self.holding.unrecorded = false;
     }
 
-    fn put_in_force(&mut self, mesh: Cluster) {
+    pub(super) fn put_in_force(&mut self, mut mesh: Cluster) {
+        self.resolve_endpoints(&mut mesh);
+        self.set_preshared_key_file(mesh.preshared_key_file.as_deref());
         self.holding.unrecorded |= self.proving.cluster() != Some(&mesh);
         self.holding.earlier = None;
         self.set_cluster(mesh);

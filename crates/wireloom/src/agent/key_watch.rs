@@ -1,4 +1,4 @@
-//! Watches the file of the private key. Its content is not read here, so that there are no more copies of the key.
+//! Watches the file of a key. Its content is not read here, so that there are no more copies of the key.
 
 use std::{
     fs, io,
@@ -35,8 +35,8 @@ const EVENTS: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
 pub(super) struct KeyWatch(Arc<Mutex<PathBuf>>);
 
 impl KeyWatch {
-    /// Starts a thread that sends an event after each change of the file.
-    pub(super) fn start(path: PathBuf, events: Sender<Event>) -> io::Result<Self> {
+    /// Starts a thread that sends this event after each change of the file.
+    pub(super) fn start(path: PathBuf, events: Sender<Event>, event: fn() -> Event) -> io::Result<Self> {
         let watch = Self(Arc::new(Mutex::new(path)));
         let watched = watch.clone();
         let mut seen = Stamp::of(&watched.path());
@@ -47,7 +47,7 @@ impl KeyWatch {
                 let path = watched.path();
                 listener.follow(&path);
                 let now = Stamp::of(&path);
-                if now != seen && events.send(Event::Key).is_err() {
+                if now != seen && events.send(event()).is_err() {
                     return;
                 }
                 seen = now;
@@ -70,16 +70,20 @@ impl KeyWatch {
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     path: PathBuf,
-    /// Absent when there is no file. Device and inode; size and mode; time of the last change.
-    file: Option<((u64, u64), (u64, u32), (i64, i64))>,
+    /// Device, inode and mode; absent when there is no file.
+    file: Option<(u64, u64, u32)>,
+    /// The time of the last change of content, mode or name; and the size, because two changes may have one time.
+    changed: Option<(i64, i64, u64)>,
 }
 
 impl Stamp {
     fn of(path: &Path) -> Self {
-        let file = fs::metadata(path).ok().map(|found| {
-            ((found.dev(), found.ino()), (found.size(), found.mode()), (found.ctime(), found.ctime_nsec()))
-        });
-        Self { path: path.to_owned(), file }
+        let found = fs::metadata(path).ok();
+        Self {
+            path: path.to_owned(),
+            file: found.as_ref().map(|found| (found.dev(), found.ino(), found.mode())),
+            changed: found.map(|found| (found.ctime(), found.ctime_nsec(), found.size())),
+        }
     }
 }
 
@@ -136,7 +140,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let (sender, events) = channel();
-        let watch = KeyWatch::start(at("key"), sender).unwrap();
+        let watch = KeyWatch::start(at("key"), sender, || Event::Key).unwrap();
         let noticed = |what: &str| {
             let event = events.recv_timeout(PATIENCE);
             assert!(matches!(event, Ok(Event::Key)), "{what}");

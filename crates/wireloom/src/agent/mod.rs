@@ -2,14 +2,17 @@
 //!
 //! ```text
 //!  signals, agent.toml, membership, kernel ──Event──▶ Agent ──▶ Reconciler ──▶ kernel
-//!                                                       └─────▶ log, run file (for `wireloom status`)
+//!  resolver, preshared key ──────────────────Event────┘ └─────▶ log, run file (for `wireloom status`)
 //! ```
 
 mod event;
 mod holding;
 mod key_watch;
 mod polling;
+mod preshared;
+mod probing;
 mod proving;
+mod resolving;
 mod start;
 mod watching;
 
@@ -33,7 +36,10 @@ use self::{
     holding::Holding,
     key_watch::KeyWatch,
     polling::{Polling, is_remarkable},
+    preshared::Preshared,
+    probing::Probing,
     proving::Proving,
+    resolving::Resolving,
     watching::Watching,
 };
 use crate::{
@@ -83,8 +89,11 @@ struct Agent {
     removals: Removals,
     holding: Holding,
     proving: Proving,
+    probing: Probing,
     polling: Polling,
     key_watch: KeyWatch,
+    resolving: Resolving,
+    preshared: Preshared,
     watching: Watching,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
@@ -117,6 +126,7 @@ impl Agent {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("every source of events has ended"),
             }
+            self.resolve();
             self.answer();
             self.let_go();
             self.poll();
@@ -125,6 +135,7 @@ impl Agent {
             }
             self.prove();
             self.watch();
+            self.probe();
             self.record_mesh();
             self.write_report();
         }
@@ -161,6 +172,8 @@ impl Agent {
                 self.reload();
             }
             Event::Key => self.take_key(),
+            Event::PresharedKey => self.read_preshared_key(),
+            Event::Resolved(found) => self.take_answer(found),
             Event::Reread(read) => self.holding.asked = Some(read),
             Event::Stop => {}
         }

@@ -11,8 +11,10 @@ use crate::run_file::unix_time;
 /// How often the device is read.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// The device is read for no more than one part in so many of the time: 2 %.
+/// The device is read for no more than one part in so many of the time (2 %), unless that would take longer than
+/// `LONGEST`: what somebody changed is repaired within 5 s.
 const SHARE: u32 = 50;
+const LONGEST: Duration = Duration::from_millis(4_500);
 
 /// How often a device that does not answer is looked at: first soon, because it may only be late.
 const OF_LATE: Duration = Duration::from_millis(50);
@@ -22,14 +24,14 @@ const OF_SILENT: Duration = Duration::from_millis(200);
 const UNREMARKABLE: Duration = Duration::from_secs(1);
 
 /// How long after a failed attempt to restart the device the next one follows.
-const RESTART_RETRY: Duration = Duration::from_secs(5);
+const RESTART_RETRY: Duration = Duration::from_secs(30);
 
 /// What the agent polls, and what it found.
 pub(super) struct Polling {
     /// When the next poll is due.
     due: Instant,
     /// What the device said last, and when.
-    sample: Option<(Instant, DeviceState)>,
+    pub(super) sample: Option<(Instant, DeviceState)>,
     /// The silence of a device that did not answer the last poll.
     silence: Option<Silence>,
 }
@@ -70,7 +72,7 @@ impl Agent {
         let (kernel, left) = self.reconciler.kernel_and_mirror();
         let outcome = kernel.poll(left);
         let took = begun.elapsed();
-        self.polling.due = begun + INTERVAL.max(took * SHARE);
+        self.polling.due = begun + INTERVAL.max(took * SHARE).min(LONGEST);
         match outcome {
             Ok(poll) => {
                 self.report.device_silent_since = None;

@@ -99,6 +99,11 @@ impl Proving {
         self.clock.now()
     }
 
+    /// What the planner has.
+    pub(super) fn standings(&self) -> &Standings {
+        &self.standings
+    }
+
     /// The mesh in force, without what nodes gave up lately.
     pub(super) fn cluster(&self) -> Option<&Cluster> {
         self.proofs.cluster()
@@ -151,6 +156,8 @@ impl Agent {
     fn handshakes(&mut self) -> Option<BTreeSet<PublicKey>> {
         match self.reconciler.kernel_mut().device() {
             Ok(device) => {
+                device.iter().for_each(|device| self.listen_for_silence(device));
+                self.probing.note_sessions(device.as_ref());
                 let peers = device.into_iter().flat_map(|device| device.peers);
                 Some(peers.filter(|(_, peer)| peer.last_handshake.is_some()).map(|(key, _)| key).collect())
             }

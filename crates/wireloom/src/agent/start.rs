@@ -15,8 +15,16 @@ use wireloom_membership::config_file::Watch;
 use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
 use super::{
-    Agent, FIRST_RETRY, RESYNC, choose_backend, event, holding::Holding, key_watch::KeyWatch,
-    polling::Polling, proving::Proving, watching::Watching,
+    Agent, FIRST_RETRY, RESYNC, choose_backend,
+    event::{self, Event},
+    holding::Holding,
+    key_watch::KeyWatch,
+    polling::Polling,
+    preshared::Preshared,
+    probing::Probing,
+    proving::Proving,
+    resolving::Resolving,
+    watching::Watching,
 };
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
@@ -63,9 +71,9 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     kernel.finish_creation()?;
     kernel.refuse_foreign_interface()?;
     let backend = choose_backend(&mut kernel, &config)?;
-    if let Some(before) = RunFile::read(&config.settings.interface) {
-        kernel.remember_endpoints(&before.configured_endpoints);
-    }
+    let before = RunFile::read(&config.settings.interface).unwrap_or_default();
+    kernel.remember_endpoints(&before.configured_endpoints);
+    kernel.set_probed(before.probed());
 
     let interest = Interest {
         interface: config.settings.interface.clone(),
@@ -77,9 +85,12 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     event::signals(path, config.membership.clone(), sender.clone())?;
     event::membership(&config.membership, sender.clone())?;
     event::settings(watch, sender.clone())?;
-    let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone())?;
-    let monitor = event::kernel(&kernel, interest.clone(), sender)?;
+    let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone(), || Event::Key)?;
+    let monitor = event::kernel(&kernel, interest.clone(), sender.clone())?;
+    let recorded = state.mesh()?;
+    let resolving = Resolving::start(public_key, recorded.as_ref(), sender.clone())?;
 
+    let probing = Probing::new(&config.settings.interface, public_key, before.probed());
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
     let settings = Some(file.text().to_owned());
     let agent = Agent {
@@ -97,10 +108,13 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         started: Instant::now(),
         removals: Removals::default(),
         removals_logged: None,
-        holding: Holding::new(state.mesh()?),
+        holding: Holding::new(recorded),
+        probing,
         proving,
         polling: Polling::new(),
         key_watch,
+        resolving,
+        preshared: Preshared::new(sender),
         watching: Watching::default(),
         report: RunFile { pid: std::process::id(), backend: Some(backend), settings, ..RunFile::default() },
         written: None,

@@ -17,8 +17,7 @@ const LOG: &str = "WIRELOOM_LOG";
 /// environment variable WIRELOOM_LOG sets the level (error, warn, info, debug, trace).
 ///
 /// SIGTERM and SIGINT end the agent and leave the data path up, so a restart drops no packet; `wireloom down` removes
-/// it. Changes of agent.toml and the mesh file are applied once they are completely written. `wireloom reload` makes
-/// the agent read the private key again.
+/// it. Changes of agent.toml, the mesh file and the private key are applied once they are completely written.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(flatten)]

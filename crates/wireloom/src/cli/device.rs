@@ -12,6 +12,8 @@ use tracing_subscriber::EnvFilter;
 use wireloom_engine::process::{End, Interface};
 use wireloom_types::{Mode, PeerLookup, SourceCheck};
 
+use super::device_log;
+
 /// Make a userspace WireGuard interface, for `wg`, `wg-quick` or the agent to configure
 ///
 /// The process goes to the background once the interface exists and its control socket,
@@ -68,6 +70,10 @@ pub(super) struct Arguments {
     /// Print a line once the interface is ready, and leave the terminal then
     #[arg(long, hide = true, requires = "foreground")]
     detach_when_ready: bool,
+
+    /// Log to what standard input is, once in the background
+    #[arg(long, hide = true)]
+    log_to_stdin: bool,
 }
 
 /// The most queues that an interface can have (`MAX_TAP_QUEUES` in drivers/net/tun.c).
@@ -97,6 +103,13 @@ impl LogLevel {
         <Self as clap::ValueEnum>::from_str(&value, true).unwrap_or(Self::Info)
     }
 
+    fn name_of_argument(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            level => level.name(),
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Silent => "off",
@@ -123,17 +136,18 @@ fn start_in_background(arguments: &Arguments, level: LogLevel) -> anyhow::Result
     let mut child = Command::new(program)
         .args(["device", "--foreground", "--detach-when-ready", "--log-level"])
         .arg(match level {
-            LogLevel::Silent => "silent",
-            LogLevel::Error | LogLevel::Info => "error",
-            LogLevel::Debug => "debug",
+            // Nobody would read it.
+            LogLevel::Info if !arguments.log_to_stdin => "error",
+            level => level.name_of_argument(),
         })
         .args(["--peer-lookup", &arguments.peer_lookup.to_string()])
         .args(["--source-check", &arguments.source_check.to_string()])
         .args(["--threads", &arguments.threads.to_string()])
         .args(arguments.persistent.then_some("--persistent"))
+        .args(arguments.log_to_stdin.then_some("--log-to-stdin"))
         .arg("--")
         .arg(&arguments.interface)
-        .stdin(Stdio::null())
+        .stdin(if arguments.log_to_stdin { Stdio::inherit() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start the background process")?;
@@ -150,11 +164,19 @@ fn start_in_background(arguments: &Arguments, level: LogLevel) -> anyhow::Result
 }
 
 fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<ExitCode> {
-    super::log::start(EnvFilter::new(level.name()));
+    let filter = EnvFilter::new(level.name());
+    match arguments.log_to_stdin {
+        true => super::log::start_of_device(filter, &arguments.interface),
+        false => super::log::start(filter),
+    }
     let threads = NonZero::new(usize::from(arguments.threads)).unwrap_or(NonZero::<usize>::MIN);
     let interface = Interface::open(&arguments.interface, mode, threads, arguments.persistent)?;
+    if arguments.log_to_stdin {
+        // Only now: threads inherit the privileges that were given up, and the blocked signals.
+        device_log::start_thread().context("cannot start a thread")?;
+    }
     if arguments.detach_when_ready {
-        detach().context("cannot leave the terminal")?;
+        detach(arguments.log_to_stdin).context("cannot leave the terminal")?;
     }
     let end = interface.run().with_context(|| format!("the interface {} failed", arguments.interface))?;
     tracing::info!(
@@ -165,19 +187,25 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
             End::Signalled => "a signal asked for it",
         }
     );
+    device_log::finish();
     Ok(ExitCode::SUCCESS)
 }
 
-/// Becomes a background process: in a session of its own, in the root directory, without a terminal.
-fn detach() -> anyhow::Result<()> {
+/// Becomes a background process: in a session of its own, in the root directory, without a terminal. Its log goes to
+/// what standard input was, if that is asked for.
+fn detach(log_to_stdin: bool) -> anyhow::Result<()> {
     setsid()?;
     chdir("/")?;
     let nowhere = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    if log_to_stdin {
+        dup2_stderr(io::stdin())?;
+    } else {
+        dup2_stderr(&nowhere)?;
+    }
     dup2_stdin(&nowhere)?;
     let mut stdout = io::stdout();
     stdout.write_all(READY.as_bytes())?;
     stdout.flush()?;
     dup2_stdout(&nowhere)?;
-    dup2_stderr(&nowhere)?;
     Ok(())
 }

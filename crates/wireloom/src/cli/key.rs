@@ -1,4 +1,4 @@
-//! `wireloom key`: keys, as `wg genkey` and `wg pubkey` make them, and what derives from them.
+//! `wireloom key`: keys, as `wg genkey`, `wg genpsk` and `wg pubkey` make them, and what derives from them.
 
 use std::{
     io::{self, Read, Write},
@@ -7,13 +7,13 @@ use std::{
 };
 
 use anyhow::Context;
-use wireloom_kernel::random_key;
+use wireloom_kernel::{random_key, random_preshared_key};
 use wireloom_types::{LinkAddress, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
 use crate::key_file;
 
-/// Make a private key, or derive a public key or a link address
+/// Make a private or preshared key, or derive a public key or a link address
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -31,6 +31,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Print a new preshared key, as `wg genpsk` does
+    Preshared,
     /// Read a private key from standard input and print its public key, as `wg pubkey` does
     Public,
     /// Print the link address of the peer with a public key
@@ -53,6 +55,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             let key = key_file::create(path)?;
             Zeroizing::new(key.public_key().to_string())
         }
+        Command::Preshared => random_preshared_key().context("cannot make a key")?.expose_base64(),
         Command::Public => {
             let key = PrivateKey::from_base64(&input()?).context("standard input holds no private key")?;
             Zeroizing::new(key.public_key().to_string())

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    fs::{self, Metadata},
     io::{self, IsTerminal},
     os::unix::fs::MetadataExt,
 };
@@ -9,27 +10,56 @@ use std::{
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
     EnvFilter,
-    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    field::RecordFields,
+    fmt::{
+        FmtContext, FormatEvent, FormatFields, MakeWriter,
+        format::{DefaultFields, Writer},
+    },
     registry::LookupSpan,
 };
 
+use super::device_log::DeviceLog;
+
 /// Starts logging: coloured on a terminal only, and for the journal with priorities instead of times and levels.
 pub(super) fn start(filter: EnvFilter) {
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    if goes_to_the_journal() {
+    start_with(filter, io::stderr, "2", String::new());
+}
+
+/// As [`start`], for a device in the background. Its log goes to what standard input is now once it is there.
+pub(super) fn start_of_device(filter: EnvFilter, interface: &str) {
+    start_with(filter, || DeviceLog, "0", format!("device {interface}: "));
+}
+
+/// `descriptor` is the one that tells what is written to; `name` comes before each message.
+fn start_with<W>(filter: EnvFilter, writer: W, descriptor: &str, name: String)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).fmt_fields(Named(name));
+    let destination = fs::metadata(format!("/proc/self/fd/{descriptor}"));
+    if destination.as_ref().is_ok_and(is_journal) {
         let line = tracing_subscriber::fmt::format().without_time().with_level(false).with_target(false);
         log.with_ansi(false).event_format(WithPriority(line)).init();
     } else {
-        log.with_ansi(io::stderr().is_terminal()).with_target(false).init();
+        log.with_ansi(descriptor == "2" && io::stderr().is_terminal()).with_target(false).init();
     }
 }
 
-/// Whether standard error is a stream of systemd's journal: `$JOURNAL_STREAM` holds its device and inode then
+/// Whether this is a stream of systemd's journal: `$JOURNAL_STREAM` holds its device and inode then
 /// (systemd.exec(5)). A program that inherits the variable may write somewhere else.
-fn goes_to_the_journal() -> bool {
-    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
-    let stderr = std::fs::metadata("/proc/self/fd/2");
-    stderr.is_ok_and(|stderr| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
+fn is_journal(file: &Metadata) -> bool {
+    let stream = std::env::var("JOURNAL_STREAM");
+    stream.is_ok_and(|stream| stream == format!("{}:{}", file.dev(), file.ino()))
+}
+
+/// Writes a name before the message of each event.
+struct Named(String);
+
+impl<'w> FormatFields<'w> for Named {
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'w>, fields: R) -> fmt::Result {
+        writer.write_str(&self.0)?;
+        DefaultFields::new().format_fields(writer, fields)
+    }
 }
 
 /// Writes the priority before each line, as sd-daemon(3) says.

@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 mod agent;
 mod boot_guard;
 mod device;
+mod device_log;
 mod down;
 mod key;
 mod log;

@@ -134,11 +134,14 @@ fn send(pid: u32, signal: Signal) -> anyhow::Result<()> {
 
 /// Says how it went.
 fn report(agent: &RunFile) -> anyhow::Result<ExitCode> {
-    let errors: Vec<&str> =
-        [&agent.settings_error, &agent.key_error, &agent.membership_error, &agent.trouble]
-            .into_iter()
-            .filter_map(|error| error.as_deref())
-            .collect();
+    let errors = [
+        &agent.settings_error,
+        &agent.key_error,
+        &agent.membership_error,
+        &agent.preshared_error,
+        &agent.trouble,
+    ];
+    let errors: Vec<&str> = errors.into_iter().filter_map(|error| error.as_deref()).collect();
     if !errors.is_empty() {
         bail!("{}", errors.join("\n"));
     }

@@ -16,7 +16,7 @@ use wireloom_plan::{
     refusal::Refusal,
     standing::Standings,
 };
-use wireloom_types::PublicKey;
+use wireloom_types::{PresharedKeyHash, PublicKey};
 
 use crate::{
     config::{Config, DEFAULT_PATH},
@@ -41,6 +41,7 @@ pub(super) struct Situation {
     pub(super) standing: BTreeMap<String, Account>,
     pub(super) kernel: Option<InKernel>,
     public_key: Option<PublicKey>,
+    preshared_key: Option<PresharedKeyHash>,
     standings: Standings,
 }
 
@@ -96,6 +97,18 @@ impl Situation {
             (Some(cluster), None) => Some(cluster),
             (None, _) => recorded_mesh(&state, &mut problems),
         };
+        let cluster = cluster.map(|mut cluster| {
+            // As the agent resolved them last.
+            let recorded = state.mesh().ok().flatten().unwrap_or_default();
+            cluster.resolve(&recorded.known_addresses());
+            cluster
+        });
+        let preshared_file = cluster.as_ref().and_then(|cluster| cluster.preshared_key_file.as_deref());
+        let in_file = preshared_file.and_then(|path| key_file::read_preshared(path).ok());
+        // The agent knows the one in force if the file is broken now.
+        let in_force =
+            report.as_ref().and_then(|report| report.preshared_key).filter(|_| preshared_file.is_some());
+        let preshared_key = in_file.as_ref().map(PresharedKeyHash::of).or(in_force);
 
         let opened = Linux::open(&config.settings.interface, config.settings.table, state.clone());
         let mut opened = attempt(&mut problems, opened, None);
@@ -104,6 +117,7 @@ impl Situation {
             kernel.expect_backend(config.backend, &config.settings);
             if let Some(before) = &report {
                 kernel.remember_endpoints(&before.configured_endpoints);
+                kernel.set_probed(before.probed());
             }
         }
         let own = cluster.as_ref().and_then(|cluster| cluster.nodes.get(&config.settings.node));
@@ -159,11 +173,12 @@ impl Situation {
         Ok(Self {
             problems,
             cluster,
+            standings: proofs.standings(),
+            preshared_key,
             agent,
             standing,
             kernel: in_kernel,
             public_key,
-            standings: proofs.standings(),
             config,
         })
     }
@@ -174,6 +189,7 @@ impl Situation {
         let public_key = self.public_key.unwrap_or(NO_KEY);
         let mut planner = Planner::new(self.config.settings.clone(), public_key, cluster.clone());
         planner.set_standings(self.standings.clone());
+        planner.set_preshared_key(self.preshared_key);
         let mut plan = planner.plan(&kernel.observed)?;
         plan.ops.retain(|op| kernel.silence.is_none() || !matches!(op, Op::Device(_)));
         Ok(plan)

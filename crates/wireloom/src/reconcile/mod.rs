@@ -17,7 +17,7 @@ use wireloom_plan::{
     standing::Standings,
     warning::Warning,
 };
-use wireloom_types::PublicKey;
+use wireloom_types::{PresharedKeyHash, PublicKey};
 
 #[cfg(test)]
 mod tests;
@@ -35,6 +35,7 @@ pub(crate) struct Reconciler<K> {
     settings: Settings,
     public_key: PublicKey,
     standings: Standings,
+    preshared_key: Option<PresharedKeyHash>,
     /// Absent until the first snapshot: before it nothing is changed, let alone removed.
     planner: Option<Planner>,
     /// The kernel as the last pass left it; absent when it must be observed again.
@@ -100,6 +101,7 @@ impl<K: Kernel> Reconciler<K> {
             settings,
             public_key,
             standings: Standings::new(),
+            preshared_key: None,
             planner: None,
             mirror: None,
             warnings: BTreeSet::new(),
@@ -147,9 +149,18 @@ impl<K: Kernel> Reconciler<K> {
         self.standings = standings;
     }
 
+    /// Takes the hash of the mesh's preshared key; `None` when there is none that can be used.
+    pub(crate) fn set_preshared_key(&mut self, key: Option<PresharedKeyHash>) {
+        if let Some(planner) = &mut self.planner {
+            planner.set_preshared_key(key);
+        }
+        self.preshared_key = key;
+    }
+
     fn new_planner(&self, cluster: Cluster) -> Planner {
         let mut planner = Planner::new(self.settings.clone(), self.public_key, cluster);
         planner.set_standings(self.standings.clone());
+        planner.set_preshared_key(self.preshared_key);
         planner
     }
 

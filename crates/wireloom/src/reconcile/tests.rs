@@ -72,6 +72,7 @@ fn cluster(nodes: u8) -> Cluster {
     Cluster {
         pools: ["10.161.0.0/16".parse().unwrap()].into(),
         nodes: (0..nodes).map(|number| (format!("n{number}"), node(number))).collect(),
+        ..Cluster::default()
     }
 }
 

@@ -9,7 +9,10 @@
 //! | [`agent::matrix`] | who reaches whom in each mode, encrypted or not, and what a switch of the mode costs |
 //! | [`agent::rules`] | that the policy rules, as iproute2 prints them, follow pools, scope and mode |
 //! | [`agent::membership`] | that the mesh follows its file: keys, endpoints, nodes, borrowed addresses, mistakes |
+//! | `agent::endpoints` | that an endpoint by name is looked up, again while its peer does not answer |
+//! | `agent::preshared` | that the preshared key's file is followed, and that there is no peer without it |
 //! | `agent::upkeep` | that the agent repairs what others break, and takes settings while it runs |
+//! | `agent::repair` | how soon repairs are made, and what becomes of a device that hangs or an interface that moves |
 //! | [`agent::restart`] | that an agent's end costs no packet, and `down` leaves nothing behind |
 //! | [`agent::survival`] | that the interface outlives its device, and nothing leaves in plaintext meanwhile |
 //! | [`agent::upgrade`] | that an unscoped rule is replaced in the right order, and others' objects stay |

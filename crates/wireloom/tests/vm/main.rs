@@ -47,7 +47,7 @@ impl Backend {
     fn has(self, test: &str) -> bool {
         /// Everything that programs the kernel's WireGuard. Of the guard and of proofs, which take minutes here, one
         /// test each; of the agent's files and messages, none.
-        const KERNEL: [&str; 18] = [
+        const KERNEL: [&str; 19] = [
             "agent::guard::routing::changes_of_rules_and_routes_leak_nothing_in_scoped_mode",
             "agent::matrix::",
             "agent::membership::a_borrowed_address",
@@ -55,6 +55,7 @@ impl Backend {
             "agent::membership::a_node_without_a_key_",
             "agent::membership::a_removed_node",
             "agent::membership::nodes_with_one_key",
+            "agent::preshared::",
             "agent::proofs::rollout::half_a_fleet_is_in_plaintext_and_becomes_encrypted_without_losing_a_packet",
             "agent::reports::",
             "agent::restart::",

@@ -10,7 +10,7 @@ use crate::{
     drops::{Drops, EngineDrop},
     link::NeighbourTable,
     offload::segment::Segments,
-    path_mtu::outer_headers,
+    path_mtu::{is_path_probe, outer_headers},
     punt::SlowPath,
     runtime::crypto_pool::InPool,
     tun::TunQueue,
@@ -34,6 +34,8 @@ struct PeerRun {
     bytes: usize,
     /// The position and the length in bytes of the longest message.
     longest: (usize, usize),
+    /// The positions of the agent's probes.
+    lone_probes: Vec<usize>,
 }
 
 impl PeerRun {
@@ -85,6 +87,9 @@ impl Batcher {
             if framed > self.run.longest.1 {
                 self.run.longest = (self.run.lengths.len(), framed);
             }
+            if is_path_probe(packet) {
+                self.run.lone_probes.push(self.run.lengths.len());
+            }
             self.run.lengths.push((len, framed));
             self.run.bytes += framed;
         }
@@ -124,6 +129,9 @@ impl Batcher {
                 if path.probe_path_mtu(turn.now.monotonic, outer_headers(remote) + longest) {
                     self.batch.probe_with(self.run.lengths.len() - position);
                 }
+                for position in &self.run.lone_probes {
+                    self.batch.only_probe_with(self.run.lengths.len() - position);
+                }
                 if self.in_pool.is_none() {
                     // While the messages are still in the cache.
                     self.batch.seal();
@@ -147,6 +155,7 @@ impl Batcher {
             }
         };
         self.run.lengths.clear();
+        self.run.lone_probes.clear();
         (self.run.bytes, self.run.longest) = (0, (0, 0));
         used
     }

@@ -15,11 +15,11 @@ use netlink_packet_wireguard::{
     WireguardAttribute, WireguardMessage, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
     WireguardTimeSpec,
 };
-use wireloom_types::PublicKey;
+use wireloom_types::{PresharedKey, PublicKey};
 use zeroize::Zeroize;
 
 use super::transaction::{SetPeer, Step, Transaction};
-use crate::wireguard::DeviceState;
+use crate::wireguard::{DeviceState, shown};
 
 /// Bytes of peers in one message: all of them are in one attribute, whose length has 16 bits.
 const PEERS: usize = 32 << 10;
@@ -167,6 +167,8 @@ fn pieces(step: &Step) -> Vec<WireguardPeer> {
             let mut first = peer(set.public_key, flags);
             first.0.extend(set.endpoint.map(WireguardPeerAttribute::Endpoint));
             first.0.push(WireguardPeerAttribute::PersistentKeepalive(set.persistent_keepalive));
+            let key = set.preshared_key.as_ref();
+            first.0.extend(key.map(|key| WireguardPeerAttribute::PresharedKey(*key.expose_bytes())));
             let mut pieces = vec![first];
             let more = set.gained.len().div_ceil(ALLOWED_IPS).saturating_sub(1);
             pieces.extend((0..more).map(|_| peer(set.public_key, WireguardPeerFlags::UpdateOnly)));
@@ -230,6 +232,9 @@ fn add_peer(device: &mut DeviceState, described: &WireguardPeer) {
         match attribute {
             WireguardPeerAttribute::Endpoint(endpoint) => peer.endpoint = Some(*endpoint),
             WireguardPeerAttribute::PersistentKeepalive(seconds) => peer.persistent_keepalive = *seconds,
+            WireguardPeerAttribute::PresharedKey(key) => {
+                peer.preshared_key = shown(&PresharedKey::from_bytes(*key));
+            }
             WireguardPeerAttribute::LastHandshake(time) => peer.last_handshake = since_epoch(*time),
             WireguardPeerAttribute::RxBytes(bytes) => peer.received = *bytes,
             WireguardPeerAttribute::TxBytes(bytes) => peer.sent = *bytes,
@@ -282,6 +287,7 @@ mod tests {
                 seconds: 1_700_000_000,
                 nano_seconds: 5,
             }),
+            WireguardPeerAttribute::PresharedKey([9; 32]),
             WireguardPeerAttribute::RxBytes(10),
             WireguardPeerAttribute::TxBytes(20),
             WireguardPeerAttribute::AllowedIps(ips("10.161.1.0/24 fd00::/64")),
@@ -292,6 +298,7 @@ mod tests {
         ]);
         let other = WireguardPeer(vec![
             WireguardPeerAttribute::PublicKey([2; 32]),
+            WireguardPeerAttribute::PresharedKey([0; 32]),
             WireguardPeerAttribute::LastHandshake(WireguardTimeSpec { seconds: 0, nano_seconds: 0 }),
         ]);
         let attributes = [
@@ -306,6 +313,7 @@ mod tests {
             endpoint: Some("[2001:db8::1]:51820".parse().unwrap()),
             allowed_ips: ["10.161.1.0/24", "fd00::/64", "10.161.2.7/32"].map(|ip| ip.parse().unwrap()).into(),
             persistent_keepalive: 25,
+            preshared_key: shown(&PresharedKey::from_bytes([9; 32])),
             last_handshake: Some(SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 5)),
             received: 10,
             sent: 20,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use wireloom_types::{PrivateKey, PublicKey};
+use wireloom_types::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
 
 use crate::wireguard::{Change, DeviceState};
 
@@ -47,6 +47,8 @@ pub(super) struct SetPeer {
     pub(super) public_key: PublicKey,
     pub(super) endpoint: Option<SocketAddr>,
     pub(super) persistent_keepalive: u16,
+    /// Of zeros for none; absent: unchanged.
+    pub(super) preshared_key: Option<PresharedKey>,
     /// Whether an absent peer stays absent.
     pub(super) update_only: bool,
     /// Whether all allowed-IPs that the peer has are removed first, because they are not known.
@@ -62,6 +64,7 @@ impl SetPeer {
             public_key,
             endpoint: None,
             persistent_keepalive,
+            preshared_key: None,
             update_only: false,
             replace: false,
             gained: Vec::new(),
@@ -123,12 +126,15 @@ impl<'a> Transaction<'a> {
                 self.lost.retain(|(loser, _)| loser != key);
                 self.steps.push(Step::Remove(*key));
             }
-            Change::SetPeer(peer) => {
+            Change::SetPeer { peer, preshared_key } => {
                 let replace = !known.peers.contains_key(&peer.public_key);
                 let (gained, lost) = known.set(peer.public_key, &peer.allowed_ips);
                 self.lost.extend(lost.into_iter().map(|ip| (peer.public_key, ip)));
                 self.steps.push(Step::Set(SetPeer {
                     endpoint: peer.endpoint,
+                    preshared_key: Some(
+                        (*preshared_key).cloned().unwrap_or(PresharedKey::from_bytes([0; KEY_LEN])),
+                    ),
                     replace,
                     gained,
                     ..SetPeer::new(peer.public_key, peer.persistent_keepalive)

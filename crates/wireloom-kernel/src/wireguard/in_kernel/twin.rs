@@ -16,12 +16,12 @@ use netlink_packet_wireguard::{
 use nix::errno::Errno;
 use proptest::prelude::*;
 use wireloom_plan::op::SetPeer;
-use wireloom_types::{PrivateKey, PublicKey, SourceCheck};
+use wireloom_types::{PresharedKey, PresharedKeyHash, PrivateKey, PublicKey, SourceCheck};
 
 use super::{family::Commands, programmer::Programmer};
 use crate::{
     error::Cause,
-    wireguard::{Change, DeviceState, PeerState},
+    wireguard::{Change, DeviceState, PeerState, shown},
 };
 
 /// The device.
@@ -97,6 +97,9 @@ impl Twin {
                 WireguardPeerAttribute::PersistentKeepalive(seconds) => {
                     self.peer(key).persistent_keepalive = *seconds;
                 }
+                WireguardPeerAttribute::PresharedKey(bytes) => {
+                    self.peer(key).preshared_key = shown(&PresharedKey::from_bytes(*bytes));
+                }
                 WireguardPeerAttribute::AllowedIps(ips) => {
                     ips.iter().try_for_each(|ip| self.set_allowed_ip(key, ip))?;
                 }
@@ -171,6 +174,7 @@ fn expected(before: &DeviceState, changes: &[SetPeer], removed: &[PublicKey]) ->
         let peer = state.peers.entry(change.public_key).or_default();
         peer.allowed_ips.clone_from(&change.allowed_ips);
         peer.persistent_keepalive = change.persistent_keepalive;
+        peer.preshared_key = change.preshared_key;
         peer.endpoint = change.endpoint.or(peer.endpoint);
     }
     state.peers.retain(|key, _| !removed.contains(key));
@@ -183,10 +187,15 @@ fn change(
     sets: &[SetPeer],
     removed: &[PublicKey],
 ) -> Result<(), Cause> {
-    let sets = sets.iter().map(Change::SetPeer);
+    let mesh_key = PresharedKey::from_bytes(MESH_KEY);
+    let sets = sets
+        .iter()
+        .map(|peer| Change::SetPeer { peer, preshared_key: peer.preshared_key.map(|_| &mesh_key) });
     let changes: Vec<_> = sets.chain(removed.iter().map(|key| Change::RemovePeer(*key))).collect();
     programmer.change(twin, &changes)
 }
+
+const MESH_KEY: [u8; 32] = [9; 32];
 
 fn key(number: u8) -> PublicKey {
     PublicKey::from_bytes([number; 32])
@@ -199,12 +208,15 @@ fn prefixes() -> impl Strategy<Value = BTreeSet<IpNet>> {
 }
 
 fn sets() -> impl Strategy<Value = Vec<SetPeer>> {
-    let set = (0..4u8, prefixes(), 0..2u16).prop_map(|(number, allowed_ips, persistent_keepalive)| SetPeer {
-        public_key: key(number),
-        endpoint: None,
-        allowed_ips,
-        persistent_keepalive,
-    });
+    let set = (0..4u8, prefixes(), 0..2u16, any::<bool>()).prop_map(
+        |(number, allowed_ips, persistent_keepalive, has_key)| SetPeer {
+            public_key: key(number),
+            endpoint: None,
+            allowed_ips,
+            persistent_keepalive,
+            preshared_key: has_key.then(|| PresharedKeyHash::of(&PresharedKey::from_bytes(MESH_KEY))),
+        },
+    );
     proptest::collection::vec(set, 0..5)
 }
 
@@ -246,6 +258,7 @@ fn thousands_of_peers_fit_into_messages() {
         endpoint: Some("[2001:db8::1]:51820".parse().unwrap()),
         allowed_ips: (0..count).map(|count| prefix(number, count)).collect(),
         persistent_keepalive: 25,
+        preshared_key: None,
     };
     let mut peers: Vec<_> = (1..=5_000).map(|number| peer(number, 4)).collect();
     peers.push(peer(5_001, 30_000));

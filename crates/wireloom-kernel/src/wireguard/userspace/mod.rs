@@ -8,7 +8,9 @@ mod uapi;
 
 use std::{
     env,
+    fs::File,
     io::{self, Read, Seek},
+    os::{fd::AsFd as _, unix::fs::FileTypeExt as _},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     thread,
@@ -208,10 +210,10 @@ impl WireguardDevice for UserspaceDevice {
         // Its errors go to a file: the process that stays in the background would keep a pipe open.
         let mut errors = tempfile::tempfile()?;
         let mut child = Command::new(this_program()?)
-            .args(["device", "--persistent", &self.interface])
+            .args(["device", "--persistent", "--log-to-stdin", &self.interface])
             .args(["--peer-lookup", &peer_lookup.to_string()])
             .args(["--source-check", &source_check.to_string()])
-            .stdin(Stdio::null())
+            .stdin(log()?)
             .stdout(Stdio::null())
             .stderr(errors.try_clone()?)
             .spawn()?;
@@ -261,6 +263,20 @@ impl WireguardDevice for UserspaceDevice {
 /// Whether a process serves this control socket.
 pub(crate) fn is_served(socket: &Path) -> bool {
     !matches!(Conversation::begin(socket, "", 0, GLANCE), Ok(None))
+}
+
+/// Where a device logs to: our standard error, which it keeps when we end. Not if that is a pipe, whose reader would
+/// wait for the device's end then: it gets what the device logs from us.
+fn log() -> io::Result<Stdio> {
+    let ours = io::stderr().as_fd().try_clone_to_owned()?;
+    if !File::from(ours.try_clone()?).metadata()?.file_type().is_fifo() {
+        return Ok(ours.into());
+    }
+    let (mut reader, writer) = io::pipe()?;
+    thread::Builder::new()
+        .name("device-log".into())
+        .spawn(move || io::copy(&mut reader, &mut io::stderr()))?;
+    Ok(writer.into())
 }
 
 /// Our own program; after an upgrade of the file, the version that runs.

@@ -5,10 +5,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use wireloom_types::{PrivateKey, PublicKey, SourceCheck};
+use wireloom_types::{PresharedKey, PrivateKey, PublicKey, SourceCheck};
 use zeroize::Zeroizing;
 
-use crate::wireguard::{Change, DeviceState, PeerState};
+use crate::wireguard::{Change, DeviceState, PeerState, shown};
 
 /// Requests the whole device, and the source check, which is an extension of our own device.
 pub(super) const GET_ALL: &str = "get=1\n\nget_link=1\n\n";
@@ -19,7 +19,10 @@ pub(super) fn split(replies: &str) -> Option<(&str, &str)> {
     Some(replies.split_at(end))
 }
 
-/// The request of one transaction. It may hold the private key.
+/// No preshared key.
+const NO_KEY: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// The request of one transaction. It may hold secret keys.
 pub(super) fn set(changes: &[Change<'_>]) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::from("set=1\n"));
     for change in changes {
@@ -47,8 +50,10 @@ fn append(text: &mut String, change: &Change<'_>) {
             }
             writeln!(text, "persistent_keepalive_interval={seconds}")
         })(),
-        Change::SetPeer(peer) => (|| {
+        Change::SetPeer { peer, preshared_key } => (|| {
             writeln!(text, "public_key={}", hex(peer.public_key))?;
+            let key = preshared_key.map(PresharedKey::expose_hex);
+            writeln!(text, "preshared_key={}", key.as_ref().map_or(NO_KEY, |key| key.as_str()))?;
             if let Some(endpoint) = peer.endpoint {
                 writeln!(text, "endpoint={endpoint}")?;
             }
@@ -101,6 +106,10 @@ pub(super) fn parse_get_reply(text: &str) -> Result<DeviceState, ReplyError> {
                 let next = (PublicKey::from_bytes(*key.as_bytes()), PeerState::default());
                 device.peers.extend(current.replace(next));
                 handshake = Duration::ZERO;
+            }
+            ("preshared_key", Some((_, peer))) => {
+                let key = PresharedKey::from_hex(value).map_err(|_| unreadable())?;
+                peer.preshared_key = shown(&key);
             }
             ("endpoint", Some((_, peer))) => peer.endpoint = Some(value.parse().map_err(|_| unreadable())?),
             ("allowed_ip", Some((_, peer))) => {
@@ -176,28 +185,36 @@ mod tests {
     #[test]
     fn one_request_holds_many_changes() {
         let key = PrivateKey::from_bytes([7; 32]);
+        let mesh_key = PresharedKey::from_bytes([9; 32]);
         let peer = SetPeer {
             public_key: A.parse().unwrap(),
             endpoint: Some("[2001:db8::1]:51820".parse().unwrap()),
             allowed_ips: ["10.161.2.0/24".parse().unwrap(), "fd61:0:0:2::/64".parse().unwrap()].into(),
             persistent_keepalive: 25,
+            preshared_key: shown(&mesh_key),
         };
-        let silent =
-            SetPeer { endpoint: None, allowed_ips: [].into(), persistent_keepalive: 0, ..peer.clone() };
+        let silent = SetPeer {
+            endpoint: None,
+            allowed_ips: [].into(),
+            persistent_keepalive: 0,
+            preshared_key: None,
+            ..peer.clone()
+        };
         let changes = [
             Change::Configure { key: &key, listen_port: 51820, fwmark: 0xa, source_check: SourceCheck::Off },
             Change::RemovePeer(PublicKey::from_bytes([0xab; 32])),
-            Change::SetPeer(&peer),
-            Change::SetPeer(&silent),
+            Change::SetPeer { peer: &peer, preshared_key: Some(&mesh_key) },
+            Change::SetPeer { peer: &silent, preshared_key: None },
         ];
         let expected = format!(
             "set=1\nprivate_key={}\nlisten_port=51820\nfwmark=10\nsource_check=off\n\
              public_key={}\nremove=true\n\
-             public_key={A_HEX}\nendpoint=[2001:db8::1]:51820\npersistent_keepalive_interval=25\n\
+             public_key={A_HEX}\npreshared_key={}\nendpoint=[2001:db8::1]:51820\npersistent_keepalive_interval=25\n\
              replace_allowed_ips=true\nallowed_ip=10.161.2.0/24\nallowed_ip=fd61:0:0:2::/64\n\
-             public_key={A_HEX}\npersistent_keepalive_interval=0\nreplace_allowed_ips=true\n\n",
+             public_key={A_HEX}\npreshared_key={NO_KEY}\npersistent_keepalive_interval=0\nreplace_allowed_ips=true\n\n",
             *key.expose_hex(),
             "ab".repeat(32),
+            "09".repeat(32),
         );
         assert_eq!(*set(&changes), expected);
     }
@@ -210,10 +227,11 @@ mod tests {
              public_key={A_HEX}\nprotocol_version=1\npreshared_key={}\nendpoint=192.0.2.1:51820\n\
              last_handshake_time_sec=1700000000\nlast_handshake_time_nsec=5\nrx_bytes=10\ntx_bytes=20\n\
              persistent_keepalive_interval=25\nallowed_ip=10.161.2.0/24\nallowed_ip=10.161.1.7/32\n\
-             public_key={}\nlast_handshake_time_sec=0\nlast_handshake_time_nsec=0\nsome_later_key=1\nerrno=0\n\n",
+             public_key={}\npreshared_key={}\nlast_handshake_time_sec=0\nlast_handshake_time_nsec=0\nsome_later_key=1\nerrno=0\n\n",
             *private.expose_hex(),
             "0".repeat(64),
             "ab".repeat(32),
+            "09".repeat(32),
         );
         let a = PeerState {
             endpoint: Some("192.0.2.1:51820".parse().unwrap()),
@@ -222,14 +240,16 @@ mod tests {
             last_handshake: Some(SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 5)),
             received: 10,
             sent: 20,
+            ..PeerState::default()
         };
+        let b =
+            PeerState { preshared_key: shown(&PresharedKey::from_bytes([9; 32])), ..PeerState::default() };
         let expected = DeviceState {
             public_key: Some(private.public_key()),
             listen_port: 51820,
             fwmark: 10,
             source_check: SourceCheck::AllowedIps,
-            peers: [(A.parse().unwrap(), a), (PublicKey::from_bytes([0xab; 32]), PeerState::default())]
-                .into(),
+            peers: [(A.parse().unwrap(), a), (PublicKey::from_bytes([0xab; 32]), b)].into(),
         };
         assert_eq!(parse_get_reply(&text), Ok(expected));
     }

@@ -1,6 +1,11 @@
 //! `wireloom plan --check FILE`: judges a mesh before it is distributed.
 
-use std::{collections::BTreeSet, path::Path, process::ExitCode, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context;
 use owo_colors::OwoColorize;
@@ -46,7 +51,9 @@ pub(super) fn run(file: &Path, node: &str, json: bool) -> anyhow::Result<ExitCod
     let mesh = Source::File(file.to_owned()).read()?;
     let state = StateDir::locate();
     // Only root can read it. Without it the mesh is judged by itself.
-    let in_force = state.mesh().ok().flatten();
+    let mut in_force = state.mesh().ok().flatten();
+    // The file has names without their addresses.
+    in_force.iter_mut().for_each(|in_force| in_force.resolve(&BTreeMap::new()));
     let viewpoint = viewpoint(&mesh, node);
     let warnings = viewpoint.map(|viewpoint| warnings(&mesh, viewpoint)).unwrap_or_default();
     let judgement = Judgement {
@@ -74,7 +81,9 @@ fn viewpoint<'a>(mesh: &'a Cluster, node: &str) -> Option<&'a str> {
 /// The warnings that this node of the mesh would give, apart from those about its machine.
 fn warnings(mesh: &Cluster, node: &str) -> BTreeSet<Warning> {
     let key = mesh.nodes.get(node).and_then(|node| node.public_key).unwrap_or(NO_KEY);
-    let mut planner = Planner::new(Settings::defaults(node), key, mesh.clone());
+    // Without the preshared key, which is no part of the mesh file, there would be no plan.
+    let mesh = Cluster { preshared_key_file: None, ..mesh.clone() };
+    let mut planner = Planner::new(Settings::defaults(node), key, mesh);
     // On a machine of which nothing is known, there is nothing that could be refused.
     planner.plan(&Observed::default()).map(|plan| plan.warnings).unwrap_or_default()
 }
@@ -177,6 +186,7 @@ mod tests {
     fn warnings_come_from_this_nodes_viewpoint_or_else_from_the_first() {
         let mut mesh = mesh(&[("a", "10.0.1.0/24"), ("b", "10.0.2.0/24")]);
         mesh.pools.insert("10.0.2.0/24".parse().unwrap());
+        mesh.preshared_key_file = Some("/etc/wireloom/mesh.psk".into());
         let keyless = |name: &str| Warning::KeylessNode { node: name.into() };
         assert_eq!((viewpoint(&mesh, "b"), viewpoint(&mesh, "elsewhere")), (Some("b"), Some("a")));
         assert!(warnings(&mesh, "b").contains(&keyless("a")));

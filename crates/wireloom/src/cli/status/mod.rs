@@ -97,6 +97,7 @@ fn with_problems(mut errors: Vec<String>, situation: &Situation) -> Vec<String> 
             &agent.settings_error,
             &agent.key_error,
             &agent.proofs_error,
+            &agent.preshared_error,
         ]
     });
     let reported: Vec<&String> = reported.into_iter().flatten().flatten().collect();
@@ -117,5 +118,7 @@ fn of_agent(situation: &Situation) -> impl Iterator<Item = Warning> {
     let held = agent.and_then(|agent| agent.held.as_ref()).map(|held| held.warning(unix_time()));
     let one_sided = agent.into_iter().flat_map(|agent| agent.not_proved_us.keys());
     let one_sided = one_sided.map(|node| Warning::HasNotProvedUs { node: node.clone() });
-    deleted.into_iter().chain(held).chain(one_sided)
+    let unresolved = agent.into_iter().flat_map(|agent| &agent.unresolved);
+    let unresolved = unresolved.map(|(node, unresolved)| unresolved.warning(node.clone()));
+    deleted.into_iter().chain(held).chain(unresolved).chain(one_sided)
 }

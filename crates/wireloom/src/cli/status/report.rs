@@ -213,6 +213,7 @@ fn without_what_is_elsewhere(agent: &RunFile) -> RunFile {
         trends: Trends::default(),
         configured_endpoints: BTreeMap::new(),
         standing: BTreeMap::new(),
+        probed: BTreeMap::new(),
         not_proved_us: BTreeMap::new(),
         ..agent.clone()
     }

@@ -2,12 +2,15 @@
 
 mod broken;
 mod bypass;
+mod endpoints;
 mod guard;
 mod holdback;
 mod host_mode;
 pub(crate) mod matrix;
 pub(crate) mod membership;
+mod mtu;
 pub(crate) mod ownership;
+mod preshared;
 mod proofs;
 mod records;
 mod repair;

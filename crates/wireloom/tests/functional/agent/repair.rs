@@ -1,7 +1,11 @@
 //! How soon what others break is repaired: within milliseconds what the kernel announces, within seconds what it does
 //! not; and what happens to a device that hangs, and to an interface that is renamed or moved away.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use wireloom_lab::{
     Layout, Node, PATIENCE, Promise, agent, at_this_pace,
@@ -9,7 +13,7 @@ use wireloom_lab::{
 };
 
 use crate::{
-    fixtures::device::processes,
+    fixtures::device::{self, processes},
     fixtures::fleet::{Fleet, run},
     wireloom,
 };
@@ -104,6 +108,7 @@ fn a_device_that_hangs_keeps_nothing_else_from_being_repaired_and_is_restarted()
     let median = median_repair_time(node, "ip rule del pref 99", has_rule);
     figure("rule 99 deleted", median, ANNOUNCED);
     let index = index_of_ours(node);
+    assert!(log(&fleet).contains("device wg0: listening on UDP port 51820"), "{}", log(&fleet));
 
     let [device] = devices(&fleet)[..] else { panic!("{:?}", devices(&fleet)) };
     // One that is late only is left alone.
@@ -250,4 +255,28 @@ fn the_hardware_address_of_a_link_is_set_back() {
     figure("the hardware address changed", median, ANNOUNCED);
     fleet.settle(Promise::SCOPED);
     fleet.wait_until_done(node);
+}
+
+/// Whoever reads the log of a device may end or hang.
+#[test]
+fn a_device_goes_on_when_nobody_reads_its_log() {
+    let lab = device::node();
+    let node = &lab.nodes[0];
+    for is_read in [false, true] {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut command = Command::new(wireloom());
+        command.args(["device", "--log-to-stdin", "wg0"]).stdin(writer);
+        let started = node.host.space.spawn(&mut command).unwrap().wait().unwrap();
+        drop(command);
+        assert!(started.success());
+        // It stays open, and is full after a thousand lines.
+        let reader = is_read.then_some(reader);
+        for _ in 0..1_500 {
+            assert_eq!(device::request(node, "nonsense=1\n\n"), "errno=-22\n\n");
+        }
+        assert!(device::request(node, "get=1\n\n").ends_with("errno=0\n\n"));
+        drop(reader);
+        node.run("ip link delete wg0").unwrap();
+        device::wait_until_gone(node);
+    }
 }

@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
-use wireloom_lab::{Layout, Node, PATIENCE, until};
+use wireloom_lab::{FAMILIES, Layout, Node, PATIENCE, Promise, Space, until};
 use wireloom_plan::routing::Family;
 
 use crate::fixtures::{
     device::request,
+    fleet::Fleet,
     transfer::{RunningStreams, streams},
     tunnel::{Program, Tunnel, inner},
 };
@@ -110,4 +111,29 @@ fn where_icmp_is_filtered_a_transfer_goes_on_in_fragments() {
     }
     assert!(way.fragments() > before + 1000);
     assert!(!way.paths().contains("path_mtu"));
+}
+
+/// Both a pod, whose packets are forwarded, and the node itself are told, whatever the agent's firewall refuses.
+#[test]
+fn the_agents_guard_lets_the_errors_of_the_device_pass() {
+    let knows = |from: &Space, to: IpAddr| {
+        let _ = from.run(&format!("ping -n -q -M do -c 2 -i 0.2 -W 0.2 -s 1372 {to}"));
+        from.run(&format!("ip route get {to}")).unwrap().contains("mtu 1296 ")
+    };
+    for (routing, promise) in
+        [("encrypt_host_traffic = false", Promise::SCOPED), ("encrypt_host_traffic = true", Promise::HOST)]
+    {
+        let fleet = Fleet::new(Layout::default(), routing);
+        fleet.settle(promise);
+        let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
+        let peer = request(a, "get=1\n\n");
+        let peer = peer.lines().find(|line| line.starts_with("public_key=")).unwrap();
+        assert_eq!(request(a, &format!("set=1\n{peer}\npath_mtu=1360\n\n")), "errno=0\n\n");
+        for family in FAMILIES {
+            assert!(knows(&a.pods[0].space, b.pods[0].addresses.of(family)), "{routing}, {family:?}");
+            if promise == Promise::HOST {
+                assert!(knows(&a.host.space, b.host.addresses.of(family)), "the node, {family:?}");
+            }
+        }
+    }
 }

@@ -85,7 +85,7 @@ fn route(destination: IpNet, kind: RouteKind) -> Route {
 }
 
 fn through(source: Option<&str>) -> RouteKind {
-    RouteKind::Device { gateway: None, source: source.map(|source| source.parse().unwrap()) }
+    RouteKind::Device { gateway: None, source: source.map(|source| source.parse().unwrap()), mtu: None }
 }
 
 #[test]
@@ -320,6 +320,7 @@ fn guarding() -> Vec<Op> {
             error_source_v4: Some("10.161.1.1".parse().unwrap()),
             ..Guard::default()
         }),
+        segment_v6: Some(1140),
         altered: false,
     };
     let peer = LinkAddress::from_bytes([2, 0, 0, 0, 0, 1]);
@@ -586,7 +587,7 @@ fn firewall_op() -> impl Strategy<Value = Op> {
         (prop::option::of(51820..51822_u16), prop::bool::weighted(0.8), prop::option::weighted(0.8, guard()))
             .prop_map(|(port, judge, guard)| {
                 let mark_incoming = port.map(|port| IncomingMark { port, mark: 0xa });
-                Firewall { mark_incoming, judge_sources: judge, guard, altered: false }
+                Firewall { mark_incoming, judge_sources: judge, guard, segment_v6: None, altered: false }
             });
     let peer = || (1..4_u8).prop_map(|number| LinkAddress::from_bytes([2, 0, 0, 0, 0, number]));
     let addresses = || {
