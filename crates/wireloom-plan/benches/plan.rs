@@ -3,8 +3,9 @@
 //! Targets (5,000 nodes with 4 CIDRs each): a plan from scratch below 100 ms, one changed node below 1 ms.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
 };
 
 use divan::{Bencher, black_box};
@@ -13,8 +14,11 @@ use wireloom_plan::{
     cluster::{Cluster, Node},
     desired::{Host, desired},
     diff::diff,
+    health::{self, Action, AgentFacts, DeviceFacts, Facts, PeerFacts, PolicyRule, examine},
     observed::{Observed, Underlay},
     planner::Planner,
+    proofs::Account,
+    routing::Rule,
     settings::Settings,
     standing::{Standing, Standings},
 };
@@ -174,6 +178,42 @@ fn settled(nodes: u32) -> (Planner, Observed) {
 }
 
 /// A planner of a node whose peers are all proven.
+/// What is so on a node with a foreign rule before ours, whose table has a route to every node.
+#[divan::bench(args = SIZES)]
+fn examined(bencher: Bencher<'_, '_>, nodes: u32) {
+    let mesh = mesh(nodes);
+    let mut kernel = machine();
+    let mut planner = planner(settings(), mesh.clone());
+    kernel.apply_all(&planner.plan(&kernel).unwrap().ops).unwrap();
+    let plan = planner.plan(&kernel).unwrap();
+    let proven = |name: &String| (name.clone(), Account::Proven { since: Duration::ZERO, ends: None });
+    let accounts = mesh.nodes.keys().skip(1).map(proven).collect();
+    let session = PeerFacts { last_handshake: Some(Duration::from_secs(990)), ..PeerFacts::default() };
+    let peers = mesh.nodes.values().skip(1).map(|node| (node.public_key.unwrap(), session)).collect();
+    let foreign = Rule { from: None, mark: 0, mask: 0, table: 254, protocol: 3, ..kernel.rules[0].clone() };
+    let main = mesh.nodes.values().flat_map(|node| &node.workloads).copied().collect();
+    let rest = health::Machine {
+        rules: vec![PolicyRule { rule: foreign, action: Action::Lookup }],
+        tables: [(254, main)].into(),
+        ..health::Machine::default()
+    };
+    let settings = settings();
+    let facts = Facts {
+        cluster: Some(&mesh),
+        settings: &settings,
+        accounts: &accounts,
+        observed: &kernel,
+        plan: Some(&plan),
+        device: DeviceFacts::Answers { peers: &peers, drops: None },
+        refused: &BTreeMap::new(),
+        trends: None,
+        machine: &rest,
+        agent: AgentFacts::default(),
+        now: Duration::from_secs(1000),
+    };
+    bencher.bench_local(|| examine(black_box(&facts)));
+}
+
 fn planner(settings: Settings, mesh: Cluster) -> Planner {
     let standings = all_proven(&mesh);
     let mut planner = Planner::new(settings, key(0), mesh);

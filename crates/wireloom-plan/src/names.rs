@@ -181,6 +181,11 @@ impl Names {
         self.entries.iter().filter_map(|(name, entry)| Some((name.clone(), entry.address?))).collect()
     }
 
+    /// The address of a name, if it is known.
+    pub fn address(&self, name: &EndpointName) -> Option<SocketAddr> {
+        self.entries.get(name)?.address
+    }
+
     /// The names whose last lookup failed, one warning for each node.
     pub fn warnings(&self) -> BTreeSet<Warning> {
         let failed =

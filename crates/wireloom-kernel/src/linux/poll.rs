@@ -63,8 +63,8 @@ fn differs(now: Option<&DeviceState>, left: Option<&Device>) -> bool {
         || now.peers.len() != left.peers.len()
         || now.peers.iter().any(|(key, peer)| {
             left.peers.get(key).is_none_or(|left| {
-                (&peer.allowed_ips, peer.persistent_keepalive)
-                    != (&left.allowed_ips, left.persistent_keepalive)
+                (&peer.allowed_ips, peer.persistent_keepalive, peer.preshared_key)
+                    != (&left.allowed_ips, left.persistent_keepalive, left.preshared_key)
             })
         })
 }
@@ -74,10 +74,10 @@ mod tests {
     use std::time::SystemTime;
 
     use wireloom_plan::observed::Peer;
-    use wireloom_types::PublicKey;
+    use wireloom_types::{PresharedKey, PublicKey};
 
     use super::*;
-    use crate::wireguard::PeerState;
+    use crate::wireguard::{PeerState, shown};
 
     const KEY: PublicKey = PublicKey::from_bytes([1; 32]);
 
@@ -103,6 +103,7 @@ mod tests {
             DeviceState { peers: [(PublicKey::from_bytes([2; 32]), peer.clone())].into(), ..now.clone() },
             with(PeerState { allowed_ips: ["10.9.0.0/16".parse().unwrap()].into(), ..peer.clone() }),
             with(PeerState { persistent_keepalive: 5, ..peer.clone() }),
+            with(PeerState { preshared_key: shown(&PresharedKey::from_bytes([9; 32])), ..peer.clone() }),
         ] {
             assert!(differs(Some(&tampered), Some(&left)), "{tampered:?}");
         }

@@ -140,6 +140,14 @@ impl Trends {
         self.drops.get(reason).map_or(0, |trend| trend.last_minute)
     }
 
+    /// How many peers are silent, and for how many reasons packets were dropped in the last minute: when it changes, it
+    /// is time to look closer.
+    pub fn abnormal(&self) -> (usize, usize) {
+        let silent = self.unanswered.keys().filter(|key| self.silence(**key).is_some()).count();
+        let rising = self.drops.values().filter(|trend| trend.last_minute > 0).count();
+        (silent, rising)
+    }
+
     /// What the run file says: without what only the next sample needs.
     #[must_use]
     pub fn reported(&self) -> Self {
@@ -196,6 +204,7 @@ mod tests {
         assert_eq!(trends.silence(A), None, "a keepalive may take 10 s, and a handshake 5 s");
         samples.push((500, 776));
         assert_eq!(after(0, &samples).silence(A), Some(seconds(16)));
+        assert_eq!((trends.abnormal(), after(0, &samples).abnormal()), ((0, 0), (1, 0)));
         samples.push((532, 776));
         assert_eq!(after(0, &samples).unanswered_for(A), None, "it answers");
     }

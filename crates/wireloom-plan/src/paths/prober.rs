@@ -30,7 +30,8 @@ const TRIES: u8 = 3;
 /// The time between two tries.
 const BETWEEN: Duration = Duration::from_millis(200);
 
-/// The time after the last one (`PROBE_TIMER` of RFC 8899, section 5.1.1, at least a second after the first).
+/// The time after the last one (`PROBE_TIMER` of RFC 8899, section 5.1.1, at least a second after the first), unless the
+/// path is known to be quicker than [`BETWEEN`].
 const LAST_WAIT: Duration = Duration::from_millis(600);
 
 /// How long a result holds (`PMTU_RAISE_TIMER` of RFC 8899, section 5.1.1).
@@ -114,6 +115,8 @@ struct Probing {
     lengths: BTreeSet<u32>,
     answered: BTreeSet<u32>,
     tries: u8,
+    /// Whether an answer came before the second try.
+    quick: bool,
     /// When the next try is due, or the last wait is over.
     next: Duration,
 }
@@ -219,7 +222,7 @@ impl Prober {
         due.truncate(RATE - self.begun);
         self.begun += due.len();
         for (_, peer) in due {
-            peer.probing = Some(Probing::new(Step::Full, [CONTROL, peer.target.full].into(), now));
+            peer.probing = Some(Probing::new(Step::Full, [CONTROL, peer.target.full].into(), false, now));
         }
     }
 }
@@ -253,13 +256,13 @@ impl Peer {
                     found += 1;
                     continue;
                 }
-                (Step::Full, Some(_)) => Probing::new(Step::Usual, usual(&target), now),
+                (Step::Full, Some(_)) => Probing::new(Step::Usual, usual(&target), probing.quick, now),
                 (Step::Usual, longest) => {
                     let longest = longest.unwrap_or(CONTROL);
                     let too_long = probing.lengths.range(longest + 1..).next().copied();
                     let between = (longest + 1..too_long.unwrap_or(target.full))
                         .filter(|length| length.is_multiple_of(PADDING));
-                    let mut next = Probing::new(Step::Between, between.collect(), now);
+                    let mut next = Probing::new(Step::Between, between.collect(), probing.quick, now);
                     // Answered before.
                     next.answered.insert(longest);
                     next
@@ -285,8 +288,8 @@ impl Peer {
 }
 
 impl Probing {
-    fn new(step: Step, lengths: BTreeSet<u32>, now: Duration) -> Self {
-        Self { step, lengths, answered: BTreeSet::new(), tries: 0, next: now }
+    fn new(step: Step, lengths: BTreeSet<u32>, quick: bool, now: Duration) -> Self {
+        Self { step, lengths, answered: BTreeSet::new(), tries: 0, quick, next: now }
     }
 
     /// Whether nothing more is to be learnt, or the last wait is over.
@@ -298,8 +301,9 @@ impl Probing {
         if now < self.next || self.tries == TRIES {
             return;
         }
+        self.quick |= self.tries == 1 && !self.answered.is_empty();
         self.tries += 1;
-        self.next = now + if self.tries == TRIES { LAST_WAIT } else { BETWEEN };
+        self.next = now + if self.tries == TRIES && !self.quick { LAST_WAIT } else { BETWEEN };
         let Target { from, to, .. } = *target;
         let unanswered = self.lengths.difference(&self.answered);
         echoes.extend(unanswered.map(|length| Echo { from, to, length: *length }));

@@ -5,6 +5,7 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use wireloom_types::PublicKey;
 
 use super::{Known, Paths};
@@ -43,7 +44,7 @@ pub fn targets(
         return BTreeMap::new();
     };
     let ours = Family::ALL.map(|family| {
-        let here = observed.addresses.iter().map(|address| address.addr());
+        let here = observed.addresses.iter().map(IpNet::addr);
         here.filter(|address| Family::of(*address) == family).find(|address| is_workload(own, *address))
     });
     let proven = standings.iter().filter(|(_, standing)| standing.egress);

@@ -123,7 +123,7 @@ impl Agent {
         news.get_or_insert_with(Instant::now);
         let Some(name) = asked.take().filter(|_| !changed) else { return };
         // A silent peer may have come back to its address, while the device still sends to one that it had meanwhile.
-        let address = names.addresses().get(&name).copied();
+        let address = names.address(&name);
         let nodes = self.proving.cluster().into_iter().flat_map(|mesh| mesh.nodes.values());
         let keys = nodes
             .filter(|node| node.endpoint_name.as_ref() == Some(&name))

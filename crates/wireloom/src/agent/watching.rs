@@ -17,7 +17,8 @@ use wireloom_plan::{
 use super::Agent;
 use crate::run_file::unix_time;
 
-/// How often the whole machine is judged, which takes some milliseconds with thousands of nodes.
+/// How often the whole machine is judged, which takes some milliseconds with thousands of nodes. It is judged at once when
+/// a sample shows something new.
 const EXAMINE: Duration = Duration::from_secs(10);
 
 /// The least time between two writings of the run file because of samples.
@@ -66,7 +67,12 @@ impl Agent {
                 None
             });
             let sample = Sample { peers: &peers, drops: drops.as_ref() };
-            self.watching.trends.sample(self.proving.now(), &sample);
+            let Watching { trends, next_examination, .. } = &mut self.watching;
+            let before = trends.abnormal();
+            trends.sample(self.proving.now(), &sample);
+            if trends.abnormal() != before {
+                *next_examination = now;
+            }
             self.report_trends(now);
         }
         if now >= self.watching.next_examination && self.last_pass.is_some() {

@@ -12,6 +12,7 @@
 //! | `agent::endpoints` | that an endpoint by name is looked up, again while its peer does not answer |
 //! | `agent::preshared` | that the preshared key's file is followed, and that there is no peer without it |
 //! | `agent::upkeep` | that the agent repairs what others break, and takes settings while it runs |
+//! | `agent::mtu` | that packets are as long as the path to each peer carries, with and without ICMP |
 //! | `agent::repair` | how soon repairs are made, and what becomes of a device that hangs or an interface that moves |
 //! | [`agent::restart`] | that an agent's end costs no packet, and `down` leaves nothing behind |
 //! | [`agent::survival`] | that the interface outlives its device, and nothing leaves in plaintext meanwhile |

@@ -136,7 +136,7 @@ fn below(peer: &Peer<'_>, report: &Report<'_>, verbose: bool) -> Vec<String> {
     below.push(format!("endpoint {endpoint}, received {}, sent {}", bytes(peer.received), bytes(peer.sent)));
     match report.standing.get(peer.name) {
         Some(Account::Proven { since, ends: None }) => {
-            below.push(format!("proven since {}", ago(since.as_secs())))
+            below.push(format!("proven since {}", ago(since.as_secs())));
         }
         Some(Account::Proven { ends: Some(ends), .. }) => {
             let left = ends.saturating_sub(Duration::from_secs(unix_time()));

@@ -21,3 +21,4 @@ pub(crate) mod survival;
 mod trouble;
 pub(crate) mod upgrade;
 mod upkeep;
+mod watching;

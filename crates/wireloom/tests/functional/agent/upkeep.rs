@@ -218,11 +218,10 @@ fn an_interface_that_a_killed_agent_did_not_mark_is_adopted() {
     let node = &fleet.lab.nodes[0];
     node.host.space.write("/var/lib/wireloom/creating", "wg0").unwrap();
     node.run(&format!("{} device wg0", wireloom().display())).unwrap();
-    let index = |node: &Node| node.run("cat /sys/class/net/wg0/ifindex").ok();
-    let before = index(node);
+    let before = interface_index(node);
     fleet.start();
     fleet.settle(Promise::SCOPED);
-    assert_eq!(index(&fleet.lab.nodes[0]), before);
+    assert_eq!(interface_index(&fleet.lab.nodes[0]), before);
     assert!(!log(&fleet).contains("ERROR"), "{}", log(&fleet));
 }
 
@@ -232,8 +231,7 @@ fn an_interface_that_comes_up_late_is_adopted() {
     let fleet = Fleet::new(Layout::default(), SCOPED);
     settle(&fleet);
     let node = &fleet.lab.nodes[0];
-    let index = |node: &Node| node.run("cat /sys/class/net/wg0/ifindex").ok();
-    let before = index(node);
+    let before = interface_index(node);
     node.host.space.write("/var/lib/wireloom/creating", "wg0").unwrap();
     node.run("ip link set wg0 alias nobody").unwrap();
     fleet.wait("the agent's alias on the interface", |fleet| {
@@ -243,7 +241,13 @@ fn an_interface_that_comes_up_late_is_adopted() {
     fleet.wait("the end of the creation", |_| {
         node.host.space.read("/var/lib/wireloom/creating").unwrap().is_none()
     });
-    assert_eq!(index(node), before);
+    assert_eq!(interface_index(node), before);
+}
+
+/// Of our interface.
+fn interface_index(node: &Node) -> u32 {
+    let shown = node.run("ip -o link show wg0").unwrap();
+    shown.split(':').next().and_then(|index| index.parse().ok()).unwrap_or_else(|| panic!("{shown}"))
 }
 
 fn log(fleet: &Fleet) -> String {

@@ -88,6 +88,11 @@ fn through(source: Option<&str>) -> RouteKind {
     RouteKind::Device { gateway: None, source: source.map(|source| source.parse().unwrap()), mtu: None }
 }
 
+/// For a peer whose path carries less than the interface.
+fn narrow() -> RouteKind {
+    RouteKind::Device { gateway: None, source: None, mtu: Some(1280) }
+}
+
 #[test]
 fn rules_read_as_iproute2_prints_them_and_are_read_back() {
     let (_holder, space) = machine();
@@ -161,7 +166,9 @@ fn routes_change_their_kind_in_place() {
                 RouteKind::Throw,
                 through(Some(source)),
                 RouteKind::Unreachable,
+                narrow(),
                 through(None),
+                narrow(),
                 through(Some(source)),
             ] {
                 let wanted = route(destination, kind);
@@ -662,11 +669,12 @@ fn any_rule() -> impl Strategy<Value = Rule> {
 fn any_route() -> impl Strategy<Value = Route> {
     let destinations =
         prop::sample::select(vec!["10.161.1.0/24", "10.161.1.7/32", "fd61::/64", "fd61::7/128"]);
-    (destinations, 0usize..4, any::<bool>()).prop_map(|(destination, kind, ours)| {
+    (destinations, 0usize..5, any::<bool>()).prop_map(|(destination, kind, ours)| {
         let destination: IpNet = destination.parse().unwrap();
         let source = if destination.addr().is_ipv4() { "192.0.2.1" } else { "2001:db8::1" };
-        let kind =
-            [RouteKind::Throw, RouteKind::Unreachable, through(None), through(Some(source))][kind].clone();
+        let kind = [RouteKind::Throw, RouteKind::Unreachable, through(None), through(Some(source)), narrow()]
+            [kind]
+            .clone();
         let protocol = if ours { PROTOCOL } else { 3 };
         Route { protocol, ..route(destination, kind) }
     })
