@@ -32,7 +32,7 @@ fn call(node: &Node, program: &str, words: &[&str]) -> (bool, String) {
 fn what_may_pass_by_the_guard_is_named() {
     let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
     let node = &fleet.lab.nodes[0];
-    assert!(!status(node).contains("guard"), "{}", status(node));
+    assert!(!status(node).contains("the guard does not see"), "{}", status(node));
 
     BRIDGE.iter().for_each(|line| drop(node.run(line).unwrap()));
     node.run("sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=1")

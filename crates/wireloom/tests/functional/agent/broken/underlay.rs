@@ -61,12 +61,11 @@ fn a_peer_whose_packets_do_not_arrive_is_named_whatever_the_cause() {
     );
     (1..5).for_each(|peer| assert_refused(&fleet, 0, peer));
 
-    for node in 1..4 {
-        nodes[node].run("nft delete table inet broken").unwrap();
+    for node in &nodes[1..4] {
+        node.run("nft delete table inet broken").unwrap();
     }
-    for node in 1..4 {
-        let name = &nodes[node].name;
-        expect_gone(&fleet, 0, &[&format!("{name} is silent")]);
+    for node in &nodes[1..4] {
+        expect_gone(&fleet, 0, &[&format!("{} is silent", node.name)]);
     }
     drop(pingers);
 }
