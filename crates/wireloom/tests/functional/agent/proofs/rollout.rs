@@ -17,7 +17,9 @@ fn half_a_fleet_is_in_plaintext_and_becomes_encrypted_without_losing_a_packet() 
     fleet.expect_pods(1, 0, DIRECT);
     fleet.wait("the status to say why", |fleet| {
         let shown = run(&fleet.lab.nodes[0], "status").1;
-        shown.contains("node-b: unproven since") && shown.contains("because it has not answered")
+        shown.contains("\nnode-b ")
+            && shown.contains("unproven since")
+            && shown.contains("because it has not answered")
     });
     let second = fleet.start_agent(1);
     fleet.agents = vec![first, second];
