@@ -54,6 +54,10 @@ const GLANCE: Duration = Duration::from_millis(1);
 /// How long a device may be silent. One with 5,000 peers on a loaded machine answers within seconds.
 pub const SILENCE_MAX: Duration = Duration::from_secs(15);
 
+/// How much of the time between two looks counts as silence. Looks are closer together: if the next one is later, then
+/// this process did not run either (a frozen cgroup, a paused machine), and the device may be healthy.
+const LOOK_MAX: Duration = Duration::from_secs(2);
+
 /// How long a change of the device may take: this, and as much for each thousand changes.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -70,6 +74,10 @@ pub(crate) struct UserspaceDevice {
 /// What the device has not answered yet.
 struct Unanswered {
     since: Instant,
+    /// When it was last looked at in vain.
+    looked: Instant,
+    /// How long it had been silent then.
+    lasted: Duration,
     /// Absent when the device did not even take the request.
     conversation: Option<Conversation>,
     /// Whether a reading was asked for, or a change.
@@ -79,7 +87,15 @@ struct Unanswered {
 impl Unanswered {
     fn silence(&self) -> Silence {
         let process = self.conversation.as_ref().and_then(Conversation::process);
-        Silence { process: process.map(Pid::as_raw), lasted: self.since.elapsed() }
+        Silence { process: process.map(Pid::as_raw), lasted: self.lasted }
+    }
+
+    /// Counts the time since the look before.
+    fn look_in_vain(&mut self) -> Silence {
+        let now = Instant::now();
+        self.lasted += (now - self.looked).min(LOOK_MAX);
+        self.looked = now;
+        self.silence()
     }
 }
 
@@ -151,8 +167,9 @@ impl UserspaceDevice {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             Err(error) => return Err(error.into()),
         };
-        let unanswered = Unanswered { since, conversation, is_reading };
-        let silence = unanswered.silence();
+        let mut unanswered =
+            Unanswered { since, looked: since, lasted: Duration::ZERO, conversation, is_reading };
+        let silence = unanswered.look_in_vain();
         self.unanswered = Some(unanswered);
         Err(Cause::Silent(silence))
     }
@@ -164,7 +181,7 @@ impl UserspaceDevice {
         let Some(conversation) = &mut unanswered.conversation else {
             return match Conversation::begin(&self.socket, "", 0, GLANCE) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let silence = unanswered.silence();
+                    let silence = unanswered.look_in_vain();
                     self.unanswered = Some(unanswered);
                     Err(Cause::Silent(silence))
                 }
@@ -174,7 +191,7 @@ impl UserspaceDevice {
         match conversation.listen(Instant::now() + GLANCE) {
             Ok(Some(reply)) => Ok(Some(reply).filter(|_| unanswered.is_reading)),
             Ok(None) => {
-                let silence = unanswered.silence();
+                let silence = unanswered.look_in_vain();
                 self.unanswered = Some(unanswered);
                 Err(Cause::Silent(silence))
             }

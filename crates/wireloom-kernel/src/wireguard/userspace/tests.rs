@@ -72,6 +72,23 @@ fn a_silent_device_is_not_waited_for_again() {
     assert!(begun.elapsed() < READ_TIMEOUTS.1, "{:?}", begun.elapsed());
 }
 
+/// Both were frozen between the question and the answer, for longer than a device may be silent.
+#[test]
+fn time_that_we_slept_through_is_no_silence() {
+    let (mut device, listener, _directory) = device();
+    device.read().unwrap_err();
+    for _ in 0..2 {
+        let unanswered = device.unanswered.as_mut().unwrap();
+        unanswered.looked = unanswered.looked.checked_sub(4 * SILENCE_MAX).unwrap();
+        silence(&device.read().unwrap_err());
+    }
+    let lasted = device.silence().unwrap().lasted;
+    assert!(lasted >= 2 * LOOK_MAX && lasted < SILENCE_MAX, "{lasted:?}");
+    let _stream = answer(&listener, REPLIES);
+    assert!(device.read().unwrap().is_some());
+    assert_eq!(device.silence(), None);
+}
+
 #[test]
 fn after_a_change_without_an_answer_the_device_is_read_anew() {
     let (mut device, listener, _directory) = device();
