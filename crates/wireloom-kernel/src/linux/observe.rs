@@ -51,6 +51,9 @@ impl Linux {
         let mut found = self.find_interface()?;
         if let Some(found) = found.as_ref().filter(|found| found.interface.is_ours()) {
             self.last_interface = Some((found.index, found.backend));
+            if found.backend == Backend::Userspace && !found.interface.left {
+                self.userspace_device.note_socket();
+            }
         }
         if let Some(found) = &mut found {
             // An interface of another back end must be recreated.

@@ -16,23 +16,24 @@ impl Linux {
     pub(super) fn remove_renamed(&mut self) -> Result<(), Cause> {
         let ours = self.interface.clone();
         let Some(renamed) = self.find_renamed()? else {
-            if let Some((_, backend)) = self.last_interface.take() {
+            if let Some((_, backend)) = self.last_interface {
                 tracing::warn!("the interface {ours} was deleted or moved away; making it anew");
                 // The process of an interface in another network namespace goes on.
                 if backend == Backend::Userspace {
                     self.userspace_device.dismiss()?;
                 }
+                self.last_interface = None;
             }
             return Ok(());
         };
         let name = &renamed.name;
         tracing::warn!("the interface {ours} was renamed to {name}; removing {name} and making {ours} anew");
-        self.last_interface = None;
         match self.rtnetlink.change(&interface::remove(renamed.index)) {
             // Somebody else removed it meanwhile.
             Err(error) if error.errno() == Some(Errno::ENODEV) => {}
             removed => removed?,
         }
+        self.last_interface = None;
         self.wireguard(renamed.backend).end()
     }
 

@@ -8,7 +8,8 @@ use crate::{
 
 impl Linux {
     /// Ends our device if it has not answered for [`SILENCE_MAX`], so that the next pass starts another one behind the
-    /// interface, which stays. Returns its silence if it did.
+    /// interface, which stays. Returns its silence if it did. Such a silence takes several looks: time in which this
+    /// process did not run either counts for 2 s at most.
     ///
     /// # Errors
     /// The process cannot be ended.

@@ -16,6 +16,8 @@ use nix::{
 };
 use zeroize::Zeroizing;
 
+use super::secret::SecretBytes;
+
 /// A timeout of zero would mean none (setsockopt(2), `SO_RCVTIMEO`).
 const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
 
@@ -25,7 +27,7 @@ pub(super) struct Conversation {
     /// How many replies have not come whole. Each ends with an empty line; the device keeps the connection open.
     awaited: usize,
     /// What has come of them. It may hold the private key.
-    received: Zeroizing<Vec<u8>>,
+    received: SecretBytes,
 }
 
 impl Conversation {
@@ -35,14 +37,14 @@ impl Conversation {
     /// [`io::ErrorKind::WouldBlock`]: the device takes no more connections or requests.
     pub(super) fn begin(
         path: &Path,
-        requests: &str,
+        requests: &[u8],
         replies: usize,
         limit: Duration,
     ) -> io::Result<Option<Self>> {
         let Some(stream) = open(path)? else { return Ok(None) };
         stream.set_write_timeout(Some(limit))?;
-        (&stream).write_all(requests.as_bytes())?;
-        Ok(Some(Self { stream, awaited: replies, received: Zeroizing::new(Vec::with_capacity(64 << 10)) }))
+        (&stream).write_all(requests)?;
+        Ok(Some(Self { stream, awaited: replies, received: SecretBytes::default() }))
     }
 
     /// Waits for the replies until then. `None` when they have not come whole.
@@ -72,7 +74,7 @@ impl Conversation {
     fn take(&mut self, piece: &[u8]) {
         // The first of the two line ends may have come before.
         let from = self.received.len().saturating_sub(1);
-        self.received.extend_from_slice(piece);
+        self.received.append(piece);
         let whole = self.received[from..].windows(2).filter(|pair| pair == b"\n\n").count();
         self.awaited = self.awaited.saturating_sub(whole);
     }

@@ -16,7 +16,7 @@ impl UserspaceDevice {
     /// device has no counters.
     pub(crate) fn drops(&self) -> Result<Option<BTreeMap<String, u64>>, Cause> {
         let until = Instant::now() + TIMEOUT;
-        let conversation = Conversation::begin(&self.socket, "get_drops=1\n\n", 1, TIMEOUT)?;
+        let conversation = Conversation::begin(&self.socket, b"get_drops=1\n\n", 1, TIMEOUT)?;
         let reply = conversation.map(|mut conversation| conversation.listen(until)).transpose()?;
         Ok(reply.flatten().and_then(|reply| parse(&reply)))
     }

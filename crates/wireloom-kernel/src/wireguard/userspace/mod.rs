@@ -2,6 +2,8 @@
 
 mod conversation;
 mod drops;
+mod secret;
+mod socket_file;
 #[cfg(test)]
 mod tests;
 mod uapi;
@@ -25,7 +27,7 @@ use nix::{
 use wireloom_types::{PeerLookup, SourceCheck, interface::control_socket};
 use zeroize::Zeroizing;
 
-use self::{conversation::Conversation, uapi::ReplyError};
+use self::{conversation::Conversation, socket_file::SocketFile, uapi::ReplyError};
 use super::{Change, DeviceState, Silence, WireguardDevice};
 use crate::{error::Cause, state};
 
@@ -41,8 +43,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often an awaited state is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// How long a reading is waited for that takes as long as the one before, times twenty: a device under load answers
-/// late. What comes later still is taken by a later reading.
+/// How long a reading is waited for: as long as the one before took, times twenty, because a device under load answers
+/// late. What comes later still is taken by a later reading, and counts as one that took that long.
 const READ_TIMEOUTS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// How long a reading is expected to take before there was any.
@@ -66,7 +68,9 @@ pub(crate) struct UserspaceDevice {
     interface: String,
     /// The control socket.
     socket: PathBuf,
-    /// How long the last reading took.
+    /// Its file while our interface was in place.
+    own_socket: Option<SocketFile>,
+    /// How long the last reading took, or the last answer that came late.
     reading_took: Duration,
     unanswered: Option<Unanswered>,
 }
@@ -104,6 +108,7 @@ impl UserspaceDevice {
         Self {
             interface: interface.to_owned(),
             socket: control_socket(interface),
+            own_socket: None,
             reading_took: FIRST_READING,
             unanswered: None,
         }
@@ -114,37 +119,40 @@ impl UserspaceDevice {
         self.unanswered.as_ref().map(Unanswered::silence)
     }
 
+    /// Remembers whose the control socket is, while our interface is in place and a process holds it.
+    pub(crate) fn note_socket(&mut self) {
+        self.own_socket = SocketFile::at(&self.socket);
+    }
+
     /// Ends the process of a device that has not answered, and removes its socket.
     pub(crate) fn kill_silent(&mut self) -> Result<(), Cause> {
         let Some(unanswered) = &self.unanswered else { return Ok(()) };
         match &unanswered.conversation {
-            Some(conversation) => self.kill(conversation)?,
+            Some(conversation) => kill_process(conversation)?,
             None => return Err(Cause::Permanent("its control socket takes no connection; end it".into())),
         }
+        state::remove_if_there(&self.socket)?;
         self.unanswered = None;
         Ok(())
     }
 
-    /// Ends the process of a device whose interface is not in place any more, if it has not ended by itself.
+    /// Ends the process of a device whose interface is not in place any more, if it has not ended by itself. Not a
+    /// device that serves the socket since then: network namespaces share its directory.
     pub(crate) fn dismiss(&mut self) -> Result<(), Cause> {
         self.unanswered = None;
-        let Some(mut conversation) = Conversation::begin(&self.socket, "", 1, GLANCE)? else {
+        let Some(mut conversation) = Conversation::begin(&self.socket, b"", 1, GLANCE)? else {
             return Ok(());
         };
+        // After the connection, which is to this one's process then.
+        let now = SocketFile::at(&self.socket);
+        if now.is_none() || now != self.own_socket {
+            return Ok(());
+        }
         // This ends it, and removes its interface wherever that is.
         state::remove_if_there(&self.socket)?;
         match conversation.listen(Instant::now() + DISMISSAL_TIMEOUT) {
-            Ok(None) => self.kill(&conversation),
+            Ok(None) => kill_process(&conversation),
             _ => Ok(()),
-        }
-    }
-
-    fn kill(&self, conversation: &Conversation) -> Result<(), Cause> {
-        let hidden = || Cause::Permanent("it is in another PID namespace; end it there".into());
-        let process = conversation.process().ok_or_else(hidden)?;
-        match kill(process, Signal::SIGKILL) {
-            Ok(()) | Err(Errno::ESRCH) => Ok(state::remove_if_there(&self.socket)?),
-            Err(error) => Err(error.into()),
         }
     }
 
@@ -152,7 +160,7 @@ impl UserspaceDevice {
     /// after `limit` can be had later ([`Self::late_answer`]).
     fn ask(
         &mut self,
-        requests: &str,
+        requests: &[u8],
         replies: usize,
         limit: Duration,
         is_reading: bool,
@@ -179,7 +187,7 @@ impl UserspaceDevice {
         let Some(mut unanswered) = self.unanswered.take() else { return Ok(None) };
         // Otherwise its queue was full.
         let Some(conversation) = &mut unanswered.conversation else {
-            return match Conversation::begin(&self.socket, "", 0, GLANCE) {
+            return match Conversation::begin(&self.socket, b"", 0, GLANCE) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let silence = unanswered.look_in_vain();
                     self.unanswered = Some(unanswered);
@@ -189,7 +197,12 @@ impl UserspaceDevice {
             };
         };
         match conversation.listen(Instant::now() + GLANCE) {
-            Ok(Some(reply)) => Ok(Some(reply).filter(|_| unanswered.is_reading)),
+            // Half an answer is what a process leaves that has ended.
+            Ok(Some(reply)) if unanswered.is_reading && reply.ends_with("\n\n") => {
+                self.reading_took = unanswered.since.elapsed();
+                Ok(Some(reply))
+            }
+            Ok(Some(_)) => Ok(None),
             Ok(None) => {
                 let silence = unanswered.look_in_vain();
                 self.unanswered = Some(unanswered);
@@ -203,13 +216,12 @@ impl UserspaceDevice {
 
 impl WireguardDevice for UserspaceDevice {
     fn read(&mut self) -> Result<Option<DeviceState>, Cause> {
-        let late = self.late_answer()?.filter(|reply| reply.ends_with("\n\n"));
-        let reply = match late {
+        let reply = match self.late_answer()? {
             Some(late) => late,
             None => {
                 let begun = Instant::now();
                 let (least, most) = READ_TIMEOUTS;
-                let limit = (self.reading_took * 20).clamp(least, most);
+                let limit = self.reading_took.saturating_mul(20).clamp(least, most);
                 let Some(reply) = self.ask(uapi::GET_ALL, 2, limit, true)? else { return Ok(None) };
                 self.reading_took = begun.elapsed();
                 reply
@@ -236,6 +248,8 @@ impl WireguardDevice for UserspaceDevice {
             .spawn()?;
         let status = wait(&mut child)?;
         if status.success() {
+            self.note_socket();
+            self.reading_took = FIRST_READING;
             return Ok(());
         }
         let mut message = String::new();
@@ -265,11 +279,17 @@ impl WireguardDevice for UserspaceDevice {
 
     fn end(&mut self) -> Result<(), Cause> {
         let is_silent = self.unanswered.take().is_some();
+        let own_socket = SocketFile::at(&self.socket);
         let deadline = Instant::now() + if is_silent { POLL_INTERVAL } else { END_TIMEOUT };
         loop {
-            match Conversation::begin(&self.socket, "", 0, GLANCE) {
+            match Conversation::begin(&self.socket, b"", 0, GLANCE) {
                 Ok(None) => return Ok(()),
-                Ok(Some(conversation)) if Instant::now() > deadline => return self.kill(&conversation),
+                // Another device has taken the socket, in another network namespace.
+                Ok(Some(_)) if SocketFile::at(&self.socket) != own_socket => return Ok(()),
+                Ok(Some(conversation)) if Instant::now() > deadline => {
+                    kill_process(&conversation)?;
+                    return Ok(state::remove_if_there(&self.socket)?);
+                }
                 Err(error) if Instant::now() > deadline => return Err(error.into()),
                 _ => thread::sleep(POLL_INTERVAL),
             }
@@ -277,9 +297,18 @@ impl WireguardDevice for UserspaceDevice {
     }
 }
 
+/// Kills the process at the other end, unless it has ended.
+fn kill_process(conversation: &Conversation) -> Result<(), Cause> {
+    let hidden = || Cause::Permanent("it is in another PID namespace; end it there".into());
+    match kill(conversation.process().ok_or_else(hidden)?, Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Whether a process serves this control socket.
 pub(crate) fn is_served(socket: &Path) -> bool {
-    !matches!(Conversation::begin(socket, "", 0, GLANCE), Ok(None))
+    !matches!(Conversation::begin(socket, b"", 0, GLANCE), Ok(None))
 }
 
 /// Where a device logs to: our standard error, which it keeps when we end. Not if that is a pipe, whose reader would

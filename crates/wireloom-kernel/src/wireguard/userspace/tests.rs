@@ -1,6 +1,7 @@
 //! A device that answers late or never, in memory but for its socket.
 
 use std::{
+    fs,
     io::Write as _,
     os::unix::net::{UnixListener, UnixStream},
 };
@@ -70,6 +71,56 @@ fn a_silent_device_is_not_waited_for_again() {
         silence(&device.change(&[]).unwrap_err());
     }
     assert!(begun.elapsed() < READ_TIMEOUTS.1, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_device_that_has_become_slow_is_waited_for_from_its_first_late_answer_on() {
+    let (mut device, listener, _directory) = device();
+    // Later than the least wait, and sooner than the longest.
+    let slow = READ_TIMEOUTS.0 * 3;
+    let served = thread::spawn(move || {
+        (0..3)
+            .map(|_| {
+                let (mut stream, _) = listener.accept().unwrap();
+                thread::sleep(slow);
+                stream.write_all(REPLIES.as_bytes()).unwrap();
+                stream
+            })
+            .collect::<Vec<_>>()
+    });
+    silence(&device.read().unwrap_err());
+    let deadline = Instant::now() + PATIENCE;
+    while device.read().is_err() {
+        assert!(Instant::now() < deadline);
+    }
+    for _ in 0..2 {
+        assert!(device.read().unwrap().is_some());
+    }
+    drop(served.join().unwrap());
+}
+
+#[test]
+fn only_a_device_that_served_the_socket_before_is_dismissed() {
+    let (mut device, listener, directory) = device();
+    device.note_socket();
+    let socket = directory.path().join("wg0.sock");
+    // Ours has ended, and one of another network namespace took its place.
+    drop(listener);
+    fs::remove_file(&socket).unwrap();
+    let foreign = UnixListener::bind(&socket).unwrap();
+    device.dismiss().unwrap();
+    assert!(is_served(&socket));
+    drop(foreign);
+    // What serves nothing is not waited for.
+    device.dismiss().unwrap();
+
+    fs::remove_file(&socket).unwrap();
+    let ours = UnixListener::bind(&socket).unwrap();
+    device.note_socket();
+    let ends = thread::spawn(move || drop(ours.accept().unwrap()));
+    device.dismiss().unwrap();
+    ends.join().unwrap();
+    assert!(!socket.exists());
 }
 
 /// Both were frozen between the question and the answer, for longer than a device may be silent.

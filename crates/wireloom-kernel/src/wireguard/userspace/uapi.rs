@@ -6,12 +6,12 @@ use std::{
 };
 
 use wireloom_types::{PresharedKey, PrivateKey, PublicKey, SourceCheck};
-use zeroize::Zeroizing;
 
+use super::secret::SecretBytes;
 use crate::wireguard::{Change, DeviceState, PeerState, shown};
 
 /// Requests the whole device, and the source check, which is an extension of our own device.
-pub(super) const GET_ALL: &str = "get=1\n\nget_link=1\n\n";
+pub(super) const GET_ALL: &[u8] = b"get=1\n\nget_link=1\n\n";
 
 /// The replies to the two requests of [`GET_ALL`].
 pub(super) fn split(replies: &str) -> Option<(&str, &str)> {
@@ -23,16 +23,17 @@ pub(super) fn split(replies: &str) -> Option<(&str, &str)> {
 const NO_KEY: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// The request of one transaction. It may hold secret keys.
-pub(super) fn set(changes: &[Change<'_>]) -> Zeroizing<String> {
-    let mut text = Zeroizing::new(String::from("set=1\n"));
+pub(super) fn set(changes: &[Change<'_>]) -> SecretBytes {
+    let mut text = SecretBytes::default();
+    text.append(b"set=1\n");
     for change in changes {
         append(&mut text, change);
     }
-    text.push('\n');
+    text.append(b"\n");
     text
 }
 
-fn append(text: &mut String, change: &Change<'_>) {
+fn append(text: &mut SecretBytes, change: &Change<'_>) {
     let written = match change {
         Change::Configure { key, listen_port, fwmark, source_check } => {
             let key = key.expose_hex();
@@ -62,7 +63,7 @@ fn append(text: &mut String, change: &Change<'_>) {
             peer.allowed_ips.iter().try_for_each(|cidr| writeln!(text, "allowed_ip={cidr}"))
         })(),
     };
-    debug_assert!(written.is_ok(), "writing to a string cannot fail");
+    debug_assert!(written.is_ok(), "writing to memory cannot fail");
 }
 
 /// An unreadable reply, or a refusal.
@@ -216,7 +217,7 @@ mod tests {
             "ab".repeat(32),
             "09".repeat(32),
         );
-        assert_eq!(*set(&changes), expected);
+        assert_eq!(str::from_utf8(&set(&changes)).unwrap(), expected);
     }
 
     #[test]
