@@ -13,13 +13,18 @@ use crate::run_file::{Held, monotonic_time, unix_time};
 /// Milliseconds after which a signal that could not be obeyed is forgotten: as long as `wireloom reload` waits.
 const PATIENCE: u64 = 10_000;
 
+/// The least time between two records of a mesh in which only looked-up addresses changed: at a start, thousands of
+/// them come one after the other.
+const RECORD_INTERVAL: Duration = Duration::from_secs(5);
+
 /// What the agent remembers about the mesh in force and what is held back in it.
 pub(super) struct Holding {
     holdback: Holdback,
     /// The mesh that an earlier agent recorded, until the first snapshot.
     earlier: Option<Cluster>,
-    /// The mesh in force changed since it was recorded.
-    unrecorded: bool,
+    /// When the mesh in force is to be recorded, if it has changed since it was.
+    record_due: Option<Instant>,
+    recorded: Option<Instant>,
     /// What a signal asked to be in force, until the watches have delivered it.
     pub(super) asked: Option<Reread>,
 }
@@ -27,7 +32,11 @@ pub(super) struct Holding {
 impl Holding {
     /// `earlier` is the mesh that an earlier agent recorded.
     pub(super) fn new(earlier: Option<Cluster>) -> Self {
-        Self { holdback: Holdback::default(), earlier, unrecorded: false, asked: None }
+        Self { holdback: Holdback::default(), earlier, record_due: None, recorded: None, asked: None }
+    }
+
+    pub(super) fn is_to_record(&self) -> bool {
+        self.record_due.is_some_and(|due| Instant::now() >= due)
     }
 }
 
@@ -116,7 +125,7 @@ impl Agent {
         mesh
     }
 
-    /// When the next pass or poll is due, something is to be let go, or the device to be looked at.
+    /// When the next pass or poll is due, something is to be let go or recorded, or the device to be looked at.
     pub(super) fn wakes_at(&self) -> Instant {
         let mut due = self.due;
         // Before the first pass there is no device to be read.
@@ -124,28 +133,40 @@ impl Agent {
             due = due.min(self.proving.next_look()).min(self.polling.due());
         }
         let due = self.resolves_at().map_or(due, |resolves| due.min(resolves)).min(self.probing.next());
+        let due = self.holding.record_due.map_or(due, |record| due.min(record));
         self.holding.holdback.due().map_or(due, |let_go| due.min(self.started + let_go))
     }
 
-    /// Records the mesh in force if it has changed.
+    /// Records the mesh in force if it has changed, even if that is not due.
     pub(super) fn record_mesh(&mut self) {
-        if !self.holding.unrecorded {
-            return;
-        }
-        let Some(mesh) = self.proving.cluster() else { return };
+        let (Some(_), Some(mesh)) = (self.holding.record_due, self.proving.cluster()) else { return };
         if let Err(error) = self.state.set_mesh(mesh) {
             tracing::warn!(
                 "cannot record the mesh in {}, so the next agent will not notice if most of it is missing: {error}",
                 self.state.path().display()
             );
         }
-        self.holding.unrecorded = false;
+        self.holding.record_due = None;
+        self.holding.recorded = Some(Instant::now());
     }
 
-    pub(super) fn put_in_force(&mut self, mut mesh: Cluster) {
+    /// Puts a mesh in force, with the addresses that are known, and has it recorded at once.
+    fn put_in_force(&mut self, mesh: Cluster) {
+        self.put_in_force_recorded_by(mesh, Instant::now());
+    }
+
+    /// Puts the mesh that is in force already in force with the addresses that are known now.
+    pub(super) fn put_addresses_in_force(&mut self, mesh: Cluster) {
+        let rested = self.holding.recorded.map(|recorded| recorded + RECORD_INTERVAL);
+        self.put_in_force_recorded_by(mesh, rested.unwrap_or_else(Instant::now));
+    }
+
+    fn put_in_force_recorded_by(&mut self, mut mesh: Cluster, due: Instant) {
         self.resolve_endpoints(&mut mesh);
         self.set_preshared_key_file(mesh.preshared_key_file.as_deref());
-        self.holding.unrecorded |= self.proving.cluster() != Some(&mesh);
+        if self.proving.cluster() != Some(&mesh) {
+            self.holding.record_due = Some(self.holding.record_due.map_or(due, |before| before.min(due)));
+        }
         self.holding.earlier = None;
         self.set_cluster(mesh);
         self.due = Instant::now();

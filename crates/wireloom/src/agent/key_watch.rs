@@ -20,11 +20,16 @@ use super::event::Event;
 /// without any.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long notifications are gathered: programs replace a file in several steps.
-const GATHER: Duration = Duration::from_millis(10);
+/// A file that has not changed for this long is taken as written: programs write or replace one in several steps, and
+/// what happens to another file, or no notification at all, may have made us look in the middle of them. A program that
+/// pauses for longer has its half of a file read, which is refused, and then the whole.
+const SETTLE: Duration = Duration::from_millis(50);
 
-/// The end of a writing, and what changes what the name leads to or who may read it. Not each single write: the file
-/// would be half of itself.
+/// How often a file that goes on changing is looked at before it is read all the same.
+const SETTLE_LOOKS: usize = 40;
+
+/// The end of a writing, and what changes what the name leads to or who may read it. Not each single write, which would
+/// only wake us in the middle of a writing.
 const EVENTS: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
     .union(AddWatchFlags::IN_MOVE)
     .union(AddWatchFlags::IN_DELETE)
@@ -47,10 +52,13 @@ impl KeyWatch {
                 let path = watched.path();
                 listener.follow(&path);
                 let now = Stamp::of(&path);
-                if now != seen && events.send(event()).is_err() {
+                if now == seen {
+                    continue;
+                }
+                seen = now.settle(&path);
+                if events.send(event()).is_err() {
                     return;
                 }
-                seen = now;
             }
         })?;
         Ok(watch)
@@ -84,6 +92,18 @@ impl Stamp {
             file: found.as_ref().map(|found| (found.dev(), found.ino(), found.mode())),
             changed: found.map(|found| (found.ctime(), found.ctime_nsec(), found.size())),
         }
+    }
+
+    /// Waits until the file stays as it is, at most for [`SETTLE_LOOKS`] times [`SETTLE`]; returns the last stamp.
+    fn settle(mut self, path: &Path) -> Self {
+        for _ in 0..SETTLE_LOOKS {
+            thread::sleep(SETTLE);
+            let before = std::mem::replace(&mut self, Self::of(path));
+            if self == before {
+                break;
+            }
+        }
+        self
     }
 }
 
@@ -121,9 +141,8 @@ impl Listener {
     fn wait(&self) {
         let Some(inotify) = &self.inotify else { return thread::sleep(INTERVAL) };
         let timeout = PollTimeout::try_from(INTERVAL).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) => {}
-            Ok(_) | Err(_) => thread::sleep(GATHER),
+        if poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], timeout).is_err() {
+            thread::sleep(SETTLE);
         }
     }
 }
@@ -133,6 +152,30 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
+
+    /// The settling ends with the last change, and with a file that never rests.
+    #[test]
+    fn a_file_settles_to_what_it_is_in_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        fs::write(&path, "half").unwrap();
+        let half = Stamp::of(&path);
+        fs::write(&path, "the whole key").unwrap();
+        assert_eq!(half.settle(&path), Stamp::of(&path));
+        let (stop, stopped) = channel::<()>();
+        let restless = thread::spawn({
+            let path = path.clone();
+            move || {
+                while stopped.try_recv().is_err() {
+                    fs::write(&path, "again").unwrap();
+                    thread::sleep(SETTLE / 5);
+                }
+            }
+        });
+        Stamp::of(&path).settle(&path);
+        stop.send(()).unwrap();
+        restless.join().unwrap();
+    }
 
     #[test]
     fn each_way_to_change_the_file_is_noticed() {

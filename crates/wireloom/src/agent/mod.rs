@@ -29,6 +29,7 @@ use wireloom_kernel::{
 };
 use wireloom_membership::config_file::{ReadError, TomlFile};
 use wireloom_plan::{removals::Removals, warning::Warning};
+use wireloom_types::PublicKey;
 
 pub(crate) use self::start::run;
 use self::{
@@ -114,6 +115,7 @@ impl Agent {
                     for event in iter::once(first).chain(events.try_iter()) {
                         if let Event::Stop = event {
                             // Rules, routes and the device stay as they are, so packets flow on.
+                            self.record_mesh();
                             tracing::info!("stopping; the data path stays up (`wireloom down` removes it)");
                             return Ok(());
                         }
@@ -136,7 +138,9 @@ impl Agent {
             self.prove();
             self.watch();
             self.probe();
-            self.record_mesh();
+            if self.holding.is_to_record() {
+                self.record_mesh();
+            }
             self.write_report();
         }
     }
@@ -378,6 +382,11 @@ impl Agent {
             }
         }
     }
+}
+
+/// What this node's times are shifted by, so that not all nodes do the same thing at once: every node has another key.
+fn seed(own_key: PublicKey) -> u64 {
+    own_key.as_bytes().iter().fold(0, |seed, byte| seed.rotate_left(8) ^ u64::from(*byte))
 }
 
 /// Logs that a file cannot be read and what follows, and returns it.

@@ -40,8 +40,7 @@ pub(super) struct Probing {
 impl Probing {
     /// Starts from what an earlier agent found.
     pub(super) fn new(interface: &str, own_key: PublicKey, before: BTreeMap<PublicKey, u32>) -> Self {
-        let seed =
-            own_key.as_bytes().iter().fold(0, |seed: u64, byte| seed.rotate_left(8) ^ u64::from(*byte));
+        let seed = super::seed(own_key);
         let now = Instant::now();
         Self {
             prober: Prober::new(seed, before),

@@ -17,7 +17,7 @@ use wireloom_plan::{
 };
 use wireloom_types::PublicKey;
 
-use super::{Agent, log_error};
+use super::{Agent, log_error, seed};
 use crate::run_file::unix_time;
 
 /// How often the device is looked at while a node is to be proven or a proof is young.
@@ -74,11 +74,9 @@ impl Proving {
     /// Starts from what an earlier agent recorded.
     pub(super) fn new(node: String, own_key: PublicKey, state: &StateDir) -> anyhow::Result<Self> {
         let recorded = state.proofs()?;
-        let seed =
-            own_key.as_bytes().iter().fold(0, |seed: u64, byte| seed.rotate_left(8) ^ u64::from(*byte));
         Ok(Self {
             proofs: Proofs::new(node, own_key, recorded.clone()),
-            asking: Asking::new(seed),
+            asking: Asking::new(seed(own_key)),
             preconditions: Preconditions::default(),
             clock: Clock::start()?,
             recorded,

@@ -21,7 +21,7 @@ use wireloom_plan::{
 };
 use wireloom_types::PublicKey;
 
-use super::{Agent, event::Event};
+use super::{Agent, event::Event, seed};
 use crate::run_file::Unresolved;
 
 /// Answers that come within this time are put in force together: thousands of names must not cost thousands of passes.
@@ -61,10 +61,8 @@ impl Resolving {
                 }
             }
         })?;
-        let seed =
-            own_key.as_bytes().iter().fold(0, |seed: u64, byte| seed.rotate_left(8) ^ u64::from(*byte));
         Ok(Self {
-            names: Names::new(seed, recorded),
+            names: Names::new(seed(own_key), recorded),
             silence: Silence::default(),
             silent: BTreeMap::new(),
             resolver,
@@ -170,7 +168,7 @@ impl Agent {
         }
         if !moved.is_empty() {
             let mesh = mesh.clone();
-            self.put_in_force(mesh);
+            self.put_addresses_in_force(mesh);
         }
         self.report_unresolved();
     }

@@ -59,6 +59,9 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let file = file_or_defaults(read, config_path.as_deref())?;
     let config = Config::from_file(&file)?;
     record(&state, &config)?;
+    let (sender, events) = channel();
+    // Before the key is read: a change in between is then noticed.
+    let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone(), || Event::Key)?;
     let key = key_file::read_or_create(&config.private_key_file)?;
     let public_key = key.public_key();
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -81,11 +84,9 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         own_port: kernel.netlink_port(),
         ..Interest::default()
     };
-    let (sender, events) = channel();
     event::signals(path, config.membership.clone(), sender.clone())?;
     event::membership(&config.membership, sender.clone())?;
     event::settings(watch, sender.clone())?;
-    let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone(), || Event::Key)?;
     let monitor = event::kernel(&kernel, interest.clone(), sender.clone())?;
     let recorded = state.mesh()?;
     let resolving = Resolving::start(public_key, recorded.as_ref(), sender.clone())?;

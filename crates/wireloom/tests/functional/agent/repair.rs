@@ -131,7 +131,7 @@ fn a_device_that_hangs_keeps_nothing_else_from_being_repaired_and_is_restarted()
     let (_, shown, _) = run(node, "status --json");
     let took = begun.elapsed();
     println!("figure: status while the device hangs: {} ms", took.as_millis());
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < at_this_pace(Duration::from_secs(1)), "{took:?}");
     assert!(shown.contains("does not answer"), "{shown}");
     assert_eq!(devices(&fleet), [device]);
 
