@@ -127,20 +127,20 @@ impl Names {
         self.entries.is_empty()
     }
 
-    /// Whether a name is looked up now.
-    pub fn is_asking(&self) -> bool {
-        self.asked.is_some()
+    /// The name that is looked up now.
+    pub fn asked(&self) -> Option<&EndpointName> {
+        self.asked.as_ref()
     }
 
     /// When a name is to be looked up next; `None` while one is, or when none is to be.
     pub fn due(&self) -> Option<Duration> {
         let times = || self.entries.iter().filter_map(|(name, entry)| entry.next(name, self.seed));
-        if self.is_asking() { None } else { times().min() }
+        if self.asked.is_some() { None } else { times().min() }
     }
 
     /// The name to look up now. The next one is returned after the [`answer`](Self::answer).
     pub fn next(&mut self, now: Duration) -> Option<EndpointName> {
-        if self.is_asking() {
+        if self.asked.is_some() {
             return None;
         }
         let times = self.entries.iter().filter_map(|(name, entry)| {

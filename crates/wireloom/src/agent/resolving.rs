@@ -40,8 +40,6 @@ pub(super) struct Resolving {
     /// The peers that do not answer, and where the device sends to.
     silent: BTreeMap<PublicKey, Option<SocketAddr>>,
     resolver: SyncSender<EndpointName>,
-    /// The name that the resolver looks up.
-    asked: Option<EndpointName>,
     /// Since when there are answers that are not in force yet.
     news: Option<Instant>,
 }
@@ -66,7 +64,6 @@ impl Resolving {
             silence: Silence::default(),
             silent: BTreeMap::new(),
             resolver,
-            asked: None,
             news: None,
         })
     }
@@ -89,13 +86,12 @@ impl Agent {
     /// Asks the resolver for the name that is due, and puts its answers in force.
     pub(super) fn resolve(&mut self) {
         let now = self.started.elapsed();
-        let Resolving { names, resolver, asked, news, .. } = &mut self.resolving;
+        let Resolving { names, resolver, news, .. } = &mut self.resolving;
         if let Some(name) = names.next(now) {
             // There is room: one name is looked up at a time.
-            let _ = resolver.try_send(name.clone());
-            *asked = Some(name);
+            let _ = resolver.try_send(name);
         }
-        if news.is_some_and(|since| !names.is_asking() || since.elapsed() >= TOGETHER) {
+        if news.is_some_and(|since| names.asked().is_none() || since.elapsed() >= TOGETHER) {
             *news = None;
             self.put_answers_in_force();
         }
@@ -116,10 +112,11 @@ impl Agent {
     /// Takes the resolver's answer.
     pub(super) fn take_answer(&mut self, found: Found) {
         let now = self.started.elapsed();
-        let Resolving { names, silent, asked, news, .. } = &mut self.resolving;
+        let Resolving { names, silent, news, .. } = &mut self.resolving;
+        let asked = names.asked().cloned();
         let changed = names.answer(found, now);
         news.get_or_insert_with(Instant::now);
-        let Some(name) = asked.take().filter(|_| !changed) else { return };
+        let Some(name) = asked.filter(|_| !changed) else { return };
         // A silent peer may have come back to its address, while the device still sends to one that it had meanwhile.
         let address = names.address(&name);
         let nodes = self.proving.cluster().into_iter().flat_map(|mesh| mesh.nodes.values());
