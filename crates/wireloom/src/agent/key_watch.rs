@@ -20,6 +20,9 @@ use super::event::Event;
 /// without any.
 const INTERVAL: Duration = Duration::from_secs(2);
 
+/// How long notifications are gathered: other files of the directory may change all the time.
+const GATHER: Duration = Duration::from_millis(10);
+
 /// A file that has not changed for this long is taken as written: programs write or replace one in several steps, and
 /// what happens to another file, or no notification at all, may have made us look in the middle of them. A program that
 /// pauses for longer has its half of a file read, which is refused, and then the whole.
@@ -141,8 +144,9 @@ impl Listener {
     fn wait(&self) {
         let Some(inotify) = &self.inotify else { return thread::sleep(INTERVAL) };
         let timeout = PollTimeout::try_from(INTERVAL).unwrap_or(PollTimeout::MAX);
-        if poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], timeout).is_err() {
-            thread::sleep(SETTLE);
+        match poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) => {}
+            Ok(_) | Err(_) => thread::sleep(GATHER),
         }
     }
 }
