@@ -11,8 +11,8 @@ use crate::run_file::unix_time;
 /// How often the device is read.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Polls take no more than one part in so many of the time (2 %), unless they would be further apart than `LONGEST`: what
-/// somebody changed is repaired within 5 s. Proofs, which need what the device says at that moment, read it besides.
+/// Polls take no more than one part in so many of the time (2 %), unless they would be further apart than `LONGEST`:
+/// what somebody changed is repaired within 5 s. Proofs, which need what the device says then, read it besides.
 const SHARE: u32 = 50;
 const LONGEST: Duration = Duration::from_millis(4_500);
 
