@@ -37,6 +37,9 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// The ports of the services: no other connection is of interest.
+    pub const PORTS: [u16; 5] = [SERVICES[0].0, SERVICES[1].0, SERVICES[2].0, SERVICES[3].0, SERVICES[4].0];
+
     /// `None` unless the ports are those of a connection by which machines are administered.
     pub fn of(remote: IpAddr, local_port: u16, remote_port: u16) -> Option<Self> {
         let port = [local_port, remote_port]

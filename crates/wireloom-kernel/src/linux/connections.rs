@@ -36,21 +36,29 @@ fn dump(family: u8) -> Result<Vec<Socket>, Cause> {
     Ok(client.dump(&request)?)
 }
 
-/// A socket of the kernel's answer, or the request for all of them.
+/// A socket of the kernel's answer, or the request for those of interest.
 #[derive(Debug, Clone)]
 struct Socket(Option<Connection>, Vec<u8>);
 
 impl Socket {
-    /// `struct inet_diag_req_v2` of include/uapi/linux/inet_diag.h, for established connections.
+    /// `struct inet_diag_req_v2` of include/uapi/linux/inet_diag.h, for established connections, with a filter: a node
+    /// that others reach services by may have hundreds of thousands, hardly any of them of interest.
     fn request(family: u8) -> Self {
         /// `IPPROTO_TCP`
         const TCP: u8 = 6;
         /// `TCP_ESTABLISHED` of include/net/tcp_states.h.
         const ESTABLISHED: u32 = 1 << 1;
+        /// `INET_DIAG_REQ_BYTECODE`
+        const FILTER: u16 = 1;
         // The identity of a socket, 48 bytes, is not asked for.
         let mut request = vec![0; 56];
         request[..2].copy_from_slice(&[family, TCP]);
         request[4..8].copy_from_slice(&ESTABLISHED.to_ne_bytes());
+        let filter = filter();
+        // `struct nlattr`, whose length counts itself. The filter's is a multiple of four.
+        request.extend(u16::try_from(filter.len() + 4).unwrap_or(u16::MAX).to_ne_bytes());
+        request.extend(FILTER.to_ne_bytes());
+        request.extend(filter);
         Self(None, request)
     }
 
@@ -65,6 +73,44 @@ impl Socket {
         };
         Connection::of(remote, port(4)?, port(6)?)
     }
+}
+
+/// The program that the kernel runs for each socket (`inet_diag_bc_run` in net/ipv4/inet_diag.c): one of the ports is
+/// of interest. An operation says how far it is to the next one where it holds, and where it does not;
+/// to the program's end is yes, to four bytes beyond it no.
+fn filter() -> Vec<u8> {
+    /// `INET_DIAG_BC_S_COND` and `INET_DIAG_BC_D_COND`: the local port, and the remote one.
+    const ENDS: [u8; 2] = [7, 8];
+    /// `INET_DIAG_BC_JMP`
+    const JUMP: u8 = 1;
+    /// Bytes of `struct inet_diag_bc_op`.
+    const OPERATION: u8 = 4;
+    /// Bytes of one with a `struct inet_diag_hostcond`.
+    const CONDITION: u8 = OPERATION + 8;
+    let [here, there] = ENDS;
+    let conditions = Connection::PORTS.into_iter().flat_map(|port| {
+        let of_interest =
+            |local, remote| Connection::of(Ipv4Addr::UNSPECIFIED.into(), local, remote).is_some();
+        let ends = [(here, of_interest(port, 0)), (there, of_interest(0, port))];
+        ends.into_iter().filter_map(move |(end, matters)| matters.then_some((end, port)))
+    });
+    let conditions: Vec<_> = conditions.collect();
+    // From the end, because a jump to it says how far that is.
+    let mut program = Vec::new();
+    for (end, port) in conditions.into_iter().rev() {
+        let operation = |code: u8, yes: u8, no: u16| [&[code, yes][..], &no.to_ne_bytes()].concat();
+        let mut earlier = operation(end, CONDITION, u16::from(CONDITION + OPERATION));
+        // Any family, any address.
+        earlier.extend([0; 4]);
+        earlier.extend(i32::from(port).to_ne_bytes());
+        if !program.is_empty() {
+            let to_end = program.len() + usize::from(OPERATION);
+            earlier.extend(operation(JUMP, OPERATION, u16::try_from(to_end).unwrap_or(u16::MAX)));
+        }
+        earlier.append(&mut program);
+        program = earlier;
+    }
+    program
 }
 
 impl NetlinkSerializable for Socket {
@@ -119,11 +165,17 @@ mod tests {
         }
     }
 
+    /// Of the two ends of a connection to a port of interest both are listed, and of any other neither.
     #[test]
-    fn the_kernel_lists_established_connections() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(dump(V4).unwrap().len() >= 2);
+    fn the_kernel_lists_established_connections_of_interest_alone() {
+        let port = 10250;
+        let listener = TcpListener::bind(("127.0.0.9", port)).unwrap();
+        let other = TcpListener::bind("127.0.0.9:0").unwrap();
+        let _clients = [&listener, &other].map(|it| TcpStream::connect(it.local_addr().unwrap()).unwrap());
+        let listed = dump(V4).unwrap();
+        assert!(listed.iter().filter(|socket| socket.0.is_some_and(|it| it.port == port)).count() >= 2);
+        let others: Vec<_> = listed.iter().filter(|socket| socket.0.is_none()).collect();
+        assert!(others.is_empty(), "{others:?}");
         dump(V6).unwrap();
     }
 }

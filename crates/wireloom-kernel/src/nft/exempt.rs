@@ -9,7 +9,8 @@ use wireloom_plan::{firewall::GuardSet, routing::Family};
 use super::{
     chain::{Chain, Hook},
     expression::{
-        Expression, Key, Rule, accept, add_mark, connection, destination, drop, is_reply, meta, rule, source,
+        Expression, Key, Rule, accept, add_mark, connection, destination, drop, is_led_elsewhere,
+        is_original, is_reply, meta, reject, rule, source, take_mark,
     },
     guard_sets::{FAMILIES, set},
 };
@@ -23,17 +24,32 @@ pub(super) const GUARD_EXEMPT_SENT: Chain =
     Chain { name: "guard_exempt_sent", hook: Hook { kind: "route", point: "output", priority: -90 } };
 
 /// The rules of [`GUARD_EXEMPT`]. An answer that destination NAT will change has a workload's address still.
+///
+/// What NAT leads on to another machine is another packet from here on: routing decides, whatever was exempt before,
+/// and the address that source NAT will give it is not known yet. Its answers come out of the tunnel, and the exempt
+/// end gets them as it sent. Other answers out of the tunnel are as their sender wanted them.
 pub(super) fn forwarded(mark: u32, interface: &str) -> Vec<Rule> {
     let both = FAMILIES.into_iter().flat_map(|family| {
-        let answers = vec![is_reply(), opened_to_exempt(family)];
-        [vec![is_exempt(&destination(family), family)], vec![is_exempt(&source(family), family)], answers]
+        let from_outside = || meta("iifname").is_not_named(interface);
+        let led_on = rule([
+            from_outside(),
+            is_original(),
+            is_led_elsewhere(),
+            destination(family).is_not_in(set(GuardSet::Own, family).name),
+            destination(family).is_not_in(set(GuardSet::Exempt, family).name),
+            take_mark(mark),
+            accept(),
+        ]);
+        let ends =
+            [destination(family), source(family)].map(|end| vec![from_outside(), is_exempt(&end, family)]);
+        let answers = vec![from_outside(), is_reply(), opened_to_exempt(family)];
+        let from_tunnel = [opened_to_exempt(family), opened_by_exempt(family)]
+            .map(|exempt| vec![meta("iifname").is_named(interface), is_reply(), is_led_elsewhere(), exempt]);
+        let marked = ends.into_iter().chain([answers]).chain(from_tunnel);
+        let marked = marked.map(move |expressions| rule(expressions.into_iter().chain([add_mark(mark)])));
+        [led_on].into_iter().chain(marked)
     });
-    both.map(|mut expressions| {
-        expressions.insert(0, meta("iifname").is_not_named(interface));
-        expressions.push(add_mark(mark));
-        rule(expressions)
-    })
-    .collect()
+    both.collect()
 }
 
 /// The rules of [`GUARD_EXEMPT_SENT`].
@@ -88,6 +104,19 @@ pub(super) fn refused_for_us(interface: &str) -> impl Iterator<Item = Rule> {
         let refused = rule(from_others().into_iter().chain([refused, drop()]));
         opened_to.into_iter().chain(from_exempt).chain([refused])
     })
+}
+
+/// Refuses what a workload sent to an exempt address and NAT leads on to where nothing goes in plaintext.
+pub(super) fn refused_led_on() -> [Rule; 2] {
+    FAMILIES.map(|family| {
+        let from = source(family).is_in(set(GuardSet::Pools, family).name);
+        let to = destination(family).is_in(set(GuardSet::RefusedOut, family).name);
+        rule([is_original(), is_led_elsewhere(), from, to, reject(family)])
+    })
+}
+
+fn opened_by_exempt(family: Family) -> Expression {
+    is_exempt(&connection("original", family, "saddr"), family)
 }
 
 fn opened_to_exempt(family: Family) -> Expression {

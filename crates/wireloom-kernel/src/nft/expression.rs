@@ -172,6 +172,20 @@ pub(super) fn is_reply() -> Expression {
     Key { text: "ct direction".into(), listed: json!({ "ct": { "key": "direction" } }) }.is("reply")
 }
 
+/// In the direction of its connection's first packet.
+pub(super) fn is_original() -> Expression {
+    Key { text: "ct direction".into(), listed: json!({ "ct": { "key": "direction" } }) }.is("original")
+}
+
+/// Of a connection whose destination NAT has changed.
+pub(super) fn is_led_elsewhere() -> Expression {
+    let status = json!({ "ct": { "key": "status" } });
+    Expression {
+        text: "ct status dnat".into(),
+        listed: json!({ "match": { "op": "in", "left": status, "right": "dnat" } }),
+    }
+}
+
 /// Of no connection that is known, or exempt from connection tracking (`notrack`).
 pub(super) fn has_no_connection() -> Expression {
     Expression {
@@ -198,6 +212,15 @@ pub(super) fn add_mark(mark: u32) -> Expression {
     Expression {
         text: format!("meta mark set meta mark or {mark:#x}"),
         listed: json!({ "mangle": { "key": key, "value": { "|": [key, mark] } } }),
+    }
+}
+
+/// Takes the bits from the packet's mark.
+pub(super) fn take_mark(mark: u32) -> Expression {
+    let (key, others) = (json!({ "meta": { "key": "mark" } }), !mark);
+    Expression {
+        text: format!("meta mark set meta mark and {others:#x}"),
+        listed: json!({ "mangle": { "key": key, "value": { "&": [key, others] } } }),
     }
 }
 

@@ -84,6 +84,9 @@ fn forward(guard: &Guard, interface: &str) -> Vec<Rule> {
     rules.extend(FAMILIES.map(|family| {
         rule([is_from(GuardSet::Own, family), is_to(GuardSet::RefusedOut, family), reject(family)])
     }));
+    if guard.datagrams.is_some() {
+        rules.extend(exempt::refused_led_on());
+    }
     if guard.outward.is_empty() {
         return rules;
     }
@@ -344,6 +347,20 @@ mod tests {
         let ingress = texts(&host(), &GUARD_INGRESS);
         let tolerated = "ip saddr @tolerated4 ip saddr != @own4 accept".to_owned();
         assert!(ingress.contains(&tolerated), "taken, and not sent: {ingress:#?}");
+    }
+
+    #[test]
+    fn in_host_mode_what_nat_leads_on_loses_our_mark_before_anything_gets_it() {
+        let exempt = texts(&host(), &GUARD_EXEMPT);
+        let taken = "iifname != \"wg0\" ct direction original ct status dnat ip6 daddr != @own6 ip6 daddr != \
+                     @exempt6 meta mark set meta mark and 0xfffffff5 accept";
+        let of_family: Vec<_> = exempt.iter().filter(|rule| rule.contains("@exempt6")).collect();
+        assert_eq!(of_family[0], taken);
+        let refused = "ct direction original ct status dnat ip saddr @pools4 ip daddr @refused_out4 reject with icmp \
+                       type admin-prohibited";
+        let is_refusal = |rule: &String| rule == refused;
+        assert!(texts(&host(), &GUARD_FORWARD).iter().any(is_refusal));
+        assert!(!texts(&scoped(), &GUARD_FORWARD).iter().any(is_refusal));
     }
 
     #[test]

@@ -29,7 +29,10 @@ const FIXES: [(&[&str], &str); 28] = [
         &["invalid type: map", "expected a sequence"],
         "write the table's name in two brackets, such as [[nodes]]",
     ),
-    (&["invalid type: map", "expected a string"], "write the table's name in one bracket, such as [routing]"),
+    (
+        &["invalid type: map", "expected a string"],
+        "write text in quotes, such as node = \"NAME\", or a table's name in one bracket, such as [routing]",
+    ),
     (&["expected a sequence"], "write a list in brackets, such as [\"192.0.2.1\"]"),
     (&["invalid type", "expected a boolean"], "write true or false, without quotes"),
     (&["invalid type: string", "expected a whole number"], "write the number without quotes"),

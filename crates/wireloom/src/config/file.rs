@@ -58,7 +58,7 @@ impl Default for WireGuard {
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Routing {
-    encrypt_host_traffic: HostTraffic,
+    encrypt_host_traffic: Spanned<HostTraffic>,
     encrypt_host_exempt: Option<Spanned<Vec<Prefix>>>,
     scope: Scope,
     rule_priority: RulePriority,
@@ -74,7 +74,7 @@ impl Default for Routing {
     fn default() -> Self {
         let defaults = defaults();
         Self {
-            encrypt_host_traffic: HostTraffic::Whether(defaults.encrypt_host_traffic),
+            encrypt_host_traffic: Spanned::new(0..0, HostTraffic::Whether(defaults.encrypt_host_traffic)),
             encrypt_host_exempt: None,
             scope: defaults.scope,
             rule_priority: RulePriority(defaults.rule_priority),
@@ -104,6 +104,13 @@ impl Routing {
                 &exempt.span(),
                 "the guard's table keeps what is exempt out of the tunnel, and guard = false turns it off; remove \
                  guard = false, or encrypt_host_exempt",
+            ));
+        }
+        if let (Some(_), false) = (self.encrypt_host_traffic.as_ref().transition(), self.guard) {
+            return Err(text.mistake(
+                &self.encrypt_host_traffic.span(),
+                "the guard's table tells on the way into host mode what is direct, and guard = false turns it off; \
+                 remove guard = false, or write true or false",
             ));
         }
         match self.unproven_peers() {
@@ -236,8 +243,8 @@ impl File {
                 listen_port: wireguard.listen_port.0,
                 mtu: wireguard.mtu.map(|mtu| mtu.0),
                 persistent_keepalive: wireguard.persistent_keepalive,
-                encrypt_host_traffic: routing.encrypt_host_traffic.is_on(),
-                host_transition: routing.encrypt_host_traffic.transition(),
+                encrypt_host_traffic: routing.encrypt_host_traffic.as_ref().is_on(),
+                host_transition: routing.encrypt_host_traffic.as_ref().transition(),
                 encrypt_host_exempt: exempt,
                 scope: routing.scope,
                 rule_priority: routing.rule_priority.0,

@@ -212,6 +212,16 @@ fn each_mistake_names_its_line_and_the_fix() {
             "agent.toml:3: the guard's table keeps what is exempt out of the tunnel, and guard = false turns it off; \
              remove guard = false, or encrypt_host_exempt",
         ),
+        (
+            "[routing]\nguard = false\nencrypt_host_traffic = \"prefer\"",
+            "agent.toml:3: the guard's table tells on the way into host mode what is direct, and guard = false turns \
+             it off; remove guard = false, or write true or false",
+        ),
+        (
+            "\n[node]\nname = \"n1\"",
+            "agent.toml:2: invalid type: map, expected a string; write text in quotes, such as node = \"NAME\", or a \
+             table's name in one bracket, such as [routing]",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(parse(text).unwrap_err().to_string(), expected, "{text}");

@@ -88,7 +88,8 @@ fn each_mistake_of_syntax_or_type_names_its_line_and_the_fix() {
         ("[table\nname = \"a\"", "a.toml:1: unclosed table, expected `]`; end the table's name with `]`"),
         (
             "[[table]]\nname = \"a\"",
-            "a.toml:1: invalid type: map, expected a string; write the table's name in one bracket, such as [routing]",
+            "a.toml:1: invalid type: map, expected a string; write text in quotes, such as node = \"NAME\", or a \
+             table's name in one bracket, such as [routing]",
         ),
         (
             "[tables]\nname = \"a\"",

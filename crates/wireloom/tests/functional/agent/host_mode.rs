@@ -1,19 +1,22 @@
 //! Host mode without lock-out: exempt addresses, what the agent warns of before, and the way into host mode and back.
 
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     time::Duration,
 };
 
 use wireloom_lab::{
-    Capture, Cell, Content, FAMILIES, Layout, Packet, Pinger, Place, Promise, Stream, Wire,
+    Capture, Cell, Content, FAMILIES, Layout, Node, PATIENCE, Packet, Pinger, Place, Promise, Stream, Wire,
     mesh::{KeyPair, write_key, write_settings},
     probe::{Exchange, probe},
 };
 use wireloom_plan::routing::Family;
 
 use crate::{
-    fixtures::fleet::{Fleet, run},
+    fixtures::{
+        fleet::{Fleet, run},
+        transfer::uninterrupted,
+    },
     wireloom,
 };
 
@@ -56,6 +59,10 @@ fn a_node_that_lost_its_key_is_reached_by_its_exempt_addresses_and_nothing_else_
         }
     }
 
+    for family in FAMILIES {
+        nothing_that_nat_leads_on_is_in_plaintext(&fleet, family);
+    }
+
     let capture = Capture::open(fleet.lab.underlay()).unwrap();
     let streams = FAMILIES.map(|family| Stream::start(&a.host, &b.host, family).unwrap());
     write_key(b, &KeyPair::generate(wireloom(), b).unwrap()).unwrap();
@@ -87,6 +94,74 @@ fn a_node_that_lost_its_key_is_reached_by_its_exempt_addresses_and_nothing_else_
         packets.len()
     );
     assert_eq!(packets.iter().find(is_other), None);
+}
+
+/// A pod calls a port of the exempt node, and the exempt node calls one of another: both lead to a pod of the third.
+fn nothing_that_nat_leads_on_is_in_plaintext(fleet: &Fleet, family: Family) {
+    const BACKEND: u16 = 8080;
+    let [a, b, c] = &fleet.lab.nodes[..] else { panic!("three nodes") };
+    let ip = if family == Family::V4 { "ip" } else { "ip6" };
+    let bind = |place: &Place, port| {
+        let socket = place.space.inside(|| UdpSocket::bind((place.addresses.of(family), port)));
+        let socket = socket.unwrap().unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket
+    };
+    let server = bind(&c.pods[0], BACKEND);
+    let backend = server.local_addr().unwrap();
+    let lead_on = |node: &Node, chain: &str| {
+        let ruleset = format!(
+            "table {ip} node_port {{\n}}\ndelete table {ip} node_port\ntable {ip} node_port {{\n chain there {{\n \
+             type nat hook prerouting priority dstnat\n udp dport 30080 dnat to {backend}\n }}\n {chain}\n}}\n"
+        );
+        node.host.space.feed("nft -f -", &ruleset).unwrap();
+    };
+    let capture = Capture::open(fleet.lab.underlay()).unwrap();
+    let call = |from: &Place, node: &Node, port, what: &[u8]| {
+        let client = bind(from, port);
+        client.send_to(what, (node.host.addresses.of(family), 30080)).unwrap();
+        client
+    };
+
+    // Without masquerading, the third node takes nothing with this source from the exempt node.
+    lead_on(b, "");
+    call(&a.pods[0], b, 40000, b"as it came");
+    // Should routing lead it past the tunnel all the same, the guard refuses it.
+    let refused = || {
+        b.run(&format!("nft list set inet wireloom refused_out{}", if family == Family::V4 { 4 } else { 6 }))
+            .unwrap()
+    };
+    let before = refused();
+    lead_on(
+        b,
+        &format!(
+            "chain past {{\n type filter hook prerouting priority -80\n udp dport {BACKEND} meta mark set 0xa\n }}"
+        ),
+    );
+    call(&a.pods[0], b, 40001, b"past the tunnel");
+    fleet.wait("the guard to refuse what is led past the tunnel", |_| refused() != before);
+
+    let masquerade = format!(
+        "chain back {{\n type nat hook postrouting priority srcnat\n udp dport {BACKEND} masquerade\n }}"
+    );
+    for (from, node) in [(&a.pods[0], b), (&b.host, a)] {
+        lead_on(node, &masquerade);
+        let client = call(from, node, 40002, b"masqueraded");
+        let mut buffer = [0; 64];
+        let (length, by) = uninterrupted(|| server.recv_from(&mut buffer))
+            .unwrap_or_else(|error| panic!("{} by {}: {error}\n{}", from.name, node.name, fleet.counters()));
+        assert_eq!(&buffer[..length], b"masqueraded");
+        server.send_to(b"reply", by).unwrap();
+        let (length, by) = uninterrupted(|| client.recv_from(&mut buffer))
+            .unwrap_or_else(|error| panic!("back to {}: {error}\n{}", from.name, fleet.counters()));
+        assert_eq!((&buffer[..length], by.port()), (&b"reply"[..], 30080));
+        node.run(&format!("nft delete table {ip} node_port")).unwrap();
+    }
+    let packets = capture.drain().unwrap();
+    let is = |packet: &&Packet, port| matches!(packet.content, Content::Udp { source, destination } if [source, destination].contains(&port));
+    assert_eq!(packets.iter().find(|packet| is(packet, BACKEND)), None, "{family:?}");
+    // There and back, the exempt end is direct: two that were led elsewhere, and both ways of two exchanges.
+    assert_eq!(packets.iter().filter(|packet| is(packet, 30080)).count(), 6, "{family:?}: {packets:?}");
 }
 
 #[test]
