@@ -357,17 +357,12 @@ impl Udp for LinuxUdp {
         lost
     }
 
-    fn poll_path_mtu(&mut self) -> Option<(IpAddr, usize)> {
-        std::iter::once(&self.sockets.v4).chain(&self.sockets.v6).find_map(|socket| {
-            loop {
-                match next_error(socket) {
-                    Ok(Some(report)) => return Some(report),
-                    // An error of another kind.
-                    Ok(None) => {}
-                    Err(_) => return None,
-                }
-            }
-        })
+    fn path_mtus(&mut self, at_most: usize, mut take: impl FnMut(IpAddr, usize)) {
+        for socket in std::iter::once(&self.sockets.v4).chain(&self.sockets.v6) {
+            let messages = std::iter::repeat_with(|| next_error(socket)).take(at_most).map_while(Result::ok);
+            // Others are errors of another kind.
+            messages.flatten().for_each(|(remote, path_mtu)| take(remote, path_mtu));
+        }
     }
 }
 
