@@ -13,6 +13,7 @@ use crate::{
 const ENOUGH: usize = 100 << 10;
 /// The most datagrams in one batch.
 pub(crate) const OUTBOUND_MAX: usize = 128;
+const _: () = assert!(OUTBOUND_MAX <= u128::BITS as usize, "lone probes are bits");
 /// The longest message: the longest packet, with header and tag.
 const ROOM: usize = MAX_PACKET + DATA_OVERHEAD;
 
@@ -39,8 +40,9 @@ pub(crate) struct OutboundBatch {
     unsealed: Vec<UnsealedRun>,
     /// The positions of datagrams that also probe the path MTU.
     probes: Vec<usize>,
-    /// The positions of datagrams that are nothing but such a probe: they are sent unfragmented or not at all.
-    lone_probes: Vec<usize>,
+    /// The positions of datagrams that are nothing but such a probe, one bit each: they are sent unfragmented or not at
+    /// all.
+    lone_probes: u128,
 }
 
 /// Messages to one peer that are laid out and have their counters, but are still plaintext.
@@ -70,7 +72,7 @@ impl Default for OutboundBatch {
             datagrams: Vec::with_capacity(OUTBOUND_MAX),
             unsealed: Vec::new(),
             probes: Vec::new(),
-            lone_probes: Vec::new(),
+            lone_probes: 0,
         }
     }
 }
@@ -115,7 +117,7 @@ impl OutboundBatch {
 
     /// As [`Self::probe_with`], and sends the datagram in no other way.
     pub(crate) fn only_probe_with(&mut self, before_end: usize) {
-        self.lone_probes.push(self.datagrams.len() - before_end);
+        self.lone_probes |= 1 << (self.datagrams.len() - before_end);
     }
 
     /// Adds the message of `len` bytes at the start of the free room, which a peer's session has sealed.
@@ -202,14 +204,20 @@ impl SealedBatch<'_> {
         })
     }
 
-    /// The positions of the datagrams that also probe the path MTU.
+    /// The positions of the datagrams that probe the path MTU, each once.
     pub(crate) fn probes(&self) -> impl Iterator<Item = usize> {
-        self.0.probes.iter().chain(&self.0.lone_probes).copied()
+        let mut left = self.0.lone_probes;
+        let lone = iter::from_fn(move || {
+            let position = left.trailing_zeros();
+            left &= left.wrapping_sub(1);
+            (position < u128::BITS).then_some(position as usize)
+        });
+        self.0.probes.iter().copied().filter(|position| !self.is_lone_probe(*position)).chain(lone)
     }
 
     /// Whether the datagram at this position is sent only as a probe.
     pub(crate) fn is_lone_probe(&self, position: usize) -> bool {
-        self.0.lone_probes.contains(&position)
+        self.0.lone_probes >> position & 1 == 1
     }
 
     /// The destination of the datagram at this position.
@@ -221,7 +229,7 @@ impl SealedBatch<'_> {
     pub(crate) fn clear(self) {
         self.0.datagrams.clear();
         self.0.probes.clear();
-        self.0.lone_probes.clear();
+        self.0.lone_probes = 0;
         self.0.used = 0;
     }
 }
@@ -257,11 +265,13 @@ mod tests {
         for _ in 0..5 {
             batch.push(Endpoint::from(std::net::SocketAddr::from(([192, 0, 2, 1], 1))), 60);
         }
-        batch.only_probe_with(3);
+        [3, 1].iter().for_each(|before_end| batch.only_probe_with(*before_end));
+        // The first one is also the longest, and its turn has come.
+        [3, 5].iter().for_each(|before_end| batch.probe_with(*before_end));
         let batch = batch.seal();
         let runs: Vec<_> = batch.runs_from(0, 64).map(|run| (run.count, run.lone_probe)).collect();
-        assert_eq!(runs, [(2, false), (1, true), (2, false)]);
-        assert_eq!(batch.probes().collect::<Vec<_>>(), [2]);
+        assert_eq!(runs, [(2, false), (1, true), (1, false), (1, true)]);
+        assert_eq!(batch.probes().collect::<Vec<_>>(), [0, 2, 4]);
     }
 
     #[test]

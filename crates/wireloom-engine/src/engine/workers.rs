@@ -140,8 +140,8 @@ impl<T: TunQueue, U: Udp> Workers<T, U> {
                         work += data_path.handle_frame(header, frame, turn);
                         Ok(())
                     }
-                    Punt::PathMtu { remote, path_mtu } => {
-                        turn.slow_path.learn_path_mtu(turn.now, remote, path_mtu);
+                    Punt::PathMtus(reports) => {
+                        turn.slow_path.learn_path_mtus(turn.now, reports);
                         Ok(())
                     }
                     Punt::Signal(signal) => {

@@ -14,6 +14,7 @@
 mod slow_path;
 
 use std::{
+    collections::BTreeMap,
     io, mem,
     net::IpAddr,
     sync::{
@@ -40,8 +41,8 @@ const HANDSHAKES_MAX: usize = 512;
 /// solicitations does not stop the queue.
 const FRAMES_MAX: usize = 64;
 
-/// Path MTUs of one queue that may wait. One that is dropped is reported again for the next packet that is too big.
-const PATH_MTUS_MAX: usize = 64;
+/// Lots of path MTUs of one queue that may wait. What is dropped is reported again for the next packet that is too big.
+const PATH_MTUS_MAX: usize = 4;
 
 /// An item that is handed over. Bytes are copied, which is affordable because few packets come this way.
 #[derive(Debug)]
@@ -59,11 +60,8 @@ pub(crate) enum Punt {
         header: VirtioHeader,
         frame: Box<[u8]>,
     },
-    /// The network reported the MTU of the path to this address, in bytes.
-    PathMtu {
-        remote: IpAddr,
-        path_mtu: usize,
-    },
+    /// The network reported the MTUs of the paths to these addresses, in bytes.
+    PathMtus(BTreeMap<IpAddr, usize>),
     Signal(Signal),
     BeginHandshake(PeerId),
     /// The worker's thread has ended without being told to.
@@ -160,11 +158,11 @@ impl SlowPath for Punter {
         self.punt(Punt::BeginHandshake(peer));
     }
 
-    fn learn_path_mtu(&mut self, _: Now, remote: IpAddr, path_mtu: usize) {
+    fn learn_path_mtus(&mut self, _: Now, reports: BTreeMap<IpAddr, usize>) {
         // Only this end adds, so the bound holds.
         if self.waiting.path_mtus.load(Ordering::Relaxed) < PATH_MTUS_MAX {
             self.waiting.path_mtus.fetch_add(1, Ordering::Relaxed);
-            self.punt(Punt::PathMtu { remote, path_mtu });
+            self.punt(Punt::PathMtus(reports));
         }
     }
 
@@ -193,7 +191,7 @@ impl Punted {
             }
             Punt::Packet { .. } => self.packets += 1,
             Punt::Frame { .. } => self.frames += 1,
-            Punt::PathMtu { .. } => {
+            Punt::PathMtus(_) => {
                 self.waiting.path_mtus.fetch_sub(1, Ordering::Relaxed);
             }
             Punt::Signal(_) | Punt::BeginHandshake(_) | Punt::Ended => {}

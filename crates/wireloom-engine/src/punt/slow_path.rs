@@ -2,9 +2,9 @@
 //!
 //! The engine's thread has the [`Device`] at hand. The threads of other queues [punt](super) to it.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
-use wireloom_proto::{Device, DropReason, Endpoint, Now, PeerId, PeerPath, Signal, Transmit};
+use wireloom_proto::{Device, DropReason, Endpoint, Now, PeerId, Signal, Transmit};
 
 /// The device, at hand or on another thread. The methods are named after the device's own, which document them.
 pub(crate) trait SlowPath {
@@ -26,8 +26,8 @@ pub(crate) trait SlowPath {
     /// See [`Device::begin_handshake`].
     fn begin_handshake(&mut self, now: Now, peer: PeerId);
 
-    /// Records the path MTU, in bytes, that the network reported for this address.
-    fn learn_path_mtu(&mut self, now: Now, remote: IpAddr, path_mtu: usize);
+    /// Records the path MTUs, in bytes, that the network reported for these addresses. Takes time for each peer.
+    fn learn_path_mtus(&mut self, now: Now, reports: BTreeMap<IpAddr, usize>);
 
     /// See [`Device::poll_transmit`]. `None` where the device is on another thread, which sends its datagrams.
     fn poll_transmit(&mut self, now: Now) -> Option<Transmit<'_>>;
@@ -63,12 +63,13 @@ impl SlowPath for Device {
         Self::begin_handshake(self, now, peer);
     }
 
-    fn learn_path_mtu(&mut self, now: Now, remote: IpAddr, path_mtu: usize) {
-        let is_there =
-            |path: &PeerPath| path.endpoint().is_some_and(|endpoint| endpoint.remote.ip() == remote);
-        for peer in self.peers().filter(|peer| is_there(peer.path)) {
-            peer.path.learn_path_mtu(now.monotonic, path_mtu);
-            tracing::debug!("the path MTU to {remote} is {path_mtu}");
+    fn learn_path_mtus(&mut self, now: Now, reports: BTreeMap<IpAddr, usize>) {
+        for peer in self.peers() {
+            let Some(Endpoint { remote, .. }) = peer.path.endpoint() else { continue };
+            if let Some(path_mtu) = reports.get(&remote.ip()) {
+                peer.path.learn_path_mtu(now.monotonic, *path_mtu);
+                tracing::debug!("the path MTU to {remote} is {path_mtu}");
+            }
         }
     }
 

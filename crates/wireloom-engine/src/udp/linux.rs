@@ -242,19 +242,27 @@ impl LinuxUdp {
         Ok(batch.runs_from(next, most).take(sent).map(|run| run.count).sum())
     }
 
-    /// Sends a copy of the datagram at this position that must not be fragmented. Its receiver knows it already, and
-    /// drops it as a replay.
+    /// Sends copies of the datagrams that probe the path MTU over one family. They must not be fragmented. Their
+    /// receivers know them already, and drop them as replays. Lone probes, which anybody behind the interface can make,
+    /// cost two more system calls a batch, and one more for each that is too long.
     ///
-    /// If it is longer than the path MTU that the kernel knows, that one is put on the error queue. If a router reports
+    /// If one is longer than the path MTU that the kernel knows, that is put on the error queue. If a router reports
     /// that it is too long, the kernel notes the path MTU and, except for IPv4 sockets that allow fragments by then
     /// (`__udp4_lib_err` in net/ipv4/udp.c), puts it on the error queue; of these, the next probe learns it.
-    fn probe(&mut self, batch: &SealedBatch<'_>, position: usize) {
-        let Some(to) = batch.destination(position) else { return };
-        let Ok(socket) = self.sockets.towards(to) else { return };
-        let is_v4 = to.remote.is_ipv4();
+    fn probe(&mut self, batch: &SealedBatch<'_>, is_v4: bool) {
+        let goes_there = |to: Endpoint| to.remote.is_ipv4() == is_v4;
+        let there = batch.probes().filter(|position| batch.destination(*position).is_some_and(goes_there));
+        let positions: Vec<usize> = there.collect();
+        let socket = if is_v4 { Some(&self.sockets.v4) } else { self.sockets.v6.as_ref() };
+        let (Some(socket), false) = (socket, positions.is_empty()) else { return };
         if (self.probes_v4 || !is_v4) && Fragments::Forbidden.set(socket, is_v4).is_ok() {
-            // Whatever prevents it does not matter: there will be another probe.
-            let _ = self.sender.send(socket.as_fd(), batch.runs_from(position, 1).take(1));
+            let mut left = &positions[..];
+            while !left.is_empty() {
+                let runs = left.iter().flat_map(|position| batch.runs_from(*position, 1).take(1));
+                // Whatever prevents one does not matter: there will be another probe.
+                let done = self.sender.send(socket.as_fd(), runs).unwrap_or(1);
+                left = &left[done.max(1)..];
+            }
             let _ = Fragments::Allowed.set(socket, is_v4);
         }
     }
@@ -350,24 +358,18 @@ impl Udp for LinuxUdp {
             lost += 1;
         }
         // Last, so that no probe overtakes the datagram that it is a copy of.
-        for position in batch.probes() {
-            self.probe(&batch, position);
-        }
+        self.probe(&batch, true);
+        self.probe(&batch, false);
         batch.clear();
         lost
     }
 
-    fn poll_path_mtu(&mut self) -> Option<(IpAddr, usize)> {
-        std::iter::once(&self.sockets.v4).chain(&self.sockets.v6).find_map(|socket| {
-            loop {
-                match next_error(socket) {
-                    Ok(Some(report)) => return Some(report),
-                    // An error of another kind.
-                    Ok(None) => {}
-                    Err(_) => return None,
-                }
-            }
-        })
+    fn path_mtus(&mut self, at_most: usize, mut take: impl FnMut(IpAddr, usize)) {
+        for socket in std::iter::once(&self.sockets.v4).chain(&self.sockets.v6) {
+            let messages = std::iter::repeat_with(|| next_error(socket)).take(at_most).map_while(Result::ok);
+            // Others are errors of another kind.
+            messages.flatten().for_each(|(remote, path_mtu)| take(remote, path_mtu));
+        }
     }
 }
 

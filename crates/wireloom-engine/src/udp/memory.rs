@@ -207,11 +207,15 @@ impl Udp for MemoryUdp {
         0
     }
 
-    fn poll_path_mtu(&mut self) -> Option<(IpAddr, usize)> {
+    fn path_mtus(&mut self, at_most: usize, mut take: impl FnMut(IpAddr, usize)) {
         let own = self.address();
         let mut wire = self.network.wire();
-        let position = wire.path_mtus.iter().position(|(to, _)| *to == own)?;
-        wire.path_mtus.remove(position).map(|(_, reported)| reported)
+        for _ in 0..at_most {
+            let Some(position) = wire.path_mtus.iter().position(|(to, _)| *to == own) else { return };
+            if let Some((_, (remote, path_mtu))) = wire.path_mtus.remove(position) {
+                take(remote, path_mtu);
+            }
+        }
     }
 }
 

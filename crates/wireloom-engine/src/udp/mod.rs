@@ -53,7 +53,7 @@ pub(crate) trait Udp {
     /// time, so the sender slows down instead of losing datagrams. Returns how many could not be sent and are lost.
     fn send(&mut self, batch: SealedBatch<'_>) -> u64;
 
-    /// The next path MTU that the network reported: for which destination, and the size of an IP packet in bytes.
-    /// `None` when there is none.
-    fn poll_path_mtu(&mut self) -> Option<(IpAddr, usize)>;
+    /// Takes the path MTUs that the network reported: for which destination, and the size of an IP packet in bytes.
+    /// Reads at most this many messages of each family, of which some may report other things.
+    fn path_mtus(&mut self, at_most: usize, take: impl FnMut(IpAddr, usize));
 }

@@ -3,8 +3,10 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
+    mem,
     net::IpAddr,
     ops::Bound,
+    time::{Duration, Instant},
 };
 
 use wireloom_plan::{
@@ -20,6 +22,13 @@ use crate::{
     rtnetlink::{Rtnetlink, interface, route},
 };
 
+/// With more endpoints than this, observations that follow upon each other do not ask about all of them each time: one
+/// takes about 10 microseconds.
+const MANY: usize = 200;
+
+/// For how long they use the same answers.
+const HOLD: Duration = Duration::from_secs(1);
+
 /// What is remembered between observations.
 #[derive(Debug, Default)]
 pub(super) struct PathMemory {
@@ -29,10 +38,35 @@ pub(super) struct PathMemory {
     endpoints: BTreeMap<PublicKey, IpAddr>,
     /// The path to each of them, as of the last observation.
     answers: BTreeMap<IpAddr, Option<Path>>,
+    /// When the kernel was asked about all of them, and whether a later observation used that.
+    asked: Option<Instant>,
+    reused: bool,
     /// Of what is looked at between observations, the last address.
     last_look: Option<IpAddr>,
     /// The longest packet inside of the tunnel that reaches a peer, where longer ones are lost. Bytes.
     probed: BTreeMap<PublicKey, u32>,
+}
+
+impl PathMemory {
+    /// What an observation need not ask for: all that is known or nothing.
+    fn take_answers(&mut self, now: Instant) -> BTreeMap<IpAddr, Option<Path>> {
+        let are_new = self.asked.is_some_and(|asked| now < asked + HOLD);
+        let known = mem::take(&mut self.answers);
+        if are_new && self.endpoints.len() > MANY {
+            self.reused = true;
+            return known;
+        }
+        (self.asked, self.reused) = (Some(now), false);
+        BTreeMap::new()
+    }
+
+    /// Of how many answers a look tells whether they are still true. Once those that were used again are not new any
+    /// more, of all: whatever caused that observation may have changed any of them.
+    fn looks(&mut self, at_most: usize, now: Instant) -> usize {
+        let all = self.reused && self.asked.is_none_or(|asked| asked + HOLD <= now);
+        self.reused &= !all;
+        if all { self.answers.len() } else { at_most.min(self.answers.len()) }
+    }
 }
 
 impl Linux {
@@ -46,16 +80,21 @@ impl Linux {
         if let Some(device) = device {
             let endpoint = |(key, peer): (&PublicKey, &Peer)| Some((*key, address_of(peer)?));
             self.paths.endpoints = device.peers.iter().filter_map(endpoint).collect();
-            self.paths.mark = device.fwmark;
+            if mem::replace(&mut self.paths.mark, device.fwmark) != device.fwmark {
+                self.paths.asked = None;
+            }
         }
+        let known = self.paths.take_answers(Instant::now());
         let PathMemory { mark, endpoints, answers, probed, .. } = &mut self.paths;
-        answers.clear();
         let mut lookup = Lookup::new(&mut self.rtnetlink, *mark);
         let mut paths = Vec::with_capacity(endpoints.len());
         for (key, address) in endpoints {
             let path = match answers.entry(*address) {
-                Entry::Occupied(known) => *known.get(),
-                Entry::Vacant(new) => *new.insert(lookup.path(*address)?),
+                Entry::Occupied(answer) => *answer.get(),
+                Entry::Vacant(new) => match known.get(address) {
+                    Some(answer) => *new.insert(*answer),
+                    None => *new.insert(lookup.path(*address)?),
+                },
             };
             paths.extend(path.map(|path| match probed.get(key) {
                 Some(inner) => (*key, path.probed(*inner)),
@@ -66,21 +105,23 @@ impl Linux {
     }
 
     /// Whether one of these peers, which have endpoints, is new since the last observation, or the path to one of the
-    /// next peers (at most this many) is another one now. The kernel does not announce what it learns from ICMP errors.
+    /// next peers (about this many) is another one now. The kernel does not announce what it learns from ICMP errors.
     ///
     /// # Errors
     /// The kernel cannot be asked.
     pub fn paths_have_changed(&mut self, peers: &[PublicKey], at_most: usize) -> Result<bool, Error> {
-        let PathMemory { mark, endpoints, answers, last_look, .. } = &mut self.paths;
-        if peers.iter().any(|key| !endpoints.contains_key(key)) {
+        if peers.iter().any(|key| !self.paths.endpoints.contains_key(key)) {
             return Ok(true);
         }
+        let looks = self.paths.looks(at_most, Instant::now());
+        let PathMemory { mark, answers, asked, last_look, .. } = &mut self.paths;
         let after = last_look.map_or(Bound::Unbounded, Bound::Excluded);
         let round = answers.range((after, Bound::Unbounded)).chain(answers.iter());
         let mut lookup = Lookup::new(&mut self.rtnetlink, *mark);
-        for (address, known) in round.take(at_most.min(answers.len())) {
+        for (address, known) in round.take(looks) {
             *last_look = Some(*address);
             if lookup.path(*address)? != *known {
+                *asked = None;
                 return Ok(true);
             }
         }
@@ -128,5 +169,46 @@ impl<'a> Lookup<'a> {
             mtu: narrowed.unwrap_or(interface),
             known: if narrowed.is_some() && way.reported { Known::Reported } else { Known::Interface },
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(endpoints: u8) -> PathMemory {
+        let address = |number| IpAddr::from([192, 0, 2, number]);
+        PathMemory {
+            endpoints: (0..endpoints)
+                .map(|number| (PublicKey::from_bytes([number; 32]), address(number)))
+                .collect(),
+            answers: (0..endpoints).map(|number| (address(number), None)).collect(),
+            ..PathMemory::default()
+        }
+    }
+
+    #[test]
+    fn many_answers_are_used_again_for_a_while_and_then_all_looked_at() {
+        let mut memory = memory(201);
+        let answers = memory.answers.clone();
+        let start = Instant::now();
+        assert!(memory.take_answers(start).is_empty(), "nobody was asked");
+        memory.answers = answers.clone();
+        assert_eq!(memory.looks(50, start + HOLD), 50, "none was used again");
+        assert_eq!(memory.take_answers(start + HOLD / 2), answers);
+        memory.answers = answers.clone();
+        assert_eq!(memory.looks(50, start + HOLD / 2), 50);
+        assert_eq!(memory.looks(50, start + HOLD), 201);
+        assert_eq!(memory.looks(50, start + HOLD), 50);
+        assert!(memory.take_answers(start + HOLD).is_empty());
+    }
+
+    #[test]
+    fn few_answers_are_asked_for_by_each_observation() {
+        let mut memory = memory(200);
+        let start = Instant::now();
+        for _ in 0..2 {
+            assert!(memory.take_answers(start).is_empty());
+        }
     }
 }

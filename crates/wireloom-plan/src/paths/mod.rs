@@ -29,6 +29,9 @@ const PADDING: u32 = 16;
 /// interface with a smaller MTU.
 pub(crate) const LEAST_IPV6_MTU: u32 = 1280;
 
+/// Every IPv4 host takes packets of this many bytes (section 3.1 of RFC 791).
+const LEAST_IPV4_MTU: u32 = 576;
+
 /// 40 (IPv6) + 20 (TCP).
 const TCP_HEADERS_V6: u32 = 60;
 
@@ -70,6 +73,16 @@ impl Path {
     pub fn inner(&self) -> u32 {
         let fits = self.mtu.saturating_sub(overhead(self.outer));
         fits - fits % PADDING
+    }
+
+    /// The longest packet inside of the tunnel that all peers must make way for. They pay for it, so a report, which
+    /// anybody can forge, counts no further than to what IPv6 needs.
+    fn inner_for_all(&self) -> u32 {
+        let least = match (self.outer, self.known) {
+            (Family::V4, Known::Interface | Known::Probed) => LEAST_IPV4_MTU,
+            (Family::V4, Known::Reported) | (Family::V6, _) => LEAST_IPV6_MTU,
+        };
+        Self { mtu: self.mtu.max(least), ..*self }.inner()
     }
 
     /// What a route to the peer must say, if the path carries less than an interface of this MTU sends. Such an
@@ -122,7 +135,7 @@ impl Paths {
     }
 
     /// The longest TCP segment over IPv6 that all paths carry, if one does not carry IPv6 packets of the least MTU.
-    /// Bytes.
+    /// Bytes, at least 452; at least 1140 because of reports and because of IPv6 paths.
     pub fn segment_v6(&self) -> Option<u16> {
         let least = self.least_inner.filter(|inner| *inner < LEAST_IPV6_MTU)?;
         u16::try_from(least.saturating_sub(TCP_HEADERS_V6)).ok()
@@ -134,7 +147,7 @@ impl FromIterator<(PublicKey, Path)> for Paths {
         let by_peer: BTreeMap<_, _> = paths.into_iter().collect();
         Self {
             widest: by_peer.values().map(|path| path.way_out).max(),
-            least_inner: by_peer.values().map(Path::inner).min(),
+            least_inner: by_peer.values().map(Path::inner_for_all).min(),
             by_peer: Arc::new(by_peer),
         }
     }
@@ -190,15 +203,22 @@ mod tests {
 
     #[test]
     fn ipv6_segments_are_limited_where_its_least_packets_do_not_fit() {
-        let segment = |mtus: &[u32]| {
-            let paths = mtus
-                .iter()
-                .zip(1..)
-                .map(|(mtu, key)| (PublicKey::from_bytes([key; 32]), path(Family::V4, *mtu)));
+        let segment = |outer, known, mtus: &[u32]| {
+            let path = |mtu: &u32| Path { known, ..path(outer, *mtu) };
+            let paths = mtus.iter().zip(1..).map(|(mtu, key)| (PublicKey::from_bytes([key; 32]), path(mtu)));
             paths.collect::<Paths>().segment_v6()
         };
-        assert_eq!(segment(&[1500, 1340]), None);
-        assert_eq!(segment(&[1500, 1339, 1400]), Some(1204));
-        assert_eq!(segment(&[]), None);
+        for known in [Known::Interface, Known::Reported, Known::Probed] {
+            assert_eq!(segment(Family::V4, known, &[1500, 1340]), None);
+            assert_eq!(segment(Family::V4, known, &[1500, 1339, 1400]), Some(1204));
+            assert_eq!(segment(Family::V6, known, &[1500, 1360]), None);
+            assert_eq!(segment(Family::V6, known, &[1500, 1280]), Some(1140));
+            assert_eq!(segment(Family::V6, known, &[1500, 552]), Some(1140));
+            assert_eq!(segment(Family::V4, known, &[]), None);
+        }
+        // Anybody can forge this one.
+        assert_eq!(segment(Family::V4, Known::Reported, &[552]), Some(1156));
+        assert_eq!(segment(Family::V4, Known::Probed, &[1006]), Some(884));
+        assert_eq!(segment(Family::V4, Known::Probed, &[100]), Some(452));
     }
 }

@@ -99,6 +99,8 @@ pub struct Prober {
 #[derive(Debug, Clone)]
 struct Peer {
     target: Target,
+    /// Whether it can be probed now.
+    present: bool,
     /// When to probe next.
     due: Duration,
     retry: Duration,
@@ -164,7 +166,8 @@ impl Prober {
             None if self.begun < RATE => peer.due,
             None => peer.due.max(self.second + SECOND),
         };
-        self.peers.values().map(next).min().map(|next| next.saturating_sub(now))
+        let present = self.peers.values().filter(|peer| peer.present);
+        present.map(next).min().map(|next| next.saturating_sub(now))
     }
 
     /// The longest packets that are not lost on their way to peers, where longer ones are. Bytes.
@@ -186,7 +189,8 @@ impl Prober {
     fn take(&mut self, targets: &BTreeMap<PublicKey, Target>, now: Duration) {
         for (key, peer) in &mut self.peers {
             // What was found stays until the peer is back, as long as it is where it was.
-            if !targets.contains_key(key) {
+            peer.present = targets.contains_key(key);
+            if !peer.present {
                 peer.probing = None;
                 peer.due = now;
                 peer.retry = FIRST_RETRY;
@@ -208,8 +212,7 @@ impl Prober {
                 }
             }
         }
-        let present = |key: &PublicKey, peer: &Peer| targets.contains_key(key) || peer.narrow.is_some();
-        self.peers.retain(|key, peer| present(key, peer));
+        self.peers.retain(|_, peer| peer.present || peer.narrow.is_some());
     }
 
     fn begin(&mut self, now: Duration) {
@@ -217,8 +220,8 @@ impl Prober {
             (self.second, self.begun) = (now, 0);
         }
         let seed = self.seed;
-        let idle = self.peers.iter_mut().filter(|(_, peer)| peer.probing.is_none() && peer.due <= now);
-        let mut due: Vec<_> = idle.collect();
+        let is_due = |peer: &Peer| peer.present && peer.probing.is_none() && peer.due <= now;
+        let mut due: Vec<_> = self.peers.iter_mut().filter(|(_, peer)| is_due(peer)).collect();
         due.sort_by_key(|(key, peer)| (peer.due, scatter(seed, **key)));
         due.truncate(RATE - self.begun);
         self.begun += due.len();
@@ -230,7 +233,15 @@ impl Prober {
 
 impl Peer {
     fn new(target: Target, narrow: Option<u32>, now: Duration) -> Self {
-        Self { target, due: now, retry: FIRST_RETRY, check: Check::None, narrow, probing: None }
+        Self {
+            target,
+            present: true,
+            due: now,
+            retry: FIRST_RETRY,
+            check: Check::None,
+            narrow,
+            probing: None,
+        }
     }
 
     /// Sends what is due, or goes to the next step. Returns how many results there were.
@@ -302,7 +313,8 @@ impl Probing {
         if now < self.next || self.tries == TRIES {
             return;
         }
-        self.quick |= self.tries == 1 && !self.answered.is_empty();
+        // The answer that `Between` begins with is none to its own lengths.
+        self.quick |= self.tries == 1 && !self.answered.is_disjoint(&self.lengths);
         self.tries += 1;
         self.next = now + if self.tries == TRIES && !self.quick { LAST_WAIT } else { BETWEEN };
         let Target { from, to, .. } = *target;

@@ -113,6 +113,37 @@ fn a_slow_path_and_one_that_loses_packets_are_not_taken_for_narrow() {
 }
 
 #[test]
+fn a_slow_narrow_path_is_measured_as_well_as_a_quick_one() {
+    for mtu in [1400, 1390, 1330, 900] {
+        for round_trip in [150, 250, 650, 950] {
+            let mut world = World::new(&[mtu]);
+            world.round_trip = Duration::from_millis(round_trip);
+            world.run(4 * SECOND);
+            let longest = (mtu - overhead(Family::V4)) / 16 * 16;
+            assert_eq!(world.only(), (Check::Narrowed, Some(longest)), "{mtu}, {round_trip} ms");
+        }
+    }
+}
+
+#[test]
+fn an_absent_peer_is_not_probed_and_its_result_stays() {
+    let mut world = World::new(&[1232, 1500]);
+    world.run(4 * SECOND);
+    let (key, target) = world.targets.pop_first().unwrap();
+    world.sent.clear();
+    world.run(60 * SECOND);
+    assert_eq!(world.sent.len(), 0);
+    assert_eq!(world.prober.narrow(), [(key, 1168)].into());
+    let due = world.prober.due(world.now).unwrap();
+    assert!(due > 400 * SECOND, "only the other one counts: {due:?}");
+    // It is probed once it is back.
+    world.targets.insert(key, target);
+    world.mtus.insert(target.to, 1500);
+    world.run(SECOND);
+    assert_eq!((world.sent.len(), world.only()), (2, (Check::Passed, None)));
+}
+
+#[test]
 fn a_peer_that_answers_nothing_is_asked_less_and_less_and_found_when_it_does() {
     let mut world = World::new(&[0]);
     world.run(120 * SECOND);

@@ -1,12 +1,13 @@
 //! From the peers to the interface: receive, decrypt, admit, coalesce, write.
 
 mod admission;
+mod path_reports;
 
 use std::{io::IoSlice, mem, sync::Arc};
 
 use wireloom_proto::{Outcome, Transport};
 
-use self::admission::Admission;
+use self::{admission::Admission, path_reports::PathReports};
 use super::{BATCHES_IN_A_ROW, Forwarder, Turn, outbound::Outbound};
 use crate::{
     batch::{CryptoJob, InboundBatch},
@@ -28,6 +29,7 @@ pub(super) struct Inbound {
     /// Batches that the crypto pool decrypts, if there is a pool.
     in_pool: Option<InPool<InboundBatch, CryptoJob>>,
     check_sources: bool,
+    path_reports: PathReports,
 }
 
 impl Inbound {
@@ -38,6 +40,7 @@ impl Inbound {
             batch: InboundBatch::default(),
             in_pool: None,
             check_sources,
+            path_reports: PathReports::default(),
         }
     }
 
@@ -57,15 +60,14 @@ impl Inbound {
         outbound: &mut Outbound,
         turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
     ) -> Backlog {
+        // Also when datagrams never stop: what the error queue holds takes room from them (`sock_queue_err_skb`).
+        self.path_reports.take(turn);
         let mut bytes = 0;
         let mut opened_here = 0;
         for _ in 0..IN_POOL_MAX {
             turn.udp.receive(&mut self.batch);
             if self.batch.is_empty() {
                 self.deliver_from_pool(forwarder, outbound, turn);
-                while let Some((remote, path_mtu)) = turn.udp.poll_path_mtu() {
-                    turn.slow_path.learn_path_mtu(turn.now, remote, path_mtu);
-                }
                 return Backlog::after(bytes);
             }
             bytes += self.batch.bytes();

@@ -156,19 +156,18 @@ fn unfragmentable(machines: &[Machine; 2]) -> Vec<u8> {
 fn a_path_mtu_that_one_queue_learns_applies_to_all() {
     let (mut machines, hands) = neighbours([3, 1]);
     let remote = machines[1].engine_address();
-    let stranger = Ipv4Addr::new(192, 0, 2, 99).into();
     let frame = unfragmentable(&machines);
-    // First the bound on punted path MTUs is exceeded by those of others, so the right one is dropped. Then it is
-    // reported again.
-    for (strangers, refused) in [(500, false), (0, true)] {
-        for told in std::iter::repeat_n(stranger, strangers).chain([remote]) {
+    // First there are forged ones about so many others that the right one is dropped. Then it is reported again.
+    for (second, strangers, refused) in [(1, 500, false), (2, 0, false), (3, 0, true)] {
+        let strangers = (1..=strangers).map(|number| Ipv4Addr::from_bits(0x0a63_0000 + number).into());
+        for told in strangers.chain((second != 2).then_some(remote)) {
             machines[0].network.tell_path_mtu(PORT, told, 1300);
         }
-        let _ = hands[0].turn(at(1), 1);
-        settle_all(at(1), &mut machines, &hands);
+        let _ = hands[0].turn(at(second), 1);
+        settle_all(at(second), &mut machines, &hands);
         for queue in 0..3 {
             machines[0].stack.send_by(queue, &frame);
-            settle_all(at(1), &mut machines, &hands);
+            settle_all(at(second), &mut machines, &hands);
             let (here, there) = (machines[0].stack.receive(), machines[1].stack.receive());
             assert_eq!((here.is_some(), there.is_some()), (refused, !refused), "queue {queue}");
         }
