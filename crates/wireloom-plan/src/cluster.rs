@@ -48,8 +48,8 @@ impl Cluster {
 pub struct Node {
     /// Absent when the node does not encrypt.
     pub public_key: Option<PublicKey>,
-    /// Where its WireGuard listens; without one, only the node itself can start sessions. If it is declared by name, the
-    /// address that the name led to last.
+    /// Where its WireGuard listens; without one, only the node itself can start sessions. If it is declared by name,
+    /// the address that the name led to last.
     pub endpoint: Option<SocketAddr>,
     /// The name by which its endpoint is declared.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -30,8 +30,8 @@ pub enum Refusal {
     /// The interface was not made by Wireloom.
     #[error(
         "interface `{interface}` exists and is not Wireloom's (its alias is not `{AGENT_ALIAS}`): nothing is changed; \
-         write a name that is free into [wireguard] interface of agent.toml, or let the program that made it remove it (such \
-         as `wg-quick down {interface}`)"
+         write a name that is free into [wireguard] interface of agent.toml, or let the program that made it remove \
+         it (such as `wg-quick down {interface}`)"
     )]
     ForeignInterface {
         /// Its name.

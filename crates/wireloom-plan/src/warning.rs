@@ -314,8 +314,8 @@ impl fmt::Display for Warning {
             }
             Self::Unresolved { node, endpoint, error } => write!(
                 f,
-                "the endpoint {endpoint} of node {node} cannot be resolved: {error}; the last address that it led to, if \
-                 any, stays in force; fix the name or the name server: it is tried again by itself",
+                "the endpoint {endpoint} of node {node} cannot be resolved: {error}; the last address that it led to, \
+                 if any, stays in force; fix the name or the name server: it is tried again by itself",
             ),
             Self::KeylessNode { node } => write!(
                 f,
@@ -358,7 +358,8 @@ impl fmt::Display for Warning {
                 f.write_str(if *already {
                     "is reachable through the tunnel only, so not if a key is wrong; "
                 } else {
-                    "will be reachable through the tunnel only, once host mode is on and that node has proved that it encrypts; "
+                    "will be reachable through the tunnel only, once host mode is on and that node has proved that it \
+                     encrypts; "
                 })?;
                 write!(f, "for a way around it, set encrypt_host_exempt = [\"{exempt}\"] on all nodes")
             }

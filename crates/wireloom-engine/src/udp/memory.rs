@@ -86,8 +86,8 @@ impl MemoryNetwork {
         self.wire().path_mtus.push_back((to, (remote, path_mtu)));
     }
 
-    /// Makes the path to `remote` narrow: it carries IP packets of at most `mtu` bytes. With `reports`, ICMP errors come
-    /// back from it.
+    /// Makes the path to `remote` narrow: it carries IP packets of at most `mtu` bytes. With `reports`, ICMP errors
+    /// come back from it.
     pub(crate) fn narrow(&self, remote: IpAddr, mtu: usize, reports: bool) {
         self.wire().narrow.insert(remote, NarrowPath { mtu, reports, is_known: false });
     }
@@ -114,8 +114,8 @@ impl Wire {
         self.narrow.get_mut(&to.ip()).filter(|path| len > path.mtu)
     }
 
-    /// Brings a datagram to its destination. One to a port that nobody has open is lost on the way, without the sender's
-    /// knowledge.
+    /// Brings a datagram to its destination. One to a port that nobody has open is lost on the way, without the
+    /// sender's knowledge.
     fn carry(&mut self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
         if let Some(port) = self.ports.get_mut(&to) {
             let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(from);

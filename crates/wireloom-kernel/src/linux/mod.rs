@@ -105,8 +105,8 @@ impl Linux {
         self.private_key = Some(key);
     }
 
-    /// Sets the key that [`DeviceOp::SetPeer`](wireloom_plan::op::DeviceOp::SetPeer) gives to the peers; `None` when the
-    /// mesh has none.
+    /// Sets the key that [`DeviceOp::SetPeer`](wireloom_plan::op::DeviceOp::SetPeer) gives to the peers; `None` when
+    /// the mesh has none.
     pub fn set_preshared_key(&mut self, key: Option<PresharedKey>) {
         self.preshared_key = key;
     }
@@ -191,9 +191,9 @@ impl Linux {
             Some(found) if !found.interface.is_ours() => {
                 let interface = &self.interface;
                 Err(Cause::Permanent(format!(
-                    "an interface with that name exists and is not Wireloom's (its alias is not `{AGENT_ALIAS}`); write \
-                     a name that is free into [wireguard] interface of agent.toml, or let the program that made it \
-                     remove it (such as `wg-quick down {interface}`)"
+                    "an interface with that name exists and is not Wireloom's (its alias is not `{AGENT_ALIAS}`); \
+                     write a name that is free into [wireguard] interface of agent.toml, or let the program that made \
+                     it remove it (such as `wg-quick down {interface}`)"
                 )))
                 .attempt(|| format!("use interface {interface}"))
             }

@@ -1,5 +1,5 @@
-//! The chains that limit TCP segments over IPv6 where a path is too narrow for IPv6's least MTU. IPv6 has no way to tell
-//! a sender of less, but TCP has.
+//! The chains that limit TCP segments over IPv6 where a path is too narrow for IPv6's least MTU. IPv6 has no way to
+//! tell a sender of less, but TCP has.
 
 use super::{
     chain::{Chain, Hook},

@@ -63,7 +63,8 @@ pub(crate) trait WireguardDevice {
 pub struct Silence {
     /// Its process, if that is in a PID namespace that we can see.
     pub process: Option<i32>,
-    /// From when it was first asked in vain until it was last looked at in vain, without what this process slept through.
+    /// From when it was first asked in vain until it was last looked at in vain, without what this process slept
+    /// through.
     pub lasted: Duration,
 }
 

@@ -79,7 +79,8 @@ fn each_mistake_names_its_line_and_the_fix() {
         ),
         (
             "[[pool]]\ncidr = \"10.0.0.0/8\"",
-            "mesh.toml:1: unknown field `pool`, expected one of `preshared_key_file`, `pools`, `nodes`; remove it or fix its spelling",
+            "mesh.toml:1: unknown field `pool`, expected one of `preshared_key_file`, `pools`, `nodes`; remove it or \
+             fix its spelling",
         ),
         (
             "[[nodes]]\nname = \"a\"\nlink_addresses = [\"fe80::1\"]",

@@ -1,4 +1,5 @@
-//! The path MTU of a peer: the largest IP packet that the underlay carries to it, as far as known, and when to probe it.
+//! The path MTU of a peer: the largest IP packet that the underlay carries to it, as far as known, and when to probe
+//! it.
 //!
 //! All fields are atomic, and all threads share them: a thread that reads while another one writes sees the old value
 //! or the new one. A thread that has lost a race probes once too often.

@@ -195,8 +195,8 @@ fn each_mistake_names_its_line_and_the_fix() {
         ),
         (
             "[routing]\nencrypt_host_traffic = \"yes\"",
-            "agent.toml:2: encrypt_host_traffic is true or false, or a step on the way from one to the other: \"accept\" \
-             or \"prefer\"; write one of these",
+            "agent.toml:2: encrypt_host_traffic is true or false, or a step on the way from one to the other: \
+             \"accept\" or \"prefer\"; write one of these",
         ),
         (
             "[routing]\nencrypt_host_exempt = [\"192.168.1.1\"]",

@@ -228,7 +228,8 @@ mod tests {
              public_key={A_HEX}\nprotocol_version=1\npreshared_key={}\nendpoint=192.0.2.1:51820\n\
              last_handshake_time_sec=1700000000\nlast_handshake_time_nsec=5\nrx_bytes=10\ntx_bytes=20\n\
              persistent_keepalive_interval=25\nallowed_ip=10.161.2.0/24\nallowed_ip=10.161.1.7/32\n\
-             public_key={}\npreshared_key={}\nlast_handshake_time_sec=0\nlast_handshake_time_nsec=0\nsome_later_key=1\nerrno=0\n\n",
+             public_key={}\npreshared_key={}\nlast_handshake_time_sec=0\n\
+             last_handshake_time_nsec=0\nsome_later_key=1\nerrno=0\n\n",
             *private.expose_hex(),
             "0".repeat(64),
             "ab".repeat(32),

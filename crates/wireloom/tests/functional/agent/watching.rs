@@ -1,4 +1,5 @@
-//! What is wrong and what only time shows: in the agent's log when it begins and when it is over, and in what it reports.
+//! What is wrong and what only time shows: in the agent's log when it begins and when it is over, and in what it
+//! reports.
 
 use std::time::Duration;
 
