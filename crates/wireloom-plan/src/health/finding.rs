@@ -55,6 +55,15 @@ pub enum Finding {
         /// How many there are.
         count: usize,
     },
+    /// Routes of ours into the tunnel are missing.
+    RoutesMissing {
+        /// Our table.
+        table: u32,
+        /// The destination of one of them.
+        destination: IpNet,
+        /// How many there are.
+        count: usize,
+    },
     /// The guard is missing, or somebody changed it.
     GuardMissing,
     /// A foreign rule takes packets between workloads away from ours.
@@ -207,6 +216,7 @@ impl Finding {
             | Self::DeviceAbsent { .. }
             | Self::DeviceSilent { .. }
             | Self::RulesMissing { .. }
+            | Self::RoutesMissing { .. }
             | Self::GuardMissing
             | Self::ForeignRule { sometimes: false, .. }
             | Self::ForwardingOff { .. }

@@ -64,6 +64,14 @@ pub(super) fn of_own<'a>(facts: &Facts<'a>, own: &Own<'a>) -> Vec<Finding> {
     findings.extend(
         first.map(|rule| Finding::RulesMissing { rule: rule.clone(), count: own.missing_rules.len() }),
     );
+    // A way into the tunnel goes with the interface.
+    let is_up = facts.observed.interface.as_ref().is_some_and(|ours| ours.is_ours() && ours.up);
+    let first = own.astray.missing.first().filter(|_| is_up && facts.plan.is_some());
+    findings.extend(first.map(|destination| Finding::RoutesMissing {
+        table: facts.settings.table,
+        destination: *destination,
+        count: own.astray.missing.len(),
+    }));
     findings.extend(own.lacks_guard.then_some(Finding::GuardMissing));
     findings
 }

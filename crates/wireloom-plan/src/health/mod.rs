@@ -17,6 +17,7 @@ mod own;
 mod peer;
 mod peers;
 mod prefixes;
+mod routes;
 mod trends;
 mod verdict;
 mod wording;

@@ -45,6 +45,13 @@ impl fmt::Display for Finding {
                 if *count == 1 { "a rule of ours is".to_owned() } else { format!("{count} rules of ours are") },
                 rule.family,
             ),
+            Self::RoutesMissing { table, destination, count } => write!(
+                f,
+                "{} missing from our table {table}, such as that to {destination}, so packets to there do not reach the \
+                 tunnel; a running agent puts routes back at once: start it (`systemctl start wireloom`), or see its \
+                 log if they stay away",
+                if *count == 1 { "a route of ours is".to_owned() } else { format!("{count} routes of ours are") },
+            ),
             Self::GuardMissing => f.write_str(
                 "the guard is not in force: the nftables table `inet wireloom` is missing or was changed, so what \
                  routing leads past the tunnel leaves in plaintext; the agent makes the table anew: see its log if it \
