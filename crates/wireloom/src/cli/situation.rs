@@ -8,7 +8,7 @@ use wireloom_kernel::{
 use wireloom_membership::config_file::TomlFile;
 use wireloom_plan::{
     cluster::{Cluster, Node},
-    health::{Forwarding, Machine},
+    health::Machine,
     observed::Observed,
     op::Op,
     planner::{Plan, Planner},
@@ -136,6 +136,10 @@ impl Situation {
                 None => attempt(&mut problems, kernel.drops(), None).flatten(),
                 Some(_) => None,
             };
+            let workloads = cluster.as_ref().map(Cluster::workloads).unwrap_or_default();
+            let (machine, errors) = kernel.machine(settings, workloads, endpoints);
+            let errors = errors.into_iter().map(|error| error.to_string());
+            problems.extend(errors.map(|what| Problem { what, instead: None }));
             Some(InKernel {
                 observed,
                 refusals: kernel.refusals().cloned(),
@@ -143,8 +147,7 @@ impl Situation {
                 device,
                 silence,
                 drops,
-                machine: attempt(&mut problems, kernel.machine(settings, endpoints), None)
-                    .unwrap_or_else(unknown_machine),
+                machine,
                 backend: attempt(&mut problems, kernel.present_backend(), None).flatten(),
             })
         });
@@ -161,15 +164,13 @@ impl Situation {
         let mut proofs = Proofs::new(config.settings.node.clone(), public_key.unwrap_or(NO_KEY), memory);
         let now = Duration::from_secs(unix_time());
         let cluster = cluster.map(|cluster| proofs.set_cluster(cluster, now));
-        let standing = match &agent {
-            Some(agent) => agent.standing.clone(),
-            // Nobody asks while no agent runs.
-            None => {
-                let met = opened.as_mut().map(|kernel| kernel.preconditions(false));
-                let met = met.and_then(|met| attempt(&mut problems, met, None)).unwrap_or_default();
-                proofs.accounts(&met)
-            }
-        };
+        // Who is proven is recorded. An agent that runs also knows what it waits for, once it has a mesh.
+        let met = opened.as_mut().map(|kernel| kernel.preconditions(false));
+        let met = met.and_then(|met| attempt(&mut problems, met, None)).unwrap_or_default();
+        let mut standing = proofs.accounts(&met);
+        for (name, account) in agent.iter().flat_map(|agent| &agent.standing) {
+            standing.entry(name.clone()).and_modify(|recorded| recorded.clone_from(account));
+        }
         Ok(Self {
             problems,
             cluster,
@@ -194,11 +195,6 @@ impl Situation {
         plan.ops.retain(|op| kernel.silence.is_none() || !matches!(op, Op::Device(_)));
         Ok(plan)
     }
-}
-
-/// A machine of which nothing wrong is known.
-fn unknown_machine() -> Machine {
-    Machine { forwarding: Forwarding { v4: true, v6: true }, ..Machine::default() }
 }
 
 /// What was read, or notes the problem.
