@@ -1,9 +1,16 @@
 //! This node as it is now, for `plan` and `status`.
 
-use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use wireloom_kernel::{
-    Backend, DeviceState, GuardCounters, Kernel, Linux, Refusals, Silence, state::StateDir,
+    Backend, DeviceState, Error, GuardCounters, Kernel, Linux, Refusals, Silence, state::StateDir,
 };
 use wireloom_membership::config_file::TomlFile;
 use wireloom_plan::{
@@ -26,6 +33,12 @@ use crate::{
 
 /// Stands for a key that is still to be made.
 pub(super) const NO_KEY: PublicKey = PublicKey::from_bytes([0; 32]);
+
+/// How late a device may answer: one with thousands of peers on a loaded machine takes a second.
+const LATE: Duration = Duration::from_secs(3);
+
+/// How often a late device is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What is configured and what is in the kernel, as far as it can be read.
 pub(super) struct Situation {
@@ -126,8 +139,11 @@ impl Situation {
         let endpoints = cluster.iter().flat_map(|cluster| cluster.nodes.values());
         let endpoints = endpoints.filter_map(|node| Some(node.endpoint?.ip()));
         let in_kernel = opened.as_mut().and_then(|kernel| {
-            let observed = attempt(&mut problems, kernel.observe(&own), None)?;
-            let device = match kernel.device() {
+            // The agent knows better whether the device is only late.
+            let is_silent = agent.as_ref().is_some_and(|agent| agent.device_silent_since.is_some());
+            let until = Instant::now() + if is_silent { Duration::ZERO } else { LATE };
+            let (observed, device) = attempt(&mut problems, observe_until(kernel, &own, until), None)?;
+            let device = match device {
                 Err(error) if error.silence().is_some() => None,
                 device => attempt(&mut problems, device, None).flatten(),
             };
@@ -194,6 +210,23 @@ impl Situation {
         let mut plan = planner.plan(&kernel.observed)?;
         plan.ops.retain(|op| kernel.silence.is_none() || !matches!(op, Op::Device(_)));
         Ok(plan)
+    }
+}
+
+/// Observes the kernel and reads the device, again and again until it answers or this time has come.
+fn observe_until(
+    kernel: &mut Linux,
+    own: &BTreeSet<IpAddr>,
+    until: Instant,
+) -> Result<(Observed, Result<Option<DeviceState>, Error>), Error> {
+    loop {
+        let observed = kernel.observe(own)?;
+        let device = kernel.device();
+        let is_silent = device.as_ref().is_err_and(|error| error.silence().is_some());
+        if !is_silent || Instant::now() >= until {
+            return Ok((observed, device));
+        }
+        thread::sleep(LOOK_AGAIN);
     }
 }
 

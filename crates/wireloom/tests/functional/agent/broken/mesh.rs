@@ -54,5 +54,5 @@ fn mistakes_in_the_mesh_are_named_on_every_node_that_sees_them() {
 }
 
 fn says<'a>(what: &'static str, on: usize, words: &'a [&'a str]) -> Broken<'a> {
-    Broken { what, on, words, exit: &[1, 2] }
+    Broken { what, on, words, headline: "encrypted", exit: &[1] }
 }
