@@ -73,7 +73,6 @@ fn decode(message: &RouteMessage) -> Option<Way> {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::Parseable;
     use netlink_packet_route::route::RouteCacheInfo;
 
     use super::*;

@@ -226,6 +226,18 @@ fn a_route_of_another_in_our_table_that_leads_elsewhere_is_never_called_encrypte
 }
 
 #[test]
+fn a_local_workload_that_no_rule_covers_is_never_called_encrypted() {
+    let scene = Scene::with(
+        |mesh| {
+            mesh.nodes.get_mut("a").unwrap().workloads.insert(net("10.99.0.0/24"));
+        },
+        |_| {},
+    );
+    let expected = "partly: what 10.99.0.0/24 here sends is in plaintext (no rule covers it)";
+    assert_eq!(scene.verdict(), expected);
+}
+
+#[test]
 fn a_missing_guard_is_partly_encrypted() {
     let mut scene = Scene::new();
     scene.machine.kernel.firewall = None;

@@ -85,7 +85,8 @@ fn a_device_that_hangs_or_is_gone_and_files_with_mistakes_are_a_line_each() {
             says("strict rp_filter, and nobody to repair it", &["pending:", "changes"], ALL),
         ],
     );
-    ["ip route flush table 1", "ip -6 route flush table 1"].map(|flush| node.run(flush).unwrap());
+    node.run("ip -4 route flush table 1").unwrap();
+    node.run("ip -6 route flush table 1").unwrap();
     let headline = "NOT encrypted: nothing passes to node-b (our routes are not in place)";
     let words = ["missing from our table 1", "10.161.2.0/24"];
     expect_told(&fleet, Instant::now(), &[says("the routes are gone and the agent down", &words, headline)]);
