@@ -126,11 +126,14 @@ pub(crate) fn observe_onward(
             // With strict checking, the kernel filters by both.
             request.header.kind = RouteType::Unicast;
             request.attributes.push(RouteAttribute::Table(*table));
-            for message in dump(netlink, request)? {
-                if let RouteNetlinkMessage::NewRoute(message) = message {
-                    interfaces.extend(onward(&message));
+            // Almost all routes of a large table lead to single networks.
+            let found = dump_some(netlink, request, |message| match message {
+                RouteNetlinkMessage::NewRoute(message) => {
+                    Some(onward(&message)).filter(|interfaces| !interfaces.is_empty())
                 }
-            }
+                _ => None,
+            })?;
+            interfaces.extend(found.into_iter().flatten());
         }
     }
     Ok(interfaces)
