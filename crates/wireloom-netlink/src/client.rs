@@ -105,8 +105,21 @@ impl<M: Message> Client<M> {
     /// # Errors
     /// The request failed, or the table changed during each of 10 attempts.
     pub fn dump(&mut self, request: &M) -> Result<Vec<M>, Error> {
+        self.dump_some(request, Some)
+    }
+
+    /// As [`Self::dump`], but keeps only what `keep` makes of each object, which may be little of many. It sees objects
+    /// again when the dump starts over.
+    ///
+    /// # Errors
+    /// Those of [`Self::dump`].
+    pub fn dump_some<T>(
+        &mut self,
+        request: &M,
+        mut keep: impl FnMut(M) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
         for _ in 0..DUMP_ATTEMPTS {
-            if let Some(objects) = self.dump_once(request)? {
+            if let Some(objects) = self.dump_once(request, &mut keep)? {
                 return Ok(objects);
             }
         }
@@ -173,7 +186,11 @@ impl<M: Message> Client<M> {
     }
 
     /// `None` when the table changed during the dump.
-    fn dump_once(&mut self, request: &M) -> Result<Option<Vec<M>>, Error> {
+    fn dump_once<T>(
+        &mut self,
+        request: &M,
+        keep: &mut impl FnMut(M) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, Error> {
         let sequence = self.send_one(request, NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut objects = Vec::new();
         let mut consistent = true;
@@ -185,7 +202,7 @@ impl<M: Message> Client<M> {
                 }
                 consistent &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.parse() {
-                    Ok(NetlinkPayload::InnerMessage(object)) => objects.push(object),
+                    Ok(NetlinkPayload::InnerMessage(object)) => objects.extend(keep(object)),
                     Ok(NetlinkPayload::Done(end)) if end.code == 0 => {
                         return Ok(consistent.then_some(objects));
                     }

@@ -31,6 +31,11 @@ impl Cluster {
         self.nodes.values().filter_map(|node| Some((node.endpoint_name.clone()?, node.endpoint?))).collect()
     }
 
+    /// The workload CIDRs of all nodes.
+    pub fn workloads(&self) -> BTreeSet<IpNet> {
+        self.nodes.values().flat_map(|node| &node.workloads).copied().collect()
+    }
+
     /// Gives every endpoint that is declared by name its address. Those that are not among `addresses` have none
     /// afterwards.
     pub fn resolve(&mut self, addresses: &BTreeMap<EndpointName, SocketAddr>) {

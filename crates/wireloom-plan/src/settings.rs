@@ -94,7 +94,7 @@ pub enum Scope {
 
 /// A step of a fleet between scoped mode and host mode. All nodes take one before any takes the next, so that a node
 /// always takes what the others send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HostTransition {
     /// What has a node's address at one end is sent directly, and taken either way.

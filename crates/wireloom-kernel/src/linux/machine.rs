@@ -6,13 +6,13 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use ipnet::IpNet;
 use netlink_packet_route::link::InfoKind;
 use wireloom_plan::{
-    health::{Action, EndpointRoute, Forwarding, Machine, MarkUser, PeerFacts, PolicyRule},
+    health::{Action, EndpointRoute, Forwarding, Machine, MarkUser, PeerFacts, PolicyRule, Prefixes},
     settings::Settings,
 };
 use wireloom_types::PublicKey;
@@ -32,34 +32,52 @@ const ASKED_ENDPOINTS: usize = 64;
 /// How many tables of foreign rules are read. A policy router has a few.
 const READ_TABLES: usize = 16;
 
+/// How long what routing tables lead to is taken for so. A table with 100,000 routes takes the kernel a tenth of a second.
+const TABLES_LAST: Duration = Duration::from_secs(30);
+
+/// What was read of routing tables last.
+#[derive(Debug)]
+pub(super) struct ReadTables {
+    read: Instant,
+    /// The prefixes that were asked about.
+    workloads: BTreeSet<IpNet>,
+    tables: BTreeMap<u32, BTreeSet<IpNet>>,
+}
+
 impl Linux {
-    /// Reads the machine. `endpoints` are those of peers; only some of many are looked at.
-    ///
-    /// # Errors
-    /// The first thing that cannot be read.
+    /// Reads the machine: of its routing tables, what has addresses in common with `workloads`. `endpoints` are those of
+    /// peers; only some of many are looked at. Of what cannot be read, nothing wrong is known, and the errors say why.
     pub fn machine(
         &mut self,
         settings: &Settings,
+        workloads: BTreeSet<IpNet>,
         endpoints: impl IntoIterator<Item = IpAddr>,
-    ) -> Result<Machine, Error> {
-        let rules = rule::observe_all(&mut self.rtnetlink).attempt(|| "list the rules".into())?;
-        let Others { droppers, mut mark_users } =
-            Others::observe().attempt(|| "list the chains of nftables".into())?;
-        let links = link::observe(&mut self.rtnetlink).attempt(|| "list the interfaces".into())?;
+    ) -> (Machine, Vec<Error>) {
+        let mut errors = Vec::new();
+        let rules = rule::observe_all(&mut self.rtnetlink).attempt(|| "list the rules".into());
+        let rules = read_or_note(&mut errors, rules).unwrap_or_default();
+        let others = Others::observe().attempt(|| "list the chains of nftables".into());
+        let Others { droppers, mut mark_users } = read_or_note(&mut errors, others).unwrap_or_default();
+        let links = link::observe(&mut self.rtnetlink).attempt(|| "list the interfaces".into());
+        let links = read_or_note(&mut errors, links).unwrap_or_default();
         // Cilium's agent makes it in all of its modes (pkg/defaults/node.go).
         if links.iter().any(|link| link.name == "cilium_host" && link.kind == Some(InfoKind::Veth)) {
             mark_users.insert(MarkUser::Cilium);
         }
-        let preconditions = self.preconditions(false)?;
-        Ok(Machine {
-            forwarding: Forwarding { v4: preconditions.forwarding_v4, v6: preconditions.forwarding_v6 },
-            tables: self.read_tables(&rules, settings)?,
+        let forwarding = read_or_note(&mut errors, self.preconditions(false));
+        let forwarding = forwarding.map(|found| (found.forwarding_v4, found.forwarding_v6));
+        let (v4, v6) = forwarding.unwrap_or((true, true));
+        let machine = Machine {
+            forwarding: Forwarding { v4, v6 },
+            tables: self.read_tables(&rules, settings, workloads, &mut errors),
             rules,
             droppers,
             mark_users,
             networkd: networkd_removes_rules(Path::new("/")),
-            endpoint_routes: self.read_endpoint_routes(settings, endpoints)?,
-        })
+            endpoint_routes: read_or_note(&mut errors, self.read_endpoint_routes(settings, endpoints))
+                .unwrap_or_default(),
+        };
+        (machine, errors)
     }
 
     /// The packets that the device of our interface dropped since its start, by the reason's name; `None` when it does
@@ -77,23 +95,34 @@ impl Linux {
         }
     }
 
+    /// Those that cannot be read are left out.
     fn read_tables(
         &mut self,
         rules: &[PolicyRule],
         settings: &Settings,
-    ) -> Result<BTreeMap<u32, BTreeSet<IpNet>>, Error> {
+        workloads: BTreeSet<IpNet>,
+        errors: &mut Vec<Error>,
+    ) -> BTreeMap<u32, BTreeSet<IpNet>> {
         let earlier = rules.iter().filter(|PolicyRule { rule, action }| {
             *action == Action::Lookup && rule.priority <= settings.rule_priority
         });
         let mut tables: BTreeSet<u32> = earlier.map(|rule| rule.rule.table).collect();
         tables.retain(|table| ![0, self.table, route::LOCAL, route::MAIN].contains(table));
-        let tables = [route::MAIN].into_iter().chain(tables.into_iter().take(READ_TABLES));
-        tables
-            .map(|table| {
-                let destinations = route::observe_destinations(&mut self.rtnetlink, table);
-                Ok((table, destinations.attempt(|| format!("list the routes of table {table}"))?))
-            })
-            .collect()
+        let tables: BTreeSet<u32> =
+            [route::MAIN].into_iter().chain(tables.into_iter().take(READ_TABLES)).collect();
+        let last = self.read_tables.take().filter(|last| {
+            last.read.elapsed() < TABLES_LAST && last.tables.keys().eq(&tables) && last.workloads == workloads
+        });
+        let read = last.unwrap_or_else(|| {
+            let overlapping = Prefixes::new(&workloads);
+            let read = tables.into_iter().filter_map(|table| {
+                let destinations = route::observe_destinations(&mut self.rtnetlink, table, &overlapping);
+                let destinations = destinations.attempt(|| format!("list the routes of table {table}"));
+                Some((table, read_or_note(errors, destinations)?))
+            });
+            ReadTables { read: Instant::now(), tables: read.collect(), workloads }
+        });
+        self.read_tables.insert(read).tables.clone()
     }
 
     fn read_endpoint_routes(
@@ -122,6 +151,11 @@ impl Linux {
         }
         Ok(routes)
     }
+}
+
+/// What was read, or notes the error.
+fn read_or_note<T>(errors: &mut Vec<Error>, read: Result<T, Error>) -> Option<T> {
+    read.map_err(|error| errors.push(error)).ok()
 }
 
 impl DeviceState {

@@ -26,7 +26,7 @@ use wireloom_plan::{
 };
 use wireloom_types::{PresharedKey, PrivateKey, PublicKey, interface::AGENT_ALIAS};
 
-use self::{bypass::Bypasses, greeting::Greeting, paths::PathMemory};
+use self::{bypass::Bypasses, greeting::Greeting, machine::ReadTables, paths::PathMemory};
 use crate::{
     Kernel,
     error::{Attempt, Cause, Error},
@@ -57,6 +57,7 @@ pub struct Linux {
     wanted: Option<Backend>,
     greeting: Greeting,
     paths: PathMemory,
+    read_tables: Option<ReadTables>,
     private_key: Option<PrivateKey>,
     preshared_key: Option<PresharedKey>,
     /// The endpoints that we configured, to tell them from those learnt by roaming.
@@ -84,6 +85,7 @@ impl Linux {
             wanted: None,
             greeting: Greeting::default(),
             paths: PathMemory::default(),
+            read_tables: None,
             private_key: None,
             preshared_key: None,
             configured_endpoints: BTreeMap::new(),

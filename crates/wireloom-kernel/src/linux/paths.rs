@@ -19,7 +19,7 @@ use wireloom_types::PublicKey;
 use super::Linux;
 use crate::{
     error::{Attempt, Cause, Error},
-    rtnetlink::{Rtnetlink, interface, route},
+    rtnetlink::{Rtnetlink, interface, way},
 };
 
 /// With more endpoints than this, observations that follow upon each other do not ask about all of them each time: one
@@ -152,7 +152,8 @@ impl<'a> Lookup<'a> {
     }
 
     fn try_path(&mut self, to: IpAddr) -> Result<Option<Path>, Cause> {
-        let Some(way) = route::look_up(self.netlink, to, self.mark)? else { return Ok(None) };
+        let way = way::to(self.netlink, to, self.mark)?.filter(|way| way.leads_out);
+        let Some(way) = way else { return Ok(None) };
         let interface = match self.mtus.entry(way.interface) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(new) => {

@@ -12,7 +12,10 @@ use netlink_packet_route::{
     },
 };
 use nix::{errno::Errno, net::if_::if_indextoname};
-use wireloom_plan::routing::{Family, OtherRoute, PROTOCOL, Route, RouteKind};
+use wireloom_plan::{
+    health::Prefixes,
+    routing::{Family, OtherRoute, PROTOCOL, Route, RouteKind},
+};
 
 use super::{Request, Rtnetlink, address_family, is_absent_family, unspecified};
 use crate::error::Cause;
@@ -45,17 +48,24 @@ pub(crate) fn observe(
     Ok(routes)
 }
 
-/// The destinations of the routes in the table, but for `throw` routes, which lead nowhere.
-pub(crate) fn observe_destinations(netlink: &mut Rtnetlink, table: u32) -> Result<BTreeSet<IpNet>, Cause> {
+/// The destinations of the routes in the table that have an address in common with one of these prefixes, but for
+/// `throw` routes, which lead nowhere. A table may have a million routes.
+pub(crate) fn observe_destinations(
+    netlink: &mut Rtnetlink,
+    table: u32,
+    overlapping: &Prefixes<'_>,
+) -> Result<BTreeSet<IpNet>, Cause> {
     let mut destinations = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         request.attributes.push(RouteAttribute::Table(table));
-        destinations.extend(dump(netlink, request)?.iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(message) if table_of(message) == table => destination(message),
+        destinations.extend(dump_some(netlink, request, |message| match message {
+            RouteNetlinkMessage::NewRoute(message) if table_of(&message) == table => {
+                destination(&message).filter(|to| overlapping.any_overlaps(*to, 0))
+            }
             _ => None,
-        }));
+        })?);
     }
     Ok(destinations)
 }
@@ -116,11 +126,14 @@ pub(crate) fn observe_onward(
             // With strict checking, the kernel filters by both.
             request.header.kind = RouteType::Unicast;
             request.attributes.push(RouteAttribute::Table(*table));
-            for message in dump(netlink, request)? {
-                if let RouteNetlinkMessage::NewRoute(message) = message {
-                    interfaces.extend(onward(&message));
+            // Almost all routes of a large table lead to single networks.
+            let found = dump_some(netlink, request, |message| match message {
+                RouteNetlinkMessage::NewRoute(message) => {
+                    Some(onward(&message)).filter(|interfaces| !interfaces.is_empty())
                 }
-            }
+                _ => None,
+            })?;
+            interfaces.extend(found.into_iter().flatten());
         }
     }
     Ok(interfaces)
@@ -143,54 +156,18 @@ pub(crate) fn onward(message: &RouteMessage) -> Vec<u32> {
     interfaces
 }
 
-/// How the kernel reaches an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WayOut {
-    /// The index of the interface by which packets leave.
-    pub(crate) interface: u32,
-    /// The MTU that the route has, or that the kernel learnt from an ICMP error. Bytes.
-    pub(crate) mtu: Option<u32>,
-    /// Whether it was learnt. Such an entry expires.
-    pub(crate) reported: bool,
-}
-
-/// Which way packets with this mark take to an address; `None` if no route leads to another machine.
-pub(crate) fn look_up(netlink: &mut Rtnetlink, to: IpAddr, mark: u32) -> Result<Option<WayOut>, Cause> {
-    let mut request = RouteMessage::default();
-    request.header.address_family = address_family(Family::of(to));
-    request.header.destination_prefix_length = if to.is_ipv4() { 32 } else { 128 };
-    request.attributes.push(RouteAttribute::Destination(to.into()));
-    request.attributes.push(RouteAttribute::Mark(mark));
-    match netlink.get(&RouteNetlinkMessage::GetRoute(request)) {
-        Ok(RouteNetlinkMessage::NewRoute(message)) => Ok(way_out(&message)),
-        // No route, one that refuses, or an address that nobody can have.
-        Ok(_) | Err(wireloom_netlink::Error::Refused(_)) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn way_out(message: &RouteMessage) -> Option<WayOut> {
-    let (mut interface, mut mtu, mut reported) = (None, None, false);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => interface = Some(*index),
-            RouteAttribute::Metrics(metrics) => {
-                mtu = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(value) => Some(*value).filter(|value| *value != 0),
-                    _ => None,
-                });
-            }
-            RouteAttribute::CacheInfo(info) => reported = info.expires != 0,
-            _ => {}
-        }
-    }
-    let leads_out = message.header.kind == RouteType::Unicast;
-    Some(WayOut { interface: interface?, mtu, reported: reported && mtu.is_some() }).filter(|_| leads_out)
-}
-
 /// Empty when the kernel has no such table or does not support the family.
 fn dump(netlink: &mut Rtnetlink, request: RouteMessage) -> Result<Vec<RouteNetlinkMessage>, Cause> {
-    match netlink.dump(&RouteNetlinkMessage::GetRoute(request)) {
+    dump_some(netlink, request, Some)
+}
+
+/// As [`dump`], without what `keep` leaves out.
+fn dump_some<T>(
+    netlink: &mut Rtnetlink,
+    request: RouteMessage,
+    keep: impl FnMut(RouteNetlinkMessage) -> Option<T>,
+) -> Result<Vec<T>, Cause> {
+    match netlink.dump_some(&RouteNetlinkMessage::GetRoute(request), keep) {
         // inet_dump_fib: a table without routes need not exist.
         Err(error) if error.errno() == Some(Errno::ENOENT) || is_absent_family(&error) => Ok(Vec::new()),
         dumped => Ok(dumped?),
@@ -368,7 +345,6 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use netlink_packet_core::{Emitable, Parseable};
-    use netlink_packet_route::route::RouteCacheInfo;
 
     use super::*;
 
@@ -437,21 +413,6 @@ mod tests {
         message.header.tos = 4;
         let kind = decode(&message, None).unwrap().kind;
         assert!(matches!(kind, RouteKind::Other(OtherRoute { kind: "throw", .. })), "{kind:?}");
-    }
-
-    #[test]
-    fn the_way_to_an_address_is_read() {
-        let mut message = RouteMessage::default();
-        message.header.kind = RouteType::Unicast;
-        message.attributes.push(RouteAttribute::Oif(2));
-        assert_eq!(way_out(&message), Some(WayOut { interface: 2, mtu: None, reported: false }));
-        let metrics = vec![RouteMetric::Mtu(1400), RouteMetric::Hoplimit(64)];
-        message.attributes.push(RouteAttribute::Metrics(metrics));
-        assert_eq!(way_out(&message), Some(WayOut { interface: 2, mtu: Some(1400), reported: false }));
-        message.attributes.push(RouteAttribute::CacheInfo(RouteCacheInfo::parse(&[9; 32]).unwrap()));
-        assert_eq!(way_out(&message), Some(WayOut { interface: 2, mtu: Some(1400), reported: true }));
-        message.header.kind = RouteType::Local;
-        assert_eq!(way_out(&message), None, "this machine itself");
     }
 
     #[test]

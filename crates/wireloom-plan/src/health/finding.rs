@@ -12,6 +12,7 @@ use wireloom_types::PublicKey;
 use super::{DroppingChain, MarkUser, PolicyRule};
 use crate::{
     routing::{Family, Rule},
+    settings::HostTransition,
     warning::Severity,
 };
 
@@ -52,6 +53,15 @@ pub enum Finding {
     RulesMissing {
         /// One of them.
         rule: Rule,
+        /// How many there are.
+        count: usize,
+    },
+    /// Routes of ours into the tunnel are missing.
+    RoutesMissing {
+        /// Our table.
+        table: u32,
+        /// The destination of one of them.
+        destination: IpNet,
         /// How many there are.
         count: usize,
     },
@@ -177,6 +187,11 @@ pub enum Finding {
         /// The program.
         user: MarkUser,
     },
+    /// This node is on its way into host mode, or out of it.
+    HostTransition {
+        /// How far.
+        step: HostTransition,
+    },
     /// systemd-networkd removes our rules when it starts.
     NetworkdRemovesRules,
 }
@@ -185,7 +200,9 @@ impl Finding {
     /// How much it matters.
     pub fn severity(&self) -> Severity {
         match self {
-            Self::NetworkdRemovesRules | Self::NoRouteToWorkloads { unproven: false, .. } => Severity::Info,
+            Self::NetworkdRemovesRules
+            | Self::HostTransition { .. }
+            | Self::NoRouteToWorkloads { unproven: false, .. } => Severity::Info,
             Self::AgentNotRunning
             | Self::AgentStuck { .. }
             | Self::ForeignRule { sometimes: true, .. }
@@ -207,6 +224,7 @@ impl Finding {
             | Self::DeviceAbsent { .. }
             | Self::DeviceSilent { .. }
             | Self::RulesMissing { .. }
+            | Self::RoutesMissing { .. }
             | Self::GuardMissing
             | Self::ForeignRule { sometimes: false, .. }
             | Self::ForwardingOff { .. }

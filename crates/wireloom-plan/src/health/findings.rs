@@ -1,6 +1,6 @@
 //! Finds what is wrong.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
@@ -8,7 +8,7 @@ use super::{
     DeviceFacts, Facts, Finding, Hook, PeerHealth, PeerState, foreign_rules::Catching, own::Own,
     prefixes::Prefixes,
 };
-use crate::{desired::HEADROOM, proofs::Account, routing::Family};
+use crate::{paths::overhead, proofs::Account, routing::Family};
 
 /// `RT_TABLE_MAIN` of include/uapi/linux/rtnetlink.h.
 const MAIN: u32 = 254;
@@ -25,9 +25,6 @@ const CLOCK_TOLERANCE: u64 = 2;
 
 /// Seconds within which a peer that was asked just now may still answer.
 const PATIENCE: u64 = 15;
-
-/// Bytes that WireGuard over IPv4 adds: 20 less than over IPv6.
-const HEADROOM_V4: u32 = HEADROOM - 20;
 
 pub(super) fn of_agent<'a>(facts: &Facts<'a>, own: &Own<'a>) -> Vec<Finding> {
     let agent = facts.agent;
@@ -64,6 +61,14 @@ pub(super) fn of_own<'a>(facts: &Facts<'a>, own: &Own<'a>) -> Vec<Finding> {
     findings.extend(
         first.map(|rule| Finding::RulesMissing { rule: rule.clone(), count: own.missing_rules.len() }),
     );
+    // A way into the tunnel goes with the interface.
+    let is_up = facts.observed.interface.as_ref().is_some_and(|ours| ours.is_ours() && ours.up);
+    let first = own.astray.missing.first().filter(|_| is_up && facts.plan.is_some());
+    findings.extend(first.map(|destination| Finding::RoutesMissing {
+        table: facts.settings.table,
+        destination: *destination,
+        count: own.astray.missing.len(),
+    }));
     findings.extend(own.lacks_guard.then_some(Finding::GuardMissing));
     findings
 }
@@ -111,8 +116,9 @@ pub(super) fn of_endpoints(facts: &Facts<'_>, peers: &[PeerHealth]) -> Vec<Findi
                 findings.push(Finding::EndpointThroughTunnel { node, endpoint, interface });
             }
             Some(Some(way)) => {
-                let headroom = if is_v4(endpoint.ip()) { HEADROOM_V4 } else { HEADROOM };
-                let carries = way.mtu.saturating_sub(headroom);
+                // An IPv4 address inside IPv6 is one of IPv4.
+                let outer = Family::of(endpoint.ip().to_canonical());
+                let carries = way.mtu.saturating_sub(overhead(outer));
                 let least = carried.entry(&way.interface).or_insert(carries);
                 *least = carries.min(*least);
             }
@@ -130,11 +136,6 @@ pub(super) fn of_endpoints(facts: &Facts<'_>, peers: &[PeerHealth]) -> Vec<Findi
         }));
     }
     findings
-}
-
-/// An IPv4 address inside IPv6 is one of IPv4.
-fn is_v4(address: IpAddr) -> bool {
-    address.to_canonical().is_ipv4()
 }
 
 pub(super) fn of_drops(facts: &Facts<'_>) -> Vec<Finding> {
@@ -160,7 +161,7 @@ pub(super) fn of_clock(facts: &Facts<'_>) -> Option<Finding> {
     (seconds > CLOCK_TOLERANCE).then_some(Finding::ClockSetBack { seconds })
 }
 
-/// Forwarding, other programs' firewalls and marks.
+/// Forwarding, other programs' firewalls and marks, and a transition.
 pub(super) fn of_machine(facts: &Facts<'_>, own: &Own<'_>, peers: &[PeerHealth]) -> Vec<Finding> {
     let (machine, settings) = (facts.machine, facts.settings);
     let uses = |family: &Family| {
@@ -181,7 +182,8 @@ pub(super) fn of_machine(facts: &Facts<'_>, own: &Own<'_>, peers: &[PeerHealth])
     let users = machine.mark_users.iter().filter(|user| user.bits() & mark != 0);
     let users = users.map(|user| Finding::MarkCollision { mark, user: *user });
     let networkd = machine.networkd.then_some(Finding::NetworkdRemovesRules);
-    forwarding.chain(droppers).chain(users).chain(networkd).collect()
+    let step = settings.host_transition.map(|step| Finding::HostTransition { step });
+    forwarding.chain(droppers).chain(users).chain(networkd).chain(step).collect()
 }
 
 /// Routes in the table `main` that whoever runs workloads makes.

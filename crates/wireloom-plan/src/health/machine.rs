@@ -17,7 +17,8 @@ pub struct Machine {
     pub forwarding: Forwarding,
     /// Every policy rule, ours included, in the kernel's order, IPv4 first.
     pub rules: Vec<PolicyRule>,
-    /// The destinations of the routes in the table `main`, and in the tables of foreign rules that come before ours.
+    /// The destinations of the routes in the table `main`, and in the tables of foreign rules that come before ours, as
+    /// far as they overlap workload CIDRs.
     pub tables: BTreeMap<u32, BTreeSet<IpNet>>,
     /// The base chains of nftables that drop what they do not accept and are not ours.
     pub droppers: BTreeSet<DroppingChain>,

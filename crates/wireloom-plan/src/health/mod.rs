@@ -17,6 +17,7 @@ mod own;
 mod peer;
 mod peers;
 mod prefixes;
+mod routes;
 mod trends;
 mod verdict;
 mod wording;
@@ -30,6 +31,7 @@ pub use self::{
     finding::Finding,
     machine::{Action, DroppingChain, EndpointRoute, Forwarding, Hook, Machine, MarkUser, PolicyRule},
     peer::{Difference, Encryption, LeftOut, PeerHealth, PeerState, Refused, Why},
+    prefixes::Prefixes,
     trends::{DropTrend, Sample, Trends},
     verdict::Verdict,
 };

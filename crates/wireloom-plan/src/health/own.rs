@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{DeviceFacts, Facts, Why, foreign_rules};
+use super::{DeviceFacts, Facts, Why, foreign_rules, routes::Astray};
 use crate::{
     cluster::Node,
     op::{FirewallOp, Op},
@@ -17,6 +17,8 @@ pub(super) struct Own<'a> {
     pub(super) obstacles: Vec<Why>,
     /// The rules that should be there.
     pub(super) missing_rules: BTreeSet<Rule>,
+    /// What packets for other nodes meet in our table instead of a route into the tunnel.
+    pub(super) astray: Astray<'a>,
     /// Whether the guard should be there, and is not as it should be.
     pub(super) lacks_guard: bool,
     /// Whether the guard refuses plaintext.
@@ -56,6 +58,7 @@ impl<'a> Own<'a> {
             record,
             obstacles: obstacles.into_iter().filter(|(holds, _)| *holds).map(|(_, why)| why).collect(),
             missing_rules,
+            astray: Astray::of(facts),
             lacks_guard: settings.guard && (!guards || sets_firewall(facts)),
             guards,
             is_bare: interface.is_none() && !has_rules && observed.firewall.is_none(),

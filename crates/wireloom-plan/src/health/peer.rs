@@ -141,6 +141,8 @@ pub enum Why {
     OurKey,
     /// Rules of ours are missing.
     NoRules,
+    /// In our table, not all routes to its workloads lead into the tunnel.
+    NoRoute,
     /// A rule of somebody else comes first.
     ForeignRule,
     /// The device does not have the peer as the mesh has it.
@@ -202,6 +204,7 @@ impl fmt::Display for Why {
             Self::WeDoNotEncrypt => "this node's record says encrypt = false",
             Self::OurKey => "the mesh does not have this node's key",
             Self::NoRules => "our rules are missing",
+            Self::NoRoute => "our routes are not in place",
             Self::ForeignRule => "a foreign rule comes before ours",
             Self::OutOfDate => "the device is out of date",
             Self::LeftOut => "left out of the mesh",

@@ -144,21 +144,29 @@ impl<'a> Judge<'a> {
         let proven = matches!(account, Some(Account::Proven { .. }));
         let rejects = self.facts.settings.unproven_peers == UnprovenPeers::Reject;
         let is_guarded = self.own.guards && (proven || rejects);
-        // What a device or a peer does not take goes nowhere else.
+        let caught = || {
+            let mut remote = node.workloads.iter();
+            remote.any(|remote| self.catching.iter().any(|rule| rule.takes(*remote)))
+        };
+        let astray = self.own.astray.concerns(node);
+        let is_led_past = || {
+            let lacks_rules = self.own.obstacles.contains(&Why::NoRules);
+            lacks_rules || caught() || (astray && !self.own.astray.refuses(node))
+        };
         let blocked = |why| match why {
-            Why::NoDevice | Why::OurKey | Why::OutOfDate | Why::NoAnswer if proven => {
+            // What a device or a peer does not take goes nowhere else, if it is led there.
+            Why::NoDevice | Why::OurKey | Why::OutOfDate | Why::NoAnswer | Why::NoRoute
+                if proven && !is_led_past() =>
+            {
                 Encryption::Refused { why }
             }
             _ if is_guarded => Encryption::Refused { why },
             _ => Encryption::Plaintext { why },
         };
-        let caught = || {
-            let mut remote = node.workloads.iter();
-            remote.any(|remote| self.catching.iter().any(|rule| rule.takes(*remote)))
-        };
         match state {
             PeerState::LeftOut { .. } => blocked(Why::LeftOut),
             _ if !self.own.obstacles.is_empty() => blocked(self.own.obstacles[0]),
+            _ if proven && astray => blocked(Why::NoRoute),
             PeerState::OutOfDate { what: Difference::Missing } => blocked(Why::OutOfDate),
             _ if !proven => blocked(Why::Unproven),
             _ if caught() => blocked(Why::ForeignRule),

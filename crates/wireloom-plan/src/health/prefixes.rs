@@ -5,19 +5,20 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 /// A set of prefixes without host bits.
-pub(super) struct Prefixes<'a> {
+pub struct Prefixes<'a> {
     set: &'a BTreeSet<IpNet>,
     /// The lengths that occur, of both families.
     lengths: BTreeSet<u8>,
 }
 
 impl<'a> Prefixes<'a> {
-    pub(super) fn new(set: &'a BTreeSet<IpNet>) -> Self {
+    /// Of these prefixes.
+    pub fn new(set: &'a BTreeSet<IpNet>) -> Self {
         Self { set, lengths: set.iter().map(IpNet::prefix_len).collect() }
     }
 
     /// Whether one of at least this length has an address in common with `with`.
-    pub(super) fn any_overlaps(&self, with: IpNet, least: u8) -> bool {
+    pub fn any_overlaps(&self, with: IpNet, least: u8) -> bool {
         self.any_covers(with, least) || self.any_inside(with, least)
     }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::Serialize;
 
 use super::{DeviceFacts, Encryption, Facts, PeerHealth, Why, own::Own};
-use crate::warning::first_of;
+use crate::warning::{Warning, first_of};
 
 /// Whether traffic between the workloads of this node and others is encrypted. Reasons are short clauses, the most
 /// important one first.
@@ -55,6 +55,10 @@ pub(super) fn judge(facts: &Facts<'_>, own: &Own<'_>, peers: &[PeerHealth]) -> V
     if own.lacks_guard {
         reasons.push("the guard is missing, so nothing refuses plaintext".to_owned());
     }
+    let uncovered = uncovered(facts);
+    if !uncovered.is_empty() {
+        reasons.push(format!("what {} here sends is in plaintext (no rule covers it)", first_of(&uncovered)));
+    }
     let encrypted = peers.iter().filter(|peer| peer.encrypted == Encryption::Encrypted).count();
     if !own.obstacles.is_empty() {
         reasons.extend(fates(&peers));
@@ -66,6 +70,16 @@ pub(super) fn judge(facts: &Facts<'_>, own: &Own<'_>, peers: &[PeerHealth]) -> V
         false if encrypted == 0 && !peers.is_empty() => Verdict::NotEncrypted(reasons),
         false => Verdict::Partly(reasons),
     }
+}
+
+/// The local workload CIDRs that no rule of ours leads to our table.
+fn uncovered(facts: &Facts<'_>) -> Vec<String> {
+    let warnings = facts.plan.into_iter().flat_map(|plan| &plan.warnings);
+    let uncovered = warnings.filter_map(|warning| match warning {
+        Warning::UncoveredWorkload { workload } => Some(workload.to_string()),
+        _ => None,
+    });
+    uncovered.collect()
 }
 
 /// Why nothing is encrypted with anybody.

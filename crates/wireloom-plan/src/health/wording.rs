@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{DroppingChain, Finding, Hook, MarkUser};
-use crate::routing::Family;
+use crate::{routing::Family, settings::HostTransition};
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -44,6 +44,13 @@ impl fmt::Display for Finding {
                  puts rules back at once: see its log if they stay away",
                 if *count == 1 { "a rule of ours is".to_owned() } else { format!("{count} rules of ours are") },
                 rule.family,
+            ),
+            Self::RoutesMissing { table, destination, count } => write!(
+                f,
+                "{} missing from our table {table}, such as that to {destination}, so packets to there do not reach the \
+                 tunnel; a running agent puts routes back at once: start it (`systemctl start wireloom`), or see its \
+                 log if they stay away",
+                if *count == 1 { "a route of ours is".to_owned() } else { format!("{count} routes of ours are") },
             ),
             Self::GuardMissing => f.write_str(
                 "the guard is not in force: the nftables table `inet wireloom` is missing or was changed, so what \
@@ -189,6 +196,15 @@ impl fmt::Display for Finding {
                 "our mark {mark:#x} shares bits with the marks of {user} ({:#x}), which runs here: packets that it \
                  marks miss our rules; set [routing] fwmark in agent.toml to bits that nothing else uses",
                 user.bits(),
+            ),
+            Self::HostTransition { step: HostTransition::Accept } => f.write_str(
+                "encrypt_host_traffic = \"accept\" is a step on the way to host mode: this node sends the hosts' own \
+                 traffic in plaintext, and takes it encrypted and in plaintext; set \"prefer\" when every node has \
+                 \"accept\"",
+            ),
+            Self::HostTransition { step: HostTransition::Prefer } => f.write_str(
+                "encrypt_host_traffic = \"prefer\" is a step on the way to host mode: this node sends the hosts' own \
+                 traffic encrypted, and still takes it in plaintext; set true when every node has \"prefer\"",
             ),
             Self::NetworkdRemovesRules => f.write_str(
                 "systemd-networkd runs here and removes rules that it does not know whenever it starts; the agent puts \

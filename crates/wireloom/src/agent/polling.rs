@@ -34,11 +34,18 @@ pub(super) struct Polling {
     pub(super) sample: Option<(Instant, DeviceState)>,
     /// The silence of a device that did not answer the last poll.
     silence: Option<Silence>,
+    /// A poll has been answered, be it that there is no device.
+    is_answered: bool,
 }
 
 impl Polling {
     pub(super) fn new() -> Self {
-        Self { due: Instant::now(), sample: None, silence: None }
+        Self { due: Instant::now(), sample: None, silence: None, is_answered: false }
+    }
+
+    /// Whether it is known how the device is: it has answered, or does not answer for long.
+    pub(super) fn knows_device(&self) -> bool {
+        self.is_answered || self.silence.is_some_and(is_remarkable)
     }
 
     /// When the next poll is due.
@@ -76,6 +83,7 @@ impl Agent {
         match outcome {
             Ok(poll) => {
                 self.report.device_silent_since = None;
+                self.polling.is_answered = true;
                 self.polling.sample = poll.device.map(|device| (begun, device));
                 if self.polling.silence.take().is_some() || poll.tampered {
                     self.look_at_kernel();

@@ -9,12 +9,13 @@ use std::{
 };
 
 use wireloom_plan::{
+    cluster::Cluster,
     health::{AgentFacts, DeviceFacts, Facts, Finding, Sample, Trends, examine},
     planner::Plan,
     warning::Severity,
 };
 
-use super::Agent;
+use super::{Agent, is_remarkable};
 use crate::run_file::unix_time;
 
 /// How often the whole machine is judged, which takes some milliseconds with thousands of nodes. It is judged at once when
@@ -75,7 +76,7 @@ impl Agent {
             }
             self.report_trends(now);
         }
-        if now >= self.watching.next_examination && self.last_pass.is_some() {
+        if now >= self.watching.next_examination && self.polling.knows_device() {
             self.watching.next_examination = now + EXAMINE;
             self.examine();
         }
@@ -100,10 +101,9 @@ impl Agent {
         let sample = self.polling.sample();
         let peers = sample.map(|(_, device)| device.facts()).unwrap_or_default();
         let endpoints: Vec<IpAddr> = peers.values().filter_map(|peer| Some(peer.endpoint?.ip())).collect();
-        let machine = match self.reconciler.kernel_mut().machine(settings, endpoints) {
-            Ok(machine) => machine,
-            Err(error) => return tracing::debug!("{error}"),
-        };
+        let workloads = self.reconciler.cluster().map(Cluster::workloads).unwrap_or_default();
+        let (machine, errors) = self.reconciler.kernel_mut().machine(settings, workloads, endpoints);
+        errors.iter().for_each(|error| tracing::debug!("{error}"));
         let Some(observed) = self.reconciler.mirror() else { return };
         let now = Duration::from_secs(unix_time());
         // What is still to be done is logged when it fails.
@@ -115,9 +115,12 @@ impl Agent {
             observed,
             plan: Some(&plan),
             device: match (self.polling.silence(), sample) {
-                (Some(silence), _) => DeviceFacts::Silent { for_seconds: silence.lasted.as_secs() },
-                (None, Some(_)) => DeviceFacts::Answers { peers: &peers, drops: None },
-                (None, None) => DeviceFacts::Absent,
+                (Some(silence), _) if is_remarkable(silence) => {
+                    DeviceFacts::Silent { for_seconds: silence.lasted.as_secs() }
+                }
+                // Otherwise it is only late.
+                (_, Some(_)) => DeviceFacts::Answers { peers: &peers, drops: None },
+                (_, None) => DeviceFacts::Absent,
             },
             refused: &BTreeMap::new(),
             trends: Some(&self.watching.trends),

@@ -1,14 +1,21 @@
 //! This node as it is now, for `plan` and `status`.
 
-use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use wireloom_kernel::{
-    Backend, DeviceState, GuardCounters, Kernel, Linux, Refusals, Silence, state::StateDir,
+    Backend, DeviceState, Error, GuardCounters, Kernel, Linux, Refusals, Silence, state::StateDir,
 };
 use wireloom_membership::config_file::TomlFile;
 use wireloom_plan::{
     cluster::{Cluster, Node},
-    health::{Forwarding, Machine},
+    health::Machine,
     observed::Observed,
     op::Op,
     planner::{Plan, Planner},
@@ -26,6 +33,12 @@ use crate::{
 
 /// Stands for a key that is still to be made.
 pub(super) const NO_KEY: PublicKey = PublicKey::from_bytes([0; 32]);
+
+/// How late a device may answer: one with thousands of peers on a loaded machine takes a second.
+const LATE: Duration = Duration::from_secs(3);
+
+/// How often a late device is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What is configured and what is in the kernel, as far as it can be read.
 pub(super) struct Situation {
@@ -126,8 +139,11 @@ impl Situation {
         let endpoints = cluster.iter().flat_map(|cluster| cluster.nodes.values());
         let endpoints = endpoints.filter_map(|node| Some(node.endpoint?.ip()));
         let in_kernel = opened.as_mut().and_then(|kernel| {
-            let observed = attempt(&mut problems, kernel.observe(&own), None)?;
-            let device = match kernel.device() {
+            // The agent knows better whether the device is only late.
+            let is_silent = agent.as_ref().is_some_and(|agent| agent.device_silent_since.is_some());
+            let until = Instant::now() + if is_silent { Duration::ZERO } else { LATE };
+            let (observed, device) = attempt(&mut problems, observe_until(kernel, &own, until), None)?;
+            let device = match device {
                 Err(error) if error.silence().is_some() => None,
                 device => attempt(&mut problems, device, None).flatten(),
             };
@@ -136,6 +152,10 @@ impl Situation {
                 None => attempt(&mut problems, kernel.drops(), None).flatten(),
                 Some(_) => None,
             };
+            let workloads = cluster.as_ref().map(Cluster::workloads).unwrap_or_default();
+            let (machine, errors) = kernel.machine(settings, workloads, endpoints);
+            let errors = errors.into_iter().map(|error| error.to_string());
+            problems.extend(errors.map(|what| Problem { what, instead: None }));
             Some(InKernel {
                 observed,
                 refusals: kernel.refusals().cloned(),
@@ -143,8 +163,7 @@ impl Situation {
                 device,
                 silence,
                 drops,
-                machine: attempt(&mut problems, kernel.machine(settings, endpoints), None)
-                    .unwrap_or_else(unknown_machine),
+                machine,
                 backend: attempt(&mut problems, kernel.present_backend(), None).flatten(),
             })
         });
@@ -161,15 +180,13 @@ impl Situation {
         let mut proofs = Proofs::new(config.settings.node.clone(), public_key.unwrap_or(NO_KEY), memory);
         let now = Duration::from_secs(unix_time());
         let cluster = cluster.map(|cluster| proofs.set_cluster(cluster, now));
-        let standing = match &agent {
-            Some(agent) => agent.standing.clone(),
-            // Nobody asks while no agent runs.
-            None => {
-                let met = opened.as_mut().map(|kernel| kernel.preconditions(false));
-                let met = met.and_then(|met| attempt(&mut problems, met, None)).unwrap_or_default();
-                proofs.accounts(&met)
-            }
-        };
+        // Who is proven is recorded. An agent that runs also knows what it waits for, once it has a mesh.
+        let met = opened.as_mut().map(|kernel| kernel.preconditions(false));
+        let met = met.and_then(|met| attempt(&mut problems, met, None)).unwrap_or_default();
+        let mut standing = proofs.accounts(&met);
+        for (name, account) in agent.iter().flat_map(|agent| &agent.standing) {
+            standing.entry(name.clone()).and_modify(|recorded| recorded.clone_from(account));
+        }
         Ok(Self {
             problems,
             cluster,
@@ -196,9 +213,21 @@ impl Situation {
     }
 }
 
-/// A machine of which nothing wrong is known.
-fn unknown_machine() -> Machine {
-    Machine { forwarding: Forwarding { v4: true, v6: true }, ..Machine::default() }
+/// Observes the kernel and reads the device, again and again until it answers or this time has come.
+fn observe_until(
+    kernel: &mut Linux,
+    own: &BTreeSet<IpAddr>,
+    until: Instant,
+) -> Result<(Observed, Result<Option<DeviceState>, Error>), Error> {
+    loop {
+        let observed = kernel.observe(own)?;
+        let device = kernel.device();
+        let is_silent = device.as_ref().is_err_and(|error| error.silence().is_some());
+        if !is_silent || Instant::now() >= until {
+            return Ok((observed, device));
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
 }
 
 /// What was read, or notes the problem.

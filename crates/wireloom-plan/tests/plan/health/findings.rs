@@ -5,6 +5,7 @@ use wireloom_plan::{
     health::{Action, DroppingChain, EndpointRoute, Finding, Hook, MarkUser, PeerFacts, PolicyRule},
     proofs::Because,
     routing::{Family, OtherSelectors, Rule},
+    settings::HostTransition,
     warning::Severity,
 };
 
@@ -221,4 +222,23 @@ fn findings_come_worst_first_and_have_subjects_without_numbers() {
         |seconds, node: &str| Finding::Silent { node: node.into(), endpoint: None, seconds }.subject();
     assert_eq!(subject(20, "c"), subject(90, "c"));
     assert_ne!(subject(20, "c"), subject(20, "b"));
+}
+
+#[test]
+fn a_step_on_the_way_to_host_mode_is_a_note() {
+    for (step, words) in [
+        (HostTransition::Accept, "sends the hosts' own traffic in plaintext"),
+        (HostTransition::Prefer, "still takes it in plaintext"),
+    ] {
+        let scene = Scene::with(
+            |_| {},
+            |machine| {
+                machine.settings.encrypt_host_traffic = true;
+                machine.settings.host_transition = Some(step);
+            },
+        );
+        let text = scene.finding().to_string();
+        assert!(text.contains(words) && text.contains("a step on the way to host mode"), "{text}");
+        assert_eq!((scene.finding().severity(), scene.verdict().as_str()), (Severity::Info, "encrypted"));
+    }
 }

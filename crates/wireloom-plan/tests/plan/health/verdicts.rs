@@ -3,13 +3,13 @@
 use wireloom_plan::{
     health::{Difference, Encryption, Finding, LeftOut, PeerFacts, PeerState, Verdict, Why},
     proofs::{Account, Because},
-    routing::RouteKind,
+    routing::{OtherRoute, Route, RouteKind},
     settings::UnprovenPeers,
     warning::Severity,
 };
 
 use super::{Scene, ago};
-use crate::world::{Machine, key};
+use crate::world::{Machine, key, net};
 
 #[test]
 fn a_sound_node_is_encrypted_and_nothing_is_found() {
@@ -178,6 +178,63 @@ fn missing_rules_are_named() {
     let text = scene.finding().to_string();
     assert!(text.starts_with("2 rules of ours are missing, such as `99: from "), "{text}");
     assert_eq!(scene.health().worst(), Some(Severity::Error));
+}
+
+#[test]
+fn missing_routes_are_named_and_never_called_encrypted() {
+    let flush = |scene: &mut Scene| scene.machine.kernel.routes.clear();
+    let mut scene = Scene::new();
+    flush(&mut scene);
+    assert_eq!(scene.verdict(), "NOT encrypted: nothing passes to b, c (our routes are not in place)");
+    assert_eq!(scene.peer("b").encrypted, Encryption::Refused { why: Why::NoRoute });
+    let text = scene.finding().to_string();
+    assert!(
+        text.contains("routes of ours are missing from our table 1, such as that to 10.161.2.0/24"),
+        "{text}"
+    );
+    assert_eq!(scene.health().worst(), Some(Severity::Error));
+
+    let mut scene = Scene::with(|_| {}, |machine| machine.settings.guard = false);
+    flush(&mut scene);
+    assert_eq!(scene.verdict(), "NOT encrypted: plaintext with b, c (our routes are not in place)");
+    // What is led past the tunnel is in plaintext whatever becomes of the peer.
+    scene.machine.kernel.device.as_mut().unwrap().public_key = Some(key(7));
+    assert_eq!(scene.peer("b").encrypted, Encryption::Plaintext { why: Why::OurKey });
+
+    let mut scene = Scene::new();
+    scene.machine.kernel.routes.retain(|route| route.destination != net("10.161.2.0/24"));
+    assert_eq!(scene.verdict(), "partly: nothing passes to b (our routes are not in place)");
+    assert!(scene.finding().to_string().starts_with("a route of ours is missing"));
+}
+
+#[test]
+fn a_route_of_another_in_our_table_that_leads_elsewhere_is_never_called_encrypted() {
+    let elsewhere = RouteKind::Other(OtherRoute { interface: Some("eth0".into()), ..OtherRoute::default() });
+    let add = |scene: &mut Scene, to: &str, metric| {
+        let route = Route { destination: net(to), kind: elsewhere.clone(), metric, protocol: 3 };
+        scene.machine.kernel.routes.insert(route);
+    };
+    let mut scene = Scene::new();
+    add(&mut scene, "10.161.2.0/24", 100);
+    add(&mut scene, "10.0.0.0/8", 0);
+    assert_eq!(scene.verdict(), "encrypted", "ours come first");
+    add(&mut scene, "10.161.2.7/32", 100);
+    assert_eq!(scene.verdict(), "partly: nothing passes to b (our routes are not in place)");
+    let mut scene = Scene::with(|_| {}, |machine| machine.settings.guard = false);
+    add(&mut scene, "10.161.2.7/32", 0);
+    assert_eq!(scene.verdict(), "partly: plaintext with b (our routes are not in place)");
+}
+
+#[test]
+fn a_local_workload_that_no_rule_covers_is_never_called_encrypted() {
+    let scene = Scene::with(
+        |mesh| {
+            mesh.nodes.get_mut("a").unwrap().workloads.insert(net("10.99.0.0/24"));
+        },
+        |_| {},
+    );
+    let expected = "partly: what 10.99.0.0/24 here sends is in plaintext (no rule covers it)";
+    assert_eq!(scene.verdict(), expected);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use wireloom_plan::{
     op::Op,
     proofs::Account,
     routing::Rule,
-    settings::{Settings, UnprovenPeers},
+    settings::{HostTransition, Settings, UnprovenPeers},
     warning::Severity,
 };
 use wireloom_types::{PeerLookup, PublicKey, SourceCheck};
@@ -33,6 +33,8 @@ pub(super) struct Report<'a> {
     pub(super) exit_status: u8,
     pub(super) agent: Option<RunFile>,
     pub(super) mode: &'static str,
+    /// The step that this node is at on its way into host mode, or out of it.
+    pub(super) transition: Option<HostTransition>,
     /// How the two decisions differ from standard WireGuard's; `None` when they do not.
     pub(super) link: Option<&'static str>,
     pub(super) interface: Interface<'a>,
@@ -165,6 +167,7 @@ impl<'a> Report<'a> {
             },
             agent: situation.agent.as_ref().map(without_what_is_elsewhere),
             mode: if settings.encrypt_host_traffic { "host" } else { "scoped" },
+            transition: settings.host_transition,
             link: link_mode(settings),
             interface: Interface {
                 name: &settings.interface,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use owo_colors::OwoColorize;
 use wireloom_kernel::wording;
-use wireloom_plan::{proofs::Account, warning::Severity};
+use wireloom_plan::{proofs::Account, settings::HostTransition, warning::Severity};
 
 use super::{
     lines::{columns, pairs, wrap},
@@ -53,8 +53,14 @@ fn about(report: &Report<'_>, verbose: bool, width: usize) -> String {
         None => "not running".into(),
     };
     about.push(("agent:", agent));
-    let mode = match report.mode {
-        "host" => "host: the hosts' own traffic is to be encrypted, too",
+    let mode = match (report.mode, report.transition) {
+        (_, Some(HostTransition::Accept)) => {
+            "on the way to host (accept): the hosts' own traffic is sent in plaintext, and taken either way"
+        }
+        (_, Some(HostTransition::Prefer)) => {
+            "on the way to host (prefer): the hosts' own traffic is sent encrypted, and taken either way"
+        }
+        ("host", None) => "host: the hosts' own traffic is to be encrypted, too",
         _ => "scoped: traffic between workloads is to be encrypted",
     };
     about.push(("mode:", mode.to_owned()));

@@ -9,7 +9,7 @@ use wireloom_plan::{
     settings::Settings,
 };
 
-const MACHINE: [&str; 25] = [
+const MACHINE: [&str; 27] = [
     "ip link set lo up",
     "ip link add eth0 type veth peer name eth1",
     "ip link set eth0 mtu 1450 up",
@@ -20,6 +20,8 @@ const MACHINE: [&str; 25] = [
     "ip link set wg0 up",
     "ip route add 198.51.100.0/24 dev wg0",
     "ip route add 10.161.2.0/24 via 192.0.2.2",
+    "ip route add 10.0.0.0/8 via 192.0.2.2",
+    "ip -6 route add fd61:0:0:2::/64 via 2001:db8::2",
     "ip route add throw 10.161.3.0/24",
     "ip route add 203.0.113.0/24 via 192.0.2.3 mtu 1400",
     // Packets with our mark go elsewhere.
@@ -53,7 +55,10 @@ fn rules_routes_chains_and_ways_to_endpoints_are_read() {
         .inside(|| {
             let mut kernel = Linux::open("wg0", 1, state).unwrap();
             assert_eq!(kernel.drops().unwrap(), None, "there is no device");
-            kernel.machine(&Settings::defaults("a"), endpoints).unwrap()
+            let workloads = ["10.161.0.0/16", "fd61::/48"].map(|prefix| prefix.parse().unwrap());
+            let (machine, errors) = kernel.machine(&Settings::defaults("a"), workloads.into(), endpoints);
+            assert!(errors.is_empty(), "{errors:?}");
+            machine
         })
         .unwrap();
 
@@ -75,9 +80,10 @@ fn rules_routes_chains_and_ways_to_endpoints_are_read() {
     assert_eq!(machine.rules[3].action, Action::Blackhole);
     assert_eq!(machine.tables.keys().copied().collect::<Vec<_>>(), [7, 254, 1000], "those before ours");
     let holds = |table: u32, prefix: &str| machine.tables[&table].contains(&prefix.parse().unwrap());
-    assert!(holds(254, "10.161.2.0/24") && holds(254, "192.0.2.0/24") && holds(254, "2001:db8::/64"));
+    assert!(holds(254, "10.161.2.0/24") && holds(254, "10.0.0.0/8") && holds(254, "fd61:0:0:2::/64"));
     assert!(!holds(254, "10.161.3.0/24"), "a throw route leads nowhere");
-    assert!(holds(1000, "0.0.0.0/0") && holds(7, "192.0.2.9/32"));
+    assert!(!holds(254, "192.0.2.0/24") && !holds(7, "192.0.2.9/32"), "nothing of workloads");
+    assert!(holds(1000, "0.0.0.0/0"));
 
     let droppers: Vec<_> =
         machine.droppers.iter().map(|chain| (&*chain.table, &*chain.chain, chain.hook)).collect();

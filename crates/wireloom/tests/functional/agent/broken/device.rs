@@ -20,13 +20,17 @@ use crate::{
 /// A status takes no longer than this, whatever is broken.
 const PROMPT: Duration = Duration::from_secs(4);
 
+/// What the first line begins with when traffic is encrypted with every node, and with none.
+const ALL: &str = "encrypted";
+const NONE: &str = "NOT encrypted: ";
+
 #[test]
 fn a_device_that_hangs_or_is_gone_and_files_with_mistakes_are_a_line_each() {
     let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
     let space = &fleet.lab.nodes[0].host.space;
     let squatter = space.inside(|| UdpSocket::bind("0.0.0.0:51820").unwrap()).unwrap();
     fleet.start();
-    expect_told(&fleet, Instant::now(), &[says("the port is in use", &["error:", "51820"], &[2])]);
+    expect_told(&fleet, Instant::now(), &[says("the port is in use", &["error:", "51820"], NONE)]);
     drop(squatter);
     fleet.settle(Promise::SCOPED);
     fleet.wait_for_proofs();
@@ -41,16 +45,26 @@ fn a_device_that_hangs_or_is_gone_and_files_with_mistakes_are_a_line_each() {
         let since = Instant::now();
         let good = node.host.space.read(file).unwrap().unwrap();
         node.host.space.write(file, &format!("{good}{mistake}")).unwrap();
-        expect_told(&fleet, since, &[says("a mistake in a file", &words, &[1])]);
+        expect_told(&fleet, since, &[says("a mistake in a file", &words, ALL)]);
         let (_, shown, _) = run(node, "status");
         assert!(shown.starts_with("node-a: encrypted\n") && shown.contains("\nnode-b  up"), "{shown}");
         node.host.space.write(file, &good).unwrap();
     }
+    // An agent that starts with a mistake in the mesh knows of no node.
+    let good = node.host.space.read(MEMBERS).unwrap().unwrap();
+    node.host.space.write(MEMBERS, &format!("{good}[[nodes]]\n")).unwrap();
+    fleet.agents.remove(0).kill().unwrap();
+    fleet.agents.insert(0, Agent::start(wireloom(), &fleet.lab.nodes[0]).unwrap());
+    let words = ["mesh.toml:", "nothing is programmed until this is fixed"];
+    expect_told(&fleet, Instant::now(), &[says("a mistake in the mesh, and a new agent", &words, ALL)]);
+    let node = &fleet.lab.nodes[0];
+    assert_eq!(run(node, "status").1.lines().next(), Some("node-a: encrypted"));
+    node.host.space.write(MEMBERS, &good).unwrap();
     fleet.wait("all to be well", |_| run(node, "status").0 == 0);
 
     let since = Instant::now();
     node.run(&format!("kill -STOP {}", process(&fleet))).unwrap();
-    expect_told(&fleet, since, &[says("the device hangs", &["has not answered for"], &[2])]);
+    expect_told(&fleet, since, &[says("the device hangs", &["has not answered for"], NONE)]);
     let asked = Instant::now();
     let (_, shown, _) = run(node, "status");
     assert!(asked.elapsed() < PROMPT, "{:?}", asked.elapsed());
@@ -67,16 +81,22 @@ fn a_device_that_hangs_or_is_gone_and_files_with_mistakes_are_a_line_each() {
         &fleet,
         since,
         &[
-            says("the agent is down", &["agent:", "not running"], &[1]),
-            says("strict rp_filter, and nobody to repair it", &["pending:", "changes"], &[1]),
+            says("the agent is down", &["agent:", "not running"], ALL),
+            says("strict rp_filter, and nobody to repair it", &["pending:", "changes"], ALL),
         ],
     );
+    node.run("ip -4 route flush table 1").unwrap();
+    node.run("ip -6 route flush table 1").unwrap();
+    let headline = "NOT encrypted: nothing passes to node-b (our routes are not in place)";
+    let words = ["missing from our table 1", "10.161.2.0/24"];
+    expect_told(&fleet, Instant::now(), &[says("the routes are gone and the agent down", &words, headline)]);
+    assert_refused(&fleet, 0, 1);
     node.run(&format!("kill -KILL {}", process(&fleet))).unwrap();
     let since = Instant::now();
     expect_told(
         &fleet,
         since,
-        &[says("the device is gone and the agent down", &["no WireGuard device is behind"], &[2])],
+        &[says("the device is gone and the agent down", &["no WireGuard device is behind"], NONE)],
     );
     assert_refused(&fleet, 0, 1);
     // Without an agent, a mistake in its files leaves what it took last.
@@ -88,7 +108,7 @@ fn a_device_that_hangs_or_is_gone_and_files_with_mistakes_are_a_line_each() {
         &[says(
             "a mistake in agent.toml and the agent down",
             &["the settings that the agent took last"],
-            &[2],
+            NONE,
         )],
     );
     node.host.space.write(SETTINGS, &good).unwrap();
@@ -101,6 +121,8 @@ fn process(fleet: &Fleet) -> String {
     fleet.lab.nodes[0].run("pgrep -f device.*wg0").unwrap().trim().to_owned()
 }
 
-fn says<'a>(what: &'static str, words: &'a [&'a str], exit: &'a [i32]) -> Broken<'a> {
-    Broken { what, on: 0, words, exit }
+/// A state of node-a in which the first line begins so.
+fn says<'a>(what: &'static str, words: &'a [&'a str], headline: &'a str) -> Broken<'a> {
+    let exit: &[i32] = if headline.starts_with("NOT") { &[2] } else { &[1] };
+    Broken { what, on: 0, words, headline, exit }
 }

@@ -80,11 +80,19 @@ fn nodes_that_do_not_agree_say_so_and_whom_to_ask() {
                 1,
                 &["in the last minute", "bad-mac1", "`wireloom key public`"],
             ),
-            says("own key wrong", 2, &["key file holds", "membership says"]),
+            Broken {
+                headline: "NOT encrypted: the mesh does not have this node's key",
+                exit: &[2],
+                ..says("own key wrong", 2, &["key file holds", "membership says"])
+            },
             says("own key wrong, seen by a peer", 0, &["in the last minute", "unknown-peer", "key"]),
             says("one node's mesh lacks this node", 0, &["node-d is silent"]),
             says("host mode on one side only", 0, &["in the last minute", "source-not-allowed", "host"]),
-            says("a clock an hour back", receiver, &["in the last minute", "stale-timestamp", "clock"]),
+            Broken {
+                headline: "",
+                exit: &[1, 2],
+                ..says("a clock an hour back", receiver, &["in the last minute", "stale-timestamp", "clock"])
+            },
         ],
     );
     assert_refused(&fleet, 0, 1);
@@ -92,6 +100,7 @@ fn nodes_that_do_not_agree_say_so_and_whom_to_ask() {
     drop(pingers);
 }
 
+/// What is so between this node and some others.
 fn says<'a>(what: &'static str, on: usize, words: &'a [&'a str]) -> Broken<'a> {
-    Broken { what, on, words, exit: &[1, 2] }
+    Broken { what, on, words, headline: "partly: ", exit: &[1] }
 }

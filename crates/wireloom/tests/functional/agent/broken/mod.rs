@@ -38,11 +38,13 @@ struct Broken<'a> {
     on: usize,
     /// The line that says so has all of these.
     words: &'a [&'a str],
+    /// What the first line begins with, after the node's name; empty where that depends on more than this state.
+    headline: &'a str,
     /// The exit statuses that are right; another state may be there, too.
     exit: &'a [i32],
 }
 
-/// Waits until the status of every state has its line and an exit status that is right, and prints what each said and
+/// Waits until the status of every state has its line, its headline and an exit status that is right, and prints what each said and
 /// after how long.
 #[track_caller]
 fn expect_told(fleet: &Fleet, since: Instant, states: &[Broken<'_>]) {
@@ -55,16 +57,18 @@ fn expect_told(fleet: &Fleet, since: Instant, states: &[Broken<'_>]) {
         {
             let (exit, shown, errors) = run(&fleet.lab.nodes[state.on], "status");
             let is_it = |line: &&str| state.words.iter().all(|word| line.contains(word));
-            let line = shown.lines().find(is_it).filter(|_| state.exit.contains(&exit));
+            let first = shown.lines().next().and_then(|first| first.split_once(": ")).unwrap_or_default().1;
+            let is_right = first.starts_with(state.headline) && state.exit.contains(&exit);
+            let line = shown.lines().find(is_it).filter(|_| is_right);
             told[place] = line.map(|line| {
                 let seconds = since.elapsed().as_secs_f64();
-                format!("{} | exit {exit} | {} | {seconds:.1} s", state.what, line.trim())
+                format!("{} | {first} | exit {exit} | {} | {seconds:.1} s", state.what, line.trim())
             });
             if line.is_none() {
                 let _ = writeln!(
                     last,
-                    "== {}, on node {}: {:?}, exit {exit}\n{shown}{errors}",
-                    state.what, state.on, state.words
+                    "== {}, on node {}: {:?}, {:?}, exit {exit}\n{shown}{errors}",
+                    state.what, state.on, state.headline, state.words
                 );
             }
         }
