@@ -32,7 +32,8 @@ const ASKED_ENDPOINTS: usize = 64;
 /// How many tables of foreign rules are read. A policy router has a few.
 const READ_TABLES: usize = 16;
 
-/// How long what routing tables lead to is taken for so. A table with 100,000 routes takes the kernel a tenth of a second.
+/// How long what routing tables lead to is taken for so. A table with 100,000 routes takes the kernel a tenth of a
+/// second.
 const TABLES_LAST: Duration = Duration::from_secs(30);
 
 /// What was read of routing tables last.
@@ -45,8 +46,9 @@ pub(super) struct ReadTables {
 }
 
 impl Linux {
-    /// Reads the machine: of its routing tables, what has addresses in common with `workloads`. `endpoints` are those of
-    /// peers; only some of many are looked at. Of what cannot be read, nothing wrong is known, and the errors say why.
+    /// Reads the machine: of its routing tables, what has addresses in common with `workloads`. `endpoints` are those
+    /// of peers; only some of many are looked at. Of what cannot be read, nothing wrong is known, and the errors say
+    /// why.
     pub fn machine(
         &mut self,
         settings: &Settings,

@@ -233,8 +233,8 @@ impl Finding {
         }
     }
 
-    /// What it is about: two findings with the same subject differ in numbers only, and a log that had one need not have
-    /// the other.
+    /// What it is about: two findings with the same subject differ in numbers only, and a log that had one need not
+    /// have the other.
     pub fn subject(&self) -> (Discriminant<Self>, String) {
         let of = match self {
             Self::NeverAnswered { node, .. }

@@ -26,8 +26,8 @@ pub struct Machine {
     pub mark_users: BTreeSet<MarkUser>,
     /// systemd-networkd runs and removes rules that it does not know.
     pub networkd: bool,
-    /// The ways of encrypted packets to endpoints of peers, as the kernel answers, `None` where there is none; not of all
-    /// peers if there are many.
+    /// The ways of encrypted packets to endpoints of peers, as the kernel answers, `None` where there is none; not of
+    /// all peers if there are many.
     pub endpoint_routes: BTreeMap<IpAddr, Option<EndpointRoute>>,
 }
 

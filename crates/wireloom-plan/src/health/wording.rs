@@ -47,7 +47,8 @@ impl fmt::Display for Finding {
             ),
             Self::RoutesMissing { table, destination, count } => write!(
                 f,
-                "{} missing from our table {table}, such as that to {destination}, so packets to there do not reach the \
+                "{} missing from our table {table}, such as that to {destination}, so packets to there do not reach \
+                 the \
                  tunnel; a running agent puts routes back at once: start it (`systemctl start wireloom`), or see its \
                  log if they stay away",
                 if *count == 1 { "a route of ours is".to_owned() } else { format!("{count} routes of ours are") },
@@ -115,8 +116,8 @@ impl fmt::Display for Finding {
                 endpoint.map_or(Ok(()), |endpoint| write!(f, " at {endpoint}"))?;
                 write!(
                     f,
-                    "; see `wireloom status` on {node}: whether it runs, and has this node's key and endpoint; then see \
-                     that UDP is let through there and back",
+                    "; see `wireloom status` on {node}: whether it runs, and has this node's key and endpoint; then \
+                     see that UDP is let through there and back",
                 )
             }
             Self::EndpointThroughTunnel { node, endpoint, interface } => write!(

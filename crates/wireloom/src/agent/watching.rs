@@ -18,8 +18,8 @@ use wireloom_plan::{
 use super::{Agent, is_remarkable};
 use crate::run_file::unix_time;
 
-/// How often the whole machine is judged, which takes some milliseconds with thousands of nodes. It is judged at once when
-/// a sample shows something new.
+/// How often the whole machine is judged, which takes some milliseconds with thousands of nodes. It is judged at once
+/// when a sample shows something new.
 const EXAMINE: Duration = Duration::from_secs(10);
 
 /// The least time between two writings of the run file because of samples.

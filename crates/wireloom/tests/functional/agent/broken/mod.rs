@@ -44,8 +44,8 @@ struct Broken<'a> {
     exit: &'a [i32],
 }
 
-/// Waits until the status of every state has its line, its headline and an exit status that is right, and prints what each said and
-/// after how long.
+/// Waits until the status of every state has its line, its headline and an exit status that is right, and prints what
+/// each said and after how long.
 #[track_caller]
 fn expect_told(fleet: &Fleet, since: Instant, states: &[Broken<'_>]) {
     let mut told: Vec<Option<String>> = vec![None; states.len()];
