@@ -29,6 +29,18 @@ pub(super) const GUARD_ERRORS: Chain =
 /// The counter of the errors that were refused.
 pub(super) const ERRORS_REFUSED: &str = "errors_refused";
 
+/// What is refused: the errors, and redirects, which quote a packet as well. The kernel sends one for each packet that
+/// it leads back into the tunnel (`ip_forward` in net/ipv4/ip_forward.c), as it does while an address moves on. Those
+/// of IPv6 need a link-local address of our interface, which has none.
+fn refused_types(family: Family) -> Vec<&'static str> {
+    let mut refused = types(family).to_vec();
+    if family == Family::V4 {
+        // In the order of their numbers, as the kernel gives them back.
+        refused.insert(1, "redirect");
+    }
+    refused
+}
+
 /// The ICMP errors. Redirects are none of them: they are about neighbours.
 pub(super) fn types(family: Family) -> &'static [&'static str] {
     match family {
@@ -41,7 +53,7 @@ pub(super) fn types(family: Family) -> &'static [&'static str] {
 pub(super) fn sources(guard: &Guard, interface: &str) -> Vec<Rule> {
     given_sources(guard)
         .flat_map(|(family, address)| {
-            about_workloads(guard, interface, family).map(|mut expressions| {
+            about_workloads(guard, interface, family, types(family)).map(|mut expressions| {
                 expressions.push(set_source(address));
                 rule(expressions)
             })
@@ -57,7 +69,9 @@ fn given_sources(guard: &Guard) -> impl Iterator<Item = (Family, IpAddr)> {
 
 /// Refuses the errors that would leave by another interface than ours.
 pub(super) fn refusals(guard: &Guard, interface: &str) -> Vec<Rule> {
-    let both = FAMILIES.into_iter().flat_map(|family| about_workloads(guard, interface, family));
+    let both = FAMILIES
+        .into_iter()
+        .flat_map(|family| about_workloads(guard, interface, family, &refused_types(family)));
     both.map(|mut expressions| {
         expressions.extend([count(ERRORS_REFUSED), drop()]);
         rule(expressions)
@@ -65,16 +79,21 @@ pub(super) fn refusals(guard: &Guard, interface: &str) -> Vec<Rule> {
     .collect()
 }
 
-/// Errors to another node's workload that are not about to leave by our interface: one list of expressions for
+/// Errors of these types to another node's workload that are not about to leave by our interface: one list of expressions for
 /// each way in which they can be about a packet between workloads.
-fn about_workloads(guard: &Guard, interface: &str, family: Family) -> [Vec<Expression>; 3] {
+fn about_workloads(
+    guard: &Guard,
+    interface: &str,
+    family: Family,
+    types: &[&'static str],
+) -> [Vec<Expression>; 3] {
     let in_pools =
         |direction, field| connection(direction, family, field).is_in(set(GuardSet::Pools, family).name);
     let between = |direction| vec![in_pools(direction, "saddr"), in_pools(direction, "daddr")];
     let to_another_node = || {
         let mut all = vec![
             meta("oifname").is_not_named(interface),
-            field(icmp(family), "type").is_any_of(types(family)),
+            field(icmp(family), "type").is_any_of(types),
             destination(family).is_in(set(GuardSet::Pools, family).name),
             destination(family).is_not_in(set(GuardSet::Own, family).name),
         ];

@@ -393,7 +393,9 @@ mod tests {
                      ct reply ip daddr @pools4";
         let guard = Guard { error_source_v4: Some([10, 161, 1, 1].into()), ..scoped() };
         assert!(texts(&guard, &GUARD_ERRORS).contains(&format!("{about} ip saddr set 10.161.1.1")));
-        let refused = format!("{about} counter name \"errors_refused\" drop");
+        // Redirects quote packets, too.
+        let refused = about.replace("destination-unreachable, ", "destination-unreachable, redirect, ");
+        let refused = format!("{refused} counter name \"errors_refused\" drop");
         for guard in [&guard, &scoped()] {
             assert!(texts(guard, &GUARD_LEAVING).contains(&refused), "{:#?}", texts(guard, &GUARD_LEAVING));
         }

@@ -48,9 +48,8 @@ impl fmt::Display for Finding {
             Self::RoutesMissing { table, destination, count } => write!(
                 f,
                 "{} missing from our table {table}, such as that to {destination}, so packets to there do not reach \
-                 the \
-                 tunnel; a running agent puts routes back at once: start it (`systemctl start wireloom`), or see its \
-                 log if they stay away",
+                 the tunnel; a running agent puts routes back at once: start it (`systemctl start wireloom`), or see \
+                 its log if they stay away",
                 if *count == 1 { "a route of ours is".to_owned() } else { format!("{count} routes of ours are") },
             ),
             Self::GuardMissing => f.write_str(

@@ -76,9 +76,10 @@ impl Backend {
             "agent::survival::",
             "demo::the_demo_keeps_its_promises_in_time",
         ];
-        const ON_THE_HOST: [&str; 3] = [
+        const ON_THE_HOST: [&str; 4] = [
             "agent::matrix::switching_the_mode_on_the_live_mesh",
             // They are about the process of a userspace device.
+            "agent::upkeep::an_interface_that_a_killed_agent_did_not_mark",
             "agent::upkeep::down_ends_a_device_that_hangs",
             "agent::upkeep::five_thousand_nodes",
         ];
