@@ -13,7 +13,8 @@ const FILE: &str = "/etc/wireloom/mesh.psk";
 
 /// Replaces the key of a node, as programs do that make keys.
 fn put(node: &Node, key: &str) {
-    node.host.space.feed(&format!("install -m 600 /dev/stdin {FILE}.new"), key).unwrap();
+    node.host.space.write(&format!("{FILE}.new"), key).unwrap();
+    node.run(&format!("chmod 600 {FILE}.new")).unwrap();
     node.run(&format!("mv {FILE}.new {FILE}")).unwrap();
 }
 
