@@ -28,6 +28,8 @@ pub enum Cause {
     Permanent(String),
     /// Something that a retry may get past, in words.
     Transient(String),
+    /// It was not waited for any longer, and may still succeed.
+    Unfinished(String),
 }
 
 impl Error {
@@ -44,7 +46,7 @@ impl Error {
             Cause::Refused(refusal) => !is_final(refusal.errno),
             Cause::Io(error) => error.raw_os_error().is_none_or(|code| !is_final(Errno::from_raw(code))),
             Cause::Permanent(_) => false,
-            Cause::Silent(_) | Cause::Transient(_) => true,
+            Cause::Silent(_) | Cause::Transient(_) | Cause::Unfinished(_) => true,
         }
     }
 
@@ -85,7 +87,7 @@ impl fmt::Display for Cause {
             }
             Self::Io(error) => write!(f, "{error}"),
             Self::Silent(silence) => write!(f, "{silence}"),
-            Self::Permanent(what) | Self::Transient(what) => f.write_str(what),
+            Self::Permanent(what) | Self::Transient(what) | Self::Unfinished(what) => f.write_str(what),
         }
     }
 }

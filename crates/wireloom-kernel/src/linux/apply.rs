@@ -178,7 +178,7 @@ impl Linux {
         self.remove_renamed()?;
         self.state.begin_creating(&self.interface)?;
         let wanted = self.wanted.unwrap_or(Backend::Userspace);
-        self.wireguard(wanted).create(peer_lookup, source_check)?;
+        self.create_device(wanted, peer_lookup, source_check)?;
         self.lose_sessions();
         let found = interface::by_name(&mut self.rtnetlink, &self.interface)?;
         let found = found
@@ -195,11 +195,26 @@ impl Linux {
         let found = interface::by_name(&mut self.rtnetlink, &self.interface)?.ok_or_else(gone)?;
         self.state.begin_creating(&self.interface)?;
         self.lose_sessions();
-        self.wireguard(Backend::Userspace).create(found.interface.peer_lookup, source_check)?;
+        self.create_device(Backend::Userspace, found.interface.peer_lookup, source_check)?;
         match interface::by_name(&mut self.rtnetlink, &self.interface)? {
             Some(found) if found.interface.is_ours() => Ok(self.state.end_creating()?),
             _ => Err(gone()),
         }
+    }
+
+    /// Creates what [`Self::finish_creation`] may mark as ours later. A failure leaves nothing behind: an interface that
+    /// has our name then is somebody else's.
+    fn create_device(
+        &mut self,
+        backend: Backend,
+        peer_lookup: PeerLookup,
+        source_check: SourceCheck,
+    ) -> Result<(), Cause> {
+        let created = self.wireguard(backend).create(peer_lookup, source_check);
+        if !matches!(created, Ok(()) | Err(Cause::Unfinished(_))) {
+            self.state.end_creating()?;
+        }
+        created
     }
 
     /// Marks the interface as ours if an agent was killed after creating it and before marking it, or timed
@@ -215,7 +230,7 @@ impl Linux {
         }
         // It may still appear.
         let Some(found) = self.find_interface()? else { return Ok(()) };
-        if !found.interface.is_ours() {
+        if !found.interface.is_ours() && found.is_of_a_back_end {
             let interface = self.interface.clone();
             self.adopt(&found, found.interface.mtu)
                 .attempt(|| format!("mark interface {interface} as ours"))?;

@@ -22,6 +22,8 @@ pub(crate) struct Found {
     pub(crate) interface: Interface,
     /// The back end that carries its packets, if it is ours.
     pub(crate) backend: Backend,
+    /// Whether a back end makes interfaces of its kind.
+    pub(crate) is_of_a_back_end: bool,
 }
 
 /// The interface with this name.
@@ -140,5 +142,6 @@ pub(crate) fn decode(message: &LinkMessage) -> Option<Found> {
     }
     // The carrier of a TUN or TAP tells whether a process holds it (`__tun_detach` in drivers/net/tun.c).
     interface.left = is_tun && !has_carrier;
-    Some(Found { index: message.header.index, name: name?, interface, backend })
+    let is_of_a_back_end = is_tun || backend == Backend::Kernel;
+    Some(Found { index: message.header.index, name: name?, interface, backend, is_of_a_back_end })
 }

@@ -155,6 +155,10 @@ impl Agent {
                     cluster.pools.len()
                 );
                 self.obey(cluster);
+                if self.report.settings_error.is_some() {
+                    // The settings may name a node that is in this mesh.
+                    self.reload();
+                }
             }
             Event::Membership(wireloom_membership::Event::Problem(error)) => self.keep_mesh(error),
             Event::Kernel => {
@@ -210,6 +214,13 @@ impl Agent {
             bail!(
                 "[wireguard] interface and [membership] cannot change while the agent runs; stop it, run `wireloom \
                  down`, and start it again"
+            );
+        }
+        let is_there = |name| self.reconciler.cluster().is_none_or(|mesh| mesh.nodes.contains_key(name));
+        if new.node != old.node && !is_there(&new.node) {
+            bail!(
+                "agent.toml calls this node `{}`, and the mesh has no node of that name; write its name in the mesh",
+                new.node
             );
         }
         let Some(key) = key_file::read(&config.private_key_file)? else {

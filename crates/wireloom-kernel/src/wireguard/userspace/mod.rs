@@ -341,7 +341,7 @@ fn wait(child: &mut std::process::Child) -> Result<ExitStatus, Cause> {
         if Instant::now() > deadline {
             child.kill()?;
             child.wait()?;
-            return Err(Cause::Transient(format!(
+            return Err(Cause::Unfinished(format!(
                 "`wireloom device` was not ready within {} s",
                 START_TIMEOUT.as_secs()
             )));

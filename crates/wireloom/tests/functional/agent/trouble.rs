@@ -46,6 +46,18 @@ fn a_foreign_interface_of_our_name_is_refused_and_stays() {
     fleet.settle(Promise::SCOPED);
 }
 
+/// As when somebody else's interface appears in the moment in which an agent that is killed then creates its own.
+#[test]
+fn an_interface_that_no_device_makes_is_not_taken_for_the_one_that_was_being_created() {
+    let mut fleet = Fleet::without_agents(Layout { nodes: 1, ..Layout::default() }, SCOPED);
+    let node = &fleet.lab.nodes[0];
+    node.host.space.write("/var/lib/wireloom/creating", "wg0").unwrap();
+    node.run("ip link add wg0 type bridge").unwrap();
+    let before = node.run("ip link show wg0").unwrap();
+    says(&mut fleet, &["is not Wireloom's"]);
+    assert_eq!(fleet.lab.nodes[0].run("ip link show wg0").unwrap(), before);
+}
+
 #[test]
 fn a_port_in_use_is_named_and_taken_once_it_is_free() {
     let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
