@@ -1,11 +1,11 @@
 //! Finds what is wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
 use super::{
-    DeviceFacts, Facts, Finding, Hook, PeerHealth, PeerState, foreign_rules::Catching, own::Own,
+    DeviceFacts, Facts, Finding, Hook, LeftOut, PeerHealth, PeerState, foreign_rules::Catching, own::Own,
     prefixes::Prefixes,
 };
 use crate::{paths::overhead, proofs::Account, routing::Family};
@@ -187,7 +187,7 @@ pub(super) fn of_machine(facts: &Facts<'_>, own: &Own<'_>, peers: &[PeerHealth])
 }
 
 /// Routes in the table `main` that whoever runs workloads makes.
-pub(super) fn of_routes(facts: &Facts<'_>, own: &Own<'_>) -> Vec<Finding> {
+pub(super) fn of_routes(facts: &Facts<'_>, own: &Own<'_>, peers: &[PeerHealth]) -> Vec<Finding> {
     let (Some(main), Some(record)) = (facts.machine.tables.get(&MAIN), own.record) else {
         return Vec::new();
     };
@@ -195,13 +195,16 @@ pub(super) fn of_routes(facts: &Facts<'_>, own: &Own<'_>) -> Vec<Finding> {
     // A default route leads nowhere in particular.
     let local = record.workloads.iter().copied().filter(|workload| !main.any_overlaps(*workload, 1));
     let local = local.map(|workload| Finding::LocalWorkloadWithoutRoute { workload });
-    local.chain(of_routes_to_others(facts, &main)).collect()
+    local.chain(of_routes_to_others(facts, &main, peers)).collect()
 }
 
-fn of_routes_to_others(facts: &Facts<'_>, main: &Prefixes<'_>) -> Option<Finding> {
+fn of_routes_to_others(facts: &Facts<'_>, main: &Prefixes<'_>, peers: &[PeerHealth]) -> Option<Finding> {
+    let gone = PeerState::LeftOut { reason: LeftOut::Gone };
+    let gone: BTreeSet<&str> =
+        peers.iter().filter(|peer| peer.state == gone).map(|peer| peer.name.as_str()).collect();
     let is_unproven = |name: &str| !matches!(facts.accounts.get(name), Some(Account::Proven { .. }));
     let nodes = facts.cluster.into_iter().flat_map(|cluster| &cluster.nodes);
-    let others = nodes.filter(|(name, _)| **name != facts.settings.node);
+    let others = nodes.filter(|(name, _)| **name != facts.settings.node && !gone.contains(name.as_str()));
     let missing: Vec<(&String, IpNet, bool)> = others
         .flat_map(|(name, node)| node.workloads.iter().map(move |workload| (name, *workload)))
         .filter(|(_, workload)| !main.any_overlaps(*workload, 0))

@@ -145,7 +145,7 @@ pub fn examine(facts: &Facts<'_>) -> Health {
     findings.extend(findings::of_endpoints(facts, &peers));
     findings.extend(findings::of_peers(facts, &peers));
     findings.extend(findings::of_drops(facts));
-    findings.extend(findings::of_routes(facts, &own));
+    findings.extend(findings::of_routes(facts, &own, &peers));
     findings.sort_by_key(|finding| Reverse(finding.severity()));
     Health { verdict: verdict::judge(facts, &own, &peers), peers, findings }
 }

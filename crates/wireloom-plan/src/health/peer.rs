@@ -86,6 +86,8 @@ pub enum Difference {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LeftOut {
+    /// The mesh does not have it any more. What it had is still its own for a while.
+    Gone,
     /// Its record has no key.
     NoKey,
     /// Its record has this node's key.
@@ -149,6 +151,8 @@ pub enum Why {
     OutOfDate,
     /// It is no peer.
     LeftOut,
+    /// The mesh does not have it any more.
+    Gone,
     /// It has not proved that it encrypts.
     Unproven,
     /// It does not answer.
@@ -181,6 +185,7 @@ impl fmt::Display for Difference {
 impl fmt::Display for LeftOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Gone => f.write_str("it is gone from the mesh; for a minute the guard refuses what it had"),
             Self::NoKey => f.write_str("its record has no public key"),
             Self::OwnKey => f.write_str("its record has this node's key"),
             Self::SharedKey { with } if with.is_empty() => f.write_str("another node has the same key"),
@@ -208,6 +213,7 @@ impl fmt::Display for Why {
             Self::ForeignRule => "a foreign rule comes before ours",
             Self::OutOfDate => "the device is out of date",
             Self::LeftOut => "left out of the mesh",
+            Self::Gone => "gone from the mesh",
             Self::Unproven => "unproven",
             Self::NoAnswer => "no answer",
         })

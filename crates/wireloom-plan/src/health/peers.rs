@@ -1,7 +1,11 @@
 //! Judges each other node.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
+use ipnet::IpNet;
 use wireloom_types::{PublicKey, limits::REJECT_AFTER_TIME};
 
 use super::{
@@ -9,11 +13,16 @@ use super::{
     foreign_rules::Catching, own::Own,
 };
 use crate::{
+    address_range::AddressRange,
     cluster::Node,
+    firewall::GuardSet,
     op::{DeviceOp, Op, SetPeer},
     proofs::{Account, Because},
     settings::UnprovenPeers,
 };
+
+/// By how much the beginning of a silence and a handshake may be off: both are rounded to seconds.
+const ROUNDING: Duration = Duration::from_secs(2);
 
 /// What every peer is judged by.
 pub(super) struct Judge<'a> {
@@ -22,6 +31,8 @@ pub(super) struct Judge<'a> {
     /// Rules that take packets away from ours whatever else they have.
     catching: Vec<&'a Catching<'a>>,
     on_device: Option<&'a BTreeMap<PublicKey, PeerFacts>>,
+    /// What the guard refuses on its way out, sorted.
+    refused_out: Vec<AddressRange>,
     /// The peers that an agent would add or change.
     to_set: BTreeMap<PublicKey, &'a SetPeer>,
 }
@@ -33,6 +44,8 @@ impl<'a> Judge<'a> {
             Op::Device(DeviceOp::SetPeer(peer)) => Some((peer.public_key, peer)),
             _ => None,
         });
+        let guarded = facts.observed.guarded.iter();
+        let refused_out = guarded.filter(|element| element.set == GuardSet::RefusedOut);
         Self {
             facts,
             own,
@@ -41,6 +54,7 @@ impl<'a> Judge<'a> {
                 DeviceFacts::Answers { peers, .. } => Some(peers),
                 _ => None,
             },
+            refused_out: refused_out.map(|element| element.addresses).collect(),
             to_set: set.collect(),
         }
     }
@@ -119,6 +133,8 @@ impl<'a> Judge<'a> {
         // On the clock of the facts: somebody may have set it since.
         let ago = |lasted| self.facts.now.saturating_sub(lasted);
         let silent = trends.and_then(|trends| trends.silence(key));
+        // What the agent saw may be some seconds old.
+        let silent = silent.filter(|lasted| !self.has_answered_since(ago(*lasted), peer));
         match (self.handshake_age(peer), silent) {
             (Some(_), Some(lasted)) => PeerState::Silent { since: ago(lasted) },
             (Some(age), None) if age <= REJECT_AFTER_TIME.as_secs() => PeerState::Up,
@@ -135,6 +151,13 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// Whether a handshake has completed after a silence began. One later than now says nothing: the clock was set back.
+    fn has_answered_since(&self, silent: Duration, peer: &PeerFacts) -> bool {
+        peer.last_handshake.is_some_and(|handshake| {
+            handshake > silent.saturating_add(ROUNDING) && handshake.as_secs() <= self.facts.now.as_secs()
+        })
+    }
+
     /// Seconds; zero when the clock was set back since then.
     fn handshake_age(&self, peer: &PeerFacts) -> Option<u64> {
         peer.last_handshake.map(|then| self.facts.now.saturating_sub(then).as_secs())
@@ -143,7 +166,7 @@ impl<'a> Judge<'a> {
     fn encryption(&self, node: &Node, account: Option<&Account>, state: &PeerState) -> Encryption {
         let proven = matches!(account, Some(Account::Proven { .. }));
         let rejects = self.facts.settings.unproven_peers == UnprovenPeers::Reject;
-        let is_guarded = self.own.guards && (proven || rejects);
+        let is_guarded = self.own.guards && (proven || rejects || self.refuses(node));
         let caught = || {
             let mut remote = node.workloads.iter();
             remote.any(|remote| self.catching.iter().any(|rule| rule.takes(*remote)))
@@ -164,6 +187,7 @@ impl<'a> Judge<'a> {
             _ => Encryption::Plaintext { why },
         };
         match state {
+            PeerState::LeftOut { reason: LeftOut::Gone } => blocked(Why::Gone),
             PeerState::LeftOut { .. } => blocked(Why::LeftOut),
             _ if !self.own.obstacles.is_empty() => blocked(self.own.obstacles[0]),
             _ if proven && astray => blocked(Why::NoRoute),
@@ -174,6 +198,19 @@ impl<'a> Judge<'a> {
             PeerState::NeverAnswered { .. } | PeerState::Silent { .. } => blocked(Why::NoAnswer),
             _ => Encryption::Encrypted,
         }
+    }
+
+    /// Whether the guard's sets in the kernel refuse all that is sent to a node in plaintext.
+    fn refuses(&self, node: &Node) -> bool {
+        let refused = |to: IpNet| {
+            let (first, last) = (to.network(), to.broadcast());
+            // They do not overlap.
+            let after = self.refused_out.partition_point(|range| range.first() <= first);
+            let range = after.checked_sub(1).map(|place| self.refused_out[place]);
+            range.is_some_and(|range| range.contains(first) && range.contains(last))
+        };
+        let mut prefixes = self.own.astray.prefixes(node).peekable();
+        prefixes.peek().is_some() && prefixes.all(refused)
     }
 
     /// Whether the device takes less for it than it should.
@@ -218,6 +255,8 @@ fn left_out(node: &Node, account: Option<&Account>) -> LeftOut {
             Because::OurKeyUnknown => LeftOut::OurKeyUnknown,
             _ => LeftOut::Unexplained,
         },
+        // Every node that the mesh has, has an account.
+        None if node.public_key.is_none() => LeftOut::Gone,
         _ if node.public_key.is_none() => LeftOut::NoKey,
         _ if !node.encrypt => LeftOut::ItDoesNotEncrypt,
         _ => LeftOut::Unexplained,

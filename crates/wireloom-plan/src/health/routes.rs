@@ -70,7 +70,7 @@ impl<'a> Astray<'a> {
     }
 
     /// What of a node may have a route into the tunnel.
-    fn prefixes(&self, node: &Node) -> impl Iterator<Item = IpNet> {
+    pub(super) fn prefixes(&self, node: &Node) -> impl Iterator<Item = IpNet> {
         let hosts = if self.host_mode { node.underlay_addresses() } else { BTreeSet::new() };
         node.workloads
             .iter()

@@ -22,16 +22,16 @@ impl fmt::Display for Finding {
             ),
             Self::InterfaceMissing { interface } => write!(
                 f,
-                "interface {interface} does not exist; the agent makes it anew: see its log if it stays away",
+                "interface {interface} does not exist; a running agent makes it anew: see its log if it stays away",
             ),
             Self::InterfaceDown { interface } => write!(
                 f,
-                "interface {interface} is down; the agent sets it up again (or run `ip link set {interface} up`)",
+                "interface {interface} is down; a running agent sets it up again (or run `ip link set {interface} up`)",
             ),
             Self::DeviceAbsent { interface } => write!(
                 f,
-                "no WireGuard device is behind interface {interface}, so what is to be encrypted is dropped; the \
-                 agent starts one: see its log if that fails",
+                "no WireGuard device is behind interface {interface}, so what is to be encrypted is dropped; a \
+                 running agent starts one: see its log if that fails",
             ),
             Self::DeviceSilent { seconds } => write!(
                 f,
@@ -40,8 +40,8 @@ impl fmt::Display for Finding {
             ),
             Self::RulesMissing { rule, count } => write!(
                 f,
-                "{} missing, such as `{rule}` ({}), so traffic between workloads does not reach the tunnel; the agent \
-                 puts rules back at once: see its log if they stay away",
+                "{} missing, such as `{rule}` ({}), so traffic between workloads does not reach the tunnel; a \
+                 running agent puts rules back at once: see its log if they stay away",
                 if *count == 1 { "a rule of ours is".to_owned() } else { format!("{count} rules of ours are") },
                 rule.family,
             ),
@@ -54,8 +54,8 @@ impl fmt::Display for Finding {
             ),
             Self::GuardMissing => f.write_str(
                 "the guard is not in force: the nftables table `inet wireloom` is missing or was changed, so what \
-                 routing leads past the tunnel leaves in plaintext; the agent makes the table anew: see its log if it \
-                 stays away",
+                 routing leads past the tunnel leaves in plaintext; a running agent makes the table anew: see its log if \
+                 it stays away",
             ),
             Self::ForeignRule { rule, workload, sometimes, refused } => write!(
                 f,

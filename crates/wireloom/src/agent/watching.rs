@@ -82,14 +82,16 @@ impl Agent {
         }
     }
 
-    /// Puts the trends into the run file if they tell something new, but not with every sample.
+    /// Puts the trends into the run file if they tell something new: at once when a silence begins or is over, otherwise
+    /// not with every sample.
     fn report_trends(&mut self, now: Instant) {
         let trends = self.watching.trends.reported();
         let told = &self.report.trends;
         let is_new = !trends.unanswered.is_empty()
             || trends.unanswered != told.unanswered
             || trends.drops != told.drops;
-        if is_new && now >= self.watching.reported + REPORT {
+        let is_urgent = trends.abnormal() != told.abnormal();
+        if is_urgent || (is_new && now >= self.watching.reported + REPORT) {
             self.watching.reported = now;
             self.report.trends = trends;
         }

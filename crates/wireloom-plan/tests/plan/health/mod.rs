@@ -55,7 +55,7 @@ impl Scene {
         change(&mut machine);
         machine.reconcile(&cluster);
         let session =
-            PeerFacts { last_handshake: Some(ago(30)), received: 900, sent: 900, ..PeerFacts::default() };
+            PeerFacts { last_handshake: Some(ago(60)), received: 900, sent: 900, ..PeerFacts::default() };
         let on_device = &machine.kernel.device.as_ref().unwrap().peers;
         let peers =
             on_device.iter().map(|(key, peer)| (*key, PeerFacts { endpoint: peer.endpoint, ..session }));

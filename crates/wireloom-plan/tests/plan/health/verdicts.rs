@@ -1,6 +1,8 @@
 //! The verdict, and the state of each peer.
 
 use wireloom_plan::{
+    cluster::{Cluster, Node},
+    firewall::{GuardSet, Guarded},
     health::{Difference, Encryption, Finding, LeftOut, PeerFacts, PeerState, Verdict, Why},
     proofs::{Account, Because},
     routing::{OtherRoute, Route, RouteKind},
@@ -8,8 +10,8 @@ use wireloom_plan::{
     warning::Severity,
 };
 
-use super::{Scene, ago};
-use crate::world::{Machine, key, net};
+use super::{MAIN, Scene, ago};
+use crate::world::{Machine, key, net, proven};
 
 #[test]
 fn a_sound_node_is_encrypted_and_nothing_is_found() {
@@ -19,7 +21,7 @@ fn a_sound_node_is_encrypted_and_nothing_is_found() {
     assert_eq!(health.peers.iter().map(|peer| &*peer.name).collect::<Vec<_>>(), ["b", "c"]);
     for peer in &health.peers {
         assert_eq!((&peer.state, &peer.encrypted), (&PeerState::Up, &Encryption::Encrypted));
-        assert_eq!(peer.last_handshake_age, Some(30));
+        assert_eq!(peer.last_handshake_age, Some(60));
     }
     let host = Scene::with(|_| {}, |machine| machine.settings.encrypt_host_traffic = true).health();
     assert_eq!((host.verdict, host.findings), (Verdict::Encrypted, vec![]));
@@ -74,6 +76,43 @@ fn a_proven_peer_that_is_silent_is_refused_not_in_plaintext() {
 }
 
 #[test]
+fn a_handshake_after_a_silence_began_ends_it() {
+    let mut scene = Scene::new();
+    scene.send_in_vain(2, 33);
+    for (handshake, silent) in [(ago(40), true), (ago(33), true), (ago(3), false), (ago(0), false)] {
+        scene.peers.get_mut(&key(2)).unwrap().last_handshake = Some(handshake);
+        assert_eq!(matches!(scene.peer("b").state, PeerState::Silent { .. }), silent, "{handshake:?}");
+    }
+    assert_eq!(scene.verdict(), "encrypted");
+    scene.peers.get_mut(&key(2)).unwrap().last_handshake = Some(ago(0) + std::time::Duration::from_secs(900));
+    assert_eq!(scene.peer("b").state, PeerState::Silent { since: ago(33) }, "the clock was set back");
+}
+
+#[test]
+fn a_node_that_is_gone_from_the_mesh_is_refused_while_the_guard_has_what_it_had() {
+    let gone = |mesh: &mut Cluster| {
+        let b = mesh.nodes.get_mut("b").unwrap();
+        *b = Node { addresses: b.addresses.clone(), workloads: b.workloads.clone(), ..Node::default() };
+    };
+    let standings = [("b".to_owned(), proven(key(2))), ("c".to_owned(), proven(key(3)))];
+    let mut scene = Scene::with(gone, |machine| machine.standings = Some(standings.clone().into()));
+    scene.accounts.remove("b");
+    // Nothing leads to it, and nothing should.
+    scene.rest.tables = [(MAIN, ["10.161.1.0/24", "10.161.3.0/24", "fd61:0:0:1::/64", "fd61:0:0:3::/64"])]
+        .map(|(table, routes)| (table, routes.map(net).into()))
+        .into();
+    assert_eq!(scene.peer("b").state, PeerState::LeftOut { reason: LeftOut::Gone });
+    assert_eq!(scene.peer("b").encrypted, Encryption::Refused { why: Why::Gone });
+    assert_eq!(scene.verdict(), "partly: nothing passes to b (gone from the mesh)");
+    assert_eq!(scene.findings(), []);
+    // One of its blocks is not refused any more.
+    let refused = |element: &Guarded| element.set == GuardSet::RefusedOut;
+    let first = *scene.machine.kernel.guarded.iter().find(|element| refused(element)).unwrap();
+    scene.machine.kernel.guarded.remove(&first);
+    assert_eq!(scene.peer("b").encrypted, Encryption::Plaintext { why: Why::Gone });
+}
+
+#[test]
 fn nodes_that_are_left_out_stay_in_the_table_with_their_reason() {
     let mut scene = Scene::with(|mesh| mesh.nodes.get_mut("b").unwrap().public_key = None, |_| {});
     scene.unprove("b", Because::NoKey);
@@ -96,7 +135,7 @@ fn nodes_that_are_left_out_stay_in_the_table_with_their_reason() {
     // c has proved it: the device's peer with this key is c's alone.
     let mut scene = Scene::with(
         |mesh| mesh.nodes.get_mut("b").unwrap().public_key = Some(key(3)),
-        |machine| machine.standings = Some([("c".to_owned(), crate::world::proven(key(3)))].into()),
+        |machine| machine.standings = Some([("c".to_owned(), proven(key(3)))].into()),
     );
     let because = Because::SharedKey { with: vec!["c".to_owned()] };
     scene.accounts.insert("b".to_owned(), Account::Unproven { since: ago(40), because });
@@ -286,6 +325,6 @@ fn the_json_form_names_verdict_states_and_findings() {
     assert_eq!(health["peers"][0]["state"]["state"], "silent");
     assert_eq!(health["peers"][0]["encrypted"]["is"], "refused");
     assert_eq!(health["peers"][0]["encrypted"]["why"], "no_answer");
-    assert_eq!(health["peers"][1]["last_handshake_age_seconds"], 30);
+    assert_eq!(health["peers"][1]["last_handshake_age_seconds"], 60);
     assert_eq!(health["findings"][0]["warning"], "silent");
 }
