@@ -2,7 +2,7 @@
 
 use wireloom_plan::bypass::{Device, FlowTable};
 
-use super::netlink::{self, Generation, attribute, first_attribute, nested};
+use super::netlink::{self, Generation, attribute, first_attribute, nested, text};
 use crate::error::Cause;
 
 /// Reads the flowtables, and remembers them.
@@ -43,8 +43,8 @@ fn decode(payload: &[u8]) -> Option<FlowTable> {
     };
     Some(FlowTable {
         family: family.to_owned(),
-        table: text(first_attribute(payload)?),
-        name: text(attribute(payload, NAME)?),
+        table: name_of(first_attribute(payload)?),
+        name: name_of(attribute(payload, NAME)?),
         devices: attribute(payload, HOOK).into_iter().flat_map(devices).collect(),
     })
 }
@@ -60,14 +60,14 @@ fn devices(hook: &[u8]) -> impl Iterator<Item = Device> {
 /// without a closing zero is one.
 fn device(kind: u16, name: &[u8]) -> Option<Device> {
     match kind {
-        1 if name.ends_with(b"\0") => Some(Device::Name(text(name))),
-        1 | 2 => Some(Device::Prefix(text(name))),
+        1 if name.ends_with(b"\0") => Some(Device::Name(name_of(name))),
+        1 | 2 => Some(Device::Prefix(name_of(name))),
         _ => None,
     }
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.strip_suffix(b"\0").unwrap_or(bytes)).into_owned()
+fn name_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(text(bytes)).into_owned()
 }
 
 #[cfg(test)]

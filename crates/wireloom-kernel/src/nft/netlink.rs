@@ -75,6 +75,11 @@ pub(super) fn attribute(payload: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(payload).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
+/// The text in an attribute, without the zero that ends it.
+pub(super) fn text(value: &[u8]) -> &[u8] {
+    value.strip_suffix(b"\0").unwrap_or(value)
+}
+
 /// The attributes in a payload, by type, up to the first that does not fit.
 fn attributes(payload: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     nested(payload.get(HEADER_LEN..).unwrap_or_default())

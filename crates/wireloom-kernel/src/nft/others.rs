@@ -7,7 +7,7 @@ use wireloom_plan::health::{DroppingChain, Hook, MarkUser};
 
 use super::{
     TABLE,
-    netlink::{self, INET, attribute, first_attribute, nested},
+    netlink::{self, INET, attribute, first_attribute, nested, text},
 };
 use crate::error::Cause;
 
@@ -111,10 +111,6 @@ impl<'a> Chain<'a> {
 
 fn number(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_be_bytes)
-}
-
-fn text(bytes: &[u8]) -> &[u8] {
-    bytes.strip_suffix(b"\0").unwrap_or(bytes)
 }
 
 #[cfg(test)]

@@ -54,8 +54,8 @@ impl fmt::Display for Finding {
             ),
             Self::GuardMissing => f.write_str(
                 "the guard is not in force: the nftables table `inet wireloom` is missing or was changed, so what \
-                 routing leads past the tunnel leaves in plaintext; a running agent makes the table anew: see its log if \
-                 it stays away",
+                 routing leads past the tunnel leaves in plaintext; a running agent makes the table anew: see its \
+                 log if it stays away",
             ),
             Self::ForeignRule { rule, workload, sometimes, refused } => write!(
                 f,

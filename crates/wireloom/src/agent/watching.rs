@@ -82,8 +82,8 @@ impl Agent {
         }
     }
 
-    /// Puts the trends into the run file if they tell something new: at once when a silence begins or is over, otherwise
-    /// not with every sample.
+    /// Puts the trends into the run file if they tell something new: at once when a silence begins or is over,
+    /// otherwise not with every sample.
     fn report_trends(&mut self, now: Instant) {
         let trends = self.watching.trends.reported();
         let told = &self.report.trends;
