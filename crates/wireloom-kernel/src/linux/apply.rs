@@ -202,8 +202,8 @@ impl Linux {
         }
     }
 
-    /// Creates what [`Self::finish_creation`] may mark as ours later. A failure leaves nothing behind: an interface that
-    /// has our name then is somebody else's.
+    /// Creates what [`Self::finish_creation`] may mark as ours later. A failure leaves nothing behind: an interface
+    /// that has our name then is somebody else's.
     fn create_device(
         &mut self,
         backend: Backend,

@@ -79,8 +79,8 @@ pub(super) fn refusals(guard: &Guard, interface: &str) -> Vec<Rule> {
     .collect()
 }
 
-/// Errors of these types to another node's workload that are not about to leave by our interface: one list of expressions for
-/// each way in which they can be about a packet between workloads.
+/// Errors of these types to another node's workload that are not about to leave by our interface: one list of
+/// expressions for each way in which they can be about a packet between workloads.
 fn about_workloads(
     guard: &Guard,
     interface: &str,

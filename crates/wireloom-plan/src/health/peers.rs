@@ -151,7 +151,8 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Whether a handshake has completed after a silence began. One later than now says nothing: the clock was set back.
+    /// Whether a handshake has completed after a silence began. One later than now says nothing: the clock was set
+    /// back.
     fn has_answered_since(&self, silent: Duration, peer: &PeerFacts) -> bool {
         peer.last_handshake.is_some_and(|handshake| {
             handshake > silent.saturating_add(ROUNDING) && handshake.as_secs() <= self.facts.now.as_secs()

@@ -11,7 +11,7 @@ pub(super) fn meaning(reason: &str) -> Option<&'static str> {
         "no-private-key" => "the device has no private key yet",
         "unknown-index" => "for a session that is over, mostly after a restart of this device",
         "bad-ciphertext" => "forged or damaged on the way",
-        "replayed" => "received twice, as probes of the path MTU are, or far too late",
+        "replayed" => "received twice (path MTU probes are), or far too late",
         "session-expired" => "for a session that is too old to be used",
         "stale-timestamp" => "an old handshake: the sender's clock went back, or two nodes have one key",
         "unknown-peer" => "a handshake of somebody whose key is not in this mesh",
