@@ -1,74 +1,81 @@
-//! Membership sources: where the agent learns which nodes are in the mesh.
+//! Membership sources: where the agent learns which nodes are in the mesh, and says what it is itself.
 //!
 //! ```text
-//!  mesh.toml ──▶ Source ──┬─ Event::Snapshot(Cluster) ──▶ agent ──▶ planner
-//!                         └─ Event::Problem(Error)    ──▶ agent's log, `wireloom status`
+//!  mesh.toml ────────────────┐            ┌─ Event::Snapshot(Cluster) ─▶ agent ──▶ planner
+//!  etcd ───────┐             ├─▶ Source ──┼─ Event::LeftOut, Problem ──▶ agent's log, `wireloom status`
+//!  Kubernetes ─┴─ Collection ┘            └─ Event::Local ─────────────▶ agent ──▶ its own record
+//!                                                                        │
+//!  etcd, Kubernetes ◀── OwnRecord ◀── Following::publish ◀───────────────┘
 //! ```
 //!
 //! A source delivers the whole mesh first, and again after every change. When it fails it delivers the problem, and
 //! the last snapshot stays in force. Before the first snapshot the agent changes nothing in the kernel.
 //!
 //! ```no_run
-//! use wireloom_membership::{Event, Source};
+//! use wireloom_membership::{Event, Source, Start};
 //!
 //! let source = Source::File("/etc/wireloom/mesh.toml".into());
-//! source.follow(|event| match event {
+//! let start = Start { node: "n1".into(), recorded: None };
+//! source.follow(start, |event| match event {
 //!     Event::Snapshot(cluster) => println!("{} nodes", cluster.nodes.len()),
 //!     Event::Problem(error) => eprintln!("{error}"),
+//!     Event::LeftOut(complaints) => complaints.iter().for_each(|complaint| eprintln!("{complaint}")),
+//!     Event::Local(local) => println!("{local:?}"),
 //! })?;
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! Each kind of source has a module of its own; today there is [`file`](mod@file). [`config_file`] reads and watches
-//! the TOML files that operators write: `mesh.toml` here, `agent.toml` in the binary.
+//! Each kind of source has a module of its own. [`config_file`] reads and watches the TOML files that operators write:
+//! `mesh.toml` here, `agent.toml` in the binary. The asynchronous runtime that the stores' clients need stays inside
+//! this crate: a source is a thread that calls a function.
 
-use std::{io, path::PathBuf, thread};
+use std::{
+    collections::BTreeSet,
+    fmt, io,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Instant,
+};
 
-use wireloom_plan::cluster::Cluster;
+use ipnet::IpNet;
+use tokio::sync::mpsc::UnboundedSender;
+use wireloom_plan::cluster::{Cluster, Node};
 
-use crate::config_file::{Mistake, ReadError, Watch};
+use crate::{
+    config_file::{Mistake, ReadError, Watch},
+    store::StoreError,
+};
 
 pub mod config_file;
+pub mod etcd;
 pub mod file;
+pub mod kubernetes;
+pub mod store;
 
 /// Where the membership comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A `mesh.toml`, which is watched.
     File(PathBuf),
+    /// Records in etcd.
+    Etcd(Box<etcd::Settings>),
+    /// `WireloomNode` objects.
+    Kubernetes(Box<kubernetes::Settings>),
 }
 
-impl Source {
-    /// Reads the mesh once.
-    ///
-    /// # Errors
-    /// The source cannot be read, or what it says is not a valid mesh.
-    pub fn read(&self) -> Result<Cluster, Error> {
-        match self {
-            Self::File(path) => file::read(path),
-        }
-    }
-
-    /// Starts a thread that delivers the mesh as it is now and after every change, for as long as the process lives.
-    ///
-    /// # Errors
-    /// The operating system's, when the thread cannot be started.
-    pub fn follow(&self, deliver: impl Fn(Event) + Send + 'static) -> io::Result<()> {
-        match self {
-            Self::File(path) => {
-                let mut watch = Watch::new(path.clone());
-                thread::Builder::new().name("mesh".into()).spawn(move || {
-                    loop {
-                        deliver(match file::cluster(watch.next_version()) {
-                            Ok(cluster) => Event::Snapshot(cluster),
-                            Err(error) => Event::Problem(error),
-                        });
-                    }
-                })?;
-                Ok(())
-            }
-        }
-    }
+/// What a source must know when it starts.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// The name of this node.
+    pub node: String,
+    /// The mesh that an earlier agent recorded. A store that cannot be reached at the start delivers it as its first
+    /// snapshot.
+    pub recorded: Option<Cluster>,
 }
 
 /// What a source delivers.
@@ -78,6 +85,36 @@ pub enum Event {
     Snapshot(Cluster),
     /// Why the mesh cannot be read now. The last snapshot stays in force.
     Problem(Error),
+    /// What is left out of the last snapshot: all of it, each time that it changes.
+    LeftOut(BTreeSet<Complaint>),
+    /// What the source knows about this node that its record must say: each time that it changes.
+    Local(Local),
+}
+
+/// A record, or a part of one, that is left out of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Complaint {
+    /// The name of the record.
+    pub record: String,
+    /// What is left out and why, and the fix.
+    pub what: String,
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:?}: {}", self.record, self.what)
+    }
+}
+
+/// What a source knows about this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Local {
+    /// The prefixes of its workloads; `None` as long as nobody has given it any.
+    pub workloads: Option<BTreeSet<IpNet>>,
+    /// The addresses by which other nodes reach it.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Those of its workload addresses that are meant for its WireGuard interface.
+    pub tunnel_addresses: BTreeSet<IpAddr>,
 }
 
 /// Why the mesh cannot be read. A followed source reads it again after the next change, so nobody has to retry.
@@ -89,4 +126,127 @@ pub enum Error {
     /// The file's content is not a valid mesh.
     #[error(transparent)]
     Mistake(#[from] Mistake),
+    /// The store cannot be read, or this node's record cannot be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A source that is being followed. It goes on when this is dropped.
+#[derive(Debug)]
+pub struct Following {
+    requests: Option<UnboundedSender<Request>>,
+    health: Arc<Health>,
+}
+
+/// What the agent asks of a followed source.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// This is this node's record from now on; `None`: it has none.
+    Publish(Option<Box<Node>>),
+    /// State for people, where the source shows it.
+    Report(Box<kubernetes::Report>),
+    /// Read everything again.
+    Reread,
+}
+
+impl Following {
+    /// Whether this node's record is published here. A file's is not: the operator writes it.
+    #[must_use]
+    pub fn publishes(&self) -> bool {
+        self.requests.is_some()
+    }
+
+    /// Makes this the record of this node, now and whenever somebody changes it. `None` removes it.
+    pub fn publish(&self, record: Option<Node>) {
+        self.ask(Request::Publish(record.map(Box::new)));
+    }
+
+    /// Shows this node's state to people, where the source does that (Kubernetes).
+    pub fn report(&self, report: kubernetes::Report) {
+        self.ask(Request::Report(Box::new(report)));
+    }
+
+    /// Reads everything again now.
+    pub fn reread(&self) {
+        self.ask(Request::Reread);
+    }
+
+    /// How the source is doing.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    fn ask(&self, request: Request) {
+        if let Some(requests) = &self.requests {
+            // The thread lives as long as the process.
+            let _ = requests.send(request);
+        }
+    }
+}
+
+/// How a source is doing: for metrics and `wireloom status`.
+#[derive(Debug, Default)]
+pub struct Health {
+    heard: Mutex<Option<Instant>>,
+    errors: AtomicU64,
+    is_published: std::sync::atomic::AtomicBool,
+}
+
+impl Health {
+    /// When the store last said something, a change or that nothing changed; `None` before the first whole list, and
+    /// for a file.
+    #[must_use]
+    pub fn heard(&self) -> Option<Instant> {
+        *self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// How many requests to the store have failed.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// Whether the store has this node's record as it was published last.
+    #[must_use]
+    pub fn is_published(&self) -> bool {
+        self.is_published.load(Ordering::Relaxed)
+    }
+}
+
+impl Source {
+    /// Reads the mesh once.
+    ///
+    /// # Errors
+    /// The source cannot be read, or what it says is not a valid mesh.
+    pub fn read(&self) -> Result<Cluster, Error> {
+        match self {
+            Self::File(path) => file::read(path),
+            Self::Etcd(settings) => etcd::read(settings),
+            Self::Kubernetes(settings) => kubernetes::read(settings),
+        }
+    }
+
+    /// Starts a thread that delivers the mesh as it is now and after every change, for as long as the process lives.
+    ///
+    /// # Errors
+    /// The operating system's, when the thread cannot be started.
+    pub fn follow(&self, start: Start, deliver: impl Fn(Event) + Send + 'static) -> io::Result<Following> {
+        match self {
+            Self::File(path) => {
+                let mut watch = Watch::new(path.clone());
+                thread::Builder::new().name("mesh".into()).spawn(move || {
+                    loop {
+                        deliver(match file::cluster(watch.next_version()) {
+                            Ok(cluster) => Event::Snapshot(cluster),
+                            Err(error) => Event::Problem(error),
+                        });
+                    }
+                })?;
+                Ok(Following { requests: None, health: Arc::default() })
+            }
+            Self::Etcd(settings) => etcd::follow(settings, start, deliver),
+            Self::Kubernetes(settings) => kubernetes::follow(settings, start, deliver),
+        }
+    }
 }

@@ -56,6 +56,9 @@ pub struct Node {
     /// Where its WireGuard listens; without one, only the node itself can start sessions. If it is declared by name,
     /// the address that the name led to last.
     pub endpoint: Option<SocketAddr>,
+    /// Where else it listens: tried in turn while nothing answers at `endpoint`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_endpoints: Vec<SocketAddr>,
     /// The name by which its endpoint is declared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_name: Option<EndpointName>,
@@ -87,6 +90,7 @@ impl Default for Node {
         Self {
             public_key: None,
             endpoint: None,
+            other_endpoints: Vec::new(),
             endpoint_name: None,
             addresses: BTreeSet::new(),
             workloads: BTreeSet::new(),

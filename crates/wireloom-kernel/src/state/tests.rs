@@ -58,6 +58,7 @@ fn a_mesh_is_read_back_as_saved() {
         public_key: Some("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE=".parse().unwrap()),
         endpoint: Some("[2001:db8::1]:51820".parse().unwrap()),
         endpoint_name: Some("vpn.example.org:51820".parse().unwrap()),
+        other_endpoints: Vec::new(),
         addresses: ["192.0.2.1".parse().unwrap()].into(),
         workloads: ["10.161.1.0/24".parse().unwrap(), "fd00::1/128".parse().unwrap()].into(),
         ..Node::default()

@@ -276,6 +276,7 @@ impl From<MeshNode> for Node {
             public_key: node.public_key,
             endpoint,
             endpoint_name,
+            other_endpoints: Vec::new(),
             addresses: values(node.addresses),
             workloads: values(node.workloads),
             link_addresses: values(node.link_addresses),

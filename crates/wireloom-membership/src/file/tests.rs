@@ -38,6 +38,7 @@ fn the_documented_file_becomes_a_cluster() {
         public_key: Some(KEY.parse().unwrap()),
         endpoint: Some("192.168.1.1:51820".parse().unwrap()),
         endpoint_name: None,
+        other_endpoints: Vec::new(),
         addresses: ["192.168.1.1".parse().unwrap(), "2001:db8::1".parse().unwrap()].into(),
         workloads: ["10.161.1.0/24".parse().unwrap(), "fd61:0:0:1::/64".parse().unwrap()].into(),
         link_addresses: ["100.64.0.1".parse().unwrap()].into(),
@@ -46,6 +47,7 @@ fn the_documented_file_becomes_a_cluster() {
     };
     let b = Node {
         endpoint_name: Some("vpn.example.org:51820".parse().unwrap()),
+        other_endpoints: Vec::new(),
         workloads: ["10.161.2.0/24".parse().unwrap(), "10.161.1.7/32".parse().unwrap()].into(),
         encrypt: false,
         ..Node::default()

@@ -102,6 +102,7 @@ fn node(name: &str) -> impl Strategy<Value = Node> + use<> {
             public_key,
             endpoint,
             endpoint_name: None,
+            other_endpoints: Vec::new(),
             addresses,
             // The tunnel address is usually one of its workloads; anything may be written.
             tunnel_addresses: link_addresses

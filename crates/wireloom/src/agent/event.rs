@@ -13,7 +13,7 @@ use signal_hook::{
 };
 use wireloom_kernel::{Interest, Linux, Monitor};
 use wireloom_membership::{
-    Source,
+    Following, Source, Start,
     config_file::{ReadError, TomlFile, Watch},
 };
 use wireloom_plan::cluster::Cluster;
@@ -89,8 +89,8 @@ fn reread(config: &Path, mesh: &Source, meant: bool) -> Reread {
 }
 
 /// Sends what the membership source delivers.
-pub(super) fn membership(source: &Source, events: Sender<Event>) -> io::Result<()> {
-    source.follow(move |event| {
+pub(super) fn membership(source: &Source, start: Start, events: Sender<Event>) -> io::Result<Following> {
+    source.follow(start, move |event| {
         let _ = events.send(Event::Membership(event));
     })
 }

@@ -161,6 +161,9 @@ impl Agent {
                 }
             }
             Event::Membership(wireloom_membership::Event::Problem(error)) => self.keep_mesh(error),
+            Event::Membership(
+                wireloom_membership::Event::LeftOut(_) | wireloom_membership::Event::Local(_),
+            ) => {}
             Event::Kernel => {
                 self.reconciler.distrust_kernel();
                 let earliest = self.pass_before.map_or(now, |before| now.max(before + 2 * MIN_INTERVAL));

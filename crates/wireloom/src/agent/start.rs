@@ -11,7 +11,7 @@ use wireloom_kernel::{
     Interest, Linux,
     state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir},
 };
-use wireloom_membership::config_file::Watch;
+use wireloom_membership::{Start, config_file::Watch};
 use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
 
 use super::{
@@ -85,10 +85,11 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         ..Interest::default()
     };
     event::signals(path, config.membership.clone(), sender.clone())?;
-    event::membership(&config.membership, sender.clone())?;
     event::settings(watch, sender.clone())?;
     let monitor = event::kernel(&kernel, interest.clone(), sender.clone())?;
     let recorded = state.mesh()?;
+    let start = Start { node: config.settings.node.clone(), recorded: recorded.clone() };
+    event::membership(&config.membership, start, sender.clone())?;
     let resolving = Resolving::start(public_key, recorded.as_ref(), sender.clone())?;
 
     let probing = Probing::new(&config.settings.interface, public_key, before.probed());
