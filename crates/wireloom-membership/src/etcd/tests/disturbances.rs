@@ -131,10 +131,16 @@ fn a_store_that_went_back_or_is_another_is_noticed() {
 fn a_member_that_drops_packets_is_skipped_in_seconds() {
     let etcd = Etcd::start(Edition::Modern, 1);
     inside(&etcd.space.clone(), async || {
-        // Nobody answers there: the address is routed to an interface that has no carrier.
-        etcd.space.run("ip link add nowhere type dummy").unwrap();
-        etcd.space.run("ip link set nowhere up").unwrap();
-        etcd.space.run("ip addr add 192.0.2.1/24 dev nowhere").unwrap();
+        // The neighbour there is known, but not there.
+        for command in [
+            "link add nowhere type veth peer name beyond",
+            "link set nowhere up",
+            "link set beyond up",
+            "addr add 192.0.2.1/24 dev nowhere",
+            "neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev nowhere",
+        ] {
+            etcd.space.run(&format!("ip {command}")).unwrap();
+        }
         let mut endpoints = etcd.settings().endpoints;
         endpoints.insert(0, "http://192.0.2.2:2379".into());
         let agent = Agent::start(&Settings { endpoints, ..etcd.settings() }, "a");
