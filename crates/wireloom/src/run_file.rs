@@ -28,6 +28,9 @@ const DIRECTORY: &str = "/run/wireloom";
 pub(crate) struct RunFile {
     /// The agent's process id.
     pub(crate) pid: u32,
+    /// This node's name.
+    #[serde(default)]
+    pub(crate) node: Option<String>,
     /// Which WireGuard carries the packets, and why.
     #[serde(default)]
     pub(crate) backend: Option<String>,

@@ -6,6 +6,7 @@ pub(crate) mod backend;
 mod bypass;
 mod connections;
 mod greeting;
+mod host;
 mod machine;
 mod observe;
 mod outward;

@@ -75,6 +75,8 @@ struct Agent {
     /// Why `agent.toml` cannot be read now.
     unread: Option<String>,
     config: Config,
+    /// The name of this node where `agent.toml` says none, if the one who started the agent did.
+    named: Option<String>,
     reconciler: Reconciler<Linux>,
     monitor: Monitor,
     interest: Interest,
@@ -211,7 +213,7 @@ impl Agent {
 
     /// Takes the settings of the last `agent.toml`, and reads the private key again. On an error, nothing changes.
     fn try_reload(&mut self) -> anyhow::Result<()> {
-        let config = Config::from_file(&self.file)?;
+        let config = Config::from_file(&self.file, self.named.as_deref())?;
         let (old, new) = (&self.config.settings, &config.settings);
         if new.interface != old.interface || config.membership != self.config.membership {
             bail!(
@@ -252,6 +254,7 @@ impl Agent {
             self.reconciler.set_settings(config.settings.clone(), public_key);
             self.config = config;
         }
+        self.report.node = Some(self.config.settings.node.clone());
         self.report.settings = Some(self.file.text().to_owned());
         // This also finds changes that the kernel does not announce, such as a peer that somebody removed.
         self.reconciler.distrust_kernel();

@@ -34,11 +34,11 @@ use crate::{
 };
 
 /// Runs the agent until SIGTERM or SIGINT, and leaves the data path up. `config_path` is an `agent.toml` other than
-/// the default one.
+/// the default one, and `named` this node's name unless that file says it.
 ///
 /// An error here keeps the agent from starting: a mistake in `agent.toml`, an unusable key, another agent, a foreign
 /// interface. Whatever goes wrong later is logged and tried again.
-pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
+pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow::Result<()> {
     // Absolute, because a file is watched through its directory.
     let config_path = config_path.map(std::path::absolute).transpose().context("cannot find agent.toml")?;
     let path = config_path.as_deref().unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
@@ -57,7 +57,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let read = watch.next_version();
     let has_file = read.is_ok();
     let file = file_or_defaults(read, config_path.as_deref())?;
-    let config = Config::from_file(&file)?;
+    let config = Config::from_file(&file, named.as_deref())?;
     record(&state, &config)?;
     let (sender, events) = channel();
     // Before the key is read: a change in between is then noticed.
@@ -95,12 +95,14 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let probing = Probing::new(&config.settings.interface, public_key, before.probed());
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
     let settings = Some(file.text().to_owned());
+    let node = config.settings.node.clone();
     let agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
         file,
         has_file,
         unread: None,
         config,
+        named,
         monitor,
         interest,
         due: Instant::now() + RESYNC,
@@ -118,7 +120,13 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         resolving,
         preshared: Preshared::new(sender),
         watching: Watching::default(),
-        report: RunFile { pid: std::process::id(), backend: Some(backend), settings, ..RunFile::default() },
+        report: RunFile {
+            pid: std::process::id(),
+            node: Some(node),
+            backend: Some(backend),
+            settings,
+            ..RunFile::default()
+        },
         written: None,
         state,
         _lock: lock,

@@ -9,7 +9,9 @@ use std::{
 
 use anyhow::{Context, bail};
 use caps::{CapSet, Capability};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
+
+use crate::config::{self, Config};
 
 mod agent;
 mod boot_guard;
@@ -75,6 +77,15 @@ struct SettingsFile {
     /// The settings file [default: /etc/wireloom/agent.toml, which may be absent]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The name of this node, unless the settings file says it [default: the host name]
+    #[arg(long, value_name = "NAME", env = "WIRELOOM_NODE", value_parser = NonEmptyStringValueParser::new())]
+    node: Option<String>,
+}
+
+impl SettingsFile {
+    fn load(&self) -> Result<Config, config::Error> {
+        Config::load(self.config.as_deref(), self.node.as_deref())
+    }
 }
 
 /// Runs the command that the program's arguments name. Errors go to standard error, with exit status 1, or 3 for

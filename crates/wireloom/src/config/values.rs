@@ -1,6 +1,6 @@
 //! The values of `agent.toml` that have bounds: each type accepts what the kernel accepts, and says so otherwise.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
@@ -12,10 +12,17 @@ macro_rules! checked {
         #[derive(Debug)]
         pub(super) struct $name(pub(super) $type);
 
+        impl $name {
+            /// The value as it is written, or what is wrong with it and the fix.
+            pub(super) fn check(raw: $raw) -> Result<Self, String> {
+                let check: fn($raw) -> Result<$type, String> = $check;
+                check(raw).map(Self)
+            }
+        }
+
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let check: fn($raw) -> Result<$type, String> = $check;
-                check(<$raw>::deserialize(deserializer)?).map(Self).map_err(de::Error::custom)
+                Self::check(<$raw>::deserialize(deserializer)?).map_err(de::Error::custom)
             }
         }
     };
@@ -88,6 +95,28 @@ checked!(Prefix, String => IpNet, |text| {
     }
 });
 
+checked!(HostAddress, String => IpAddr, |text| match text.parse::<IpAddr>() {
+    Ok(address) if !address.is_unspecified() && !address.is_multicast() => Ok(address),
+    _ => Err(format!(
+        "{text:?} is not the address of a host; write one such as \"192.0.2.1\" or \"2001:db8::1\", without a prefix \
+         length"
+    )),
+});
+
+checked!(LinkAddress, String => IpAddr, |text| match HostAddress::check(text)?.0 {
+    address if is_link_local(address) => Err(format!(
+        "\"{address}\" is link-local; remove it: each peer's link-local address derives from its key"
+    )),
+    address => Ok(address),
+});
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
 checked!(FwMark, FwMarkText => u32, |mark| {
     let value = match &mark {
         FwMarkText::Number(number) => u32::try_from(*number).ok(),
@@ -103,7 +132,7 @@ checked!(FwMark, FwMarkText => u32, |mark| {
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "this is not a firewall mark; write 1 to 0xffffffff, such as \"0xa\"")]
-enum FwMarkText {
+pub(super) enum FwMarkText {
     Number(i64),
     Text(String),
 }
