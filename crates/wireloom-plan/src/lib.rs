@@ -23,6 +23,7 @@ pub mod endpoints;
 pub mod firewall;
 pub mod health;
 pub mod holdback;
+pub mod leaving;
 pub mod names;
 pub mod observed;
 pub mod op;

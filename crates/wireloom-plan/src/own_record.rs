@@ -10,8 +10,9 @@
 //! which addresses other nodes reach it; the kernel has all addresses of the machine.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -22,6 +23,10 @@ use crate::{cluster::Node, endpoint_name::EndpointName, routing::Family};
 /// Interfaces whose addresses are those of services, on every node the same: kube-proxy's in mode `ipvs`
 /// (pkg/proxy/ipvs/proxier.go, `defaultDummyDevice`) and NodeLocal DNSCache's (cmd/node-cache/main.go).
 const OF_SERVICES: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
+
+/// How long an address that is gone stays in the record: an interface that is set up anew loses its own for a moment,
+/// and every change of a record goes to every agent.
+pub const LINGER: Duration = Duration::from_secs(30);
 
 /// What the operator says of this node himself. `None`: it is found out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -82,6 +87,22 @@ pub enum Place {
     Network,
     /// It connects what is on this machine, or is an overlay: a bridge, a tunnel.
     Inside,
+}
+
+/// The addresses of the machine, and those that it had a moment ago ([`LINGER`]). Starts empty.
+#[derive(Debug, Clone, Default)]
+pub struct Steady {
+    /// When each was there last, on a clock that nobody sets.
+    seen: BTreeMap<HostAddress, Duration>,
+}
+
+impl Steady {
+    /// Takes the addresses of the machine, and returns those that count.
+    pub fn look(&mut self, found: BTreeSet<HostAddress>, now: Duration) -> BTreeSet<HostAddress> {
+        self.seen.extend(found.into_iter().map(|address| (address, now)));
+        self.seen.retain(|_, seen| *seen + LINGER > now);
+        self.seen.keys().cloned().collect()
+    }
 }
 
 /// Why there is no record yet.
@@ -173,4 +194,127 @@ fn one_of_each_family(addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
     [Family::V4, Family::V6]
         .into_iter()
         .filter_map(|family| addresses.iter().copied().find(|address| Family::of(*address) == family))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: PublicKey = PublicKey::from_bytes([1; 32]);
+
+    fn host(addresses: &[(Place, &str, &str)]) -> BTreeSet<HostAddress> {
+        let host = addresses.iter().map(|(place, interface, address)| HostAddress {
+            place: *place,
+            address: address.parse().unwrap(),
+            interface: (*interface).to_owned(),
+        });
+        host.collect()
+    }
+
+    fn set<T: std::str::FromStr + Ord>(texts: &[&str]) -> BTreeSet<T> {
+        texts.iter().filter_map(|text| text.parse().ok()).collect()
+    }
+
+    /// A Kubernetes node with a VXLAN overlay, Docker, kube-proxy with IPVS, and a second network.
+    fn found() -> Found {
+        Found {
+            workloads: Some(set(&["10.161.1.0/24"])),
+            reached_at: set(&["192.0.2.7", "2001:db8::7"]),
+            tunnel_addresses: set(&["10.161.1.9", "10.161.2.9"]),
+            host: host(&[
+                (Place::DefaultRoute, "eth0", "192.0.2.7/24"),
+                (Place::DefaultRoute, "eth0", "2001:db8::7/64"),
+                (Place::Network, "eth1", "198.51.100.7/24"),
+                (Place::Inside, "cni0", "10.161.1.1/24"),
+                (Place::Inside, "vxlan.calico", "10.161.9.0/32"),
+                (Place::Inside, "docker0", "172.17.0.1/16"),
+                (Place::Inside, "kube-ipvs0", "10.161.1.200/32"),
+                (Place::Inside, "nodelocaldns", "10.161.1.201/32"),
+            ]),
+            pools: set(&["10.161.0.0/16"]),
+        }
+    }
+
+    #[test]
+    fn what_is_found_out_becomes_the_record() {
+        let node = compose(&Declared::default(), &found(), KEY, 51820, true).unwrap();
+        let expected = Node {
+            public_key: Some(KEY),
+            endpoint: Some("192.0.2.7:51820".parse().unwrap()),
+            other_endpoints: vec!["[2001:db8::7]:51820".parse().unwrap()],
+            endpoint_name: None,
+            addresses: set(&["192.0.2.7", "2001:db8::7", "198.51.100.7", "10.161.1.1", "10.161.9.0"]),
+            workloads: set(&["10.161.1.0/24"]),
+            link_addresses: BTreeSet::new(),
+            tunnel_addresses: set(&["10.161.1.9"]),
+            encrypt: true,
+        };
+        assert_eq!(node, expected);
+    }
+
+    #[test]
+    fn what_is_declared_counts() {
+        let declared = Declared {
+            workloads: Some(BTreeSet::new()),
+            endpoint: Some(Endpoint::Name("n1.example.org:7".parse().unwrap())),
+            addresses: Some(set(&["203.0.113.1"])),
+            tunnel_addresses: Some(set(&["10.161.1.8"])),
+            link_addresses: set(&["100.64.0.1"]),
+        };
+        let node = compose(&declared, &Found::default(), KEY, 51820, false).unwrap();
+        let expected = Node {
+            public_key: Some(KEY),
+            endpoint: None,
+            other_endpoints: Vec::new(),
+            endpoint_name: Some("n1.example.org:7".parse().unwrap()),
+            addresses: set(&["203.0.113.1"]),
+            workloads: BTreeSet::new(),
+            link_addresses: set(&["100.64.0.1"]),
+            tunnel_addresses: set(&["10.161.1.8"]),
+            encrypt: false,
+        };
+        assert_eq!(node, expected);
+    }
+
+    #[test]
+    fn nothing_is_published_before_somebody_gives_workloads() {
+        let found = Found { workloads: None, ..found() };
+        assert_eq!(compose(&Declared::default(), &found, KEY, 51820, true), Err(NoWorkloads));
+        let none = Found { workloads: Some(BTreeSet::new()), ..found };
+        assert!(compose(&Declared::default(), &none, KEY, 51820, true).is_ok(), "an empty list is an answer");
+    }
+
+    #[test]
+    fn without_a_source_that_knows_the_interfaces_tell_where_a_node_is_reached() {
+        let reached = |addresses: &[(Place, &str, &str)]| {
+            let found =
+                Found { workloads: Some(set(&["10.161.1.0/24"])), host: host(addresses), ..Found::default() };
+            let node = compose(&Declared::default(), &found, KEY, 51820, true).unwrap();
+            let endpoints = node.endpoint.into_iter().chain(node.other_endpoints);
+            endpoints.map(|endpoint| endpoint.ip().to_string()).collect::<Vec<_>>()
+        };
+        let card = (Place::Network, "eth1", "192.0.2.1/24");
+        let onward = (Place::DefaultRoute, "eth0", "192.0.2.200/24");
+        let moving = (Place::DefaultRoute, "eth0", "192.0.2.99/32");
+        let bridge = (Place::Inside, "br0", "192.0.2.3/24");
+        let pods = (Place::Network, "veth0", "10.161.1.1/32");
+        assert_eq!(reached(&[card, onward, moving, bridge]), ["192.0.2.200"]);
+        assert_eq!(reached(&[card, bridge, pods]), ["192.0.2.1"]);
+        assert_eq!(reached(&[(Place::DefaultRoute, "br0", "192.0.2.3/24"), card]), ["192.0.2.3"]);
+        let v6 = (Place::Network, "eth0", "2001:db8::1/128");
+        assert_eq!(reached(&[card, v6]), ["192.0.2.1", "2001:db8::1"]);
+        assert!(reached(&[bridge, pods]).is_empty());
+    }
+
+    #[test]
+    fn an_address_that_is_away_for_a_moment_stays() {
+        let mut steady = Steady::default();
+        let all = found().host;
+        let at = Duration::from_secs;
+        assert_eq!(steady.look(all.clone(), at(0)), all);
+        assert_eq!(steady.look(BTreeSet::new(), at(29)), all);
+        assert_eq!(steady.look(all.clone(), at(29)), all);
+        assert_eq!(steady.look(BTreeSet::new(), at(58)), all);
+        assert!(steady.look(BTreeSet::new(), at(59)).is_empty());
+    }
 }

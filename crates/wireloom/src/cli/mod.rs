@@ -14,11 +14,13 @@ use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 use crate::config::{self, Config};
 
 mod agent;
+mod asking;
 mod boot_guard;
 mod device;
 mod device_log;
 mod down;
 mod key;
+mod leave;
 mod log;
 mod plan;
 mod reload;
@@ -40,6 +42,8 @@ enum Command {
     Plan(plan::Arguments),
     Status(status::Arguments),
     Reload(reload::Arguments),
+    Leave(leave::LeaveArguments),
+    Join(leave::JoinArguments),
     Down(down::Arguments),
     BootGuard(boot_guard::Arguments),
     Device(device::Arguments),
@@ -59,6 +63,8 @@ impl Command {
             Self::Plan(arguments) => plan::run(&arguments),
             Self::Status(arguments) => status::run(&arguments),
             Self::Reload(arguments) => reload::run(&arguments),
+            Self::Leave(arguments) => leave::leave(&arguments),
+            Self::Join(arguments) => leave::join(&arguments),
             Self::Down(arguments) => down::run(&arguments),
             Self::BootGuard(arguments) => boot_guard::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),

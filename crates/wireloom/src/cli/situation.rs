@@ -96,7 +96,10 @@ impl Situation {
     pub(super) fn observe(settings: &SettingsFile) -> anyhow::Result<Self> {
         let state = StateDir::locate();
         let mut problems = Vec::new();
-        let config = settings_in_force(settings, &state, &mut problems)?;
+        let mut config = settings_in_force(settings, &state, &mut problems)?;
+        if let Some(programmed) = state.programmed().ok().flatten().filter(|_| config.table_is_auto) {
+            config.settings.table = programmed.table();
+        }
         let report = RunFile::read(&config.settings.interface);
         let is_locked = attempt(&mut problems, state.is_locked(), None).unwrap_or_default();
         let agent = report.clone().filter(|_| is_locked);

@@ -5,6 +5,7 @@ use toml::Spanned;
 use wireloom_kernel::BackendSetting;
 use wireloom_membership::config_file::{Mistake, TomlFile};
 use wireloom_plan::{
+    ownership::PROPOSALS,
     settings::{HostTransition, Scope, Settings, UnprovenPeers},
     warning::Warning,
 };
@@ -76,7 +77,7 @@ impl Default for Routing {
             encrypt_host_exempt: None,
             scope: defaults.scope,
             rule_priority: RulePriority(defaults.rule_priority),
-            table: Table(defaults.table),
+            table: Table(Some(defaults.table)),
             fwmark: FwMark(defaults.fwmark),
             unproven_peers: None,
             keyless_peers: None,
@@ -229,7 +230,7 @@ impl File {
                 encrypt_host_exempt: exempt,
                 scope: routing.scope,
                 rule_priority: routing.rule_priority.0,
-                table: routing.table.0,
+                table: routing.table.0.unwrap_or(*PROPOSALS.start()),
                 fwmark: routing.fwmark.0,
                 unproven_peers,
                 guard: routing.guard,
@@ -244,6 +245,7 @@ impl File {
                 .collect(),
             membership,
             declared,
+            table_is_auto: routing.table.0.is_none(),
         }
     }
 }

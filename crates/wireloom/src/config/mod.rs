@@ -29,6 +29,8 @@ pub(crate) const DEFAULT_PATH: &str = "/etc/wireloom/agent.toml";
 pub(crate) struct Config {
     /// What the planner needs to know.
     pub(crate) settings: Settings,
+    /// Whether the agent chooses the table; until it has, the settings have the first that it may choose.
+    pub(crate) table_is_auto: bool,
     /// The private key's file: base64, as `wg genkey` writes it. The agent makes it when it is absent.
     pub(crate) private_key_file: PathBuf,
     /// Which WireGuard carries the packets.

@@ -34,6 +34,7 @@ fn defaults() -> Config {
         backend: BackendSetting::Auto,
         membership: Source::File("/etc/wireloom/mesh.toml".into()),
         declared: Declared::default(),
+        table_is_auto: false,
         warnings: BTreeSet::new(),
     }
 }
@@ -153,6 +154,10 @@ fn each_mistake_names_its_line_and_the_fix() {
             "agent.toml:2: table 254 is the kernel's own or out of range; use 1 to 252, or 256 to 4294967295",
         ),
         (
+            "[routing]\ntable = \"1\"",
+            "agent.toml:2: \"1\" is not a table; write \"auto\", or a number without quotes",
+        ),
+        (
             "[routing]\nfwmark = \"0x0\"",
             "agent.toml:2: a firewall mark is 1 to 0xffffffff, such as \"0xa\"; its bits must be Wireloom's own",
         ),
@@ -252,6 +257,13 @@ fn the_former_name_of_a_setting_is_understood_with_a_warning() {
     );
     let config = parse("[routing]\nguard = false").unwrap();
     assert!(!config.settings.guard && config.warnings.is_empty());
+}
+
+#[test]
+fn the_table_can_be_left_to_the_agent() {
+    let config = parse("[routing]\ntable = \"auto\"").unwrap();
+    assert!(config.table_is_auto);
+    assert_eq!(config.settings.table, 15_700);
 }
 
 #[test]

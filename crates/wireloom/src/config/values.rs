@@ -74,11 +74,23 @@ checked!(RulePriority, i64 => u32, |priority| {
     })
 });
 
-checked!(Table, i64 => u32, |table| {
-    u32::try_from(table).ok().filter(|table| is_table(*table)).ok_or_else(|| {
-        format!("table {table} is the kernel's own or out of range; use 1 to 252, or 256 to 4294967295")
-    })
+// `None` is "auto".
+checked!(Table, TableText => Option<u32>, |table| match table {
+    TableText::Text(text) if text == "auto" => Ok(None),
+    TableText::Text(text) => Err(format!("{text:?} is not a table; write \"auto\", or a number without quotes")),
+    TableText::Number(table) => {
+        u32::try_from(table).ok().filter(|table| is_table(*table)).map(Some).ok_or_else(|| {
+            format!("table {table} is the kernel's own or out of range; use 1 to 252, or 256 to 4294967295")
+        })
+    }
 });
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "this is not a table; write \"auto\", or a number")]
+pub(super) enum TableText {
+    Number(i64),
+    Text(String),
+}
 
 checked!(Prefix, String => IpNet, |text| {
     let prefix: IpNet = text.parse().map_err(|_| {
