@@ -76,6 +76,9 @@ pub(crate) struct RunFile {
     /// The longest packets (bytes) that get through the tunnel to peers, by public key, where longer ones are lost.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) probed: BTreeMap<String, u32>,
+    /// Whether the agent publishes this node's record.
+    #[serde(default)]
+    pub(crate) publishes: bool,
     /// The records of the store, or the parts of them, that are left out of the mesh.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) left_out: BTreeSet<Complained>,

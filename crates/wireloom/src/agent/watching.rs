@@ -15,7 +15,7 @@ use wireloom_plan::{
     warning::Severity,
 };
 
-use super::{Agent, is_remarkable};
+use super::{Agent, is_remarkable, telling};
 use crate::run_file::unix_time;
 
 /// How often the whole machine is judged, which takes some milliseconds with thousands of nodes. It is judged at once
@@ -38,6 +38,8 @@ pub(super) struct Watching {
     reported: Instant,
     /// What the log has said and is still so.
     found: HashMap<(Discriminant<Finding>, String), Finding>,
+    /// What the membership source was told last.
+    pub(super) told: Option<telling::State>,
 }
 
 impl Default for Watching {
@@ -50,6 +52,7 @@ impl Default for Watching {
             next_examination: now + EXAMINE,
             reported: now,
             found: HashMap::new(),
+            told: None,
         }
     }
 }
@@ -139,6 +142,7 @@ impl Agent {
         log_some(over.map(|(_, finding)| finding), "are over", |finding| {
             tracing::info!("no longer so: {finding}");
         });
+        self.tell(&health);
     }
 }
 

@@ -68,15 +68,22 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         anstream::println!("{} remove {}", "-".red(), path.display());
     }
     let proven = state.proofs()?;
+    let published = state.identity()?.is_some() && state.left()?.is_none();
     RunFile::remove(interface).context("cannot remove the run file")?;
     state.clear().with_context(|| format!("cannot clear {}", state.path().display()))?;
     drop(lock);
     let expecting: Vec<_> =
         proven.nodes.into_iter().filter(|(_, proof)| proof.holds()).map(|(name, _)| name).collect();
     if !expecting.is_empty() {
+        let fix = match published {
+            true => "delete this node's record in the store (next time run `wireloom leave` before `wireloom down`)",
+            false => {
+                "write encrypt = false for this node in the mesh file (next time 15 s before `wireloom down`)"
+            }
+        };
         anstream::println!(
             "{} these nodes still expect encryption, and refuse what the workloads here send in plaintext: {}; to \
-             change that, write encrypt = false for this node in the mesh file (next time 15 s before `wireloom down`)",
+             change that, {fix}",
             "note:".yellow().bold(),
             expecting.join(" ")
         );

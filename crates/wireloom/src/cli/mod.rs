@@ -14,7 +14,6 @@ use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 use crate::config::{self, Config};
 
 mod agent;
-mod asking;
 mod boot_guard;
 mod device;
 mod device_log;

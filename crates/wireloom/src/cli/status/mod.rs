@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use wireloom_plan::{health::examine, warning::Warning};
+use wireloom_membership::Source;
+use wireloom_plan::{health::examine, settings::UnprovenPeers, warning::Warning};
 
 use self::{
     facts::Known,
@@ -123,6 +124,10 @@ fn of_agent(situation: &Situation) -> impl Iterator<Item = Warning> {
     let left_out = agent.into_iter().flat_map(|agent| &agent.left_out).map(Complained::warning);
     let lacks_workloads = agent.is_some_and(|agent| agent.lacks_workloads).then_some(Warning::NoOwnWorkloads);
     let has_left = agent.is_some_and(|agent| agent.left == Some(true)).then_some(Warning::HasLeft);
-    let of_store = left_out.chain(lacks_workloads).chain(has_left);
+    let has_pools = situation.cluster.as_ref().is_some_and(|cluster| !cluster.pools.is_empty());
+    let rejects = situation.config.settings.unproven_peers == UnprovenPeers::Reject;
+    let of_kubernetes = matches!(situation.config.membership, Source::Kubernetes(_));
+    let without_pools = (of_kubernetes && rejects && !has_pools).then_some(Warning::RejectWithoutPools);
+    let of_store = left_out.chain(lacks_workloads).chain(has_left).chain(without_pools);
     deleted.into_iter().chain(held).chain(unresolved).chain(one_sided).chain(of_store)
 }
