@@ -51,6 +51,7 @@ use crate::{
     store::StoreError,
 };
 
+mod calico;
 pub mod config_file;
 pub mod etcd;
 pub mod file;
