@@ -7,6 +7,11 @@ use wireloom_plan::cluster::Cluster;
 
 use crate::{Error, Event, Following, Start};
 
+mod collection;
+mod credentials;
+mod lines;
+mod server;
+
 /// Which API server, and where this node's workloads come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
