@@ -3,6 +3,7 @@
 mod apply;
 mod asking;
 pub(crate) mod backend;
+mod borrowed;
 mod bypass;
 mod connections;
 mod greeting;
