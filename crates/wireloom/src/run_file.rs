@@ -1,7 +1,7 @@
 //! The run file, `/run/wireloom/IFNAME.json`: what only the agent knows, for `wireloom status` and the next agent.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::DirBuilder,
     io,
     net::SocketAddr,
@@ -28,6 +28,9 @@ const DIRECTORY: &str = "/run/wireloom";
 pub(crate) struct RunFile {
     /// The agent's process id.
     pub(crate) pid: u32,
+    /// This node's name.
+    #[serde(default)]
+    pub(crate) node: Option<String>,
     /// Which WireGuard carries the packets, and why.
     #[serde(default)]
     pub(crate) backend: Option<String>,
@@ -73,6 +76,18 @@ pub(crate) struct RunFile {
     /// The longest packets (bytes) that get through the tunnel to peers, by public key, where longer ones are lost.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) probed: BTreeMap<String, u32>,
+    /// The records of the store, or the parts of them, that are left out of the mesh.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) left_out: BTreeSet<Complained>,
+    /// Nobody has given this node workloads yet, so that there is no record to publish.
+    #[serde(default)]
+    pub(crate) lacks_workloads: bool,
+    /// Whether the store has this node's record as the agent published it last.
+    #[serde(default)]
+    pub(crate) is_published: bool,
+    /// This node is to be out of the mesh, and whether it is.
+    #[serde(default)]
+    pub(crate) left: Option<bool>,
     /// Why the next agent will not know who is proven.
     #[serde(default)]
     pub(crate) proofs_error: Option<String>,
@@ -104,6 +119,22 @@ impl Held {
     /// What the operator should know, at a time in seconds since 1970.
     pub(crate) fn warning(&self, now: u64) -> Warning {
         Warning::RemovalsHeld { nodes: self.nodes.clone(), seconds: self.until.saturating_sub(now) }
+    }
+}
+
+/// A record of the store, or a part of one, that is left out of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Complained {
+    /// Its name.
+    pub(crate) record: String,
+    /// What is left out and why, and the fix.
+    pub(crate) what: String,
+}
+
+impl Complained {
+    /// What the operator should know.
+    pub(crate) fn warning(&self) -> Warning {
+        Warning::LeftOut { record: self.record.clone(), what: self.what.clone() }
     }
 }
 

@@ -7,6 +7,7 @@ mod borrowed;
 mod bypass;
 mod connections;
 mod greeting;
+mod host;
 mod machine;
 mod observe;
 mod outward;

@@ -13,7 +13,7 @@ use super::{
     SettingsFile,
     situation::{Problem, Situation},
 };
-use crate::run_file::unix_time;
+use crate::run_file::{Complained, unix_time};
 
 mod drops;
 mod facts;
@@ -57,7 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// The status as the arguments ask for it, and the exit status that it stands for.
 fn tell(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
-    let situation = Situation::observe(arguments.settings.config.as_deref())?;
+    let situation = Situation::observe(&arguments.settings)?;
     let mut errors = Vec::new();
     let planned = situation.cluster.as_ref().zip(situation.kernel.as_ref());
     let planned = planned.map(|(cluster, kernel)| situation.plan(cluster, kernel));
@@ -120,5 +120,9 @@ fn of_agent(situation: &Situation) -> impl Iterator<Item = Warning> {
     let one_sided = one_sided.map(|node| Warning::HasNotProvedUs { node: node.clone() });
     let unresolved = agent.into_iter().flat_map(|agent| &agent.unresolved);
     let unresolved = unresolved.map(|(node, unresolved)| unresolved.warning(node.clone()));
-    deleted.into_iter().chain(held).chain(unresolved).chain(one_sided)
+    let left_out = agent.into_iter().flat_map(|agent| &agent.left_out).map(Complained::warning);
+    let lacks_workloads = agent.is_some_and(|agent| agent.lacks_workloads).then_some(Warning::NoOwnWorkloads);
+    let has_left = agent.is_some_and(|agent| agent.left == Some(true)).then_some(Warning::HasLeft);
+    let of_store = left_out.chain(lacks_workloads).chain(has_left);
+    deleted.into_iter().chain(held).chain(unresolved).chain(one_sided).chain(of_store)
 }
