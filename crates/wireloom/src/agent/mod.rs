@@ -8,6 +8,7 @@
 mod event;
 mod holding;
 mod key_watch;
+mod metering;
 mod polling;
 mod preshared;
 mod probing;
@@ -36,6 +37,7 @@ use self::{
     event::Event,
     holding::Holding,
     key_watch::KeyWatch,
+    metering::Metering,
     polling::{Polling, is_remarkable},
     preshared::Preshared,
     probing::Probing,
@@ -96,6 +98,7 @@ struct Agent {
     resolving: Resolving,
     preshared: Preshared,
     watching: Watching,
+    metering: Metering,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -141,6 +144,7 @@ impl Agent {
             if self.holding.is_to_record() {
                 self.record_mesh();
             }
+            self.meter();
             self.write_report();
         }
     }
@@ -251,6 +255,7 @@ impl Agent {
             self.proving.set_identity(&config.settings.node, public_key);
             self.reconciler.set_settings(config.settings.clone(), public_key);
             self.config = config;
+            self.serve_metrics();
         }
         self.report.settings = Some(self.file.text().to_owned());
         // This also finds changes that the kernel does not announce, such as a peer that somebody removed.
@@ -313,6 +318,7 @@ impl Agent {
         }
         self.end_silent_device();
         let outcome = self.reconciler.pass();
+        self.count_pass(&outcome, begun);
         let now = Instant::now();
         self.pass_before = self.last_pass.replace(now);
         self.report.last_pass = Some(unix_time());

@@ -19,6 +19,7 @@ use super::{
     event::{self, Event},
     holding::Holding,
     key_watch::KeyWatch,
+    metering::Metering,
     polling::Polling,
     preshared::Preshared,
     probing::Probing,
@@ -95,7 +96,7 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let probing = Probing::new(&config.settings.interface, public_key, before.probed());
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
     let settings = Some(file.text().to_owned());
-    let agent = Agent {
+    let mut agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
         file,
         has_file,
@@ -118,11 +119,13 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         resolving,
         preshared: Preshared::new(sender),
         watching: Watching::default(),
+        metering: Metering::default(),
         report: RunFile { pid: std::process::id(), backend: Some(backend), settings, ..RunFile::default() },
         written: None,
         state,
         _lock: lock,
     };
+    agent.serve_metrics();
     agent.run(&events)
 }
 

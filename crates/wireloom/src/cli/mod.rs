@@ -16,6 +16,7 @@ mod boot_guard;
 mod device;
 mod device_log;
 mod down;
+mod health;
 mod key;
 mod log;
 mod plan;
@@ -37,6 +38,7 @@ enum Command {
     Agent(agent::Arguments),
     Plan(plan::Arguments),
     Status(status::Arguments),
+    Health(health::Arguments),
     Reload(reload::Arguments),
     Down(down::Arguments),
     BootGuard(boot_guard::Arguments),
@@ -56,6 +58,7 @@ impl Command {
             Self::Agent(arguments) => agent::run(arguments),
             Self::Plan(arguments) => plan::run(&arguments),
             Self::Status(arguments) => status::run(&arguments),
+            Self::Health(arguments) => health::run(&arguments),
             Self::Reload(arguments) => reload::run(&arguments),
             Self::Down(arguments) => down::run(&arguments),
             Self::BootGuard(arguments) => boot_guard::run(&arguments),

@@ -17,6 +17,7 @@ use super::{
     Config,
     values::{AbsolutePath, FwMark, InterfaceName, Mtu, NodeName, Port, Prefix, RulePriority, Table},
 };
+use crate::metrics::Listen;
 
 /// The file as written.
 #[derive(Debug, Default, Deserialize)]
@@ -27,6 +28,7 @@ pub(super) struct File {
     routing: Routing,
     link: Link,
     membership: Membership,
+    metrics: Metrics,
 }
 
 #[derive(Debug, Deserialize)]
@@ -208,6 +210,13 @@ impl Default for Membership {
     }
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Metrics {
+    #[serde(deserialize_with = "listen")]
+    listen: Listen,
+}
+
 /// The planner's defaults; the node's name in them is not used.
 fn defaults() -> Settings {
     Settings::defaults("")
@@ -231,7 +240,7 @@ impl File {
 
     /// The settings that the file stands for, for a node of this name.
     pub(super) fn with_node(self, node: String) -> Config {
-        let Self { wireguard, routing, link, membership, .. } = self;
+        let Self { wireguard, routing, link, membership, metrics, .. } = self;
         let unproven_peers = routing.unproven_peers().map(|peers| *peers.as_ref()).unwrap_or_default();
         let renamed = routing.keyless_peers.is_some();
         let exempt = routing.encrypt_host_exempt.map(Spanned::into_inner).unwrap_or_default();
@@ -257,6 +266,7 @@ impl File {
             },
             private_key_file: wireguard.private_key_file.0,
             backend: wireguard.backend.map(Spanned::into_inner).unwrap_or_default(),
+            metrics: metrics.listen,
             warnings: renamed
                 .then_some(Warning::RenamedSetting { old: "keyless_peers", new: "unproven_peers" })
                 .into_iter()
@@ -273,6 +283,10 @@ fn keepalive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error
     u16::try_from(seconds).map_err(|_| {
         de::Error::custom(format!("{seconds} seconds is not a keepalive interval; use 0 (off) to 65535"))
     })
+}
+
+fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Listen, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
 }
 
 fn source<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SourceKind, D::Error> {

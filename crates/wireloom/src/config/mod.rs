@@ -14,6 +14,7 @@ use wireloom_membership::{
 use wireloom_plan::{settings::Settings, warning::Warning};
 
 use self::file::File;
+use crate::metrics::Listen;
 
 mod file;
 #[cfg(test)]
@@ -34,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) backend: BackendSetting,
     /// Where the agent learns who is in the mesh.
     pub(crate) membership: Source,
+    /// Where metrics are served.
+    pub(crate) metrics: Listen,
     /// What the operator should change in the file although it is valid.
     pub(crate) warnings: BTreeSet<Warning>,
 }
