@@ -20,6 +20,7 @@ use super::{
     event::{self, Event},
     holding::Holding,
     key_watch::KeyWatch,
+    metering::Metering,
     polling::Polling,
     preshared::Preshared,
     probing::Probing,
@@ -105,7 +106,7 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>, leaves: b
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
     let settings = Some(file.text().to_owned());
     let node = config.settings.node.clone();
-    let agent = Agent {
+    let mut agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
         file,
         has_file,
@@ -130,6 +131,7 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>, leaves: b
         resolving,
         preshared: Preshared::new(sender),
         watching: Watching::default(),
+        metering: Metering::default(),
         report: RunFile {
             pid: std::process::id(),
             node: Some(node),
@@ -141,6 +143,7 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>, leaves: b
         state,
         _lock: lock,
     };
+    agent.serve_metrics();
     agent.run(&events)
 }
 

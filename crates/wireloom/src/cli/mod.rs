@@ -19,6 +19,7 @@ mod boot_guard;
 mod device;
 mod device_log;
 mod down;
+mod health;
 mod key;
 mod leave;
 mod log;
@@ -41,6 +42,7 @@ enum Command {
     Agent(agent::Arguments),
     Plan(plan::Arguments),
     Status(status::Arguments),
+    Health(health::Arguments),
     Reload(reload::Arguments),
     Leave(leave::LeaveArguments),
     Join(leave::JoinArguments),
@@ -62,6 +64,7 @@ impl Command {
             Self::Agent(arguments) => agent::run(arguments),
             Self::Plan(arguments) => plan::run(&arguments),
             Self::Status(arguments) => status::run(&arguments),
+            Self::Health(arguments) => health::run(&arguments),
             Self::Reload(arguments) => reload::run(&arguments),
             Self::Leave(arguments) => leave::leave(&arguments),
             Self::Join(arguments) => leave::join(&arguments),
