@@ -12,4 +12,4 @@ mod key_file;
 mod reconcile;
 mod run_file;
 
-pub use self::cli::main;
+pub use self::cli::{command, main};

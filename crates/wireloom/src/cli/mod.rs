@@ -9,10 +9,11 @@ use std::{
 
 use anyhow::{Context, bail};
 use caps::{CapSet, Capability};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 mod agent;
 mod boot_guard;
+mod completions;
 mod device;
 mod device_log;
 mod down;
@@ -42,6 +43,7 @@ enum Command {
     BootGuard(boot_guard::Arguments),
     Device(device::Arguments),
     Key(key::Arguments),
+    Completions(completions::Arguments),
     /// Says where the demo is now
     #[command(hide = true, disable_help_flag = true)]
     Demo {
@@ -61,6 +63,7 @@ impl Command {
             Self::BootGuard(arguments) => boot_guard::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),
             Self::Key(arguments) => key::run(&arguments),
+            Self::Completions(arguments) => completions::run(&arguments),
             Self::Demo { .. } => bail!(
                 "the demo is a program of its own now: run `wireloom-demo`, or `scripts/demo` in a checkout of the \
                  source, which builds it"
@@ -96,6 +99,12 @@ pub fn main() -> ExitCode {
         anstream::eprintln!("wireloom: {error:#}");
         failure
     })
+}
+
+/// The program's commands and options, for whoever documents them: the man pages come from them.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Turns `wireloom-device IFNAME` into `wireloom device IFNAME`: wg-quick's `WG_QUICK_USERSPACE_IMPLEMENTATION` names a
