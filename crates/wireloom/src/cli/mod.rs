@@ -9,13 +9,14 @@ use std::{
 
 use anyhow::{Context, bail};
 use caps::{CapSet, Capability};
-use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
+use clap::{Args, CommandFactory, Parser, Subcommand, builder::NonEmptyStringValueParser};
 
 use crate::config::{self, Config};
 
 mod agent;
 mod asking;
 mod boot_guard;
+mod completions;
 mod device;
 mod device_log;
 mod down;
@@ -50,6 +51,7 @@ enum Command {
     BootGuard(boot_guard::Arguments),
     Device(device::Arguments),
     Key(key::Arguments),
+    Completions(completions::Arguments),
     /// Says where the demo is now
     #[command(hide = true, disable_help_flag = true)]
     Demo {
@@ -72,6 +74,7 @@ impl Command {
             Self::BootGuard(arguments) => boot_guard::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),
             Self::Key(arguments) => key::run(&arguments),
+            Self::Completions(arguments) => completions::run(&arguments),
             Self::Demo { .. } => bail!(
                 "the demo is a program of its own now: run `wireloom-demo`, or `scripts/demo` in a checkout of the \
                  source, which builds it"
@@ -116,6 +119,12 @@ pub fn main() -> ExitCode {
         anstream::eprintln!("wireloom: {error:#}");
         failure
     })
+}
+
+/// The program's commands and options, for whoever documents them: the man pages come from them.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Turns `wireloom-device IFNAME` into `wireloom device IFNAME`: wg-quick's `WG_QUICK_USERSPACE_IMPLEMENTATION` names a
