@@ -13,6 +13,7 @@
 //! [`planner::Planner`] holds the left half of the picture and updates it one changed node at a time.
 
 pub mod address_range;
+pub mod borrowed;
 pub mod bypass;
 pub mod cluster;
 pub mod connections;

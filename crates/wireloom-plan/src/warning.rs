@@ -240,6 +240,18 @@ pub enum Severity {
     Error,
 }
 
+impl Severity {
+    /// Its name in JSON and in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
 impl Warning {
     /// Whether it is about what others made in the kernel, not about the cluster and the settings.
     pub fn is_about_others(&self) -> bool {

@@ -3,7 +3,7 @@
 
 use std::{
     env,
-    fs::DirBuilder,
+    fs::{self, DirBuilder},
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -97,5 +97,25 @@ impl StateDir {
         ALL.iter().try_for_each(|record| record.remove(&self.path))?;
         remove_written(&self.guard_path())?;
         remove_written(&self.lock_path())
+    }
+
+    /// Removes the directory with everything in it, the private key too. Where it is a mount, as in a container, it
+    /// stays and is empty.
+    ///
+    /// # Errors
+    /// The operating system's error.
+    pub fn purge(&self, _lock: &AgentLock) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                fs::remove_dir_all(entry.path())?;
+            } else {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        match fs::remove_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+            removed => removed,
+        }
     }
 }

@@ -9,6 +9,7 @@
 mod event;
 mod holding;
 mod key_watch;
+mod metering;
 mod polling;
 mod preshared;
 mod probing;
@@ -34,10 +35,12 @@ use wireloom_membership::config_file::{ReadError, TomlFile};
 use wireloom_plan::{refusal::Refusal, removals::Removals, warning::Warning};
 use wireloom_types::PublicKey;
 
+pub(crate) use self::start::run;
 use self::{
     event::Event,
     holding::Holding,
     key_watch::KeyWatch,
+    metering::Metering,
     polling::{Polling, is_remarkable},
     preshared::Preshared,
     probing::Probing,
@@ -46,7 +49,6 @@ use self::{
     resolving::Resolving,
     watching::Watching,
 };
-pub(crate) use self::start::run;
 use crate::{
     config::Config,
     key_file,
@@ -107,6 +109,7 @@ struct Agent {
     resolving: Resolving,
     preshared: Preshared,
     watching: Watching,
+    metering: Metering,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -153,6 +156,7 @@ impl Agent {
             if self.holding.is_to_record() {
                 self.record_mesh();
             }
+            self.meter();
             self.write_report();
         }
     }
@@ -275,6 +279,7 @@ impl Agent {
             self.proving.set_identity(&config.settings.node, public_key);
             self.reconciler.set_settings(config.settings.clone(), public_key);
             self.config = config;
+            self.serve_metrics();
         }
         self.report.node = Some(self.config.settings.node.clone());
         self.report.settings = Some(self.file.text().to_owned());
@@ -338,6 +343,7 @@ impl Agent {
         }
         self.end_silent_device();
         let outcome = self.reconciler.pass();
+        self.count_pass(&outcome, begun);
         let now = Instant::now();
         self.pass_before = self.last_pass.replace(now);
         self.report.last_pass = Some(unix_time());

@@ -7,11 +7,12 @@ use std::{
 };
 
 use wireloom_kernel::state::{Identity, Left, StateDir};
-use wireloom_membership::{Complaint, Following, Local};
+use wireloom_membership::{Complaint, Following, Local, Source};
 use wireloom_plan::{
     cluster::{Cluster, Node},
     leaving::{Leaving, Phase},
     own_record::{Found, NoWorkloads, Steady, compose},
+    settings::UnprovenPeers,
     warning::Warning,
 };
 
@@ -126,6 +127,8 @@ impl Agent {
         {
             found.pools.clone_from(&mesh.pools);
         }
+        self.note_missing_pools();
+        let found = &self.publishing.found;
         let public_key = self.reconciler.public_key();
         let port = self.config.settings.listen_port;
         let encrypts = phase == Phase::Member;
@@ -145,6 +148,17 @@ impl Agent {
             Phase::Member | Phase::Announcing => self.hand_over(Some(record)),
             Phase::Removing | Phase::Out => self.hand_over(None),
         }
+    }
+
+    /// Notes, and logs when that begins, that Kubernetes has no pools for `"reject"`.
+    fn note_missing_pools(&mut self) {
+        let rejects = self.config.settings.unproven_peers == UnprovenPeers::Reject;
+        let of_kubernetes = matches!(self.config.membership, Source::Kubernetes(_));
+        let lacks = rejects && of_kubernetes && self.publishing.found.pools.is_empty();
+        if lacks && !self.report.rejects_without_pools {
+            tracing::warn!("{}", Warning::RejectWithoutPools);
+        }
+        self.report.rejects_without_pools = lacks;
     }
 
     /// Whether nobody has given this node workloads although the source has spoken. Logs when that begins.

@@ -20,6 +20,7 @@ use super::{
     event::{self, Event},
     holding::Holding,
     key_watch::KeyWatch,
+    metering::Metering,
     polling::Polling,
     preshared::Preshared,
     probing::Probing,
@@ -94,6 +95,7 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow
     let start = Start { node: config.settings.node.clone(), recorded: recorded.clone() };
     let following = event::membership(&config.membership, start, sender.clone())?;
     let publishing = Publishing::new(following, &state)?;
+    let publishes = publishing.is_on();
     let resolving = Resolving::start(public_key, recorded.as_ref(), sender.clone())?;
 
     let holding = Holding::new(recorded, &config.membership);
@@ -101,7 +103,7 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
     let settings = Some(file.text().to_owned());
     let node = config.settings.node.clone();
-    let agent = Agent {
+    let mut agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
         file,
         has_file,
@@ -126,10 +128,11 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow
         resolving,
         preshared: Preshared::new(sender),
         watching: Watching::default(),
+        metering: Metering::default(),
         report: RunFile {
             pid: std::process::id(),
             node: Some(node),
-            publishes: publishing.is_on(),
+            publishes,
             backend: Some(backend),
             settings,
             ..RunFile::default()
@@ -138,6 +141,7 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow
         state,
         _lock: lock,
     };
+    agent.serve_metrics();
     agent.run(&events)
 }
 

@@ -12,8 +12,6 @@ use wireloom_plan::{
 };
 
 use super::Agent;
-use crate::run_file::Complained;
-
 /// How many warnings are told: what people read there is no log.
 const TOLD: usize = 20;
 
@@ -68,12 +66,11 @@ impl Agent {
 
     /// The warnings of the plan, and what the agent alone knows and does not change by the second.
     fn told_warnings(&self) -> BTreeSet<Warning> {
-        let report = &self.report;
-        let of_plan = self.reconciler.warnings().iter().cloned();
-        let left_out = report.left_out.iter().map(Complained::warning);
-        let lacks = report.lacks_workloads.then_some(Warning::NoOwnWorkloads);
-        let left = (report.left == Some(true)).then_some(Warning::HasLeft);
-        of_plan.chain(left_out).chain(lacks).chain(left).collect()
+        let of_agent = self.report.warnings(self.config.settings.table);
+        let of_agent = of_agent.filter(|warning| {
+            !matches!(warning, Warning::RemovalsHeld { .. } | Warning::RulesDeleted { .. })
+        });
+        self.reconciler.warnings().iter().cloned().chain(of_agent).collect()
     }
 
     fn told_errors(&self) -> Vec<String> {

@@ -92,7 +92,9 @@ fn refuse_unless_published(state: &StateDir, interface: &str) -> anyhow::Result<
             ),
             Some(_) => return Ok(()),
             None if Instant::now() >= deadline => {
-                bail!("the agent has no run file in /run/wireloom; run this where that directory is the agent's")
+                bail!(
+                    "the agent has no run file in /run/wireloom; run this where that directory is the agent's"
+                )
             }
             None => thread::sleep(INTERVAL),
         }
@@ -118,7 +120,9 @@ fn wait(
                 _ if !state.is_locked().unwrap_or_default() => {
                     bail!("the agent has ended meanwhile; it goes on when it is started again")
                 }
-                Some(problem) => bail!("not done within {seconds} s, but the agent goes on with it: {problem}"),
+                Some(problem) => {
+                    bail!("not done within {seconds} s, but the agent goes on with it: {problem}")
+                }
                 None => bail!(
                     "not done within {seconds} s, but the agent goes on with it; `wireloom status` and its log say \
                      what it waits for"

@@ -9,15 +9,17 @@ use std::{
 
 use anyhow::{Context, bail};
 use caps::{CapSet, Capability};
-use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
+use clap::{Args, CommandFactory, Parser, Subcommand, builder::NonEmptyStringValueParser};
 
 use crate::config::{self, Config};
 
 mod agent;
 mod boot_guard;
+mod completions;
 mod device;
 mod device_log;
 mod down;
+mod health;
 mod key;
 mod leave;
 mod log;
@@ -40,6 +42,7 @@ enum Command {
     Agent(agent::Arguments),
     Plan(plan::Arguments),
     Status(status::Arguments),
+    Health(health::Arguments),
     Reload(reload::Arguments),
     Leave(leave::LeaveArguments),
     Join(leave::JoinArguments),
@@ -47,6 +50,7 @@ enum Command {
     BootGuard(boot_guard::Arguments),
     Device(device::Arguments),
     Key(key::Arguments),
+    Completions(completions::Arguments),
     /// Says where the demo is now
     #[command(hide = true, disable_help_flag = true)]
     Demo {
@@ -61,6 +65,7 @@ impl Command {
             Self::Agent(arguments) => agent::run(arguments),
             Self::Plan(arguments) => plan::run(&arguments),
             Self::Status(arguments) => status::run(&arguments),
+            Self::Health(arguments) => health::run(&arguments),
             Self::Reload(arguments) => reload::run(&arguments),
             Self::Leave(arguments) => leave::leave(&arguments),
             Self::Join(arguments) => leave::join(&arguments),
@@ -68,6 +73,7 @@ impl Command {
             Self::BootGuard(arguments) => boot_guard::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),
             Self::Key(arguments) => key::run(&arguments),
+            Self::Completions(arguments) => completions::run(&arguments),
             Self::Demo { .. } => bail!(
                 "the demo is a program of its own now: run `wireloom-demo`, or `scripts/demo` in a checkout of the \
                  source, which builds it"
@@ -112,6 +118,12 @@ pub fn main() -> ExitCode {
         anstream::eprintln!("wireloom: {error:#}");
         failure
     })
+}
+
+/// The program's commands and options, for whoever documents them: the man pages come from them.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Turns `wireloom-device IFNAME` into `wireloom device IFNAME`: wg-quick's `WG_QUICK_USERSPACE_IMPLEMENTATION` names a

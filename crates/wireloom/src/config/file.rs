@@ -16,6 +16,7 @@ use super::{
     membership::Membership,
     values::{AbsolutePath, FwMark, InterfaceName, Mtu, NodeName, Port, Prefix, RulePriority, Table},
 };
+use crate::metrics::Listen;
 
 /// The file as written.
 #[derive(Debug, Default, Deserialize)]
@@ -26,6 +27,7 @@ pub(super) struct File {
     routing: Routing,
     link: Link,
     membership: Membership,
+    metrics: Metrics,
 }
 
 #[derive(Debug, Deserialize)]
@@ -188,6 +190,13 @@ impl TryFrom<LinkText> for Link {
     }
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Metrics {
+    #[serde(deserialize_with = "listen")]
+    listen: Listen,
+}
+
 /// The planner's defaults; the node's name in them is not used.
 fn defaults() -> Settings {
     Settings::defaults("")
@@ -212,7 +221,7 @@ impl File {
 
     /// The settings that the file stands for, for a node of this name.
     pub(super) fn with_node(self, node: String) -> Config {
-        let Self { wireguard, routing, link, membership, .. } = self;
+        let Self { wireguard, routing, link, membership, metrics, .. } = self;
         let (membership, declared) = membership.into_source();
         let unproven_peers = routing.unproven_peers().map(|peers| *peers.as_ref()).unwrap_or_default();
         let renamed = routing.keyless_peers.is_some();
@@ -239,6 +248,7 @@ impl File {
             },
             private_key_file: wireguard.private_key_file.0,
             backend: wireguard.backend.map(Spanned::into_inner).unwrap_or_default(),
+            metrics: metrics.listen,
             warnings: renamed
                 .then_some(Warning::RenamedSetting { old: "keyless_peers", new: "unproven_peers" })
                 .into_iter()
@@ -255,4 +265,8 @@ fn keepalive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error
     u16::try_from(seconds).map_err(|_| {
         de::Error::custom(format!("{seconds} seconds is not a keepalive interval; use 0 (off) to 65535"))
     })
+}
+
+fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Listen, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
 }

@@ -14,6 +14,7 @@ use wireloom_membership::{
 use wireloom_plan::{own_record::Declared, settings::Settings, warning::Warning};
 
 use self::file::File;
+use crate::metrics::Listen;
 
 mod file;
 mod membership;
@@ -39,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) membership: Source,
     /// What this node's record says because the operator does.
     pub(crate) declared: Declared,
+    /// Where metrics are served.
+    pub(crate) metrics: Listen,
     /// What the operator should change in the file although it is valid.
     pub(crate) warnings: BTreeSet<Warning>,
 }

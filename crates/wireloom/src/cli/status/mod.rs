@@ -3,8 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use wireloom_membership::Source;
-use wireloom_plan::{health::examine, settings::UnprovenPeers, warning::Warning};
+use wireloom_plan::health::examine;
 
 use self::{
     facts::Known,
@@ -14,7 +13,6 @@ use super::{
     SettingsFile,
     situation::{Problem, Situation},
 };
-use crate::run_file::{Complained, unix_time};
 
 mod drops;
 mod facts;
@@ -73,7 +71,9 @@ fn tell(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
         warnings.push(Told::new(finding.severity(), finding)?);
     }
     let of_plan = plan.iter().flat_map(|plan| &plan.warnings).cloned();
-    for warning in of_plan.chain(of_agent(&situation)).chain(situation.config.warnings.iter().cloned()) {
+    let table = situation.config.settings.table;
+    let of_agent = situation.agent.iter().flat_map(|agent| agent.warnings(table));
+    for warning in of_plan.chain(of_agent).chain(situation.config.warnings.iter().cloned()) {
         warnings.push(Told::new(warning.severity(), &warning)?);
     }
     warnings.sort_by_key(|told| std::cmp::Reverse(told.severity));
@@ -108,26 +108,4 @@ fn with_problems(mut errors: Vec<String>, situation: &Situation) -> Vec<String> 
     let unread = situation.problems.iter().filter(|problem| is_new(&problem.what));
     errors.extend(unread.map(Problem::to_string));
     errors
-}
-
-/// What the running agent alone knows.
-fn of_agent(situation: &Situation) -> impl Iterator<Item = Warning> {
-    let table = situation.config.settings.table;
-    let agent = situation.agent.as_ref();
-    let deleted = agent.and_then(|agent| agent.rules_deleted);
-    let deleted = deleted.map(|recurrence| Warning::RulesDeleted { table, recurrence });
-    let held = agent.and_then(|agent| agent.held.as_ref()).map(|held| held.warning(unix_time()));
-    let one_sided = agent.into_iter().flat_map(|agent| agent.not_proved_us.keys());
-    let one_sided = one_sided.map(|node| Warning::HasNotProvedUs { node: node.clone() });
-    let unresolved = agent.into_iter().flat_map(|agent| &agent.unresolved);
-    let unresolved = unresolved.map(|(node, unresolved)| unresolved.warning(node.clone()));
-    let left_out = agent.into_iter().flat_map(|agent| &agent.left_out).map(Complained::warning);
-    let lacks_workloads = agent.is_some_and(|agent| agent.lacks_workloads).then_some(Warning::NoOwnWorkloads);
-    let has_left = agent.is_some_and(|agent| agent.left == Some(true)).then_some(Warning::HasLeft);
-    let has_pools = situation.cluster.as_ref().is_some_and(|cluster| !cluster.pools.is_empty());
-    let rejects = situation.config.settings.unproven_peers == UnprovenPeers::Reject;
-    let of_kubernetes = matches!(situation.config.membership, Source::Kubernetes(_));
-    let without_pools = (of_kubernetes && rejects && !has_pools).then_some(Warning::RejectWithoutPools);
-    let of_store = left_out.chain(lacks_workloads).chain(has_left).chain(without_pools);
-    deleted.into_iter().chain(held).chain(unresolved).chain(one_sided).chain(of_store)
 }
