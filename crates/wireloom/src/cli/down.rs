@@ -129,7 +129,7 @@ fn remove(arguments: &Arguments, patience: Duration) -> anyhow::Result<ExitCode>
 /// Removes the private key, wherever `agent.toml` has it, and the state directory.
 fn purge(arguments: &Arguments, state: &StateDir, lock: &AgentLock) -> anyhow::Result<()> {
     // Nobody can say where the key of a damaged agent.toml is, if it is not in the state directory.
-    let key = Config::load(arguments.settings.config.as_deref()).map(|config| config.private_key_file);
+    let key = arguments.settings.load().map(|config| config.private_key_file);
     let gone = key.ok().into_iter().chain([state.path().to_owned()]);
     let gone: Vec<PathBuf> = gone.filter(|path| path.exists()).collect();
     for path in &gone {
