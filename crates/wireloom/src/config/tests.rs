@@ -33,6 +33,7 @@ fn defaults() -> Config {
         private_key_file: "/var/lib/wireloom/wg0.key".into(),
         backend: BackendSetting::Auto,
         membership: Source::File("/etc/wireloom/mesh.toml".into()),
+        metrics: Listen::default(),
         warnings: BTreeSet::new(),
     }
 }
@@ -68,6 +69,8 @@ fn the_documented_file_is_the_defaults_written_out() {
         [membership]
         source = "file"
         path = "/etc/wireloom/mesh.toml"
+        [metrics]
+        listen = ""
     "#;
     let mut expected = defaults();
     expected.settings.mtu = Some(1420);
@@ -87,8 +90,11 @@ fn every_other_value_is_read() {
         scope = "node"
         fwmark = 1
         unproven_peers = "reject"
+        [metrics]
+        listen = "127.0.0.1:9586"
     "#;
     let mut expected = defaults();
+    expected.metrics = Listen(Some("127.0.0.1:9586".parse().unwrap()));
     expected.settings.node = "n".into();
     expected.backend = BackendSetting::Userspace;
     expected.settings.persistent_keepalive = 25;
@@ -108,6 +114,11 @@ fn each_mistake_names_its_line_and_the_fix() {
             "\n[wireguard]\nport = 1",
             "agent.toml:3: unknown field `port`, expected one of `interface`, `listen_port`, `private_key_file`, \
              `backend`, `mtu`, `persistent_keepalive`; remove it or fix its spelling",
+        ),
+        (
+            "[metrics]\nlisten = \"9586\"",
+            "agent.toml:2: \"9586\" is no address and port; write one such as \"127.0.0.1:9586\" or \"[::1]:9586\", \
+             or \"\" for no metrics",
         ),
         (
             "node = \"\"",
