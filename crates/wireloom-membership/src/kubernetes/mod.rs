@@ -7,10 +7,10 @@ use wireloom_plan::cluster::Cluster;
 
 use crate::{Error, Event, Following, Start};
 
-mod collection;
+pub(crate) mod collection;
 mod credentials;
 mod lines;
-mod server;
+pub(crate) mod server;
 
 /// Which API server, and where this node's workloads come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
