@@ -11,6 +11,8 @@ use std::{
 
 mod creating;
 mod file;
+mod identity;
+mod left;
 mod lock;
 mod mesh;
 mod programmed;
@@ -21,11 +23,13 @@ mod sysctls;
 mod tests;
 
 use self::{
-    creating::CREATING, mesh::MESH, programmed::PROGRAMMED, proofs::PROOFS, record::AnyRecord,
-    sysctls::SYSCTLS,
+    creating::CREATING, identity::IDENTITY, left::LEFT, mesh::MESH, programmed::PROGRAMMED, proofs::PROOFS,
+    record::AnyRecord, sysctls::SYSCTLS,
 };
 pub use self::{
     file::{read_file, remove_if_there, remove_written, write_atomically},
+    identity::Identity,
+    left::Left,
     lock::{AgentLock, LOCK_PATIENCE},
     programmed::Programmed,
     record::{RecordError, SetAside},
@@ -33,7 +37,7 @@ pub use self::{
 
 /// Every record of the state directory, in the order of their removal: what `wireloom down` goes by is the last. To
 /// add one, add a module with its `Record`, and its place here.
-const ALL: [&dyn AnyRecord; 5] = [&MESH, &PROOFS, &SYSCTLS, &CREATING, &PROGRAMMED];
+const ALL: [&dyn AnyRecord; 7] = [&MESH, &IDENTITY, &LEFT, &PROOFS, &SYSCTLS, &CREATING, &PROGRAMMED];
 
 /// The state directory: `/var/lib/wireloom` unless systemd gives another.
 #[derive(Debug, Clone)]

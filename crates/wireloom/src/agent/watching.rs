@@ -16,7 +16,7 @@ use wireloom_plan::{
 };
 
 use super::{Agent, is_remarkable};
-use crate::run_file::unix_time;
+use crate::{metrics::Judged, run_file::unix_time};
 
 /// How often the whole machine is judged, which takes some milliseconds with thousands of nodes. It is judged at once
 /// when a sample shows something new.
@@ -36,6 +36,10 @@ pub(super) struct Watching {
     next_examination: Instant,
     /// When the samples were last reported.
     reported: Instant,
+    /// Packets that the device dropped, by the reason's name, as of the last sample.
+    pub(super) drops: Option<BTreeMap<String, u64>>,
+    /// What the last examination found, and when.
+    pub(super) judged: Option<(Instant, Judged)>,
     /// What the log has said and is still so.
     found: HashMap<(Discriminant<Finding>, String), Finding>,
 }
@@ -49,6 +53,8 @@ impl Default for Watching {
             // What is wrong for a moment after a start only is not worth a line.
             next_examination: now + EXAMINE,
             reported: now,
+            drops: None,
+            judged: None,
             found: HashMap::new(),
         }
     }
@@ -74,6 +80,7 @@ impl Agent {
             if trends.abnormal() != before {
                 *next_examination = now;
             }
+            self.watching.drops = drops;
             self.report_trends(now);
         }
         if now >= self.watching.next_examination && self.polling.knows_device() {
@@ -130,6 +137,7 @@ impl Agent {
             agent: AgentFacts { running: true, last_pass: Some(now), trouble: None },
             now,
         });
+        self.watching.judged = Some((Instant::now(), Judged::of(&health)));
         let found = &mut self.watching.found;
         let before = std::mem::take(found);
         found.extend(health.findings.iter().map(|finding| (finding.subject(), finding.clone())));

@@ -22,6 +22,9 @@ const LOG: &str = "WIRELOOM_LOG";
 pub(super) struct Arguments {
     #[command(flatten)]
     settings: SettingsFile,
+    /// Leave the mesh as `wireloom leave` does, and end then: the traffic of this node is direct
+    #[arg(long)]
+    leave: bool,
 }
 
 pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -36,6 +39,6 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
              trace"
         );
     }
-    crate::agent::run(arguments.settings.config)?;
+    crate::agent::run(arguments.settings.config, arguments.settings.node, arguments.leave)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -21,7 +21,7 @@ use wireloom_kernel::{
 use wireloom_plan::{diff::teardown, settings::Settings};
 
 use super::{SettingsFile, boot_guard};
-use crate::{config::Config, run_file::RunFile};
+use crate::run_file::RunFile;
 
 /// Remove everything that the agent programmed, and keep the private key unless --purge is given
 ///
@@ -137,7 +137,7 @@ fn what_is_programmed(arguments: &Arguments, state: &StateDir) -> anyhow::Result
     if let Some(programmed) = state.programmed()? {
         return Ok(programmed);
     }
-    let settings = Config::load(arguments.settings.config.as_deref()).map(|config| config.settings);
+    let settings = arguments.settings.load().map(|config| config.settings);
     let Settings { interface, table, .. } = settings.unwrap_or_else(|error| {
         let defaults = Settings::defaults("");
         anstream::eprintln!(
