@@ -81,12 +81,18 @@ pub(crate) struct RunFile {
     /// The longest packets (bytes) that get through the tunnel to peers, by public key, where longer ones are lost.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) probed: BTreeMap<String, u32>,
+    /// Whether the agent publishes this node's record.
+    #[serde(default)]
+    pub(crate) publishes: bool,
     /// The records of the store, or the parts of them, that are left out of the mesh.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) left_out: BTreeSet<Complained>,
     /// Nobody has given this node workloads yet, so that there is no record to publish.
     #[serde(default)]
     pub(crate) lacks_workloads: bool,
+    /// `unproven_peers = "reject"` in a mesh of Kubernetes without pools.
+    #[serde(default)]
+    pub(crate) rejects_without_pools: bool,
     /// Whether the store has this node's record as the agent published it last.
     #[serde(default)]
     pub(crate) is_published: bool,
@@ -169,7 +175,8 @@ impl RunFile {
         let left_out = self.left_out.iter().map(Complained::warning);
         let lacks_workloads = self.lacks_workloads.then_some(Warning::NoOwnWorkloads);
         let has_left = (self.left == Some(true)).then_some(Warning::HasLeft);
-        let of_store = left_out.chain(lacks_workloads).chain(has_left);
+        let without_pools = self.rejects_without_pools.then_some(Warning::RejectWithoutPools);
+        let of_store = left_out.chain(lacks_workloads).chain(has_left).chain(without_pools);
         deleted.into_iter().chain(held).chain(unresolved).chain(one_sided).chain(of_store)
     }
 

@@ -17,6 +17,7 @@ mod proving;
 mod publishing;
 mod resolving;
 mod start;
+mod telling;
 mod watching;
 
 use std::{
@@ -31,9 +32,10 @@ use wireloom_kernel::{
     state::{AgentLock, StateDir},
 };
 use wireloom_membership::config_file::{ReadError, TomlFile};
-use wireloom_plan::{removals::Removals, warning::Warning};
+use wireloom_plan::{refusal::Refusal, removals::Removals, warning::Warning};
 use wireloom_types::PublicKey;
 
+pub(crate) use self::start::run;
 use self::{
     event::Event,
     holding::Holding,
@@ -47,7 +49,6 @@ use self::{
     resolving::Resolving,
     watching::Watching,
 };
-pub(crate) use self::{publishing::leaves_by_file, start::run};
 use crate::{
     config::Config,
     key_file,
@@ -70,6 +71,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 
 /// What an error in `agent.toml` means.
 const SETTINGS_STAY: &str = "the previous settings stay in force";
+
+/// Why there is no plan before the store has this node's record.
+const AWAITS_RECORD: &str =
+    "the store does not show this node's record yet; nothing is programmed until it does";
 
 /// The state of the agent's one thread.
 struct Agent {
@@ -153,10 +158,6 @@ impl Agent {
             }
             self.meter();
             self.write_report();
-            if self.publishing.ends && self.publishing.is_out() {
-                tracing::info!("ending, because this node has left the mesh");
-                return Ok(());
-            }
         }
     }
 
@@ -204,7 +205,6 @@ impl Agent {
             Event::Resolved(found) => self.take_answer(found),
             Event::Reread(read) => {
                 self.publishing.following().reread();
-                self.read_left();
                 self.holding.asked = Some(read);
             }
             Event::Stop => {}
@@ -366,6 +366,13 @@ impl Agent {
             // It answers in a moment, or a poll finds that it does not.
             Err(Trouble::Silent(silence)) if !is_remarkable(silence) => {
                 self.await_answer(silence);
+                self.due = now + RESYNC;
+            }
+            Err(Trouble::Refused(Refusal::NodeMissing { .. })) if self.publishing.is_on() => {
+                if self.report.trouble.as_deref() != Some(AWAITS_RECORD) {
+                    tracing::info!("{AWAITS_RECORD}");
+                }
+                self.report.trouble = Some(AWAITS_RECORD.to_owned());
                 self.due = now + RESYNC;
             }
             Err(trouble) => {

@@ -3,16 +3,16 @@
 
 use std::{
     collections::BTreeSet,
-    path::Path,
     time::{Duration, Instant},
 };
 
 use wireloom_kernel::state::{Identity, Left, StateDir};
-use wireloom_membership::{Complaint, Following, Local};
+use wireloom_membership::{Complaint, Following, Local, Source};
 use wireloom_plan::{
     cluster::{Cluster, Node},
     leaving::{Leaving, Phase},
     own_record::{Found, NoWorkloads, Steady, compose},
+    settings::UnprovenPeers,
     warning::Warning,
 };
 
@@ -24,6 +24,10 @@ const INTERVAL: Duration = Duration::from_secs(30);
 
 /// The least time between two readings: the default routes of a router are among a million others.
 const LEAST: Duration = Duration::from_secs(5);
+
+/// How often the state directory is asked whether this node is to be in the mesh. `wireloom leave` cannot signal an agent
+/// in another container.
+const ASK: Duration = Duration::from_secs(1);
 
 /// How many records that are left out are logged one by one.
 const LOGGED: usize = 20;
@@ -44,13 +48,13 @@ pub(super) struct Publishing {
     /// The last record that there was to publish.
     record: Option<Node>,
     leaving: Leaving,
-    /// Whether the agent is to end once this node has left.
-    pub(super) ends: bool,
+    /// When the state directory was last asked whether this node is to leave.
+    asked: Option<Instant>,
 }
 
 impl Publishing {
-    /// Starts with what an earlier agent recorded. `ends`: this agent is there to leave the mesh, and ends then.
-    pub(super) fn new(following: Following, state: &StateDir, ends: bool) -> anyhow::Result<Self> {
+    /// Starts with what an earlier agent recorded.
+    pub(super) fn new(following: Following, state: &StateDir) -> anyhow::Result<Self> {
         let phase = match state.left()? {
             None => Phase::Member,
             Some(Left { gone: false }) => Phase::Announcing,
@@ -66,7 +70,7 @@ impl Publishing {
             published: None,
             record: None,
             leaving: Leaving::new(phase),
-            ends,
+            asked: None,
         })
     }
 
@@ -90,22 +94,11 @@ impl Publishing {
         self.leaving.phase() == Phase::Out
     }
 
-    /// When the addresses are to be read, or the leaving may go on.
+    /// When there may be something to do.
     pub(super) fn due(&self) -> Option<Instant> {
-        let read = self.read.map(|read| read + if self.is_news { LEAST } else { INTERVAL });
-        let leaving = matches!(self.leaving.phase(), Phase::Announcing | Phase::Removing);
-        let leaving = leaving.then(|| Instant::now() + Duration::from_millis(200));
-        self.is_on().then(|| read.into_iter().chain(leaving).min().unwrap_or_else(Instant::now))
+        let asked = self.asked.map_or_else(Instant::now, |asked| asked + ASK);
+        self.is_on().then_some(asked)
     }
-}
-
-/// What the operator of a node must do who has it leave a mesh that a file describes.
-pub(crate) fn leaves_by_file(mesh: &Path, node: &str) -> String {
-    format!(
-        "the mesh file says who is in the mesh, and this node does not write it; write encrypt = false for {node} into \
-         {} on all nodes, and remove the node 20 s later",
-        mesh.display()
-    )
 }
 
 impl Agent {
@@ -120,10 +113,12 @@ impl Agent {
 
     /// Composes this node's record, and publishes it if it is another one.
     pub(super) fn publish(&mut self) {
-        if !self.publishing.is_on() {
+        // Before the first mesh its pools are not known, and with them which addresses matter.
+        if !self.publishing.is_on() || self.proving.cluster().is_none() {
             return;
         }
         self.read_addresses();
+        self.read_left();
         self.go_on_leaving();
         let phase = self.publishing.leaving.phase();
         let Publishing { found, .. } = &mut self.publishing;
@@ -132,6 +127,8 @@ impl Agent {
         {
             found.pools.clone_from(&mesh.pools);
         }
+        self.note_missing_pools();
+        let found = &self.publishing.found;
         let public_key = self.reconciler.public_key();
         let port = self.config.settings.listen_port;
         let encrypts = phase == Phase::Member;
@@ -141,8 +138,8 @@ impl Agent {
             Ok(record) => record,
             // What it had stays with it: the source knows this node no more, and may do so again.
             Err(NoWorkloads) => match self.publishing.record.take() {
-                Some(record) => Node { encrypt: encrypts, ..record },
-                None if phase == Phase::Member => return,
+                Some(record) => Node { public_key: Some(public_key), encrypt: encrypts, ..record },
+                None if phase == Phase::Member || !self.publishing.is_told => return,
                 None => return self.hand_over(None),
             },
         };
@@ -151,6 +148,17 @@ impl Agent {
             Phase::Member | Phase::Announcing => self.hand_over(Some(record)),
             Phase::Removing | Phase::Out => self.hand_over(None),
         }
+    }
+
+    /// Notes, and logs when that begins, that Kubernetes has no pools for `"reject"`.
+    fn note_missing_pools(&mut self) {
+        let rejects = self.config.settings.unproven_peers == UnprovenPeers::Reject;
+        let of_kubernetes = matches!(self.config.membership, Source::Kubernetes(_));
+        let lacks = rejects && of_kubernetes && self.publishing.found.pools.is_empty();
+        if lacks && !self.report.rejects_without_pools {
+            tracing::warn!("{}", Warning::RejectWithoutPools);
+        }
+        self.report.rejects_without_pools = lacks;
     }
 
     /// Whether nobody has given this node workloads although the source has spoken. Logs when that begins.
@@ -212,11 +220,12 @@ impl Agent {
         }
     }
 
-    /// Reads whether the operator wants this node out of the mesh.
-    pub(super) fn read_left(&mut self) {
-        if !self.publishing.is_on() {
+    /// Reads whether the operator wants this node out of the mesh, if it is time to.
+    fn read_left(&mut self) {
+        if self.publishing.asked.is_some_and(|asked| asked.elapsed() < ASK) {
             return;
         }
+        self.publishing.asked = Some(Instant::now());
         match self.state.left() {
             Ok(left) => {
                 let before = self.publishing.leaving.phase();
@@ -225,7 +234,7 @@ impl Agent {
                 match (before, now) {
                     (Phase::Member, Phase::Announcing) => tracing::info!("this node leaves the mesh"),
                     (_, Phase::Member) if before != now => tracing::info!("this node joins the mesh again"),
-                    _ => {}
+                    _ => return,
                 }
                 self.overlay_own_record();
             }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use wireloom_kernel::{
     Interest, Linux,
-    state::{AgentLock, LOCK_PATIENCE, Left, Programmed, StateDir},
+    state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir},
 };
 use wireloom_membership::{Source, Start, config_file::Watch};
 use wireloom_plan::{diff::teardown, op::Op, ownership::PROPOSALS, removals::Removals};
@@ -25,7 +25,7 @@ use super::{
     preshared::Preshared,
     probing::Probing,
     proving::Proving,
-    publishing::{Publishing, leaves_by_file},
+    publishing::Publishing,
     resolving::Resolving,
     watching::Watching,
 };
@@ -37,12 +37,11 @@ use crate::{
 };
 
 /// Runs the agent until SIGTERM or SIGINT, and leaves the data path up. `config_path` is an `agent.toml` other than
-/// the default one, and `named` this node's name unless that file says it. An agent that `leaves` has this node leave
-/// the mesh, and ends then, too.
+/// the default one, and `named` this node's name unless that file says it.
 ///
 /// An error here keeps the agent from starting: a mistake in `agent.toml`, an unusable key, another agent, a foreign
 /// interface. Whatever goes wrong later is logged and tried again.
-pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>, leaves: bool) -> anyhow::Result<()> {
+pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow::Result<()> {
     // Absolute, because a file is watched through its directory.
     let config_path = config_path.map(std::path::absolute).transpose().context("cannot find agent.toml")?;
     let path = config_path.as_deref().unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
@@ -67,9 +66,6 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>, leaves: b
     let (sender, events) = channel();
     // Before the key is read: a change in between is then noticed.
     let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone(), || Event::Key)?;
-    if leaves {
-        ask_to_leave(&state, &config)?;
-    }
     let key = key_of_this_name(&state, &config)?;
     let public_key = key.public_key();
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -98,7 +94,8 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>, leaves: b
     let recorded = state.mesh()?;
     let start = Start { node: config.settings.node.clone(), recorded: recorded.clone() };
     let following = event::membership(&config.membership, start, sender.clone())?;
-    let publishing = Publishing::new(following, &state, leaves)?;
+    let publishing = Publishing::new(following, &state)?;
+    let publishes = publishing.is_on();
     let resolving = Resolving::start(public_key, recorded.as_ref(), sender.clone())?;
 
     let holding = Holding::new(recorded, &config.membership);
@@ -135,6 +132,7 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>, leaves: b
         report: RunFile {
             pid: std::process::id(),
             node: Some(node),
+            publishes,
             backend: Some(backend),
             settings,
             ..RunFile::default()
@@ -145,17 +143,6 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>, leaves: b
     };
     agent.serve_metrics();
     agent.run(&events)
-}
-
-/// Records that this node is to leave the mesh, if it publishes itself.
-fn ask_to_leave(state: &StateDir, config: &Config) -> anyhow::Result<()> {
-    if let Source::File(path) = &config.membership {
-        bail!("{}", leaves_by_file(path, &config.settings.node));
-    }
-    if state.left()?.is_none() {
-        state.set_left(Some(Left { gone: false })).context("cannot record that this node leaves the mesh")?;
-    }
-    Ok(())
 }
 
 /// The private key. Where this node publishes itself, a key belongs to the name that it was published under: a machine

@@ -22,9 +22,6 @@ const LOG: &str = "WIRELOOM_LOG";
 pub(super) struct Arguments {
     #[command(flatten)]
     settings: SettingsFile,
-    /// Leave the mesh as `wireloom leave` does, and end then: the traffic of this node is direct
-    #[arg(long)]
-    leave: bool,
 }
 
 pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -39,6 +36,6 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
              trace"
         );
     }
-    crate::agent::run(arguments.settings.config, arguments.settings.node, arguments.leave)?;
+    crate::agent::run(arguments.settings.config, arguments.settings.node)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -95,6 +95,7 @@ fn remove(arguments: &Arguments, patience: Duration) -> anyhow::Result<ExitCode>
         anstream::println!("{} remove {}", "-".red(), path.display());
     }
     let proven = state.proofs()?;
+    let published = state.identity()?.is_some() && state.left()?.is_none();
     RunFile::remove(interface).context("cannot remove the run file")?;
     state.clear().with_context(|| format!("cannot clear {}", state.path().display()))?;
     if arguments.purge {
@@ -104,9 +105,17 @@ fn remove(arguments: &Arguments, patience: Duration) -> anyhow::Result<ExitCode>
     let expecting: Vec<_> =
         proven.nodes.into_iter().filter(|(_, proof)| proof.holds()).map(|(name, _)| name).collect();
     if !expecting.is_empty() {
+        let fix = match published {
+            true => {
+                "delete this node's record in the store (next time run `wireloom leave` before `wireloom down`)"
+            }
+            false => {
+                "write encrypt = false for this node in the mesh file (next time 15 s before `wireloom down`)"
+            }
+        };
         anstream::println!(
             "{} these nodes still expect encryption, and refuse what the workloads here send in plaintext: {}; to \
-             change that, write encrypt = false for this node in the mesh file (next time 15 s before `wireloom down`)",
+             change that, {fix}",
             "note:".yellow().bold(),
             expecting.join(" ")
         );
@@ -120,7 +129,7 @@ fn remove(arguments: &Arguments, patience: Duration) -> anyhow::Result<ExitCode>
 /// Removes the private key, wherever `agent.toml` has it, and the state directory.
 fn purge(arguments: &Arguments, state: &StateDir, lock: &AgentLock) -> anyhow::Result<()> {
     // Nobody can say where the key of a damaged agent.toml is, if it is not in the state directory.
-    let key = Config::load(arguments.settings.config.as_deref()).map(|config| config.private_key_file);
+    let key = arguments.settings.load().map(|config| config.private_key_file);
     let gone = key.ok().into_iter().chain([state.path().to_owned()]);
     let gone: Vec<PathBuf> = gone.filter(|path| path.exists()).collect();
     for path in &gone {

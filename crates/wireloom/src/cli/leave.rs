@@ -1,24 +1,29 @@
 //! `wireloom leave` and `wireloom join`: this node goes out of the mesh without losing a packet, and in again.
+//!
+//! The agent is asked by a file in the state directory, and answers in its run file. So another container can ask, that
+//! shares these directories with it and nothing else.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use nix::sys::signal::Signal;
 use wireloom_kernel::state::{Left, StateDir};
-use wireloom_membership::Source;
 
-use super::{
-    SettingsFile,
-    asking::{Question, ask, refuse_without_agent},
-};
-use crate::agent::leaves_by_file;
+use super::SettingsFile;
+use crate::run_file::RunFile;
 
 /// How long leaving may take: the peers get 20 s, and the store the rest.
 const LEAVING: Duration = Duration::from_secs(60);
 
 /// How long joining may take.
-const JOINING: Duration = Duration::from_secs(20);
+const JOINING: Duration = Duration::from_secs(30);
+
+/// How often the agent's run file is looked at.
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Let this node leave the mesh: it publishes encrypt = false, and removes its record once the peers have gone direct
 ///
@@ -42,32 +47,88 @@ pub(super) struct JoinArguments {
 }
 
 pub(super) fn leave(arguments: &LeaveArguments) -> anyhow::Result<ExitCode> {
-    super::require_net_admin("leave")?;
     let state = StateDir::locate();
-    refuse_without_agent(&state)?;
-    let config = arguments.settings.load()?;
-    if let Source::File(path) = &config.membership {
-        bail!("{}", leaves_by_file(path, &config.settings.node));
-    }
+    let interface = interface(&arguments.settings, &state)?;
+    refuse_unless_published(&state, &interface)?;
     if state.left()?.is_none() {
         state.set_left(Some(Left { gone: false })).context("cannot record that this node leaves the mesh")?;
     }
-    let question = Question { command: "leave", signal: Signal::SIGHUP, patience: LEAVING };
-    ask(&question, &arguments.settings, &state, |agent, _| agent.left == Some(true))?;
+    wait(&state, &interface, LEAVING, |agent| agent.left == Some(true))?;
     super::show("this node has left the mesh; its traffic is direct\n")?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn join(arguments: &JoinArguments) -> anyhow::Result<ExitCode> {
-    super::require_net_admin("join")?;
     let state = StateDir::locate();
-    refuse_without_agent(&state)?;
-    if let Source::File(_) = arguments.settings.load()?.membership {
-        bail!("the mesh file says who is in the mesh; write this node's record into it");
-    }
+    let interface = interface(&arguments.settings, &state)?;
+    refuse_unless_published(&state, &interface)?;
     state.set_left(None).context("cannot record that this node joins the mesh")?;
-    let question = Question { command: "join", signal: Signal::SIGHUP, patience: JOINING };
-    ask(&question, &arguments.settings, &state, |agent, _| agent.left.is_none() && agent.is_published)?;
+    wait(&state, &interface, JOINING, |agent| agent.left.is_none() && agent.is_published)?;
     super::show("this node has joined the mesh: its record is published\n")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The interface of the running agent: the recorded one, otherwise that of `agent.toml`.
+fn interface(settings: &SettingsFile, state: &StateDir) -> anyhow::Result<String> {
+    if let Ok(Some(programmed)) = state.programmed() {
+        return Ok(programmed.interface().to_owned());
+    }
+    Ok(settings.load()?.settings.interface)
+}
+
+/// Only a store's mesh is one that this node writes.
+fn refuse_unless_published(state: &StateDir, interface: &str) -> anyhow::Result<()> {
+    let is_locked = state.is_locked();
+    if !is_locked.with_context(|| format!("cannot read {}", state.lock_path().display()))? {
+        bail!("no agent is running; start it, for instance with `systemctl start wireloom`");
+    }
+    // It writes its run file a moment after it takes the lock.
+    let deadline = Instant::now() + JOINING;
+    loop {
+        match RunFile::read(interface) {
+            Some(agent) if !agent.publishes => bail!(
+                "the mesh file says who is in the mesh, and this node does not write it; to leave, write encrypt = \
+                 false into this node's record on all nodes, and remove the record 20 s later"
+            ),
+            Some(_) => return Ok(()),
+            None if Instant::now() >= deadline => {
+                bail!(
+                    "the agent has no run file in /run/wireloom; run this where that directory is the agent's"
+                )
+            }
+            None => thread::sleep(INTERVAL),
+        }
+    }
+}
+
+fn wait(
+    state: &StateDir,
+    interface: &str,
+    patience: Duration,
+    is_done: impl Fn(&RunFile) -> bool,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let agent = RunFile::read(interface);
+        if agent.as_ref().is_some_and(&is_done) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let seconds = patience.as_secs();
+            let problem = agent.and_then(|agent| agent.membership_error.or(agent.trouble));
+            match problem {
+                _ if !state.is_locked().unwrap_or_default() => {
+                    bail!("the agent has ended meanwhile; it goes on when it is started again")
+                }
+                Some(problem) => {
+                    bail!("not done within {seconds} s, but the agent goes on with it: {problem}")
+                }
+                None => bail!(
+                    "not done within {seconds} s, but the agent goes on with it; `wireloom status` and its log say \
+                     what it waits for"
+                ),
+            }
+        }
+        thread::sleep(INTERVAL);
+    }
 }

@@ -14,7 +14,6 @@ use clap::{Args, CommandFactory, Parser, Subcommand, builder::NonEmptyStringValu
 use crate::config::{self, Config};
 
 mod agent;
-mod asking;
 mod boot_guard;
 mod completions;
 mod device;

@@ -35,6 +35,7 @@ fn defaults() -> Config {
         membership: Source::File("/etc/wireloom/mesh.toml".into()),
         declared: Declared::default(),
         table_is_auto: false,
+        metrics: Listen::default(),
         warnings: BTreeSet::new(),
     }
 }
