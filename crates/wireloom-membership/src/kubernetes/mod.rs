@@ -47,6 +47,8 @@ mod own_record;
 mod report;
 mod server;
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 mod twin;
 
 /// Which API server, and where this node's workloads come from.
