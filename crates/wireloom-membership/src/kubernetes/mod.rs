@@ -47,6 +47,8 @@ mod own_record;
 mod report;
 pub(crate) mod server;
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 mod twin;
 
 /// Which API server, and where this node's workloads come from.
