@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Cluster;
 use crate::{
-    Error, PATIENCE, Result,
+    Error, Node, PATIENCE, Result,
     mesh::{KeyPair, Mesh, write_key},
     until,
 };
@@ -57,7 +57,7 @@ impl DaemonSet {
             keys.push(key);
         }
         let directory = cluster.directory().join("wireloom");
-        copy_base(&directory.join("base"))?;
+        copy_manifests(&directory.join("base"))?;
         let daemon_set = Self { directory };
         daemon_set.write("kustomization.yaml", &KUSTOMIZATION.replace("IMAGE", IMAGE).replace("TAG", tag))?;
         let mut mesh = Mesh::of_nodes(cluster.nodes(), &keys);
@@ -141,13 +141,13 @@ impl DaemonSet {
     /// # Errors
     /// [`Error::Timeout`].
     pub fn wait_for_proofs(&self, cluster: &Cluster) -> Result<()> {
-        let nodes = cluster.nodes();
-        nodes.iter().enumerate().try_for_each(|(n, node)| {
+        cluster.members().try_for_each(|(n, node)| {
             until(2 * PATIENCE, &format!("every peer of {} to be proven", node.name), || {
                 let status = self.status(cluster, n).ok()?;
-                let others = status["standing"].as_object()?;
-                let is_proven = |standing: &Value| standing.get("proven").is_some();
-                (others.len() == nodes.len() - 1 && others.values().all(is_proven)).then_some(())
+                let is_proven = |(_, other): (usize, &Node)| {
+                    other.name == node.name || status["standing"][&other.name].get("proven").is_some()
+                };
+                cluster.members().all(is_proven).then_some(())
             })
         })
     }
@@ -194,8 +194,11 @@ impl DaemonSet {
     }
 }
 
-/// Copies `deploy/kubernetes`: kustomize reads no directories by absolute paths.
-fn copy_base(to: &Path) -> Result<()> {
+/// Copies `deploy/kubernetes` into a directory, which it makes: kustomize reads no directories by absolute paths.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn copy_manifests(to: &Path) -> Result<()> {
     let from: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../deploy/kubernetes"].iter().collect();
     copy_directory(&from, to).map_err(Error::io(format!("copy {}", from.display())))
 }

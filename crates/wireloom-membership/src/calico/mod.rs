@@ -9,24 +9,24 @@
 //!  DatastoreMigration ─────────▶ which of Calico's two API groups counts
 //! ```
 //!
-//! Pure: the source lists and watches the objects, and hands them over as JSON.
+//! What the objects mean is pure. `objects` lists and watches them, `handlers` tells the source what they mean,
+//! `key_annotation` writes this node's key where Felix looks for it.
 
 mod affinity;
 mod annotations;
 mod felix;
+mod followed;
 mod group;
+mod handlers;
 mod hash;
+mod key_annotation;
+mod objects;
 mod own;
 mod pool;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use self::{
-    affinity::{Block, blocks_of},
-    annotations::{Annotations, PUBLIC_KEY},
-    felix::{NODES_MAX, guests},
-    group::{Group, Migration, chosen},
-    hash::selector,
-    own::Blocks,
-    pool::pools,
+    followed::{Followable, followed},
+    handlers::Own,
 };

@@ -71,6 +71,8 @@ fn the_documented_file_is_the_defaults_written_out() {
         [membership]
         source = "file"
         path = "/etc/wireloom/mesh.toml"
+        [metrics]
+        listen = ""
     "#;
     let mut expected = defaults();
     expected.settings.mtu = Some(1420);
@@ -90,8 +92,11 @@ fn every_other_value_is_read() {
         scope = "node"
         fwmark = 1
         unproven_peers = "reject"
+        [metrics]
+        listen = "127.0.0.1:9586"
     "#;
     let mut expected = defaults();
+    expected.metrics = Listen(Some("127.0.0.1:9586".parse().unwrap()));
     expected.settings.node = "n".into();
     expected.backend = BackendSetting::Userspace;
     expected.settings.persistent_keepalive = 25;
@@ -111,6 +116,11 @@ fn each_mistake_names_its_line_and_the_fix() {
             "\n[wireguard]\nport = 1",
             "agent.toml:3: unknown field `port`, expected one of `interface`, `listen_port`, `private_key_file`, \
              `backend`, `mtu`, `persistent_keepalive`; remove it or fix its spelling",
+        ),
+        (
+            "[metrics]\nlisten = \"9586\"",
+            "agent.toml:2: \"9586\" is no address and port; write one such as \"127.0.0.1:9586\" or \"[::1]:9586\", \
+             or \"\" for no metrics",
         ),
         (
             "node = \"\"",

@@ -8,6 +8,7 @@ mod holdback;
 mod host_mode;
 pub(crate) mod matrix;
 pub(crate) mod membership;
+mod metrics;
 mod mtu;
 pub(crate) mod ownership;
 mod preshared;
