@@ -14,4 +14,4 @@ mod metrics;
 mod reconcile;
 mod run_file;
 
-pub use self::cli::main;
+pub use self::cli::{command, main};

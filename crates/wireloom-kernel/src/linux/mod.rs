@@ -3,9 +3,11 @@
 mod apply;
 mod asking;
 pub(crate) mod backend;
+mod borrowed;
 mod bypass;
 mod connections;
 mod greeting;
+mod host;
 mod machine;
 mod observe;
 mod outward;

@@ -6,8 +6,18 @@ use wireloom_plan::cluster::Cluster;
 
 use crate::{Error, Event, Following, Start};
 
+mod client;
+mod credentials;
+mod layout;
+mod own_record;
+mod problem;
+mod records;
+mod watch;
+
+pub use self::{own_record::OwnEntry, records::Records};
+
 /// Where etcd is, and who we are there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
     /// URLs, `http://` or `https://`; at least one.
     pub endpoints: Vec<String>,
@@ -23,6 +33,13 @@ pub struct Settings {
     pub username: Option<String>,
     /// The file with the user's password.
     pub password_file: Option<PathBuf>,
+}
+
+/// The records of the mesh, and the place of the record of this node among them. Nothing is connected yet.
+#[must_use]
+pub fn open(settings: &Settings, node: &str) -> (Records, OwnEntry) {
+    let client = client::Client::new(settings.clone());
+    (Records::new(client.clone()), OwnEntry::new(client, node))
 }
 
 /// Reads the mesh once.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  signals, agent.toml, membership, kernel ──Event──▶ Agent ──▶ Reconciler ──▶ kernel
-//!  resolver, preshared key ──────────────────Event────┘ └─────▶ log, run file (for `wireloom status`)
+//!  resolver, preshared key ──────────────────Event────┘ ├─────▶ log, run file (for `wireloom status`)
+//!                                                       └─────▶ this node's own record, in the membership source
 //! ```
 
 mod event;
@@ -13,8 +14,10 @@ mod polling;
 mod preshared;
 mod probing;
 mod proving;
+mod publishing;
 mod resolving;
 mod start;
+mod telling;
 mod watching;
 
 use std::{
@@ -29,7 +32,7 @@ use wireloom_kernel::{
     state::{AgentLock, StateDir},
 };
 use wireloom_membership::config_file::{ReadError, TomlFile};
-use wireloom_plan::{removals::Removals, warning::Warning};
+use wireloom_plan::{refusal::Refusal, removals::Removals, warning::Warning};
 use wireloom_types::PublicKey;
 
 pub(crate) use self::start::run;
@@ -42,6 +45,7 @@ use self::{
     preshared::Preshared,
     probing::Probing,
     proving::Proving,
+    publishing::Publishing,
     resolving::Resolving,
     watching::Watching,
 };
@@ -68,6 +72,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// What an error in `agent.toml` means.
 const SETTINGS_STAY: &str = "the previous settings stay in force";
 
+/// Why there is no plan before the store has this node's record.
+const AWAITS_RECORD: &str =
+    "the store does not show this node's record yet; nothing is programmed until it does";
+
 /// The state of the agent's one thread.
 struct Agent {
     /// The last `agent.toml` that could be read.
@@ -77,6 +85,8 @@ struct Agent {
     /// Why `agent.toml` cannot be read now.
     unread: Option<String>,
     config: Config,
+    /// The name of this node where `agent.toml` says none, if the one who started the agent did.
+    named: Option<String>,
     reconciler: Reconciler<Linux>,
     monitor: Monitor,
     interest: Interest,
@@ -93,6 +103,7 @@ struct Agent {
     holding: Holding,
     proving: Proving,
     probing: Probing,
+    publishing: Publishing,
     polling: Polling,
     key_watch: KeyWatch,
     resolving: Resolving,
@@ -141,6 +152,7 @@ impl Agent {
             self.prove();
             self.watch();
             self.probe();
+            self.publish();
             if self.holding.is_to_record() {
                 self.record_mesh();
             }
@@ -165,10 +177,12 @@ impl Agent {
                 }
             }
             Event::Membership(wireloom_membership::Event::Problem(error)) => self.keep_mesh(error),
-            Event::Membership(
-                wireloom_membership::Event::LeftOut(_) | wireloom_membership::Event::Local(_),
-            ) => {}
+            Event::Membership(wireloom_membership::Event::LeftOut(complaints)) => {
+                self.take_complaints(complaints);
+            }
+            Event::Membership(wireloom_membership::Event::Local(local)) => self.take_local(local),
             Event::Kernel => {
+                self.publishing.note_change();
                 self.reconciler.distrust_kernel();
                 let earliest = self.pass_before.map_or(now, |before| now.max(before + 2 * MIN_INTERVAL));
                 self.due = self.due.min(earliest);
@@ -189,7 +203,10 @@ impl Agent {
             Event::Key => self.take_key(),
             Event::PresharedKey => self.read_preshared_key(),
             Event::Resolved(found) => self.take_answer(found),
-            Event::Reread(read) => self.holding.asked = Some(read),
+            Event::Reread(read) => {
+                self.publishing.following().reread();
+                self.holding.asked = Some(read);
+            }
             Event::Stop => {}
         }
     }
@@ -215,8 +232,15 @@ impl Agent {
 
     /// Takes the settings of the last `agent.toml`, and reads the private key again. On an error, nothing changes.
     fn try_reload(&mut self) -> anyhow::Result<()> {
-        let config = Config::from_file(&self.file)?;
+        let mut config = Config::from_file(&self.file, self.named.as_deref())?;
+        start::settle_table(&self.state, &mut config)?;
         let (old, new) = (&self.config.settings, &config.settings);
+        if new.node != old.node && self.publishing.is_on() {
+            bail!(
+                "the name of a node that publishes its own record cannot change while the agent runs; run `wireloom \
+                 leave` under the old name first, and then restart the agent"
+            );
+        }
         if new.interface != old.interface || config.membership != self.config.membership {
             bail!(
                 "[wireguard] interface and [membership] cannot change while the agent runs; stop it, run `wireloom \
@@ -257,6 +281,7 @@ impl Agent {
             self.config = config;
             self.serve_metrics();
         }
+        self.report.node = Some(self.config.settings.node.clone());
         self.report.settings = Some(self.file.text().to_owned());
         // This also finds changes that the kernel does not announce, such as a peer that somebody removed.
         self.reconciler.distrust_kernel();
@@ -341,6 +366,13 @@ impl Agent {
             // It answers in a moment, or a poll finds that it does not.
             Err(Trouble::Silent(silence)) if !is_remarkable(silence) => {
                 self.await_answer(silence);
+                self.due = now + RESYNC;
+            }
+            Err(Trouble::Refused(Refusal::NodeMissing { .. })) if self.publishing.is_on() => {
+                if self.report.trouble.as_deref() != Some(AWAITS_RECORD) {
+                    tracing::info!("{AWAITS_RECORD}");
+                }
+                self.report.trouble = Some(AWAITS_RECORD.to_owned());
                 self.due = now + RESYNC;
             }
             Err(trouble) => {

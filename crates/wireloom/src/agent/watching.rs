@@ -15,7 +15,7 @@ use wireloom_plan::{
     warning::Severity,
 };
 
-use super::{Agent, is_remarkable};
+use super::{Agent, is_remarkable, telling};
 use crate::{metrics::Judged, run_file::unix_time};
 
 /// How often the whole machine is judged, which takes some milliseconds with thousands of nodes. It is judged at once
@@ -42,6 +42,8 @@ pub(super) struct Watching {
     pub(super) judged: Option<(Instant, Judged)>,
     /// What the log has said and is still so.
     found: HashMap<(Discriminant<Finding>, String), Finding>,
+    /// What the membership source was told last.
+    pub(super) told: Option<telling::State>,
 }
 
 impl Default for Watching {
@@ -56,6 +58,7 @@ impl Default for Watching {
             drops: None,
             judged: None,
             found: HashMap::new(),
+            told: None,
         }
     }
 }
@@ -147,6 +150,7 @@ impl Agent {
         log_some(over.map(|(_, finding)| finding), "are over", |finding| {
             tracing::info!("no longer so: {finding}");
         });
+        self.tell(&health);
     }
 }
 

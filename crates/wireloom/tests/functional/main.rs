@@ -23,6 +23,7 @@
 //! | `agent::host_mode` | that host mode locks nobody out: exempt addresses, warnings, the way there and back |
 //! | `agent::records` | that damaged records in the state directory stop neither agent nor `down` |
 //! | `agent::reports` | what `plan` and `status` print, for people and as JSON |
+//! | `agent::stores` | that a mesh comes together in etcd, outlives its outage, and is left without loss |
 //! | `agent::metrics` | that Prometheus reads the metrics, and that every query and alert in deploy/ works |
 //! | `agent::trouble` | what the agent says when it cannot do its work |
 //! | [`boot_guard`] | that the boot unit brings the guard back, and `down` removes it |
@@ -53,9 +54,9 @@
 //! `cargo test --features functional` runs them, as root or not: a test binary that may not make namespaces starts
 //! itself again in a user namespace. The feature `slow` adds the tests that need minutes. They need Debian's
 //! `iproute2`, `iputils-ping`, `nftables`, `util-linux`, `procps`, `ethtool`, `tcpdump`, `wireguard-tools`,
-//! `wireguard-go`, `prometheus`, `bird2`, `frr` and `babeld`; a test without its program fails, and names it. Tests of the feature
-//! `kernel-wireguard` need a kernel that has WireGuard: they run in the virtual machine of `tests/vm`, as most of the
-//! others do once more.
+//! `wireguard-go`, `bird2`, `frr`, `babeld`, `etcd-server` and `prometheus`; a test without its program fails, and names
+//! it. Tests of the feature `kernel-wireguard` need a kernel that has WireGuard: they run in the virtual machine of
+//! `tests/vm`, as most of the others do once more.
 
 mod agent;
 mod boot_guard;

@@ -56,7 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// The status as the arguments ask for it, and the exit status that it stands for.
 fn tell(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
-    let situation = Situation::observe(arguments.settings.config.as_deref())?;
+    let situation = Situation::observe(&arguments.settings)?;
     let mut errors = Vec::new();
     let planned = situation.cluster.as_ref().zip(situation.kernel.as_ref());
     let planned = planned.map(|(cluster, kernel)| situation.plan(cluster, kernel));

@@ -18,6 +18,7 @@ mod repair;
 mod reports;
 pub(crate) mod restart;
 pub(crate) mod rules;
+mod stores;
 pub(crate) mod survival;
 mod trouble;
 pub(crate) mod upgrade;
