@@ -1,7 +1,7 @@
 //! Wireloom on a cluster, as `deploy/kubernetes` installs it.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Cluster;
 use crate::{
-    Error, PATIENCE, Result,
+    Error, Node, PATIENCE, Result,
     mesh::{KeyPair, Mesh, write_key},
     until,
 };
@@ -20,13 +20,13 @@ const CONTAINER: &str = "agent";
 const INIT_CONTAINER: &str = "boot-guard";
 
 /// What a user's kustomization adds to keep Wireloom from installing units on the hosts.
-const WITHOUT_BOOT_GUARD: &str = "patches: [{path: base/without-boot-guard.yaml}]\n";
+const WITHOUT_BOOT_GUARD: &str = "components: [base/components/without-boot-guard]\n";
 
 /// The name under which `deploy/kubernetes` expects Wireloom's image.
 const IMAGE: &str = "wireloom";
 
 /// Image and mesh are the user's own; everything else is as `deploy/kubernetes` has it.
-const KUSTOMIZATION: &str = r#"resources: [base]
+const KUSTOMIZATION: &str = r#"resources: [base/overlays/mesh-file]
 images: [{name: wireloom, newName: "IMAGE", newTag: "TAG"}]
 configMapGenerator:
   - name: wireloom
@@ -57,7 +57,7 @@ impl DaemonSet {
             keys.push(key);
         }
         let directory = cluster.directory().join("wireloom");
-        copy_base(&directory.join("base"))?;
+        copy_manifests(&directory.join("base"))?;
         let daemon_set = Self { directory };
         daemon_set.write("kustomization.yaml", &KUSTOMIZATION.replace("IMAGE", IMAGE).replace("TAG", tag))?;
         let mut mesh = Mesh::of_nodes(cluster.nodes(), &keys);
@@ -78,8 +78,8 @@ impl DaemonSet {
         self.wait(cluster)
     }
 
-    /// Keeps Wireloom from installing its boot unit on the nodes from now on, with the patch that `deploy/kubernetes`
-    /// has for that, and waits until every agent is ready. A unit that is there already stays.
+    /// Keeps Wireloom from installing its boot unit on the nodes from now on, with the component that
+    /// `deploy/kubernetes` has for that, and waits until every agent is ready. A unit that is there already stays.
     ///
     /// # Errors
     /// As [`DaemonSet::install`].
@@ -102,7 +102,7 @@ impl DaemonSet {
     /// # Errors
     /// As [`DaemonSet::install`].
     pub fn remove_from_nodes(&self, cluster: &Cluster) -> Result<()> {
-        let patch = self.directory.join("base/remove.yaml");
+        let patch = self.directory.join("base/overlays/mesh-file/remove.yaml");
         cluster.kubectl(&format!("patch {DAEMON_SET} --type json --patch-file {}", patch.display()))?;
         self.wait(cluster)
     }
@@ -141,13 +141,13 @@ impl DaemonSet {
     /// # Errors
     /// [`Error::Timeout`].
     pub fn wait_for_proofs(&self, cluster: &Cluster) -> Result<()> {
-        let nodes = cluster.nodes();
-        nodes.iter().enumerate().try_for_each(|(n, node)| {
+        cluster.members().try_for_each(|(n, node)| {
             until(2 * PATIENCE, &format!("every peer of {} to be proven", node.name), || {
                 let status = self.status(cluster, n).ok()?;
-                let others = status["standing"].as_object()?;
-                let is_proven = |standing: &Value| standing.get("proven").is_some();
-                (others.len() == nodes.len() - 1 && others.values().all(is_proven)).then_some(())
+                let is_proven = |(_, other): (usize, &Node)| {
+                    other.name == node.name || status["standing"][&other.name].get("proven").is_some()
+                };
+                cluster.members().all(is_proven).then_some(())
             })
         })
     }
@@ -194,16 +194,25 @@ impl DaemonSet {
     }
 }
 
-/// Copies `deploy/kubernetes`: kustomize reads no directories by absolute paths.
-fn copy_base(to: &Path) -> Result<()> {
+/// Copies `deploy/kubernetes` into a directory, which it makes: kustomize reads no directories by absolute paths.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn copy_manifests(to: &Path) -> Result<()> {
     let from: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../deploy/kubernetes"].iter().collect();
-    let copy = || {
-        fs::create_dir_all(to)?;
-        for file in fs::read_dir(&from)? {
-            let file = file?;
-            fs::copy(file.path(), to.join(file.file_name()))?;
+    copy_directory(&from, to).map_err(Error::io(format!("copy {}", from.display())))
+}
+
+fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_directory(&entry.path(), &to)?;
+        } else {
+            fs::copy(entry.path(), to)?;
         }
-        Ok::<_, std::io::Error>(())
-    };
-    copy().map_err(Error::io(format!("copy {}", from.display())))
+    }
+    Ok(())
 }

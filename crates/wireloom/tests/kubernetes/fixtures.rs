@@ -21,7 +21,7 @@ pub(crate) fn wireloom() -> PathBuf {
 }
 
 /// The tree.
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 

@@ -2,6 +2,7 @@
 //!
 //! - `flows`: who reaches whom, and what the network between the nodes sees of it.
 //! - `disturbances`: what a rollout, a killed container and a lost node cost.
+//! - `manifests`: the Helm chart installs what kustomize does; whom the admission policy refuses.
 //! - `removal`: `remove.yaml` leaves nothing behind on the nodes.
 //! - `demo`: `wireloom-demo kubernetes`, left up to look around, killed and interrupted.
 //! - `cluster`: the cluster itself comes and goes without a trace.
@@ -15,4 +16,5 @@ mod disturbances;
 mod fixtures;
 mod flows;
 mod image;
+mod manifests;
 mod removal;
