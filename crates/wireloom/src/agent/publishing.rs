@@ -35,7 +35,7 @@ const LOGGED: usize = 20;
 /// What is published and what it is made of.
 pub(super) struct Publishing {
     following: Following,
-    found: Found,
+    pub(super) found: Found,
     /// The source has said what it knows of this node.
     is_told: bool,
     steady: Steady,
@@ -128,6 +128,11 @@ impl Agent {
             found.pools.clone_from(&mesh.pools);
         }
         self.note_missing_pools();
+        // Without the pools, the first record would lack what is borrowed, and take it from where it is.
+        if self.proving.cluster().is_none() && phase == Phase::Member {
+            return;
+        }
+        self.read_borrowed();
         let found = &self.publishing.found;
         let public_key = self.reconciler.public_key();
         let port = self.config.settings.listen_port;
