@@ -107,7 +107,7 @@ fn the_schema_takes_the_records_that_readers_take() {
 
 #[tokio::test(start_paused = true)]
 async fn the_schema_takes_whatever_is_reported() {
-    let twin: Twin = twin_with_node().await;
+    let twin: Twin = twin_with_node();
     let reports: mpsc::UnboundedSender<Report> = reporter(&twin).await;
     let long = "ä".repeat(5000);
     let (state, version) = (long.clone(), long.clone());

@@ -1,20 +1,43 @@
 //! Credentials that change, and those that cannot be used.
 
-use super::{
-    super::{collection::Objects, credentials::Credentials, own_record, twin::Twin},
-    server,
+use std::{path::PathBuf, sync::Arc};
+
+use futures::StreamExt;
+
+use super::super::{
+    collection::Objects, credentials::Credentials, own_record, server::ApiServer, twin::Twin,
 };
-use crate::store::{Collection, StoreProblem};
+use crate::store::{Change, Collection, StoreError, StoreProblem};
+
+fn records(kubeconfig: PathBuf) -> Objects {
+    Objects::new(Arc::new(ApiServer::new(Credentials::Kubeconfig(kubeconfig))), own_record::selection())
+}
 
 #[tokio::test]
 async fn a_token_that_was_rotated_is_read_again_after_one_refusal() {
-    let twin = Twin::start().await;
-    let mut objects = Objects::new(server(&twin), own_record::selection());
-    objects.list().await.unwrap();
+    let twin = Twin::on_a_thread();
+    let mut objects = records(twin.kubeconfig());
+    let version = objects.list().await.unwrap().position.version;
+    let mut changes = objects.watch(version).await.unwrap();
+    twin.bookmark();
+    assert_eq!(changes.next().await, Some(Ok(Change::Progress(version))));
     twin.rotate_token("second");
     let refused = objects.list().await.unwrap_err().problem;
     assert!(matches!(&refused, StoreProblem::Denied { why } if why.contains("renew it")), "{refused}");
     objects.list().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_named() {
+    let twin = Twin::on_a_thread();
+    let kubeconfig = std::fs::read_to_string(twin.kubeconfig()).unwrap();
+    // Port 1 of the loopback interface (tcpmux) has no listener.
+    let (before, after) = kubeconfig.split_once("http://127.0.0.1:").unwrap();
+    let after = after.trim_start_matches(|digit: char| digit.is_ascii_digit());
+    std::fs::write(twin.kubeconfig(), format!("{before}http://127.0.0.1:1{after}")).unwrap();
+    let StoreError { operation, problem } = records(twin.kubeconfig()).position().await.unwrap_err();
+    assert_eq!(operation, "list the WireloomNodes at http://127.0.0.1:1");
+    assert!(matches!(problem, StoreProblem::Unavailable { why, .. } if why.contains("Connection refused")));
 }
 
 #[tokio::test]

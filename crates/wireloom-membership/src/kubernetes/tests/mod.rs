@@ -6,6 +6,7 @@ mod credentials;
 mod own_record;
 mod report;
 mod scale;
+mod source;
 
 use std::sync::Arc;
 
@@ -17,12 +18,12 @@ use super::{
 
 /// The twin as an agent's credentials show it.
 fn server(twin: &Twin) -> Arc<ApiServer> {
-    Arc::new(ApiServer::new(Credentials::Kubeconfig(twin.kubeconfig())))
+    Arc::new(ApiServer::new(Credentials::Twin(twin.door())))
 }
 
 /// A twin with a Node.
-async fn twin_with_node() -> Twin {
-    let twin = Twin::start().await;
+fn twin_with_node() -> Twin {
+    let twin = Twin::start();
     twin.put(NODES, node("n1", &["10.1.1.0/24"], &["192.0.2.1"]));
     twin
 }

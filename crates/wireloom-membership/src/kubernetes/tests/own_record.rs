@@ -32,7 +32,7 @@ async fn look(twin: &Twin, handler: &mut OwnNodeHandler, knowledge: &mut Knowled
 
 #[tokio::test]
 async fn the_record_is_owned_by_the_node_and_says_nothing_about_who_wrote_it() {
-    let twin = twin_with_node().await;
+    let twin = twin_with_node();
     let owner = Owner::default();
     let mut own = OwnWireloomNode::new(server(&twin), "n1", owner.clone());
     let refused = own.put(RECORD.into()).await.unwrap_err();
@@ -62,7 +62,7 @@ async fn the_record_is_owned_by_the_node_and_says_nothing_about_who_wrote_it() {
 
 #[tokio::test]
 async fn a_node_that_was_added_again_owns_the_record_anew() {
-    let twin = twin_with_node().await;
+    let twin = twin_with_node();
     let (owner, mut knowledge) = (Owner::default(), knowledge());
     let mut handler = OwnNodeHandler::new("n1", owner.clone(), true);
     let mut own = OwnWireloomNode::new(server(&twin), "n1", owner.clone());
@@ -95,7 +95,7 @@ async fn a_node_that_was_added_again_owns_the_record_anew() {
 
 #[tokio::test]
 async fn what_a_node_says_wrongly_is_complained_about() {
-    let twin = Twin::start().await;
+    let twin = Twin::start();
     twin.put(NODES, node("n1", &["10.1.1.7/24", "10.1.2.0/24"], &["192.0.2.300", "192.0.2.1"]));
     let mut knowledge = knowledge();
     let mut handler = OwnNodeHandler::new("n1", Owner::default(), true);

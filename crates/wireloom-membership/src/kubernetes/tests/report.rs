@@ -53,7 +53,7 @@ async fn state(twin: &Twin, state: &str) -> Duration {
 
 #[tokio::test(start_paused = true)]
 async fn the_status_follows_at_most_once_a_minute() {
-    let twin = twin_with_node().await;
+    let twin = twin_with_node();
     let reports = reporter(&twin).await;
     reports.send(report("NotEncrypted", &["n2 is silent for 30 s"])).unwrap();
     assert!(state(&twin, "NotEncrypted").await < Duration::from_secs(1));
@@ -79,7 +79,7 @@ async fn the_status_follows_at_most_once_a_minute() {
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_only_delays_the_status() {
-    let twin = twin_with_node().await;
+    let twin = twin_with_node();
     let reports = reporter(&twin).await;
     twin.set_fault(Fault::Refuses { code: 503, retry_after: None });
     twin.take_requests();
@@ -93,7 +93,7 @@ async fn an_outage_only_delays_the_status() {
 
 #[tokio::test(start_paused = true)]
 async fn warnings_that_begin_are_events_about_the_node() {
-    let twin = twin_with_node().await;
+    let twin = twin_with_node();
     let reports = reporter(&twin).await;
     reports.send(report("Encrypted", &["n2 is silent for 30 s", "The guard is off"])).unwrap();
     reports.send(report("Encrypted", &["n2 is silent for 31 s"])).unwrap();
