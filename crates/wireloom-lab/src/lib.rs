@@ -43,7 +43,10 @@ mod traffic;
 mod wait;
 
 pub use self::{
-    cluster::{Cluster, ClusterLayout, DaemonSet, PodNetwork, ProxyMode, WORKLOAD_IMAGE, WORKLOAD_PROGRAM},
+    cluster::{
+        Cluster, ClusterLayout, DaemonSet, PodNetwork, ProxyMode, WORKLOAD_IMAGE, WORKLOAD_PROGRAM,
+        copy_manifests,
+    },
     error::{Error, Result},
     network::{Addresses, FAMILIES, Holder, Lab, Layout, Node, Place, Space},
     programs::{agent, control, guide, mesh, routing},
