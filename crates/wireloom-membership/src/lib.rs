@@ -52,6 +52,7 @@ use crate::{
 };
 
 mod backoff;
+mod calico;
 pub mod config_file;
 #[cfg(test)]
 mod contract;

@@ -38,14 +38,14 @@ use crate::{
     store::{Object, StoreError},
 };
 
-mod collection;
+pub(crate) mod collection;
 mod credentials;
 mod events;
 mod lines;
 mod own_node;
 mod own_record;
 mod report;
-mod server;
+pub(crate) mod server;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

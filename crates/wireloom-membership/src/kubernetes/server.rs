@@ -30,7 +30,7 @@ const NO_SUCH_KIND: &str =
     "the server does not know this kind; apply it: kubectl apply -k deploy/kubernetes/crds";
 
 /// The API server, as this node's credentials show it.
-pub(super) struct ApiServer {
+pub(crate) struct ApiServer {
     credentials: Credentials,
     connected: Mutex<Option<Connected>>,
 }
@@ -42,7 +42,7 @@ struct Connected {
 }
 
 /// What is asked of the server.
-pub(super) enum Call<'a> {
+pub(crate) enum Call<'a> {
     List(&'a ListParams),
     /// As `List`, with the objects' metadata alone.
     ListMetadata(&'a ListParams),
@@ -76,10 +76,33 @@ impl ApiServer {
     ///
     /// # Errors
     /// Each [`StoreProblem`]. [`StoreProblem::Nonsense`] if the object or its kind is not there.
-    pub(super) async fn ask(&self, path: &str, call: Call<'_>, what: &str) -> Result<Value, StoreError> {
+    pub(crate) async fn ask(&self, path: &str, call: Call<'_>, what: &str) -> Result<Value, StoreError> {
         let connected = self.connected().await?;
         let answer = connected.ask(path, &call).await.and_then(|body| json(&body));
         answer.map_err(|failure| self.error(&connected, what, failure))
+    }
+
+    /// Whether the server knows the kind of which objects are there.
+    ///
+    /// # Errors
+    /// As [`ApiServer::ask`], but for the kind's absence.
+    pub(crate) async fn knows(&self, path: &str, what: &str) -> Result<bool, StoreError> {
+        let connected = self.connected().await?;
+        match connected.ask(path, &Call::List(&first())).await {
+            Err(Failure::Refused { status, .. }) if status.code == 404 => Ok(false),
+            answer => answer.map(|_| true).map_err(|failure| self.error(&connected, what, failure)),
+        }
+    }
+
+    /// How many objects are there.
+    ///
+    /// # Errors
+    /// As [`ApiServer::ask`].
+    pub(crate) async fn count(&self, path: &str, what: &str) -> Result<usize, StoreError> {
+        let list = self.ask(path, Call::List(&first()), what).await?;
+        let items = list["items"].as_array().map_or(0, Vec::len);
+        let others = list["metadata"]["remainingItemCount"].as_u64().unwrap_or_default();
+        Ok(items.saturating_add(usize::try_from(others).unwrap_or(usize::MAX)))
     }
 
     /// An object, if it is there.
@@ -255,6 +278,11 @@ impl Connected {
         }
         Err(refused(code, &whole(response.into_body()).await?, retry_after))
     }
+}
+
+/// A list of one object.
+fn first() -> ListParams {
+    ListParams { limit: Some(1), ..ListParams::default() }
 }
 
 async fn whole(body: Body) -> Result<Vec<u8>, Failure> {

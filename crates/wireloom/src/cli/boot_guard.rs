@@ -238,8 +238,10 @@ fn enable(link: &Path) -> io::Result<bool> {
 }
 
 /// Removes such a link, and its directory when that is empty, as `systemctl disable` does. Says whether it was there.
+/// One that leads to the unit of a package stays.
 fn disable(link: &Path) -> io::Result<bool> {
     match fs::read_link(link) {
+        Ok(unit) if unit != Path::new(UNITS).join(NAME) => return Ok(false),
         Ok(_) => fs::remove_file(link)?,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
@@ -342,6 +344,17 @@ mod tests {
         assert!(link.is_symlink());
         fs::remove_file(host.unit()).unwrap();
         assert_eq!(host.remove().len(), 2, "links without a unit");
+    }
+
+    #[test]
+    fn the_unit_of_a_package_stays_enabled() {
+        let host = TestHost::new("/usr/sbin/nft");
+        let link = host.path("/etc/systemd/system/sysinit.target.wants/wireloom-guard.service");
+        symlink("/usr/lib/systemd/system/wireloom-guard.service", &link).unwrap();
+        assert_eq!(host.install().unwrap(), Installed::Now);
+        assert_eq!(host.remove().len(), 2, "the unit, and the link of nftables.service");
+        assert!(link.is_symlink());
+        assert_eq!(host.remove(), Vec::<PathBuf>::new());
     }
 
     #[test]

@@ -9,14 +9,19 @@ use std::{
 
 use anyhow::{Context, bail};
 use caps::{CapSet, Capability};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, builder::NonEmptyStringValueParser};
+
+use crate::config::{self, Config};
 
 mod agent;
 mod boot_guard;
+mod completions;
 mod device;
 mod device_log;
 mod down;
+mod health;
 mod key;
+mod leave;
 mod log;
 mod plan;
 mod reload;
@@ -37,11 +42,15 @@ enum Command {
     Agent(agent::Arguments),
     Plan(plan::Arguments),
     Status(status::Arguments),
+    Health(health::Arguments),
     Reload(reload::Arguments),
+    Leave(leave::LeaveArguments),
+    Join(leave::JoinArguments),
     Down(down::Arguments),
     BootGuard(boot_guard::Arguments),
     Device(device::Arguments),
     Key(key::Arguments),
+    Completions(completions::Arguments),
     /// Says where the demo is now
     #[command(hide = true, disable_help_flag = true)]
     Demo {
@@ -56,11 +65,15 @@ impl Command {
             Self::Agent(arguments) => agent::run(arguments),
             Self::Plan(arguments) => plan::run(&arguments),
             Self::Status(arguments) => status::run(&arguments),
+            Self::Health(arguments) => health::run(&arguments),
             Self::Reload(arguments) => reload::run(&arguments),
+            Self::Leave(arguments) => leave::leave(&arguments),
+            Self::Join(arguments) => leave::join(&arguments),
             Self::Down(arguments) => down::run(&arguments),
             Self::BootGuard(arguments) => boot_guard::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),
             Self::Key(arguments) => key::run(&arguments),
+            Self::Completions(arguments) => completions::run(&arguments),
             Self::Demo { .. } => bail!(
                 "the demo is a program of its own now: run `wireloom-demo`, or `scripts/demo` in a checkout of the \
                  source, which builds it"
@@ -75,6 +88,15 @@ struct SettingsFile {
     /// The settings file [default: /etc/wireloom/agent.toml, which may be absent]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The name of this node, unless the settings file says it [default: the host name]
+    #[arg(long, value_name = "NAME", env = "WIRELOOM_NODE", value_parser = NonEmptyStringValueParser::new())]
+    node: Option<String>,
+}
+
+impl SettingsFile {
+    fn load(&self) -> Result<Config, config::Error> {
+        Config::load(self.config.as_deref(), self.node.as_deref())
+    }
 }
 
 /// Runs the command that the program's arguments name. Errors go to standard error, with exit status 1, or 3 for
@@ -96,6 +118,12 @@ pub fn main() -> ExitCode {
         anstream::eprintln!("wireloom: {error:#}");
         failure
     })
+}
+
+/// The program's commands and options, for whoever documents them: the man pages come from them.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Turns `wireloom-device IFNAME` into `wireloom device IFNAME`: wg-quick's `WG_QUICK_USERSPACE_IMPLEMENTATION` names a
