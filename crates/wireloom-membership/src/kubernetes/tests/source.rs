@@ -189,6 +189,18 @@ async fn a_rotated_token_and_a_server_that_asks_for_peace_cost_no_more_than_time
     agent.until("n3", |agent| agent.nodes().contains_key("n3")).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_says_nothing_any_more_is_replaced() {
+    let store = Kubernetes::start();
+    let mut agent = Agent::start("n1", store.connect(), None);
+    agent.until("a snapshot", |agent| agent.mesh.is_some()).await;
+    sleep(Duration::from_secs(1)).await;
+    store.twin.mute_watches();
+    store.put("n2", &contract::record_of(2)).await;
+    sleep(Duration::from_secs(60)).await;
+    agent.until("n2", |agent| agent.nodes().contains_key("n2")).await;
+}
+
 /// An hour without the API server, and then back as it was.
 #[tokio::test(start_paused = true)]
 async fn an_hours_outage_changes_nothing_and_costs_few_requests() {
