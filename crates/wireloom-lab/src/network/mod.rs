@@ -43,7 +43,8 @@ impl Lab {
             "ip -batch -",
             "link set lo up\nlink add underlay type bridge mcast_snooping 0\nlink set underlay up\n",
         )?;
-        let nodes = (1..=layout.nodes).map(|n| Node::new(node_name(n), n, layout)).collect::<Result<Vec<_>>>()?;
+        let nodes =
+            (1..=layout.nodes).map(|n| Node::new(node_name(n), n, layout)).collect::<Result<Vec<_>>>()?;
         let mut lab = Self { nodes, layout: *layout, underlay, underlay_holder };
         lab.connect(&lab.nodes)?;
         for node in &mut lab.nodes {

@@ -208,6 +208,7 @@ impl World {
                     }
                 }
                 (Some(had), Some(record)) if !had.encrypt && !record.encrypt => {
+                    self.vanished.remove(name);
                     self.left.insert(name.clone());
                 }
                 // The agent has yet to hear of what was the last record, if it ever does.

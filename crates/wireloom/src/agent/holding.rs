@@ -166,7 +166,7 @@ impl Agent {
     }
 
     /// Puts a mesh in force, with the addresses that are known, and has it recorded at once.
-    pub(super) fn put_in_force(&mut self, mesh: Cluster) {
+    fn put_in_force(&mut self, mesh: Cluster) {
         self.put_in_force_recorded_by(mesh, Instant::now());
     }
 

@@ -14,7 +14,7 @@ use super::{Agent, is_remarkable};
 use crate::{
     metrics::{
         Board, Counts, Device, Growth, Listen, Membership, NODES_MAX, Peer, Pulse, Refused, Server, Snapshot,
-        Traffic, Warnings, kind,
+        Traffic, Warnings, tally,
     },
     reconcile::Trouble,
     run_file::monotonic_time,
@@ -190,22 +190,25 @@ impl Agent {
             counts: self.metering.counts,
             device: self.device(cluster),
             refused: self.metering.refused.exported(&nodes),
-            membership: Membership {
-                heard: None,
-                store: None,
-                left_out: 0,
-                held: report.held.as_ref().map_or(0, |held| held.nodes.len() as u64),
-            },
+            membership: self.membership(),
+        }
+    }
+
+    fn membership(&self) -> Membership {
+        let health = self.publishing.following().health();
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        Membership {
+            heard: health.heard(),
+            store: self.publishing.is_on().then(|| (health.errors(), health.is_published())),
+            left_out: count(self.report.left_out.len()),
+            held: self.report.held.as_ref().map_or(0, |held| count(held.nodes.len())),
         }
     }
 
     fn warnings_by_kind(&self) -> Warnings {
-        let mut warnings = Warnings::new();
         let of_agent: Vec<_> = self.report.warnings(self.config.settings.table).collect();
-        for warning in self.reconciler.warnings().iter().chain(&self.config.warnings).chain(&of_agent) {
-            *warnings.entry((warning.severity(), kind(warning))).or_default() += 1;
-        }
-        warnings
+        let warnings = self.reconciler.warnings().iter().chain(&self.config.warnings).chain(&of_agent);
+        tally(warnings.map(|warning| (warning.severity(), warning)))
     }
 
     fn device(&self, cluster: Option<&Cluster>) -> Device {

@@ -28,7 +28,7 @@ pub(crate) use self::{
     pulse::Pulse,
     refused::Refused,
     server::Server,
-    snapshot::{Counts, Device, Judged, Membership, Peer, Snapshot, Traffic, Warnings, kind},
+    snapshot::{Counts, Device, Judged, Membership, Peer, Snapshot, Traffic, Warnings, tally},
     timing::Timing,
 };
 

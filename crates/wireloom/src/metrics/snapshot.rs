@@ -1,6 +1,10 @@
 //! What the agent's thread writes down for a scrape.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem::{Discriminant, discriminant},
+    time::Instant,
+};
 
 use serde::Serialize;
 use wireloom_kernel::Backend;
@@ -69,10 +73,7 @@ impl Judged {
             *states.entry(peer.state.name()).or_default() += 1;
             *traffic.entry(peer.encrypted.name()).or_default() += 1;
         }
-        let mut findings = Warnings::new();
-        for finding in &health.findings {
-            *findings.entry((finding.severity(), kind(finding))).or_default() += 1;
-        }
+        let findings = tally(health.findings.iter().map(|finding| (finding.severity(), finding)));
         let encrypting = match health.verdict {
             Verdict::Encrypted => 2,
             Verdict::Partly(_) => 1,
@@ -82,10 +83,18 @@ impl Judged {
     }
 }
 
-/// The kind of a warning or finding, as `wireloom status --json` calls it.
-pub(crate) fn kind(what: &impl Serialize) -> String {
-    let value = serde_json::to_value(what).unwrap_or_default();
-    value["warning"].as_str().unwrap_or("unknown").to_owned()
+/// Counts warnings or findings by kind, as `wireloom status --json` calls it.
+pub(crate) fn tally<'a, T: Serialize + 'a>(told: impl Iterator<Item = (Severity, &'a T)>) -> Warnings {
+    // There may be one for each of thousands of nodes, and only the first of a kind has to be named.
+    let mut counts: HashMap<(Severity, Discriminant<T>), (&T, u64)> = HashMap::new();
+    for (severity, what) in told {
+        counts.entry((severity, discriminant(what))).or_insert((what, 0)).1 += 1;
+    }
+    let named = counts.into_iter().map(|((severity, _), (what, count))| {
+        let value = serde_json::to_value(what).unwrap_or_default();
+        ((severity, value["warning"].as_str().unwrap_or("unknown").to_owned()), count)
+    });
+    named.collect()
 }
 
 /// What the device said last.

@@ -129,6 +129,17 @@ fn a_scrape_has_the_names_and_labels_that_dashboards_read() {
 }
 
 #[test]
+fn every_metric_is_documented() {
+    let documented = include_str!("../../../../docs/metrics.md");
+    let text = Scrape::of(&board(2)).text(Format::Text).unwrap();
+    let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    for name in names {
+        let short = name.replace("wireloom_", "`…_").replace("seconds", "…`");
+        assert!(documented.contains(&format!("`{name}`")) || documented.contains(&short), "{name}");
+    }
+}
+
+#[test]
 fn above_a_hundred_nodes_there_are_sums_and_a_scrape_stays_small() {
     for peers in [100, 5000] {
         let scrape = Scrape::of(&board(peers));
