@@ -99,6 +99,11 @@ impl Knowledge {
         self.mesh.key_claims(claims);
     }
 
+    /// The name of the node that claimed this key first; `None`: nobody does.
+    pub(crate) fn key_claim(&mut self, key: PublicKey, node: Option<String>) {
+        self.mesh.key_claim(key, node);
+    }
+
     /// Whether a single address may lie inside another node's block (with Calico, inside a pool).
     pub(crate) fn allow_borrowing(&mut self, allowed: bool) {
         self.mesh.allow_borrowing(allowed);

@@ -54,12 +54,16 @@ use crate::{
 mod backoff;
 mod calico;
 pub mod config_file;
+#[cfg(test)]
+mod contract;
 mod desk;
 pub mod etcd;
 pub mod file;
 mod follow;
 mod knowledge;
 pub mod kubernetes;
+#[cfg(test)]
+mod memory;
 mod mesh;
 mod publishing;
 mod record;

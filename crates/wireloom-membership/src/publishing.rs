@@ -39,6 +39,8 @@ pub(crate) struct Publishing {
     /// Whether the collection has shown something else since the last write was begun.
     is_news: bool,
     in_flight: bool,
+    /// What is in flight is no longer what is wanted.
+    is_outdated: bool,
     attempted: Option<Instant>,
     /// The last write succeeded at this time.
     succeeded: Option<Instant>,
@@ -83,6 +85,7 @@ impl Publishing {
             settled: None,
             is_news: false,
             in_flight: false,
+            is_outdated: false,
             attempted: None,
             succeeded: None,
             wait: None,
@@ -107,6 +110,7 @@ impl Publishing {
             self.wanted = Some(read);
             self.settled = None;
             self.succeeded = None;
+            self.is_outdated = self.in_flight;
             self.is_news = true;
             self.wait = None;
         }
@@ -194,9 +198,10 @@ impl Publishing {
     /// What became of the last step.
     pub(crate) fn done(&mut self, result: Result<(), &StoreError>, now: Instant) {
         self.in_flight = false;
+        let is_outdated = std::mem::take(&mut self.is_outdated);
         let Err(error) = result else {
             self.failures.reset();
-            self.succeeded = Some(now);
+            self.succeeded = Some(now).filter(|_| !is_outdated);
             return;
         };
         self.again |= self.is_published();
@@ -207,7 +212,7 @@ impl Publishing {
             }
             StoreProblem::Unavailable { .. } | StoreProblem::Compacted => self.failures.next(),
         };
-        self.wait = Some(now + wait);
+        self.wait = Some(now + wait).filter(|_| !is_outdated);
         if let StoreProblem::Unavailable { retry_after: Some(time), .. } = error.problem {
             self.left_alone = Some(now + time.min(LONGEST_FIGHT));
         }

@@ -265,3 +265,6 @@ fn workload(text: &str) -> Result<IpNet, String> {
     }
     Ok(cidr)
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,6 +30,12 @@ impl Borrowable {
         Self { pools, own }
     }
 
+    /// Whether nothing can be borrowed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pools.is_empty()
+    }
+
     /// Whether an address is borrowed if a pod here has it.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {

@@ -57,6 +57,8 @@ pub enum Endpoint {
 pub struct Found {
     /// The prefixes of its workloads; `None` as long as nobody has given it any.
     pub workloads: Option<BTreeSet<IpNet>>,
+    /// What its workloads have out of other nodes' blocks: prefixes of one address each.
+    pub borrowed: BTreeSet<IpNet>,
     /// The addresses by which other nodes reach it, if the source knows them; otherwise empty.
     pub reached_at: BTreeSet<IpAddr>,
     /// Those of its workload addresses that are meant for its WireGuard interface.
@@ -122,7 +124,8 @@ pub fn compose(
     listen_port: u16,
     encrypt: bool,
 ) -> Result<Node, NoWorkloads> {
-    let workloads = declared.workloads.as_ref().or(found.workloads.as_ref()).ok_or(NoWorkloads)?.clone();
+    let given = declared.workloads.as_ref().or(found.workloads.as_ref()).ok_or(NoWorkloads)?;
+    let workloads: BTreeSet<IpNet> = given | &found.borrowed;
     let is_workload = |address: IpAddr| workloads.iter().any(|workload| workload.contains(&address));
     let tunnel_addresses = match &declared.tunnel_addresses {
         Some(declared) => declared.clone(),
@@ -218,6 +221,7 @@ mod tests {
     /// A Kubernetes node with a VXLAN overlay, Docker, kube-proxy with IPVS, and a second network.
     fn found() -> Found {
         Found {
+            borrowed: set(&["10.161.9.7/32"]),
             workloads: Some(set(&["10.161.1.0/24"])),
             reached_at: set(&["192.0.2.7", "2001:db8::7"]),
             tunnel_addresses: set(&["10.161.1.9", "10.161.2.9"]),
@@ -244,7 +248,7 @@ mod tests {
             other_endpoints: vec!["[2001:db8::7]:51820".parse().unwrap()],
             endpoint_name: None,
             addresses: set(&["192.0.2.7", "2001:db8::7", "198.51.100.7", "10.161.1.1", "10.161.9.0"]),
-            workloads: set(&["10.161.1.0/24"]),
+            workloads: set(&["10.161.1.0/24", "10.161.9.7/32"]),
             link_addresses: BTreeSet::new(),
             tunnel_addresses: set(&["10.161.1.9"]),
             encrypt: true,

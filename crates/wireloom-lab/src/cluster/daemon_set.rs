@@ -25,10 +25,13 @@ const WITHOUT_BOOT_GUARD: &str = "components: [base/components/without-boot-guar
 /// The name under which `deploy/kubernetes` expects Wireloom's image.
 const IMAGE: &str = "wireloom";
 
-/// Image and mesh are the user's own; everything else is as `deploy/kubernetes` has it.
-const KUSTOMIZATION: &str = r#"resources: [base/overlays/mesh-file]
+/// The image is the user's own; everything else is as `deploy/kubernetes` has it. `RESOURCE` is one of its directories.
+const KUSTOMIZATION: &str = r#"resources: ["base/RESOURCE"]
 images: [{name: wireloom, newName: "IMAGE", newTag: "TAG"}]
-configMapGenerator:
+"#;
+
+/// Without the API server, the mesh is the user's own, too.
+const MESH_FILE: &str = r#"configMapGenerator:
   - name: wireloom
     namespace: wireloom
     behavior: merge
@@ -44,22 +47,33 @@ pub struct DaemonSet {
 }
 
 impl DaemonSet {
-    /// Installs Wireloom on every node and waits until every agent is ready. `wireloom` is the program, which makes the
-    /// nodes' keys; `tag` that of the image `wireloom`, which must be imported.
+    /// Installs Wireloom on every node, as `kubectl apply -k deploy/kubernetes` does, and waits until every agent is
+    /// ready. `tag` is that of the image `wireloom`, which must be imported.
     ///
     /// # Errors
     /// When kubectl fails, or an agent is not ready in time.
-    pub fn install(cluster: &Cluster, wireloom: &Path, tag: &str) -> Result<Self> {
+    pub fn install(cluster: &Cluster, tag: &str) -> Result<Self> {
+        let daemon_set = Self::prepare(cluster)?;
+        daemon_set.choose("", tag)?;
+        daemon_set.apply(cluster)?;
+        Ok(daemon_set)
+    }
+
+    /// As [`DaemonSet::install`], but with the mesh from a file. `wireloom` is the program, which makes the nodes' keys.
+    ///
+    /// # Errors
+    /// As [`DaemonSet::install`].
+    pub fn with_mesh_file(cluster: &Cluster, wireloom: &Path, tag: &str) -> Result<Self> {
         let mut keys = Vec::new();
         for node in cluster.nodes() {
             let key = KeyPair::generate(wireloom, node)?;
             write_key(node, &key)?;
             keys.push(key);
         }
-        let directory = cluster.directory().join("wireloom");
-        copy_manifests(&directory.join("base"))?;
-        let daemon_set = Self { directory };
-        daemon_set.write("kustomization.yaml", &KUSTOMIZATION.replace("IMAGE", IMAGE).replace("TAG", tag))?;
+        let daemon_set = Self::prepare(cluster)?;
+        daemon_set.choose("overlays/mesh-file", tag)?;
+        let kustomization = daemon_set.read("kustomization.yaml")? + MESH_FILE;
+        daemon_set.write("kustomization.yaml", &kustomization)?;
         let mut mesh = Mesh::of_nodes(cluster.nodes(), &keys);
         for (member, node) in mesh.nodes.iter_mut().zip(cluster.nodes()) {
             member.addresses.extend(cluster.layout.network.node_addresses(node));
@@ -67,6 +81,19 @@ impl DaemonSet {
         daemon_set.write("mesh.toml", &mesh.to_toml())?;
         daemon_set.apply(cluster)?;
         Ok(daemon_set)
+    }
+
+    /// Makes the user's directory.
+    fn prepare(cluster: &Cluster) -> Result<Self> {
+        let directory = cluster.directory().join("wireloom");
+        copy_manifests(&directory.join("base"))?;
+        Ok(Self { directory })
+    }
+
+    /// Writes a kustomization with this directory of `deploy/kubernetes`, and this tag of the image.
+    fn choose(&self, resource: &str, tag: &str) -> Result<()> {
+        let text = KUSTOMIZATION.replace("RESOURCE", resource).replace("IMAGE", IMAGE).replace("TAG", tag);
+        self.write("kustomization.yaml", &text)
     }
 
     /// Applies the user's directory, and waits until every agent is ready.
@@ -97,7 +124,20 @@ impl DaemonSet {
         cluster.kubectl(&format!("delete {DAEMON_SET} --cascade=foreground --timeout 60s")).map(drop)
     }
 
-    /// Removes Wireloom from every node, with the patch that `deploy/kubernetes` has for that. The DaemonSet stays.
+    /// Uninstalls Wireloom as docs/kubernetes.md says: applies the overlay for that, waits for it, and deletes
+    /// everything.
+    ///
+    /// # Errors
+    /// When kubectl fails, or a node is not done in time.
+    pub fn uninstall(self, cluster: &Cluster, tag: &str) -> Result<()> {
+        self.choose("overlays/uninstall", tag)?;
+        cluster.kubectl(&format!("apply --kustomize {}", self.directory.display()))?;
+        self.wait(cluster)?;
+        cluster.kubectl(&format!("delete --kustomize {} --timeout 60s", self.directory.display())).map(drop)
+    }
+
+    /// Removes Wireloom with the mesh from a file from every node, with the patch that `deploy/kubernetes` has for that.
+    /// The DaemonSet stays.
     ///
     /// # Errors
     /// As [`DaemonSet::install`].

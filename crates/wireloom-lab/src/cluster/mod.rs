@@ -273,14 +273,17 @@ impl Cluster {
         self.turn_on(node)
     }
 
-    /// Takes a node out of the cluster: turns it off, and deletes its Node. Its disk stays. The index of every other
-    /// node stays as it is.
+    /// Takes a node out of the cluster: turns it off, and deletes its Node and its pods. Its disk stays. The index of
+    /// every other node stays as it is.
     ///
     /// # Errors
     /// As [`Cluster::kubectl`].
     pub fn take_out(&mut self, node: usize) -> Result<()> {
         self.nodes[node] = None;
-        self.kubectl(&format!("delete node {}", self.nodes()[node].name)).map(drop)
+        let name = &self.nodes()[node].name;
+        self.kubectl(&format!("delete node {name}"))?;
+        let pods = format!("--all-namespaces --field-selector spec.nodeName={name}");
+        self.kubectl(&format!("delete pods {pods} --force --grace-period 0")).map(drop)
     }
 
     /// Brings a node that was taken out back into the cluster, and waits until it is ready: with this name, the

@@ -12,7 +12,7 @@ use super::{
     objects::{CalicoObjects, Kind},
 };
 use crate::{
-    knowledge::{Handler, Records},
+    knowledge::Handler,
     kubernetes::{
         Settings, Workloads,
         collection::{Objects, Selection},
@@ -32,8 +32,8 @@ pub(crate) struct Followable {
     pub(crate) followed: Vec<Followed>,
 }
 
-/// What is to be followed at this server by the node of this name, besides its WireloomNodes and its own Node, whose
-/// handler tells `own` of it. Called inside the runtime; `seed` spreads the waits of a fleet.
+/// What is to be followed at this server by the node of this name, besides its own Node, whose handler tells `own` of it,
+/// and the WireloomNodes, whose handler is `records`. Called inside the runtime; `seed` spreads the waits of a fleet.
 ///
 /// # Errors
 /// With `felix_peers`, the nodes cannot be counted.
@@ -42,6 +42,7 @@ pub(crate) async fn followed(
     settings: &Settings,
     node: &str,
     own: &Own,
+    mut records: Box<dyn Handler>,
     seed: u64,
 ) -> Result<Followable, StoreError> {
     let objects = |kind| CalicoObjects::new(Arc::clone(server), kind);
@@ -50,12 +51,11 @@ pub(crate) async fn followed(
         followed.push(Followed::new(objects(Kind::IpPools), Pools::default()));
     }
     let nodes = if settings.felix_peers { server.count(NODES, "count the Nodes").await? } else { 0 };
-    let mut records: Box<dyn Handler> = Box::new(Records);
     let felix = match settings.felix_peers {
         true if nodes <= NODES_MAX => {
             let (tell, news) = mpsc::unbounded_channel();
             tokio::spawn(keep(Arc::clone(server), node.to_owned(), news, seed));
-            records = Box::new(RecordsWithKey::new(tell.clone()));
+            records = Box::new(RecordsWithKey::new(records, tell.clone()));
             let nodes = FelixNodes::new(tell);
             followed
                 .push(Followed::new(Objects::new(Arc::clone(server), metadata_of_nodes()), nodes.clone()));

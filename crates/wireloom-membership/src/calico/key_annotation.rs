@@ -19,11 +19,16 @@ use wireloom_types::PublicKey;
 use super::annotations::PUBLIC_KEY;
 use crate::{
     backoff::Backoff,
-    knowledge::{Handler, Knowledge, Records},
+    knowledge::{Handler, Knowledge},
     kubernetes::server::{ApiServer, Call},
     record,
     store::{Object, StoreError},
 };
+
+/// How long after the record the key follows. All Felixes encrypt with this node as soon as they have its key, and by then
+/// its agent must have theirs: a handshake that nobody answers is repeated after 5 s only (section 6.4 of the WireGuard
+/// paper).
+const HEAD_START: Duration = Duration::from_secs(3);
 
 /// The shortest time between two attempts.
 const PACE: Duration = Duration::from_secs(1);
@@ -43,15 +48,15 @@ pub(super) enum News {
     Annotation(Option<PublicKey>),
 }
 
-/// The handler of the records, which tells of this node's own.
+/// A handler of the records that tells of this node's own, too.
 pub(super) struct RecordsWithKey {
-    records: Records,
+    records: Box<dyn Handler>,
     news: UnboundedSender<News>,
 }
 
 impl RecordsWithKey {
-    pub(super) fn new(news: UnboundedSender<News>) -> Self {
-        Self { records: Records, news }
+    pub(super) fn new(records: Box<dyn Handler>, news: UnboundedSender<News>) -> Self {
+        Self { records, news }
     }
 
     fn tell(&self, object: Option<&Object>) {
@@ -160,7 +165,7 @@ impl Annotation {
                 if self.wanted != Some(key) {
                     self.wanted = Some(key);
                     self.settled = None;
-                    self.wait = None;
+                    self.wait = key.map(|_| now + HEAD_START);
                 }
             }
             News::Annotation(key) => {
@@ -233,6 +238,8 @@ mod tests {
         annotation.learn(News::Record(Some(key(1))), start);
         assert_eq!(annotation.step(start), Step::Rest, "the annotation is not known yet");
         annotation.learn(News::Annotation(None), start);
+        assert_eq!(annotation.step(start), Step::Wait(start + HEAD_START));
+        let start = start + HEAD_START;
         assert_eq!(annotation.step(start), Step::Write(Some(key(1))));
         annotation.done(true, start);
         assert_eq!(annotation.step(start), Step::Rest);
@@ -289,6 +296,7 @@ mod tests {
         let mut annotation = Annotation::new(1);
         annotation.learn(News::Record(Some(key(1))), start);
         annotation.learn(News::Annotation(None), start);
+        let start = start + HEAD_START;
         assert_eq!(annotation.step(start), Step::Write(Some(key(1))));
         annotation.done(false, start);
         let Step::Wait(due) = annotation.step(start) else { panic!("at once") };

@@ -165,7 +165,21 @@ async fn open(settings: &Settings, endpoint: &str, number: u64) -> Result<Connec
         Ok(Connection { etcd, endpoint: endpoint.to_owned(), progress_is_ordered, number })
     };
     let late = || Err(Failure::Member(format!("no answer within {} s", GREETING.as_secs())));
-    timeout(GREETING, greet).await.unwrap_or_else(|_| late())
+    match timeout(GREETING, greet).await.unwrap_or_else(|_| late()) {
+        // A member that does not accept our certificate hangs up. Its reason comes after the handshake (RFC 8446,
+        // section 4.4.2.4), and is lost if we were writing meanwhile.
+        Err(Failure::Member(why)) if endpoint.starts_with("https://") && is_hang_up(&why) => {
+            Err(Failure::Member(format!("{why}; if that does not pass, check cert_file and key_file")))
+        }
+        opened => opened,
+    }
+}
+
+fn is_hang_up(why: &str) -> bool {
+    let why = why.to_ascii_lowercase();
+    ["broken pipe", "connection reset", "connection closed", "unexpected eof"]
+        .iter()
+        .any(|words| why.contains(words))
 }
 
 /// Whether this version of etcd answers a request for progress after the events before it.

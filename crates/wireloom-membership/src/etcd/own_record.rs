@@ -16,7 +16,7 @@ const TRIES: u32 = 4;
 const DELETIONS: usize = 100;
 
 /// The record `nodes/NAME` in etcd, with `keys/KEY`.
-pub struct OwnEntry {
+pub(super) struct OwnEntry {
     client: Client,
     /// The name of this node.
     node: String,
@@ -87,13 +87,15 @@ impl OwnEntry {
                 self.former.remove(key);
             }
             let mut when = vec![unchanged(&self.record, record.as_ref())];
-            let mut then = vec![TxnOp::put(self.record.as_str(), value.as_str(), None)];
+            let mut then = Vec::new();
             if let Some(key) = &key {
                 when.push(unchanged(&self.entry(key), claim.as_ref()));
                 if claim.is_none() {
                     then.push(TxnOp::put(self.entry(key), self.node.as_str(), None));
                 }
             }
+            // Readers hear of the changes in this order.
+            then.push(TxnOp::put(self.record.as_str(), value.as_str(), None));
             then.extend(self.former.iter().map(|former| self.release(&self.entry(former))));
             if self.commit(&what, when, then).await? {
                 // From here on it is the record that says which key we have.

@@ -103,7 +103,8 @@ impl Failure {
 
     fn of_transport(reasons: &[String]) -> Self {
         let says = |words: &str| reasons.iter().any(|reason| reason.contains(words));
-        if says("UnknownIssuer") {
+        // Two authorities may have the same name.
+        if says("UnknownIssuer") || says("BadSignature") {
             return denied("its certificate is not signed by ca_file's; check ca_file");
         }
         if says("NotValidForName") {

@@ -19,7 +19,7 @@ const PAGE: i64 = 1000;
 
 /// The nodes, pools and keys of a mesh in etcd: the names of its objects are what follows the mesh's name in
 /// [`layout`]'s keys.
-pub struct Records {
+pub(super) struct Records {
     client: Client,
     prefix: String,
 }

@@ -10,18 +10,27 @@ use kube::{
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 
+use super::Settings;
 use crate::store::{StoreError, StoreProblem};
 
 /// Where the credentials are.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) enum Credentials {
     /// The pod's: `/var/run/secrets/kubernetes.io/serviceaccount`, and the server in `KUBERNETES_SERVICE_HOST`.
     Pod,
     /// The current context of a kubeconfig.
     Kubeconfig(PathBuf),
+    /// Those for a twin in this process.
+    #[cfg(test)]
+    Twin(super::twin::Door),
 }
 
 impl Credentials {
+    /// Those that the settings name.
+    pub(super) fn of(settings: &Settings) -> Self {
+        settings.kubeconfig.clone().map_or(Self::Pod, Self::Kubeconfig)
+    }
+
     /// A client with what the files say now. It must be called inside the runtime.
     ///
     /// # Errors
@@ -31,6 +40,8 @@ impl Credentials {
         let mut config = match self {
             Self::Pod => Config::incluster().map_err(|error| denied(in_a_pod(&error)))?,
             Self::Kubeconfig(path) => from_kubeconfig(path).await.map_err(denied)?,
+            #[cfg(test)]
+            Self::Twin(door) => return Ok((door.client(), "http://twin".into())),
         };
         let is_loopback = matches!(config.cluster_url.host(), Some("127.0.0.1" | "[::1]" | "localhost"));
         if config.cluster_url.scheme_str() != Some("https") && !is_loopback {
@@ -58,6 +69,8 @@ impl Credentials {
         match self {
             Self::Pod => "use the service account of this pod".into(),
             Self::Kubeconfig(path) => format!("use the kubeconfig {}", path.display()),
+            #[cfg(test)]
+            Self::Twin(_) => "use the twin".into(),
         }
     }
 }

@@ -47,6 +47,8 @@ mod own_record;
 mod report;
 pub(crate) mod server;
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 mod twin;
 
 /// Which API server, and where this node's workloads come from.
@@ -91,7 +93,7 @@ pub struct Report {
 
 /// Reads the mesh once.
 pub(crate) fn read(settings: &Settings) -> Result<Cluster, Error> {
-    source::read(connector(settings))
+    source::read(connector(Credentials::of(settings), settings))
 }
 
 /// Follows the mesh.
@@ -100,16 +102,15 @@ pub(crate) fn follow(
     start: Start,
     deliver: impl Fn(Event) + Send + 'static,
 ) -> io::Result<Following> {
-    source::follow(start, deliver, connector(settings))
+    source::follow(start, deliver, connector(Credentials::of(settings), settings))
 }
 
-fn connector(settings: &Settings) -> impl Connect + Send + 'static {
+fn connector(credentials: Credentials, settings: &Settings) -> impl Connect + Send + 'static {
     let settings = settings.clone();
-    move |node| connect(settings.clone(), node.to_owned()).boxed()
+    move |node| connect(credentials.clone(), settings.clone(), node.to_owned()).boxed()
 }
 
-async fn connect(settings: Settings, node: String) -> Result<Stores, StoreError> {
-    let credentials = settings.kubeconfig.map_or(Credentials::Pod, Credentials::Kubeconfig);
+async fn connect(credentials: Credentials, settings: Settings, node: String) -> Result<Stores, StoreError> {
     let server = Arc::new(ApiServer::new(credentials));
     server.connect().await?;
     let objects = |selection| Objects::new(Arc::clone(&server), selection);

@@ -57,7 +57,7 @@ pub(crate) struct Mesh {
 }
 
 /// A node by its last good record.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Member {
     node: Node,
     born: u64,
@@ -118,6 +118,9 @@ impl Mesh {
             Ok(node) => {
                 self.bad.remove(&Name::of(name));
                 let member = Member { node, born: object.born, presence: Presence::Present };
+                if self.members.get(name) == Some(&member) {
+                    return;
+                }
                 self.members.insert(name.to_owned(), member);
             }
             Err(why) => {
@@ -161,17 +164,29 @@ impl Mesh {
 
     /// All pools. Those that are missing have vanished.
     pub(crate) fn pools(&mut self, pools: &BTreeSet<IpNet>, now: Instant) {
-        self.is_stale = true;
         for (pool, vanished) in &mut self.pools {
             *vanished = if pools.contains(pool) { None } else { vanished.or(Some(now)) };
         }
+        let before = self.pools.len();
         self.pools.extend(pools.iter().map(|pool| (*pool, None)));
+        self.is_stale |= self.pools.len() != before;
     }
 
     /// The nodes that claimed keys first, as the store says.
     pub(crate) fn key_claims(&mut self, claims: BTreeMap<PublicKey, String>) {
         self.is_stale |= self.key_claims != claims;
         self.key_claims = claims;
+    }
+
+    /// The node that claimed this key first, as the store says; `None`: nobody does.
+    pub(crate) fn key_claim(&mut self, key: PublicKey, node: Option<String>) {
+        if self.key_claims.get(&key) != node.as_ref() {
+            self.is_stale = true;
+            match node {
+                Some(node) => self.key_claims.insert(key, node),
+                None => self.key_claims.remove(&key),
+            };
+        }
     }
 
     /// Whether a single address may lie inside another node's block, if it is in a pool.

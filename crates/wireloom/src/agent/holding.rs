@@ -148,6 +148,7 @@ impl Agent {
         let due = self.resolves_at().map_or(due, |resolves| due.min(resolves)).min(self.probing.next());
         let due = self.holding.record_due.map_or(due, |record| due.min(record));
         let due = self.publishing.due().map_or(due, |publish| due.min(publish));
+        let due = self.borrowing.due().map_or(due, |borrow| due.min(borrow));
         self.holding.holdback.due().map_or(due, |let_go| due.min(self.started + let_go))
     }
 
@@ -165,7 +166,7 @@ impl Agent {
     }
 
     /// Puts a mesh in force, with the addresses that are known, and has it recorded at once.
-    pub(super) fn put_in_force(&mut self, mesh: Cluster) {
+    fn put_in_force(&mut self, mesh: Cluster) {
         self.put_in_force_recorded_by(mesh, Instant::now());
     }
 

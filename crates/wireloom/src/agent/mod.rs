@@ -6,6 +6,7 @@
 //!                                                       └─────▶ this node's own record, in the membership source
 //! ```
 
+mod borrowing;
 mod event;
 mod holding;
 mod key_watch;
@@ -37,6 +38,7 @@ use wireloom_types::PublicKey;
 
 pub(crate) use self::start::run;
 use self::{
+    borrowing::Borrowing,
     event::Event,
     holding::Holding,
     key_watch::KeyWatch,
@@ -104,6 +106,7 @@ struct Agent {
     proving: Proving,
     probing: Probing,
     publishing: Publishing,
+    borrowing: Borrowing,
     polling: Polling,
     key_watch: KeyWatch,
     resolving: Resolving,
@@ -183,6 +186,7 @@ impl Agent {
             Event::Membership(wireloom_membership::Event::Local(local)) => self.take_local(local),
             Event::Kernel => {
                 self.publishing.note_change();
+                self.borrowing.note_change();
                 self.reconciler.distrust_kernel();
                 let earliest = self.pass_before.map_or(now, |before| now.max(before + 2 * MIN_INTERVAL));
                 self.due = self.due.min(earliest);

@@ -35,7 +35,7 @@ const LOGGED: usize = 20;
 /// What is published and what it is made of.
 pub(super) struct Publishing {
     following: Following,
-    found: Found,
+    pub(super) found: Found,
     /// The source has said what it knows of this node.
     is_told: bool,
     steady: Steady,
@@ -89,11 +89,6 @@ impl Publishing {
         self.is_news = true;
     }
 
-    /// Whether this node has left the mesh.
-    pub(super) fn is_out(&self) -> bool {
-        self.leaving.phase() == Phase::Out
-    }
-
     /// When there may be something to do.
     pub(super) fn due(&self) -> Option<Instant> {
         let asked = self.asked.map_or_else(Instant::now, |asked| asked + ASK);
@@ -128,6 +123,11 @@ impl Agent {
             found.pools.clone_from(&mesh.pools);
         }
         self.note_missing_pools();
+        // Without the pools, the first record would lack what is borrowed, and take it from where it is.
+        if self.proving.cluster().is_none() && phase == Phase::Member {
+            return;
+        }
+        self.read_borrowed();
         let found = &self.publishing.found;
         let public_key = self.reconciler.public_key();
         let port = self.config.settings.listen_port;
@@ -234,9 +234,8 @@ impl Agent {
                 match (before, now) {
                     (Phase::Member, Phase::Announcing) => tracing::info!("this node leaves the mesh"),
                     (_, Phase::Member) if before != now => tracing::info!("this node joins the mesh again"),
-                    _ => return,
+                    _ => {}
                 }
-                self.overlay_own_record();
             }
             Err(error) => tracing::error!("{error}"),
         }
@@ -247,13 +246,16 @@ impl Agent {
             self.publishing.published.is_some() && self.publishing.following.health().is_published();
         let has_record = self.publishing.record.is_some() || self.publishing.published.is_none();
         let now = self.started.elapsed();
-        if self.publishing.leaving.go_on(is_published, has_record, now) && self.publishing.is_out() {
+        let is_new = self.publishing.leaving.go_on(is_published, has_record, now);
+        let phase = self.publishing.leaving.phase();
+        if is_new && phase == Phase::Out {
             tracing::info!("this node has left the mesh; its traffic is direct");
-            if let Err(error) = self.state.set_left(Some(Left { gone: true })) {
+            // Unless it is to join again already.
+            let wanted = matches!(self.state.left(), Ok(Some(_)));
+            if wanted && let Err(error) = self.state.set_left(Some(Left { gone: true })) {
                 tracing::warn!("cannot record that this node has left the mesh: {error}");
             }
         }
-        let phase = self.publishing.leaving.phase();
         self.report.is_published = is_published && phase == Phase::Member;
         self.report.left = match phase {
             Phase::Member => None,
@@ -262,10 +264,12 @@ impl Agent {
         };
     }
 
-    /// Puts what this node says of itself into a mesh from the store while it is on its way out: it has no record there
-    /// then, or soon, and without one there would be no plan to go direct by.
+    /// Puts what this node says of itself into a mesh from the store that has no record of it any more: without one there
+    /// would be no plan to be direct by. Not before: as long as the store has not taken the announcement, the peers
+    /// expect this node to encrypt.
     pub(super) fn with_own_record(&self, mut mesh: Cluster) -> Cluster {
-        if !self.publishing.is_on() || self.publishing.leaving.phase() == Phase::Member {
+        let phase = self.publishing.leaving.phase();
+        if !self.publishing.is_on() || !matches!(phase, Phase::Removing | Phase::Out) {
             return mesh;
         }
         let own = &self.config.settings.node;
@@ -274,15 +278,6 @@ impl Agent {
         let record = Node { encrypt: false, ..known.cloned().unwrap_or_default() };
         mesh.nodes.insert(own.clone(), record);
         mesh
-    }
-
-    fn overlay_own_record(&mut self) {
-        if let Some(mesh) = self.proving.cluster().cloned() {
-            let changed = self.with_own_record(mesh);
-            if self.proving.cluster() != Some(&changed) {
-                self.put_in_force(changed);
-            }
-        }
     }
 
     /// Reports which records of the store are left out, in the log only those that are new.

@@ -16,7 +16,9 @@ use wireloom_plan::{diff::teardown, op::Op, ownership::PROPOSALS, removals::Remo
 use wireloom_types::PrivateKey;
 
 use super::{
-    Agent, FIRST_RETRY, RESYNC, choose_backend,
+    Agent, FIRST_RETRY, RESYNC,
+    borrowing::Borrowing,
+    choose_backend,
     event::{self, Event},
     holding::Holding,
     key_watch::KeyWatch,
@@ -121,6 +123,7 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow
         removals_logged: None,
         holding,
         publishing,
+        borrowing: Borrowing::default(),
         probing,
         proving,
         polling: Polling::new(),

@@ -237,8 +237,8 @@ fn enable(link: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Removes such a link, and its directory when that is empty, as `systemctl disable` does. Says whether it was there. One
-/// that leads to the unit of a package stays.
+/// Removes such a link, and its directory when that is empty, as `systemctl disable` does. Says whether it was there.
+/// One that leads to the unit of a package stays.
 fn disable(link: &Path) -> io::Result<bool> {
     match fs::read_link(link) {
         Ok(unit) if unit != Path::new(UNITS).join(NAME) => return Ok(false),

@@ -35,6 +35,9 @@ const INTERVAL: Duration = Duration::from_millis(100);
 pub(super) struct LeaveArguments {
     #[command(flatten)]
     settings: SettingsFile,
+    /// Succeed at once where no agent runs: there is nothing that it could lose
+    #[arg(long)]
+    if_running: bool,
 }
 
 /// Let this node join the mesh again that it left with `wireloom leave`
@@ -48,6 +51,10 @@ pub(super) struct JoinArguments {
 
 pub(super) fn leave(arguments: &LeaveArguments) -> anyhow::Result<ExitCode> {
     let state = StateDir::locate();
+    if arguments.if_running && !is_locked(&state)? {
+        super::show("no agent runs here\n")?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let interface = interface(&arguments.settings, &state)?;
     refuse_unless_published(&state, &interface)?;
     if state.left()?.is_none() {
@@ -76,10 +83,13 @@ fn interface(settings: &SettingsFile, state: &StateDir) -> anyhow::Result<String
     Ok(settings.load()?.settings.interface)
 }
 
+fn is_locked(state: &StateDir) -> anyhow::Result<bool> {
+    state.is_locked().with_context(|| format!("cannot read {}", state.lock_path().display()))
+}
+
 /// Only a store's mesh is one that this node writes.
 fn refuse_unless_published(state: &StateDir, interface: &str) -> anyhow::Result<()> {
-    let is_locked = state.is_locked();
-    if !is_locked.with_context(|| format!("cannot read {}", state.lock_path().display()))? {
+    if !is_locked(state)? {
         bail!("no agent is running; start it, for instance with `systemctl start wireloom`");
     }
     // It writes its run file a moment after it takes the lock.

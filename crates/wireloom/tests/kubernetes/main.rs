@@ -3,7 +3,8 @@
 //! - `flows`: who reaches whom, and what the network between the nodes sees of it.
 //! - `disturbances`: what a rollout, a killed container and a lost node cost.
 //! - `manifests`: the Helm chart installs what kustomize does; whom the admission policy refuses.
-//! - `removal`: `remove.yaml` leaves nothing behind on the nodes.
+//! - `fleet`: installed, joined, left and uninstalled with nothing written by hand, under pings of which none is lost.
+//! - `removal`: the mesh from a file; `remove.yaml` leaves nothing behind on the nodes.
 //! - `demo`: `wireloom-demo kubernetes`, left up to look around, killed and interrupted.
 //! - `cluster`: the cluster itself comes and goes without a trace.
 //! - `image`: the image is the same, byte for byte, whenever it is made.
@@ -14,7 +15,9 @@ mod cluster;
 mod demo;
 mod disturbances;
 mod fixtures;
+mod fleet;
 mod flows;
 mod image;
 mod manifests;
+mod pings;
 mod removal;

@@ -72,12 +72,13 @@ impl Stage {
                 "spec": {
                     "nodeName": node,
                     "serviceAccountName": "wireloom",
+                    "automountServiceAccountToken": true,
                     "containers": [{ "name": "c", "image": "none", "imagePullPolicy": "Never" }],
                 },
             });
             cluster.apply(&pod.to_string()).unwrap();
         }
-        let token = cluster.as_kubelet(0, &token_request("node-a")).unwrap().trim().to_owned();
+        let token = cluster.as_kubelet(0, &token_request(&cluster, "node-a")).unwrap().trim().to_owned();
         Self { cluster, token }
     }
 
@@ -98,7 +99,7 @@ impl Stage {
         let output = self.cluster.feed_kubectl(line, yaml).unwrap();
         // One object after the other.
         let objects = serde_json::Deserializer::from_str(&output).into_iter::<Value>();
-        let mut objects: Vec<_> = objects.map(|object| without_crd_labels(object.unwrap())).collect();
+        let mut objects: Vec<_> = objects.map(|object| normal(object.unwrap())).collect();
         objects.sort_by_key(|object| {
             (object["kind"].as_str().unwrap().to_owned(), object["metadata"]["name"].to_string())
         });
@@ -106,18 +107,27 @@ impl Stage {
     }
 }
 
-/// Helm installs kinds as they are in a file, and gives them no labels.
-fn without_crd_labels(mut object: Value) -> Value {
+/// The object without what makes no difference: Helm installs kinds as they are in a file, and gives them no labels;
+/// kustomize leaves an empty list where it deletes the last init container.
+fn normal(mut object: Value) -> Value {
     if object["kind"] == "CustomResourceDefinition" {
         object["metadata"].as_object_mut().unwrap().remove("labels");
+    }
+    if let Some(pod) = object.pointer_mut("/spec/template/spec").and_then(Value::as_object_mut)
+        && pod.get("initContainers") == Some(&json!([]))
+    {
+        pod.remove("initContainers");
     }
     object
 }
 
 /// The command line with which a kubelet gets a token for a pod.
-fn token_request(node: &str) -> String {
+fn token_request(cluster: &Cluster, node: &str) -> String {
+    let pod = cluster.get(&format!("pod on-{node} --namespace wireloom")).unwrap();
+    let uid = pod["metadata"]["uid"].as_str().unwrap();
     format!(
-        "create token wireloom --namespace wireloom --bound-object-kind Pod --bound-object-name on-{node}"
+        "create token wireloom --namespace wireloom --bound-object-kind Pod --bound-object-name on-{node} \
+         --bound-object-uid {uid}"
     )
 }
 
@@ -159,8 +169,10 @@ fn an_agent_writes_its_own_record_and_no_other() {
     let answer = answer.map_err(|error| format!("{error:?}"));
     assert_refused(&answer, "whose credentials name no node");
     // A kubelet gets no token for a pod of another node.
-    let answer =
-        stage.cluster.as_kubelet(0, &token_request("elsewhere")).map_err(|error| format!("{error:?}"));
+    let answer = stage
+        .cluster
+        .as_kubelet(0, &token_request(&stage.cluster, "elsewhere"))
+        .map_err(|error| format!("{error:?}"));
     assert_refused(&answer, "forbidden");
     // Nor may an agent write Nodes, as long as it does not share the fleet with Felix.
     let annotate = |node: &str, annotation: &str| {

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, convert::Infallible, future::pending, sync::Arc};
 
 use futures::{StreamExt, stream};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Collected, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     Method, Request, Response,
-    body::{Bytes, Frame, Incoming},
+    body::{Body as HttpBody, Bytes, Frame},
     header::{AUTHORIZATION, RETRY_AFTER},
     server::conn::http1,
     service::service_fn,
@@ -44,7 +44,8 @@ struct Asked {
     body: Value,
 }
 
-async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
+/// The answer to one request.
+pub(super) async fn answer(shared: &Arc<Shared>, request: Request<impl HttpBody>) -> Answer {
     let (parts, body) = request.into_parts();
     let (fault, token) = {
         let mut state = shared.lock();
@@ -61,7 +62,7 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer {
     if parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()) != Some(&token) {
         return refuse(401, "Unauthorized", None);
     }
-    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
     let kinds = shared.lock().kinds.clone();
     let path = parts.uri.path();
     let (path, name) = match path.rsplit_once('/') {

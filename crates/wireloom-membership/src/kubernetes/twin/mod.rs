@@ -1,4 +1,4 @@
-//! The twin of the API server: one in this process, on a socket of the loopback interface, with faults to order.
+//! The twin of the API server: one in this process, with faults to order.
 //!
 //! It has what clients depend on: one version for all kinds that grows with every write, lists in pages of one version,
 //! watches with bookmarks, `410 Gone` for versions that it no longer keeps, conflicts, and `Status` objects for what it
@@ -6,12 +6,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use kube::{Client, client::Body};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
 
@@ -72,25 +74,8 @@ struct State {
 }
 
 impl Twin {
-    /// A twin that is served by the current runtime.
-    pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let twin = Self::new(listener.local_addr().unwrap());
-        tokio::spawn(answers::serve(listener, Arc::clone(&twin.shared)));
-        twin
-    }
-
-    /// A twin that is served by a thread of its own, until the process ends.
-    pub(crate) fn on_a_thread() -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let twin = Self::new(listener.local_addr().unwrap());
-        let shared = Arc::clone(&twin.shared);
-        std::thread::spawn(move || runtime.block_on(answers::serve(listener, shared)));
-        twin
-    }
-
-    fn new(address: SocketAddr) -> Self {
+    /// A twin without a socket: requests reach it by its [`Twin::door`], and take no time that it was not told to take.
+    pub(crate) fn start() -> Self {
         let state = State {
             objects: Objects::new(1000),
             kinds: [NODES, RECORDS, STATUSES, EVENTS].map(str::to_owned).into(),
@@ -99,17 +84,41 @@ impl Twin {
         let shared = Arc::new(Shared { state: Mutex::new(state), ticks: watch::Sender::new(0) });
         let twin = Self { shared, directory: tempfile::tempdir().unwrap() };
         twin.rotate_token("first");
+        twin
+    }
+
+    /// A twin that a thread of its own serves on a socket, until the process ends. [`Twin::kubeconfig`] leads there.
+    pub(crate) fn on_a_thread() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let twin = Self::start();
+        twin.write_kubeconfig(listener.local_addr().unwrap());
+        let shared = Arc::clone(&twin.shared);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                answers::serve(TcpListener::from_std(listener).unwrap(), shared).await;
+            });
+        });
+        twin
+    }
+
+    /// The way in without a socket.
+    pub(crate) fn door(&self) -> Door {
+        Door { shared: Arc::clone(&self.shared), token: self.directory.path().join("token") }
+    }
+
+    fn write_kubeconfig(&self, address: SocketAddr) {
         let kubeconfig = json!({
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "twin",
             "contexts": [{"name": "twin", "context": {"cluster": "twin", "user": "agent"}}],
             "clusters": [{"name": "twin", "cluster": {"server": format!("http://{address}")}}],
-            "users": [{"name": "agent", "user": {"tokenFile": twin.directory.path().join("token")}}],
+            "users": [{"name": "agent", "user": {"tokenFile": self.directory.path().join("token")}}],
         });
         // JSON is YAML.
-        std::fs::write(twin.kubeconfig(), kubeconfig.to_string()).unwrap();
-        twin
+        std::fs::write(self.kubeconfig(), kubeconfig.to_string()).unwrap();
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
@@ -197,6 +206,28 @@ impl Twin {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.shared.lock()
+    }
+}
+
+/// A way to a twin that needs no socket: in virtual time, the clock jumps while data is on its way through one.
+#[derive(Clone)]
+pub(crate) struct Door {
+    shared: Arc<Shared>,
+    token: PathBuf,
+}
+
+impl Door {
+    /// A client with the token that the file has now.
+    pub(crate) fn client(&self) -> Client {
+        let shared = Arc::clone(&self.shared);
+        let token = std::fs::read_to_string(&self.token).unwrap();
+        let service = tower::service_fn(move |mut request: hyper::Request<Body>| {
+            let value = format!("Bearer {token}").parse().unwrap();
+            request.headers_mut().insert(hyper::header::AUTHORIZATION, value);
+            let shared = Arc::clone(&shared);
+            async move { Ok::<_, Infallible>(answers::answer(&shared, request).await) }
+        });
+        Client::new(service, "default")
     }
 }
 

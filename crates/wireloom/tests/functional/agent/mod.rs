@@ -3,6 +3,7 @@
 mod broken;
 mod bypass;
 mod endpoints;
+mod felix;
 mod guard;
 mod holdback;
 mod host_mode;

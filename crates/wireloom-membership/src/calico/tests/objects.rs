@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use wireloom_plan::cluster::Node;
 
-use super::{
+use super::super::{
     affinity::{Block, blocks_of},
     annotations::Annotations,
     felix::guests,
