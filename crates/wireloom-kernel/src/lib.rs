@@ -23,7 +23,7 @@ pub use self::{
     echo::Echoes,
     error::{Cause, Error},
     linux::{
-        Linux,
+        Linux, Took,
         backend::{BackendChoice, BackendSetting},
         poll::Poll,
     },

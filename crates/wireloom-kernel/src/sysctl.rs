@@ -1,6 +1,6 @@
 //! Sysctls of underlay interfaces, changed only after their values are saved on disk.
 
-use std::{collections::BTreeSet, fs, io, path::PathBuf};
+use std::{collections::BTreeSet, env, fs, io, path::PathBuf, sync::LazyLock};
 
 use wireloom_plan::sysctl::{ALL, UnderlaySysctl};
 
@@ -9,9 +9,17 @@ use crate::{
     state::StateDir,
 };
 
+/// Where sysctls are: `/proc/sys`, or what `WIRELOOM_SYSCTL_ROOT` names. A container that is not privileged has `/proc/sys`
+/// read-only; it can have the host's mounted elsewhere. The network's are those of the process's own network either way
+/// (`net_ctl_header_lookup` in net/sysctl_net.c).
+static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+    let given = env::var_os("WIRELOOM_SYSCTL_ROOT").filter(|path| !path.is_empty());
+    given.map_or_else(|| "/proc/sys".into(), PathBuf::from)
+});
+
 /// `net.ipv4.conf.IFACE.…` as a path, because an interface's name may contain dots.
 fn path(interface: &str, sysctl: UnderlaySysctl) -> PathBuf {
-    PathBuf::from("/proc/sys/net/ipv4/conf").join(interface).join(sysctl.name())
+    ROOT.join("net/ipv4/conf").join(interface).join(sysctl.name())
 }
 
 /// `None` when the interface is gone.
@@ -52,7 +60,7 @@ pub(crate) fn linkdown_ignored(interface: &str) -> Result<BTreeSet<String>, Erro
 /// (`net.ipv6.conf.default.disable_ipv6`): otherwise the kernel refuses the routes, and without routes there are
 /// no rules. The setting belongs to our interface and goes with it.
 pub(crate) fn enable_ipv6(interface: &str) -> Result<(), Error> {
-    let path = PathBuf::from("/proc/sys/net/ipv6/conf").join(interface).join("disable_ipv6");
+    let path = ROOT.join("net/ipv6/conf").join(interface).join("disable_ipv6");
     match fs::read_to_string(&path) {
         Ok(text) if text.trim() != "0" => {
             tracing::info!("turn IPv6 on for {interface}, because the mesh routes IPv6");

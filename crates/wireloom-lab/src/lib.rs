@@ -23,7 +23,8 @@
 //! - `network`: the machines. [`Lab`] builds them and takes them down, [`Node`] is one of them, [`Place`] is where
 //!   traffic starts or ends (a node's own network or a pod's), [`Space`] runs work inside.
 //! - `cluster`: a Kubernetes [`Cluster`] on such machines, and Wireloom on it as a [`DaemonSet`].
-//! - `programs`: what runs on the nodes. [`agent`] and the files that it reads ([`mesh`]), [`routing`] daemons, and
+//! - `programs`: what runs on the nodes. [`agent`] and the files that it reads ([`mesh`]), [`routing`] daemons, an
+//!   imitation of Calico's [`felix`], and
 //!   the configurations that the [`guide`] to link mode shows.
 //! - `scenarios`: laboratories with programs already running. Routers on one [`Link`]; the [`unscoped`] rule of
 //!   Calico issue #9751.
@@ -43,10 +44,13 @@ mod traffic;
 mod wait;
 
 pub use self::{
-    cluster::{Cluster, ClusterLayout, DaemonSet, PodNetwork, ProxyMode, WORKLOAD_IMAGE, WORKLOAD_PROGRAM},
+    cluster::{
+        Cluster, ClusterLayout, DaemonSet, PodNetwork, ProxyMode, WORKLOAD_IMAGE, WORKLOAD_PROGRAM,
+        copy_manifests,
+    },
     error::{Error, Result},
     network::{Addresses, FAMILIES, Holder, Lab, Layout, Node, Place, Space},
-    programs::{agent, control, guide, mesh, routing},
+    programs::{agent, control, felix, guide, mesh, routing},
     root::become_root,
     scenarios::{Link, Topology, unscoped},
     tools::require,

@@ -34,6 +34,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mount", "mount"),
     ("nsenter", "util-linux"),
     ("pgrep", "procps"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
     ("ps", "procps"),
     ("readelf", "binutils"),
     ("taskset", "util-linux"),

@@ -36,7 +36,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::Instant,
@@ -51,11 +51,25 @@ use crate::{
     store::StoreError,
 };
 
+mod backoff;
+mod calico;
 pub mod config_file;
+#[cfg(test)]
+mod contract;
+mod desk;
 pub mod etcd;
 pub mod file;
+mod follow;
+mod knowledge;
 pub mod kubernetes;
+#[cfg(test)]
+mod memory;
+mod mesh;
+mod publishing;
+mod record;
+mod source;
 pub mod store;
+mod values;
 
 /// Where the membership comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,7 +204,7 @@ impl Following {
 pub struct Health {
     heard: Mutex<Option<Instant>>,
     errors: AtomicU64,
-    is_published: std::sync::atomic::AtomicBool,
+    is_published: AtomicBool,
 }
 
 impl Health {
@@ -211,6 +225,18 @@ impl Health {
     #[must_use]
     pub fn is_published(&self) -> bool {
         self.is_published.load(Ordering::Relaxed)
+    }
+
+    fn set_heard(&self, now: Instant) {
+        *self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(now);
+    }
+
+    fn count_error(&self) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn set_published(&self, is_published: bool) {
+        self.is_published.store(is_published, Ordering::Relaxed);
     }
 }
 

@@ -21,15 +21,21 @@ use wireloom_types::PublicKey;
 
 use crate::cluster::{Cluster, Node};
 
-/// How long a removal is held back, and how long one that was obeyed at once still counts.
+/// How long a removal is held back, and how long one of a file that was obeyed at once still counts.
 pub const HOLD: Duration = Duration::from_secs(30);
+
+/// How long a removal that was obeyed at once counts where the source tells changes one by one, and of nodes that
+/// vanished only minutes later: an autoscaler may remove many in a minute, and means it.
+pub const ONE_BY_ONE: Duration = Duration::from_secs(10);
 
 /// So many peers or more must be missing: in a mesh of three, one of two peers may go at once.
 const FEWEST: usize = 3;
 
 /// What went missing lately, and which of it is held back. Starts empty.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Holdback {
+    /// How long a removal that was obeyed at once counts.
+    counts: Duration,
     /// The peers that were in force and that the last snapshot lacks, by name.
     missing: BTreeMap<String, Missing>,
     /// When peers came into force that did so lately. They do not count as the mesh of which most is missing, so that
@@ -53,13 +59,27 @@ pub struct Held {
     pub until: Duration,
 }
 
+impl Default for Holdback {
+    /// For a file, which is written as a whole.
+    fn default() -> Self {
+        Self::counting(HOLD)
+    }
+}
+
 impl Holdback {
+    /// A removal that was obeyed at once counts for so long, at most [`HOLD`].
+    #[must_use]
+    pub fn counting(counts: Duration) -> Self {
+        Self { counts, missing: BTreeMap::new(), joined: BTreeMap::new() }
+    }
+
     /// Takes a snapshot of the membership, and returns the mesh that is to be in force: the snapshot and the nodes
     /// whose removal is held back. `in_force` is the mesh until now, as this returned it last or an earlier agent
     /// recorded it, and absent when there is none. `own` is this node's name; it is no peer and never held.
     ///
     /// Removals are held back when more than half of the peers, and at least three, are missing from the snapshot.
-    /// What went within the last 30 s counts as missing, too, so that steps of less than half are no way around.
+    /// What went within the last 30 s (or as [`counting`](Self::counting) says) counts as missing, too, so that steps of
+    /// less than half are no way around. A node whose record said `encrypt = false` had said that it goes.
     /// A held node stays as it was, but what another node of the snapshot claims goes to that one.
     #[must_use]
     pub fn take(
@@ -72,8 +92,11 @@ impl Holdback {
         let rest = in_force.and_then(|in_force| self.let_go(in_force, now));
         let Some(in_force) = rest.as_ref().or(in_force) else { return snapshot };
         self.missing.retain(|name, _| !snapshot.nodes.contains_key(name));
-        let gone = in_force.nodes.keys().filter(|name| *name != own && !snapshot.nodes.contains_key(*name));
-        for name in gone {
+        let gone = in_force
+            .nodes
+            .iter()
+            .filter(|(name, node)| *name != own && node.encrypt && !snapshot.nodes.contains_key(*name));
+        for (name, _) in gone {
             self.missing.entry(name.clone()).or_insert(Missing { since: now, held: None });
         }
         let holds = self.too_many_are_missing(in_force, own);
@@ -138,9 +161,13 @@ impl Holdback {
         self.joined.extend(added.map(|name| (name.clone(), now)));
     }
 
-    /// Forgets what happened 30 s ago or earlier.
+    /// Forgets what does not count any more.
     fn forget(&mut self, now: Duration) {
-        self.missing.retain(|_, missing| missing.since + HOLD > now);
+        let counts = self.counts;
+        self.missing.retain(|_, missing| {
+            let lasts = if missing.held.is_some() { HOLD } else { counts };
+            missing.since + lasts > now
+        });
         self.joined.retain(|_, time| *time + HOLD > now);
     }
 

@@ -13,18 +13,22 @@
 //! [`planner::Planner`] holds the left half of the picture and updates it one changed node at a time.
 
 pub mod address_range;
+pub mod borrowed;
 pub mod bypass;
 pub mod cluster;
 pub mod connections;
 pub mod desired;
 pub mod diff;
 pub mod endpoint_name;
+pub mod endpoints;
 pub mod firewall;
 pub mod health;
 pub mod holdback;
+pub mod leaving;
 pub mod names;
 pub mod observed;
 pub mod op;
+pub mod own_record;
 pub mod ownership;
 pub mod paths;
 pub mod planner;

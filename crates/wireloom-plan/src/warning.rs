@@ -180,6 +180,19 @@ pub enum Warning {
         /// When the last of them goes, in seconds from now.
         seconds: u64,
     },
+    /// A record of the store, or a part of one, is left out of the mesh.
+    LeftOut {
+        /// The name of the record.
+        record: String,
+        /// What is left out and why, and the fix.
+        what: String,
+    },
+    /// Nobody has given this node workloads yet, so its record is not published.
+    NoOwnWorkloads,
+    /// The operator had this node leave the mesh.
+    HasLeft,
+    /// The mesh has no pools, so nobody knows which addresses are workloads' but those that nodes have.
+    RejectWithoutPools,
     /// `agent.toml` calls a setting by its former name.
     RenamedSetting {
         /// The former name.
@@ -227,6 +240,18 @@ pub enum Severity {
     Error,
 }
 
+impl Severity {
+    /// Its name in JSON and in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
 impl Warning {
     /// Whether it is about what others made in the kernel, not about the cluster and the settings.
     pub fn is_about_others(&self) -> bool {
@@ -255,6 +280,9 @@ impl Warning {
             | Self::ListenPortDiffers { here: true, .. }
             | Self::NestedPrefixes { .. }
             | Self::RenamedSetting { .. }
+            | Self::HasLeft
+            | Self::RejectWithoutPools
+            | Self::LeftOut { .. }
             | Self::AddressNotDeclared { .. }
             | Self::ExemptPool { .. }
             | Self::TunnelOnly { already: false, .. }
@@ -272,6 +300,7 @@ impl Warning {
             | Self::ContestedPrefix { .. }
             | Self::TableOfFelix { .. }
             | Self::RulesDeleted { .. }
+            | Self::NoOwnWorkloads
             | Self::HasNotProvedUs { .. }
             | Self::RemovalsHeld { .. }
             | Self::ForeignRoute { blocks_ours: true, .. } => Severity::Error,
@@ -312,6 +341,19 @@ impl fmt::Display for Warning {
             Self::RenamedSetting { old, new } => {
                 write!(f, "agent.toml calls {new} by its former name {old}; rename it, with the same value")
             }
+            Self::LeftOut { record, what } => write!(f, "of the record {record:?}: {what}"),
+            Self::NoOwnWorkloads => f.write_str(
+                "nobody has given this node workloads yet, so it publishes no record and no peer encrypts with it; it \
+                 waits for podCIDRs in its Node or a block of Calico's; write workloads = [\"CIDR\"] in [membership] if \
+                 neither will come",
+            ),
+            Self::HasLeft => f.write_str(
+                "this node has left the mesh, so its traffic is direct; `wireloom join` takes it back",
+            ),
+            Self::RejectWithoutPools => f.write_str(
+                "unproven_peers = \"reject\" refuses plaintext with addresses of pools only, and the mesh has none, so \
+                 what no node has is not refused; declare them with pools in [membership]",
+            ),
             Self::Unresolved { node, endpoint, error } => write!(
                 f,
                 "the endpoint {endpoint} of node {node} cannot be resolved: {error}; the last address that it led to, \

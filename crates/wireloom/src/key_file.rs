@@ -154,6 +154,20 @@ pub(crate) fn read_or_create(path: &Path) -> Result<PrivateKey, Error> {
     }
 }
 
+/// Renames the key's file, so that there is none, and returns its new name. An older one of that name stays, too.
+pub(crate) fn set_aside(path: &Path) -> Result<PathBuf, Error> {
+    let failed = |cause| Error::Io { kind: Kind::Private, action: "set aside", path: path.to_owned(), cause };
+    let named = |number: u32| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".old{number}"));
+        PathBuf::from(name)
+    };
+    let free = (1..).map(named).find(|name| !name.exists());
+    let aside = free.ok_or_else(|| failed(io::ErrorKind::AlreadyExists.into()))?;
+    std::fs::rename(path, &aside).map_err(failed)?;
+    Ok(aside)
+}
+
 /// Makes a key. Its file appears whole or not at all, and never replaces one that is there.
 pub(crate) fn create(path: &Path) -> Result<PrivateKey, Error> {
     write_new(path).map_err(|cause| match cause.kind() {
@@ -205,6 +219,19 @@ mod tests {
         let error = create(&path).unwrap_err().to_string();
         assert!(error.contains("exists already, and stays as it is"), "{error}");
         assert_eq!(read(&path).unwrap().unwrap().public_key(), key.public_key());
+    }
+
+    #[test]
+    fn a_key_that_is_set_aside_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wg0.key");
+        for number in 1..3 {
+            let key = read_or_create(&path).unwrap();
+            let aside = set_aside(&path).unwrap();
+            assert_eq!(aside, directory.path().join(format!("wg0.key.old{number}")));
+            assert_eq!(read(&aside).unwrap().unwrap().public_key(), key.public_key());
+            assert!(read(&path).unwrap().is_none());
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The run file, `/run/wireloom/IFNAME.json`: what only the agent knows, for `wireloom status` and the next agent.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::DirBuilder,
     io,
     net::SocketAddr,
@@ -19,6 +19,8 @@ use wireloom_kernel::state;
 use wireloom_plan::{health::Trends, paths, proofs::Account, removals::Recurrence, warning::Warning};
 use wireloom_types::{PresharedKeyHash, PublicKey};
 
+use crate::metrics::Pulse;
+
 /// The directory of run files: readable by its owner only, and emptied by a reboot. What must outlive that is in the
 /// state directory.
 const DIRECTORY: &str = "/run/wireloom";
@@ -28,6 +30,9 @@ const DIRECTORY: &str = "/run/wireloom";
 pub(crate) struct RunFile {
     /// The agent's process id.
     pub(crate) pid: u32,
+    /// This node's name.
+    #[serde(default)]
+    pub(crate) node: Option<String>,
     /// Which WireGuard carries the packets, and why.
     #[serde(default)]
     pub(crate) backend: Option<String>,
@@ -35,6 +40,9 @@ pub(crate) struct RunFile {
     pub(crate) last_pass: Option<u64>,
     /// Why the last pass did not reach the desired state.
     pub(crate) trouble: Option<String>,
+    /// Whether the agent lives and the kernel is as planned, for `wireloom health`.
+    #[serde(default)]
+    pub(crate) pulse: Pulse,
     /// Why the previous membership is still in force.
     pub(crate) membership_error: Option<String>,
     /// Why the previous settings are still in force.
@@ -73,6 +81,24 @@ pub(crate) struct RunFile {
     /// The longest packets (bytes) that get through the tunnel to peers, by public key, where longer ones are lost.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) probed: BTreeMap<String, u32>,
+    /// Whether the agent publishes this node's record.
+    #[serde(default)]
+    pub(crate) publishes: bool,
+    /// The records of the store, or the parts of them, that are left out of the mesh.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) left_out: BTreeSet<Complained>,
+    /// Nobody has given this node workloads yet, so that there is no record to publish.
+    #[serde(default)]
+    pub(crate) lacks_workloads: bool,
+    /// `unproven_peers = "reject"` in a mesh of Kubernetes without pools.
+    #[serde(default)]
+    pub(crate) rejects_without_pools: bool,
+    /// Whether the store has this node's record as the agent published it last.
+    #[serde(default)]
+    pub(crate) is_published: bool,
+    /// This node is to be out of the mesh, and whether it is.
+    #[serde(default)]
+    pub(crate) left: Option<bool>,
     /// Why the next agent will not know who is proven.
     #[serde(default)]
     pub(crate) proofs_error: Option<String>,
@@ -107,6 +133,22 @@ impl Held {
     }
 }
 
+/// A record of the store, or a part of one, that is left out of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Complained {
+    /// Its name.
+    pub(crate) record: String,
+    /// What is left out and why, and the fix.
+    pub(crate) what: String,
+}
+
+impl Complained {
+    /// What the operator should know.
+    pub(crate) fn warning(&self) -> Warning {
+        Warning::LeftOut { record: self.record.clone(), what: self.what.clone() }
+    }
+}
+
 /// An endpoint that cannot be resolved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Unresolved {
@@ -124,6 +166,20 @@ impl Unresolved {
 }
 
 impl RunFile {
+    /// What the agent alone knows that the operator should know too. `table` is ours.
+    pub(crate) fn warnings(&self, table: u32) -> impl Iterator<Item = Warning> {
+        let deleted = self.rules_deleted.map(|recurrence| Warning::RulesDeleted { table, recurrence });
+        let held = self.held.as_ref().map(|held| held.warning(unix_time()));
+        let unresolved = self.unresolved.iter().map(|(node, unresolved)| unresolved.warning(node.clone()));
+        let one_sided = self.not_proved_us.keys().map(|node| Warning::HasNotProvedUs { node: node.clone() });
+        let left_out = self.left_out.iter().map(Complained::warning);
+        let lacks_workloads = self.lacks_workloads.then_some(Warning::NoOwnWorkloads);
+        let has_left = (self.left == Some(true)).then_some(Warning::HasLeft);
+        let without_pools = self.rejects_without_pools.then_some(Warning::RejectWithoutPools);
+        let of_store = left_out.chain(lacks_workloads).chain(has_left).chain(without_pools);
+        deleted.into_iter().chain(held).chain(unresolved).chain(one_sided).chain(of_store)
+    }
+
     /// [`RunFile::probed`]. Malformed keys are skipped.
     pub(crate) fn probed(&self) -> BTreeMap<PublicKey, u32> {
         self.probed.iter().filter_map(|(key, inner)| Some((key.parse().ok()?, *inner))).collect()

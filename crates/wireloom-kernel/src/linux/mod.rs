@@ -3,9 +3,11 @@
 mod apply;
 mod asking;
 pub(crate) mod backend;
+mod borrowed;
 mod bypass;
 mod connections;
 mod greeting;
+mod host;
 mod machine;
 mod observe;
 mod outward;
@@ -17,6 +19,7 @@ mod silence;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
 };
 
 use wireloom_netlink::{Client, Protocol};
@@ -62,6 +65,16 @@ pub struct Linux {
     preshared_key: Option<PresharedKey>,
     /// The endpoints that we configured, to tell them from those learnt by roaming.
     configured_endpoints: BTreeMap<PublicKey, SocketAddr>,
+    took: Took,
+}
+
+/// How long the kernel took for what was asked of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Took {
+    /// [`Kernel::observe`].
+    pub observe: Duration,
+    /// [`Kernel::apply`].
+    pub apply: Duration,
 }
 
 impl Linux {
@@ -89,7 +102,13 @@ impl Linux {
             private_key: None,
             preshared_key: None,
             configured_endpoints: BTreeMap::new(),
+            took: Took::default(),
         })
+    }
+
+    /// How long observing and applying took since this was asked last.
+    pub fn take_took(&mut self) -> Took {
+        std::mem::take(&mut self.took)
     }
 
     /// Changes the number of our table. What is in the one before stays there.
@@ -216,7 +235,10 @@ impl Linux {
 
 impl Kernel for Linux {
     fn observe(&mut self, own: &BTreeSet<IpAddr>) -> Result<Observed, Error> {
-        self.observe_all(own)
+        let begun = Instant::now();
+        let observed = self.observe_all(own);
+        self.took.observe += begun.elapsed();
+        observed
     }
 
     fn silence(&self) -> Option<Silence> {
@@ -224,6 +246,9 @@ impl Kernel for Linux {
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), Vec<Error>> {
-        self.apply_all(ops)
+        let begun = Instant::now();
+        let applied = self.apply_all(ops);
+        self.took.apply += begun.elapsed();
+        applied
     }
 }

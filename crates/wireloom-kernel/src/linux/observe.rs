@@ -127,6 +127,26 @@ impl Linux {
         Ok(observed)
     }
 
+    /// The first table of [`PROPOSALS`] that nobody uses; `None` when all are used.
+    ///
+    /// # Errors
+    /// The kernel cannot be read.
+    pub fn free_table(&mut self) -> Result<Option<u32>, Error> {
+        let rules = rule::observe(&mut self.rtnetlink).attempt(|| "list the rules".into())?;
+        self.find_free_table(&rules)
+    }
+
+    /// Whether no rule looks the table up and it has no routes.
+    ///
+    /// # Errors
+    /// The kernel cannot be read.
+    pub fn is_free_table(&mut self, table: u32) -> Result<bool, Error> {
+        let rules = rule::observe(&mut self.rtnetlink).attempt(|| "list the rules".into())?;
+        let is_empty = route::is_empty(&mut self.rtnetlink, table)
+            .attempt(|| format!("list the routes of table {table}"))?;
+        Ok(is_empty && rules.iter().all(|rule| rule.table != table))
+    }
+
     /// The first proposal that no rule looks up and that has no routes.
     fn find_free_table(&mut self, rules: &[Rule]) -> Result<Option<u32>, Error> {
         let mut unused = PROPOSALS.filter(|table| rules.iter().all(|rule| rule.table != *table));

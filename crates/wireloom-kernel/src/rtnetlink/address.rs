@@ -23,6 +23,8 @@ pub(crate) struct Assigned {
     /// Whether packets may have it as their source: duplicate address detection succeeded, or need not be
     /// awaited.
     pub(crate) usable: bool,
+    /// Whether it stays: it is no temporary one of IPv6 (RFC 8981), and not deprecated.
+    pub(crate) lasting: bool,
 }
 
 /// Every address of the machine, except link-local ones.
@@ -78,7 +80,10 @@ pub(crate) fn decode(message: &AddressMessage) -> Option<Assigned> {
     let detecting =
         flags.contains(AddressHeaderFlags::Tentative) && !flags.contains(AddressHeaderFlags::Optimistic);
     let usable = !detecting && !flags.contains(AddressHeaderFlags::Dadfailed);
-    Some(Assigned { interface: message.header.index, address, usable })
+    // IFA_F_TEMPORARY is IFA_F_SECONDARY, which an IPv4 address may have for good.
+    let temporary = address.addr().is_ipv6() && flags.contains(AddressHeaderFlags::Secondary);
+    let lasting = !temporary && !flags.contains(AddressHeaderFlags::Deprecated);
+    Some(Assigned { interface: message.header.index, address, usable, lasting })
 }
 
 pub(crate) fn is_link_local(address: IpAddr) -> bool {
@@ -97,12 +102,28 @@ mod tests {
     #[test]
     fn every_address_is_read_back_as_written() {
         for address in ["100.64.0.1/24", "100.64.0.1/32", "fd00::1/64"] {
-            let assigned = Assigned { interface: 7, address: address.parse().unwrap(), usable: true };
+            let address = address.parse().unwrap();
+            let assigned = Assigned { interface: 7, address, usable: true, lasting: true };
             let message = encode(assigned.interface, assigned.address);
             let mut bytes = vec![0; message.buffer_len()];
             message.emit(&mut bytes);
             assert_eq!(decode(&AddressMessage::parse(bytes.as_slice()).unwrap()), Some(assigned));
         }
+    }
+
+    #[test]
+    fn temporary_and_deprecated_addresses_do_not_last() {
+        use AddressHeaderFlags as Flags;
+        let lasts = |address: &str, flags| {
+            let mut message = encode(7, address.parse().unwrap());
+            message.header.flags = flags;
+            decode(&message).unwrap().lasting
+        };
+        assert!(lasts("100.64.0.1/24", Flags::Permanent | Flags::Secondary));
+        assert!(lasts("fd00::1/64", Flags::empty()));
+        assert!(!lasts("fd00::1/64", Flags::Secondary), "temporary");
+        assert!(!lasts("fd00::1/64", Flags::Deprecated));
+        assert!(!lasts("100.64.0.1/24", Flags::Deprecated));
     }
 
     #[test]

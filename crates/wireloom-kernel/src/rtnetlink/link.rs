@@ -21,6 +21,8 @@ pub(crate) struct Link {
     pub(crate) name: String,
     /// Whether it leads to other machines by its kind. The others may do so too, if routes say so.
     pub(crate) leads_out: bool,
+    /// Whether it leads to this machine alone: `lo`.
+    pub(crate) is_loopback: bool,
     /// The index of the interface to which it hands all that it receives: a bridge, a bond, a team.
     pub(crate) port_of: Option<u32>,
     /// `None` for network cards and `lo`.
@@ -77,6 +79,7 @@ pub(crate) fn decode(message: &LinkMessage) -> Option<Link> {
         index: header.index,
         name: name?,
         leads_out: !loopback && !is_tap && leads_out(kind),
+        is_loopback: loopback,
         port_of: controller.filter(|_| takes_all),
         kind: kind.cloned(),
         xdp,

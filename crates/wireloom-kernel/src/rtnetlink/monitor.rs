@@ -14,6 +14,7 @@ use netlink_packet_route::{
 };
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use wireloom_netlink::{Messages, Protocol, Received, Subscription};
+use wireloom_plan::borrowed::Borrowable;
 
 use super::{
     address, link, neighbour,
@@ -39,6 +40,8 @@ pub struct Interest {
     pub underlays: BTreeSet<String>,
     /// The interfaces that lead to other machines, as far as is known.
     pub outward: BTreeSet<String>,
+    /// The addresses that are borrowed when a pod here has them.
+    pub borrowable: Borrowable,
     /// The netlink port of our own changes, which are no news.
     pub own_port: u32,
 }
@@ -134,6 +137,7 @@ impl Interest {
 
     fn holds_route(&self, message: &RouteMessage) -> bool {
         route::concerns(message, self.table)
+            || route::direct(message).is_some_and(|(destination, _)| self.borrowable.may_hold(destination))
             || self.index().is_some_and(|index| route::concerns_link_routes(message, index))
     }
 

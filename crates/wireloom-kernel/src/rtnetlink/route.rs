@@ -156,6 +156,45 @@ pub(crate) fn onward(message: &RouteMessage) -> Vec<u32> {
     interfaces
 }
 
+/// The routes of the table `main` to destinations that `wanted` admits: unicast, of one interface (given by its index),
+/// without a gateway.
+pub(crate) fn observe_direct(
+    netlink: &mut Rtnetlink,
+    wanted: impl Fn(IpNet) -> bool,
+) -> Result<Vec<(IpNet, u32)>, Cause> {
+    let mut routes = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        // With strict checking, the kernel filters by both.
+        request.header.kind = RouteType::Unicast;
+        request.attributes.push(RouteAttribute::Table(MAIN));
+        routes.extend(dump_some(netlink, request, |message| match message {
+            RouteNetlinkMessage::NewRoute(message) => direct(&message).filter(|(to, _)| wanted(*to)),
+            _ => None,
+        })?);
+    }
+    Ok(routes)
+}
+
+/// The destination and the interface (by index) of a route as [`observe_direct`] looks for.
+pub(crate) fn direct(message: &RouteMessage) -> Option<(IpNet, u32)> {
+    if message.header.kind != RouteType::Unicast || table_of(message) != MAIN {
+        return None;
+    }
+    let mut interface = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
+                return None;
+            }
+            _ => {}
+        }
+    }
+    Some((destination(message)?, interface?))
+}
+
 /// Empty when the kernel has no such table or does not support the family.
 fn dump(netlink: &mut Rtnetlink, request: RouteMessage) -> Result<Vec<RouteNetlinkMessage>, Cause> {
     dump_some(netlink, request, Some)
@@ -398,6 +437,17 @@ mod tests {
                 assert_eq!(destination(&message), leads.then(|| prefix.parse().unwrap()));
             }
         }
+    }
+
+    #[test]
+    fn a_direct_route_leads_to_an_interface_without_a_gateway() {
+        let read = |gateway, table| {
+            let route = route("10.162.0.2/32", device(gateway, None));
+            direct(&through_bytes(&encode(&route, table, Some(WG0)).unwrap()))
+        };
+        assert_eq!(read(None, MAIN), Some(("10.162.0.2/32".parse().unwrap(), WG0)));
+        assert_eq!(read(Some("192.0.2.1"), MAIN), None);
+        assert_eq!(read(None, 1), None);
     }
 
     #[test]

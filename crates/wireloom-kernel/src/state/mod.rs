@@ -3,7 +3,7 @@
 
 use std::{
     env,
-    fs::DirBuilder,
+    fs::{self, DirBuilder},
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -11,6 +11,8 @@ use std::{
 
 mod creating;
 mod file;
+mod identity;
+mod left;
 mod lock;
 mod mesh;
 mod programmed;
@@ -21,11 +23,13 @@ mod sysctls;
 mod tests;
 
 use self::{
-    creating::CREATING, mesh::MESH, programmed::PROGRAMMED, proofs::PROOFS, record::AnyRecord,
-    sysctls::SYSCTLS,
+    creating::CREATING, identity::IDENTITY, left::LEFT, mesh::MESH, programmed::PROGRAMMED, proofs::PROOFS,
+    record::AnyRecord, sysctls::SYSCTLS,
 };
 pub use self::{
     file::{read_file, remove_if_there, remove_written, write_atomically},
+    identity::Identity,
+    left::Left,
     lock::{AgentLock, LOCK_PATIENCE},
     programmed::Programmed,
     record::{RecordError, SetAside},
@@ -33,7 +37,7 @@ pub use self::{
 
 /// Every record of the state directory, in the order of their removal: what `wireloom down` goes by is the last. To
 /// add one, add a module with its `Record`, and its place here.
-const ALL: [&dyn AnyRecord; 5] = [&MESH, &PROOFS, &SYSCTLS, &CREATING, &PROGRAMMED];
+const ALL: [&dyn AnyRecord; 7] = [&MESH, &IDENTITY, &LEFT, &PROOFS, &SYSCTLS, &CREATING, &PROGRAMMED];
 
 /// The state directory: `/var/lib/wireloom` unless systemd gives another.
 #[derive(Debug, Clone)]
@@ -93,5 +97,25 @@ impl StateDir {
         ALL.iter().try_for_each(|record| record.remove(&self.path))?;
         remove_written(&self.guard_path())?;
         remove_written(&self.lock_path())
+    }
+
+    /// Removes the directory with everything in it, the private key too. Where it is a mount, as in a container, it
+    /// stays and is empty.
+    ///
+    /// # Errors
+    /// The operating system's error.
+    pub fn purge(&self, _lock: &AgentLock) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                fs::remove_dir_all(entry.path())?;
+            } else {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        match fs::remove_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+            removed => removed,
+        }
     }
 }

@@ -13,6 +13,7 @@ use wireloom_plan::{
     cluster::{Cluster, Node},
     sysctl::UnderlaySysctl,
 };
+use wireloom_types::PublicKey;
 
 use super::{file::with_suffix, sysctls::SavedSysctls, *};
 
@@ -97,6 +98,8 @@ fn damaged_records_are_named_and_kept_aside() {
         paths.iter().for_each(|path| damage(path));
         let errors = [
             state.mesh().map(drop),
+            state.identity().map(drop),
+            state.left().map(drop),
             state.proofs().map(drop),
             state.saved_sysctls().map(drop),
             state.creating().map(drop),
@@ -216,6 +219,13 @@ fn clearing_keeps_the_key() {
     state.begin_creating("wg0").unwrap();
     assert_eq!(state.creating().unwrap().as_deref(), Some("wg0"));
     state.set_mesh(&Cluster::default()).unwrap();
+    let identity = Identity { node: "n1".into(), public_key: PublicKey::from_bytes([7; 32]) };
+    state.set_identity(&identity).unwrap();
+    assert_eq!(state.identity().unwrap(), Some(identity));
+    for left in [Some(Left { gone: false }), Some(Left { gone: true }), None, Some(Left { gone: true })] {
+        state.set_left(left).unwrap();
+        assert_eq!(state.left().unwrap(), left);
+    }
     drop(state.lock(Duration::ZERO).unwrap());
     state.clear().unwrap();
     let left: Vec<_> =

@@ -1,7 +1,7 @@
 //! Wireloom on a cluster, as `deploy/kubernetes` installs it.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Cluster;
 use crate::{
-    Error, PATIENCE, Result,
+    Error, Node, PATIENCE, Result,
     mesh::{KeyPair, Mesh, write_key},
     until,
 };
@@ -20,15 +20,18 @@ const CONTAINER: &str = "agent";
 const INIT_CONTAINER: &str = "boot-guard";
 
 /// What a user's kustomization adds to keep Wireloom from installing units on the hosts.
-const WITHOUT_BOOT_GUARD: &str = "patches: [{path: base/without-boot-guard.yaml}]\n";
+const WITHOUT_BOOT_GUARD: &str = "components: [base/components/without-boot-guard]\n";
 
 /// The name under which `deploy/kubernetes` expects Wireloom's image.
 const IMAGE: &str = "wireloom";
 
-/// Image and mesh are the user's own; everything else is as `deploy/kubernetes` has it.
-const KUSTOMIZATION: &str = r#"resources: [base]
+/// The image is the user's own; everything else is as `deploy/kubernetes` has it. `RESOURCE` is one of its directories.
+const KUSTOMIZATION: &str = r#"resources: ["base/RESOURCE"]
 images: [{name: wireloom, newName: "IMAGE", newTag: "TAG"}]
-configMapGenerator:
+"#;
+
+/// Without the API server, the mesh is the user's own, too.
+const MESH_FILE: &str = r#"configMapGenerator:
   - name: wireloom
     namespace: wireloom
     behavior: merge
@@ -44,22 +47,33 @@ pub struct DaemonSet {
 }
 
 impl DaemonSet {
-    /// Installs Wireloom on every node and waits until every agent is ready. `wireloom` is the program, which makes the
-    /// nodes' keys; `tag` that of the image `wireloom`, which must be imported.
+    /// Installs Wireloom on every node, as `kubectl apply -k deploy/kubernetes` does, and waits until every agent is
+    /// ready. `tag` is that of the image `wireloom`, which must be imported.
     ///
     /// # Errors
     /// When kubectl fails, or an agent is not ready in time.
-    pub fn install(cluster: &Cluster, wireloom: &Path, tag: &str) -> Result<Self> {
+    pub fn install(cluster: &Cluster, tag: &str) -> Result<Self> {
+        let daemon_set = Self::prepare(cluster)?;
+        daemon_set.choose("", tag)?;
+        daemon_set.apply(cluster)?;
+        Ok(daemon_set)
+    }
+
+    /// As [`DaemonSet::install`], but with the mesh from a file. `wireloom` is the program, which makes the nodes' keys.
+    ///
+    /// # Errors
+    /// As [`DaemonSet::install`].
+    pub fn with_mesh_file(cluster: &Cluster, wireloom: &Path, tag: &str) -> Result<Self> {
         let mut keys = Vec::new();
         for node in cluster.nodes() {
             let key = KeyPair::generate(wireloom, node)?;
             write_key(node, &key)?;
             keys.push(key);
         }
-        let directory = cluster.directory().join("wireloom");
-        copy_base(&directory.join("base"))?;
-        let daemon_set = Self { directory };
-        daemon_set.write("kustomization.yaml", &KUSTOMIZATION.replace("IMAGE", IMAGE).replace("TAG", tag))?;
+        let daemon_set = Self::prepare(cluster)?;
+        daemon_set.choose("overlays/mesh-file", tag)?;
+        let kustomization = daemon_set.read("kustomization.yaml")? + MESH_FILE;
+        daemon_set.write("kustomization.yaml", &kustomization)?;
         let mut mesh = Mesh::of_nodes(cluster.nodes(), &keys);
         for (member, node) in mesh.nodes.iter_mut().zip(cluster.nodes()) {
             member.addresses.extend(cluster.layout.network.node_addresses(node));
@@ -67,6 +81,19 @@ impl DaemonSet {
         daemon_set.write("mesh.toml", &mesh.to_toml())?;
         daemon_set.apply(cluster)?;
         Ok(daemon_set)
+    }
+
+    /// Makes the user's directory.
+    fn prepare(cluster: &Cluster) -> Result<Self> {
+        let directory = cluster.directory().join("wireloom");
+        copy_manifests(&directory.join("base"))?;
+        Ok(Self { directory })
+    }
+
+    /// Writes a kustomization with this directory of `deploy/kubernetes`, and this tag of the image.
+    fn choose(&self, resource: &str, tag: &str) -> Result<()> {
+        let text = KUSTOMIZATION.replace("RESOURCE", resource).replace("IMAGE", IMAGE).replace("TAG", tag);
+        self.write("kustomization.yaml", &text)
     }
 
     /// Applies the user's directory, and waits until every agent is ready.
@@ -78,8 +105,8 @@ impl DaemonSet {
         self.wait(cluster)
     }
 
-    /// Keeps Wireloom from installing its boot unit on the nodes from now on, with the patch that `deploy/kubernetes`
-    /// has for that, and waits until every agent is ready. A unit that is there already stays.
+    /// Keeps Wireloom from installing its boot unit on the nodes from now on, with the component that
+    /// `deploy/kubernetes` has for that, and waits until every agent is ready. A unit that is there already stays.
     ///
     /// # Errors
     /// As [`DaemonSet::install`].
@@ -97,12 +124,25 @@ impl DaemonSet {
         cluster.kubectl(&format!("delete {DAEMON_SET} --cascade=foreground --timeout 60s")).map(drop)
     }
 
-    /// Removes Wireloom from every node, with the patch that `deploy/kubernetes` has for that. The DaemonSet stays.
+    /// Uninstalls Wireloom as docs/kubernetes.md says: applies the overlay for that, waits for it, and deletes
+    /// everything.
+    ///
+    /// # Errors
+    /// When kubectl fails, or a node is not done in time.
+    pub fn uninstall(self, cluster: &Cluster, tag: &str) -> Result<()> {
+        self.choose("overlays/uninstall", tag)?;
+        cluster.kubectl(&format!("apply --kustomize {}", self.directory.display()))?;
+        self.wait(cluster)?;
+        cluster.kubectl(&format!("delete --kustomize {} --timeout 60s", self.directory.display())).map(drop)
+    }
+
+    /// Removes Wireloom with the mesh from a file from every node, with the patch that `deploy/kubernetes` has for that.
+    /// The DaemonSet stays.
     ///
     /// # Errors
     /// As [`DaemonSet::install`].
     pub fn remove_from_nodes(&self, cluster: &Cluster) -> Result<()> {
-        let patch = self.directory.join("base/remove.yaml");
+        let patch = self.directory.join("base/overlays/mesh-file/remove.yaml");
         cluster.kubectl(&format!("patch {DAEMON_SET} --type json --patch-file {}", patch.display()))?;
         self.wait(cluster)
     }
@@ -141,13 +181,13 @@ impl DaemonSet {
     /// # Errors
     /// [`Error::Timeout`].
     pub fn wait_for_proofs(&self, cluster: &Cluster) -> Result<()> {
-        let nodes = cluster.nodes();
-        nodes.iter().enumerate().try_for_each(|(n, node)| {
+        cluster.members().try_for_each(|(n, node)| {
             until(2 * PATIENCE, &format!("every peer of {} to be proven", node.name), || {
                 let status = self.status(cluster, n).ok()?;
-                let others = status["standing"].as_object()?;
-                let is_proven = |standing: &Value| standing.get("proven").is_some();
-                (others.len() == nodes.len() - 1 && others.values().all(is_proven)).then_some(())
+                let is_proven = |(_, other): (usize, &Node)| {
+                    other.name == node.name || status["standing"][&other.name].get("proven").is_some()
+                };
+                cluster.members().all(is_proven).then_some(())
             })
         })
     }
@@ -194,16 +234,25 @@ impl DaemonSet {
     }
 }
 
-/// Copies `deploy/kubernetes`: kustomize reads no directories by absolute paths.
-fn copy_base(to: &Path) -> Result<()> {
+/// Copies `deploy/kubernetes` into a directory, which it makes: kustomize reads no directories by absolute paths.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn copy_manifests(to: &Path) -> Result<()> {
     let from: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../deploy/kubernetes"].iter().collect();
-    let copy = || {
-        fs::create_dir_all(to)?;
-        for file in fs::read_dir(&from)? {
-            let file = file?;
-            fs::copy(file.path(), to.join(file.file_name()))?;
+    copy_directory(&from, to).map_err(Error::io(format!("copy {}", from.display())))
+}
+
+fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_directory(&entry.path(), &to)?;
+        } else {
+            fs::copy(entry.path(), to)?;
         }
-        Ok::<_, std::io::Error>(())
-    };
-    copy().map_err(Error::io(format!("copy {}", from.display())))
+    }
+    Ok(())
 }

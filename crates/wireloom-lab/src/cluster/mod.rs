@@ -32,13 +32,13 @@ use serde_json::{Value, json};
 
 use self::{
     certificates::Authority,
-    control_plane::{ADMINISTRATOR, ControlPlane, server},
+    control_plane::{ADMINISTRATOR, CONFIGURATION, ControlPlane, server},
     image::pack,
     node::{Membership, NodePrograms, import},
     remains::Remains,
 };
 pub use self::{
-    daemon_set::DaemonSet,
+    daemon_set::{DaemonSet, copy_manifests},
     layout::{ClusterLayout, PodNetwork, ProxyMode},
 };
 use crate::{Addresses, Error, Lab, Layout, Node, Place, Result, tools, until};
@@ -48,7 +48,8 @@ use crate::{Addresses, Error, Lab, Layout, Node, Place, Result, tools, until};
 #[derive(Debug)]
 pub struct Cluster {
     // In this order they are dropped: programs, the machines, what is outside of them.
-    nodes: Vec<NodePrograms>,
+    /// Absent while a node is out of the cluster.
+    nodes: Vec<Option<NodePrograms>>,
     control_plane: ControlPlane,
     /// Its machines: the nodes, and last the control plane's, which is no node of the cluster.
     pub lab: Lab,
@@ -111,9 +112,10 @@ impl Cluster {
         let control_plane = ControlPlane::start(programs.clone(), machine, &authority)?;
         let mut cluster =
             Self { nodes: Vec::new(), control_plane, lab, layout: *layout, authority, programs, remains };
-        cluster.apply(&cluster.node_objects())?;
+        cluster.apply(&node_objects(cluster.nodes()))?;
         for node in 0..usize::from(layout.nodes) {
-            cluster.nodes.push(cluster.start_node(node)?);
+            let programs = cluster.start_node(node)?;
+            cluster.nodes.push(Some(programs));
         }
         cluster.wait_for_nodes()?;
         // Pods need it; the controller manager makes it.
@@ -159,8 +161,39 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::kubectl`].
     pub fn apply(&self, objects: &str) -> Result<()> {
-        let line = format!("{} apply --filename -", self.kubectl_command());
-        self.outside().host.space.feed(&line, objects).map(drop)
+        self.feed_kubectl("apply --filename -", objects).map(drop)
+    }
+
+    /// Runs kubectl as [`Cluster::kubectl`] does, with this text as its input.
+    ///
+    /// # Errors
+    /// As [`Cluster::kubectl`].
+    pub fn feed_kubectl(&self, line: &str, input: &str) -> Result<String> {
+        self.outside().host.space.feed(&format!("{} {line}", self.kubectl_command()), input)
+    }
+
+    /// Runs kubectl with a service account's token, as [`Cluster::feed_kubectl`] does.
+    ///
+    /// # Errors
+    /// As [`Cluster::kubectl`].
+    pub fn with_token(&self, token: &str, line: &str, input: &str) -> Result<String> {
+        let (kubectl, server) = (self.control_plane.kubectl(), server(self.outside()));
+        let line = format!(
+            "{kubectl} --kubeconfig /dev/null --cache-dir /run/kubectl-token --server {server} \
+             --certificate-authority {CONFIGURATION}/ca.crt --token {token} {line}"
+        );
+        self.outside().host.space.feed(&line, input)
+    }
+
+    /// Runs kubectl with the credentials of a node's kubelet, by its index in [`Cluster::nodes`].
+    ///
+    /// # Errors
+    /// As [`Cluster::kubectl`].
+    pub fn as_kubelet(&self, node: usize, line: &str) -> Result<String> {
+        let kubectl = self.control_plane.kubectl();
+        self.nodes()[node].run(&format!(
+            "{kubectl} --kubeconfig {CONFIGURATION}/kubelet.kubeconfig --cache-dir /run/kubectl {line}"
+        ))
     }
 
     /// What `kubectl get` says of these objects, as JSON.
@@ -235,12 +268,44 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::new`].
     pub fn restart_node(&mut self, node: usize) -> Result<()> {
-        let slot = self.nodes.remove(node);
-        drop(slot);
+        self.nodes[node] = None;
         self.lab.restart(node)?;
+        self.turn_on(node)
+    }
+
+    /// Takes a node out of the cluster: turns it off, and deletes its Node and its pods. Its disk stays. The index of
+    /// every other node stays as it is.
+    ///
+    /// # Errors
+    /// As [`Cluster::kubectl`].
+    pub fn take_out(&mut self, node: usize) -> Result<()> {
+        self.nodes[node] = None;
+        let name = &self.nodes()[node].name;
+        self.kubectl(&format!("delete node {name}"))?;
+        let pods = format!("--all-namespaces --field-selector spec.nodeName={name}");
+        self.kubectl(&format!("delete pods {pods} --force --grace-period 0")).map(drop)
+    }
+
+    /// Brings a node that was taken out back into the cluster, and waits until it is ready: with this name, the
+    /// addresses and the pod CIDRs of this number ([`Lab::replace`]), and its old disk.
+    ///
+    /// # Errors
+    /// As [`Cluster::new`].
+    pub fn bring_in(&mut self, node: usize, name: &str, number: u8) -> Result<()> {
+        self.lab.replace(node, name.to_owned(), number)?;
+        self.apply(&node_objects(&self.nodes()[node..=node]))?;
+        self.turn_on(node)?;
+        self.wait_for_nodes()
+    }
+
+    /// The nodes that are in the cluster, each with its index in [`Cluster::nodes`].
+    pub fn members(&self) -> impl Iterator<Item = (usize, &Node)> {
+        self.nodes().iter().enumerate().filter(|(n, _)| self.nodes[*n].is_some())
+    }
+
+    fn turn_on(&mut self, node: usize) -> Result<()> {
         default_route(&self.lab.nodes[node])?;
-        let programs = self.start_node(node)?;
-        self.nodes.insert(node, programs);
+        self.nodes[node] = Some(self.start_node(node)?);
         Ok(())
     }
 
@@ -290,23 +355,9 @@ impl Cluster {
     pub fn keep(self) -> Result<Vec<u32>> {
         let Self { nodes, control_plane, lab, mut remains, .. } = self;
         remains.keep()?;
-        nodes.into_iter().for_each(NodePrograms::leave);
+        nodes.into_iter().flatten().for_each(NodePrograms::leave);
         control_plane.leave();
         lab.keep()
-    }
-
-    /// The nodes as objects of the API, with the pod CIDRs that the laboratory routes to them.
-    fn node_objects(&self) -> String {
-        let node = |node: &Node| {
-            json!({
-                "apiVersion": "v1",
-                "kind": "Node",
-                "metadata": { "name": node.name },
-                "spec": { "podCIDR": node.block[0], "podCIDRs": node.block },
-            })
-        };
-        let items: Vec<_> = self.nodes().iter().map(node).collect();
-        json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string()
     }
 
     fn start_node(&self, index: usize) -> Result<NodePrograms> {
@@ -319,12 +370,27 @@ impl Cluster {
             authority: &self.authority,
             proxy: self.layout.proxy,
             network: self.layout.network.plugin(machine),
-            disk: self.remains.directory().join(&machine.name),
+            // It keeps its disk under another name.
+            disk: self.remains.directory().join(format!("disk-{index}")),
             group: self.remains.group(&machine.name),
             image: &workload_image(&self.remains),
         };
         NodePrograms::start(machine, &member)
     }
+}
+
+/// Nodes as objects of the API, with the pod CIDRs that the laboratory routes to them.
+fn node_objects(nodes: &[Node]) -> String {
+    let node = |node: &Node| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": { "name": node.name },
+            "spec": { "podCIDR": node.block[0], "podCIDRs": node.block },
+        })
+    };
+    let items: Vec<_> = nodes.iter().map(node).collect();
+    json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string()
 }
 
 /// The archive of the [`WORKLOAD_IMAGE`].

@@ -13,7 +13,10 @@ pub use self::{
     node::{Node, Place},
     space::Space,
 };
-use self::{layout::pod, node::NO_DUPLICATE_ADDRESS_DETECTION};
+use self::{
+    layout::{node_name, pod},
+    node::NO_DUPLICATE_ADDRESS_DETECTION,
+};
 use crate::{Result, become_root};
 
 /// Machines on one network, in namespaces. Dropping it takes everything down; so do a panic and the death of this
@@ -40,7 +43,8 @@ impl Lab {
             "ip -batch -",
             "link set lo up\nlink add underlay type bridge mcast_snooping 0\nlink set underlay up\n",
         )?;
-        let nodes = (1..=layout.nodes).map(|n| Node::new(n, layout)).collect::<Result<Vec<_>>>()?;
+        let nodes =
+            (1..=layout.nodes).map(|n| Node::new(node_name(n), n, layout)).collect::<Result<Vec<_>>>()?;
         let mut lab = Self { nodes, layout: *layout, underlay, underlay_holder };
         lab.connect(&lab.nodes)?;
         for node in &mut lab.nodes {
@@ -79,11 +83,31 @@ impl Lab {
     /// # Errors
     /// When the kernel refuses.
     pub fn restart(&mut self, node: usize) -> Result<()> {
-        let number = self.nodes[node].number;
-        let name = self.nodes[node].name.clone();
-        self.nodes[node] = Node::new(number, &self.layout)?;
+        let Node { name, number, .. } = &self.nodes[node];
+        self.replace(node, name.clone(), *number)
+    }
+
+    /// Turns a node (an index into [`Lab::nodes`]) off and on again as [`Lab::restart`] does, but it comes back with
+    /// another name, or with the addresses of another number: up to 253, and no other machine's. The other nodes'
+    /// routes to its pods' addresses change with it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn replace(&mut self, node: usize, name: String, number: u8) -> Result<()> {
+        let new = Node::new(name, number, &self.layout)?;
+        let old = std::mem::replace(&mut self.nodes[node], new);
         // The kernel removes the old network, with the other end of this cable, at its leisure.
-        self.underlay.run(&format!("ip link del {name}"))?;
+        self.underlay.run(&format!("ip link del {}", old.name))?;
+        let new = &self.nodes[node];
+        if self.layout.routed && old.block != new.block {
+            let mut batch = String::new();
+            for ((was, is), family) in old.block.iter().zip(new.block).zip(FAMILIES) {
+                let via = new.host.addresses.of(family);
+                let _ = writeln!(batch, "route del {was}\nroute add {is} via {via}");
+            }
+            let mut others = self.nodes.iter().enumerate().filter(|(n, _)| *n != node);
+            others.try_for_each(|(_, other)| other.host.space.feed("ip -batch -", &batch).map(drop))?;
+        }
         self.connect(&self.nodes[node..=node])
     }
 

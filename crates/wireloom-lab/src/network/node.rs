@@ -7,7 +7,7 @@ use wireloom_plan::routing::Family;
 
 use super::{
     Addresses, Holder, Layout, Space,
-    layout::{FAMILIES, block, host, link_local, node_name, pod},
+    layout::{FAMILIES, block, host, link_local, pod},
 };
 use crate::{PATIENCE, Result, mesh, until};
 
@@ -75,8 +75,8 @@ impl Node {
         (self.host.addresses.of(family), mesh::PORT).into()
     }
 
-    pub(super) fn new(number: u8, layout: &Layout) -> Result<Self> {
-        let name = node_name(number);
+    /// A machine that has the addresses of this number, and any name.
+    pub(super) fn new(name: String, number: u8, layout: &Layout) -> Result<Self> {
         let (holder, space) = Holder::new(&name)?;
         let rp_filter = layout.rp_filter.to_string();
         space.set_sysctls(&NO_DUPLICATE_ADDRESS_DETECTION)?;

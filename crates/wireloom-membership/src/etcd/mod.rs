@@ -2,12 +2,29 @@
 
 use std::{io, path::PathBuf};
 
+use futures::FutureExt as _;
 use wireloom_plan::cluster::Cluster;
 
-use crate::{Error, Event, Following, Start};
+use self::{client::Client, entries::Entries, own_record::OwnEntry, records::Records};
+use crate::{
+    Error, Event, Following, Start,
+    record::Spelling,
+    source::{self, Connect, Followed, Stores},
+};
+
+mod client;
+mod credentials;
+mod entries;
+mod layout;
+mod own_record;
+mod problem;
+mod records;
+#[cfg(all(test, feature = "functional"))]
+mod tests;
+mod watch;
 
 /// Where etcd is, and who we are there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
     /// URLs, `http://` or `https://`; at least one.
     pub endpoints: Vec<String>,
@@ -25,10 +42,15 @@ pub struct Settings {
     pub password_file: Option<PathBuf>,
 }
 
+/// The records of the mesh, and the place of the record of this node among them. Nothing is connected yet.
+fn open(settings: &Settings, node: &str) -> (Records, OwnEntry) {
+    let client = Client::new(settings.clone());
+    (Records::new(client.clone()), OwnEntry::new(client, node))
+}
+
 /// Reads the mesh once.
 pub(crate) fn read(settings: &Settings) -> Result<Cluster, Error> {
-    let _ = settings;
-    unimplemented!()
+    source::read(connect(settings))
 }
 
 /// Follows the mesh.
@@ -37,6 +59,20 @@ pub(crate) fn follow(
     start: Start,
     deliver: impl Fn(Event) + Send + 'static,
 ) -> io::Result<Following> {
-    let _ = (settings, start, deliver);
-    unimplemented!()
+    source::follow(start, deliver, connect(settings))
+}
+
+/// What the source's thread connects with.
+fn connect(settings: &Settings) -> impl Connect + Send + 'static {
+    let settings = settings.clone();
+    move |node: &str| {
+        let (records, own_entry) = open(&settings, node);
+        let stores = Stores {
+            spelling: Spelling::Snake,
+            followed: vec![Followed::new(records, Entries::default())],
+            own_record: Some(Box::new(own_entry)),
+            reports: None,
+        };
+        async { Ok(stores) }.boxed()
+    }
 }

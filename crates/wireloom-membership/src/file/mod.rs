@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -13,15 +13,13 @@ use std::{
 use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
-use wireloom_plan::{
-    cluster::{Cluster, Node},
-    endpoint_name::{EndpointName, EndpointNameError},
-};
-use wireloom_types::{KeyError, PublicKey};
+use wireloom_plan::cluster::{Cluster, Node};
+use wireloom_types::PublicKey;
 
 use crate::{
     Error,
     config_file::{Mistake, ReadError, TomlFile},
+    values::{Endpoint, address, cidr, endpoint, key, link_address},
 };
 
 mod claims;
@@ -114,12 +112,6 @@ struct MeshNode {
     encrypt: bool,
 }
 
-/// Where a node's WireGuard listens.
-enum Endpoint {
-    Address(SocketAddr),
-    Name(EndpointName),
-}
-
 /// A value and the bytes of the file that it was read from.
 struct Located<T> {
     value: T,
@@ -189,27 +181,6 @@ fn name(text: &str) -> Result<String, String> {
     }
 }
 
-fn key(text: &str) -> Result<PublicKey, String> {
-    text.parse().map_err(|error: KeyError| error.to_string())
-}
-
-fn endpoint(text: &str) -> Result<Endpoint, String> {
-    let mistake = |why: &str| {
-        format!(
-            "{text:?} is not an endpoint: {why}; write ADDRESS:PORT or NAME:PORT, such as \"192.0.2.1:51820\", \
-             \"[2001:db8::1]:51820\" or \"vpn.example.org:51820\""
-        )
-    };
-    match text.parse::<SocketAddr>() {
-        Ok(endpoint) if endpoint.port() == 0 => Err(mistake("it has no port from 1 to 65535")),
-        Ok(endpoint) if endpoint.ip().is_unspecified() => Err(mistake("nobody has that address")),
-        Ok(endpoint) => Ok(Endpoint::Address(endpoint)),
-        Err(_) => {
-            text.parse().map(Endpoint::Name).map_err(|error: EndpointNameError| mistake(&error.to_string()))
-        }
-    }
-}
-
 fn absolute_path(text: &str) -> Result<PathBuf, String> {
     match PathBuf::from(text) {
         path if path.is_absolute() => Ok(path),
@@ -217,42 +188,6 @@ fn absolute_path(text: &str) -> Result<PathBuf, String> {
             "{text:?} is not an absolute path; write one such as \"/etc/wireloom/mesh.psk\", the same on every node"
         )),
     }
-}
-
-fn address(text: &str) -> Result<IpAddr, String> {
-    match text.parse::<IpAddr>() {
-        Ok(address) if !address.is_unspecified() && !address.is_multicast() => Ok(address),
-        _ => Err(format!(
-            "{text:?} is not the address of a host; write one such as \"192.0.2.1\" or \"2001:db8::1\", without a \
-             prefix length"
-        )),
-    }
-}
-
-/// An address on the link between the peers. Link-local ones derive from the keys and are not declared.
-fn link_address(text: &str) -> Result<IpAddr, String> {
-    let address = address(text)?;
-    let link_local = match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    if link_local {
-        return Err(format!(
-            "{text:?} is link-local; remove it: each peer's link-local address derives from its key"
-        ));
-    }
-    Ok(address)
-}
-
-fn cidr(text: &str) -> Result<IpNet, String> {
-    let cidr: IpNet = text.parse().map_err(|_| {
-        format!(
-            "{text:?} is not a CIDR; write NETWORK/LENGTH, such as \"10.161.1.0/24\", and /32 or /128 for a single \
-             address"
-        )
-    })?;
-    let network = cidr.trunc();
-    if network == cidr { Ok(cidr) } else { Err(format!("{text:?} has host bits set; write \"{network}\"")) }
 }
 
 impl From<Mesh> for Cluster {

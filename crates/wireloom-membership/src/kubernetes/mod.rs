@@ -1,11 +1,55 @@
 //! Membership from Kubernetes: `WireloomNode` objects, and this node's own Node.
+//!
+//! ```text
+//!  API server ─┬─ WireloomNodes ─────── Objects ─▶ WireloomNodes ─┐
+//!              ├─ this node's Node ──── Objects ─▶ OwnNodeHandler ┴─▶ source
+//!              │                                        │ uid
+//!              ├─ its WireloomNode ◀─── OwnWireloomNode ◀┤
+//!              └─ its WireloomNodeStatus, Events ◀─ Reporter
+//! ```
+//!
+//! [`server`] asks, one attempt at a time; [`credentials`] says who asks. Nothing here retries: the source does.
 
-use std::{collections::BTreeSet, io, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+};
 
+use futures::FutureExt;
 use ipnet::IpNet;
+use tokio::sync::mpsc;
 use wireloom_plan::cluster::Cluster;
 
-use crate::{Error, Event, Following, Start};
+use self::{
+    collection::Objects,
+    credentials::Credentials,
+    own_node::{OwnNodeHandler, Owner},
+    own_record::OwnWireloomNode,
+    report::Reporter,
+    server::ApiServer,
+};
+use crate::{
+    Error, Event, Following, Start,
+    knowledge::{Handler, Knowledge},
+    record::Spelling,
+    source::{self, Connect, Followed, Stores},
+    store::{Object, StoreError},
+};
+
+pub(crate) mod collection;
+mod credentials;
+mod events;
+mod lines;
+mod own_node;
+mod own_record;
+mod report;
+pub(crate) mod server;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod twin;
 
 /// Which API server, and where this node's workloads come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,8 +93,7 @@ pub struct Report {
 
 /// Reads the mesh once.
 pub(crate) fn read(settings: &Settings) -> Result<Cluster, Error> {
-    let _ = settings;
-    unimplemented!()
+    source::read(connector(Credentials::of(settings), settings))
 }
 
 /// Follows the mesh.
@@ -59,6 +102,46 @@ pub(crate) fn follow(
     start: Start,
     deliver: impl Fn(Event) + Send + 'static,
 ) -> io::Result<Following> {
-    let _ = (settings, start, deliver);
-    unimplemented!()
+    source::follow(start, deliver, connector(Credentials::of(settings), settings))
+}
+
+fn connector(credentials: Credentials, settings: &Settings) -> impl Connect + Send + 'static {
+    let settings = settings.clone();
+    move |node| connect(credentials.clone(), settings.clone(), node.to_owned()).boxed()
+}
+
+async fn connect(credentials: Credentials, settings: Settings, node: String) -> Result<Stores, StoreError> {
+    let server = Arc::new(ApiServer::new(credentials));
+    server.connect().await?;
+    let objects = |selection| Objects::new(Arc::clone(&server), selection);
+    let owner = Owner::default();
+    let gives_workloads = settings.workloads != Workloads::Calico;
+    let own_node = OwnNodeHandler::new(&node, owner.clone(), gives_workloads);
+    let (reports, reported) = mpsc::unbounded_channel();
+    tokio::spawn(Reporter::new(Arc::clone(&server), &node, owner.clone()).run(reported));
+    Ok(Stores {
+        spelling: Spelling::Camel,
+        followed: vec![
+            Followed::new(objects(own_record::selection()), WireloomNodes { pools: settings.pools }),
+            Followed::new(objects(own_node::selection(&node)), own_node),
+        ],
+        own_record: Some(Box::new(OwnWireloomNode::new(Arc::clone(&server), &node, owner))),
+        reports: Some(reports),
+    })
+}
+
+/// The handler of the records, which declares the pools with them.
+struct WireloomNodes {
+    pools: BTreeSet<IpNet>,
+}
+
+impl Handler for WireloomNodes {
+    fn whole(&mut self, objects: BTreeMap<String, Object>, knowledge: &mut Knowledge) {
+        knowledge.pools(&self.pools);
+        knowledge.records(objects);
+    }
+
+    fn change(&mut self, name: &str, object: Option<&Object>, knowledge: &mut Knowledge) {
+        knowledge.record(name, object);
+    }
 }

@@ -159,6 +159,42 @@ pub enum Why {
     NoAnswer,
 }
 
+impl PeerState {
+    /// All names, as in [`Self::name`].
+    pub const NAMES: [&'static str; 6] =
+        ["up", "idle", "never_answered", "silent", "out_of_date", "left_out"];
+
+    /// Its name in JSON and in metrics.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        let [up, idle, never_answered, silent, out_of_date, left_out] = Self::NAMES;
+        match self {
+            Self::Up => up,
+            Self::Idle => idle,
+            Self::NeverAnswered { .. } => never_answered,
+            Self::Silent { .. } => silent,
+            Self::OutOfDate { .. } => out_of_date,
+            Self::LeftOut { .. } => left_out,
+        }
+    }
+}
+
+impl Encryption {
+    /// All names, as in [`Self::name`].
+    pub const NAMES: [&'static str; 3] = ["encrypted", "plaintext", "refused"];
+
+    /// Its name in JSON and in metrics.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        let [encrypted, plaintext, refused] = Self::NAMES;
+        match self {
+            Self::Encrypted => encrypted,
+            Self::Plaintext { .. } => plaintext,
+            Self::Refused { .. } => refused,
+        }
+    }
+}
+
 impl fmt::Display for PeerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

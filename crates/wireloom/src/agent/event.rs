@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::mpsc::{Sender, channel},
     thread,
+    time::Instant,
 };
 
 use signal_hook::{
@@ -47,7 +48,10 @@ pub(super) struct Reread {
     /// SIGUSR1: removals that are held back are meant.
     pub(super) meant: bool,
     pub(super) settings: Option<TomlFile>,
+    /// Of a file; a store is read by the one who follows it.
     pub(super) membership: Option<Cluster>,
+    /// When the signal came.
+    pub(super) arrived: Instant,
 }
 
 /// Sends an event for every signal. On SIGHUP and SIGUSR1, a thread reads `agent.toml` and the mesh first: that may
@@ -80,11 +84,15 @@ pub(super) fn signals(config: PathBuf, mesh: Source, events: Sender<Event>) -> i
 /// Reads everything that a signal asks for.
 fn reread(config: &Path, mesh: &Source, meant: bool) -> Reread {
     let begun = monotonic_time().unwrap_or_default();
+    let arrived = Instant::now();
     // Both at once: each may wait for a file to settle.
     thread::scope(|scope| {
-        let membership = scope.spawn(|| mesh.read().ok());
+        let membership = scope.spawn(|| match mesh {
+            Source::File(_) => mesh.read().ok(),
+            Source::Etcd(_) | Source::Kubernetes(_) => None,
+        });
         let settings = TomlFile::read(config).ok();
-        Reread { begun, meant, settings, membership: membership.join().ok().flatten() }
+        Reread { begun, meant, settings, membership: membership.join().ok().flatten(), arrived }
     })
 }
 

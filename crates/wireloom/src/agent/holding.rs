@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wireloom_plan::{cluster::Cluster, holdback::Holdback};
+use wireloom_membership::Source;
+use wireloom_plan::{
+    cluster::Cluster,
+    holdback::{HOLD, Holdback, ONE_BY_ONE},
+};
 
 use super::{Agent, event::Reread};
 use crate::run_file::{Held, monotonic_time, unix_time};
@@ -30,9 +34,13 @@ pub(super) struct Holding {
 }
 
 impl Holding {
-    /// `earlier` is the mesh that an earlier agent recorded.
-    pub(super) fn new(earlier: Option<Cluster>) -> Self {
-        Self { holdback: Holdback::default(), earlier, record_due: None, recorded: None, asked: None }
+    /// `earlier` is the mesh that an earlier agent recorded, `source` where the next one comes from.
+    pub(super) fn new(earlier: Option<Cluster>, source: &Source) -> Self {
+        let counts = match source {
+            Source::File(_) => HOLD,
+            Source::Etcd(_) | Source::Kubernetes(_) => ONE_BY_ONE,
+        };
+        Self { holdback: Holdback::counting(counts), earlier, record_due: None, recorded: None, asked: None }
     }
 
     pub(super) fn is_to_record(&self) -> bool {
@@ -46,6 +54,7 @@ impl Agent {
         self.report.membership_error = None;
         let now = self.started.elapsed();
         let in_force = self.proving.cluster().or(self.holding.earlier.as_ref());
+        let snapshot = self.with_own_record(snapshot);
         let mesh = self.holding.holdback.take(in_force, snapshot, &self.config.settings.node, now);
         self.put_in_force(mesh);
     }
@@ -100,13 +109,17 @@ impl Agent {
         format!("read everything again ({signal}): {settings}; {mesh}")
     }
 
-    /// Whether the watches have delivered these files, or why they cannot.
+    /// Whether the watches have delivered these files, or why they cannot; and whether the store has been heard of.
     fn has_taken(&self, asked: &Reread) -> bool {
         let settings = match &asked.settings {
             Some(file) => self.unread.is_some() || file.text() == self.file.text(),
             None => self.unread.is_some() || !self.has_file,
         };
         let mesh = match &asked.membership {
+            _ if self.publishing.is_on() => {
+                let heard = self.publishing.following().health().heard();
+                self.report.membership_error.is_some() || heard.is_some_and(|heard| heard >= asked.arrived)
+            }
             Some(mesh) => {
                 let mut in_force = self.without_held();
                 in_force.resolve(&BTreeMap::new());
@@ -134,6 +147,8 @@ impl Agent {
         }
         let due = self.resolves_at().map_or(due, |resolves| due.min(resolves)).min(self.probing.next());
         let due = self.holding.record_due.map_or(due, |record| due.min(record));
+        let due = self.publishing.due().map_or(due, |publish| due.min(publish));
+        let due = self.borrowing.due().map_or(due, |borrow| due.min(borrow));
         self.holding.holdback.due().map_or(due, |let_go| due.min(self.started + let_go))
     }
 
@@ -153,6 +168,14 @@ impl Agent {
     /// Puts a mesh in force, with the addresses that are known, and has it recorded at once.
     fn put_in_force(&mut self, mesh: Cluster) {
         self.put_in_force_recorded_by(mesh, Instant::now());
+    }
+
+    /// Puts the mesh that is in force already in force with the endpoints that are to be tried now. They are recorded
+    /// with the next change: which one was tried last is no news for the next agent.
+    pub(super) fn put_endpoints_in_force(&mut self, mesh: Cluster) {
+        let due = self.holding.record_due;
+        self.put_in_force_recorded_by(mesh, Instant::now());
+        self.holding.record_due = due;
     }
 
     /// Puts the mesh that is in force already in force with the addresses that are known now.

@@ -2,18 +2,23 @@
 //!
 //! ```text
 //!  signals, agent.toml, membership, kernel ──Event──▶ Agent ──▶ Reconciler ──▶ kernel
-//!  resolver, preshared key ──────────────────Event────┘ └─────▶ log, run file (for `wireloom status`)
+//!  resolver, preshared key ──────────────────Event────┘ ├─────▶ log, run file (for `wireloom status`)
+//!                                                       └─────▶ this node's own record, in the membership source
 //! ```
 
+mod borrowing;
 mod event;
 mod holding;
 mod key_watch;
+mod metering;
 mod polling;
 mod preshared;
 mod probing;
 mod proving;
+mod publishing;
 mod resolving;
 mod start;
+mod telling;
 mod watching;
 
 use std::{
@@ -28,18 +33,21 @@ use wireloom_kernel::{
     state::{AgentLock, StateDir},
 };
 use wireloom_membership::config_file::{ReadError, TomlFile};
-use wireloom_plan::{removals::Removals, warning::Warning};
+use wireloom_plan::{refusal::Refusal, removals::Removals, warning::Warning};
 use wireloom_types::PublicKey;
 
 pub(crate) use self::start::run;
 use self::{
+    borrowing::Borrowing,
     event::Event,
     holding::Holding,
     key_watch::KeyWatch,
+    metering::Metering,
     polling::{Polling, is_remarkable},
     preshared::Preshared,
     probing::Probing,
     proving::Proving,
+    publishing::Publishing,
     resolving::Resolving,
     watching::Watching,
 };
@@ -66,6 +74,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// What an error in `agent.toml` means.
 const SETTINGS_STAY: &str = "the previous settings stay in force";
 
+/// Why there is no plan before the store has this node's record.
+const AWAITS_RECORD: &str =
+    "the store does not show this node's record yet; nothing is programmed until it does";
+
 /// The state of the agent's one thread.
 struct Agent {
     /// The last `agent.toml` that could be read.
@@ -75,6 +87,8 @@ struct Agent {
     /// Why `agent.toml` cannot be read now.
     unread: Option<String>,
     config: Config,
+    /// The name of this node where `agent.toml` says none, if the one who started the agent did.
+    named: Option<String>,
     reconciler: Reconciler<Linux>,
     monitor: Monitor,
     interest: Interest,
@@ -91,11 +105,14 @@ struct Agent {
     holding: Holding,
     proving: Proving,
     probing: Probing,
+    publishing: Publishing,
+    borrowing: Borrowing,
     polling: Polling,
     key_watch: KeyWatch,
     resolving: Resolving,
     preshared: Preshared,
     watching: Watching,
+    metering: Metering,
     /// When the log last said that our rules are deleted again and again.
     removals_logged: Option<Instant>,
     /// What `wireloom status` should know.
@@ -138,9 +155,11 @@ impl Agent {
             self.prove();
             self.watch();
             self.probe();
+            self.publish();
             if self.holding.is_to_record() {
                 self.record_mesh();
             }
+            self.meter();
             self.write_report();
         }
     }
@@ -161,10 +180,13 @@ impl Agent {
                 }
             }
             Event::Membership(wireloom_membership::Event::Problem(error)) => self.keep_mesh(error),
-            Event::Membership(
-                wireloom_membership::Event::LeftOut(_) | wireloom_membership::Event::Local(_),
-            ) => {}
+            Event::Membership(wireloom_membership::Event::LeftOut(complaints)) => {
+                self.take_complaints(complaints);
+            }
+            Event::Membership(wireloom_membership::Event::Local(local)) => self.take_local(local),
             Event::Kernel => {
+                self.publishing.note_change();
+                self.borrowing.note_change();
                 self.reconciler.distrust_kernel();
                 let earliest = self.pass_before.map_or(now, |before| now.max(before + 2 * MIN_INTERVAL));
                 self.due = self.due.min(earliest);
@@ -185,7 +207,10 @@ impl Agent {
             Event::Key => self.take_key(),
             Event::PresharedKey => self.read_preshared_key(),
             Event::Resolved(found) => self.take_answer(found),
-            Event::Reread(read) => self.holding.asked = Some(read),
+            Event::Reread(read) => {
+                self.publishing.following().reread();
+                self.holding.asked = Some(read);
+            }
             Event::Stop => {}
         }
     }
@@ -211,8 +236,15 @@ impl Agent {
 
     /// Takes the settings of the last `agent.toml`, and reads the private key again. On an error, nothing changes.
     fn try_reload(&mut self) -> anyhow::Result<()> {
-        let config = Config::from_file(&self.file)?;
+        let mut config = Config::from_file(&self.file, self.named.as_deref())?;
+        start::settle_table(&self.state, &mut config)?;
         let (old, new) = (&self.config.settings, &config.settings);
+        if new.node != old.node && self.publishing.is_on() {
+            bail!(
+                "the name of a node that publishes its own record cannot change while the agent runs; run `wireloom \
+                 leave` under the old name first, and then restart the agent"
+            );
+        }
         if new.interface != old.interface || config.membership != self.config.membership {
             bail!(
                 "[wireguard] interface and [membership] cannot change while the agent runs; stop it, run `wireloom \
@@ -251,7 +283,9 @@ impl Agent {
             self.proving.set_identity(&config.settings.node, public_key);
             self.reconciler.set_settings(config.settings.clone(), public_key);
             self.config = config;
+            self.serve_metrics();
         }
+        self.report.node = Some(self.config.settings.node.clone());
         self.report.settings = Some(self.file.text().to_owned());
         // This also finds changes that the kernel does not announce, such as a peer that somebody removed.
         self.reconciler.distrust_kernel();
@@ -313,6 +347,7 @@ impl Agent {
         }
         self.end_silent_device();
         let outcome = self.reconciler.pass();
+        self.count_pass(&outcome, begun);
         let now = Instant::now();
         self.pass_before = self.last_pass.replace(now);
         self.report.last_pass = Some(unix_time());
@@ -335,6 +370,13 @@ impl Agent {
             // It answers in a moment, or a poll finds that it does not.
             Err(Trouble::Silent(silence)) if !is_remarkable(silence) => {
                 self.await_answer(silence);
+                self.due = now + RESYNC;
+            }
+            Err(Trouble::Refused(Refusal::NodeMissing { .. })) if self.publishing.is_on() => {
+                if self.report.trouble.as_deref() != Some(AWAITS_RECORD) {
+                    tracing::info!("{AWAITS_RECORD}");
+                }
+                self.report.trouble = Some(AWAITS_RECORD.to_owned());
                 self.due = now + RESYNC;
             }
             Err(trouble) => {

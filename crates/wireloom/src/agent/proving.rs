@@ -184,6 +184,17 @@ impl Agent {
         }
     }
 
+    /// Reads what the guard has refused if that was long ago, and returns when it is read next.
+    pub(super) fn count_plaintext(&mut self) -> Instant {
+        if Instant::now() >= self.proving.next_count {
+            self.proving.next_count = Instant::now() + COUNT;
+            if let Err(error) = self.reconciler.kernel_mut().count_refused() {
+                tracing::debug!("{error}");
+            }
+        }
+        self.proving.next_count
+    }
+
     /// Finds proven nodes that still send in plaintext, if it is time to.
     fn look_for_plaintext(&mut self, now: Duration) {
         let Proving { standings, one_sided, next_count, .. } = &mut self.proving;

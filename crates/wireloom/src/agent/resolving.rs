@@ -16,6 +16,7 @@ use wireloom_kernel::DeviceState;
 use wireloom_plan::{
     cluster::Cluster,
     endpoint_name::EndpointName,
+    endpoints::Endpoints,
     names::{Heard, Names, Silence},
     warning::Warning,
 };
@@ -36,12 +37,15 @@ pub(super) type Found = Result<Vec<SocketAddr>, String>;
 /// The names and what is being done about them.
 pub(super) struct Resolving {
     names: Names,
+    endpoints: Endpoints,
     silence: Silence,
     /// The peers that do not answer, and where the device sends to.
     silent: BTreeMap<PublicKey, Option<SocketAddr>>,
     resolver: SyncSender<EndpointName>,
     /// Since when there are answers that are not in force yet.
     news: Option<Instant>,
+    /// Another endpoint of a peer is to be tried.
+    turns: bool,
 }
 
 impl Resolving {
@@ -61,10 +65,12 @@ impl Resolving {
         })?;
         Ok(Self {
             names: Names::new(seed(own_key), recorded),
+            endpoints: Endpoints::default(),
             silence: Silence::default(),
             silent: BTreeMap::new(),
             resolver,
             news: None,
+            turns: false,
         })
     }
 }
@@ -76,11 +82,13 @@ fn look_up(name: &EndpointName) -> Found {
 }
 
 impl Agent {
-    /// Gives the endpoints of a mesh that are declared by name their addresses, as far as they are known.
+    /// Gives the endpoints of a mesh that are declared by name their addresses, as far as they are known. Of a peer's
+    /// several endpoints, the one in use becomes the first.
     pub(super) fn resolve_endpoints(&mut self, mesh: &mut Cluster) {
-        let names = &mut self.resolving.names;
+        let Resolving { names, endpoints, .. } = &mut self.resolving;
         names.set_mesh(mesh, &self.config.settings.node);
         mesh.resolve(&names.addresses());
+        endpoints.choose(mesh, &self.config.settings.node);
     }
 
     /// Asks the resolver for the name that is due, and puts its answers in force.
@@ -94,6 +102,11 @@ impl Agent {
         if news.is_some_and(|since| names.asked().is_none() || since.elapsed() >= TOGETHER) {
             *news = None;
             self.put_answers_in_force();
+        }
+        if std::mem::take(&mut self.resolving.turns)
+            && let Some(mesh) = self.proving.cluster().cloned()
+        {
+            self.put_endpoints_in_force(mesh);
         }
     }
 
@@ -131,9 +144,9 @@ impl Agent {
         }
     }
 
-    /// Finds the peers by name that do not answer.
+    /// Finds the peers by name, and those with several endpoints, that do not answer.
     pub(super) fn listen_for_silence(&mut self, device: &DeviceState) {
-        if self.resolving.names.is_empty() {
+        if self.resolving.names.is_empty() && self.resolving.endpoints.is_empty() {
             return;
         }
         let now = SystemTime::now();
@@ -141,9 +154,14 @@ impl Agent {
             .peers
             .iter()
             .map(|(key, peer)| (*key, Heard { handshake_age: peer.handshake_age(now), sent: peer.sent }));
-        let Resolving { names, silence, silent, .. } = &mut self.resolving;
+        let peers: BTreeMap<PublicKey, Heard> = peers.collect();
+        let Resolving { names, endpoints, silence, silent, turns, .. } = &mut self.resolving;
         let endpoint = |key| device.peers.get(&key).and_then(|peer| peer.endpoint);
-        *silent = silence.look(peers).into_iter().map(|key| (key, endpoint(key))).collect();
+        let do_not_answer = silence.look(peers.iter().map(|(key, heard)| (*key, *heard)));
+        if let Some(mesh) = self.proving.cluster() {
+            *turns |= endpoints.look(mesh, &peers, &do_not_answer, self.started.elapsed());
+        }
+        *silent = do_not_answer.into_iter().map(|key| (key, endpoint(key))).collect();
         let nodes = self.proving.cluster().into_iter().flat_map(|mesh| mesh.nodes.values());
         let is_silent = |key: PublicKey| silent.contains_key(&key);
         let of_silent = nodes.filter(|node| node.public_key.is_some_and(is_silent));

@@ -11,18 +11,23 @@ use wireloom_kernel::{
     Interest, Linux,
     state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir},
 };
-use wireloom_membership::{Start, config_file::Watch};
-use wireloom_plan::{diff::teardown, op::Op, removals::Removals};
+use wireloom_membership::{Source, Start, config_file::Watch};
+use wireloom_plan::{diff::teardown, op::Op, ownership::PROPOSALS, removals::Removals};
+use wireloom_types::PrivateKey;
 
 use super::{
-    Agent, FIRST_RETRY, RESYNC, choose_backend,
+    Agent, FIRST_RETRY, RESYNC,
+    borrowing::Borrowing,
+    choose_backend,
     event::{self, Event},
     holding::Holding,
     key_watch::KeyWatch,
+    metering::Metering,
     polling::Polling,
     preshared::Preshared,
     probing::Probing,
     proving::Proving,
+    publishing::Publishing,
     resolving::Resolving,
     watching::Watching,
 };
@@ -34,11 +39,11 @@ use crate::{
 };
 
 /// Runs the agent until SIGTERM or SIGINT, and leaves the data path up. `config_path` is an `agent.toml` other than
-/// the default one.
+/// the default one, and `named` this node's name unless that file says it.
 ///
 /// An error here keeps the agent from starting: a mistake in `agent.toml`, an unusable key, another agent, a foreign
 /// interface. Whatever goes wrong later is logged and tried again.
-pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
+pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow::Result<()> {
     // Absolute, because a file is watched through its directory.
     let config_path = config_path.map(std::path::absolute).transpose().context("cannot find agent.toml")?;
     let path = config_path.as_deref().unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
@@ -57,12 +62,13 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let read = watch.next_version();
     let has_file = read.is_ok();
     let file = file_or_defaults(read, config_path.as_deref())?;
-    let config = Config::from_file(&file)?;
+    let mut config = Config::from_file(&file, named.as_deref())?;
+    settle_table(&state, &mut config)?;
     record(&state, &config)?;
     let (sender, events) = channel();
     // Before the key is read: a change in between is then noticed.
     let key_watch = KeyWatch::start(config.private_key_file.clone(), sender.clone(), || Event::Key)?;
-    let key = key_file::read_or_create(&config.private_key_file)?;
+    let key = key_of_this_name(&state, &config)?;
     let public_key = key.public_key();
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     tracing::info!("node {}, public key {public_key}", config.settings.node);
@@ -89,18 +95,23 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let monitor = event::kernel(&kernel, interest.clone(), sender.clone())?;
     let recorded = state.mesh()?;
     let start = Start { node: config.settings.node.clone(), recorded: recorded.clone() };
-    event::membership(&config.membership, start, sender.clone())?;
+    let following = event::membership(&config.membership, start, sender.clone())?;
+    let publishing = Publishing::new(following, &state)?;
+    let publishes = publishing.is_on();
     let resolving = Resolving::start(public_key, recorded.as_ref(), sender.clone())?;
 
+    let holding = Holding::new(recorded, &config.membership);
     let probing = Probing::new(&config.settings.interface, public_key, before.probed());
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
     let settings = Some(file.text().to_owned());
-    let agent = Agent {
+    let node = config.settings.node.clone();
+    let mut agent = Agent {
         reconciler: Reconciler::new(kernel, config.settings.clone(), public_key),
         file,
         has_file,
         unread: None,
         config,
+        named,
         monitor,
         interest,
         due: Instant::now() + RESYNC,
@@ -110,7 +121,9 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         started: Instant::now(),
         removals: Removals::default(),
         removals_logged: None,
-        holding: Holding::new(recorded),
+        holding,
+        publishing,
+        borrowing: Borrowing::default(),
         probing,
         proving,
         polling: Polling::new(),
@@ -118,12 +131,42 @@ pub(crate) fn run(config_path: Option<PathBuf>) -> anyhow::Result<()> {
         resolving,
         preshared: Preshared::new(sender),
         watching: Watching::default(),
-        report: RunFile { pid: std::process::id(), backend: Some(backend), settings, ..RunFile::default() },
+        metering: Metering::default(),
+        report: RunFile {
+            pid: std::process::id(),
+            node: Some(node),
+            publishes,
+            backend: Some(backend),
+            settings,
+            ..RunFile::default()
+        },
         written: None,
         state,
         _lock: lock,
     };
+    agent.serve_metrics();
     agent.run(&events)
+}
+
+/// The private key. Where this node publishes itself, a key belongs to the name that it was published under: a machine
+/// that has another name now, such as a copy of another one, gets a key of its own.
+fn key_of_this_name(state: &StateDir, config: &Config) -> anyhow::Result<PrivateKey> {
+    let path = &config.private_key_file;
+    let name = &config.settings.node;
+    let publishes = !matches!(config.membership, Source::File(_));
+    if let Some(before) = state.identity()?.filter(|before| publishes && before.node != *name)
+        && let Some(key) = key_file::read(path)?
+        && key.public_key() == before.public_key
+    {
+        let aside = key_file::set_aside(path)?;
+        tracing::warn!(
+            "this node is called {name} now, and its key was published under the name {}: it gets a new key, and the \
+             old one is kept as {}",
+            before.node,
+            aside.display()
+        );
+    }
+    Ok(key_file::read_or_create(path)?)
 }
 
 fn lock(state: &StateDir) -> anyhow::Result<AgentLock> {
@@ -135,6 +178,31 @@ fn lock(state: &StateDir) -> anyhow::Result<AgentLock> {
              with `systemctl stop wireloom`"
         ),
     }
+}
+
+/// Settles which table is ours if `agent.toml` leaves that to the agent: the one that was recorded, and otherwise one
+/// that nobody uses.
+pub(super) fn settle_table(state: &StateDir, config: &mut Config) -> anyhow::Result<()> {
+    if !config.table_is_auto {
+        return Ok(());
+    }
+    let mut kernel = Linux::open(&config.settings.interface, config.settings.table, state.clone())?;
+    if let Some(before) = state.programmed()? {
+        // One that a number in agent.toml named, or that is somebody else's by now, is kept only while it is in use.
+        let stays = !is_gone(state, &before)?
+            || (PROPOSALS.contains(&before.table()) && kernel.is_free_table(before.table())?);
+        if stays {
+            config.settings.table = before.table();
+            return Ok(());
+        }
+    }
+    let free = kernel.free_table()?.with_context(|| {
+        let (first, last) = PROPOSALS.into_inner();
+        format!("every table from {first} to {last} is in use; set [routing] table to a number")
+    })?;
+    tracing::info!("nobody uses table {free}, so it is ours from now on");
+    config.settings.table = free;
+    Ok(())
 }
 
 /// Records what is about to be programmed. What an agent with other settings left behind must be removed first.

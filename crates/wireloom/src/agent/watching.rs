@@ -15,8 +15,8 @@ use wireloom_plan::{
     warning::Severity,
 };
 
-use super::{Agent, is_remarkable};
-use crate::run_file::unix_time;
+use super::{Agent, is_remarkable, telling};
+use crate::{metrics::Judged, run_file::unix_time};
 
 /// How often the whole machine is judged, which takes some milliseconds with thousands of nodes. It is judged at once
 /// when a sample shows something new.
@@ -36,8 +36,14 @@ pub(super) struct Watching {
     next_examination: Instant,
     /// When the samples were last reported.
     reported: Instant,
+    /// Packets that the device dropped, by the reason's name, as of the last sample.
+    pub(super) drops: Option<BTreeMap<String, u64>>,
+    /// What the last examination found, and when.
+    pub(super) judged: Option<(Instant, Judged)>,
     /// What the log has said and is still so.
     found: HashMap<(Discriminant<Finding>, String), Finding>,
+    /// What the membership source was told last.
+    pub(super) told: Option<telling::State>,
 }
 
 impl Default for Watching {
@@ -49,7 +55,10 @@ impl Default for Watching {
             // What is wrong for a moment after a start only is not worth a line.
             next_examination: now + EXAMINE,
             reported: now,
+            drops: None,
+            judged: None,
             found: HashMap::new(),
+            told: None,
         }
     }
 }
@@ -74,6 +83,7 @@ impl Agent {
             if trends.abnormal() != before {
                 *next_examination = now;
             }
+            self.watching.drops = drops;
             self.report_trends(now);
         }
         if now >= self.watching.next_examination && self.polling.knows_device() {
@@ -130,6 +140,7 @@ impl Agent {
             agent: AgentFacts { running: true, last_pass: Some(now), trouble: None },
             now,
         });
+        self.watching.judged = Some((Instant::now(), Judged::of(&health)));
         let found = &mut self.watching.found;
         let before = std::mem::take(found);
         found.extend(health.findings.iter().map(|finding| (finding.subject(), finding.clone())));
@@ -139,6 +150,7 @@ impl Agent {
         log_some(over.map(|(_, finding)| finding), "are over", |finding| {
             tracing::info!("no longer so: {finding}");
         });
+        self.tell(&health);
     }
 }
 

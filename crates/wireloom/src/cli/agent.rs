@@ -36,6 +36,6 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
              trace"
         );
     }
-    crate::agent::run(arguments.settings.config)?;
+    crate::agent::run(arguments.settings.config, arguments.settings.node)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,21 +1,29 @@
 //! `wireloom down`: removes everything that the agent programmed.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use clap::Args;
 use owo_colors::OwoColorize;
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::Signals,
+};
 use wireloom_kernel::{
     Kernel, Linux,
-    state::{LOCK_PATIENCE, Programmed, StateDir},
+    state::{AgentLock, LOCK_PATIENCE, Programmed, StateDir, remove_if_there},
     wording,
 };
 use wireloom_plan::{diff::teardown, settings::Settings};
 
 use super::{SettingsFile, boot_guard};
-use crate::{config::Config, run_file::RunFile};
+use crate::run_file::RunFile;
 
-/// Remove everything that the agent programmed, and keep the private key
+/// Remove everything that the agent programmed, and keep the private key unless --purge is given
 ///
 /// Removes the policy rules, the routes, the interface with its device process, the firewall table, the unit of
 /// `wireloom boot-guard` and the agent's records, and restores sysctls. Stop the agent first. The agent recorded what
@@ -24,14 +32,33 @@ use crate::{config::Config, run_file::RunFile};
 pub(super) struct Arguments {
     #[command(flatten)]
     settings: SettingsFile,
+    /// Remove the private key too, and the whole state directory
+    #[arg(long)]
+    purge: bool,
+    /// For containers: first wait until the agent has ended, and afterwards until SIGTERM or SIGINT comes
+    #[arg(long)]
+    stay: bool,
 }
+
+/// How long to wait for the agent's end. Whoever started this container starts it again then.
+const A_DAY: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     super::require_net_admin("down")?;
+    if !arguments.stay {
+        return remove(arguments, LOCK_PATIENCE);
+    }
+    // One that comes meanwhile ends this afterwards: what has begun to go shall go wholly.
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
+    let removed = remove(arguments, A_DAY)?;
+    signals.forever().next();
+    Ok(removed)
+}
+
+fn remove(arguments: &Arguments, patience: Duration) -> anyhow::Result<ExitCode> {
     let state = StateDir::locate();
-    let lock = state
-        .lock(LOCK_PATIENCE)
-        .with_context(|| format!("cannot lock {}/agent.lock", state.path().display()))?;
+    let lock =
+        state.lock(patience).with_context(|| format!("cannot lock {}/agent.lock", state.path().display()))?;
     let Some(lock) = lock else {
         // A record that nobody can read is no reason not to name the agent.
         let recorded = state.programmed().ok().flatten();
@@ -68,23 +95,49 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         anstream::println!("{} remove {}", "-".red(), path.display());
     }
     let proven = state.proofs()?;
+    let published = state.identity()?.is_some() && state.left()?.is_none();
     RunFile::remove(interface).context("cannot remove the run file")?;
     state.clear().with_context(|| format!("cannot clear {}", state.path().display()))?;
+    if arguments.purge {
+        purge(arguments, &state, &lock)?;
+    }
     drop(lock);
     let expecting: Vec<_> =
         proven.nodes.into_iter().filter(|(_, proof)| proof.holds()).map(|(name, _)| name).collect();
     if !expecting.is_empty() {
+        let fix = match published {
+            true => {
+                "delete this node's record in the store (next time run `wireloom leave` before `wireloom down`)"
+            }
+            false => {
+                "write encrypt = false for this node in the mesh file (next time 15 s before `wireloom down`)"
+            }
+        };
         anstream::println!(
             "{} these nodes still expect encryption, and refuse what the workloads here send in plaintext: {}; to \
-             change that, write encrypt = false for this node in the mesh file (next time 15 s before `wireloom down`)",
+             change that, {fix}",
             "note:".yellow().bold(),
             expecting.join(" ")
         );
     }
-    if ops.is_empty() && boot_unit.is_empty() {
+    if ops.is_empty() && boot_unit.is_empty() && !arguments.purge {
         anstream::println!("nothing to remove: Wireloom has programmed nothing here");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes the private key, wherever `agent.toml` has it, and the state directory.
+fn purge(arguments: &Arguments, state: &StateDir, lock: &AgentLock) -> anyhow::Result<()> {
+    // Nobody can say where the key of a damaged agent.toml is, if it is not in the state directory.
+    let key = arguments.settings.load().map(|config| config.private_key_file);
+    let gone = key.ok().into_iter().chain([state.path().to_owned()]);
+    let gone: Vec<PathBuf> = gone.filter(|path| path.exists()).collect();
+    for path in &gone {
+        let removed = if path == state.path() { state.purge(lock) } else { remove_if_there(path) };
+        removed.with_context(|| format!("cannot remove {}", path.display()))?;
+        anstream::println!("{} remove {}", "-".red(), path.display());
+    }
+    Ok(())
 }
 
 /// The interface and table that the agent recorded; without a record those of `agent.toml`, and the defaults when that
@@ -93,7 +146,7 @@ fn what_is_programmed(arguments: &Arguments, state: &StateDir) -> anyhow::Result
     if let Some(programmed) = state.programmed()? {
         return Ok(programmed);
     }
-    let settings = Config::load(arguments.settings.config.as_deref()).map(|config| config.settings);
+    let settings = arguments.settings.load().map(|config| config.settings);
     let Settings { interface, table, .. } = settings.unwrap_or_else(|error| {
         let defaults = Settings::defaults("");
         anstream::eprintln!(

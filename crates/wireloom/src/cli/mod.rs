@@ -9,7 +9,9 @@ use std::{
 
 use anyhow::{Context, bail};
 use caps::{CapSet, Capability};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, builder::NonEmptyStringValueParser};
+
+use crate::config::{self, Config};
 
 mod agent;
 mod boot_guard;
@@ -17,7 +19,9 @@ mod completions;
 mod device;
 mod device_log;
 mod down;
+mod health;
 mod key;
+mod leave;
 mod log;
 mod plan;
 mod reload;
@@ -38,7 +42,10 @@ enum Command {
     Agent(agent::Arguments),
     Plan(plan::Arguments),
     Status(status::Arguments),
+    Health(health::Arguments),
     Reload(reload::Arguments),
+    Leave(leave::LeaveArguments),
+    Join(leave::JoinArguments),
     Down(down::Arguments),
     BootGuard(boot_guard::Arguments),
     Device(device::Arguments),
@@ -58,7 +65,10 @@ impl Command {
             Self::Agent(arguments) => agent::run(arguments),
             Self::Plan(arguments) => plan::run(&arguments),
             Self::Status(arguments) => status::run(&arguments),
+            Self::Health(arguments) => health::run(&arguments),
             Self::Reload(arguments) => reload::run(&arguments),
+            Self::Leave(arguments) => leave::leave(&arguments),
+            Self::Join(arguments) => leave::join(&arguments),
             Self::Down(arguments) => down::run(&arguments),
             Self::BootGuard(arguments) => boot_guard::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),
@@ -78,6 +88,15 @@ struct SettingsFile {
     /// The settings file [default: /etc/wireloom/agent.toml, which may be absent]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The name of this node, unless the settings file says it [default: the host name]
+    #[arg(long, value_name = "NAME", env = "WIRELOOM_NODE", value_parser = NonEmptyStringValueParser::new())]
+    node: Option<String>,
+}
+
+impl SettingsFile {
+    fn load(&self) -> Result<Config, config::Error> {
+        Config::load(self.config.as_deref(), self.node.as_deref())
+    }
 }
 
 /// Runs the command that the program's arguments name. Errors go to standard error, with exit status 1, or 3 for

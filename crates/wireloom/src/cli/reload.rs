@@ -18,10 +18,7 @@ use nix::{
 use wireloom_kernel::state::StateDir;
 
 use super::SettingsFile;
-use crate::{
-    config::Config,
-    run_file::{RunFile, monotonic_time, unix_time},
-};
+use crate::run_file::{RunFile, monotonic_time, unix_time};
 
 /// How long to wait for the agent: longer than it waits for a file that somebody is writing (5 s).
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often the agent is looked at.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Let the running agent read agent.toml, the mesh file and the private key again
+/// Let the running agent read agent.toml, the mesh and the private key again
 ///
 /// Waits until the agent has obeyed them. The exit status is 1 when it could not, with the reason. The agent follows
 /// changes by itself; this is for scripts that want to know the outcome, and for a new private key.
@@ -92,7 +89,7 @@ fn interface(arguments: &Arguments, state: &StateDir) -> anyhow::Result<String> 
     if let Ok(Some(programmed)) = state.programmed() {
         return Ok(programmed.interface().to_owned());
     }
-    Ok(Config::load(arguments.settings.config.as_deref())?.settings.interface)
+    Ok(arguments.settings.load()?.settings.interface)
 }
 
 /// Whether the process is the agent that holds the lock, and handles the signal. Any other process would be ended by

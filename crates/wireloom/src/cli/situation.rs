@@ -12,7 +12,7 @@ use std::{
 use wireloom_kernel::{
     Backend, DeviceState, Error, GuardCounters, Kernel, Linux, Refusals, Silence, state::StateDir,
 };
-use wireloom_membership::config_file::TomlFile;
+use wireloom_membership::{Source, config_file::TomlFile};
 use wireloom_plan::{
     cluster::{Cluster, Node},
     health::Machine,
@@ -25,6 +25,7 @@ use wireloom_plan::{
 };
 use wireloom_types::{PresharedKeyHash, PublicKey};
 
+use super::SettingsFile;
 use crate::{
     config::{Config, DEFAULT_PATH},
     key_file,
@@ -92,16 +93,24 @@ impl fmt::Display for Problem {
 
 impl Situation {
     /// Reads the configuration and the kernel, and changes nothing.
-    pub(super) fn observe(config_path: Option<&Path>) -> anyhow::Result<Self> {
+    pub(super) fn observe(settings: &SettingsFile) -> anyhow::Result<Self> {
         let state = StateDir::locate();
         let mut problems = Vec::new();
-        let config = settings_in_force(config_path, &state, &mut problems)?;
+        let mut config = settings_in_force(settings, &state, &mut problems)?;
+        if let Some(programmed) = state.programmed().ok().flatten().filter(|_| config.table_is_auto) {
+            config.settings.table = programmed.table();
+        }
         let report = RunFile::read(&config.settings.interface);
         let is_locked = attempt(&mut problems, state.is_locked(), None).unwrap_or_default();
         let agent = report.clone().filter(|_| is_locked);
 
-        let read =
-            attempt(&mut problems, config.membership.read(), Some("the mesh is the one last in force"));
+        let read = match &config.membership {
+            Source::File(_) => {
+                attempt(&mut problems, config.membership.read(), Some("the mesh is the one last in force"))
+            }
+            // The agent alone asks a store, with its credentials, and records what it says.
+            Source::Etcd(_) | Source::Kubernetes(_) => None,
+        };
         let cluster = match (read, agent.as_ref().and_then(|agent| agent.held.as_ref())) {
             (Some(mut cluster), Some(held)) => {
                 add_held(&mut cluster, held, recorded_mesh(&state, &mut problems));
@@ -242,18 +251,22 @@ fn attempt<T, E: fmt::Display>(
 /// The settings of `agent.toml`. If it has a mistake, or the running agent does not take it, those that the agent took
 /// last, as its run file says; without that, the defaults with the interface and table that an agent recorded.
 fn settings_in_force(
-    path: Option<&Path>,
+    settings: &SettingsFile,
     state: &StateDir,
     problems: &mut Vec<Problem>,
 ) -> anyhow::Result<Config> {
-    let loaded = Config::load(path);
-    let path = path.unwrap_or(Path::new(DEFAULT_PATH));
-    let of_text = |text: &str| Config::from_file(&TomlFile::from_text(path, text));
     let programmed = attempt(problems, state.programmed(), None).flatten();
     let report = programmed.as_ref().and_then(|programmed| RunFile::read(programmed.interface()));
+    // The agent may have been given a name that only its own environment has.
+    let of_agent = report.as_ref().and_then(|report| report.node.as_deref());
+    let node = settings.node.as_deref().or(of_agent);
+    let loaded = Config::load(settings.config.as_deref(), node);
+    let path = settings.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
+    let of_text = |text: &str| Config::from_file(&TomlFile::from_text(path, text), node);
     let is_refused = report.as_ref().is_some_and(|report| report.settings_error.is_some())
         && state.is_locked().unwrap_or_default();
-    let taken = report.and_then(|report| report.settings).and_then(|text| of_text(&text).ok());
+    let taken = report.as_ref().and_then(|report| report.settings.as_deref());
+    let taken = taken.and_then(|text| of_text(text).ok());
     match (loaded, taken) {
         (Ok(_), Some(taken)) if is_refused => Ok(taken),
         (Ok(config), _) => Ok(config),

@@ -3,11 +3,9 @@
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 use wireloom_kernel::BackendSetting;
-use wireloom_membership::{
-    Source,
-    config_file::{Mistake, TomlFile},
-};
+use wireloom_membership::config_file::{Mistake, TomlFile};
 use wireloom_plan::{
+    ownership::PROPOSALS,
     settings::{HostTransition, Scope, Settings, UnprovenPeers},
     warning::Warning,
 };
@@ -15,8 +13,10 @@ use wireloom_types::{Mode, ModeError, PeerLookup, SourceCheck};
 
 use super::{
     Config,
+    membership::Membership,
     values::{AbsolutePath, FwMark, InterfaceName, Mtu, NodeName, Port, Prefix, RulePriority, Table},
 };
+use crate::metrics::Listen;
 
 /// The file as written.
 #[derive(Debug, Default, Deserialize)]
@@ -27,6 +27,7 @@ pub(super) struct File {
     routing: Routing,
     link: Link,
     membership: Membership,
+    metrics: Metrics,
 }
 
 #[derive(Debug, Deserialize)]
@@ -78,7 +79,7 @@ impl Default for Routing {
             encrypt_host_exempt: None,
             scope: defaults.scope,
             rule_priority: RulePriority(defaults.rule_priority),
-            table: Table(defaults.table),
+            table: Table(Some(defaults.table)),
             fwmark: FwMark(defaults.fwmark),
             unproven_peers: None,
             keyless_peers: None,
@@ -189,23 +190,11 @@ impl TryFrom<LinkText> for Link {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Membership {
-    #[serde(deserialize_with = "source")]
-    source: SourceKind,
-    path: AbsolutePath,
-}
-
-#[derive(Debug)]
-enum SourceKind {
-    File,
-}
-
-impl Default for Membership {
-    fn default() -> Self {
-        Self { source: SourceKind::File, path: AbsolutePath("/etc/wireloom/mesh.toml".into()) }
-    }
+struct Metrics {
+    #[serde(deserialize_with = "listen")]
+    listen: Listen,
 }
 
 /// The planner's defaults; the node's name in them is not used.
@@ -217,6 +206,7 @@ impl File {
     pub(super) fn parse(text: &TomlFile) -> Result<Self, Mistake> {
         let file: Self = text.parse()?;
         file.routing.check(text)?;
+        file.membership.check(text)?;
         let backend =
             file.wireguard.backend.as_ref().filter(|backend| *backend.as_ref() == BackendSetting::Kernel);
         match backend {
@@ -231,7 +221,8 @@ impl File {
 
     /// The settings that the file stands for, for a node of this name.
     pub(super) fn with_node(self, node: String) -> Config {
-        let Self { wireguard, routing, link, membership, .. } = self;
+        let Self { wireguard, routing, link, membership, metrics, .. } = self;
+        let (membership, declared) = membership.into_source();
         let unproven_peers = routing.unproven_peers().map(|peers| *peers.as_ref()).unwrap_or_default();
         let renamed = routing.keyless_peers.is_some();
         let exempt = routing.encrypt_host_exempt.map(Spanned::into_inner).unwrap_or_default();
@@ -248,7 +239,7 @@ impl File {
                 encrypt_host_exempt: exempt,
                 scope: routing.scope,
                 rule_priority: routing.rule_priority.0,
-                table: routing.table.0,
+                table: routing.table.0.unwrap_or(*PROPOSALS.start()),
                 fwmark: routing.fwmark.0,
                 unproven_peers,
                 guard: routing.guard,
@@ -257,13 +248,14 @@ impl File {
             },
             private_key_file: wireguard.private_key_file.0,
             backend: wireguard.backend.map(Spanned::into_inner).unwrap_or_default(),
+            metrics: metrics.listen,
             warnings: renamed
                 .then_some(Warning::RenamedSetting { old: "keyless_peers", new: "unproven_peers" })
                 .into_iter()
                 .collect(),
-            membership: match membership.source {
-                SourceKind::File => Source::File(membership.path.0),
-            },
+            membership,
+            declared,
+            table_is_auto: routing.table.0.is_none(),
         }
     }
 }
@@ -275,11 +267,6 @@ fn keepalive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error
     })
 }
 
-fn source<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SourceKind, D::Error> {
-    match String::deserialize(deserializer)?.as_str() {
-        "file" => Ok(SourceKind::File),
-        other => {
-            Err(de::Error::custom(format!("this version has no membership source {other:?}; write \"file\"")))
-        }
-    }
+fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Listen, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
 }

@@ -11,11 +11,13 @@ use wireloom_membership::{
     Source,
     config_file::{Mistake, ReadError, TomlFile},
 };
-use wireloom_plan::{settings::Settings, warning::Warning};
+use wireloom_plan::{own_record::Declared, settings::Settings, warning::Warning};
 
 use self::file::File;
+use crate::metrics::Listen;
 
 mod file;
+mod membership;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -28,12 +30,18 @@ pub(crate) const DEFAULT_PATH: &str = "/etc/wireloom/agent.toml";
 pub(crate) struct Config {
     /// What the planner needs to know.
     pub(crate) settings: Settings,
+    /// Whether the agent chooses the table; until it has, the settings have the first that it may choose.
+    pub(crate) table_is_auto: bool,
     /// The private key's file: base64, as `wg genkey` writes it. The agent makes it when it is absent.
     pub(crate) private_key_file: PathBuf,
     /// Which WireGuard carries the packets.
     pub(crate) backend: BackendSetting,
     /// Where the agent learns who is in the mesh.
     pub(crate) membership: Source,
+    /// What this node's record says because the operator does.
+    pub(crate) declared: Declared,
+    /// Where metrics are served.
+    pub(crate) metrics: Listen,
     /// What the operator should change in the file although it is valid.
     pub(crate) warnings: BTreeSet<Warning>,
 }
@@ -44,8 +52,8 @@ pub(crate) enum Error {
     /// The file cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// `node` is not set, and the host name cannot be read either.
-    #[error("cannot read the host name ({0}); set `node` in agent.toml")]
+    /// Nobody says what this node is called, and the host name cannot be read either.
+    #[error("cannot read the host name ({0}); set `node` in agent.toml, or WIRELOOM_NODE")]
     HostName(io::Error),
     /// The file's content is not valid.
     #[error(transparent)]
@@ -53,18 +61,20 @@ pub(crate) enum Error {
 }
 
 impl Config {
-    /// Reads `agent.toml`, [`DEFAULT_PATH`] unless another one is named.
-    pub(crate) fn load(path: Option<&Path>) -> Result<Self, Error> {
+    /// Reads `agent.toml`, [`DEFAULT_PATH`] unless another one is named. `node` is the name of this node if the file
+    /// says none; without either, it is the host name.
+    pub(crate) fn load(path: Option<&Path>, node: Option<&str>) -> Result<Self, Error> {
         let read = TomlFile::read(path.unwrap_or(Path::new(DEFAULT_PATH)));
-        Self::from_file(&file_or_defaults(read, path)?)
+        Self::from_file(&file_or_defaults(read, path)?, node)
     }
 
-    /// The settings of an `agent.toml` that has been read.
-    pub(crate) fn from_file(file: &TomlFile) -> Result<Self, Error> {
+    /// The settings of an `agent.toml` that has been read. `node` is the name of this node if the file says none.
+    pub(crate) fn from_file(file: &TomlFile, node: Option<&str>) -> Result<Self, Error> {
         let file = File::parse(file)?;
-        let node = match &file.node {
-            Some(node) => node.0.clone(),
-            None => host_name().map_err(Error::HostName)?,
+        let node = match (&file.node, node) {
+            (Some(said), _) => said.0.clone(),
+            (None, Some(node)) => node.to_owned(),
+            (None, None) => host_name().map_err(Error::HostName)?,
         };
         Ok(file.with_node(node))
     }

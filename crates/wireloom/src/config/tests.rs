@@ -33,6 +33,9 @@ fn defaults() -> Config {
         private_key_file: "/var/lib/wireloom/wg0.key".into(),
         backend: BackendSetting::Auto,
         membership: Source::File("/etc/wireloom/mesh.toml".into()),
+        declared: Declared::default(),
+        table_is_auto: false,
+        metrics: Listen::default(),
         warnings: BTreeSet::new(),
     }
 }
@@ -68,6 +71,8 @@ fn the_documented_file_is_the_defaults_written_out() {
         [membership]
         source = "file"
         path = "/etc/wireloom/mesh.toml"
+        [metrics]
+        listen = ""
     "#;
     let mut expected = defaults();
     expected.settings.mtu = Some(1420);
@@ -87,8 +92,11 @@ fn every_other_value_is_read() {
         scope = "node"
         fwmark = 1
         unproven_peers = "reject"
+        [metrics]
+        listen = "127.0.0.1:9586"
     "#;
     let mut expected = defaults();
+    expected.metrics = Listen(Some("127.0.0.1:9586".parse().unwrap()));
     expected.settings.node = "n".into();
     expected.backend = BackendSetting::Userspace;
     expected.settings.persistent_keepalive = 25;
@@ -108,6 +116,11 @@ fn each_mistake_names_its_line_and_the_fix() {
             "\n[wireguard]\nport = 1",
             "agent.toml:3: unknown field `port`, expected one of `interface`, `listen_port`, `private_key_file`, \
              `backend`, `mtu`, `persistent_keepalive`; remove it or fix its spelling",
+        ),
+        (
+            "[metrics]\nlisten = \"9586\"",
+            "agent.toml:2: \"9586\" is no address and port; write one such as \"127.0.0.1:9586\" or \"[::1]:9586\", \
+             or \"\" for no metrics",
         ),
         (
             "node = \"\"",
@@ -152,6 +165,10 @@ fn each_mistake_names_its_line_and_the_fix() {
             "agent.toml:2: table 254 is the kernel's own or out of range; use 1 to 252, or 256 to 4294967295",
         ),
         (
+            "[routing]\ntable = \"1\"",
+            "agent.toml:2: \"1\" is not a table; write \"auto\", or a number without quotes",
+        ),
+        (
             "[routing]\nfwmark = \"0x0\"",
             "agent.toml:2: a firewall mark is 1 to 0xffffffff, such as \"0xa\"; its bits must be Wireloom's own",
         ),
@@ -190,8 +207,9 @@ fn each_mistake_names_its_line_and_the_fix() {
              false, or write \"plaintext\"",
         ),
         (
-            "[membership]\nsource = \"etcd\"",
-            "agent.toml:2: this version has no membership source \"etcd\"; write \"file\"",
+            "[membership]\nsource = \"consul\"",
+            "agent.toml:2: this version has no membership source \"consul\"; write \"file\", \"etcd\" or \
+             \"kubernetes\"",
         ),
         (
             "[routing]\nencrypt_host_traffic = \"yes\"",
@@ -253,8 +271,15 @@ fn the_former_name_of_a_setting_is_understood_with_a_warning() {
 }
 
 #[test]
+fn the_table_can_be_left_to_the_agent() {
+    let config = parse("[routing]\ntable = \"auto\"").unwrap();
+    assert!(config.table_is_auto);
+    assert_eq!(config.settings.table, 15_700);
+}
+
+#[test]
 fn only_the_default_file_may_be_absent() {
-    let error = Config::load(Some(Path::new("/nonexistent/agent.toml"))).unwrap_err();
+    let error = Config::load(Some(Path::new("/nonexistent/agent.toml")), None).unwrap_err();
     assert_eq!(
         error.to_string(),
         "cannot read /nonexistent/agent.toml: No such file or directory (os error 2)"
@@ -284,4 +309,196 @@ fn link_mode_checks_sources_in_the_firewall_unless_the_check_is_off() {
     assert_eq!((link.peer_lookup, link.source_check), (PeerLookup::Gateway, SourceCheck::Off));
     let open = settings("[link]\nsource_check = \"off\"");
     assert_eq!((open.peer_lookup, open.source_check), (PeerLookup::Destination, SourceCheck::Off));
+}
+
+mod membership {
+    use wireloom_membership::{etcd, kubernetes};
+    use wireloom_plan::own_record::Endpoint;
+
+    use super::*;
+
+    fn etcd() -> etcd::Settings {
+        etcd::Settings {
+            endpoints: vec!["http://127.0.0.1:2379".into()],
+            mesh: "default".into(),
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            username: None,
+            password_file: None,
+        }
+    }
+
+    #[test]
+    fn etcd_is_asked_as_the_file_says() {
+        let text = r#"
+            [membership]
+            source = "etcd"
+            endpoints = ["http://127.0.0.1:2379"]
+            workloads = []
+        "#;
+        let mut expected = defaults();
+        expected.membership = Source::Etcd(Box::new(etcd()));
+        expected.declared.workloads = Some(BTreeSet::new());
+        assert_eq!(parse(text).unwrap(), expected);
+        let text = r#"
+            [membership]
+            source = "etcd"
+            endpoints = ["https://192.0.2.1:2379", "https://etcd.example.org"]
+            mesh = "blue-1"
+            ca_file = "/a"
+            cert_file = "/b"
+            key_file = "/c"
+            username = "n1"
+            password_file = "/d"
+            workloads = ["10.161.1.0/24", "fd00:161:1::/64"]
+            endpoint = "192.0.2.7:51820"
+            addresses = ["192.0.2.7"]
+            tunnel_addresses = ["10.161.1.1"]
+            link_addresses = ["100.64.0.1"]
+        "#;
+        expected.membership = Source::Etcd(Box::new(etcd::Settings {
+            endpoints: vec!["https://192.0.2.1:2379".into(), "https://etcd.example.org".into()],
+            mesh: "blue-1".into(),
+            ca_file: Some("/a".into()),
+            cert_file: Some("/b".into()),
+            key_file: Some("/c".into()),
+            username: Some("n1".into()),
+            password_file: Some("/d".into()),
+        }));
+        expected.declared = Declared {
+            workloads: Some(["10.161.1.0/24", "fd00:161:1::/64"].map(|it| it.parse().unwrap()).into()),
+            endpoint: Some(Endpoint::Address("192.0.2.7:51820".parse().unwrap())),
+            addresses: Some(["192.0.2.7".parse().unwrap()].into()),
+            tunnel_addresses: Some(["10.161.1.1".parse().unwrap()].into()),
+            link_addresses: ["100.64.0.1".parse().unwrap()].into(),
+        };
+        assert_eq!(parse(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn kubernetes_needs_no_further_line() {
+        let mut expected = defaults();
+        let mut settings = kubernetes::Settings {
+            kubeconfig: None,
+            workloads: kubernetes::Workloads::Auto,
+            pools: BTreeSet::new(),
+            felix_peers: false,
+        };
+        expected.membership = Source::Kubernetes(Box::new(settings.clone()));
+        assert_eq!(parse("[membership]\nsource = \"kubernetes\"").unwrap(), expected);
+        let text = r#"
+            [membership]
+            source = "kubernetes"
+            workloads = "auto"
+            endpoint = "auto"
+            addresses = "auto"
+            pools = []
+            felix_peers = false
+        "#;
+        assert_eq!(parse(text).unwrap(), expected, "the defaults written out");
+        let text = r#"
+            [membership]
+            source = "kubernetes"
+            kubeconfig = "/etc/kubeconfig"
+            workloads = "calico"
+            pools = ["10.161.0.0/16"]
+            felix_peers = true
+            endpoint = "n1.example.org:51820"
+        "#;
+        settings.kubeconfig = Some("/etc/kubeconfig".into());
+        settings.workloads = kubernetes::Workloads::Calico;
+        settings.pools = ["10.161.0.0/16".parse().unwrap()].into();
+        settings.felix_peers = true;
+        expected.membership = Source::Kubernetes(Box::new(settings));
+        expected.declared.endpoint = Some(Endpoint::Name("n1.example.org:51820".parse().unwrap()));
+        assert_eq!(parse(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn each_mistake_names_its_line_and_the_fix() {
+        const ETCD: &str = "source = \"etcd\"\nendpoints = [\"http://192.0.2.1:2379\"]\n";
+        let cases = [
+            (
+                "path = \"/mesh.toml\"\nsource = \"kubernetes\"".to_owned(),
+                "agent.toml:2: path is for source = \"file\", and the source is \"kubernetes\"; remove path, or write \
+                 source = \"file\"",
+            ),
+            (
+                "workloads = []".to_owned(),
+                "agent.toml:2: workloads is for source = \"etcd\" or \"kubernetes\", and the source is \"file\"; remove \
+                 workloads, or write source = \"etcd\" or \"kubernetes\"",
+            ),
+            (
+                "source = \"etcd\"".to_owned(),
+                "agent.toml:2: source = \"etcd\" needs to know where etcd is; write endpoints = \
+                 [\"https://ADDRESS:2379\"]",
+            ),
+            (
+                ETCD.to_owned(),
+                "agent.toml:2: etcd knows nobody's workloads; write the CIDRs of this node's, such as workloads = \
+                 [\"10.161.1.0/24\"], or [] if it has none",
+            ),
+            (
+                format!("{ETCD}workloads = \"auto\""),
+                "agent.toml:4: etcd knows nobody's workloads; write the CIDRs of this node's, such as workloads = \
+                 [\"10.161.1.0/24\"], or [] if it has none",
+            ),
+            (
+                format!("{ETCD}workloads = []\nusername = \"u\""),
+                "agent.toml:5: username needs password_file; write both, or neither",
+            ),
+            (
+                format!("{ETCD}workloads = []\nkey_file = \"/k\""),
+                "agent.toml:5: key_file needs cert_file; write both, or neither",
+            ),
+            (
+                format!("{ETCD}workloads = []\nusername = \"u\"\npassword_file = \"/p\""),
+                "agent.toml:6: the password would cross the network in plaintext, because an endpoint is http://; write \
+                 https://, or remove username and password_file",
+            ),
+            (
+                "endpoints = [\"192.0.2.1:2379\"]".to_owned(),
+                "agent.toml:2: \"192.0.2.1:2379\" is not the URL of an etcd server; write one such as \
+                 \"https://192.0.2.1:2379\"",
+            ),
+            (
+                "mesh = \"a/b\"".to_owned(),
+                "agent.toml:2: \"a/b\" is not the name of a mesh; use 1 to 63 letters, digits, hyphens, dots and \
+                 underscores",
+            ),
+            (
+                "workloads = \"cilium\"".to_owned(),
+                "agent.toml:2: \"cilium\" is no place that workloads come from; write \"auto\", \"pod-cidrs\", \
+                 \"calico\", or their CIDRs in brackets, such as [\"10.161.1.0/24\"]",
+            ),
+            (
+                "workloads = [\"10.161.1.1/24\"]".to_owned(),
+                "agent.toml:2: \"10.161.1.1/24\" has host bits set; write \"10.161.1.0/24\", or \"10.161.1.1/32\"",
+            ),
+            (
+                "endpoint = \"192.0.2.1:0\"".to_owned(),
+                "agent.toml:2: \"192.0.2.1:0\" is not an endpoint: nobody can listen there; write \"auto\", \
+                 ADDRESS:PORT or NAME:PORT, such as \"192.0.2.1:51820\", \"[2001:db8::1]:51820\" or \
+                 \"n1.example.org:51820\"",
+            ),
+            (
+                "addresses = [\"0.0.0.0\"]".to_owned(),
+                "agent.toml:2: \"0.0.0.0\" is not the address of a host; write one such as \"192.0.2.1\" or \
+                 \"2001:db8::1\", without a prefix length",
+            ),
+            (
+                "addresses = \"192.0.2.1\"".to_owned(),
+                "agent.toml:2: \"192.0.2.1\" is not a list; write \"auto\", or addresses in brackets, such as \
+                 [\"192.0.2.1\"]",
+            ),
+            (
+                "link_addresses = [\"fe80::1\"]".to_owned(),
+                "agent.toml:2: \"fe80::1\" is link-local; remove it: each peer's link-local address derives from its key",
+            ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parse(&format!("[membership]\n{text}")).unwrap_err().to_string(), expected, "{text}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The values of `agent.toml` that have bounds: each type accepts what the kernel accepts, and says so otherwise.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
@@ -12,10 +12,17 @@ macro_rules! checked {
         #[derive(Debug)]
         pub(super) struct $name(pub(super) $type);
 
+        impl $name {
+            /// The value as it is written, or what is wrong with it and the fix.
+            pub(super) fn check(raw: $raw) -> Result<Self, String> {
+                let check: fn($raw) -> Result<$type, String> = $check;
+                check(raw).map(Self)
+            }
+        }
+
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let check: fn($raw) -> Result<$type, String> = $check;
-                check(<$raw>::deserialize(deserializer)?).map(Self).map_err(de::Error::custom)
+                Self::check(<$raw>::deserialize(deserializer)?).map_err(de::Error::custom)
             }
         }
     };
@@ -67,11 +74,23 @@ checked!(RulePriority, i64 => u32, |priority| {
     })
 });
 
-checked!(Table, i64 => u32, |table| {
-    u32::try_from(table).ok().filter(|table| is_table(*table)).ok_or_else(|| {
-        format!("table {table} is the kernel's own or out of range; use 1 to 252, or 256 to 4294967295")
-    })
+// `None` is "auto".
+checked!(Table, TableText => Option<u32>, |table| match table {
+    TableText::Text(text) if text == "auto" => Ok(None),
+    TableText::Text(text) => Err(format!("{text:?} is not a table; write \"auto\", or a number without quotes")),
+    TableText::Number(table) => {
+        u32::try_from(table).ok().filter(|table| is_table(*table)).map(Some).ok_or_else(|| {
+            format!("table {table} is the kernel's own or out of range; use 1 to 252, or 256 to 4294967295")
+        })
+    }
 });
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "this is not a table; write \"auto\", or a number")]
+pub(super) enum TableText {
+    Number(i64),
+    Text(String),
+}
 
 checked!(Prefix, String => IpNet, |text| {
     let prefix: IpNet = text.parse().map_err(|_| {
@@ -88,6 +107,28 @@ checked!(Prefix, String => IpNet, |text| {
     }
 });
 
+checked!(HostAddress, String => IpAddr, |text| match text.parse::<IpAddr>() {
+    Ok(address) if !address.is_unspecified() && !address.is_multicast() => Ok(address),
+    _ => Err(format!(
+        "{text:?} is not the address of a host; write one such as \"192.0.2.1\" or \"2001:db8::1\", without a prefix \
+         length"
+    )),
+});
+
+checked!(LinkAddress, String => IpAddr, |text| match HostAddress::check(text)?.0 {
+    address if is_link_local(address) => Err(format!(
+        "\"{address}\" is link-local; remove it: each peer's link-local address derives from its key"
+    )),
+    address => Ok(address),
+});
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
 checked!(FwMark, FwMarkText => u32, |mark| {
     let value = match &mark {
         FwMarkText::Number(number) => u32::try_from(*number).ok(),
@@ -103,7 +144,7 @@ checked!(FwMark, FwMarkText => u32, |mark| {
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "this is not a firewall mark; write 1 to 0xffffffff, such as \"0xa\"")]
-enum FwMarkText {
+pub(super) enum FwMarkText {
     Number(i64),
     Text(String),
 }

@@ -45,6 +45,10 @@ pub(crate) struct Reconciler<K> {
     expected_rules: BTreeSet<Rule>,
     /// Whether the last pass found that another program had deleted rules of ours.
     rules_deleted: bool,
+    /// Mesh, settings or proofs have changed since a pass last reached the desired state.
+    asked: bool,
+    /// How many operations of the last pass undid what something else had changed.
+    repairs: usize,
 }
 
 /// Why a pass did not reach the desired state.
@@ -107,11 +111,14 @@ impl<K: Kernel> Reconciler<K> {
             warnings: BTreeSet::new(),
             expected_rules: BTreeSet::new(),
             rules_deleted: false,
+            asked: true,
+            repairs: 0,
         }
     }
 
     /// Takes a snapshot of the membership.
     pub(crate) fn set_cluster(&mut self, cluster: Cluster) {
+        self.asked = true;
         match &mut self.planner {
             Some(planner) => {
                 let own = own_addresses(planner.cluster(), &self.settings);
@@ -127,6 +134,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Takes new settings, and the public half of the device's private key.
     pub(crate) fn set_settings(&mut self, settings: Settings, public_key: PublicKey) {
+        self.asked = true;
         match &mut self.planner {
             Some(planner) if public_key == self.public_key => {
                 planner.set_settings(settings.clone());
@@ -143,6 +151,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Takes where this node stands with the others.
     pub(crate) fn set_standings(&mut self, standings: Standings) {
+        self.asked = true;
         if let Some(planner) = &mut self.planner {
             planner.set_standings(standings.clone());
         }
@@ -151,6 +160,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Takes the hash of the mesh's preshared key; `None` when there is none that can be used.
     pub(crate) fn set_preshared_key(&mut self, key: Option<PresharedKeyHash>) {
+        self.asked = true;
         if let Some(planner) = &mut self.planner {
             planner.set_preshared_key(key);
         }
@@ -204,16 +214,26 @@ impl<K: Kernel> Reconciler<K> {
         self.rules_deleted
     }
 
+    /// How many operations of the last pass nobody had asked for: something else had changed the kernel since the pass
+    /// before.
+    pub(crate) fn repairs(&self) -> usize {
+        self.repairs
+    }
+
     /// Brings the kernel to the desired state, and returns how many operations that took. Without a snapshot of the
     /// membership it does nothing. After an error the next pass observes the kernel first.
     pub(crate) fn pass(&mut self) -> Result<usize, Trouble> {
-        self.rules_deleted = false;
+        (self.rules_deleted, self.repairs) = (false, 0);
         let Some(mut planner) = self.planner.take() else { return Ok(0) };
         let outcome = match self.mirror.take().filter(|_| self.kernel.silence().is_none()) {
             Some(mirror) => self.follow_changes(&mut planner, mirror),
             None => self.settle(&mut planner),
         };
         self.planner = Some(planner);
+        if let (Ok(done), false) = (&outcome, self.asked) {
+            self.repairs = *done;
+        }
+        self.asked = outcome.is_err();
         outcome
     }
 

@@ -147,8 +147,14 @@ fn what_somebody_removed_comes_back() {
     reconciler.kernel.observed.rules.clear();
     reconciler.kernel.observed.routes.clear();
     reconciler.distrust_kernel();
-    reconciler.pass().unwrap();
+    let done = reconciler.pass().unwrap();
     assert_eq!(reconciler.kernel.observed, before);
+    assert_eq!(reconciler.repairs(), done);
+    // What was asked for is no repair, and neither is nothing.
+    reconciler.set_cluster(cluster(3));
+    assert!(reconciler.pass().unwrap() > 0 && reconciler.repairs() == 0);
+    reconciler.distrust_kernel();
+    assert_eq!((reconciler.pass().unwrap(), reconciler.repairs()), (0, 0));
 }
 
 #[test]

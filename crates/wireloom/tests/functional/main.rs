@@ -18,11 +18,14 @@
 //! | [`agent::survival`] | that the interface outlives its device, and nothing leaves in plaintext meanwhile |
 //! | [`agent::upgrade`] | that an unscoped rule is replaced in the right order, and others' objects stay |
 //! | [`agent::ownership`] | that the table of another program is refused, and nothing of others is touched |
+//! | `agent::felix` | that it works beside Calico's Felix, and what it costs to move from Felix's WireGuard |
 //! | `agent::guard` | that nothing leaves or enters in plaintext, whatever disturbs routes, firewall, agent or device |
 //! | `agent::broken` | what `wireloom status` says of broken states, how soon, and that it is true |
 //! | `agent::host_mode` | that host mode locks nobody out: exempt addresses, warnings, the way there and back |
 //! | `agent::records` | that damaged records in the state directory stop neither agent nor `down` |
 //! | `agent::reports` | what `plan` and `status` print, for people and as JSON |
+//! | `agent::stores` | that a mesh comes together in etcd, outlives its outage, and is left without loss |
+//! | `agent::metrics` | that Prometheus reads the metrics, and that every query and alert in deploy/ works |
 //! | `agent::trouble` | what the agent says when it cannot do its work |
 //! | [`boot_guard`] | that the boot unit brings the guard back, and `down` removes it |
 //! | **[`device`]** | **the userspace interface by itself:** |
@@ -52,9 +55,9 @@
 //! `cargo test --features functional` runs them, as root or not: a test binary that may not make namespaces starts
 //! itself again in a user namespace. The feature `slow` adds the tests that need minutes. They need Debian's
 //! `iproute2`, `iputils-ping`, `nftables`, `util-linux`, `procps`, `ethtool`, `tcpdump`, `wireguard-tools`,
-//! `wireguard-go`, `bird2`, `frr` and `babeld`; a test without its program fails, and names it. Tests of the feature
-//! `kernel-wireguard` need a kernel that has WireGuard: they run in the virtual machine of `tests/vm`, as most of the
-//! others do once more.
+//! `wireguard-go`, `bird2`, `frr`, `babeld`, `etcd-server` and `prometheus`; a test without its program fails, and names
+//! it. Tests of the feature `kernel-wireguard` need a kernel that has WireGuard: they run in the virtual machine of
+//! `tests/vm`, as most of the others do once more.
 
 mod agent;
 mod boot_guard;

@@ -5,23 +5,19 @@
 //! it, and strictly: one that is kept fails the test until the line here says so.
 
 use std::{
-    fmt, thread,
+    thread,
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
-use wireloom_lab::{
-    Capture, Cluster, ClusterLayout, Content, FAMILIES, PATIENCE, Packet, Pinger, Place, WORKLOAD_IMAGE,
-    WORKLOAD_PROGRAM, until,
-};
+use wireloom_lab::{ClusterLayout, PATIENCE, Place, until};
 
-use crate::fixtures::{BOOT_UNIT, TAGS, WithWireloom, wireloom};
+use crate::{
+    fixtures::{BOOT_UNIT, TAGS, WithWireloom, wireloom},
+    pings::{Cost, Pings, pod, start, start_pods, wait_for_answer},
+};
 
 /// The issues that fix known failures.
 const UPGRADE: &str = "Upgrade without anyone noticing";
-
-/// Time between two pings.
-const INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long a cluster is without a DaemonSet.
 const WITHOUT: Duration = Duration::from_secs(5);
@@ -38,23 +34,6 @@ enum Expected {
     KnownFailure(&'static str),
     /// Nothing yet, and it may be 0 by luck.
     Anything,
-}
-
-/// What a disturbance cost.
-#[derive(Debug, Default)]
-struct Cost {
-    sent: usize,
-    lost: usize,
-    outage: Duration,
-    plaintext: usize,
-}
-
-impl fmt::Display for Cost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sent, lost, outage, plaintext } = self;
-        let outage = outage.as_secs_f64();
-        write!(f, "{lost} of {sent} pings lost, for {outage:.2} s at most; {plaintext} packets in plaintext")
-    }
 }
 
 impl Cost {
@@ -86,11 +65,7 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let on = WithWireloom::new(&ClusterLayout { nodes: 3, ..ClusterLayout::default() });
-        let pods = on.cluster.nodes().iter().map(|node| {
-            let name = node.name.replace("node", "pod");
-            pod(&name, &node.name, WORKLOAD_IMAGE, &[WORKLOAD_PROGRAM])
-        });
-        start(&on.cluster, &pods.collect::<Vec<_>>());
+        start_pods(&on.cluster, on.cluster.nodes());
         Self { on }
     }
 
@@ -100,70 +75,13 @@ impl Stage {
 
     /// Measures what `disturb` costs `pod-a` and `pod-b`, which ping each other. Both must still be there afterwards.
     fn cost(&mut self, disturb: impl FnOnce(&mut WithWireloom)) -> Cost {
-        let [a, b] = ["pod-a", "pod-b"].map(|name| self.pod(name));
-        let both_ways = || [(&a, &b), (&b, &a)].into_iter();
-        both_ways().for_each(|(from, to)| wait_for_answer(from, to));
-        let capture = Capture::open(self.on.cluster.lab.underlay()).unwrap();
-        let pingers: Vec<_> = both_ways()
-            .flat_map(|(from, to)| FAMILIES.map(|family| Pinger::start(from, to, family, INTERVAL).unwrap()))
-            .collect();
+        let pings = Pings::start(&self.on.cluster);
         thread::sleep(MARGIN);
         disturb(&mut self.on);
-        for pinger in &pingers {
-            let before = pinger.answered();
-            until(PATIENCE, "pings to be answered again", || (pinger.answered() > before).then_some(()))
-                .unwrap();
-        }
+        pings.wait_for_answers();
         thread::sleep(MARGIN);
-        let mut cost = Cost::default();
-        for report in pingers.into_iter().map(|pinger| pinger.stop().unwrap()) {
-            cost.sent += report.sent;
-            cost.lost += report.lost;
-            cost.outage = cost.outage.max(report.outage);
-        }
-        cost.plaintext = plaintext(&capture.drain().unwrap(), &self.on.cluster);
-        cost
+        pings.stop()
     }
-}
-
-/// A pod that runs a program.
-fn pod(name: &str, node: &str, image: &str, command: &[&str]) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": { "name": name },
-        "spec": {
-            "nodeName": node,
-            "terminationGracePeriodSeconds": 0,
-            "containers": [{ "name": "c", "image": image, "imagePullPolicy": "Never", "command": command }],
-        },
-    })
-}
-
-fn start(cluster: &Cluster, pods: &[Value]) {
-    cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": pods }).to_string()).unwrap();
-    cluster.wait_for_pods("--all").unwrap();
-}
-
-/// Waits until a pod answers another one over both families.
-fn wait_for_answer(from: &Place, to: &Place) {
-    let pingers = FAMILIES.map(|family| Pinger::start(from, to, family, INTERVAL).unwrap());
-    for pinger in pingers {
-        until(PATIENCE, "a pod to answer", || (pinger.answered() > 0).then_some(())).unwrap();
-        pinger.end();
-    }
-}
-
-/// How many packets are between pods and not encrypted.
-fn plaintext(packets: &[Packet], cluster: &Cluster) -> usize {
-    let is_pod =
-        |address| cluster.nodes().iter().flat_map(|node| node.block).any(|block| block.contains(&address));
-    let is_plaintext = |packet: &&Packet| {
-        is_pod(packet.source)
-            && is_pod(packet.destination)
-            && !matches!(packet.content, Content::WireGuard { .. })
-    };
-    packets.iter().filter(is_plaintext).count()
 }
 
 #[test]
@@ -203,15 +121,6 @@ fn a_deleted_daemon_set_costs_no_secrecy() {
     });
     let disturbance = format!("DaemonSet deleted, and made again after {} s", WITHOUT.as_secs());
     cost.judge(&disturbance, Expected::Anything, Expected::Nothing);
-}
-
-#[test]
-fn others_lose_nothing_while_a_node_is_drained_and_deleted() {
-    let cost = Stage::new().cost(|on| {
-        on.cluster.kubectl("drain node-c --ignore-daemonsets --force").unwrap();
-        on.cluster.kubectl("delete node node-c").unwrap();
-    });
-    cost.judge("node drained and deleted, between pods of other nodes", Expected::Nothing, Expected::Nothing);
 }
 
 /// Restarts `node-c`. Measures what pods of the other nodes lose, and all plaintext between pods.

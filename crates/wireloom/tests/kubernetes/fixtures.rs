@@ -21,7 +21,7 @@ pub(crate) fn wireloom() -> PathBuf {
 }
 
 /// The tree.
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
@@ -69,7 +69,7 @@ impl WithWireloom {
         for image in &*IMAGES {
             cluster.import(image).unwrap();
         }
-        let daemon_set = DaemonSet::install(&cluster, &wireloom(), TAGS[0]).unwrap();
+        let daemon_set = DaemonSet::install(&cluster, TAGS[0]).unwrap();
         daemon_set.wait_for_proofs(&cluster).unwrap();
         Self { cluster, daemon_set }
     }

@@ -5,7 +5,7 @@ use wireloom_lab::{
     flows::{FLOWS, FlowTable, Situation, Testbed},
 };
 
-use crate::fixtures::{IMAGES, TAGS, WORKLOAD, wireloom};
+use crate::fixtures::{IMAGES, TAGS, WORKLOAD};
 
 /// Measures the whole table before Wireloom is installed and afterwards, and prints both.
 fn measure(proxy: ProxyMode, network: PodNetwork) {
@@ -16,7 +16,7 @@ fn measure(proxy: ProxyMode, network: PodNetwork) {
     print(&before);
 
     cluster.import(&IMAGES[0]).unwrap();
-    let daemon_set = DaemonSet::install(&cluster, &wireloom(), TAGS[0]).unwrap();
+    let daemon_set = DaemonSet::install(&cluster, TAGS[0]).unwrap();
     daemon_set.wait_for_proofs(&cluster).unwrap();
     situation.wireloom = true;
     let after = FlowTable::measure(&testbed, situation, FLOWS).unwrap();

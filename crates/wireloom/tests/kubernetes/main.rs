@@ -2,7 +2,9 @@
 //!
 //! - `flows`: who reaches whom, and what the network between the nodes sees of it.
 //! - `disturbances`: what a rollout, a killed container and a lost node cost.
-//! - `removal`: `remove.yaml` leaves nothing behind on the nodes.
+//! - `manifests`: the Helm chart installs what kustomize does; whom the admission policy refuses.
+//! - `fleet`: installed, joined, left and uninstalled with nothing written by hand, under pings of which none is lost.
+//! - `removal`: the mesh from a file; `remove.yaml` leaves nothing behind on the nodes.
 //! - `demo`: `wireloom-demo kubernetes`, left up to look around, killed and interrupted.
 //! - `cluster`: the cluster itself comes and goes without a trace.
 //! - `image`: the image is the same, byte for byte, whenever it is made.
@@ -13,6 +15,9 @@ mod cluster;
 mod demo;
 mod disturbances;
 mod fixtures;
+mod fleet;
 mod flows;
 mod image;
+mod manifests;
+mod pings;
 mod removal;

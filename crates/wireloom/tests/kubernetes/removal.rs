@@ -1,17 +1,20 @@
-//! `deploy/kubernetes/remove.yaml`.
+//! The mesh from a file, installed and removed: `deploy/kubernetes/overlays/mesh-file`.
 
-use wireloom_lab::ClusterLayout;
+use wireloom_lab::{Cluster, ClusterLayout, DaemonSet};
 
-use crate::fixtures::{BOOT_UNIT, WithWireloom};
+use crate::fixtures::{BOOT_UNIT, IMAGES, TAGS, WORKLOAD, wireloom};
 
 #[test]
 fn removal_leaves_the_keys_and_nothing_else_on_the_nodes() {
-    let on = WithWireloom::new(&ClusterLayout::default());
-    for node in on.cluster.nodes() {
+    let cluster = Cluster::new(&ClusterLayout::default(), &WORKLOAD).unwrap();
+    cluster.import(&IMAGES[0]).unwrap();
+    let daemon_set = DaemonSet::with_mesh_file(&cluster, &wireloom(), TAGS[0]).unwrap();
+    daemon_set.wait_for_proofs(&cluster).unwrap();
+    for node in cluster.nodes() {
         assert!(node.host.space.read(BOOT_UNIT).unwrap().is_some(), "{} has no boot unit", node.name);
     }
-    on.daemon_set.remove_from_nodes(&on.cluster).unwrap();
-    for node in on.cluster.nodes() {
+    daemon_set.remove_from_nodes(&cluster).unwrap();
+    for node in cluster.nodes() {
         let run = |line: &str| node.run(line).unwrap();
         assert_eq!(run("find /etc/systemd/system -mindepth 1"), "", "{}", node.name);
         assert_eq!(run("ls -A /var/lib/wireloom"), "wg0.key\n", "{}", node.name);

@@ -12,7 +12,6 @@ use wireloom_plan::{
 };
 
 use super::{SettingsFile, situation::Situation};
-use crate::config::Config;
 
 mod check;
 
@@ -55,11 +54,11 @@ impl<'a> From<&'a Warning> for WarningReport<'a> {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if let Some(file) = &arguments.check {
-        let config = Config::load(arguments.settings.config.as_deref())?;
+        let config = arguments.settings.load()?;
         return check::run(file, &config.settings.node, arguments.json);
     }
     super::require_net_admin("plan")?;
-    let situation = Situation::observe(arguments.settings.config.as_deref())?;
+    let situation = Situation::observe(&arguments.settings)?;
     if let Some(problem) = situation.problems.first() {
         anyhow::bail!("{}", problem.what);
     }

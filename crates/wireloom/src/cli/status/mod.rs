@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use wireloom_plan::{health::examine, warning::Warning};
+use wireloom_plan::health::examine;
 
 use self::{
     facts::Known,
@@ -13,7 +13,6 @@ use super::{
     SettingsFile,
     situation::{Problem, Situation},
 };
-use crate::run_file::unix_time;
 
 mod drops;
 mod facts;
@@ -57,7 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// The status as the arguments ask for it, and the exit status that it stands for.
 fn tell(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
-    let situation = Situation::observe(arguments.settings.config.as_deref())?;
+    let situation = Situation::observe(&arguments.settings)?;
     let mut errors = Vec::new();
     let planned = situation.cluster.as_ref().zip(situation.kernel.as_ref());
     let planned = planned.map(|(cluster, kernel)| situation.plan(cluster, kernel));
@@ -72,7 +71,9 @@ fn tell(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
         warnings.push(Told::new(finding.severity(), finding)?);
     }
     let of_plan = plan.iter().flat_map(|plan| &plan.warnings).cloned();
-    for warning in of_plan.chain(of_agent(&situation)).chain(situation.config.warnings.iter().cloned()) {
+    let table = situation.config.settings.table;
+    let of_agent = situation.agent.iter().flat_map(|agent| agent.warnings(table));
+    for warning in of_plan.chain(of_agent).chain(situation.config.warnings.iter().cloned()) {
         warnings.push(Told::new(warning.severity(), &warning)?);
     }
     warnings.sort_by_key(|told| std::cmp::Reverse(told.severity));
@@ -107,18 +108,4 @@ fn with_problems(mut errors: Vec<String>, situation: &Situation) -> Vec<String> 
     let unread = situation.problems.iter().filter(|problem| is_new(&problem.what));
     errors.extend(unread.map(Problem::to_string));
     errors
-}
-
-/// What the running agent alone knows.
-fn of_agent(situation: &Situation) -> impl Iterator<Item = Warning> {
-    let table = situation.config.settings.table;
-    let agent = situation.agent.as_ref();
-    let deleted = agent.and_then(|agent| agent.rules_deleted);
-    let deleted = deleted.map(|recurrence| Warning::RulesDeleted { table, recurrence });
-    let held = agent.and_then(|agent| agent.held.as_ref()).map(|held| held.warning(unix_time()));
-    let one_sided = agent.into_iter().flat_map(|agent| agent.not_proved_us.keys());
-    let one_sided = one_sided.map(|node| Warning::HasNotProvedUs { node: node.clone() });
-    let unresolved = agent.into_iter().flat_map(|agent| &agent.unresolved);
-    let unresolved = unresolved.map(|(node, unresolved)| unresolved.warning(node.clone()));
-    deleted.into_iter().chain(held).chain(unresolved).chain(one_sided)
 }

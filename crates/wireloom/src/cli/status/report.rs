@@ -241,28 +241,22 @@ impl<'a> Peer<'a> {
             PeerState::LeftOut { reason } => Some(reason.to_string()),
             _ => None,
         };
-        let (traffic, why_traffic) = match &peer.encrypted {
-            Encryption::Encrypted => ("encrypted", None),
-            Encryption::Plaintext { why } => ("plaintext", Some(why)),
-            Encryption::Refused { why } => ("refused", Some(why)),
+        let why_traffic = match &peer.encrypted {
+            Encryption::Encrypted => None,
+            Encryption::Plaintext { why } | Encryption::Refused { why } => Some(why),
         };
         // The account of an unproven node says more, and names the fix.
         let unproven = match account {
-            Some(Account::Unproven { because, .. }) if traffic != "encrypted" => Some(because.to_string()),
+            Some(Account::Unproven { because, .. }) if peer.encrypted != Encryption::Encrypted => {
+                Some(because.to_string())
+            }
             _ => None,
         };
         Self {
             name: &peer.name,
             public_key: peer.public_key,
-            state: match &peer.state {
-                PeerState::Up => "up",
-                PeerState::Idle => "idle",
-                PeerState::NeverAnswered { .. } => "never_answered",
-                PeerState::Silent { .. } => "silent",
-                PeerState::OutOfDate { .. } => "out_of_date",
-                PeerState::LeftOut { .. } => "left_out",
-            },
-            traffic,
+            state: peer.state.name(),
+            traffic: peer.encrypted.name(),
             why: unproven.or(why_state).or(why_traffic.map(ToString::to_string)),
             handshake_age_seconds: peer.last_handshake_age,
             refused_out: peer.refused.plaintext_out,

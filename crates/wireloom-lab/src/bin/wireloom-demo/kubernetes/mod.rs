@@ -30,7 +30,7 @@ pub(super) fn run(image: &Path, keep: bool) -> anyhow::Result<ExitCode> {
     }
     let absolute = image.canonicalize();
     let image = absolute.with_context(|| format!("cannot read the image {}", image.display()))?;
-    let (wireloom, workload) = (crate::program("wireloom")?, crate::program("wireloom-workload")?);
+    let workload = crate::program("wireloom-workload")?;
     let began = Instant::now();
     output::introduction(NODES);
     let layout = ClusterLayout { nodes: NODES, proxy: ProxyMode::Iptables, network: PodNetwork::Bridge };
@@ -44,7 +44,7 @@ pub(super) fn run(image: &Path, keep: bool) -> anyhow::Result<ExitCode> {
 
     step("Installing Wireloom with kubectl", || {
         cluster.import(&image)?;
-        Ok(DaemonSet::install(&cluster, &wireloom, TAG)?.wait_for_proofs(&cluster)?)
+        Ok(DaemonSet::install(&cluster, TAG)?.wait_for_proofs(&cluster)?)
     })?;
     situation.wireloom = true;
     let (after, traffic) = step("Measuring", || measure(&cluster, &testbed, situation))?;

@@ -1,0 +1,3 @@
+//! Objects by themselves, and the source against the twin of the API server.
+
+mod objects;

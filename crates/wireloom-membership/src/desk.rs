@@ -1,0 +1,275 @@
+//! The desk of a source's thread: takes in news and requests, gives out events and what to write. It decides when the
+//! mesh is whole, and when to deliver it.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant as StdInstant},
+};
+
+use tokio::{
+    sync::{mpsc::UnboundedSender, watch},
+    time::Instant,
+};
+use wireloom_plan::cluster::Cluster;
+
+use crate::{
+    Complaint, Error, Event, Health, Local, Request, Start,
+    follow::News,
+    knowledge::{Handler, Knowledge},
+    kubernetes::Report,
+    mesh::Mesh,
+    publishing::{Publishing, Step},
+    record::{self, Spelling},
+    store::{StoreError, StoreProblem},
+};
+
+/// How long the store may take before the recorded mesh is delivered.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Changes that come within this time are delivered together.
+const BURST: Duration = Duration::from_millis(20);
+
+/// The longest sleep.
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Where a problem is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Origin {
+    /// There is no connection yet.
+    Connection,
+    /// The collection at this place.
+    Collection(usize),
+    /// This node's record.
+    OwnRecord,
+}
+
+/// What there is once there is a connection.
+pub(crate) struct Connected {
+    pub(crate) spelling: Spelling,
+    /// The handlers of the collections, in their order.
+    pub(crate) handlers: Vec<Box<dyn Handler>>,
+    /// Takes the steps that write this node's record, if it is written here.
+    pub(crate) steps: Option<UnboundedSender<Step>>,
+    /// Changes when everything is to be read again.
+    pub(crate) reread: watch::Sender<u64>,
+    pub(crate) reports: Option<UnboundedSender<Report>>,
+}
+
+pub(crate) struct Desk<D> {
+    deliver: D,
+    health: Arc<Health>,
+    pub(crate) knowledge: Knowledge,
+    connected: Option<Connected>,
+    /// The collections that have been listed.
+    listed: BTreeSet<usize>,
+    /// The recorded mesh, until it or the store's is delivered; and when it is its turn.
+    recorded: Option<(Cluster, Instant)>,
+    /// A snapshot is due at this time.
+    due: Option<Instant>,
+    /// The snapshot is delivered even if it is the same again: it is the first one, or says that a problem is over.
+    is_due_anyway: bool,
+    is_whole: bool,
+    complaints: BTreeSet<Complaint>,
+    local: Option<Local>,
+    /// Where something is wrong, and what has been said about it.
+    troubles: BTreeSet<(Origin, String)>,
+    /// When the own record is to be looked at again.
+    publish: Option<Instant>,
+    /// The last report that came before there was a connection.
+    report: Option<Report>,
+}
+
+impl<D: Fn(Event)> Desk<D> {
+    pub(crate) fn new(start: Start, deliver: D, health: Arc<Health>, seed: u64, now: Instant) -> Self {
+        let Start { node, recorded } = start;
+        let mesh = Mesh::new(recorded.clone());
+        let publishing = Publishing::new(Spelling::default(), seed);
+        Self {
+            deliver,
+            health,
+            knowledge: Knowledge::new(&node, mesh, publishing, now.into_std()),
+            connected: None,
+            listed: BTreeSet::new(),
+            recorded: recorded.map(|mesh| (mesh, now + PATIENCE)),
+            due: None,
+            is_due_anyway: false,
+            is_whole: false,
+            complaints: BTreeSet::new(),
+            local: None,
+            troubles: BTreeSet::new(),
+            publish: None,
+            report: None,
+        }
+    }
+
+    /// There is a connection now.
+    pub(crate) fn connected(&mut self, connected: Connected) {
+        self.knowledge.publishing.spell(connected.spelling);
+        if let (Some(reports), Some(report)) = (&connected.reports, self.report.take()) {
+            let _ = reports.send(report);
+        }
+        self.connected = Some(connected);
+        self.well(Origin::Connection);
+    }
+
+    /// A follower tells this of the collection at this place.
+    pub(crate) fn told(&mut self, place: usize, news: News) {
+        let Some(connected) = &mut self.connected else { return };
+        self.knowledge.set_time(Instant::now().into_std());
+        let handler = &mut connected.handlers[place];
+        match news {
+            News::Whole(objects) => {
+                handler.whole(objects, &mut self.knowledge);
+                self.listed.insert(place);
+                let mut needed = connected.handlers.iter().enumerate().filter(|(_, it)| it.completes_mesh());
+                if !self.is_whole && needed.all(|(place, _)| self.listed.contains(&place)) {
+                    self.is_whole = true;
+                    self.is_due_anyway = true;
+                }
+                self.changed();
+            }
+            News::Change(name, object) => {
+                handler.change(&name, object.as_ref(), &mut self.knowledge);
+                self.changed();
+            }
+            News::Trouble(error) => self.trouble(Origin::Collection(place), error),
+            News::Well => self.well(Origin::Collection(place)),
+        }
+    }
+
+    /// This came of the step that was given out last.
+    pub(crate) fn written(&mut self, result: Result<(), StoreError>) {
+        self.knowledge.publishing.done(result.as_ref().map(|()| ()), now());
+        match result {
+            Ok(()) => self.well(Origin::OwnRecord),
+            Err(error) => {
+                self.health.count_error();
+                self.trouble(Origin::OwnRecord, error);
+            }
+        }
+    }
+
+    /// The agent asks this.
+    pub(crate) fn asked(&mut self, request: Request) {
+        match request {
+            Request::Publish(wanted) => {
+                let checked = wanted.as_ref().map_or(Ok(()), |_| record::check_name(self.knowledge.node()));
+                let accepted = checked.and_then(|()| self.knowledge.publishing.want(wanted.as_deref()));
+                if let Err(why) = accepted {
+                    let operation = "publish this node's record".to_owned();
+                    self.trouble(
+                        Origin::OwnRecord,
+                        StoreError { operation, problem: StoreProblem::Nonsense { why } },
+                    );
+                }
+            }
+            Request::Report(report) => match &self.connected {
+                Some(Connected { reports: Some(reports), .. }) => {
+                    let _ = reports.send(*report);
+                }
+                Some(_) => {}
+                None => self.report = Some(*report),
+            },
+            Request::Reread => {
+                if let Some(connected) = &self.connected {
+                    connected.reread.send_modify(|times| *times += 1);
+                }
+            }
+        }
+    }
+
+    /// Something is wrong. It is delivered once, until all is well there.
+    pub(crate) fn trouble(&mut self, origin: Origin, error: StoreError) {
+        if self.troubles.insert((origin, error.to_string())) {
+            (self.deliver)(Event::Problem(Error::Store(error)));
+        }
+    }
+
+    /// Nothing is wrong there any more.
+    fn well(&mut self, origin: Origin) {
+        let before = self.troubles.len();
+        self.troubles.retain(|(other, _)| *other != origin);
+        if before > 0 && self.troubles.is_empty() {
+            self.is_due_anyway = true;
+            self.changed();
+        }
+    }
+
+    fn changed(&mut self) {
+        self.due.get_or_insert(Instant::now() + BURST);
+    }
+
+    /// When [`Desk::step`] has something to do, if nothing happens before.
+    pub(crate) fn due(&self) -> Instant {
+        let expires = self.knowledge.mesh.expires().filter(|_| self.is_whole).map(Instant::from_std);
+        let recorded = self.recorded.as_ref().map(|(_, due)| *due);
+        let due = self.due.filter(|_| self.is_whole);
+        let first = [expires, recorded, due, self.publish].into_iter().flatten().min();
+        first.unwrap_or_else(|| Instant::now() + DAY)
+    }
+
+    /// Delivers and writes what is due.
+    pub(crate) fn step(&mut self) {
+        self.publish();
+        self.deliver_local();
+        if self.is_whole {
+            self.deliver_mesh();
+        } else if let Some((mesh, _)) = self.recorded.take_if(|(_, due)| *due <= Instant::now()) {
+            (self.deliver)(Event::Snapshot(mesh));
+        }
+    }
+
+    fn publish(&mut self) {
+        self.publish = None;
+        let Some(Connected { steps: Some(steps), .. }) = &self.connected else { return };
+        match self.knowledge.publishing.step(now()) {
+            Step::Rest => {}
+            Step::Wait(due) => self.publish = Some(Instant::from_std(due)),
+            step => {
+                let _ = steps.send(step);
+            }
+        }
+        self.health.set_published(self.knowledge.publishing.is_published());
+    }
+
+    fn deliver_local(&mut self) {
+        if self.local.as_ref() != self.knowledge.known_local()
+            && let Some(local) = self.knowledge.known_local()
+        {
+            self.local = Some(local.clone());
+            (self.deliver)(Event::Local(local.clone()));
+        }
+    }
+
+    fn deliver_mesh(&mut self) {
+        let is_first = self.recorded.take().is_some() || self.is_due_anyway;
+        let is_due = self.due.is_some_and(|due| due <= Instant::now());
+        let expires = self.knowledge.mesh.expires().is_some_and(|expires| expires <= now());
+        if !is_first && !is_due && !expires {
+            return;
+        }
+        self.due = None;
+        let is_due_anyway = std::mem::take(&mut self.is_due_anyway);
+        let is_another = self.knowledge.mesh.deliver(now()).is_some();
+        if is_another || is_due_anyway {
+            (self.deliver)(Event::Snapshot(self.knowledge.mesh.delivered().clone()));
+        }
+        let complaints: BTreeSet<Complaint> = self
+            .knowledge
+            .mesh
+            .complaints()
+            .into_iter()
+            .chain(self.knowledge.complaints().cloned())
+            .collect();
+        if complaints != self.complaints {
+            self.complaints = complaints;
+            (self.deliver)(Event::LeftOut(self.complaints.clone()));
+        }
+    }
+}
+
+/// The time by the runtime's clock, which tests can set.
+fn now() -> StdInstant {
+    Instant::now().into_std()
+}

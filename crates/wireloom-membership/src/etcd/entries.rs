@@ -1,0 +1,127 @@
+//! What the entries of a mesh mean: records of nodes, pools, and who has which key.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use wireloom_types::PublicKey;
+
+use super::layout;
+use crate::{
+    Complaint,
+    knowledge::{Handler, Knowledge},
+    record,
+    store::Object,
+};
+
+/// The longest part of a bad name that is shown.
+const SHOWN: usize = 253;
+
+/// What is known of the entries besides the nodes' records.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    /// The last good version of each pool, by its name.
+    pools: BTreeMap<String, IpNet>,
+    /// Which node has which key.
+    keys: BTreeMap<PublicKey, String>,
+    /// What is wrong with entries, by their names.
+    bad: BTreeMap<String, String>,
+}
+
+/// What an entry is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Nodes,
+    Pools,
+    Keys,
+    Unknown,
+}
+
+impl Handler for Entries {
+    fn whole(&mut self, objects: BTreeMap<String, Object>, knowledge: &mut Knowledge) {
+        self.pools.retain(|name, _| objects.contains_key(&format!("{}{name}", layout::POOLS)));
+        self.keys.clear();
+        self.bad.clear();
+        let mut records = BTreeMap::new();
+        for (name, object) in objects {
+            match part(&name) {
+                (Part::Nodes, node) => {
+                    records.insert(node.to_owned(), object);
+                }
+                (part, rest) => self.entry(part, &name, rest, Some(&object)),
+            }
+        }
+        self.tell(knowledge);
+        knowledge.records(records);
+    }
+
+    fn change(&mut self, name: &str, object: Option<&Object>, knowledge: &mut Knowledge) {
+        match part(name) {
+            (Part::Nodes, node) => knowledge.record(node, object),
+            (part, rest) => {
+                self.entry(part, name, rest, object);
+                self.tell(knowledge);
+            }
+        }
+    }
+}
+
+impl Entries {
+    /// Takes note of an entry, or that there is none, by its whole name and what follows its part's name in that.
+    fn entry(&mut self, part: Part, name: &str, rest: &str, object: Option<&Object>) {
+        self.bad.remove(name);
+        let outcome = match (part, object) {
+            (Part::Pools, Some(object)) => record::read_pool(&object.value).map(|pool| {
+                self.pools.insert(rest.to_owned(), pool);
+            }),
+            (Part::Pools, None) => {
+                self.pools.remove(rest);
+                Ok(())
+            }
+            (Part::Keys, object) => self.key(rest, object),
+            (Part::Nodes | Part::Unknown, None) => Ok(()),
+            (Part::Nodes | Part::Unknown, Some(_)) => {
+                Err("it is neither in nodes/ nor in pools/ nor in keys/; remove it".into())
+            }
+        };
+        if let Err(what) = outcome {
+            self.bad.insert(name.to_owned(), what);
+        }
+    }
+
+    fn key(&mut self, key: &str, object: Option<&Object>) -> Result<(), String> {
+        let parsed = PublicKey::from_base64(key);
+        let Some(object) = object else {
+            if let Ok(key) = parsed {
+                self.keys.remove(&key);
+            }
+            return Ok(());
+        };
+        let key = parsed.map_err(|error| format!("{error}; remove the entry"))?;
+        self.keys.remove(&key);
+        record::check_name(&object.value)?;
+        self.keys.insert(key, object.value.clone());
+        Ok(())
+    }
+
+    fn tell(&self, knowledge: &mut Knowledge) {
+        knowledge.pools(&self.pools.values().copied().collect::<BTreeSet<_>>());
+        knowledge.key_claims(self.keys.clone());
+        let complaint = |(name, what): (&String, &String)| Complaint {
+            record: name.chars().take(SHOWN).collect(),
+            what: what.clone(),
+        };
+        knowledge.complain("etcd", self.bad.iter().map(complaint).collect());
+    }
+}
+
+/// What an entry is about, and the rest of its name.
+fn part(name: &str) -> (Part, &str) {
+    for (part, prefix) in
+        [(Part::Nodes, layout::NODES), (Part::Pools, layout::POOLS), (Part::Keys, layout::KEYS)]
+    {
+        if let Some(rest) = name.strip_prefix(prefix) {
+            return (part, rest);
+        }
+    }
+    (Part::Unknown, name)
+}

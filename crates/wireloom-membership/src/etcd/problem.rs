@@ -1,0 +1,136 @@
+//! What etcd's errors mean for us, in words that name the fix.
+//!
+//! etcd's own messages tell its errors apart; its gRPC codes are shared by several (`api/v3rpc/rpctypes/error.go`).
+
+use std::error::Error as _;
+
+use etcd_client::Error;
+
+use crate::store::StoreProblem;
+
+/// What to do after a request has failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// This member cannot serve it. Another may.
+    Member(String),
+    /// The token that the password was exchanged for is no longer good. A new connection gets another.
+    Token,
+    /// The answer is longer than we accept (4 MiB, tonic's default).
+    TooLong,
+    /// Every member would say so.
+    Final(StoreProblem),
+}
+
+/// The codes of gRPC statuses that matter here (`grpc/status.md` of gRPC's documentation).
+const OUT_OF_RANGE: i32 = 11;
+const UNIMPLEMENTED: i32 = 12;
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::GRpcStatus(status) => {
+                let mut reasons = vec![status.message().to_owned()];
+                let mut source = status.source();
+                while let Some(error) = source {
+                    reasons.push(error.to_string());
+                    source = error.source();
+                }
+                Self::of_status(status.code() as i32, &reasons)
+            }
+            Error::TransportError(error) => {
+                let mut reasons = vec![error.to_string()];
+                let mut source = error.source();
+                while let Some(error) = source {
+                    reasons.push(error.to_string());
+                    source = error.source();
+                }
+                Self::of_transport(&reasons)
+            }
+            Error::InvalidArgs(_) | Error::InvalidUri(_) => Self::Final(StoreProblem::Nonsense {
+                why: format!("{error}; write a URL such as \"https://192.0.2.1:2379\" in endpoints"),
+            }),
+            other => Self::Member(other.to_string()),
+        }
+    }
+}
+
+impl Failure {
+    /// The failure of a watch that the member has ended, which says why in words only.
+    pub(super) fn of_cancel(reason: &str) -> Self {
+        Self::of_words(reason).unwrap_or_else(|| Self::Member(format!("it has ended the watch: {reason}")))
+    }
+
+    fn of_status(code: i32, reasons: &[String]) -> Self {
+        let message = reasons.first().map_or("", String::as_str);
+        if let Some(known) = Self::of_words(message) {
+            return known;
+        }
+        match code {
+            UNIMPLEMENTED => nonsense("it is not etcd, or older than 3.4; check endpoints"),
+            OUT_OF_RANGE if message.contains("message length too large") => Self::TooLong,
+            _ => Self::of_transport(reasons),
+        }
+    }
+
+    /// What etcd says in its own words, if we know them.
+    fn of_words(message: &str) -> Option<Self> {
+        let says = |words: &str| message.contains(words);
+        Some(if says("required revision has been compacted") {
+            Self::Final(StoreProblem::Compacted)
+        } else if says("invalid auth token") || says("revision of auth store is old") {
+            Self::Token
+        } else if says("authentication failed") {
+            denied("it does not accept the password; check username and password_file")
+        } else if says("user name is empty") {
+            denied(
+                "it lets only users in; set username and password_file, or a certificate with a user's name",
+            )
+        } else if says("authentication is not enabled") {
+            denied("it has no users; remove username and password_file, or turn authentication on there")
+        } else if says("permission denied") {
+            denied("the user may not do that; give it the role that docs/etcd.md describes")
+        } else if says("database space exceeded") {
+            Self::Final(StoreProblem::Unavailable {
+                why: "its disk quota is used up; compact and defragment it, then disarm its alarm".into(),
+                retry_after: None,
+            })
+        } else if says("no leader") {
+            Self::Member("this member is cut off from the majority of its cluster".into())
+        } else {
+            return None;
+        })
+    }
+
+    fn of_transport(reasons: &[String]) -> Self {
+        let says = |words: &str| reasons.iter().any(|reason| reason.contains(words));
+        // Two authorities may have the same name.
+        if says("UnknownIssuer") || says("BadSignature") {
+            return denied("its certificate is not signed by ca_file's; check ca_file");
+        }
+        if says("NotValidForName") {
+            return denied("its certificate is for another name; write a name or address of it in endpoints");
+        }
+        if says("certificate expired") || says("Expired") {
+            return denied("its certificate has expired, or this machine's clock is wrong");
+        }
+        if ["CertificateRequired", "BadCertificate", "UnknownCA", "CertificateUnknown", "CertificateExpired"]
+            .iter()
+            .any(|alert| says(&format!("fatal alert: {alert}")))
+        {
+            return denied("it does not accept our certificate; check cert_file and key_file");
+        }
+        if says("InvalidContentType") {
+            return denied("it does not speak TLS; write http:// in endpoints, or turn TLS on there");
+        }
+        // The innermost reason says most; those around it say "transport error".
+        Self::Member(reasons.last().cloned().unwrap_or_else(|| "no reason is known".into()))
+    }
+}
+
+pub(super) fn denied(why: impl Into<String>) -> Failure {
+    Failure::Final(StoreProblem::Denied { why: why.into() })
+}
+
+pub(super) fn nonsense(why: impl Into<String>) -> Failure {
+    Failure::Final(StoreProblem::Nonsense { why: why.into() })
+}

@@ -1,0 +1,136 @@
+//! What a source knows, and the handlers that tell it: they know what the objects of a collection mean.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use ipnet::IpNet;
+use wireloom_plan::cluster::Node;
+use wireloom_types::PublicKey;
+
+use crate::{Complaint, Local, mesh::Mesh, publishing::Publishing, store::Object};
+
+/// What the objects of one collection mean. It is told of every object, and tells the source in the source's words
+/// (each method of [`Knowledge`] may be called as often as one likes: what does not change has no effect).
+pub(crate) trait Handler: Send {
+    /// The whole collection: at the start, and whenever its changes could not be followed. What it lacks is gone.
+    fn whole(&mut self, objects: BTreeMap<String, Object>, knowledge: &mut Knowledge);
+
+    /// An object is new or another one; `None`: it is gone.
+    fn change(&mut self, name: &str, object: Option<&Object>, knowledge: &mut Knowledge);
+
+    /// Whether the mesh is whole only once this collection has been listed. A collection that says something about this
+    /// node alone need not hold up the others.
+    fn completes_mesh(&self) -> bool {
+        true
+    }
+}
+
+/// The handler of a collection in which each object is the record of the node whose name it has.
+#[derive(Debug)]
+pub(crate) struct Records;
+
+impl Handler for Records {
+    fn whole(&mut self, objects: BTreeMap<String, Object>, knowledge: &mut Knowledge) {
+        knowledge.records(objects);
+    }
+
+    fn change(&mut self, name: &str, object: Option<&Object>, knowledge: &mut Knowledge) {
+        knowledge.record(name, object);
+    }
+}
+
+/// What a source knows: the mesh, what concerns this node, and its own record.
+#[derive(Debug)]
+pub(crate) struct Knowledge {
+    /// The name of this node.
+    node: String,
+    pub(crate) mesh: Mesh,
+    pub(crate) publishing: Publishing,
+    local: Option<Local>,
+    /// What handlers complain about, each under a name of its own.
+    complaints: BTreeMap<&'static str, BTreeSet<Complaint>>,
+    /// The time of the call that is being handled.
+    now: Instant,
+}
+
+impl Knowledge {
+    pub(crate) fn new(node: &str, mesh: Mesh, publishing: Publishing, now: Instant) -> Self {
+        Self { node: node.to_owned(), mesh, publishing, local: None, complaints: BTreeMap::new(), now }
+    }
+
+    pub(crate) fn set_time(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    /// The name of this node.
+    pub(crate) fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// All nodes' records, by the nodes' names.
+    pub(crate) fn records(&mut self, objects: BTreeMap<String, Object>) {
+        self.publishing.show(objects.get(&self.node));
+        self.mesh.records(&objects, self.now);
+    }
+
+    /// The record of the node of this name is new or another one, or is gone.
+    pub(crate) fn record(&mut self, name: &str, object: Option<&Object>) {
+        if name == self.node {
+            self.publishing.show(object);
+        }
+        self.mesh.record(name, object, self.now);
+    }
+
+    /// Nodes that are known otherwise than by a record, such as Felix's by their annotations: all of them. They are in
+    /// force where there is no record of that name, and go at once when they are no longer among them.
+    pub(crate) fn guests(&mut self, nodes: BTreeMap<String, Node>) {
+        self.mesh.guests(nodes);
+    }
+
+    /// All pools.
+    pub(crate) fn pools(&mut self, pools: &BTreeSet<IpNet>) {
+        self.mesh.pools(pools, self.now);
+    }
+
+    /// The names of the nodes that claimed keys first, where the store says so: all of them.
+    pub(crate) fn key_claims(&mut self, claims: BTreeMap<PublicKey, String>) {
+        self.mesh.key_claims(claims);
+    }
+
+    /// The name of the node that claimed this key first; `None`: nobody does.
+    pub(crate) fn key_claim(&mut self, key: PublicKey, node: Option<String>) {
+        self.mesh.key_claim(key, node);
+    }
+
+    /// Whether a single address may lie inside another node's block (with Calico, inside a pool).
+    pub(crate) fn allow_borrowing(&mut self, allowed: bool) {
+        self.mesh.allow_borrowing(allowed);
+    }
+
+    /// Changes what is known about this node. `Event::Local` follows if it is another thing then, or the first one.
+    pub(crate) fn local(&mut self, change: impl FnOnce(&mut Local)) {
+        change(self.local.get_or_insert_default());
+    }
+
+    /// What is left out of what a handler read: all of it, each time, under a name of the handler's own.
+    pub(crate) fn complain(&mut self, of: &'static str, complaints: BTreeSet<Complaint>) {
+        self.complaints.insert(of, complaints);
+    }
+
+    /// This node's record must be written again although it is as it was wanted: something else about its object changed,
+    /// such as the Node that owns it.
+    pub(crate) fn write_again(&mut self) {
+        self.publishing.write_again();
+    }
+
+    pub(crate) fn known_local(&self) -> Option<&Local> {
+        self.local.as_ref()
+    }
+
+    /// All complaints of handlers.
+    pub(crate) fn complaints(&self) -> impl Iterator<Item = &Complaint> {
+        self.complaints.values().flatten()
+    }
+}

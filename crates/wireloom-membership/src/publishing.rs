@@ -1,0 +1,223 @@
+//! When to write this node's own record, and what: pure, the time is an argument.
+//!
+//! The record as it is wanted is compared with the one that the collection shows. Where they differ, it is written: at
+//! most once a second, and ever more rarely when somebody else changes it again and again.
+
+use std::time::{Duration, Instant};
+
+use wireloom_plan::cluster::Node;
+
+use crate::{
+    backoff::Backoff,
+    record::{self, Spelling},
+    store::{Object, StoreError, StoreProblem},
+};
+
+/// The shortest time between two attempts.
+const PACE: Duration = Duration::from_secs(1);
+
+/// The longest wait while somebody else changes the record, too, and how long he must have stopped to be forgotten.
+const LONGEST_FIGHT: Duration = Duration::from_secs(300);
+
+/// The longest wait while the store is not there.
+const LONGEST_OUTAGE: Duration = Duration::from_secs(30);
+
+/// How long the collection may take to show what was written, before it is written again.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// This node's own record: as it is wanted, as it is shown, and what was tried.
+#[derive(Debug)]
+pub(crate) struct Publishing {
+    spelling: Spelling,
+    /// What readers are to make of the record; inside, `None`: there shall be none. `None` until somebody has said.
+    wanted: Option<Option<Node>>,
+    shown: Shown,
+    /// It must be written even if it is as wanted.
+    again: bool,
+    /// It has been shown as it is wanted at this time, and ever since.
+    settled: Option<Instant>,
+    /// Whether the collection has shown something else since the last write was begun.
+    is_news: bool,
+    in_flight: bool,
+    /// What is in flight is no longer what is wanted.
+    is_outdated: bool,
+    attempted: Option<Instant>,
+    /// The last write succeeded at this time.
+    succeeded: Option<Instant>,
+    /// Not before this time, because of somebody else or a failure.
+    wait: Option<Instant>,
+    /// Not before this time, because the store said so.
+    left_alone: Option<Instant>,
+    fight: Backoff,
+    failures: Backoff,
+}
+
+/// What the collection shows.
+#[derive(Debug, PartialEq, Eq)]
+enum Shown {
+    /// It has not been listed yet.
+    Unknown,
+    Nothing,
+    /// A record with this UID; `None` if it is not valid.
+    Record(String, Option<Box<Node>>),
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Nothing, until something else happens.
+    Rest,
+    /// Ask again at this time.
+    Wait(Instant),
+    /// Write this, then say [`Publishing::done`].
+    Put(String),
+    /// Delete the record, then say [`Publishing::done`].
+    Delete,
+}
+
+impl Publishing {
+    pub(crate) fn new(spelling: Spelling, seed: u64) -> Self {
+        Self {
+            spelling,
+            wanted: None,
+            shown: Shown::Unknown,
+            again: false,
+            settled: None,
+            is_news: false,
+            in_flight: false,
+            is_outdated: false,
+            attempted: None,
+            succeeded: None,
+            wait: None,
+            left_alone: None,
+            fight: Backoff::new(PACE, LONGEST_FIGHT, seed),
+            failures: Backoff::new(PACE, LONGEST_OUTAGE, seed),
+        }
+    }
+
+    /// How the records of this store are spelled, which is known once there is a connection.
+    pub(crate) fn spell(&mut self, spelling: Spelling) {
+        self.spelling = spelling;
+    }
+
+    /// This is the record from now on; `None`: there shall be none.
+    ///
+    /// # Errors
+    /// What is wrong with the record, in a sentence. No node would read it, and the one before stays.
+    pub(crate) fn want(&mut self, wanted: Option<&Node>) -> Result<(), String> {
+        let read = wanted.map(|node| record::read(&record::write(node, self.spelling))).transpose()?;
+        if self.wanted.as_ref() != Some(&read) {
+            self.wanted = Some(read);
+            self.settled = None;
+            self.succeeded = None;
+            self.is_outdated = self.in_flight;
+            self.is_news = true;
+            self.wait = None;
+        }
+        Ok(())
+    }
+
+    /// This is the record in the store now; `None`: there is none.
+    pub(crate) fn show(&mut self, object: Option<&Object>) {
+        let shown = match object {
+            None => Shown::Nothing,
+            Some(object) => Shown::Record(object.uid.clone(), record::read(&object.value).ok().map(Box::new)),
+        };
+        if let (Shown::Record(before, _), Shown::Record(now, _)) = (&self.shown, &shown)
+            && before != now
+        {
+            // Somebody else made it anew. What is beside its content, such as its owner, may be another.
+            self.again = true;
+        }
+        if self.shown != shown {
+            self.shown = shown;
+            self.is_news = true;
+        }
+    }
+
+    /// It must be written again, whatever it is like.
+    pub(crate) fn write_again(&mut self) {
+        self.again = true;
+        self.is_news = true;
+    }
+
+    /// Whether the store shows the record as it is wanted.
+    pub(crate) fn is_published(&self) -> bool {
+        match (&self.wanted, &self.shown) {
+            (Some(Some(wanted)), Shown::Record(_, Some(shown))) => wanted == &**shown,
+            (Some(None), Shown::Nothing) => true,
+            _ => false,
+        }
+    }
+
+    /// What to do now.
+    pub(crate) fn step(&mut self, now: Instant) -> Step {
+        let Some(wanted) = self.wanted.as_ref().filter(|_| !self.in_flight && self.shown != Shown::Unknown)
+        else {
+            return Step::Rest;
+        };
+        let is_published = self.is_published();
+        if is_published && (!self.again || wanted.is_none()) {
+            self.again = false;
+            self.wait = None;
+            let settled = *self.settled.get_or_insert(now);
+            if now.saturating_duration_since(settled) >= LONGEST_FIGHT {
+                self.fight.reset();
+            }
+            return Step::Rest;
+        }
+        // What we wrote, or saw as we want it, is another thing now.
+        let was_ours = self.settled.is_some() || self.succeeded.is_some();
+        if !is_published && was_ours && self.is_news {
+            if self.settled.is_some_and(|settled| now.saturating_duration_since(settled) >= LONGEST_FIGHT) {
+                self.fight.reset();
+            }
+            self.wait = self.wait.max(Some(now + self.fight.next()));
+            self.settled = None;
+            self.succeeded = None;
+        }
+        self.is_news = false;
+        let late = self.succeeded.filter(|_| !self.again).map(|succeeded| succeeded + PATIENCE);
+        let paced = self.attempted.map(|attempted| attempted + PACE);
+        match [late, paced, self.wait, self.left_alone].into_iter().flatten().max() {
+            Some(due) if due > now => Step::Wait(due),
+            _ => {
+                self.attempted = Some(now);
+                self.succeeded = None;
+                self.wait = None;
+                self.in_flight = true;
+                self.again = false;
+                match wanted {
+                    Some(node) => Step::Put(record::write(node, self.spelling)),
+                    None => Step::Delete,
+                }
+            }
+        }
+    }
+
+    /// What became of the last step.
+    pub(crate) fn done(&mut self, result: Result<(), &StoreError>, now: Instant) {
+        self.in_flight = false;
+        let is_outdated = std::mem::take(&mut self.is_outdated);
+        let Err(error) = result else {
+            self.failures.reset();
+            self.succeeded = Some(now).filter(|_| !is_outdated);
+            return;
+        };
+        self.again |= self.is_published();
+        let wait = match &error.problem {
+            StoreProblem::Conflict { .. } => self.fight.next(),
+            StoreProblem::Denied { .. } | StoreProblem::Nonsense { .. } => {
+                self.failures.spread(LONGEST_OUTAGE)
+            }
+            StoreProblem::Unavailable { .. } | StoreProblem::Compacted => self.failures.next(),
+        };
+        self.wait = Some(now + wait).filter(|_| !is_outdated);
+        if let StoreProblem::Unavailable { retry_after: Some(time), .. } = error.problem {
+            self.left_alone = Some(now + time.min(LONGEST_FIGHT));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! When the own record is written, step by step.
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+struct World {
+    publishing: Publishing,
+    now: Instant,
+}
+
+fn node(number: u8) -> Node {
+    Node { addresses: [[192, 0, 2, number].into()].into(), ..Node::default() }
+}
+
+fn text(number: u8) -> String {
+    record::write(&node(number), Spelling::Snake)
+}
+
+impl World {
+    fn new() -> Self {
+        Self { publishing: Publishing::new(Spelling::Snake, 3), now: Instant::now() }
+    }
+
+    fn want(&mut self, number: Option<u8>) {
+        self.publishing.want(number.map(node).as_ref()).unwrap();
+    }
+
+    fn show(&mut self, number: Option<u8>, uid: &str) {
+        let object = number.map(|number| Object { value: text(number), born: 1, uid: uid.into() });
+        self.publishing.show(object.as_ref());
+    }
+
+    fn step(&mut self) -> Step {
+        self.publishing.step(self.now)
+    }
+
+    fn done(&mut self, result: Result<(), &StoreError>) {
+        self.publishing.done(result, self.now);
+    }
+
+    /// Waits as long as it asks for, and writes then.
+    fn wait(&mut self) -> Duration {
+        let Step::Wait(due) = self.step() else { panic!("nothing to wait for") };
+        let wait = due - self.now;
+        self.now = due;
+        wait
+    }
+}
+
+fn error(problem: StoreProblem) -> StoreError {
+    StoreError { operation: "write".into(), problem }
+}
+
+#[test]
+fn nothing_is_written_before_it_is_wanted_and_the_store_is_known() {
+    let mut world = World::new();
+    assert_eq!(world.step(), Step::Rest);
+    world.want(Some(1));
+    assert_eq!(world.step(), Step::Rest);
+    world.show(None, "");
+    assert_eq!(world.step(), Step::Put(text(1)));
+    assert_eq!(world.step(), Step::Rest, "one at a time");
+    let mut world = World::new();
+    world.show(Some(1), "a");
+    assert_eq!(world.step(), Step::Rest, "an agent that publishes nothing leaves it");
+    world.want(Some(1));
+    assert_eq!(world.step(), Step::Rest);
+    assert!(world.publishing.is_published());
+}
+
+#[test]
+fn what_is_written_is_not_written_again_before_it_is_shown() {
+    let mut world = World::new();
+    world.show(None, "");
+    world.want(Some(1));
+    assert_eq!(world.step(), Step::Put(text(1)));
+    world.done(Ok(()));
+    assert_eq!(world.wait(), PATIENCE);
+    assert_eq!(world.step(), Step::Put(text(1)), "the store forgot it");
+    world.done(Ok(()));
+    world.show(Some(1), "a");
+    assert_eq!(world.step(), Step::Rest);
+    assert!(world.publishing.is_published());
+}
+
+#[test]
+fn one_that_was_made_anew_by_somebody_else_or_has_another_owner_is_written_again() {
+    let mut world = World::new();
+    world.show(Some(1), "a");
+    world.want(Some(1));
+    assert_eq!(world.step(), Step::Rest);
+    world.show(Some(1), "b");
+    assert_eq!(world.step(), Step::Put(text(1)));
+    world.done(Ok(()));
+    assert_eq!(world.step(), Step::Rest);
+    world.publishing.write_again();
+    world.now += SECOND;
+    assert_eq!(world.step(), Step::Put(text(1)));
+    world.done(Err(&error(StoreProblem::Conflict { why: "changed".into() })));
+    assert!(world.wait() <= SECOND);
+    assert_eq!(world.step(), Step::Put(text(1)));
+}
+
+#[test]
+fn failures_are_tried_again_later_and_later() {
+    let mut world = World::new();
+    world.show(None, "");
+    world.want(Some(1));
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        assert_eq!(world.step(), Step::Put(text(1)));
+        let why = "connection refused".into();
+        world.done(Err(&error(StoreProblem::Unavailable { why, retry_after: None })));
+        waits.push(world.wait());
+    }
+    assert_eq!(waits[0], SECOND, "own attempts are at most one a second");
+    assert!(waits[7] >= LONGEST_OUTAGE / 2 && waits[7] <= LONGEST_OUTAGE, "{waits:?}");
+    assert_eq!(world.step(), Step::Put(text(1)));
+    let retry_after = Some(100 * SECOND);
+    world.done(Err(&error(StoreProblem::Unavailable { why: "busy".into(), retry_after })));
+    world.want(Some(2));
+    assert_eq!(world.wait(), 100 * SECOND, "the store asked to be left alone");
+    assert_eq!(world.step(), Step::Put(text(2)));
+}
+
+#[test]
+fn another_record_does_not_wait_for_what_the_one_before_waited_for() {
+    let mut world = World::new();
+    world.show(None, "");
+    world.want(Some(1));
+    for _ in 0..12 {
+        assert_eq!(world.step(), Step::Put(text(1)));
+        world.done(Err(&error(StoreProblem::Conflict { why: "the key is taken".into() })));
+        world.wait();
+    }
+    assert_eq!(world.step(), Step::Put(text(1)));
+    world.done(Err(&error(StoreProblem::Conflict { why: "the key is taken".into() })));
+    world.want(Some(2));
+    assert!(world.wait() <= SECOND);
+    assert_eq!(world.step(), Step::Put(text(2)));
+}
+
+#[test]
+fn a_record_is_removed_and_stays_so() {
+    let mut world = World::new();
+    world.show(Some(1), "a");
+    world.want(None);
+    assert_eq!(world.step(), Step::Delete);
+    world.done(Ok(()));
+    world.show(None, "");
+    assert_eq!(world.step(), Step::Rest);
+    assert!(world.publishing.is_published());
+    world.show(Some(1), "b");
+    assert!(world.wait() <= SECOND);
+    assert_eq!(world.step(), Step::Delete);
+}
+
+#[test]
+fn a_record_that_nobody_would_read_is_refused() {
+    let mut world = World::new();
+    let wide = Node { workloads: ["0.0.0.0/0".parse().unwrap()].into(), ..Node::default() };
+    assert!(world.publishing.want(Some(&wide)).unwrap_err().contains("too wide"));
+    world.show(None, "");
+    assert_eq!(world.step(), Step::Rest);
+}

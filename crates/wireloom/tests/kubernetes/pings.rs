@@ -1,0 +1,115 @@
+//! Pings between pods while something happens: how many are lost, at one in 10 ms, and how many packets between pods
+//! are in plaintext on the network between the nodes.
+
+use std::{fmt, time::Duration};
+
+use serde_json::{Value, json};
+use wireloom_lab::{
+    Capture, Cluster, Content, FAMILIES, Node, PATIENCE, Packet, Pinger, Place, WORKLOAD_IMAGE,
+    WORKLOAD_PROGRAM, until,
+};
+
+/// Time between two pings.
+pub(crate) const INTERVAL: Duration = Duration::from_millis(10);
+
+/// What a disturbance cost.
+#[derive(Debug, Default)]
+pub(crate) struct Cost {
+    pub(crate) sent: usize,
+    pub(crate) lost: usize,
+    pub(crate) outage: Duration,
+    pub(crate) plaintext: usize,
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sent, lost, outage, plaintext } = self;
+        let outage = outage.as_secs_f64();
+        write!(f, "{lost} of {sent} pings lost, for {outage:.2} s at most; {plaintext} packets in plaintext")
+    }
+}
+
+/// `pod-a` and `pod-b`, which ping each other in both families, and a capture.
+pub(crate) struct Pings {
+    pingers: Vec<Pinger>,
+    capture: Capture,
+    /// The pods' addresses.
+    pods: Vec<ipnet::IpNet>,
+}
+
+impl Pings {
+    /// Starts as soon as both answer.
+    pub(crate) fn start(cluster: &Cluster) -> Self {
+        let [a, b] = ["pod-a", "pod-b"].map(|name| cluster.pod(name).unwrap());
+        let both_ways = || [(&a, &b), (&b, &a)].into_iter();
+        both_ways().for_each(|(from, to)| wait_for_answer(from, to));
+        let capture = Capture::open(cluster.lab.underlay()).unwrap();
+        let pingers = both_ways()
+            .flat_map(|(from, to)| FAMILIES.map(|family| Pinger::start(from, to, family, INTERVAL).unwrap()));
+        let pods = cluster.nodes().iter().flat_map(|node| node.block).collect();
+        Self { pingers: pingers.collect(), capture, pods }
+    }
+
+    /// Waits until pings are answered that are sent from now on.
+    pub(crate) fn wait_for_answers(&self) {
+        for pinger in &self.pingers {
+            let before = pinger.answered();
+            until(PATIENCE, "pings to be answered again", || (pinger.answered() > before).then_some(()))
+                .unwrap();
+        }
+    }
+
+    pub(crate) fn stop(self) -> Cost {
+        let mut cost = Cost::default();
+        for report in self.pingers.into_iter().map(|pinger| pinger.stop().unwrap()) {
+            cost.sent += report.sent;
+            cost.lost += report.lost;
+            cost.outage = cost.outage.max(report.outage);
+        }
+        let is_pod = |address| self.pods.iter().any(|block| block.contains(&address));
+        let is_plaintext = |packet: &&Packet| {
+            is_pod(packet.source)
+                && is_pod(packet.destination)
+                && !matches!(packet.content, Content::WireGuard { .. })
+        };
+        cost.plaintext = self.capture.drain().unwrap().iter().filter(is_plaintext).count();
+        cost
+    }
+}
+
+/// Waits until a pod answers another one over both families.
+pub(crate) fn wait_for_answer(from: &Place, to: &Place) {
+    let pingers = FAMILIES.map(|family| Pinger::start(from, to, family, INTERVAL).unwrap());
+    for pinger in pingers {
+        until(PATIENCE, "a pod to answer", || (pinger.answered() > 0).then_some(())).unwrap();
+        pinger.end();
+    }
+}
+
+/// A pod that runs a program.
+pub(crate) fn pod(name: &str, node: &str, image: &str, command: &[&str]) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": name },
+        "spec": {
+            "nodeName": node,
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{ "name": "c", "image": image, "imagePullPolicy": "Never", "command": command }],
+        },
+    })
+}
+
+/// Starts these pods, and waits until all of the cluster's are ready.
+pub(crate) fn start(cluster: &Cluster, pods: &[Value]) {
+    cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": pods }).to_string()).unwrap();
+    cluster.wait_for_pods("--all").unwrap();
+}
+
+/// Starts a pod on each of these nodes: `pod-a` on `node-a`, and so on.
+pub(crate) fn start_pods(cluster: &Cluster, nodes: &[Node]) {
+    let pods = nodes
+        .iter()
+        .map(|node| pod(&node.name.replace("node", "pod"), &node.name, WORKLOAD_IMAGE, &[WORKLOAD_PROGRAM]));
+    start(cluster, &pods.collect::<Vec<_>>());
+}
