@@ -105,8 +105,8 @@ impl Client {
         Err(failed(StoreProblem::Unavailable { why: silent.join("; "), retry_after: None }))
     }
 
-    /// Makes sure that a connection which has failed so is not used again, and that the next one is to another member if
-    /// this one is to blame.
+    /// Makes sure that a connection which has failed so is not used again, and that the next one is to another member
+    /// if this one is to blame.
     pub(super) fn judge(&self, connection: &Connection, failure: &Failure) {
         let step = match failure {
             Failure::Member(_) => 1,

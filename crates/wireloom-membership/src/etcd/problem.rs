@@ -130,8 +130,8 @@ impl Failure {
     }
 }
 
-/// Whether a member has answered that we may not ask that. (Without a token it says that the user's name is empty, which
-/// is an invalid argument.)
+/// Whether a member has answered that we may not ask that. (Without a token it says that the user's name is empty,
+/// which is an invalid argument.)
 pub(super) fn is_refusal(error: &Error) -> bool {
     let Error::GRpcStatus(status) = error else { return false };
     [INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED].contains(&(status.code() as i32))
