@@ -72,7 +72,7 @@ impl Knowledge {
     /// All nodes' records, by the nodes' names.
     pub(crate) fn records(&mut self, objects: BTreeMap<String, Object>) {
         self.publishing.show(objects.get(&self.node));
-        self.mesh.records(&objects, self.now);
+        self.mesh.records(objects, self.now);
     }
 
     /// The record of the node of this name is new or another one, or is gone.

@@ -235,6 +235,6 @@ fn writer(
 }
 
 /// A number that differs between the agents of a fleet.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }

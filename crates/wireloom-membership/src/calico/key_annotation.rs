@@ -176,7 +176,7 @@ impl Annotation {
                     if now.saturating_duration_since(settled) >= LONGEST_FIGHT {
                         self.fight.reset();
                     }
-                    self.wait = Some(now + self.fight.next());
+                    self.wait = self.wait.max(Some(now + self.fight.next()));
                 }
             }
         }
@@ -184,7 +184,9 @@ impl Annotation {
 
     pub(super) fn step(&mut self, now: StdInstant) -> Step {
         if self.is_as_wanted() {
-            self.settled.get_or_insert(now);
+            if self.wanted.is_some() && self.shown.is_some() {
+                self.settled.get_or_insert(now);
+            }
             return Step::Rest;
         }
         let Some(wanted) = self.wanted else { return Step::Rest };

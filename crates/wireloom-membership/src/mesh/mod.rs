@@ -90,15 +90,15 @@ impl Mesh {
     }
 
     /// All records, by the names of the nodes. Nodes that have none have vanished.
-    pub(crate) fn records(&mut self, objects: &BTreeMap<String, Object>, now: Instant) {
+    pub(crate) fn records(&mut self, objects: BTreeMap<String, Object>, now: Instant) {
         self.bad.clear();
-        for (name, object) in objects {
-            self.present(name, object);
-        }
         let absent: Vec<String> =
             self.members.keys().filter(|name| !objects.contains_key(*name)).cloned().collect();
         for name in absent {
             self.vanish(&name, now);
+        }
+        for (name, object) in objects {
+            self.present(&name, &object);
         }
     }
 

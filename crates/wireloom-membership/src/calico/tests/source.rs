@@ -160,7 +160,8 @@ fn pools_and_own_blocks_are_followed() {
 #[test]
 fn pod_cidrs_do_without_calico_and_a_host_without_a_block_waits_for_one() {
     let pod_cidrs = Some(cidrs(&["10.244.1.0/24"]));
-    let mut without = Followed::start(&twin(&[]), settings(false));
+    let no_calico = twin(&[]);
+    let mut without = Followed::start(&no_calico, settings(false));
     without.wait("the podCIDRs", |it| it.workloads() == pod_cidrs);
     without.wait("the mesh", |it| it.cluster.is_some());
 

@@ -17,7 +17,10 @@ use wireloom_lab::{
 use wireloom_plan::routing::Family;
 
 use crate::{
-    fixtures::fleet::{Fleet, rules, run},
+    fixtures::{
+        fleet::{Fleet, rules, run},
+        prometheus::get,
+    },
     wireloom,
 };
 
@@ -83,6 +86,8 @@ fn write_settings(node: &Node, name: &str) {
         source = "etcd"
         endpoints = ["http://{ADDRESS}:2379"]
         workloads = ["{v4}", "{v6}"]
+        [metrics]
+        listen = "127.0.0.1:9586"
         "#
     );
     node.host.space.write(SETTINGS, &text).unwrap();
@@ -135,6 +140,15 @@ fn nodes_find_each_other_in_etcd_and_need_it_for_changes_only() {
         assert_eq!(node.host.space.read(wireloom_lab::mesh::MEMBERS).unwrap(), None);
     }
 
+    let node = &fleet.lab.nodes[1];
+    let metric = |name: &str| {
+        let scrape = get(&node.host.space, "127.0.0.1:9586", "/metrics").unwrap();
+        scrape.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<f64>().ok())
+    };
+    fleet.wait("the metrics of the store", |_| metric("wireloom_record_published") == Some(1.0));
+    assert!(metric("wireloom_membership_age_seconds").is_some_and(|age| age < 60.0));
+    assert_eq!(metric("wireloom_mesh_nodes"), Some(3.0));
+
     // Without the store, traffic goes on, and so it does when an agent starts.
     let pingers = ping(&fleet);
     etcd.stop();
@@ -145,6 +159,13 @@ fn nodes_find_each_other_in_etcd_and_need_it_for_changes_only() {
     fleet.wait("the recorded mesh to be in force", |fleet| run(&fleet.lab.nodes[0], "plan").0 == 0);
     fleet.settle(Promise::SCOPED);
     assert_none_lost(&fleet, pingers);
+    assert_eq!(run(&fleet.lab.nodes[0], "health ready").0, 0);
+    let node = &fleet.lab.nodes[1];
+    let scrape = get(&node.host.space, "127.0.0.1:9586", "/metrics").unwrap();
+    assert!(
+        !scrape.contains("\nwireloom_store_errors_total 0\n") && scrape.contains("\nwireloom_ready 1\n"),
+        "{scrape}"
+    );
 
     // A key that is new meanwhile reaches the others when the store is back.
     let [a, b, _] = &fleet.lab.nodes[..] else { panic!("three nodes") };
