@@ -1,11 +1,13 @@
 //! The mesh from a store, a real etcd: nobody writes a mesh file.
 
 use std::{
+    io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
+use base64ct::{Base64, Encoding as _};
 use serde_json::Value;
 use tempfile::TempDir;
 use wireloom_lab::{
@@ -28,14 +30,14 @@ use crate::{
 const ADDRESS: &str = "192.168.1.250";
 
 /// An etcd beside the nodes. Dropping it ends it.
-struct Etcd {
+pub(super) struct Etcd {
     process: Option<Child>,
     data: TempDir,
     space: Space,
 }
 
 impl Etcd {
-    fn start(lab: &Lab) -> Self {
+    pub(super) fn start(lab: &Lab) -> Self {
         // The files and processes of the one who runs the test, on the nodes' network.
         let space = lab.underlay().network_only();
         space.run(&format!("ip address replace {ADDRESS}/24 dev underlay")).unwrap();
@@ -59,6 +61,24 @@ impl Etcd {
             self.space.inside(|| TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()).unwrap()
         })
         .unwrap();
+    }
+
+    /// Writes a pool, by etcd's gateway for JSON.
+    pub(super) fn put_pool(&self, name: &str, cidr: &str) {
+        let [key, value] = [format!("/wireloom/v1/default/pools/{name}"), format!(r#"{{"cidr": "{cidr}"}}"#)]
+            .map(|text| Base64::encode_string(text.as_bytes()));
+        let body = format!(r#"{{"key": "{key}", "value": "{value}"}}"#);
+        let head = "POST /v3/kv/put HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\nContent-Length:";
+        let request = format!("{head} {}\r\n\r\n{body}", body.len());
+        let mut answer = String::new();
+        let asked = self.space.inside(|| {
+            let mut socket = TcpStream::connect(format!("{ADDRESS}:2379"))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.write_all(request.as_bytes())?;
+            socket.read_to_string(&mut answer)
+        });
+        asked.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 
     fn stop(&mut self) {
@@ -93,7 +113,7 @@ fn write_settings(node: &Node, name: &str) {
     node.host.space.write(SETTINGS, &text).unwrap();
 }
 
-fn fleet(nodes: u8) -> Fleet {
+pub(super) fn fleet(nodes: u8) -> Fleet {
     let lab = Lab::new(&Layout { nodes, ..Layout::default() }).unwrap();
     lab.nodes.iter().for_each(|node| write_settings(node, &node.name));
     Fleet { lab, mesh: Mesh::default(), keys: Vec::new(), agents: Vec::new() }
