@@ -178,17 +178,6 @@ impl Mesh {
         self.key_claims = claims;
     }
 
-    /// The node that claimed this key first, as the store says; `None`: nobody does.
-    pub(crate) fn key_claim(&mut self, key: PublicKey, node: Option<String>) {
-        if self.key_claims.get(&key) != node.as_ref() {
-            self.is_stale = true;
-            match node {
-                Some(node) => self.key_claims.insert(key, node),
-                None => self.key_claims.remove(&key),
-            };
-        }
-    }
-
     /// Whether a single address may lie inside another node's block, if it is in a pool.
     pub(crate) fn allow_borrowing(&mut self, allowed: bool) {
         self.is_stale |= self.borrowing != allowed;

@@ -57,7 +57,7 @@ impl Agent {
                 match self.reconciler.kernel_mut().borrowed(&self.borrowing.borrowable) {
                     Ok(borrowed) => self.publishing.found.borrowed = borrowed,
                     Err(error) => {
-                        tracing::warn!("{error}; the borrowed addresses in this node's record stay")
+                        tracing::warn!("{error}; the borrowed addresses in this node's record stay");
                     }
                 }
                 self.borrowing.is_news = false;

@@ -129,7 +129,8 @@ fn figures() {
     let following = following.unwrap();
     let (at, mesh) = told.recv_timeout(LIMIT).unwrap();
     assert_eq!(mesh.nodes.len(), COUNT as usize);
-    println!("first snapshot after {:?}; memory: {}", at - begun, memory());
+    println!("first snapshot after {:?} and {} ms of a core; memory: {}", at - begun, cpu(), memory());
+    let before = cpu();
     let mut took: Vec<Duration> = (0..50)
         .map(|turn| {
             let begun = Instant::now();
@@ -141,10 +142,18 @@ fn figures() {
         .collect();
     took.sort_unstable();
     println!("a change arrives after {:?} (median), {:?} (worst of 50)", took[25], took[49]);
-    println!("memory: {}", memory());
+    println!("50 changes take {} ms of a core; memory: {}", cpu() - before, memory());
     assert_eq!(following.health().errors(), 0);
     drop(change);
     server.wait().unwrap();
+}
+
+/// The time that this process has had a core, in milliseconds.
+fn cpu() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields = stat.rsplit_once(") ").unwrap().1.split(' ');
+    // `utime` and `stime`, in ticks of 10 ms (proc(5)).
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum()
 }
 
 /// The memory that this process has now, and the most that it had.

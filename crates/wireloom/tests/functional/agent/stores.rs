@@ -159,7 +159,7 @@ fn nodes_find_each_other_in_etcd_and_need_it_for_changes_only() {
     fleet.wait("the recorded mesh to be in force", |fleet| run(&fleet.lab.nodes[0], "plan").0 == 0);
     fleet.settle(Promise::SCOPED);
     assert_none_lost(&fleet, pingers);
-    assert_eq!(run(&fleet.lab.nodes[0], "health ready").0, 0);
+    fleet.wait("the agent to be ready", |fleet| run(&fleet.lab.nodes[0], "health ready").0 == 0);
     let node = &fleet.lab.nodes[1];
     let scrape = get(&node.host.space, "127.0.0.1:9586", "/metrics").unwrap();
     assert!(
