@@ -8,7 +8,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    path::PathBuf,
+    path::Path,
     process::{Command, Stdio},
     sync::mpsc,
     time::{Duration, Instant},
@@ -54,7 +54,7 @@ fn record(number: u32, port: u32) -> Value {
 fn server() {
     let lines = std::io::stdin().lines().map(|line| line.unwrap().parse().unwrap());
     match std::env::var_os("WIRELOOM_KUBECONFIG") {
-        Some(kubeconfig) => real(kubeconfig.into(), lines),
+        Some(kubeconfig) => real(kubeconfig.as_ref(), lines),
         None => twin(lines),
     }
 }
@@ -71,9 +71,9 @@ fn twin(changes: impl Iterator<Item = u32>) {
     changes.for_each(|number| twin.put(RECORDS, record(number, 51821)));
 }
 
-fn real(kubeconfig: PathBuf, changes: impl Iterator<Item = u32>) {
+fn real(kubeconfig: &Path, changes: impl Iterator<Item = u32>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let server = ApiServer::new(Credentials::Kubeconfig(kubeconfig.clone()));
+    let server = ApiServer::new(Credentials::Kubeconfig(kubeconfig.to_owned()));
     let write = async |number: u32, port: u32| {
         let name = format!("node-{number}");
         let mut object = record(number, port);
