@@ -41,8 +41,13 @@ fn record(number: u32, port: u32) -> Value {
         "tunnelAddresses": [format!("10.{high}.{low}.1"), format!("fd61:0:0:{number:x}::1")],
         "encrypt": true,
     });
-    let owner = json!({"apiVersion": "v1", "kind": "Node", "name": format!("node-{number}"), "blockOwnerDeletion": false,
-        "uid": "0f5a32b4-3c4e-4d6a-9d38-1a2b3c4d5e6f"});
+    let owner = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "name": format!("node-{number}"),
+        "uid": "0f5a32b4-3c4e-4d6a-9d38-1a2b3c4d5e6f",
+        "blockOwnerDeletion": false,
+    });
     json!({"apiVersion": "wireloom.io/v1alpha1", "kind": "WireloomNode",
         "metadata": {"name": format!("node-{number}"), "ownerReferences": [owner]}, "spec": spec})
 }
@@ -54,7 +59,7 @@ fn record(number: u32, port: u32) -> Value {
 fn server() {
     let lines = std::io::stdin().lines().map(|line| line.unwrap().parse().unwrap());
     match std::env::var_os("WIRELOOM_KUBECONFIG") {
-        Some(kubeconfig) => real(Path::new(&kubeconfig), lines),
+        Some(kubeconfig) => real(kubeconfig.as_ref(), lines),
         None => twin(lines),
     }
 }
