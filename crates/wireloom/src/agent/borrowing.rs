@@ -7,8 +7,9 @@ use wireloom_plan::borrowed::Borrowable;
 
 use super::Agent;
 
-/// How often the routes are read even if nobody has announced a change.
-const INTERVAL: Duration = Duration::from_secs(30);
+/// How often the routes are read even if nobody has announced a change: of IPv4 routes that go with their interface, the
+/// kernel says nothing.
+const INTERVAL: Duration = Duration::from_secs(5);
 
 /// The most of the agent's time that reading takes: a table may have a million routes.
 const SHARE: u32 = 10;
@@ -31,8 +32,8 @@ impl Borrowing {
 
     /// When to read the routes; `None` if nothing can be borrowed.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
-        let next =
-            |(read, took): (Instant, Duration)| read + if self.is_news { took * SHARE } else { INTERVAL };
+        let rest = if self.is_news { Duration::ZERO } else { INTERVAL };
+        let next = |(read, took): (Instant, Duration)| read + rest.max(took * SHARE);
         (!self.borrowable.is_empty()).then(|| self.read.map_or(now, next))
     }
 }
