@@ -30,10 +30,10 @@ impl Borrowing {
     }
 
     /// When to read the routes; `None` if nothing can be borrowed.
-    pub(super) fn due(&self) -> Option<Instant> {
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         let next =
             |(read, took): (Instant, Duration)| read + if self.is_news { took * SHARE } else { INTERVAL };
-        (!self.borrowable.is_empty()).then(|| self.read.map_or_else(Instant::now, next))
+        (!self.borrowable.is_empty()).then(|| self.read.map_or(now, next))
     }
 }
 
@@ -50,7 +50,7 @@ impl Agent {
             self.monitor.set_interest(self.interest.clone());
         }
         let now = Instant::now();
-        match self.borrowing.due() {
+        match self.borrowing.due(now) {
             None => self.publishing.found.borrowed.clear(),
             Some(due) if due > now => {}
             Some(_) => {
