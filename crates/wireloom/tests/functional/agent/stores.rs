@@ -228,8 +228,9 @@ fn a_node_leaves_without_loss_and_comes_back_with_another_name_and_key() {
     write_settings(&fleet.lab.nodes[1], "node-z");
     fleet.agents.push(Agent::start(wireloom(), &fleet.lab.nodes[1]).unwrap());
     let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
-    fleet.wait("the agent to say that it is out", |_| run(b, "status").1.contains("has left the mesh"));
-    assert!(agent::log(b).unwrap().contains("it gets a new key"), "{}", fleet.logs());
+    fleet.wait("a new key", |_| agent::log(b).unwrap().contains("it gets a new key"));
+    fleet.wait_for_report(b, &fleet.agents[1]);
+    assert!(run(b, "status").1.contains("has left the mesh"), "{}", fleet.logs());
     fleet.settle(Promise::PLAINTEXT);
     let (exit, _, errors) = run(b, "join");
     assert_eq!(exit, 0, "{errors}\n{}", fleet.logs());
