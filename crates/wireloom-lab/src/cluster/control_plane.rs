@@ -24,6 +24,7 @@ const ETCD: &str = "etcd --data-dir /run/etcd --listen-client-urls http://127.0.
 pub(super) struct ControlPlane {
     /// Absent while it is stopped.
     api_server: Option<Program>,
+    etcd: Program,
     others: Vec<Program>,
     /// The directory of Kubernetes' programs.
     programs: PathBuf,
@@ -33,10 +34,8 @@ impl ControlPlane {
     /// Writes the machine's `/etc/kubernetes`, starts the programs, and waits until the API server is ready.
     pub(super) fn start(programs: PathBuf, machine: &Node, authority: &Authority) -> Result<Self> {
         write_configuration(machine, authority)?;
-        let mut etcd = Command::new("etcd");
-        etcd.args(ETCD.split_whitespace().skip(1));
-        let etcd = Program::start(machine, "etcd", &mut etcd)?;
-        let mut control_plane = Self { api_server: None, others: vec![etcd], programs };
+        let mut control_plane =
+            Self { api_server: None, etcd: start_etcd(machine)?, others: Vec::new(), programs };
         control_plane.start_api_server(machine)?;
         for (program, arguments) in [
             (
@@ -85,15 +84,38 @@ impl ControlPlane {
         explain(ready.map(drop), machine, "kube-apiserver")
     }
 
+    /// Keeps a copy of what etcd has. It is stopped for a moment.
+    pub(super) fn save_store(&mut self, machine: &Node) -> Result<()> {
+        self.change_store(machine, "cp -a /run/etcd /run/etcd.saved")
+    }
+
+    /// Gives etcd the copy. The API server must be stopped: it would not notice.
+    pub(super) fn restore_store(&mut self, machine: &Node) -> Result<()> {
+        self.change_store(machine, "cp -a --remove-destination -T /run/etcd.saved /run/etcd")
+    }
+
+    fn change_store(&mut self, machine: &Node, line: &str) -> Result<()> {
+        self.etcd.stop();
+        let changed = machine.run(line);
+        self.etcd = start_etcd(machine)?;
+        changed.map(drop)
+    }
+
     /// Lets the programs outlive this process.
     pub(super) fn leave(self) {
-        self.others.into_iter().chain(self.api_server).for_each(Program::leave);
+        self.others.into_iter().chain(self.api_server).chain([self.etcd]).for_each(Program::leave);
     }
 
     /// The path of kubectl.
     pub(super) fn kubectl(&self) -> String {
         self.programs.join("kubectl").display().to_string()
     }
+}
+
+fn start_etcd(machine: &Node) -> Result<Program> {
+    let mut etcd = Command::new("etcd");
+    etcd.args(ETCD.split_whitespace().skip(1));
+    Program::start(machine, "etcd", &mut etcd)
 }
 
 /// The URL of the API server on this machine.

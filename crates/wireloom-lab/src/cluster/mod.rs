@@ -348,6 +348,24 @@ impl Cluster {
         self.control_plane.start_api_server(machine)
     }
 
+    /// Keeps a copy of everything that the API server has.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn save_store(&mut self) -> Result<()> {
+        let machine = &self.lab.nodes[usize::from(self.layout.nodes)];
+        self.control_plane.save_store(machine)
+    }
+
+    /// While the API server is stopped: gives it back the copy, as somebody does who restores a backup.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn restore_store(&mut self) -> Result<()> {
+        let machine = &self.lab.nodes[usize::from(self.layout.nodes)];
+        self.control_plane.restore_store(machine)
+    }
+
     /// Lets the cluster outlive this process. Killing all processes whose ids are returned (SIGKILL) takes it down.
     ///
     /// # Errors

@@ -30,6 +30,12 @@ impl Program {
         Ok(Self { process: space.spawn(command)? })
     }
 
+    /// Kills and reaps it.
+    pub(super) fn stop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
     /// Lets the program outlive this process.
     pub(super) fn leave(self) {
         std::mem::forget(self);
@@ -38,8 +44,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.stop();
     }
 }
 

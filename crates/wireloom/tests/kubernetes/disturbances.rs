@@ -9,7 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wireloom_lab::{ClusterLayout, PATIENCE, Place, until};
+use serde_json::json;
+use wireloom_lab::{
+    ClusterLayout, PATIENCE, Place,
+    mesh::{KeyPair, write_key},
+    until,
+};
 
 use crate::{
     fixtures::{BOOT_UNIT, TAGS, WithWireloom, wireloom},
@@ -84,14 +89,43 @@ impl Stage {
     }
 }
 
+/// Objects that somebody makes while nobody looks: as many changes of the store.
+const CHANGES: usize = 200;
+
 #[test]
-fn nothing_is_lost_while_the_api_server_is_away() {
-    let cost = Stage::new().cost(|on| {
+fn nothing_is_lost_while_the_api_server_is_away_and_comes_back_as_of_before() {
+    let mut stage = Stage::new();
+    stage.on.cluster.save_store().unwrap();
+    let maps = (0..CHANGES).map(
+        |n| json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": format!("map-{n}") } }),
+    );
+    let maps = json!({ "apiVersion": "v1", "kind": "List", "items": maps.collect::<Vec<_>>() });
+    until(PATIENCE, "the API server to have etcd again", || {
+        stage.on.cluster.feed_kubectl("create --filename -", &maps.to_string()).ok()
+    })
+    .unwrap();
+    let cost = stage.cost(|on| {
         on.cluster.stop_api_server();
+        on.cluster.restore_store().unwrap();
         thread::sleep(Duration::from_secs(60));
         on.cluster.start_api_server().unwrap();
     });
-    cost.judge("API server away for a minute", Expected::Nothing, Expected::Nothing);
+    let disturbance = "API server away for a minute, and then with an older store";
+    cost.judge(disturbance, Expected::Nothing, Expected::Nothing);
+
+    // Agents do not wait for changes from the future. One of them gets a new key, and the others hear of it.
+    let on = &stage.on;
+    let node = &on.cluster.nodes()[1];
+    let key = KeyPair::generate(&wireloom(), node).unwrap();
+    write_key(node, &key).unwrap();
+    for other in [0, 2] {
+        until(2 * PATIENCE, "another node to hear of the new key", || {
+            let status = on.daemon_set.status(&on.cluster, other).ok()?;
+            status.to_string().contains(&key.public).then_some(())
+        })
+        .unwrap();
+    }
+    on.daemon_set.wait_for_proofs(&on.cluster).unwrap();
 }
 
 #[test]

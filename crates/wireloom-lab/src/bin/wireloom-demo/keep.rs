@@ -57,6 +57,7 @@ pub(super) fn kubernetes(cluster: Cluster, testbed: &Testbed) -> anyhow::Result<
         "and with it:",
         &[
             ("kubectl get pods --all-namespaces --output wide".into(), "everything that runs"),
+            ("kubectl get wireloomnodes".into(), "what the agents tell each other"),
             ("kubectl --namespace wireloom logs daemonset/wireloom".into(), "what an agent did"),
             (
                 "kubectl --namespace wireloom exec daemonset/wireloom -- wireloom status".into(),
@@ -71,7 +72,8 @@ pub(super) fn kubernetes(cluster: Cluster, testbed: &Testbed) -> anyhow::Result<
         "and there:",
         &[
             ("ip rule show pref 99".into(), "which packets enter the tunnel"),
-            ("ip route show table 1".into(), "and for which destinations"),
+            // The first that `table = "auto"` takes.
+            ("ip route show table 15700".into(), "and for which destinations"),
             (
                 format!("nsenter --net --target {} ping -c 3 {}", caller.trim(), called.v4),
                 "on node-a: from pod-a to pod-b on node-b",
