@@ -40,7 +40,7 @@ const LONGEST_FIGHT: Duration = Duration::from_secs(300);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// What is known of the key, here and there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum News {
     /// This node's record has this key; `None`: it has none, or does not encrypt.
     Record(Option<PublicKey>),

@@ -234,7 +234,7 @@ fn keys_are_shared_with_felix_and_ours_comes_back() {
     };
     let published =
         || twin.get(NODES, "n1").unwrap()["metadata"]["annotations"][ANNOTATION].as_str() == Some(KEY);
-    let mut wait = |what: &str, is_so: &dyn Fn() -> bool| {
+    let wait = |what: &str, is_so: &dyn Fn() -> bool| {
         let deadline = Instant::now() + PATIENCE;
         while !is_so() {
             assert!(Instant::now() < deadline, "{what}");
