@@ -140,7 +140,7 @@ impl<D: Fn(Event)> Desk<D> {
 
     /// This came of the step that was given out last.
     pub(crate) fn written(&mut self, result: Result<(), StoreError>) {
-        self.knowledge.publishing.done(result.as_ref().map(|()| ()), now());
+        self.knowledge.publishing.done(result.as_ref().copied(), now());
         match result {
             Ok(()) => self.well(Origin::OwnRecord),
             Err(error) => {

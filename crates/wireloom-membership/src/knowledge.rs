@@ -27,20 +27,6 @@ pub(crate) trait Handler: Send {
     }
 }
 
-/// The handler of a collection in which each object is the record of the node whose name it has.
-#[derive(Debug)]
-pub(crate) struct Records;
-
-impl Handler for Records {
-    fn whole(&mut self, objects: BTreeMap<String, Object>, knowledge: &mut Knowledge) {
-        knowledge.records(objects);
-    }
-
-    fn change(&mut self, name: &str, object: Option<&Object>, knowledge: &mut Knowledge) {
-        knowledge.record(name, object);
-    }
-}
-
 /// What a source knows: the mesh, what concerns this node, and its own record.
 #[derive(Debug)]
 pub(crate) struct Knowledge {
@@ -72,7 +58,7 @@ impl Knowledge {
     /// All nodes' records, by the nodes' names.
     pub(crate) fn records(&mut self, objects: BTreeMap<String, Object>) {
         self.publishing.show(objects.get(&self.node));
-        self.mesh.records(&objects, self.now);
+        self.mesh.records(objects, self.now);
     }
 
     /// The record of the node of this name is new or another one, or is gone.
@@ -97,11 +83,6 @@ impl Knowledge {
     /// The names of the nodes that claimed keys first, where the store says so: all of them.
     pub(crate) fn key_claims(&mut self, claims: BTreeMap<PublicKey, String>) {
         self.mesh.key_claims(claims);
-    }
-
-    /// The name of the node that claimed this key first; `None`: nobody does.
-    pub(crate) fn key_claim(&mut self, key: PublicKey, node: Option<String>) {
-        self.mesh.key_claim(key, node);
     }
 
     /// Whether a single address may lie inside another node's block (with Calico, inside a pool).

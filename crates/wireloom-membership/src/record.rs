@@ -83,23 +83,20 @@ pub(crate) fn read(text: &str) -> Result<Node, String> {
         return Err(format!("the record has {} bytes; a record has at most {RECORD_MAX}", text.len()));
     }
     let written: Text = serde_json::from_str(text).map_err(|error| not_json(&error))?;
-    let endpoints: Vec<&String> = written.endpoint.iter().chain(written.endpoints.iter().flatten()).collect();
-    let (endpoint, endpoint_name, other_endpoints) = read_endpoints(&endpoints)?;
-    Ok(Node {
-        public_key: written
-            .public_key
-            .as_deref()
-            .map(|text| value("public_key", text, values::key))
-            .transpose()?,
-        endpoint,
-        endpoint_name,
-        other_endpoints,
+    let key = written.public_key.as_deref().map(|text| value("public_key", text, values::key));
+    let mut node = Node {
+        public_key: key.transpose()?,
         addresses: list("addresses", written.addresses, ADDRESSES_MAX, address)?,
         workloads: list("workloads", written.workloads, WORKLOADS_MAX, workload)?,
         link_addresses: list("link_addresses", written.link_addresses, ADDRESSES_MAX, values::link_address)?,
         tunnel_addresses: list("tunnel_addresses", written.tunnel_addresses, ADDRESSES_MAX, address)?,
         encrypt: written.encrypt.unwrap_or(true),
-    })
+        ..Node::default()
+    };
+    let endpoints: Vec<String> =
+        written.endpoint.into_iter().chain(written.endpoints.into_iter().flatten()).collect();
+    read_endpoints(&endpoints, &mut node)?;
+    Ok(node)
 }
 
 /// The pool that a record describes.
@@ -186,26 +183,23 @@ fn texts<T: ToString>(values: &BTreeSet<T>) -> serde_json::Value {
     values.iter().map(ToString::to_string).collect::<Vec<_>>().into()
 }
 
-fn read_endpoints(
-    written: &[&String],
-) -> Result<(Option<SocketAddr>, Option<wireloom_plan::endpoint_name::EndpointName>, Vec<SocketAddr>), String>
-{
+fn read_endpoints(written: &[String], node: &mut Node) -> Result<(), String> {
     count("endpoints", written.len(), ENDPOINTS_MAX)?;
-    let (mut first, mut name, mut others) = (None, None, Vec::new());
     for (place, text) in written.iter().enumerate() {
         match value("endpoints", text, endpoint)? {
-            Endpoint::Name(read) if place == 0 => name = Some(read),
+            Endpoint::Name(name) if place == 0 => node.endpoint_name = Some(name),
             Endpoint::Name(_) => {
                 return Err(format!(
                     "endpoints: {text:?}: only the first endpoint may be a name; write its address"
                 ));
             }
-            Endpoint::Address(address) if place == 0 => first = Some(address),
-            Endpoint::Address(address) if first == Some(address) || others.contains(&address) => {}
-            Endpoint::Address(address) => others.push(address),
+            Endpoint::Address(address) if place == 0 => node.endpoint = Some(address),
+            Endpoint::Address(address)
+                if node.endpoint == Some(address) || node.other_endpoints.contains(&address) => {}
+            Endpoint::Address(address) => node.other_endpoints.push(address),
         }
     }
-    Ok((first, name, others))
+    Ok(())
 }
 
 fn list<T: Ord>(

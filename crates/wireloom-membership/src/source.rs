@@ -20,8 +20,8 @@
 //!             Ok(Stores {
 //!                 spelling: Spelling::Camel,
 //!                 followed: vec![
-//!                     Followed::new(client.collection("WireloomNodes"), Records),
-//!                     Followed::new(client.own_node(&node), OwnNode::new()), // a handler of one's own
+//!                     Followed::new(client.records(), Records::default()),
+//!                     Followed::new(client.own_node(&node), OwnNode::new()), // each with a handler of its own
 //!                 ],
 //!                 own_record: Some(Box::new(client.own_record(&node))),
 //!                 reports: None,
@@ -235,6 +235,6 @@ fn writer(
 }
 
 /// A number that differs between the agents of a fleet.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }

@@ -133,7 +133,8 @@ pub fn compose(
     };
     let host = found.host.iter().filter(|it| !OF_SERVICES.contains(&it.interface.as_str()));
     let reached_at: Vec<IpAddr> = match found.reached_at.is_empty() {
-        false => found.reached_at.iter().copied().filter(|address| !is_workload(*address)).collect(),
+        // Also one inside the workloads, as in a cloud's network: the source knows.
+        false => found.reached_at.iter().copied().collect(),
         true => best(host.clone().filter(|it| !is_workload(it.address.addr()))),
     };
     let addresses = match &declared.addresses {
@@ -254,6 +255,14 @@ mod tests {
             encrypt: true,
         };
         assert_eq!(node, expected);
+    }
+
+    #[test]
+    fn where_the_source_says_that_a_node_is_reached_counts_even_inside_its_workloads() {
+        let found = Found { reached_at: set(&["10.161.1.2"]), ..found() };
+        let node = compose(&Declared::default(), &found, KEY, 7, true).unwrap();
+        assert_eq!(node.endpoint, Some("10.161.1.2:7".parse().unwrap()));
+        assert!(node.addresses.contains(&"10.161.1.2".parse().unwrap()));
     }
 
     #[test]

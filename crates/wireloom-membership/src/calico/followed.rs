@@ -18,7 +18,7 @@ use crate::{
         collection::{Objects, Selection},
         server::ApiServer,
     },
-    source::Followed,
+    source::{self, Followed},
     store::StoreError,
 };
 
@@ -33,7 +33,7 @@ pub(crate) struct Followable {
 }
 
 /// What is to be followed at this server by the node of this name, besides its own Node, whose handler tells `own` of it,
-/// and the WireloomNodes, whose handler is `records`. Called inside the runtime; `seed` spreads the waits of a fleet.
+/// and the WireloomNodes, whose handler is `records`. Called inside the runtime.
 ///
 /// # Errors
 /// With `felix_peers`, the nodes cannot be counted.
@@ -43,7 +43,6 @@ pub(crate) async fn followed(
     node: &str,
     own: &Own,
     mut records: Box<dyn Handler>,
-    seed: u64,
 ) -> Result<Followable, StoreError> {
     let objects = |kind| CalicoObjects::new(Arc::clone(server), kind);
     let mut followed = Vec::new();
@@ -54,7 +53,7 @@ pub(crate) async fn followed(
     let felix = match settings.felix_peers {
         true if nodes <= NODES_MAX => {
             let (tell, news) = mpsc::unbounded_channel();
-            tokio::spawn(keep(Arc::clone(server), node.to_owned(), news, seed));
+            tokio::spawn(keep(Arc::clone(server), node.to_owned(), news, source::seed()));
             records = Box::new(RecordsWithKey::new(records, tell.clone()));
             let nodes = FelixNodes::new(tell);
             followed

@@ -41,15 +41,17 @@ impl Own {
         Self(Arc::new(Mutex::new(State { choice, blocks, pod_cidrs: None, annotations })))
     }
 
-    /// This node's Node has these `podCIDRs` (`None`: none yet) and annotations.
+    /// This node's Node has these `podCIDRs` and annotations. Without any, it takes none back that it had.
     pub(crate) fn node(
         &self,
-        pod_cidrs: Option<BTreeSet<IpNet>>,
+        pod_cidrs: &BTreeSet<IpNet>,
         annotations: &BTreeMap<String, String>,
         knowledge: &mut Knowledge,
     ) {
         let mut state = self.lock();
-        state.pod_cidrs = pod_cidrs;
+        if !pod_cidrs.is_empty() {
+            state.pod_cidrs = Some(pod_cidrs.clone());
+        }
         state.annotations = annotations.into();
         state.tell(knowledge);
     }
@@ -69,7 +71,8 @@ impl State {
     fn tell(&self, knowledge: &mut Knowledge) {
         let workloads = self.blocks.workloads(self.choice, self.pod_cidrs.clone(), &self.annotations);
         knowledge.local(|local| {
-            local.workloads = workloads;
+            // Without workloads, what it had stays with it.
+            local.workloads = workloads.or(local.workloads.take());
             local.tunnel_addresses = match self.choice {
                 Workloads::PodCidrs => BTreeSet::new(),
                 Workloads::Auto | Workloads::Calico => self.annotations.tunnel_addresses.clone(),

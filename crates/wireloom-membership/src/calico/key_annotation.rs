@@ -40,7 +40,7 @@ const LONGEST_FIGHT: Duration = Duration::from_secs(300);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// What is known of the key, here and there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum News {
     /// This node's record has this key; `None`: it has none, or does not encrypt.
     Record(Option<PublicKey>),
@@ -176,7 +176,7 @@ impl Annotation {
                     if now.saturating_duration_since(settled) >= LONGEST_FIGHT {
                         self.fight.reset();
                     }
-                    self.wait = Some(now + self.fight.next());
+                    self.wait = self.wait.max(Some(now + self.fight.next()));
                 }
             }
         }
@@ -184,7 +184,9 @@ impl Annotation {
 
     pub(super) fn step(&mut self, now: StdInstant) -> Step {
         if self.is_as_wanted() {
-            self.settled.get_or_insert(now);
+            if self.wanted.is_some() && self.shown.is_some() {
+                self.settled.get_or_insert(now);
+            }
             return Step::Rest;
         }
         let Some(wanted) = self.wanted else { return Step::Rest };

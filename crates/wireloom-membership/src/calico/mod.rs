@@ -26,7 +26,4 @@ mod pool;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::{
-    followed::{Followable, followed},
-    handlers::Own,
-};
+pub(crate) use self::{followed::followed, handlers::Own};

@@ -2,13 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::{
-    FutureExt as _, StreamExt as _,
-    future::BoxFuture,
-    stream::{self, BoxStream},
-};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{
     group::{Group, Migration, chosen},
@@ -25,11 +21,14 @@ use crate::{
 /// How often the API server is asked whether Calico has been installed since.
 const ABSENCE: Duration = Duration::from_secs(600);
 
+/// A choice that is so young needs no second look.
+const YOUNG: Duration = Duration::from_secs(5);
+
 /// How often it is asked how far a migration is. Calico's programs stop writing meanwhile, and change over to the new
 /// group after it, which takes a roll-out.
 const MIGRATION: Duration = Duration::from_secs(15);
 
-/// Every API server has these, and whoever follows Calico may list them.
+/// Every API server that we use has these. Without Calico, a watch of none of them tells that the server is there.
 const ALWAYS_THERE: &str = "/apis/wireloom.io/v1alpha1/wireloomnodes";
 
 const MIGRATIONS: &str = "/apis/migration.projectcalico.org/v1/datastoremigrations";
@@ -49,6 +48,8 @@ pub(crate) struct CalicoObjects {
     server: Arc<ApiServer>,
     kind: Kind,
     at: At,
+    /// When that was chosen.
+    chosen: Option<Instant>,
 }
 
 /// Where they are, by the last list.
@@ -67,13 +68,13 @@ enum At {
 
 impl CalicoObjects {
     pub(crate) fn new(server: Arc<ApiServer>, kind: Kind) -> Self {
-        Self { server, kind, at: At::Unknown }
+        Self { server, kind, at: At::Unknown, chosen: None }
     }
 
     async fn list_all(&mut self) -> Result<Listed, StoreError> {
         self.at = At::Unknown;
         let Some((group, migration)) = self.choose().await? else {
-            let position = self.objects(ALWAYS_THERE.into(), None).position().await?;
+            let position = self.nothing().position().await?;
             self.at = At::Nowhere;
             return Ok(Listed { position, objects: BTreeMap::new() });
         };
@@ -101,28 +102,34 @@ impl CalicoObjects {
     ) -> Result<BoxStream<'static, Result<Change, StoreError>>, StoreError> {
         let again =
             StoreError { operation: format!("watch {}", self.name()), problem: StoreProblem::Compacted };
-        let now = self.choose().await?;
-        match self.at.clone() {
-            At::Nowhere if now.is_none() => {
-                let later = async move {
-                    sleep(ABSENCE).await;
-                    Err(again)
-                };
-                Ok(stream::once(later).boxed())
+        let holds = match &self.at {
+            At::Unknown => return Err(again),
+            At::Nowhere => ABSENCE,
+            At::Group { .. } => YOUNG,
+        };
+        if self.chosen.is_none_or(|chosen| chosen.elapsed() >= holds) {
+            let now = self.choose().await?;
+            let is_same = match &self.at {
+                At::Nowhere => now.is_none(),
+                At::Group { group, migration, can_narrow: false, .. } => now == Some((*group, *migration)),
+                _ => false,
+            };
+            if !is_same {
+                return Err(again);
             }
-            At::Group { group, migration, labels, can_narrow: _ } if now == Some((group, migration)) => {
-                let changes = self.objects(self.path(group), labels).watch(after).await?;
-                match migration {
-                    Migration::Copying => Ok(changes.take_until(sleep(MIGRATION)).boxed()),
-                    Migration::None | Migration::Copied => Ok(changes),
-                }
-            }
-            _ => Err(again),
+        }
+        let At::Group { group, migration, labels, .. } = self.at.clone() else {
+            return self.nothing().watch(after).await;
+        };
+        let changes = self.objects(self.path(group), labels).watch(after).await?;
+        match migration {
+            Migration::Copying => Ok(changes.take_until(sleep(MIGRATION)).boxed()),
+            Migration::None | Migration::Copied => Ok(changes),
         }
     }
 
     /// The group that counts now; `None` without Calico.
-    async fn choose(&self) -> Result<Option<(Group, Migration)>, StoreError> {
+    async fn choose(&mut self) -> Result<Option<(Group, Migration)>, StoreError> {
         let mut served = [false; 2];
         for (group, is_served) in [Group::V1, Group::V3].into_iter().zip(&mut served) {
             *is_served = self.server.knows(&self.path(group), &format!("look for {}", self.name())).await?;
@@ -134,7 +141,15 @@ impl CalicoObjects {
             let listed = Objects::new(Arc::clone(&self.server), selection).list().await?;
             migration = Migration::of(&listed.objects);
         }
+        self.chosen = Some(Instant::now());
         Ok(chosen(v1, v3, migration).map(|group| (group, migration)))
+    }
+
+    /// No object, of a kind that is there.
+    fn nothing(&self) -> Objects {
+        let fields = Some("metadata.name=none".into());
+        let selection = selection(&self.name(), ALWAYS_THERE.into(), None, essence);
+        Objects::new(Arc::clone(&self.server), Selection { fields, ..selection })
     }
 
     fn objects(&self, path: String, labels: Option<String>) -> Objects {
@@ -166,11 +181,10 @@ impl Collection for CalicoObjects {
     }
 
     fn position(&mut self) -> BoxFuture<'_, Result<Position, StoreError>> {
-        let path = match &self.at {
-            At::Group { group, .. } => self.path(*group),
-            At::Unknown | At::Nowhere => ALWAYS_THERE.into(),
+        let mut objects = match &self.at {
+            At::Group { group, .. } => self.objects(self.path(*group), None),
+            At::Unknown | At::Nowhere => self.nothing(),
         };
-        let mut objects = self.objects(path, None);
         async move { objects.position().await }.boxed()
     }
 }

@@ -1,6 +1,6 @@
 //! The contract, tried on the store in memory; and what only that store can be made to do.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::time::{Instant, sleep};
@@ -8,12 +8,27 @@ use tokio::time::{Instant, sleep};
 use super::{Fixture, agent::Agent, mesh_of, node_of, record_of};
 use crate::{
     follow::SILENCE,
-    knowledge::Records,
+    knowledge::{Handler, Knowledge},
     memory::{Content, Memory},
     mesh::GRACE,
     record::Spelling,
     source::{Connect, Followed, Stores},
+    store::Object,
 };
+
+/// The handler of a collection in which each object is the record of the node whose name it has.
+#[derive(Debug)]
+struct Records;
+
+impl Handler for Records {
+    fn whole(&mut self, objects: BTreeMap<String, Object>, knowledge: &mut Knowledge) {
+        knowledge.records(objects);
+    }
+
+    fn change(&mut self, name: &str, object: Option<&Object>, knowledge: &mut Knowledge) {
+        knowledge.record(name, object);
+    }
+}
 
 pub(super) struct InMemory {
     pub(super) memory: Memory,

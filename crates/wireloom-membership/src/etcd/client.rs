@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::{
     Settings, credentials,
-    problem::{Failure, denied},
+    problem::{Failure, denied, is_refusal},
 };
 use crate::store::{StoreError, StoreProblem};
 
@@ -105,8 +105,8 @@ impl Client {
         Err(failed(StoreProblem::Unavailable { why: silent.join("; "), retry_after: None }))
     }
 
-    /// Makes sure that a connection which has failed so is not used again, and that the next one is to another member if
-    /// this one is to blame.
+    /// Makes sure that a connection which has failed so is not used again, and that the next one is to another member
+    /// if this one is to blame.
     pub(super) fn judge(&self, connection: &Connection, failure: &Failure) {
         let step = match failure {
             Failure::Member(_) => 1,
@@ -156,11 +156,9 @@ async fn open(settings: &Settings, endpoint: &str, number: u64) -> Result<Connec
         let progress_is_ordered = match etcd.status().await {
             Ok(status) if status.leader() == 0 => return Err(Failure::Member("it knows no leader".into())),
             Ok(status) => orders_progress(status.version()),
-            Err(error) => match Failure::from(error) {
-                // It is there. Whether we may do what we are here for will be seen.
-                Failure::Final(StoreProblem::Denied { .. }) => false,
-                failure => return Err(failure),
-            },
+            // It is there. Whether we may do what we are here for will be seen.
+            Err(error) if is_refusal(&error) => false,
+            Err(error) => return Err(error.into()),
         };
         Ok(Connection { etcd, endpoint: endpoint.to_owned(), progress_is_ordered, number })
     };

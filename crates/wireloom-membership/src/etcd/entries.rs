@@ -125,3 +125,61 @@ fn part(name: &str) -> (Part, &str) {
     }
     (Part::Unknown, name)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::{mesh::Mesh, publishing::Publishing, record::Spelling};
+
+    const KEY: &str = "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=";
+
+    fn object(value: &str) -> Object {
+        Object { value: value.into(), born: 1, uid: String::new() }
+    }
+
+    fn complaints(knowledge: &Knowledge) -> Vec<String> {
+        knowledge.complaints().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn bad_entries_are_left_out_alone_and_named_until_they_are_good() {
+        let now = Instant::now();
+        let mut knowledge = Knowledge::new("n", Mesh::new(None), Publishing::new(Spelling::Snake, 0), now);
+        let mut entries = Entries::default();
+        let all = [
+            ("nodes/n1", r#"{"workloads": ["10.1.1.0/24"]}"#),
+            ("pools/good", r#"{"cidr": "10.1.0.0/16"}"#),
+            ("pools/bad", r#"{"cidr": "10.2.0.1/16"}"#),
+            (&format!("keys/{KEY}"), "n1"),
+            ("keys/short", "n1"),
+            ("stray", ""),
+        ];
+        let all = all.map(|(name, value)| (name.to_owned(), object(value)));
+        entries.whole(all.into(), &mut knowledge);
+        let mesh = knowledge.mesh.deliver(now).unwrap().clone();
+        assert_eq!(mesh.pools, ["10.1.0.0/16".parse().unwrap()].into());
+        assert_eq!(mesh.nodes.keys().collect::<Vec<_>>(), ["n1"]);
+        assert_eq!(entries.keys, [(KEY.parse().unwrap(), "n1".to_owned())].into());
+        let bad = complaints(&knowledge);
+        assert_eq!(bad.len(), 3, "{bad:?}");
+        for (complaint, name) in bad.iter().zip(["keys/short", "pools/bad", "stray"]) {
+            assert!(complaint.starts_with(&format!("{name:?}: ")), "{complaint}");
+        }
+
+        // A pool whose new version is bad keeps its last good one.
+        entries.change("pools/good", Some(&object("")), &mut knowledge);
+        assert_eq!(entries.pools["good"], "10.1.0.0/16".parse().unwrap());
+        entries.change("pools/good", Some(&object(r#"{"cidr": "10.3.0.0/16"}"#)), &mut knowledge);
+        entries.change("pools/bad", Some(&object(r#"{"cidr": "10.2.0.0/16"}"#)), &mut knowledge);
+        entries.change("keys/short", None, &mut knowledge);
+        entries.change("stray", None, &mut knowledge);
+        entries.change(&format!("keys/{KEY}"), None, &mut knowledge);
+        assert_eq!(complaints(&knowledge), Vec::<String>::new());
+        assert_eq!((entries.pools.len(), entries.keys.len()), (2, 0));
+        // What is missing from the whole is gone.
+        entries.whole(BTreeMap::new(), &mut knowledge);
+        assert!(entries.pools.is_empty());
+    }
+}

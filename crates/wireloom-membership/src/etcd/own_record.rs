@@ -165,8 +165,8 @@ impl OwnEntry {
         }))
     }
 
-    /// Does this if all of that is so, and returns whether it was. Doing it twice does no harm: a request whose answer is
-    /// lost is made again.
+    /// Does this if all of that is so, and returns whether it was. Doing it twice does no harm: a request whose answer
+    /// is lost is made again.
     async fn commit(&self, what: &str, when: Vec<Compare>, then: Vec<TxnOp>) -> Result<bool, StoreError> {
         let ask = |connection: super::client::Connection| {
             let txn = Txn::new().when(when.clone()).and_then(then.clone());

@@ -21,9 +21,12 @@ pub(super) enum Failure {
     Final(StoreProblem),
 }
 
-/// The codes of gRPC statuses that matter here (`grpc/status.md` of gRPC's documentation).
+/// The codes of gRPC statuses that matter here (gRPC's documentation, `statuscodes.md`).
+const INVALID_ARGUMENT: i32 = 3;
+const PERMISSION_DENIED: i32 = 7;
 const OUT_OF_RANGE: i32 = 11;
 const UNIMPLEMENTED: i32 = 12;
+const UNAUTHENTICATED: i32 = 16;
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -125,6 +128,13 @@ impl Failure {
         // The innermost reason says most; those around it say "transport error".
         Self::Member(reasons.last().cloned().unwrap_or_else(|| "no reason is known".into()))
     }
+}
+
+/// Whether a member has answered that we may not ask that. (Without a token it says that the user's name is empty,
+/// which is an invalid argument.)
+pub(super) fn is_refusal(error: &Error) -> bool {
+    let Error::GRpcStatus(status) = error else { return false };
+    [INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED].contains(&(status.code() as i32))
 }
 
 pub(super) fn denied(why: impl Into<String>) -> Failure {

@@ -1,8 +1,8 @@
 //! The changes of a mesh as they happen.
 //!
 //! A watch says nothing while nothing changes, and a member that hangs says nothing either. So the member is asked from
-//! time to time how far the watch is: that shows the follower that it is alive, and keeps the version from which the next
-//! watch begins from being compacted.
+//! time to time how far the watch is: that shows the follower that it is alive, and keeps the version from which the
+//! next watch begins from being compacted.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -21,8 +21,8 @@ use crate::store::{Change, StoreError, StoreProblem, Version};
 /// How long nothing may come before the member is asked how far the watch is.
 const QUIET: Duration = Duration::from_secs(15);
 
-/// How many questions in a row may stay without an answer. A member does not answer while the watch catches up, but then
-/// there are changes.
+/// How many questions in a row may stay without an answer. A member does not answer while the watch catches up, but
+/// then there are changes.
 const UNANSWERED: u32 = 3;
 
 /// A watch that has begun.

@@ -3,7 +3,7 @@
 //! Lists name no version, so the server asks etcd's quorum and not its own cache: what is listed is never older than
 //! what any server said before. All pages are those of one version.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures::{
     FutureExt, StreamExt,
@@ -27,9 +27,6 @@ const PAGE: u32 = 500;
 
 /// How long the server keeps a watch open: up to five minutes, which is the library's bound.
 const WATCH_SECONDS: std::ops::Range<u32> = 200..290;
-
-/// A watch that says nothing for so long is dead. Servers send a bookmark every minute.
-const SILENCE: Duration = Duration::from_secs(150);
 
 /// Which objects: all of a kind, or those that the selectors choose.
 #[derive(Debug, Clone)]
@@ -113,7 +110,7 @@ impl Objects {
         };
         let (body, operation) =
             self.server.watch(&path, call, &format!("watch {}", self.selection.name)).await?;
-        let lines = Lines::new(body, SILENCE);
+        let lines = Lines::new(body);
         let changes = stream::unfold(Some(lines), move |lines| {
             let operation = operation.clone();
             async move {

@@ -1,10 +1,9 @@
 //! The lines of an answer that never ends.
 
-use std::time::Duration;
-
 use http_body_util::BodyExt;
 use kube::client::Body;
-use tokio::time::timeout;
+
+use super::credentials::chain;
 
 /// How long a line may be. Etcd stores no object above 1.5 MiB, and JSON makes it at most a few times longer.
 const LINE: usize = 16 << 20;
@@ -17,13 +16,11 @@ pub(super) struct Lines {
     start: usize,
     /// From here on nobody has looked for the end of a line.
     unread: usize,
-    silence: Duration,
 }
 
 impl Lines {
-    /// Lines of a body that must not be silent for longer than this.
-    pub(super) fn new(body: Body, silence: Duration) -> Self {
-        Self { body, received: Vec::new(), start: 0, unread: 0, silence }
+    pub(super) fn new(body: Body) -> Self {
+        Self { body, received: Vec::new(), start: 0, unread: 0 }
     }
 
     /// The next line without its end, or why there is none; nothing when the server has ended the answer.
@@ -42,12 +39,11 @@ impl Lines {
             if self.received.len() > LINE {
                 return Some(Err(format!("a line is longer than {} MiB", LINE >> 20)));
             }
-            match timeout(self.silence, self.body.frame()).await {
-                Ok(Some(Ok(frame))) => self.received.extend(frame.data_ref().into_iter().flatten()),
-                Ok(Some(Err(error))) => return Some(Err(super::credentials::chain(&error))),
+            match self.body.frame().await {
+                Some(Ok(frame)) => self.received.extend(frame.data_ref().into_iter().flatten()),
+                Some(Err(error)) => return Some(Err(chain(&error))),
                 // What is left is half a line of a connection that was cut. It comes again with the next watch.
-                Ok(None) => return None,
-                Err(_) => return Some(Err(format!("nothing was said for {} s", self.silence.as_secs()))),
+                None => return None,
             }
         }
     }

@@ -32,6 +32,7 @@ use self::{
 };
 use crate::{
     Error, Event, Following, Start,
+    calico::{self, Own},
     knowledge::{Handler, Knowledge},
     record::Spelling,
     source::{self, Connect, Followed, Stores},
@@ -49,7 +50,7 @@ pub(crate) mod server;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod twin;
+pub(crate) mod twin;
 
 /// Which API server, and where this node's workloads come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,29 +116,36 @@ async fn connect(credentials: Credentials, settings: Settings, node: String) -> 
     server.connect().await?;
     let objects = |selection| Objects::new(Arc::clone(&server), selection);
     let owner = Owner::default();
-    let gives_workloads = settings.workloads != Workloads::Calico;
-    let own_node = OwnNodeHandler::new(&node, owner.clone(), gives_workloads);
+    let own = Own::new(settings.workloads);
+    let own_node = OwnNodeHandler::new(&node, owner.clone(), own.clone());
+    let records = Box::new(WireloomNodes { pools: settings.pools.clone() });
+    let calico = calico::followed(&server, &settings, &node, &own, records).await?;
+    let mut followed = vec![
+        Followed { collection: Box::new(objects(own_record::selection())), handler: calico.records },
+        Followed::new(objects(own_node::selection(&node)), own_node),
+    ];
+    followed.extend(calico.followed);
     let (reports, reported) = mpsc::unbounded_channel();
     tokio::spawn(Reporter::new(Arc::clone(&server), &node, owner.clone()).run(reported));
     Ok(Stores {
         spelling: Spelling::Camel,
-        followed: vec![
-            Followed::new(objects(own_record::selection()), WireloomNodes { pools: settings.pools }),
-            Followed::new(objects(own_node::selection(&node)), own_node),
-        ],
+        followed,
         own_record: Some(Box::new(OwnWireloomNode::new(Arc::clone(&server), &node, owner))),
         reports: Some(reports),
     })
 }
 
-/// The handler of the records, which declares the pools with them.
+/// The handler of the records, which declares the pools of the settings with them. If those have none, Calico's IPPools
+/// say which there are.
 struct WireloomNodes {
     pools: BTreeSet<IpNet>,
 }
 
 impl Handler for WireloomNodes {
     fn whole(&mut self, objects: BTreeMap<String, Object>, knowledge: &mut Knowledge) {
-        knowledge.pools(&self.pools);
+        if !self.pools.is_empty() {
+            knowledge.pools(&self.pools);
+        }
         knowledge.records(objects);
     }
 

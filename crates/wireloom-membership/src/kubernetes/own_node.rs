@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::collection::Selection;
 use crate::{
     Complaint,
+    calico::Own,
     knowledge::{Handler, Knowledge},
     store::Object,
     values,
@@ -72,15 +73,15 @@ fn essence(mut node: Value) -> Value {
 pub(crate) struct OwnNodeHandler {
     name: String,
     owner: Owner,
-    /// Whether the pods' CIDRs are this node's workloads.
-    gives_workloads: bool,
+    /// Where the workloads come from.
+    own: Own,
     /// The UID of the Node that was seen last, even if it is gone.
     last_uid: Option<String>,
 }
 
 impl OwnNodeHandler {
-    pub(crate) fn new(name: &str, owner: Owner, gives_workloads: bool) -> Self {
-        Self { name: name.to_owned(), owner, gives_workloads, last_uid: None }
+    pub(crate) fn new(name: &str, owner: Owner, own: Own) -> Self {
+        Self { name: name.to_owned(), owner, own, last_uid: None }
     }
 
     fn see(&mut self, object: Option<&Object>, knowledge: &mut Knowledge) {
@@ -91,12 +92,8 @@ impl OwnNodeHandler {
         };
         let (node, complaints) = read(&self.name, object);
         knowledge.complain("own Node", complaints);
-        knowledge.local(|local| {
-            local.addresses.clone_from(&node.addresses);
-            if self.gives_workloads && !node.pod_cidrs.is_empty() {
-                local.workloads = Some(node.pod_cidrs.clone());
-            }
-        });
+        knowledge.local(|local| local.addresses.clone_from(&node.addresses));
+        self.own.node(&node.pod_cidrs, &annotations(object), knowledge);
         let is_another = self.last_uid.replace(node.uid.clone()).is_some_and(|before| before != node.uid);
         self.owner.set(Some(node));
         if is_another {
@@ -120,6 +117,12 @@ impl Handler for OwnNodeHandler {
     fn completes_mesh(&self) -> bool {
         false
     }
+}
+
+/// The Node's annotations that are texts, as all are.
+fn annotations(object: &Object) -> BTreeMap<String, String> {
+    let value: Value = serde_json::from_str(&object.value).unwrap_or_default();
+    serde_json::from_value(value["annotations"].clone()).unwrap_or_default()
 }
 
 /// What a Node says, and what of it cannot be used.

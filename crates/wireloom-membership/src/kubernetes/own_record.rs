@@ -50,7 +50,7 @@ impl OwnWireloomNode {
                 format!("there is no Node {:?} that would own it; `node` must be the Node's name", self.node);
             return Err(fail(StoreProblem::Unavailable { why, retry_after: None }));
         };
-        let mut object = object(&self.node, &owner, spec);
+        let mut object = object(&self.node, &owner, &spec);
         let mut found =
             self.server.get(PATH, &self.node, &format!("read the WireloomNode {:?}", self.node)).await?;
         if found.is_none() {
@@ -87,7 +87,7 @@ impl OwnRecord for OwnWireloomNode {
     }
 }
 
-fn object(node: &str, owner: &OwnNode, spec: Value) -> Value {
+fn object(node: &str, owner: &OwnNode, spec: &Value) -> Value {
     json!({
         "apiVersion": "wireloom.io/v1alpha1",
         "kind": "WireloomNode",

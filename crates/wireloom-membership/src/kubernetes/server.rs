@@ -174,7 +174,7 @@ impl ApiServer {
 /// Why there is no answer.
 enum Failure {
     /// The server said so.
-    Refused { status: Status, retry_after: Option<Duration> },
+    Refused { status: Box<Status>, retry_after: Option<Duration> },
     /// It could not be asked, or did not say all.
     Broken(String),
     /// The answer makes no sense.
@@ -295,7 +295,7 @@ fn refused(code: u16, body: &[u8], retry_after: Option<Duration>) -> Failure {
     let status = serde_json::from_slice::<Status>(body).ok().filter(|status| !status.is_success());
     let mut status = status.unwrap_or_else(|| Status::failure(&String::from_utf8_lossy(body), ""));
     status.code = code;
-    Failure::Refused { status, retry_after }
+    Failure::Refused { status: Box::new(status), retry_after }
 }
 
 /// The header `Retry-After`, where it is a number of seconds (RFC 9110, 10.2.3); an hour at most.

@@ -93,13 +93,13 @@ impl Given {
     /// What overlaps with the claim and may not.
     fn overlap(&self, claim: Claim, judge: &Judge<'_, '_>) -> Option<Claim> {
         let (cidr, _) = claim;
-        let around = self.lengths.range(..=cidr.prefix_len()).filter_map(|length| {
+        let mut around = self.lengths.range(..=cidr.prefix_len()).filter_map(|length| {
             let outer = IpNet::new(cidr.addr(), *length).ok()?.trunc();
             Some((outer, *self.claims.get(&outer)?))
         });
         let inside = self.claims.range(cidr..).take_while(|(inner, _)| cidr.contains(*inner));
         let mut inside = inside.map(|(inner, place)| (*inner, *place));
-        let outer = around.filter(|outer| !judge.may_lie_inside(claim, *outer)).next();
+        let outer = around.find(|outer| !judge.may_lie_inside(claim, *outer));
         outer.or_else(|| inside.find(|inner| !judge.may_lie_inside(*inner, claim)))
     }
 }

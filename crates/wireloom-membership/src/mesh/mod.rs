@@ -90,15 +90,15 @@ impl Mesh {
     }
 
     /// All records, by the names of the nodes. Nodes that have none have vanished.
-    pub(crate) fn records(&mut self, objects: &BTreeMap<String, Object>, now: Instant) {
+    pub(crate) fn records(&mut self, objects: BTreeMap<String, Object>, now: Instant) {
         self.bad.clear();
-        for (name, object) in objects {
-            self.present(name, object);
-        }
         let absent: Vec<String> =
             self.members.keys().filter(|name| !objects.contains_key(*name)).cloned().collect();
         for name in absent {
             self.vanish(&name, now);
+        }
+        for (name, object) in objects {
+            self.present(&name, &object);
         }
     }
 
@@ -176,17 +176,6 @@ impl Mesh {
     pub(crate) fn key_claims(&mut self, claims: BTreeMap<PublicKey, String>) {
         self.is_stale |= self.key_claims != claims;
         self.key_claims = claims;
-    }
-
-    /// The node that claimed this key first, as the store says; `None`: nobody does.
-    pub(crate) fn key_claim(&mut self, key: PublicKey, node: Option<String>) {
-        if self.key_claims.get(&key) != node.as_ref() {
-            self.is_stale = true;
-            match node {
-                Some(node) => self.key_claims.insert(key, node),
-                None => self.key_claims.remove(&key),
-            };
-        }
     }
 
     /// Whether a single address may lie inside another node's block, if it is in a pool.

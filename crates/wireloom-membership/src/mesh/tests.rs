@@ -102,7 +102,7 @@ fn between_newcomers_the_older_record_decides_and_then_the_name() {
     let mut world = World::new();
     let text = r#"{"workloads": ["10.1.0.0/24"]}"#;
     let records = [("a", 7), ("b", 5), ("c", 5)].map(|(name, born)| (name.to_owned(), object(text, born)));
-    world.mesh.records(&records.into(), world.now);
+    world.mesh.records(records.into(), world.now);
     assert_eq!(cidrs(world.node("b")), ["10.1.0.0/24"]);
     assert_eq!(cidrs(world.node("a")), Vec::<String>::new());
     assert_eq!(cidrs(world.node("c")), Vec::<String>::new());
@@ -254,7 +254,7 @@ fn what_an_earlier_agent_recorded_begins_to_vanish_with_the_first_list() {
     world.pass(3 * GRACE);
     let newcomer = object(r#"{"workloads": ["10.3.0.0/24", "10.4.0.0/24"]}"#, 0);
     let records = [("bad".to_owned(), object("{", 9)), ("new".to_owned(), newcomer)];
-    world.mesh.records(&records.into(), world.now);
+    world.mesh.records(records.into(), world.now);
     assert_eq!(cidrs(world.node("gone")), ["10.1.0.0/24"]);
     assert_eq!(world.node("left"), None);
     assert_eq!(cidrs(world.node("bad")), ["10.3.0.0/24"], "established, and its last good version");
@@ -404,7 +404,7 @@ fn scale() {
     let records: BTreeMap<String, Object> =
         (0..5000).map(|number| (format!("n{number}"), text(number))).collect();
     let begun = Instant::now();
-    world.mesh.records(&records, world.now);
+    world.mesh.records(records, world.now);
     let read = begun.elapsed();
     world.mesh.deliver(world.now);
     let first = begun.elapsed();

@@ -7,8 +7,9 @@ use wireloom_plan::borrowed::Borrowable;
 
 use super::Agent;
 
-/// How often the routes are read even if nobody has announced a change.
-const INTERVAL: Duration = Duration::from_secs(30);
+/// How often the routes are read even if nobody has announced a change: of IPv4 routes that go with their interface, the
+/// kernel says nothing.
+const INTERVAL: Duration = Duration::from_secs(5);
 
 /// The most of the agent's time that reading takes: a table may have a million routes.
 const SHARE: u32 = 10;
@@ -30,10 +31,10 @@ impl Borrowing {
     }
 
     /// When to read the routes; `None` if nothing can be borrowed.
-    pub(super) fn due(&self) -> Option<Instant> {
-        let next =
-            |(read, took): (Instant, Duration)| read + if self.is_news { took * SHARE } else { INTERVAL };
-        (!self.borrowable.is_empty()).then(|| self.read.map_or_else(Instant::now, next))
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        let rest = if self.is_news { Duration::ZERO } else { INTERVAL };
+        let next = |(read, took): (Instant, Duration)| read + rest.max(took * SHARE);
+        (!self.borrowable.is_empty()).then(|| self.read.map_or(now, next))
     }
 }
 
@@ -50,14 +51,14 @@ impl Agent {
             self.monitor.set_interest(self.interest.clone());
         }
         let now = Instant::now();
-        match self.borrowing.due() {
+        match self.borrowing.due(now) {
             None => self.publishing.found.borrowed.clear(),
             Some(due) if due > now => {}
             Some(_) => {
                 match self.reconciler.kernel_mut().borrowed(&self.borrowing.borrowable) {
                     Ok(borrowed) => self.publishing.found.borrowed = borrowed,
                     Err(error) => {
-                        tracing::warn!("{error}; the borrowed addresses in this node's record stay")
+                        tracing::warn!("{error}; the borrowed addresses in this node's record stay");
                     }
                 }
                 self.borrowing.is_news = false;

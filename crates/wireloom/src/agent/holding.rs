@@ -17,8 +17,8 @@ use crate::run_file::{Held, monotonic_time, unix_time};
 /// Milliseconds after which a signal that could not be obeyed is forgotten: as long as `wireloom reload` waits.
 const PATIENCE: u64 = 10_000;
 
-/// The least time between two records of a mesh in which only looked-up addresses changed: at a start, thousands of
-/// them come one after the other.
+/// The least time between two records of a mesh that comes from a store, or in which only looked-up addresses changed: at
+/// a start, thousands of them come one after the other.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the agent remembers about the mesh in force and what is held back in it.
@@ -148,7 +148,7 @@ impl Agent {
         let due = self.resolves_at().map_or(due, |resolves| due.min(resolves)).min(self.probing.next());
         let due = self.holding.record_due.map_or(due, |record| due.min(record));
         let due = self.publishing.due().map_or(due, |publish| due.min(publish));
-        let due = self.borrowing.due().map_or(due, |borrow| due.min(borrow));
+        let due = self.borrowing.due(Instant::now()).map_or(due, |borrow| due.min(borrow));
         self.holding.holdback.due().map_or(due, |let_go| due.min(self.started + let_go))
     }
 
@@ -165,9 +165,16 @@ impl Agent {
         self.holding.recorded = Some(Instant::now());
     }
 
-    /// Puts a mesh in force, with the addresses that are known, and has it recorded at once.
+    /// Puts a mesh in force, with the addresses that are known, and has it recorded: that of a file at once, that of a
+    /// store, which may change all the time, a little later.
     fn put_in_force(&mut self, mesh: Cluster) {
-        self.put_in_force_recorded_by(mesh, Instant::now());
+        let due = if self.publishing.is_on() { self.rested() } else { Instant::now() };
+        self.put_in_force_recorded_by(mesh, due);
+    }
+
+    /// When a mesh may be recorded next.
+    fn rested(&self) -> Instant {
+        self.holding.recorded.map_or_else(Instant::now, |recorded| recorded + RECORD_INTERVAL)
     }
 
     /// Puts the mesh that is in force already in force with the endpoints that are to be tried now. They are recorded
@@ -180,8 +187,7 @@ impl Agent {
 
     /// Puts the mesh that is in force already in force with the addresses that are known now.
     pub(super) fn put_addresses_in_force(&mut self, mesh: Cluster) {
-        let rested = self.holding.recorded.map(|recorded| recorded + RECORD_INTERVAL);
-        self.put_in_force_recorded_by(mesh, rested.unwrap_or_else(Instant::now));
+        self.put_in_force_recorded_by(mesh, self.rested());
     }
 
     fn put_in_force_recorded_by(&mut self, mut mesh: Cluster, due: Instant) {

@@ -33,7 +33,7 @@ use wireloom_kernel::{
     state::{AgentLock, StateDir},
 };
 use wireloom_membership::config_file::{ReadError, TomlFile};
-use wireloom_plan::{refusal::Refusal, removals::Removals, warning::Warning};
+use wireloom_plan::{cluster::Cluster, refusal::Refusal, removals::Removals, warning::Warning};
 use wireloom_types::PublicKey;
 
 pub(crate) use self::start::run;
@@ -168,11 +168,12 @@ impl Agent {
         let now = Instant::now();
         match event {
             Event::Membership(wireloom_membership::Event::Snapshot(cluster)) => {
-                tracing::info!(
-                    "the mesh has {} nodes and {} pools",
-                    cluster.nodes.len(),
-                    cluster.pools.len()
-                );
+                let size = |mesh: &Cluster| (mesh.nodes.len(), mesh.pools.len());
+                let (nodes, pools) = size(&cluster);
+                // A store tells every change of every node.
+                if !self.publishing.is_on() || self.proving.cluster().map(size) != Some((nodes, pools)) {
+                    tracing::info!("the mesh has {nodes} nodes and {pools} pools");
+                }
                 self.obey(cluster);
                 if self.report.settings_error.is_some() {
                     // The settings may name a node that is in this mesh.

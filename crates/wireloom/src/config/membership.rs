@@ -22,6 +22,9 @@ const MESH: &str = "default";
 /// The longest name of a mesh: it is a part of every key in etcd.
 const MESH_NAME_MAX: usize = 63;
 
+/// A field's name, its place in the file, and the sources that it is for.
+type Field<'a> = (&'a str, Option<Range<usize>>, &'a [SourceKind]);
+
 /// The section as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -242,7 +245,7 @@ impl Membership {
     fn refuse_fields_of_others(&self, text: &TomlFile) -> Result<(), Mistake> {
         use SourceKind::{Etcd, File, Kubernetes};
         let stores: &[SourceKind] = &[Etcd, Kubernetes];
-        let fields: [(&str, Option<Range<usize>>, &[SourceKind]); 16] = [
+        let fields: [Field<'_>; 16] = [
             ("path", span(&self.path), &[File]),
             ("endpoints", span(&self.endpoints), &[Etcd]),
             ("mesh", span(&self.mesh), &[Etcd]),
@@ -316,7 +319,7 @@ impl Membership {
             };
             return Err(text.mistake(&there, format!("{present} needs {absent}; write both, or neither")));
         }
-        let mut endpoints = self.endpoints.iter().flat_map(|endpoints| endpoints.as_ref());
+        let mut endpoints = self.endpoints.iter().flat_map(AsRef::as_ref);
         match &self.password_file {
             Some(file) if endpoints.any(|endpoint| !endpoint.is_private()) => Err(text.mistake(
                 &file.span(),

@@ -46,6 +46,17 @@ fn an_empty_file_is_all_defaults() {
 }
 
 #[test]
+fn the_debian_packages_example_has_the_defaults() {
+    let example = include_str!("../../../../deploy/debian/agent.toml");
+    let uncommented = |line: &str| {
+        let setting = line.strip_prefix("# ").filter(|rest| rest.contains(" = "));
+        setting.unwrap_or(line).replace("\"n1\"", "\"host\"") + "\n"
+    };
+    assert_eq!(parse(&example.lines().map(uncommented).collect::<String>()).unwrap(), defaults());
+    assert_eq!(parse(example).unwrap(), defaults());
+}
+
+#[test]
 fn the_documented_file_is_the_defaults_written_out() {
     let text = r#"
         node = "host"

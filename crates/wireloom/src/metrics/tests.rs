@@ -11,7 +11,7 @@ use std::{
 use wireloom_types::PublicKey;
 
 use super::{
-    Board, Counts, Device, Judged, Membership, Peer, Pulse, Snapshot, Traffic,
+    Board, Counts, Device, Judged, Membership, Peer, Pulse, Server, Snapshot, Traffic,
     scrape::{Format, Scrape},
     server::answer,
 };
@@ -224,4 +224,35 @@ fn a_client_that_sends_nothing_or_reads_nothing_is_left_after_a_while() {
         answer(stream, &board, &Scrape::of(&board), patience).unwrap_err();
         assert!(begun.elapsed() >= patience && begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
     }
+}
+
+#[test]
+fn many_connections_wait_for_none_and_a_server_that_is_dropped_ends() {
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let server = Server::start(address, board(1)).unwrap();
+    let begun = Instant::now();
+    let until = |what: &str, condition: &dyn Fn() -> bool| {
+        while !condition() {
+            assert!(begun.elapsed() < PATIENCE, "{what}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let connect = || TcpStream::connect(address);
+    let is_answered = || {
+        let mut text = String::new();
+        let mut client = connect()?;
+        client.write_all(b"GET /livez HTTP/1.1\r\n\r\n")?;
+        client.read_to_string(&mut text)?;
+        Ok::<_, std::io::Error>(text.starts_with("HTTP/1.1 200 "))
+    };
+    until("an answer", &|| is_answered().unwrap_or(false));
+    // They say nothing, each for five seconds.
+    let idle: Vec<_> = (0..16).map(|_| connect().unwrap()).collect();
+    until("the limit", &|| !is_answered().unwrap_or(false));
+    drop(idle);
+    until("an answer again", &|| is_answered().unwrap_or(false));
+    drop(server);
+    until("the end", &|| connect().is_err());
 }

@@ -160,7 +160,8 @@ fn pools_and_own_blocks_are_followed() {
 #[test]
 fn pod_cidrs_do_without_calico_and_a_host_without_a_block_waits_for_one() {
     let pod_cidrs = Some(cidrs(&["10.244.1.0/24"]));
-    let mut without = Followed::start(&twin(&[]), settings(false));
+    let no_calico = twin(&[]);
+    let mut without = Followed::start(&no_calico, settings(false));
     without.wait("the podCIDRs", |it| it.workloads() == pod_cidrs);
     without.wait("the mesh", |it| it.cluster.is_some());
 
@@ -233,7 +234,7 @@ fn keys_are_shared_with_felix_and_ours_comes_back() {
     };
     let published =
         || twin.get(NODES, "n1").unwrap()["metadata"]["annotations"][ANNOTATION].as_str() == Some(KEY);
-    let mut wait = |what: &str, is_so: &dyn Fn() -> bool| {
+    let wait = |what: &str, is_so: &dyn Fn() -> bool| {
         let deadline = Instant::now() + PATIENCE;
         while !is_so() {
             assert!(Instant::now() < deadline, "{what}");

@@ -37,7 +37,7 @@ const SOON: Duration = Duration::from_secs(2);
 
 /// How long a watch lives at least before it is cut: a follower waits longer and longer after watches that do not live
 /// (`follow::LIVED`), since 5,000 agents must not call all the time at a store that sends them away.
-const LIFE: Duration = Duration::from_secs(10);
+const LIFE: Duration = Duration::from_secs(12);
 
 /// A node that changes at random.
 struct Simulated {

@@ -2,6 +2,7 @@
 //!
 //! | module | proves |
 //! |---|---|
+//! | [`contract`] | what every store must do for an agent |
 //! | [`records`] | that lists are whole, and that watches report everything in order, with etcd 3.6 and 3.4 |
 //! | [`own_record`] | that no two nodes have the same key, and that a node takes along what is its own |
 //! | [`credentials`] | TLS, certificates, users, and what is said when one of them is wrong |
@@ -15,6 +16,7 @@
 //! first time, `scripts/etcd-program` compiles etcd 3.6.
 
 mod churn;
+mod contract;
 mod credentials;
 mod disturbances;
 mod fixtures;

@@ -1,11 +1,12 @@
 //! Figures with 5,000 nodes: an agent's first snapshot, its memory, and how soon it hears of a change.
 
 use std::{
-    fs,
+    env, fs,
     time::{Duration, Instant},
 };
 
 use etcd_client::{Txn, TxnOp};
+use tokio::time::sleep;
 
 use super::fixtures::{
     agent::Agent,
@@ -25,6 +26,8 @@ const CHANGES: u16 = 20;
 /// must never be.
 const FIRST: Duration = Duration::from_secs(20);
 
+/// With `WIRELOOM_REST_SECONDS` in the environment it also measures for so long what an agent receives while nothing
+/// changes.
 #[test]
 fn figures_with_5000_nodes() {
     let etcd = Etcd::start(Edition::Modern, 1);
@@ -82,6 +85,11 @@ fn figures_with_5000_nodes() {
             times[times.len() - 1],
             (proxy.received() - received) / u64::from(CHANGES)
         );
+        if let Some(seconds) = env::var("WIRELOOM_REST_SECONDS").ok().and_then(|text| text.parse().ok()) {
+            let received = proxy.received();
+            sleep(Duration::from_secs(seconds)).await;
+            println!("at rest: {} bytes received in {seconds} s", proxy.received() - received);
+        }
     });
 }
 

@@ -157,14 +157,3 @@ async fn each_failure_says_what_helps() {
     assert!(operation.starts_with("list the WireloomNodes at http://twin"), "{operation}");
     assert!(matches!(problem, StoreProblem::Nonsense { why } if why.contains("kubectl apply -k")));
 }
-
-#[tokio::test(start_paused = true)]
-async fn a_watch_that_says_nothing_any_more_is_given_up() {
-    let twin = Twin::start();
-    let mut objects = records(&twin);
-    let mut changes = objects.watch(Version(1000)).await.unwrap();
-    twin.mute(true);
-    let Some(Err(StoreError { problem, .. })) = changes.next().await else { panic!() };
-    let why = "nothing was said for 150 s".into();
-    assert_eq!(problem, StoreProblem::Unavailable { why, retry_after: None });
-}

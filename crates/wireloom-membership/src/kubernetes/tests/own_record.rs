@@ -2,6 +2,7 @@
 
 use super::{
     super::{
+        Workloads,
         collection::Objects,
         own_node::{self, OwnNodeHandler, Owner},
         own_record::OwnWireloomNode,
@@ -10,6 +11,7 @@ use super::{
     server, twin_with_node,
 };
 use crate::{
+    calico::Own,
     knowledge::{Handler, Knowledge},
     mesh::Mesh,
     publishing::Publishing,
@@ -39,7 +41,7 @@ async fn the_record_is_owned_by_the_node_and_says_nothing_about_who_wrote_it() {
     assert!(refused.to_string().contains("there is no Node \"n1\""), "{refused}");
     assert_eq!(twin.get(RECORDS, "n1"), None);
 
-    let mut handler = OwnNodeHandler::new("n1", owner, true);
+    let mut handler = OwnNodeHandler::new("n1", owner, Own::new(Workloads::PodCidrs));
     look(&twin, &mut handler, &mut knowledge()).await;
     own.put(RECORD.into()).await.unwrap();
     let record = twin.get(RECORDS, "n1").unwrap();
@@ -64,7 +66,7 @@ async fn the_record_is_owned_by_the_node_and_says_nothing_about_who_wrote_it() {
 async fn a_node_that_was_added_again_owns_the_record_anew() {
     let twin = twin_with_node();
     let (owner, mut knowledge) = (Owner::default(), knowledge());
-    let mut handler = OwnNodeHandler::new("n1", owner.clone(), true);
+    let mut handler = OwnNodeHandler::new("n1", owner.clone(), Own::new(Workloads::PodCidrs));
     let mut own = OwnWireloomNode::new(server(&twin), "n1", owner.clone());
     look(&twin, &mut handler, &mut knowledge).await;
     own.put(RECORD.into()).await.unwrap();
@@ -98,7 +100,7 @@ async fn what_a_node_says_wrongly_is_complained_about() {
     let twin = Twin::start();
     twin.put(NODES, node("n1", &["10.1.1.7/24", "10.1.2.0/24"], &["192.0.2.300", "192.0.2.1"]));
     let mut knowledge = knowledge();
-    let mut handler = OwnNodeHandler::new("n1", Owner::default(), true);
+    let mut handler = OwnNodeHandler::new("n1", Owner::default(), Own::new(Workloads::PodCidrs));
     look(&twin, &mut handler, &mut knowledge).await;
     let complaints: Vec<String> = knowledge.complaints().map(ToString::to_string).collect();
     assert_eq!(complaints.len(), 2);

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     super::{
-        Report,
+        Report, Workloads,
         collection::Objects,
         events::Events,
         own_node::{self, OwnNodeHandler, Owner},
@@ -20,7 +20,7 @@ use super::{
     own_record::knowledge,
     server, twin_with_node,
 };
-use crate::{knowledge::Handler, store::Collection};
+use crate::{calico::Own, knowledge::Handler, store::Collection};
 
 fn report(state: &str, warnings: &[&str]) -> Report {
     Report {
@@ -35,7 +35,8 @@ fn report(state: &str, warnings: &[&str]) -> Report {
 pub(super) async fn reporter(twin: &Twin) -> mpsc::UnboundedSender<Report> {
     let owner = Owner::default();
     let listed = Objects::new(server(twin), own_node::selection("n1")).list().await.unwrap();
-    OwnNodeHandler::new("n1", owner.clone(), true).whole(listed.objects, &mut knowledge());
+    OwnNodeHandler::new("n1", owner.clone(), Own::new(Workloads::PodCidrs))
+        .whole(listed.objects, &mut knowledge());
     let (reports, reported) = mpsc::unbounded_channel();
     tokio::spawn(Reporter::new(server(twin), "n1", owner).run(reported));
     reports

@@ -8,7 +8,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    path::PathBuf,
+    path::Path,
     process::{Command, Stdio},
     sync::mpsc,
     time::{Duration, Instant},
@@ -41,8 +41,13 @@ fn record(number: u32, port: u32) -> Value {
         "tunnelAddresses": [format!("10.{high}.{low}.1"), format!("fd61:0:0:{number:x}::1")],
         "encrypt": true,
     });
-    let owner = json!({"apiVersion": "v1", "kind": "Node", "name": format!("node-{number}"), "blockOwnerDeletion": false,
-        "uid": "0f5a32b4-3c4e-4d6a-9d38-1a2b3c4d5e6f"});
+    let owner = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "name": format!("node-{number}"),
+        "uid": "0f5a32b4-3c4e-4d6a-9d38-1a2b3c4d5e6f",
+        "blockOwnerDeletion": false,
+    });
     json!({"apiVersion": "wireloom.io/v1alpha1", "kind": "WireloomNode",
         "metadata": {"name": format!("node-{number}"), "ownerReferences": [owner]}, "spec": spec})
 }
@@ -54,7 +59,7 @@ fn record(number: u32, port: u32) -> Value {
 fn server() {
     let lines = std::io::stdin().lines().map(|line| line.unwrap().parse().unwrap());
     match std::env::var_os("WIRELOOM_KUBECONFIG") {
-        Some(kubeconfig) => real(kubeconfig.into(), lines),
+        Some(kubeconfig) => real(kubeconfig.as_ref(), lines),
         None => twin(lines),
     }
 }
@@ -71,9 +76,9 @@ fn twin(changes: impl Iterator<Item = u32>) {
     changes.for_each(|number| twin.put(RECORDS, record(number, 51821)));
 }
 
-fn real(kubeconfig: PathBuf, changes: impl Iterator<Item = u32>) {
+fn real(kubeconfig: &Path, changes: impl Iterator<Item = u32>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let server = ApiServer::new(Credentials::Kubeconfig(kubeconfig.clone()));
+    let server = ApiServer::new(Credentials::Kubeconfig(kubeconfig.to_owned()));
     let write = async |number: u32, port: u32| {
         let name = format!("node-{number}");
         let mut object = record(number, port);
@@ -129,7 +134,8 @@ fn figures() {
     let following = following.unwrap();
     let (at, mesh) = told.recv_timeout(LIMIT).unwrap();
     assert_eq!(mesh.nodes.len(), COUNT as usize);
-    println!("first snapshot after {:?}; memory: {}", at - begun, memory());
+    println!("first snapshot after {:?} and {} ms of a core; memory: {}", at - begun, cpu(), memory());
+    let before = cpu();
     let mut took: Vec<Duration> = (0..50)
         .map(|turn| {
             let begun = Instant::now();
@@ -141,10 +147,18 @@ fn figures() {
         .collect();
     took.sort_unstable();
     println!("a change arrives after {:?} (median), {:?} (worst of 50)", took[25], took[49]);
-    println!("memory: {}", memory());
+    println!("50 changes take {} ms of a core; memory: {}", cpu() - before, memory());
     assert_eq!(following.health().errors(), 0);
     drop(change);
     server.wait().unwrap();
+}
+
+/// The time that this process has had a core, in milliseconds.
+fn cpu() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields = stat.rsplit_once(") ").unwrap().1.split(' ');
+    // `utime` and `stime`, in ticks of 10 ms (proc(5)).
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum()
 }
 
 /// The memory that this process has now, and the most that it had.

@@ -114,6 +114,7 @@ fn listed(shared: &Shared, asked: &Asked) -> Answer {
 
 /// The state of an answer that goes on.
 struct Watched {
+    number: u64,
     shared: Arc<Shared>,
     ticks: tokio::sync::watch::Receiver<u64>,
     asked: (String, BTreeMap<String, String>),
@@ -125,8 +126,10 @@ struct Watched {
 
 fn watched(shared: &Arc<Shared>, asked: &Asked) -> Answer {
     let after = asked.query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
-    let state = shared.lock();
+    let mut state = shared.lock();
+    state.watches += 1;
     let watched = Watched {
+        number: state.watches,
         shared: Arc::clone(shared),
         ticks: shared.ticks.subscribe(),
         asked: (asked.path.clone(), asked.query.clone()),
@@ -168,7 +171,7 @@ impl Watched {
             self.is_over = true;
             return String::new();
         }
-        if state.is_mute {
+        if self.number <= state.muted {
             return String::new();
         }
         let mut lines = String::new();

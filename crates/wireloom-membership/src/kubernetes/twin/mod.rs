@@ -65,8 +65,10 @@ struct State {
     token: String,
     /// Watches of an older generation have been cut.
     generation: u64,
-    /// Watches say nothing, not even that they end.
-    is_mute: bool,
+    /// How many watches have been opened.
+    watches: u64,
+    /// So many of the first watches say nothing any more, not even that they end.
+    muted: u64,
     /// Bookmarks that have been ordered.
     bookmarks: u64,
     /// The requests so far, such as "GET /api/v1/nodes?limit=500".
@@ -167,9 +169,9 @@ impl Twin {
         self.change(|state| state.generation += 1);
     }
 
-    /// Whether watches say nothing.
-    pub(crate) fn mute(&self, is_mute: bool) {
-        self.change(|state| state.is_mute = is_mute);
+    /// The watches that are open say nothing any more, as after their connections broke without a word.
+    pub(crate) fn mute_watches(&self) {
+        self.change(|state| state.muted = state.watches);
     }
 
     /// Says to all watches that nothing has changed.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, process::Command, time::Instant};
 
 use serde_json::Value;
-use wireloom_lab::{Layout, PATIENCE, Promise, agent, require, until};
+use wireloom_lab::{Layout, PATIENCE, Promise, agent, mesh::write_settings, require, until};
 
 use crate::fixtures::{
     fleet::{Fleet, run, with_more_settings},
@@ -56,6 +56,7 @@ fn prometheus_reads_the_agents_and_the_alerts_fire() {
             let said = run(&fleet.lab.nodes[0], words);
             assert_eq!(said.0, expected, "{words}: {said:?}");
         }
+        can_be_moved(&fleet);
         let addresses = fleet.lab.nodes.iter().map(|node| format!("{}:9586", node.host.addresses.v4));
         let names = ["a", "b", "c"];
         let targets: Vec<_> = names.into_iter().zip(addresses).collect();
@@ -66,6 +67,16 @@ fn prometheus_reads_the_agents_and_the_alerts_fire() {
         disturbed(&mut fleet, &prometheus);
         println!("figure: all alerts after {:.1} s", begun.elapsed().as_secs_f64());
     });
+}
+
+/// The address is a setting like others: it changes while the agent runs.
+fn can_be_moved(fleet: &Fleet) {
+    let node = &fleet.lab.nodes[0];
+    let answers = |port: u16| get(&node.host.space, &format!("127.0.0.1:{port}"), "/livez").is_some();
+    write_settings(node, &format!("{SETTINGS}\n[metrics]\nlisten = \"127.0.0.1:9587\"")).unwrap();
+    fleet.wait("the other port", |_| answers(9587) && !answers(9586));
+    fleet.route(SETTINGS);
+    fleet.wait("the first port", |_| answers(9586) && !answers(9587));
 }
 
 /// Everything is there, nothing fires, and every query finds something, but for what only a store or a fault shows.

@@ -1,5 +1,6 @@
 //! The agent on the nodes of a mesh.
 
+mod borrowed;
 mod broken;
 mod bypass;
 mod endpoints;

@@ -113,11 +113,20 @@ fn a_refused_agent_starts_with_another_table() {
         fleet.wait("the refusal", |fleet| log(fleet).contains("belongs to"));
     }
     fleet.agents.clear();
-    fleet.route("table = 15700");
-    fleet.start();
-    fleet.settle(Promise::SCOPED);
-    for node in &fleet.lab.nodes {
-        assert_theirs_stay(node, ROUTE);
+    // The agents choose one. On node-a, something uses the first that they may choose.
+    fleet.lab.nodes[0].run("ip -6 route add unreachable 2001:db8::/32 table 15700").unwrap();
+    fleet.route("table = \"auto\"");
+    for _ in 0..2 {
+        fleet.agents.clear();
+        fleet.start();
+        fleet.settle(Promise::SCOPED);
+        for (node, table) in fleet.lab.nodes.iter().zip([15_701, 15_700]) {
+            assert_theirs_stay(node, ROUTE);
+            let pool = format!("from 10.161.0.0/16 fwmark 0/0xa lookup {table}");
+            assert!(rules(node).contains(&pool), "{:?}", rules(node));
+        }
+        // What comes free meanwhile is no reason to move.
+        let _ = fleet.lab.nodes[0].run("ip -6 route del unreachable 2001:db8::/32 table 15700");
     }
 }
 

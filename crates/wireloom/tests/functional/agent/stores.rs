@@ -1,11 +1,13 @@
 //! The mesh from a store, a real etcd: nobody writes a mesh file.
 
 use std::{
+    io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
+use base64ct::{Base64, Encoding as _};
 use serde_json::Value;
 use tempfile::TempDir;
 use wireloom_lab::{
@@ -17,7 +19,10 @@ use wireloom_lab::{
 use wireloom_plan::routing::Family;
 
 use crate::{
-    fixtures::fleet::{Fleet, rules, run},
+    fixtures::{
+        fleet::{Fleet, rules, run},
+        prometheus::get,
+    },
     wireloom,
 };
 
@@ -25,14 +30,14 @@ use crate::{
 const ADDRESS: &str = "192.168.1.250";
 
 /// An etcd beside the nodes. Dropping it ends it.
-struct Etcd {
+pub(super) struct Etcd {
     process: Option<Child>,
     data: TempDir,
     space: Space,
 }
 
 impl Etcd {
-    fn start(lab: &Lab) -> Self {
+    pub(super) fn start(lab: &Lab) -> Self {
         // The files and processes of the one who runs the test, on the nodes' network.
         let space = lab.underlay().network_only();
         space.run(&format!("ip address replace {ADDRESS}/24 dev underlay")).unwrap();
@@ -56,6 +61,24 @@ impl Etcd {
             self.space.inside(|| TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()).unwrap()
         })
         .unwrap();
+    }
+
+    /// Writes a pool, by etcd's gateway for JSON.
+    pub(super) fn put_pool(&self, name: &str, cidr: &str) {
+        let [key, value] = [format!("/wireloom/v1/default/pools/{name}"), format!(r#"{{"cidr": "{cidr}"}}"#)]
+            .map(|text| Base64::encode_string(text.as_bytes()));
+        let body = format!(r#"{{"key": "{key}", "value": "{value}"}}"#);
+        let head = "POST /v3/kv/put HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\nContent-Length:";
+        let request = format!("{head} {}\r\n\r\n{body}", body.len());
+        let mut answer = String::new();
+        let asked = self.space.inside(|| {
+            let mut socket = TcpStream::connect(format!("{ADDRESS}:2379"))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.write_all(request.as_bytes())?;
+            socket.read_to_string(&mut answer)
+        });
+        asked.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 
     fn stop(&mut self) {
@@ -83,12 +106,14 @@ fn write_settings(node: &Node, name: &str) {
         source = "etcd"
         endpoints = ["http://{ADDRESS}:2379"]
         workloads = ["{v4}", "{v6}"]
+        [metrics]
+        listen = "127.0.0.1:9586"
         "#
     );
     node.host.space.write(SETTINGS, &text).unwrap();
 }
 
-fn fleet(nodes: u8) -> Fleet {
+pub(super) fn fleet(nodes: u8) -> Fleet {
     let lab = Lab::new(&Layout { nodes, ..Layout::default() }).unwrap();
     lab.nodes.iter().for_each(|node| write_settings(node, &node.name));
     Fleet { lab, mesh: Mesh::default(), keys: Vec::new(), agents: Vec::new() }
@@ -135,6 +160,15 @@ fn nodes_find_each_other_in_etcd_and_need_it_for_changes_only() {
         assert_eq!(node.host.space.read(wireloom_lab::mesh::MEMBERS).unwrap(), None);
     }
 
+    let node = &fleet.lab.nodes[1];
+    let metric = |name: &str| {
+        let scrape = get(&node.host.space, "127.0.0.1:9586", "/metrics").unwrap();
+        scrape.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<f64>().ok())
+    };
+    fleet.wait("the metrics of the store", |_| metric("wireloom_record_published") == Some(1.0));
+    assert!(metric("wireloom_membership_age_seconds").is_some_and(|age| age < 60.0));
+    assert_eq!(metric("wireloom_mesh_nodes"), Some(3.0));
+
     // Without the store, traffic goes on, and so it does when an agent starts.
     let pingers = ping(&fleet);
     etcd.stop();
@@ -145,6 +179,13 @@ fn nodes_find_each_other_in_etcd_and_need_it_for_changes_only() {
     fleet.wait("the recorded mesh to be in force", |fleet| run(&fleet.lab.nodes[0], "plan").0 == 0);
     fleet.settle(Promise::SCOPED);
     assert_none_lost(&fleet, pingers);
+    fleet.wait("the agent to be ready", |fleet| run(&fleet.lab.nodes[0], "health ready").0 == 0);
+    let node = &fleet.lab.nodes[1];
+    let scrape = get(&node.host.space, "127.0.0.1:9586", "/metrics").unwrap();
+    assert!(
+        !scrape.contains("\nwireloom_store_errors_total 0\n") && scrape.contains("\nwireloom_ready 1\n"),
+        "{scrape}"
+    );
 
     // A key that is new meanwhile reaches the others when the store is back.
     let [a, b, _] = &fleet.lab.nodes[..] else { panic!("three nodes") };
@@ -187,8 +228,9 @@ fn a_node_leaves_without_loss_and_comes_back_with_another_name_and_key() {
     write_settings(&fleet.lab.nodes[1], "node-z");
     fleet.agents.push(Agent::start(wireloom(), &fleet.lab.nodes[1]).unwrap());
     let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
-    fleet.wait("the agent to say that it is out", |_| run(b, "status").1.contains("has left the mesh"));
-    assert!(agent::log(b).unwrap().contains("it gets a new key"), "{}", fleet.logs());
+    fleet.wait("a new key", |_| agent::log(b).unwrap().contains("it gets a new key"));
+    fleet.wait_for_report(b, &fleet.agents[1]);
+    assert!(run(b, "status").1.contains("has left the mesh"), "{}", fleet.logs());
     fleet.settle(Promise::PLAINTEXT);
     let (exit, _, errors) = run(b, "join");
     assert_eq!(exit, 0, "{errors}\n{}", fleet.logs());
