@@ -1,6 +1,8 @@
 //! `wireloom down`: removes everything that the agent programmed.
 
 use std::{
+    io,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -19,6 +21,7 @@ use wireloom_kernel::{
     wording,
 };
 use wireloom_plan::{diff::teardown, settings::Settings};
+use wireloom_types::interface::control_socket;
 
 use super::{SettingsFile, boot_guard};
 use crate::run_file::RunFile;
@@ -89,6 +92,7 @@ fn remove(arguments: &Arguments, patience: Duration) -> anyhow::Result<ExitCode>
             wording::op(left, interface)
         );
     }
+    remove_stale_socket(&control_socket(interface))?;
     // Before the records: what it would load at the next boot goes with them.
     let boot_unit = boot_guard::remove(Path::new("/"))?;
     for path in &boot_unit {
@@ -124,6 +128,16 @@ fn remove(arguments: &Arguments, patience: Duration) -> anyhow::Result<ExitCode>
         anstream::println!("nothing to remove: Wireloom has programmed nothing here");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes the control socket of a device that was killed, as one that ends with its container is: nobody listens there.
+fn remove_stale_socket(socket: &Path) -> anyhow::Result<()> {
+    match UnixStream::connect(socket) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            remove_if_there(socket).with_context(|| format!("cannot remove {}", socket.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Removes the private key, wherever `agent.toml` has it, and the state directory.

@@ -1,8 +1,9 @@
 //! Pings between pods while something happens: how many are lost, at one in 10 ms, and how many packets between pods
 //! are in plaintext on the network between the nodes.
 
-use std::{fmt, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 use wireloom_lab::{
     Capture, Cluster, Content, FAMILIES, Node, PATIENCE, Packet, Pinger, Place, WORKLOAD_IMAGE,
@@ -11,6 +12,9 @@ use wireloom_lab::{
 
 /// Time between two pings.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(10);
+
+/// How many packets in plaintext the output shows.
+const SHOWN: usize = 10;
 
 /// What a disturbance cost.
 #[derive(Debug, Default)]
@@ -34,7 +38,7 @@ pub(crate) struct Pings {
     pingers: Vec<Pinger>,
     capture: Capture,
     /// The pods' addresses.
-    pods: Vec<ipnet::IpNet>,
+    pods: Vec<IpNet>,
 }
 
 impl Pings {
@@ -66,14 +70,30 @@ impl Pings {
             cost.lost += report.lost;
             cost.outage = cost.outage.max(report.outage);
         }
-        let is_pod = |address| self.pods.iter().any(|block| block.contains(&address));
+        let is_pod =
+            |address| self.pods.iter().any(|block| block.contains(&address) && !is_bridge(*block, address));
         let is_plaintext = |packet: &&Packet| {
             is_pod(packet.source)
                 && is_pod(packet.destination)
                 && !matches!(packet.content, Content::WireGuard { .. })
         };
-        cost.plaintext = self.capture.drain().unwrap().iter().filter(is_plaintext).count();
+        let packets = self.capture.drain().unwrap();
+        let plaintext: Vec<_> = packets.iter().filter(is_plaintext).collect();
+        for packet in plaintext.iter().take(SHOWN) {
+            println!("in plaintext: {packet:?}");
+        }
+        cost.plaintext = plaintext.len();
         cost
+    }
+}
+
+/// Whether it is the first address of a node's block: the node's own, on the bridge to its pods. From there agents
+/// measure path MTUs.
+fn is_bridge(block: IpNet, address: IpAddr) -> bool {
+    match (block.network(), address) {
+        (IpAddr::V4(network), IpAddr::V4(address)) => network.to_bits() + 1 == address.to_bits(),
+        (IpAddr::V6(network), IpAddr::V6(address)) => network.to_bits() + 1 == address.to_bits(),
+        _ => false,
     }
 }
 

@@ -156,6 +156,12 @@ pub(crate) fn down_leaves_the_machine_as_it_was() {
             // And once more, with nothing left to take down.
             agent::down(wireloom(), node).unwrap();
             assert_eq!(differences(before, &machine(node)), [""; 0], "{}", node.name);
+            // The key is there for the next agent, until somebody says that there will be none.
+            let key = node.host.space.read(wireloom_lab::mesh::KEY).unwrap();
+            assert!(key.is_some(), "{}", node.name);
+            node.run(&format!("{} down --purge", wireloom().display())).unwrap();
+            let left = node.run("find /var/lib/wireloom -mindepth 1").unwrap_or_default();
+            assert_eq!(left, "", "{}", node.name);
         }
         fleet.settle(Promise::PLAINTEXT);
     }
