@@ -59,7 +59,8 @@ impl DaemonSet {
         Ok(daemon_set)
     }
 
-    /// As [`DaemonSet::install`], but with the mesh from a file. `wireloom` is the program, which makes the nodes' keys.
+    /// As [`DaemonSet::install`], but with the mesh from a file. `wireloom` is the program, which makes the nodes'
+    /// keys.
     ///
     /// # Errors
     /// As [`DaemonSet::install`].
@@ -136,8 +137,8 @@ impl DaemonSet {
         cluster.kubectl(&format!("delete --kustomize {} --timeout 60s", self.directory.display())).map(drop)
     }
 
-    /// Removes Wireloom with the mesh from a file from every node, with the patch that `deploy/kubernetes` has for that.
-    /// The DaemonSet stays.
+    /// Removes Wireloom with the mesh from a file from every node, with the patch that `deploy/kubernetes` has for
+    /// that. The DaemonSet stays.
     ///
     /// # Errors
     /// As [`DaemonSet::install`].

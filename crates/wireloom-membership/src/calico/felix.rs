@@ -1,5 +1,5 @@
-//! Records of nodes whose Felix encrypts: made from what Felix and Calico's IPAM publish, so that Wireloom and Felix can
-//! encrypt with each other while a cluster moves from one to the other.
+//! Records of nodes whose Felix encrypts: made from what Felix and Calico's IPAM publish, so that Wireloom and Felix
+//! can encrypt with each other while a cluster moves from one to the other.
 //!
 //! Felix has a WireGuard device for each family, with a key and a port of its own. A record has one key, so its IPv4
 //! half is used: IPv6 between a Felix node and a Wireloom node stays direct, on both sides.
@@ -40,7 +40,8 @@ pub(crate) fn guests(
 /// That keys are not shared with Felix.
 pub(super) fn too_many(nodes: usize) -> Complaint {
     let what = format!(
-        "no keys are shared with Felix: the cluster has {nodes} nodes, and every agent would follow the metadata of all, \
+        "no keys are shared with Felix: the cluster has {nodes} nodes, and every agent would follow the metadata of \
+         all, \
          which is done up to {NODES_MAX} nodes; set felix_peers = false in agent.toml"
     );
     Complaint { record: "felix_peers".into(), what }

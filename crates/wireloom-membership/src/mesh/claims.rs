@@ -1,8 +1,8 @@
 //! The claims of nodes to keys, addresses and CIDRs, decided: who claims what another one has loses that value alone.
 //!
 //! Who has a record in the store comes before who is only known otherwise, and both before who has vanished. Among
-//! equals, the established one keeps what it has in the mesh that was delivered last; nobody can take it away by making a
-//! record. Between newcomers the older record decides, then the name, so that all nodes decide alike.
+//! equals, the established one keeps what it has in the mesh that was delivered last; nobody can take it away by making
+//! a record. Between newcomers the older record decides, then the name, so that all nodes decide alike.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
@@ -127,7 +127,8 @@ fn keys(claimants: &[Claimant<'_>], rules: &Rules<'_>, lost: &mut BTreeMap<Strin
     let wanted = |claimant: &Claimant<'_>| claimant.node.public_key.into_iter().collect::<Vec<_>>();
     for (key, loser, winner) in duplicates(claimants, wanted, comes_first) {
         let what = format!(
-            "it has the public key {key} of {:?}, and is taken for a node without a key; give each node a private key of \
+            "it has the public key {key} of {:?}, and is taken for a node without a key; give each node a private key \
+             of \
              its own",
             winner.name
         );

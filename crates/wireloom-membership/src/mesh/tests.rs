@@ -169,7 +169,8 @@ fn duplicate_addresses_and_foreign_tunnel_addresses_are_left_out_alone() {
         [
             "\"b\": it claims the address 192.0.2.1, which \"a\" has; remove it from one of the two",
             "\"b\": it claims the link address 10.9.9.1, which \"a\" has; remove it from one of the two",
-            "\"b\": its tunnel address 10.1.1.2 lies in none of its workload CIDRs; choose one of its workload addresses \
+            "\"b\": its tunnel address 10.1.1.2 lies in none of its workload CIDRs; choose one of its workload \
+             addresses \
          that no workload has",
         ]
     );
