@@ -19,7 +19,7 @@ mod churn;
 mod contract;
 mod credentials;
 mod disturbances;
-mod fixtures;
+pub(crate) mod fixtures;
 mod own_record;
 mod records;
 mod scale;

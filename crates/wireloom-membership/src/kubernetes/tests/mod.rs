@@ -1,5 +1,9 @@
-//! Against the twin of the API server.
+//! Against the twin of the API server, and with the feature `functional` against a real one.
 
+#[cfg(feature = "functional")]
+mod api_server;
+#[cfg(feature = "functional")]
+mod churn;
 mod collection;
 mod crds;
 mod credentials;
