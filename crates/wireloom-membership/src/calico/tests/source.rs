@@ -307,3 +307,19 @@ fn keys_are_shared_with_felix_and_ours_comes_back() {
         it.node("n2").is_some_and(|n2| n2.public_key == Some(KEY_OF_N2.parse().unwrap()))
     });
 }
+
+#[test]
+fn nodes_of_felix_stay_when_the_cluster_outgrows_what_is_followed() {
+    let twin = twin(&[POOLS, BLOCKS]);
+    let felix = [("projectcalico.org/IPv4Address", "192.168.77.2/24"), (ANNOTATION, KEY_OF_FELIX)];
+    twin.put(NODES, with_annotations(node("n2", &[], &[]), &felix));
+    (3..=500).for_each(|n| twin.put(NODES, node(&format!("n{n}"), &[], &[])));
+    twin.put(BLOCKS, block("n2", "10.162.0.8/29"));
+    let mut followed = Followed::start(&twin, settings(true));
+    followed.wait("the node of Felix", |it| it.node("n2").is_some());
+    twin.put(NODES, node("n501", &[], &[]));
+    followed.wait("the complaint", |it| it.complaints.iter().any(|it| it.record == "felix_peers"));
+    twin.put(BLOCKS, block("n2", "10.162.0.24/29"));
+    let both = cidrs(&["10.162.0.8/29", "10.162.0.24/29"]);
+    followed.wait("a further block", |it| it.node("n2").is_some_and(|n2| n2.workloads == both));
+}
