@@ -218,7 +218,7 @@ fn nodes_of_felix_get_records_with_their_ipv4_half() {
         block("n2", "fd61::1168:5560:68e4:6df7:2c40/122"),
         block("n4", "10.161.4.0/26"),
     ];
-    let (nodes, complaints) = guests(&all.into(), &blocks.into());
+    let (nodes, complaints) = guests(&all.into(), &blocks.into(), &BTreeSet::new());
     let n2 = Node {
         public_key: Some(KEY.parse().unwrap()),
         endpoint: Some("192.168.77.2:51820".parse().unwrap()),
@@ -234,11 +234,18 @@ fn nodes_of_felix_get_records_with_their_ipv4_half() {
 }
 
 #[test]
-fn keys_are_shared_with_felix_in_small_clusters_only() {
+fn keys_are_shared_with_felix_up_to_500_nodes_and_then_with_no_further_ones() {
     let all = |nodes: usize| (0..nodes).map(|n| (format!("n{n}"), Annotations::default())).collect();
-    assert_eq!(guests(&all(500), &BTreeSet::new()).0.len(), 500);
-    let (nodes, complaints) = guests(&all(501), &BTreeSet::new());
-    assert_eq!((nodes.len(), complaints.len()), (0, 1));
+    let blocks = [block("n7", "10.161.4.0/26")].into();
+    let (nodes, complaints) = guests(&all(500), &BTreeSet::new(), &BTreeSet::new());
+    assert_eq!((nodes.len(), complaints.len()), (500, 0));
+    let in_force: BTreeSet<String> = nodes.into_keys().collect();
+    let (nodes, complaints) = guests(&all(501), &blocks, &in_force);
+    assert!(nodes.keys().eq(&in_force), "those in force stay, and no further one comes");
+    assert_eq!(nodes["n7"].workloads, cidrs(&["10.161.4.0/26"]), "what they have may change");
+    assert_eq!(complaints.len(), 1);
+    assert_eq!(guests(&all(501), &blocks, &BTreeSet::new()).0, BTreeMap::new());
+    assert_eq!(guests(&all(500), &blocks, &["n3".to_owned()].into()).0.len(), 500, "below, all come");
 }
 
 #[test]
