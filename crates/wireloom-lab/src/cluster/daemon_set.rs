@@ -11,6 +11,7 @@ use super::Cluster;
 use crate::{
     Error, Node, PATIENCE, Result,
     mesh::{KeyPair, Mesh, write_key},
+    network::layout::pools,
     until,
 };
 
@@ -30,12 +31,12 @@ const KUSTOMIZATION: &str = r#"resources: ["base/RESOURCE"]
 images: [{name: wireloom, newName: "IMAGE", newTag: "TAG"}]
 "#;
 
-/// Without the API server, the mesh is the user's own, too.
-const MESH_FILE: &str = r#"configMapGenerator:
+/// A file of the ConfigMap that is the user's own.
+const OWN_FILE: &str = r#"configMapGenerator:
   - name: wireloom
     namespace: wireloom
     behavior: merge
-    files: [mesh.toml]
+    files: ["FILE"]
     options: {disableNameSuffixHash: true}
 "#;
 
@@ -59,6 +60,22 @@ impl DaemonSet {
         Ok(daemon_set)
     }
 
+    /// As [`DaemonSet::install`], but with an `agent.toml` of the user's own, which says what addresses pods have.
+    /// Without that a node encrypts what its own pods send, and not what it forwards for others' pods.
+    ///
+    /// # Errors
+    /// As [`DaemonSet::install`].
+    pub fn with_pools(cluster: &Cluster, tag: &str) -> Result<Self> {
+        let daemon_set = Self::prepare(cluster)?;
+        daemon_set.choose("", tag)?;
+        daemon_set.replace_in_config_map("agent.toml")?;
+        let settings = daemon_set.read("base/base/agent.toml")?;
+        let pools = format!("source = \"kubernetes\"\npools = {:?}", pools().map(|pool| pool.to_string()));
+        daemon_set.write("agent.toml", &settings.replace("source = \"kubernetes\"", &pools))?;
+        daemon_set.apply(cluster)?;
+        Ok(daemon_set)
+    }
+
     /// As [`DaemonSet::install`], but with the mesh from a file. `wireloom` is the program, which makes the nodes'
     /// keys.
     ///
@@ -73,8 +90,7 @@ impl DaemonSet {
         }
         let daemon_set = Self::prepare(cluster)?;
         daemon_set.choose("overlays/mesh-file", tag)?;
-        let kustomization = daemon_set.read("kustomization.yaml")? + MESH_FILE;
-        daemon_set.write("kustomization.yaml", &kustomization)?;
+        daemon_set.replace_in_config_map("mesh.toml")?;
         let mut mesh = Mesh::of_nodes(cluster.nodes(), &keys);
         for (member, node) in mesh.nodes.iter_mut().zip(cluster.nodes()) {
             member.addresses.extend(cluster.layout.network.node_addresses(node));
@@ -95,6 +111,11 @@ impl DaemonSet {
     fn choose(&self, resource: &str, tag: &str) -> Result<()> {
         let text = KUSTOMIZATION.replace("RESOURCE", resource).replace("IMAGE", IMAGE).replace("TAG", tag);
         self.write("kustomization.yaml", &text)
+    }
+
+    fn replace_in_config_map(&self, file: &str) -> Result<()> {
+        let kustomization = self.read("kustomization.yaml")? + &OWN_FILE.replace("FILE", file);
+        self.write("kustomization.yaml", &kustomization)
     }
 
     /// Applies the user's directory, and waits until every agent is ready.

@@ -58,7 +58,7 @@ impl Own {
 
     fn blocks(&self, blocks: Blocks, knowledge: &mut Knowledge) {
         let mut state = self.lock();
-        state.blocks = blocks;
+        state.blocks = state.blocks.then(blocks);
         state.tell(knowledge);
     }
 

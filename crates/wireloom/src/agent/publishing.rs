@@ -89,10 +89,9 @@ impl Publishing {
         self.is_news = true;
     }
 
-    /// When there may be something to do.
+    /// When the state directory is to be asked again. Before the first mesh nothing is asked, and nothing is due.
     pub(super) fn due(&self) -> Option<Instant> {
-        let asked = self.asked.map_or_else(Instant::now, |asked| asked + ASK);
-        self.is_on().then_some(asked)
+        self.asked.filter(|_| self.is_on()).map(|asked| asked + ASK)
     }
 }
 

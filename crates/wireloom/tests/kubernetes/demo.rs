@@ -170,7 +170,7 @@ fn with_keep_the_demo_leaves_a_cluster_to_look_at_and_take_down() {
         watching.try_wait().unwrap()
     })
     .unwrap();
-    assert!(answers.contains("fwmark 0/0xa lookup 15700"), "{answers}");
+    assert!(answers.contains("from 10.161.0.0/16 fwmark 0/0xa lookup 15700"), "{answers}");
     let Output { stdout, .. } = watching.wait_with_output().unwrap();
     let stdout = String::from_utf8(stdout).unwrap();
     assert_eq!(stdout.matches(".51820: UDP, length").count(), 6, "{stdout}");

@@ -10,14 +10,10 @@ use std::{
 };
 
 use serde_json::json;
-use wireloom_lab::{
-    ClusterLayout, PATIENCE, Place,
-    mesh::{KeyPair, write_key},
-    until,
-};
+use wireloom_lab::{ClusterLayout, PATIENCE, Place, until};
 
 use crate::{
-    fixtures::{BOOT_UNIT, TAGS, WithWireloom, wireloom},
+    fixtures::{BOOT_UNIT, TAGS, WithWireloom, change_key, wireloom},
     pings::{Cost, Pings, pod, start, start_pods, wait_for_answer},
 };
 
@@ -113,19 +109,8 @@ fn nothing_is_lost_while_the_api_server_is_away_and_comes_back_as_of_before() {
     let disturbance = "API server away for a minute, and then with an older store";
     cost.judge(disturbance, Expected::Nothing, Expected::Nothing);
 
-    // Agents do not wait for changes from the future. One of them gets a new key, and the others hear of it.
-    let on = &stage.on;
-    let node = &on.cluster.nodes()[1];
-    let key = KeyPair::generate(&wireloom(), node).unwrap();
-    write_key(node, &key).unwrap();
-    for other in [0, 2] {
-        until(2 * PATIENCE, "another node to hear of the new key", || {
-            let status = on.daemon_set.status(&on.cluster, other).ok()?;
-            status.to_string().contains(&key.public).then_some(())
-        })
-        .unwrap();
-    }
-    on.daemon_set.wait_for_proofs(&on.cluster).unwrap();
+    // Agents do not wait for changes from the future.
+    change_key(&stage.on.cluster, &stage.on.daemon_set);
 }
 
 #[test]

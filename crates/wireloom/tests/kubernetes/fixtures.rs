@@ -7,7 +7,11 @@ use std::{
     sync::LazyLock,
 };
 
-use wireloom_lab::{Cluster, ClusterLayout, DaemonSet};
+use wireloom_lab::{
+    Cluster, ClusterLayout, DaemonSet, PATIENCE,
+    mesh::{KeyPair, write_key},
+    until,
+};
 
 /// Two tags of Wireloom's image, so that one can be rolled out over the other.
 pub(crate) const TAGS: [&str; 2] = ["1", "2"];
@@ -73,4 +77,19 @@ impl WithWireloom {
         daemon_set.wait_for_proofs(&cluster).unwrap();
         Self { cluster, daemon_set }
     }
+}
+
+/// Gives one node a new key, and waits until all others have heard of it and proved it. So they follow the store.
+pub(crate) fn change_key(cluster: &Cluster, daemon_set: &DaemonSet) {
+    let (_, node) = cluster.members().next().unwrap();
+    let key = KeyPair::generate(&wireloom(), node).unwrap();
+    write_key(node, &key).unwrap();
+    for (n, other) in cluster.members().skip(1) {
+        until(2 * PATIENCE, &format!("{} to hear of the new key", other.name), || {
+            let status = daemon_set.status(cluster, n).ok()?;
+            status.to_string().contains(&key.public).then_some(())
+        })
+        .unwrap();
+    }
+    daemon_set.wait_for_proofs(cluster).unwrap();
 }

@@ -1,12 +1,12 @@
 //! The mesh from the API server: `kubectl apply -k deploy/kubernetes` and nothing written by hand, nodes that come and
 //! go, and the way out. All of it under pings, one in 10 ms, of which none is lost.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs, thread, time::Duration};
 
 use wireloom_lab::{Cluster, ClusterLayout, DaemonSet, Node, PATIENCE, until};
 
 use crate::{
-    fixtures::{BOOT_UNIT, IMAGES, TAGS, WORKLOAD},
+    fixtures::{BOOT_UNIT, IMAGES, TAGS, WORKLOAD, change_key},
     pings::{Pings, start_pods, wait_for_answer},
 };
 
@@ -111,4 +111,44 @@ fn nodes_come_go_and_come_back_as_others() {
 
 fn pod_of(cluster: &Cluster, node: &Node) -> wireloom_lab::Place {
     cluster.pod(&node.name.replace("node", "pod")).unwrap()
+}
+
+/// The shortest life of a token that the API server grants, in seconds, and the token as the agent's container sees it.
+const TOKEN_LIFE: u64 = 600;
+const TOKEN: &str = r#"
+- {op: replace, path: /spec/template/spec/automountServiceAccountToken, value: false}
+- op: add
+  path: /spec/template/spec/containers/0/volumeMounts/-
+  value: {name: token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
+- op: add
+  path: /spec/template/spec/volumes/-
+  value:
+    name: token
+    projected:
+      sources:
+        - serviceAccountToken: {path: token, expirationSeconds: 600}
+        - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
+        - downwardAPI: {items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]}
+"#;
+
+#[test]
+#[ignore = "takes 12 minutes: scripts/soak kubernetes"]
+fn a_token_rotates() {
+    let cluster = cluster();
+    start_pods(&cluster, cluster.nodes());
+    let daemon_set = DaemonSet::install(&cluster, TAGS[0]).unwrap();
+    let patch = cluster.directory().join("token.yaml");
+    fs::write(&patch, TOKEN).unwrap();
+    let line = "--namespace wireloom patch daemonset wireloom --type json --patch-file";
+    cluster.kubectl(&format!("{line} {}", patch.display())).unwrap();
+    daemon_set.wait(&cluster).unwrap();
+    daemon_set.wait_for_proofs(&cluster).unwrap();
+    let pings = Pings::start(&cluster);
+    // The first token is worth nothing any more after this, and the API server ends no watch before.
+    thread::sleep(Duration::from_secs(TOKEN_LIFE + 60));
+    pings.wait_for_answers();
+    let cost = pings.stop();
+    println!("figure: over the life of a token: {cost}");
+    assert_eq!((cost.lost, cost.plaintext), (0, 0), "{cost}");
+    change_key(&cluster, &daemon_set);
 }

@@ -16,7 +16,7 @@ fn measure(proxy: ProxyMode, network: PodNetwork) {
     print(&before);
 
     cluster.import(&IMAGES[0]).unwrap();
-    let daemon_set = DaemonSet::install(&cluster, TAGS[0]).unwrap();
+    let daemon_set = DaemonSet::with_pools(&cluster, TAGS[0]).unwrap();
     daemon_set.wait_for_proofs(&cluster).unwrap();
     situation.wireloom = true;
     let after = FlowTable::measure(&testbed, situation, FLOWS).unwrap();

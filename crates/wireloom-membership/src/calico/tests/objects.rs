@@ -180,6 +180,24 @@ fn own_workloads_are_the_blocks_where_the_host_has_some_and_pod_cidrs_where_nobo
 }
 
 #[test]
+fn a_host_that_gave_back_its_last_block_has_no_workloads_until_it_gets_another() {
+    let own = || Blocks::new(&[block("n1", "10.162.0.16/29")].into(), true);
+    let pod_cidrs = || Some(cidrs(&["10.162.0.0/24"]));
+    for others in [true, false] {
+        let none = || Blocks::new(&BTreeSet::new(), others);
+        assert_eq!(Blocks::Unknown.then(none()), none());
+        let given_back = own().then(none()).then(none());
+        for choice in [Workloads::Auto, Workloads::Calico] {
+            let workloads = given_back.workloads(choice, pod_cidrs(), &Annotations::default());
+            assert_eq!(workloads, Some(BTreeSet::new()));
+        }
+        let choice = Workloads::PodCidrs;
+        assert_eq!(given_back.workloads(choice, pod_cidrs(), &Annotations::default()), pod_cidrs());
+        assert_eq!(given_back.then(own()), own());
+    }
+}
+
+#[test]
 fn a_tunnel_address_from_elsewhere_is_a_workload_of_its_own() {
     let annotations = Annotations::from(&annotations());
     let inside = Blocks::new(&[block("n2", "10.162.0.8/29")].into(), true);

@@ -151,6 +151,13 @@ fn pools_and_own_blocks_are_followed() {
     deleted["spec"]["deleted"] = json!("true");
     twin.put(BLOCKS, deleted);
     followed.wait("the block to go", |it| it.workloads() == Some(cidrs(&["10.162.0.24/29"])));
+    // Of the last one, the watch says only that it is gone, and a list has only others' after that.
+    twin.remove(BLOCKS, "n1-10-162-0-24-29");
+    followed.wait("the last block to go", |it| it.workloads() == Some(BTreeSet::new()));
+    twin.compact();
+    twin.cut_watches();
+    twin.put(BLOCKS, block("n1", "10.162.0.0/29"));
+    followed.wait("another block", |it| it.workloads() == Some(cidrs(&["10.162.0.0/29"])));
     twin.put(POOLS, pool("fd61::/48"));
     followed.wait("the pool", |it| it.pools().is_some_and(|pools| pools.len() == 2));
     twin.put(POOLS, json!({"metadata": {"name": "bad"}, "spec": {"cidr": "10.0.0.0/33"}}));

@@ -44,7 +44,7 @@ pub(super) fn run(image: &Path, keep: bool) -> anyhow::Result<ExitCode> {
 
     step("Installing Wireloom with kubectl", || {
         cluster.import(&image)?;
-        Ok(DaemonSet::install(&cluster, TAG)?.wait_for_proofs(&cluster)?)
+        Ok(DaemonSet::with_pools(&cluster, TAG)?.wait_for_proofs(&cluster)?)
     })?;
     situation.wireloom = true;
     let (after, traffic) = step("Measuring", || measure(&cluster, &testbed, situation))?;
