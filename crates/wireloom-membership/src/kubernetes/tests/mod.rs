@@ -1,4 +1,6 @@
-//! Against the twin of the API server, and with the feature `functional` against a real one.
+//! Against the twin of the API server. With `cargo test --features functional`, [`churn`] runs against a real one, as
+//! root or not; it needs Go: the first time, `scripts/kubernetes-programs` and `scripts/etcd-program` compile what it
+//! starts, and take minutes.
 
 #[cfg(feature = "functional")]
 mod api_server;
