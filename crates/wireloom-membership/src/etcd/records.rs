@@ -46,7 +46,8 @@ impl Collection for Records {
     fn list(&mut self) -> BoxFuture<'_, Result<Listed, StoreError>> {
         let what = format!("list {}", self.prefix);
         let mut kept = Kept::default();
-        async move { list(&self.client, &what, &self.prefix, |name, _| kept.takes(name)).await }.boxed()
+        async move { list(&self.client, &what, &self.prefix, |name, object| kept.takes(name, object)).await }
+            .boxed()
     }
 
     fn watch(
@@ -83,13 +84,14 @@ struct Kept {
 }
 
 impl Kept {
-    /// Whether the list shall hold the entry with this name.
-    fn takes(&mut self, name: &str) -> bool {
+    /// Whether the list shall hold this entry.
+    fn takes(&mut self, name: &str, object: &Object) -> bool {
         if name.starts_with(layout::NODES) || name.starts_with(layout::POOLS) {
             return true;
         }
         // One more than what is read is enough to see that there are too many.
-        let is_taken = is_readable(name) && self.others <= OTHERS_MAX;
+        let is_short = is_readable(name) && object.value.len() <= NAME_MAX;
+        let is_taken = is_short && self.others <= OTHERS_MAX;
         self.others += usize::from(is_taken);
         is_taken
     }
@@ -178,10 +180,12 @@ mod tests {
 
     #[test]
     fn a_list_holds_all_records_and_pools_and_a_bounded_number_of_keys() {
+        let value = |len| Object { value: "x".repeat(len), born: 1, uid: String::new() };
         let mut kept = Kept::default();
-        let keys = (0..2 * OTHERS_MAX).filter(|number| kept.takes(&format!("keys/{number}"))).count();
-        assert_eq!(keys, OTHERS_MAX + 1);
-        assert!(kept.takes("nodes/a") && kept.takes("pools/a"));
-        assert!(!Kept::default().takes(&format!("keys/{}", "x".repeat(NAME_MAX + 2))));
+        assert!(!kept.takes("keys/long", &value(NAME_MAX + 1)));
+        assert!(!kept.takes(&format!("keys/{}", "x".repeat(NAME_MAX + 2)), &value(1)));
+        let names = (0..2 * OTHERS_MAX).map(|number| format!("keys/{number}"));
+        assert_eq!(names.filter(|name| kept.takes(name, &value(1))).count(), OTHERS_MAX + 1);
+        assert!(kept.takes("nodes/a", &value(RECORD_MAX)) && kept.takes("pools/a", &value(RECORD_MAX)));
     }
 }
