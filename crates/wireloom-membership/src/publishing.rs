@@ -31,6 +31,8 @@ pub(crate) struct Publishing {
     spelling: Spelling,
     /// What readers are to make of the record; inside, `None`: there shall be none. `None` until somebody has said.
     wanted: Option<Option<Node>>,
+    /// What was to be published last was refused, so `wanted` is what was wanted before.
+    is_refused: bool,
     shown: Shown,
     /// It must be written even if it is as wanted.
     again: bool,
@@ -80,6 +82,7 @@ impl Publishing {
         Self {
             spelling,
             wanted: None,
+            is_refused: false,
             shown: Shown::Unknown,
             again: false,
             settled: None,
@@ -103,9 +106,12 @@ impl Publishing {
     /// This is the record from now on; `None`: there shall be none.
     ///
     /// # Errors
-    /// What is wrong with the record, in a sentence. No node would read it, and the one before stays.
+    /// What is wrong with the record, in a sentence. No node would read it, and the one before stays; but then what is
+    /// wanted is not published.
     pub(crate) fn want(&mut self, wanted: Option<&Node>) -> Result<(), String> {
+        self.is_refused = true;
         let read = wanted.map(|node| record::read(&record::write(node, self.spelling))).transpose()?;
+        self.is_refused = false;
         if self.wanted.as_ref() != Some(&read) {
             self.wanted = Some(read);
             self.settled = None;
@@ -143,6 +149,11 @@ impl Publishing {
 
     /// Whether the store shows the record as it is wanted.
     pub(crate) fn is_published(&self) -> bool {
+        !self.is_refused && self.is_shown()
+    }
+
+    /// Whether the store shows the last record that was not refused.
+    fn is_shown(&self) -> bool {
         match (&self.wanted, &self.shown) {
             (Some(Some(wanted)), Shown::Record(_, Some(shown))) => wanted == &**shown,
             (Some(None), Shown::Nothing) => true,
@@ -156,8 +167,8 @@ impl Publishing {
         else {
             return Step::Rest;
         };
-        let is_published = self.is_published();
-        if is_published && (!self.again || wanted.is_none()) {
+        let is_shown = self.is_shown();
+        if is_shown && (!self.again || wanted.is_none()) {
             self.again = false;
             self.wait = None;
             let settled = *self.settled.get_or_insert(now);
@@ -168,7 +179,7 @@ impl Publishing {
         }
         // What we wrote, or saw as we want it, is another thing now.
         let was_ours = self.settled.is_some() || self.succeeded.is_some();
-        if !is_published && was_ours && self.is_news {
+        if !is_shown && was_ours && self.is_news {
             if self.settled.is_some_and(|settled| now.saturating_duration_since(settled) >= LONGEST_FIGHT) {
                 self.fight.reset();
             }
@@ -204,7 +215,7 @@ impl Publishing {
             self.succeeded = Some(now).filter(|_| !is_outdated);
             return;
         };
-        self.again |= self.is_published();
+        self.again |= self.is_shown();
         let wait = match &error.problem {
             StoreProblem::Conflict { .. } => self.fight.next(),
             StoreProblem::Denied { .. } | StoreProblem::Nonsense { .. } => {

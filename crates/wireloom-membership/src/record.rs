@@ -37,7 +37,7 @@ const ENDPOINTS_MAX: usize = 8;
 const VALUE_MAX: usize = 253 + ":65535".len();
 
 /// The longest name of a node, in bytes: a host name, and the name of a Kubernetes object, has at most 253.
-const NAME_MAX: usize = 253;
+pub(crate) const NAME_MAX: usize = 253;
 
 /// The shortest prefixes of a workload CIDR: 10.0.0.0/8 is the largest private range (RFC 1918, section 3), and a /32
 /// is what a whole provider gets of IPv6. What is wider would draw a mesh's whole traffic to one node.

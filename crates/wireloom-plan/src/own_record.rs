@@ -28,6 +28,12 @@ const OF_SERVICES: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
 /// and every change of a record goes to every agent.
 pub const LINGER: Duration = Duration::from_secs(30);
 
+/// The most workload prefixes that readers take from one record.
+const WORKLOADS_MAX: usize = 1024;
+
+/// The most addresses that readers take from one record.
+const ADDRESSES_MAX: usize = 128;
+
 /// What the operator says of this node himself. `None`: it is found out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Declared {
@@ -113,7 +119,8 @@ impl Steady {
 pub struct NoWorkloads;
 
 /// The record of this node. Its WireGuard listens on this port, and has this key; `encrypt` is `false` when the node is
-/// about to leave the mesh.
+/// about to leave the mesh. Of what was found out there is as much as readers take: borrowed addresses come after blocks,
+/// and addresses of the host in the order of what their interfaces connect, after those by which it is reached.
 ///
 /// # Errors
 /// [`NoWorkloads`]: a node that published none would lose those that it has.
@@ -125,11 +132,24 @@ pub fn compose(
     encrypt: bool,
 ) -> Result<Node, NoWorkloads> {
     let given = declared.workloads.as_ref().or(found.workloads.as_ref()).ok_or(NoWorkloads)?;
-    let workloads: BTreeSet<IpNet> = given | &found.borrowed;
+    let workloads: BTreeSet<IpNet> = match &declared.workloads {
+        Some(declared) => {
+            let borrowed = found.borrowed.difference(declared);
+            declared
+                .iter()
+                .chain(borrowed.take(WORKLOADS_MAX.saturating_sub(declared.len())))
+                .copied()
+                .collect()
+        }
+        None => given.iter().chain(found.borrowed.difference(given)).take(WORKLOADS_MAX).copied().collect(),
+    };
     let is_workload = |address: IpAddr| workloads.iter().any(|workload| workload.contains(&address));
     let tunnel_addresses = match &declared.tunnel_addresses {
         Some(declared) => declared.clone(),
-        None => found.tunnel_addresses.iter().copied().filter(|address| is_workload(*address)).collect(),
+        None => {
+            let of_ours = found.tunnel_addresses.iter().copied().filter(|address| is_workload(*address));
+            of_ours.take(ADDRESSES_MAX).collect()
+        }
     };
     let host = found.host.iter().filter(|it| !OF_SERVICES.contains(&it.interface.as_str()));
     let reached_at: Vec<IpAddr> = match found.reached_at.is_empty() {
@@ -153,11 +173,17 @@ pub fn compose(
                     || found.pools.iter().any(|pool| pool.contains(&address))
             };
             let of_host = host.clone().filter(counts).map(|it| it.address.addr());
-            let addresses = of_host.chain(found.reached_at.iter().copied());
+            let addresses = reached_at.iter().copied().chain(of_host);
             let on_interface = |address: &IpAddr| {
                 tunnel_addresses.contains(address) || declared.link_addresses.contains(address)
             };
-            addresses.filter(|address| !on_interface(address)).collect()
+            let mut kept = BTreeSet::new();
+            for address in addresses.filter(|address| !on_interface(address)) {
+                if kept.len() < ADDRESSES_MAX {
+                    kept.insert(address);
+                }
+            }
+            kept
         }
     };
     let (endpoint, endpoint_name, other_endpoints) = match &declared.endpoint {
@@ -263,6 +289,30 @@ mod tests {
         let node = compose(&Declared::default(), &found, KEY, 7, true).unwrap();
         assert_eq!(node.endpoint, Some("10.161.1.2:7".parse().unwrap()));
         assert!(node.addresses.contains(&"10.161.1.2".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_record_holds_no_more_than_readers_take() {
+        let cards = (0..200).map(|number| HostAddress {
+            place: Place::DefaultRoute,
+            address: format!("10.0.0.{number}/24").parse().unwrap(),
+            interface: "eth0".to_owned(),
+        });
+        let single = |number: u32| IpNet::from(IpAddr::from(number.to_be_bytes()));
+        let found = Found {
+            host: cards.chain(host(&[(Place::Network, "eth1", "198.51.100.7/24")])).collect(),
+            borrowed: (0..2000).map(|number| single(0x0aa2_0000 + number)).collect(),
+            tunnel_addresses: BTreeSet::new(),
+            ..found()
+        };
+        let node = compose(&Declared::default(), &found, KEY, 51820, true).unwrap();
+        assert_eq!((node.workloads.len(), node.addresses.len()), (1024, 128));
+        assert!(node.workloads.is_superset(found.workloads.as_ref().unwrap()));
+        assert!(node.addresses.is_superset(&found.reached_at));
+        let declared = Declared { workloads: Some(set(&["10.161.5.0/24"])), ..Declared::default() };
+        let node = compose(&declared, &found, KEY, 51820, true).unwrap();
+        assert_eq!(node.workloads.len(), 1024);
+        assert!(node.workloads.contains(&"10.161.5.0/24".parse().unwrap()));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use wireloom_types::PublicKey;
 
-use super::layout;
+use super::{layout, records::OTHERS_MAX};
 use crate::{
     Complaint,
     knowledge::{Handler, Knowledge},
@@ -25,6 +25,8 @@ pub(super) struct Entries {
     keys: BTreeMap<PublicKey, String>,
     /// What is wrong with entries, by their names.
     bad: BTreeMap<String, String>,
+    /// Whether there were more entries than are read, since everything was read last.
+    is_overfull: bool,
 }
 
 /// What an entry is about.
@@ -41,6 +43,7 @@ impl Handler for Entries {
         self.pools.retain(|name, _| objects.contains_key(&format!("{}{name}", layout::POOLS)));
         self.keys.clear();
         self.bad.clear();
+        self.is_overfull = false;
         let mut records = BTreeMap::new();
         for (name, object) in objects {
             match part(&name) {
@@ -69,6 +72,11 @@ impl Entries {
     /// Takes note of an entry, or that there is none, by its whole name and what follows its part's name in that.
     fn entry(&mut self, part: Part, name: &str, rest: &str, object: Option<&Object>) {
         self.bad.remove(name);
+        let is_pool = part == Part::Pools;
+        if object.is_some() && !is_pool && self.keys.len() + self.bad.len() >= OTHERS_MAX {
+            self.is_overfull = true;
+            return;
+        }
         let outcome = match (part, object) {
             (Part::Pools, Some(object)) => record::read_pool(&object.value).map(|pool| {
                 self.pools.insert(rest.to_owned(), pool);
@@ -110,7 +118,13 @@ impl Entries {
             record: name.chars().take(SHOWN).collect(),
             what: what.clone(),
         };
-        knowledge.complain("etcd", self.bad.iter().map(complaint).collect());
+        let overfull = self.is_overfull.then(|| Complaint {
+            record: layout::KEYS.to_owned(),
+            what: format!(
+                "it holds more than {OTHERS_MAX} entries, and the rest is not read; remove those that no node has"
+            ),
+        });
+        knowledge.complain("etcd", self.bad.iter().map(complaint).chain(overfull).collect());
     }
 }
 
@@ -141,6 +155,32 @@ mod tests {
 
     fn complaints(knowledge: &Knowledge) -> Vec<String> {
         knowledge.complaints().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn no_more_keys_are_read_than_a_mesh_has() {
+        let now = Instant::now();
+        let mut knowledge = Knowledge::new("n", Mesh::new(None), Publishing::new(Spelling::Snake, 0), now);
+        let mut entries = Entries::default();
+        let key = |number: u32| {
+            let mut bytes = [0; 32];
+            bytes[..4].copy_from_slice(&number.to_be_bytes());
+            format!("{}{}", layout::KEYS, PublicKey::from_bytes(bytes))
+        };
+        let all = (0..=u32::try_from(OTHERS_MAX).unwrap()).map(|number| (key(number), object("n1")));
+        let all = all.chain([("pools/p".to_owned(), object(r#"{"cidr": "10.1.0.0/16"}"#))]);
+        entries.whole(all.collect(), &mut knowledge);
+        entries.change(&key(u32::MAX), Some(&object("n1")), &mut knowledge);
+        entries.change("stray", Some(&object("")), &mut knowledge);
+        assert_eq!((entries.keys.len(), entries.pools.len(), entries.bad.len()), (OTHERS_MAX, 1, 0));
+        assert_eq!(
+            complaints(&knowledge),
+            [
+                "\"keys/\": it holds more than 20000 entries, and the rest is not read; remove those that no node has"
+            ]
+        );
+        entries.whole(BTreeMap::new(), &mut knowledge);
+        assert_eq!(complaints(&knowledge), Vec::<String>::new());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use serde::Deserialize;
 
 use super::{client::Client, layout, records};
-use crate::store::{OwnRecord, StoreError, StoreProblem};
+use crate::store::{Object, OwnRecord, StoreError, StoreProblem};
 
 /// How often a write is tried while somebody else writes in between.
 const TRIES: u32 = 4;
@@ -109,13 +109,9 @@ impl OwnEntry {
     /// Removes the record and the entries of all keys of this node.
     async fn remove(&mut self) -> Result<(), StoreError> {
         let what = format!("delete {}", self.record);
-        let listed = records::list(&self.client, &what, &self.keys).await?;
-        let ours: Vec<String> = listed
-            .objects
-            .into_iter()
-            .filter(|(_, entry)| entry.value == self.node)
-            .map(|(key, _)| self.entry(&key))
-            .collect();
+        let is_ours = |_: &str, entry: &Object| entry.value == self.node;
+        let listed = records::list(&self.client, &what, &self.keys, is_ours).await?;
+        let ours: Vec<String> = listed.objects.keys().map(|key| self.entry(key)).collect();
         let mut deletions = ours.chunks(DELETIONS);
         // The record goes with the first of them.
         let first = deletions.next().unwrap_or_default();

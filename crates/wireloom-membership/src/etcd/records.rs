@@ -11,11 +11,18 @@ use super::{
     problem::{Failure, nonsense},
     watch,
 };
-use crate::store::{Change, Collection, Listed, Object, Position, StoreError, Version};
+use crate::{
+    record::{NAME_MAX, RECORD_MAX},
+    store::{Change, Collection, Listed, Object, Position, StoreError, Version},
+};
 
 /// How many entries are asked for at once: a thousand records of a kilobyte each are a quarter of what an answer may
 /// have (4 MiB, tonic's default).
 const PAGE: i64 = 1000;
+
+/// The most entries besides records and pools that are read: a mesh of 5,000 nodes has as many keys, and while keys are
+/// changed twice as many.
+pub(super) const OTHERS_MAX: usize = 20_000;
 
 /// The nodes, pools and keys of a mesh in etcd: the names of its objects are what follows the mesh's name in
 /// [`layout`]'s keys.
@@ -38,7 +45,9 @@ impl Collection for Records {
 
     fn list(&mut self) -> BoxFuture<'_, Result<Listed, StoreError>> {
         let what = format!("list {}", self.prefix);
-        async move { list(&self.client, &what, &self.prefix).await }.boxed()
+        let mut kept = Kept::default();
+        async move { list(&self.client, &what, &self.prefix, |name, object| kept.takes(name, object)).await }
+            .boxed()
     }
 
     fn watch(
@@ -67,10 +76,41 @@ impl Collection for Records {
     }
 }
 
-/// Everything with this prefix, at one revision. The names are what follows the prefix.
+/// Bounds what a list holds: each node may write as many entries in keys/ as it likes. Records and pools are written by
+/// those whom the operator lets.
+#[derive(Debug, Default)]
+struct Kept {
+    others: usize,
+}
+
+impl Kept {
+    /// Whether the list shall hold this entry.
+    fn takes(&mut self, name: &str, object: &Object) -> bool {
+        if name.starts_with(layout::NODES) || name.starts_with(layout::POOLS) {
+            return true;
+        }
+        // One more than what is read is enough to see that there are too many.
+        let is_short = is_readable(name) && object.value.len() <= NAME_MAX;
+        let is_taken = is_short && self.others <= OTHERS_MAX;
+        self.others += usize::from(is_taken);
+        is_taken
+    }
+}
+
+/// Whether an entry's name is not longer than any name with a meaning. Longer ones are ignored.
+pub(super) fn is_readable(name: &str) -> bool {
+    name.len() <= layout::NODES.len() + NAME_MAX
+}
+
+/// What is kept of everything with this prefix, at one revision. The names are what follows the prefix.
 ///
 /// The first page is a linearizable read, so it is no older than any answer before; the others are at its revision.
-pub(super) async fn list(client: &Client, what: &str, prefix: &str) -> Result<Listed, StoreError> {
+pub(super) async fn list(
+    client: &Client,
+    what: &str,
+    prefix: &str,
+    mut keep: impl FnMut(&str, &Object) -> bool,
+) -> Result<Listed, StoreError> {
     let end = layout::end(prefix);
     let mut from = prefix.as_bytes().to_vec();
     let mut page = PAGE;
@@ -97,7 +137,8 @@ pub(super) async fn list(client: &Client, what: &str, prefix: &str) -> Result<Li
             continue;
         };
         let position = at.get_or_insert(position);
-        objects.extend(answer.kvs().iter().map(|entry| (name(prefix, entry), object(entry))));
+        let entries = answer.kvs().iter().map(|entry| (name(prefix, entry), object(entry)));
+        objects.extend(entries.filter(|(name, object)| keep(name, object)));
         match answer.kvs().last() {
             // The first key after the last one of this page.
             Some(last) if answer.more() => from = [last.key(), &[0]].concat(),
@@ -122,11 +163,29 @@ pub(super) fn name(prefix: &str, entry: &KeyValue) -> String {
     String::from_utf8_lossy(entry.key().get(prefix.len()..).unwrap_or_default()).into_owned()
 }
 
-/// An entry as an object.
+/// An entry as an object. Of a value that is too long for a record there is enough to see that.
 pub(super) fn object(entry: &KeyValue) -> Object {
+    let value = entry.value();
+    let value = &value[..value.len().min(RECORD_MAX + 1)];
     Object {
-        value: String::from_utf8_lossy(entry.value()).into_owned(),
+        value: String::from_utf8_lossy(value).into_owned(),
         born: entry.create_revision().unsigned_abs(),
         uid: String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_holds_all_records_and_pools_and_a_bounded_number_of_keys() {
+        let value = |len| Object { value: "x".repeat(len), born: 1, uid: String::new() };
+        let mut kept = Kept::default();
+        assert!(!kept.takes("keys/long", &value(NAME_MAX + 1)));
+        assert!(!kept.takes(&format!("keys/{}", "x".repeat(NAME_MAX + 2)), &value(1)));
+        let names = (0..2 * OTHERS_MAX).map(|number| format!("keys/{number}"));
+        assert_eq!(names.filter(|name| kept.takes(name, &value(1))).count(), OTHERS_MAX + 1);
+        assert!(kept.takes("nodes/a", &value(RECORD_MAX)) && kept.takes("pools/a", &value(RECORD_MAX)));
     }
 }

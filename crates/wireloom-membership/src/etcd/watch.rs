@@ -14,7 +14,7 @@ use super::{
     client::{Client, Connection},
     layout,
     problem::{Failure, nonsense},
-    records::{name, object},
+    records::{is_readable, name, object},
 };
 use crate::store::{Change, StoreError, StoreProblem, Version};
 
@@ -124,6 +124,10 @@ impl Watching {
             let version = entry.mod_revision().unsigned_abs();
             self.reached = self.reached.max(version);
             let name = name(&self.prefix, entry);
+            if !is_readable(&name) {
+                self.waiting.push_back(Change::Progress(Version(self.reached)));
+                continue;
+            }
             self.waiting.push_back(match event.event_type() {
                 EventType::Put => Change::Put(name, object(entry), Version(version)),
                 EventType::Delete => Change::Gone(name, Version(version)),

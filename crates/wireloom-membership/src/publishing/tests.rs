@@ -164,3 +164,19 @@ fn a_record_that_nobody_would_read_is_refused() {
     world.show(None, "");
     assert_eq!(world.step(), Step::Rest);
 }
+
+#[test]
+fn a_record_that_is_refused_is_not_published_and_the_one_before_stays() {
+    let mut world = World::new();
+    world.want(Some(1));
+    world.show(Some(1), "u");
+    assert_eq!(world.step(), Step::Rest);
+    assert!(world.publishing.is_published());
+    let addresses = (0..200).map(|number| [192, 0, 2, number].into()).collect();
+    let huge = Node { addresses, encrypt: false, ..Node::default() };
+    assert!(world.publishing.want(Some(&huge)).is_err());
+    assert!(!world.publishing.is_published(), "nobody has read that this node leaves");
+    assert_eq!(world.step(), Step::Rest);
+    world.want(Some(1));
+    assert!(world.publishing.is_published());
+}
