@@ -1,6 +1,10 @@
 //! `[membership]` of `agent.toml`: the source of the mesh, and what this node says of itself there.
 
-use std::{collections::BTreeSet, net::SocketAddr, ops::Range};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+};
 
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
@@ -187,9 +191,13 @@ struct Url(String);
 impl Url {
     /// Whether what is sent there is encrypted, or does not leave this machine.
     fn is_private(&self) -> bool {
-        let local =
-            |rest: &str| ["127.0.0.1", "[::1]", "localhost"].iter().any(|host| rest.starts_with(host));
-        self.0.strip_prefix("http://").is_none_or(local)
+        let Some(rest) = self.0.strip_prefix("http://") else { return true };
+        let host = match rest.rsplit_once(':') {
+            Some((host, port)) if port.parse::<u16>().is_ok() => host,
+            _ => rest,
+        };
+        let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
     }
 }
 

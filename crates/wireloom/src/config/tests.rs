@@ -388,6 +388,25 @@ mod membership {
     }
 
     #[test]
+    fn a_password_is_sent_in_plaintext_to_this_machine_only() {
+        let is_taken = |endpoint: &str| {
+            let text = format!(
+                "[membership]\nsource = \"etcd\"\nendpoints = [\"{endpoint}\"]\nworkloads = []\nusername = \"u\"\n\
+                 password_file = \"/p\""
+            );
+            parse(&text).is_ok()
+        };
+        for local in ["http://localhost:2379", "http://127.0.0.1", "http://[::1]:2379", "https://192.0.2.1"] {
+            assert!(is_taken(local), "{local}");
+        }
+        for remote in
+            ["http://localhost.example.org:2379", "http://127.0.0.1.example.org", "http://[2001:db8::1]:2379"]
+        {
+            assert!(!is_taken(remote), "{remote}");
+        }
+    }
+
+    #[test]
     fn kubernetes_needs_no_further_line() {
         let mut expected = defaults();
         let mut settings = kubernetes::Settings {

@@ -17,7 +17,8 @@ use super::{
 };
 use crate::run_file::monotonic_time;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longer than a server waits before it tries again to bind an address that somebody else has taken.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is answered to these bytes, after which the client sends no more.
 fn exchange(board: &Arc<Board>, request: &[u8]) -> String {

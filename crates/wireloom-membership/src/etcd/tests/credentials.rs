@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use etcd_client::{Certificate, ConnectOptions, Identity, Permission, PermissionType, TlsOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, Identity, Permission, PermissionType, TlsOptions};
 use futures::{Stream, StreamExt as _};
 use tokio::time::sleep;
 
@@ -129,8 +129,14 @@ fn certificates_and_users_are_checked_and_what_is_wrong_is_named() {
         };
         etcd::open(&by_name, "a").0.list().await.unwrap();
 
-        // A token that is not used is forgotten after a while. Then a new one is asked for.
+        // A token that is not used is forgotten after a while, as that of another client shows, which was used last. Then
+        // a new one is asked for.
+        let options = ConnectOptions::new().with_user("a", "password").with_tls(tls.clone());
+        let mut idle = Client::connect(&settings.endpoints, Some(options)).await.unwrap();
+        idle.get("/wireloom/v1/m/nodes/a", None).await.unwrap();
         sleep(Duration::from_millis(3500)).await;
+        let expired = idle.get("/wireloom/v1/m/nodes/a", None).await.unwrap_err().to_string();
+        assert!(expired.contains("invalid auth token"), "{expired}");
         own.put(RECORD.into()).await.unwrap();
         // Nor do tokens survive a member.
         etcd.kill(0);

@@ -148,6 +148,7 @@ fn a_member_that_drops_packets_is_skipped_in_seconds() {
         let listed = async || agent.seen().mesh.is_some().then_some(());
         until("the first snapshot", listed).await;
         let elapsed = begun.elapsed();
-        assert!(elapsed < Duration::from_secs(4), "{elapsed:?}");
+        // The kernel would try for two minutes (tcp_syn_retries, tcp(7)).
+        assert!(elapsed < Duration::from_secs(15), "{elapsed:?}");
     });
 }

@@ -24,7 +24,7 @@ const CHANGES: u16 = 20;
 
 /// Debug builds are not fast, and CI's processors have other work: the figures are for reading, these bounds for what
 /// must never be.
-const FIRST: Duration = Duration::from_secs(20);
+const FIRST: Duration = Duration::from_secs(60);
 
 /// With `WIRELOOM_REST_SECONDS` in the environment it also measures for so long what an agent receives while nothing
 /// changes.
@@ -55,10 +55,14 @@ fn figures_with_5000_nodes() {
         let memory = resident();
         let begun = Instant::now();
         let agent = Agent::start(&settings, "n0001");
-        let first = async || agent.seen().changed;
-        let first = until("the first snapshot", first).await.duration_since(begun);
+        let first = loop {
+            if let Some(changed) = agent.seen().changed {
+                break changed.duration_since(begun);
+            }
+            assert!(begun.elapsed() < FIRST, "no first snapshot after {FIRST:?}");
+            sleep(Duration::from_millis(20)).await;
+        };
         assert_eq!(agent.names().len(), usize::from(NODES));
-        assert!(first < FIRST, "{first:?}");
         println!(
             "{NODES} nodes: first snapshot after {first:?}, {} KiB received, {} KiB more memory",
             proxy.received() / 1024,
