@@ -9,9 +9,9 @@ use crate::{
     state::StateDir,
 };
 
-/// Where sysctls are: `/proc/sys`, or what `WIRELOOM_SYSCTL_ROOT` names. A container that is not privileged has `/proc/sys`
-/// read-only; it can have the host's mounted elsewhere. The network's are those of the process's own network either way
-/// (`net_ctl_header_lookup` in net/sysctl_net.c).
+/// Where sysctls are: `/proc/sys`, or what `WIRELOOM_SYSCTL_ROOT` names. A container that is not privileged has
+/// `/proc/sys` read-only; it can have the host's mounted elsewhere. The network's are those of the process's own
+/// network either way (`net_ctl_header_lookup` in net/sysctl_net.c).
 static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
     let given = env::var_os("WIRELOOM_SYSCTL_ROOT").filter(|path| !path.is_empty());
     given.map_or_else(|| "/proc/sys".into(), PathBuf::from)

@@ -1,5 +1,5 @@
-//! How long to wait before the next attempt: longer each time, and spread, so that the agents of a fleet do not come back
-//! all at once.
+//! How long to wait before the next attempt: longer each time, and spread, so that the agents of a fleet do not come
+//! back all at once.
 
 use std::time::Duration;
 

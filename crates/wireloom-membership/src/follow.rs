@@ -148,7 +148,8 @@ impl Follower {
             false => "is another one than before".to_owned(),
         };
         let why = format!(
-            "the store {what}; nodes whose records it lost stay in force for 10 minutes: see that it is the right one, and \
+            "the store {what}; nodes whose records it lost stay in force for 10 minutes: see that it is the right \
+             one, and \
              that the agents publish their records again"
         );
         self.report(StoreError { operation, problem: StoreProblem::Nonsense { why } }).await;

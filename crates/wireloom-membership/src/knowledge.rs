@@ -100,8 +100,8 @@ impl Knowledge {
         self.complaints.insert(of, complaints);
     }
 
-    /// This node's record must be written again although it is as it was wanted: something else about its object changed,
-    /// such as the Node that owns it.
+    /// This node's record must be written again although it is as it was wanted: something else about its object
+    /// changed, such as the Node that owns it.
     pub(crate) fn write_again(&mut self) {
         self.publishing.write_again();
     }

@@ -23,8 +23,8 @@ use crate::values::{self, Endpoint};
 /// every value at its longest has 52,000.
 pub(crate) const RECORD_MAX: usize = 64 * 1024;
 
-/// The most workload CIDRs of a node. Calico gives blocks of 64 addresses and a node has 110 pods (kubelet's default), so
-/// there are a few blocks; even if every pod of a large node has a borrowed address, they fit.
+/// The most workload CIDRs of a node. Calico gives blocks of 64 addresses and a node has 110 pods (kubelet's default),
+/// so there are a few blocks; even if every pod of a large node has a borrowed address, they fit.
 const WORKLOADS_MAX: usize = 1024;
 
 /// The most addresses in each other list. A node has a few interfaces with a few addresses each.
@@ -39,8 +39,8 @@ const VALUE_MAX: usize = 253 + ":65535".len();
 /// The longest name of a node, in bytes: a host name, and the name of a Kubernetes object, has at most 253.
 const NAME_MAX: usize = 253;
 
-/// The shortest prefixes of a workload CIDR: 10.0.0.0/8 is the largest private range (RFC 1918, section 3), and a /32 is
-/// what a whole provider gets of IPv6. What is wider would draw a mesh's whole traffic to one node.
+/// The shortest prefixes of a workload CIDR: 10.0.0.0/8 is the largest private range (RFC 1918, section 3), and a /32
+/// is what a whole provider gets of IPv6. What is wider would draw a mesh's whole traffic to one node.
 const SHORTEST_PREFIXES: (u8, u8) = (8, 32);
 
 /// How the fields are spelled where a record is written. Both are read everywhere.

@@ -11,7 +11,8 @@
 //! until it succeeds; what it returns does its own reconnecting from then on:
 //!
 //! ```ignore
-//! pub(crate) fn follow(settings: &Settings, start: Start, deliver: impl Fn(Event) + Send + 'static) -> io::Result<Following> {
+//! pub(crate) fn follow(settings: &Settings, start: Start, deliver: impl Fn(Event) + Send + 'static) ->
+//! io::Result<Following> {
 //!     let settings = settings.clone();
 //!     source::follow(start, deliver, move |node| {
 //!         let (settings, node) = (settings.clone(), node.to_owned());

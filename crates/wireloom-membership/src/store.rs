@@ -34,7 +34,8 @@ pub struct Object {
     /// When the object was made; the earlier one of two has the older claim. Etcd's create revision, or Kubernetes'
     /// creation time in seconds since 1970.
     pub born: u64,
-    /// Tells an object from a later one of the same name: Kubernetes' UID; empty in etcd, whose create revision does it.
+    /// Tells an object from a later one of the same name: Kubernetes' UID; empty in etcd, whose create revision does
+    /// it.
     pub uid: String,
 }
 

@@ -77,10 +77,10 @@ impl Holdback {
     /// whose removal is held back. `in_force` is the mesh until now, as this returned it last or an earlier agent
     /// recorded it, and absent when there is none. `own` is this node's name; it is no peer and never held.
     ///
-    /// Removals are held back when more than half of the peers, and at least three, are missing from the snapshot.
-    /// What went within the last 30 s (or as [`counting`](Self::counting) says) counts as missing, too, so that steps of
-    /// less than half are no way around. A node whose record said `encrypt = false` had said that it goes.
-    /// A held node stays as it was, but what another node of the snapshot claims goes to that one.
+    /// Removals are held back when more than half of the peers, and at least three, are missing from the snapshot. What
+    /// went within the last 30 s (or as [`counting`](Self::counting) says) counts as missing, too, so that steps of
+    /// less than half are no way around. A node whose record said `encrypt = false` had said that it goes. A held node
+    /// stays as it was, but what another node of the snapshot claims goes to that one.
     #[must_use]
     pub fn take(
         &mut self,

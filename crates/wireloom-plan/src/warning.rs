@@ -344,7 +344,8 @@ impl fmt::Display for Warning {
             Self::LeftOut { record, what } => write!(f, "of the record {record:?}: {what}"),
             Self::NoOwnWorkloads => f.write_str(
                 "nobody has given this node workloads yet, so it publishes no record and no peer encrypts with it; it \
-                 waits for podCIDRs in its Node or a block of Calico's; write workloads = [\"CIDR\"] in [membership] if \
+                 waits for podCIDRs in its Node or a block of Calico's; write workloads = [\"CIDR\"] in [membership] \
+                 if \
                  neither will come",
             ),
             Self::HasLeft => f.write_str(

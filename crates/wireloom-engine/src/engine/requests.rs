@@ -84,8 +84,8 @@ impl<T: Tun, N: Network> Engine<T, N> {
             }
         });
         self.update_link(all_are_replaced, touched);
-        // A keepalive that was turned on is due at once (`set_peer` in drivers/net/wireguard/netlink.c). The next request
-        // may turn it off again, and may come before the next turn.
+        // A keepalive that was turned on is due at once (`set_peer` in drivers/net/wireguard/netlink.c). The next
+        // request may turn it off again, and may come before the next turn.
         if self.udp.is_some() {
             handle_timeout(&mut self.device, &self.drops, now);
         }

@@ -60,8 +60,8 @@ impl DaemonSet {
         Ok(daemon_set)
     }
 
-    /// As [`DaemonSet::install`], but with an `agent.toml` of the user's own, which says what addresses pods have. Without
-    /// that a node encrypts what its own pods send, and not what it forwards for others' pods.
+    /// As [`DaemonSet::install`], but with an `agent.toml` of the user's own, which says what addresses pods have.
+    /// Without that a node encrypts what its own pods send, and not what it forwards for others' pods.
     ///
     /// # Errors
     /// As [`DaemonSet::install`].
@@ -76,7 +76,8 @@ impl DaemonSet {
         Ok(daemon_set)
     }
 
-    /// As [`DaemonSet::install`], but with the mesh from a file. `wireloom` is the program, which makes the nodes' keys.
+    /// As [`DaemonSet::install`], but with the mesh from a file. `wireloom` is the program, which makes the nodes'
+    /// keys.
     ///
     /// # Errors
     /// As [`DaemonSet::install`].
@@ -157,8 +158,8 @@ impl DaemonSet {
         cluster.kubectl(&format!("delete --kustomize {} --timeout 60s", self.directory.display())).map(drop)
     }
 
-    /// Removes Wireloom with the mesh from a file from every node, with the patch that `deploy/kubernetes` has for that.
-    /// The DaemonSet stays.
+    /// Removes Wireloom with the mesh from a file from every node, with the patch that `deploy/kubernetes` has for
+    /// that. The DaemonSet stays.
     ///
     /// # Errors
     /// As [`DaemonSet::install`].

@@ -1,5 +1,5 @@
-//! Records of nodes whose Felix encrypts: made from what Felix and Calico's IPAM publish, so that Wireloom and Felix can
-//! encrypt with each other while a cluster moves from one to the other.
+//! Records of nodes whose Felix encrypts: made from what Felix and Calico's IPAM publish, so that Wireloom and Felix
+//! can encrypt with each other while a cluster moves from one to the other.
 //!
 //! Felix has a WireGuard device for each family, with a key and a port of its own. A record has one key, so its IPv4
 //! half is used: IPv6 between a Felix node and a Wireloom node stays direct, on both sides.
@@ -22,26 +22,37 @@ const PORT: u16 = 51820;
 /// Nodes, which every kubelet's heartbeats touch.
 pub(crate) const NODES_MAX: usize = 500;
 
-/// The records of all nodes by their annotations (by name) and the blocks of all hosts, and why there are none.
+/// The records of all nodes by their annotations (by name) and the blocks of all hosts. While there are too many nodes,
+/// of those `in_force` alone, as peers must not lose keys because a node joins; and a complaint.
 pub(crate) fn guests(
     annotations: &BTreeMap<String, Annotations>,
     blocks: &BTreeSet<Block>,
+    in_force: &BTreeSet<String>,
 ) -> (BTreeMap<String, Node>, BTreeSet<Complaint>) {
-    if annotations.len() > NODES_MAX {
-        return (BTreeMap::new(), [too_many(annotations.len())].into());
-    }
+    let is_within = annotations.len() <= NODES_MAX;
     let record = |(name, annotations): (&String, &Annotations)| {
         let blocks = blocks.iter().filter(|block| block.host == *name);
         (name.clone(), record(annotations, blocks))
     };
-    (annotations.iter().map(record).collect(), BTreeSet::new())
+    let nodes = annotations.iter().filter(|(name, _)| is_within || in_force.contains(*name));
+    let complaints = if is_within { BTreeSet::new() } else { [no_more(annotations.len())].into() };
+    (nodes.map(record).collect(), complaints)
+}
+
+/// That keys are shared with no further nodes.
+fn no_more(nodes: usize) -> Complaint {
+    complaint("keys are shared with the Felixes that were there before, and with no further ones", nodes)
 }
 
 /// That keys are not shared with Felix.
 pub(super) fn too_many(nodes: usize) -> Complaint {
+    complaint("no keys are shared with Felix", nodes)
+}
+
+fn complaint(consequence: &str, nodes: usize) -> Complaint {
     let what = format!(
-        "no keys are shared with Felix: the cluster has {nodes} nodes, and every agent would follow the metadata of all, \
-         which is done up to {NODES_MAX} nodes; set felix_peers = false in agent.toml"
+        "{consequence}: the cluster has {nodes} nodes, and every agent would follow the metadata of all, which is done \
+         up to {NODES_MAX} nodes; set felix_peers = false in agent.toml"
     );
     Complaint { record: "felix_peers".into(), what }
 }

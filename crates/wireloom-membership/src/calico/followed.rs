@@ -32,8 +32,8 @@ pub(crate) struct Followable {
     pub(crate) followed: Vec<Followed>,
 }
 
-/// What is to be followed at this server by the node of this name, besides its own Node, whose handler tells `own` of it,
-/// and the WireloomNodes, whose handler is `records`. Called inside the runtime.
+/// What is to be followed at this server by the node of this name, besides its own Node, whose handler tells `own` of
+/// it, and the WireloomNodes, whose handler is `records`. Called inside the runtime.
 ///
 /// # Errors
 /// With `felix_peers`, the nodes cannot be counted.

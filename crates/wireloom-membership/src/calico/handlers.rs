@@ -58,7 +58,7 @@ impl Own {
 
     fn blocks(&self, blocks: Blocks, knowledge: &mut Knowledge) {
         let mut state = self.lock();
-        state.blocks = blocks;
+        state.blocks = state.blocks.then(blocks);
         state.tell(knowledge);
     }
 
@@ -182,14 +182,16 @@ pub(super) struct FelixNodes(Arc<Mutex<FelixState>>);
 struct FelixState {
     annotations: BTreeMap<String, Annotations>,
     blocks: BTreeSet<Block>,
+    /// The nodes that were told last.
+    in_force: BTreeSet<String>,
     /// Hears of the key in this node's own annotations.
     own_key: UnboundedSender<News>,
 }
 
 impl FelixNodes {
     pub(super) fn new(own_key: UnboundedSender<News>) -> Self {
-        let (annotations, blocks) = (BTreeMap::new(), BTreeSet::new());
-        Self(Arc::new(Mutex::new(FelixState { annotations, blocks, own_key })))
+        let (annotations, blocks, in_force) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        Self(Arc::new(Mutex::new(FelixState { annotations, blocks, in_force, own_key })))
     }
 
     fn blocks(&self, blocks: BTreeSet<Block>, knowledge: &mut Knowledge) {
@@ -204,10 +206,11 @@ impl FelixNodes {
 }
 
 impl FelixState {
-    fn tell(&self, knowledge: &mut Knowledge) {
-        let (mut nodes, complaints) = guests(&self.annotations, &self.blocks);
+    fn tell(&mut self, knowledge: &mut Knowledge) {
+        let (mut nodes, complaints) = guests(&self.annotations, &self.blocks, &self.in_force);
         // What this node is, it says in a record.
         nodes.remove(knowledge.node());
+        self.in_force = nodes.keys().cloned().collect();
         knowledge.guests(nodes);
         knowledge.complain("Felix", complaints);
     }

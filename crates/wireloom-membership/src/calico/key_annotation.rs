@@ -25,9 +25,9 @@ use crate::{
     store::{Object, StoreError},
 };
 
-/// How long after the record the key follows. All Felixes encrypt with this node as soon as they have its key, and by then
-/// its agent must have theirs: a handshake that nobody answers is repeated after 5 s only (section 6.4 of the WireGuard
-/// paper).
+/// How long after the record the key follows. All Felixes encrypt with this node as soon as they have its key, and by
+/// then its agent must have theirs: a handshake that nobody answers is repeated after 5 s only (section 6.4 of the
+/// WireGuard paper).
 const HEAD_START: Duration = Duration::from_secs(3);
 
 /// The shortest time between two attempts.

@@ -130,13 +130,20 @@ impl CalicoObjects {
 
     /// The group that counts now; `None` without Calico.
     async fn choose(&mut self) -> Result<Option<(Group, Migration)>, StoreError> {
-        let mut served = [false; 2];
-        for (group, is_served) in [Group::V1, Group::V3].into_iter().zip(&mut served) {
-            *is_served = self.server.knows(&self.path(group), &format!("look for {}", self.name())).await?;
-        }
-        let [v1, v3] = served;
+        let what = format!("look for {}", self.name());
+        let v1 = self.server.knows(&self.path(Group::V1), &what).await?;
+        let v3 = self.server.knows(&self.path(Group::V3), &what).await;
+        let is_down = |error: &StoreError| matches!(error.problem, StoreProblem::Unavailable { .. });
+        let migrates = v1
+            && v3.as_ref().map_or_else(is_down, |served| *served)
+            && self.server.knows(MIGRATIONS, "look for Calico's DatastoreMigrations").await?;
+        let v3 = match v3 {
+            // An API server of Calico's that serves a view of the old group is down.
+            Err(error) if v1 && !migrates && is_down(&error) => false,
+            v3 => v3?,
+        };
         let mut migration = Migration::None;
-        if v1 && v3 && self.server.knows(MIGRATIONS, "look for Calico's DatastoreMigrations").await? {
+        if migrates {
             let selection = selection("Calico's DatastoreMigrations", MIGRATIONS.into(), None, phase);
             let listed = Objects::new(Arc::clone(&self.server), selection).list().await?;
             migration = Migration::of(&listed.objects);

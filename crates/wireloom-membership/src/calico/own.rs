@@ -19,6 +19,8 @@ pub(crate) enum Blocks {
     OfOthers,
     /// Those of this host; at least one.
     Own(BTreeSet<IpNet>),
+    /// This host had some, and has given back the last one. Other hosts get it now.
+    GivenBack,
 }
 
 impl Blocks {
@@ -31,11 +33,20 @@ impl Blocks {
         }
     }
 
+    /// What is known when `now` follows on this: that this host had blocks is not forgotten.
+    pub(crate) fn then(&self, now: Self) -> Self {
+        match (self, &now) {
+            (_, Self::Own(_)) | (Self::Unknown | Self::None | Self::OfOthers, _) => now,
+            (Self::Own(_) | Self::GivenBack, _) => Self::GivenBack,
+        }
+    }
+
     /// This node's workloads, if its Node has these `podCIDRs`; `None` as long as nobody has given it any. A tunnel
     /// address that the IPAM took from elsewhere is one of them: other nodes accept no other sources.
     ///
     /// A cluster whose hosts have blocks does not use `podCIDRs`, so a host without a block waits for its first one:
-    /// what its `podCIDRs` contain may be other hosts' blocks.
+    /// what its `podCIDRs` contain may be other hosts' blocks. One that has given back its last block has none until it
+    /// gets another.
     pub(crate) fn workloads(
         &self,
         choice: Workloads,
@@ -45,6 +56,7 @@ impl Blocks {
         let mut workloads = match (choice, self) {
             (Workloads::PodCidrs, _) | (Workloads::Auto, Self::None) => pod_cidrs?,
             (_, Self::Own(blocks)) => blocks.clone(),
+            (_, Self::GivenBack) => BTreeSet::new(),
             (Workloads::Auto, Self::Unknown | Self::OfOthers) => return None,
             (Workloads::Calico, Self::Unknown | Self::None | Self::OfOthers) => return None,
         };

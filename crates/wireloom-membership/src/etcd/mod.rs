@@ -20,7 +20,7 @@ mod own_record;
 mod problem;
 mod records;
 #[cfg(all(test, feature = "functional"))]
-mod tests;
+pub(crate) mod tests;
 mod watch;
 
 /// Where etcd is, and who we are there.

@@ -120,7 +120,16 @@ fn kubeconfig_mistake(error: &KubeconfigError) -> String {
         }
         _ => "`kubectl --kubeconfig FILE get nodes` must work with it",
     };
-    format!("{}; {fix}", chain(error))
+    let what = match error {
+        // The library would show the lines around it, which may be secrets.
+        KubeconfigError::Parse(error) => {
+            let place =
+                error.location().map(|place| format!(" at line {}, column {}", place.line(), place.column()));
+            format!("it is not a kubeconfig in YAML{}", place.unwrap_or_default())
+        }
+        error => chain(error),
+    };
+    format!("{what}; {fix}")
 }
 
 /// An error with what caused it, each said once.

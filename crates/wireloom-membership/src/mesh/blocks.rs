@@ -9,13 +9,15 @@ use super::claims::{Claimant, Rules};
 /// A CIDR, and the place of its claimant among the claimants.
 type Claim = (IpNet, usize);
 
-/// The claims that are lost: each with its claimant, and the reason in a sentence.
+/// The claims that are lost: each with its claimant, and the reason in a sentence. Those that do not count are lost
+/// already.
 pub(super) fn resolve<'a>(
     claimants: &[Claimant<'a>],
     rules: &Rules<'_>,
+    counts: impl Fn(&str, &IpNet) -> bool,
 ) -> Vec<(IpNet, Claimant<'a>, String)> {
     let cidrs = |(place, claimant): (usize, &Claimant<'a>)| {
-        let workloads = claimant.node.workloads.iter();
+        let workloads = claimant.node.workloads.iter().filter(|cidr| counts(claimant.name, cidr));
         workloads.map(move |cidr| (*cidr, place)).collect::<Vec<_>>()
     };
     let mut claims: Vec<Claim> = claimants.iter().enumerate().flat_map(cidrs).collect();

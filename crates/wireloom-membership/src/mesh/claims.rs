@@ -1,8 +1,8 @@
 //! The claims of nodes to keys, addresses and CIDRs, decided: who claims what another one has loses that value alone.
 //!
 //! Who has a record in the store comes before who is only known otherwise, and both before who has vanished. Among
-//! equals, the established one keeps what it has in the mesh that was delivered last; nobody can take it away by making a
-//! record. Between newcomers the older record decides, then the name, so that all nodes decide alike.
+//! equals, the established one keeps what it has in the mesh that was delivered last; nobody can take it away by making
+//! a record. Between newcomers the older record decides, then the name, so that all nodes decide alike.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use wireloom_plan::cluster::{Cluster, Node};
 use wireloom_types::PublicKey;
 
-use super::blocks;
+use super::{blocks, hosts};
 
 /// A node and what it claims.
 #[derive(Debug, Clone, Copy)]
@@ -103,12 +103,18 @@ const KINDS: [Kind; 3] = [
 pub(super) fn resolve(claimants: &[Claimant<'_>], rules: &Rules<'_>) -> BTreeMap<String, Lost> {
     let mut lost: BTreeMap<String, Lost> = BTreeMap::new();
     keys(claimants, rules, &mut lost);
-    for (cidr, loser, what) in blocks::resolve(claimants, rules) {
+    for (cidr, loser, what) in hosts::cidrs_around(claimants, rules) {
+        lost_by(&mut lost, loser).workloads.insert(cidr, reason(loser, what));
+    }
+    let rest =
+        |name: &str, cidr: &IpNet| lost.get(name).is_none_or(|lost| !lost.workloads.contains_key(cidr));
+    for (cidr, loser, what) in blocks::resolve(claimants, rules, rest) {
         lost_by(&mut lost, loser).workloads.insert(cidr, reason(loser, what));
     }
     for kind in &KINDS {
         addresses(kind, claimants, rules, &mut lost);
     }
+    addresses_are_no_workloads_of_others(claimants, rules, &mut lost);
     tunnel_addresses_are_workloads(claimants, &mut lost);
     lost
 }
@@ -127,7 +133,8 @@ fn keys(claimants: &[Claimant<'_>], rules: &Rules<'_>, lost: &mut BTreeMap<Strin
     let wanted = |claimant: &Claimant<'_>| claimant.node.public_key.into_iter().collect::<Vec<_>>();
     for (key, loser, winner) in duplicates(claimants, wanted, comes_first) {
         let what = format!(
-            "it has the public key {key} of {:?}, and is taken for a node without a key; give each node a private key of \
+            "it has the public key {key} of {:?}, and is taken for a node without a key; give each node a private key \
+             of \
              its own",
             winner.name
         );
@@ -177,6 +184,36 @@ fn duplicates<'a, V: Copy + Eq + Hash>(
         }
     }
     losers.into_iter().map(|(value, loser)| (value, loser, holders[&value])).collect()
+}
+
+/// A tunnel address must be a workload of its own node, which is checked elsewhere.
+fn addresses_are_no_workloads_of_others(
+    claimants: &[Claimant<'_>],
+    rules: &Rules<'_>,
+    lost: &mut BTreeMap<String, Lost>,
+) {
+    let blocks = hosts::Blocks::new(claimants.iter().flat_map(|claimant| {
+        let lost = lost.get(claimant.name);
+        let has = move |cidr: &&IpNet| lost.is_none_or(|lost| !lost.workloads.contains_key(*cidr));
+        claimant.node.workloads.iter().filter(has).map(|cidr| (*cidr, claimant.name))
+    }));
+    for kind in &KINDS[..2] {
+        for claimant in claimants {
+            let before = rules.before.nodes.get(claimant.name);
+            for address in (kind.of)(claimant.node) {
+                let is_established = before.is_some_and(|node| (kind.of)(node).contains(address));
+                let Some((cidr, owner)) = blocks.that_takes(*address, claimant, is_established, rules) else {
+                    continue;
+                };
+                let what = format!(
+                    "it claims the {} {address}, which lies inside {cidr}, workloads that {owner:?} has; remove it",
+                    kind.word
+                );
+                let values = (kind.lost)(lost_by(lost, *claimant));
+                values.entry(*address).or_insert_with(|| reason(*claimant, what));
+            }
+        }
+    }
 }
 
 /// The far end accepts no source that is not one of the node's workload addresses.

@@ -28,6 +28,7 @@ use crate::{
 
 mod blocks;
 mod claims;
+mod hosts;
 #[cfg(test)]
 mod tests;
 

@@ -1,5 +1,7 @@
 //! What becomes of records that are bad, that vanish, and that claim the same.
 
+use std::net::IpAddr;
+
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
@@ -169,10 +171,107 @@ fn duplicate_addresses_and_foreign_tunnel_addresses_are_left_out_alone() {
         [
             "\"b\": it claims the address 192.0.2.1, which \"a\" has; remove it from one of the two",
             "\"b\": it claims the link address 10.9.9.1, which \"a\" has; remove it from one of the two",
-            "\"b\": its tunnel address 10.1.1.2 lies in none of its workload CIDRs; choose one of its workload addresses \
+            "\"b\": its tunnel address 10.1.1.2 lies in none of its workload CIDRs; choose one of its workload \
+             addresses \
          that no workload has",
         ]
     );
+}
+
+#[test]
+fn an_address_that_is_another_nodes_workload_is_left_out_alone() {
+    let mut world = World::new();
+    world.put("a", &workloads(&["10.1.0.0/24"]));
+    world.put("b", &workloads(&["10.1.1.0/24"]));
+    let greedy = Node {
+        addresses: [[10, 1, 0, 7].into(), [10, 1, 1, 1].into(), [192, 0, 2, 1].into()].into(),
+        link_addresses: [[10, 1, 0, 8].into()].into(),
+        ..workloads(&["10.1.1.0/24"])
+    };
+    world.put("b", &greedy);
+    let b = world.node("b").unwrap();
+    assert_eq!(b.addresses, [[10, 1, 1, 1].into(), [192, 0, 2, 1].into()].into());
+    assert_eq!((b.link_addresses.len(), b.workloads.len()), (0, 1));
+    assert_eq!(cidrs(world.node("a")), ["10.1.0.0/24"]);
+    assert_eq!(
+        world.complaints(),
+        [
+            "\"b\": it claims the address 10.1.0.7, which lies inside 10.1.0.0/24, workloads that \"a\" has; remove it",
+            "\"b\": it claims the link address 10.1.0.8, which lies inside 10.1.0.0/24, workloads that \"a\" has; \
+             remove it",
+        ]
+    );
+    world.put("a", &workloads(&[]));
+    assert_eq!(world.node("b"), Some(greedy));
+}
+
+#[test]
+fn an_address_in_anothers_block_may_be_borrowed_unless_it_comes_later_than_the_block() {
+    let mut world = World::new();
+    let borrower = |last| Node { addresses: [[10, 1, 0, last].into()].into(), ..Node::default() };
+    world.mesh.allow_borrowing(true);
+    world.mesh.pools(&["10.1.0.0/16".parse().unwrap()].into(), world.now);
+    world.put("a", &borrower(7));
+    world.mesh.deliver(world.now);
+    world.put("b", &workloads(&["10.1.0.0/24"]));
+    assert_eq!(world.node("a"), Some(borrower(7)));
+    assert_eq!(cidrs(world.node("b")), ["10.1.0.0/24"]);
+    world.put("a", &borrower(8));
+    assert_eq!(world.node("a"), Some(Node::default()), "it could be any workload's");
+    // Who has borrowed it for a workload has it.
+    world.put("a", &Node { addresses: borrower(8).addresses, ..workloads(&["10.1.0.8/32"]) });
+    assert_eq!(world.node("a").unwrap().addresses.len(), 1);
+    assert_eq!(world.complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn a_cidr_that_holds_other_nodes_hosts_is_left_out_alone() {
+    let host = |last, cidr| Node { addresses: [[192, 0, 2, last].into()].into(), ..workloads(&[cidr]) };
+    let mut world = World::new();
+    world.put("a", &host(1, "10.1.1.0/24"));
+    world.put("b", &Node { endpoint: Some(([198, 51, 100, 1], 7).into()), ..Node::default() });
+    world.mesh.deliver(world.now);
+    world.put("c", &workloads(&["192.0.2.0/28", "198.51.100.1/32", "192.0.2.128/28", "10.1.3.0/24"]));
+    assert_eq!(cidrs(world.node("c")), ["10.1.3.0/24", "192.0.2.128/28"]);
+    assert_eq!(world.node("a"), Some(host(1, "10.1.1.0/24")));
+    assert_eq!(
+        world.complaints(),
+        [
+            "\"c\": it claims 192.0.2.0/28, which holds 192.0.2.1 that is an address of the host \"a\"; claim what \
+             only workloads have",
+            "\"c\": it claims 198.51.100.1/32, which holds 198.51.100.1 that is an address of the host \"b\"; claim \
+             what only workloads have",
+        ]
+    );
+    // A host's addresses in its own block say nothing.
+    world.put("a", &host(1, "192.0.2.0/28"));
+    world.put("c", &workloads(&[]));
+    assert_eq!(cidrs(world.node("a")), ["192.0.2.0/28"]);
+}
+
+#[test]
+fn where_nobody_is_established_two_hosts_are_needed_to_take_a_cidr_away() {
+    let host = |last| Node { addresses: [[10, 1, 1, last].into()].into(), ..Node::default() };
+    let mut world = World::new();
+    world.put("a", &workloads(&["10.1.1.0/24"]));
+    world.put("b", &host(1));
+    assert_eq!(cidrs(world.node("a")), ["10.1.1.0/24"]);
+    assert_eq!(world.node("b"), Some(Node::default()));
+    let mut world = World::new();
+    world.put("a", &workloads(&["10.0.0.0/8"]));
+    world.put("b", &host(1));
+    world.put("c", &host(2));
+    assert_eq!(cidrs(world.node("a")), Vec::<String>::new());
+    assert_eq!((world.node("b"), world.node("c")), (Some(host(1)), Some(host(2))));
+    // In a pool are workloads.
+    let mut world = World::new();
+    world.mesh.pools(&["10.1.0.0/16".parse().unwrap()].into(), world.now);
+    world.put("b", &host(1));
+    world.put("c", &host(2));
+    world.mesh.deliver(world.now);
+    world.put("a", &workloads(&["10.1.1.0/24"]));
+    assert_eq!(cidrs(world.node("a")), ["10.1.1.0/24"]);
+    assert_eq!((world.node("b"), world.node("c")), (Some(Node::default()), Some(Node::default())));
 }
 
 #[test]
@@ -303,7 +402,7 @@ enum Act {
 fn act() -> impl Strategy<Value = Act> {
     let blocks = vec((0..8_u8, 0..4_u8), 0..4);
     prop_oneof![
-        6 => (0..6_u8, proptest::option::of(0..4_u8), blocks, vec(0..6_u8, 0..3))
+        6 => (0..6_u8, proptest::option::of(0..4_u8), blocks, vec(0..12_u8, 0..3))
             .prop_map(|(name, key, blocks, addresses)| Act::Put(name, key, blocks, addresses)),
         1 => (0..6_u8).prop_map(Act::Bad),
         2 => (0..6_u8).prop_map(Act::Delete),
@@ -317,6 +416,24 @@ fn act() -> impl Strategy<Value = Act> {
 fn block(place: u8, kind: u8) -> IpNet {
     let length = [26, 28, 30, 32][usize::from(kind)];
     IpNet::new([10, 0, 0, place * 32 + 1].into(), length).unwrap().trunc()
+}
+
+/// An address outside all blocks, or inside one.
+fn host(number: u8) -> IpAddr {
+    match number {
+        0..6 => [192, 0, 2, number].into(),
+        _ => [10, 0, 0, (number - 6) * 32 + 1].into(),
+    }
+}
+
+/// Where single addresses are not borrowed, no node has an address among another one's workloads.
+fn no_host_is_a_workload(mesh: &Cluster) {
+    for (name, node) in &mesh.nodes {
+        for (other, second) in mesh.nodes.iter().filter(|(other, _)| *other != name) {
+            let is_workload = |address: &IpAddr| second.workloads.iter().any(|cidr| cidr.contains(address));
+            assert!(!node.addresses.iter().any(is_workload), "{name} {other}");
+        }
+    }
 }
 
 fn no_two_have_the_same(mesh: &Cluster, may_borrow: bool) {
@@ -348,7 +465,7 @@ proptest! {
                     let node = Node {
                         public_key: number.map(key),
                         workloads: blocks.into_iter().map(|(place, kind)| block(place, kind)).collect(),
-                        addresses: addresses.into_iter().map(|number| [192, 0, 2, number].into()).collect(),
+                        addresses: addresses.into_iter().map(host).collect(),
                         ..Node::default()
                     };
                     world.put(&format!("n{name}"), &node);
@@ -365,6 +482,9 @@ proptest! {
                     let is_another = world.mesh.deliver(world.now).is_some();
                     prop_assert_eq!(is_another, before != *world.mesh.delivered());
                     no_two_have_the_same(world.mesh.delivered(), may_borrow);
+                    if !may_borrow {
+                        no_host_is_a_workload(world.mesh.delivered());
+                    }
                     prop_assert!(world.mesh.deliver(world.now).is_none());
                 }
             }
@@ -376,7 +496,10 @@ proptest! {
             let key = member.node.public_key;
             prop_assert!(key.is_none() || delivered.nodes.values().any(|node| node.public_key == key));
             for address in &member.node.addresses {
-                prop_assert!(delivered.nodes.values().any(|node| node.addresses.contains(address)));
+                let has = |node: &Node| {
+                    node.addresses.contains(address) || node.workloads.iter().any(|cidr| cidr.contains(address))
+                };
+                prop_assert!(delivered.nodes.values().any(has));
             }
         }
     }

@@ -7,8 +7,8 @@ use wireloom_plan::borrowed::Borrowable;
 
 use super::Agent;
 
-/// How often the routes are read even if nobody has announced a change: of IPv4 routes that go with their interface, the
-/// kernel says nothing.
+/// How often the routes are read even if nobody has announced a change: of IPv4 routes that go with their interface,
+/// the kernel says nothing.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// The most of the agent's time that reading takes: a table may have a million routes.

@@ -17,8 +17,8 @@ use crate::run_file::{Held, monotonic_time, unix_time};
 /// Milliseconds after which a signal that could not be obeyed is forgotten: as long as `wireloom reload` waits.
 const PATIENCE: u64 = 10_000;
 
-/// The least time between two records of a mesh that comes from a store, or in which only looked-up addresses changed: at
-/// a start, thousands of them come one after the other.
+/// The least time between two records of a mesh that comes from a store, or in which only looked-up addresses changed:
+/// at a start, thousands of them come one after the other.
 const RECORD_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the agent remembers about the mesh in force and what is held back in it.

@@ -25,8 +25,8 @@ const INTERVAL: Duration = Duration::from_secs(30);
 /// The least time between two readings: the default routes of a router are among a million others.
 const LEAST: Duration = Duration::from_secs(5);
 
-/// How often the state directory is asked whether this node is to be in the mesh. `wireloom leave` cannot signal an agent
-/// in another container.
+/// How often the state directory is asked whether this node is to be in the mesh. `wireloom leave` cannot signal an
+/// agent in another container.
 const ASK: Duration = Duration::from_secs(1);
 
 /// How many records that are left out are logged one by one.
@@ -89,10 +89,9 @@ impl Publishing {
         self.is_news = true;
     }
 
-    /// When there may be something to do.
+    /// When the state directory is to be asked again. Before the first mesh nothing is asked, and nothing is due.
     pub(super) fn due(&self) -> Option<Instant> {
-        let asked = self.asked.map_or_else(Instant::now, |asked| asked + ASK);
-        self.is_on().then_some(asked)
+        self.asked.filter(|_| self.is_on()).map(|asked| asked + ASK)
     }
 }
 
@@ -264,9 +263,9 @@ impl Agent {
         };
     }
 
-    /// Puts what this node says of itself into a mesh from the store that has no record of it any more: without one there
-    /// would be no plan to be direct by. Not before: as long as the store has not taken the announcement, the peers
-    /// expect this node to encrypt.
+    /// Puts what this node says of itself into a mesh from the store that has no record of it any more: without one
+    /// there would be no plan to be direct by. Not before: as long as the store has not taken the announcement, the
+    /// peers expect this node to encrypt.
     pub(super) fn with_own_record(&self, mut mesh: Cluster) -> Cluster {
         let phase = self.publishing.leaving.phase();
         if !self.publishing.is_on() || !matches!(phase, Phase::Removing | Phase::Out) {

@@ -130,7 +130,8 @@ fn remove(arguments: &Arguments, patience: Duration) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-/// Removes the control socket of a device that was killed, as one that ends with its container is: nobody listens there.
+/// Removes the control socket of a device that was killed, as one that ends with its container is: nobody listens
+/// there.
 fn remove_stale_socket(socket: &Path) -> anyhow::Result<()> {
     match UnixStream::connect(socket) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {

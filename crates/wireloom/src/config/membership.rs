@@ -172,7 +172,8 @@ impl<'de> Deserialize<'de> for Workloads {
                 )),
             },
             TextOrList::List(list) => {
-                list.into_iter().map(|cidr| Prefix::check(cidr).map(|prefix| prefix.0)).collect::<Result<_, _>>().map(Self::Said)
+                let cidrs = list.into_iter().map(|cidr| Ok(Prefix::check(cidr)?.0));
+                cidrs.collect::<Result<_, _>>().map(Self::Said)
             }
         }
         .map_err(de::Error::custom)

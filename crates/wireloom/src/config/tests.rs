@@ -437,7 +437,8 @@ mod membership {
             ),
             (
                 "workloads = []".to_owned(),
-                "agent.toml:2: workloads is for source = \"etcd\" or \"kubernetes\", and the source is \"file\"; remove \
+                "agent.toml:2: workloads is for source = \"etcd\" or \"kubernetes\", and the source is \"file\"; \
+                 remove \
                  workloads, or write source = \"etcd\" or \"kubernetes\"",
             ),
             (
@@ -465,7 +466,8 @@ mod membership {
             ),
             (
                 format!("{ETCD}workloads = []\nusername = \"u\"\npassword_file = \"/p\""),
-                "agent.toml:6: the password would cross the network in plaintext, because an endpoint is http://; write \
+                "agent.toml:6: the password would cross the network in plaintext, because an endpoint is http://; \
+                 write \
                  https://, or remove username and password_file",
             ),
             (
@@ -505,7 +507,8 @@ mod membership {
             ),
             (
                 "link_addresses = [\"fe80::1\"]".to_owned(),
-                "agent.toml:2: \"fe80::1\" is link-local; remove it: each peer's link-local address derives from its key",
+                "agent.toml:2: \"fe80::1\" is link-local; remove it: each peer's link-local address derives from its \
+                 key",
             ),
         ];
         for (text, expected) in cases {

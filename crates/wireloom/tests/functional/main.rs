@@ -56,9 +56,9 @@
 //! `cargo test --features functional` runs them, as root or not: a test binary that may not make namespaces starts
 //! itself again in a user namespace. The feature `slow` adds the tests that need minutes. They need Debian's
 //! `iproute2`, `iputils-ping`, `nftables`, `util-linux`, `procps`, `ethtool`, `tcpdump`, `wireguard-tools`,
-//! `wireguard-go`, `bird2`, `frr`, `babeld`, `etcd-server` and `prometheus`; a test without its program fails, and names
-//! it. Tests of the feature `kernel-wireguard` need a kernel that has WireGuard: they run in the virtual machine of
-//! `tests/vm`, as most of the others do once more.
+//! `wireguard-go`, `bird2`, `frr`, `babeld`, `etcd-server` and `prometheus`; a test without its program fails, and
+//! names it. Tests of the feature `kernel-wireguard` need a kernel that has WireGuard: they run in the virtual machine
+//! of `tests/vm`, as most of the others do once more.
 
 mod agent;
 mod boot_guard;

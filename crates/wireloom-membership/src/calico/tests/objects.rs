@@ -180,6 +180,24 @@ fn own_workloads_are_the_blocks_where_the_host_has_some_and_pod_cidrs_where_nobo
 }
 
 #[test]
+fn a_host_that_gave_back_its_last_block_has_no_workloads_until_it_gets_another() {
+    let own = || Blocks::new(&[block("n1", "10.162.0.16/29")].into(), true);
+    let pod_cidrs = || Some(cidrs(&["10.162.0.0/24"]));
+    for others in [true, false] {
+        let none = || Blocks::new(&BTreeSet::new(), others);
+        assert_eq!(Blocks::Unknown.then(none()), none());
+        let given_back = own().then(none()).then(none());
+        for choice in [Workloads::Auto, Workloads::Calico] {
+            let workloads = given_back.workloads(choice, pod_cidrs(), &Annotations::default());
+            assert_eq!(workloads, Some(BTreeSet::new()));
+        }
+        let choice = Workloads::PodCidrs;
+        assert_eq!(given_back.workloads(choice, pod_cidrs(), &Annotations::default()), pod_cidrs());
+        assert_eq!(given_back.then(own()), own());
+    }
+}
+
+#[test]
 fn a_tunnel_address_from_elsewhere_is_a_workload_of_its_own() {
     let annotations = Annotations::from(&annotations());
     let inside = Blocks::new(&[block("n2", "10.162.0.8/29")].into(), true);
@@ -200,7 +218,7 @@ fn nodes_of_felix_get_records_with_their_ipv4_half() {
         block("n2", "fd61::1168:5560:68e4:6df7:2c40/122"),
         block("n4", "10.161.4.0/26"),
     ];
-    let (nodes, complaints) = guests(&all.into(), &blocks.into());
+    let (nodes, complaints) = guests(&all.into(), &blocks.into(), &BTreeSet::new());
     let n2 = Node {
         public_key: Some(KEY.parse().unwrap()),
         endpoint: Some("192.168.77.2:51820".parse().unwrap()),
@@ -216,11 +234,18 @@ fn nodes_of_felix_get_records_with_their_ipv4_half() {
 }
 
 #[test]
-fn keys_are_shared_with_felix_in_small_clusters_only() {
+fn keys_are_shared_with_felix_up_to_500_nodes_and_then_with_no_further_ones() {
     let all = |nodes: usize| (0..nodes).map(|n| (format!("n{n}"), Annotations::default())).collect();
-    assert_eq!(guests(&all(500), &BTreeSet::new()).0.len(), 500);
-    let (nodes, complaints) = guests(&all(501), &BTreeSet::new());
-    assert_eq!((nodes.len(), complaints.len()), (0, 1));
+    let blocks = [block("n7", "10.161.4.0/26")].into();
+    let (nodes, complaints) = guests(&all(500), &BTreeSet::new(), &BTreeSet::new());
+    assert_eq!((nodes.len(), complaints.len()), (500, 0));
+    let in_force: BTreeSet<String> = nodes.into_keys().collect();
+    let (nodes, complaints) = guests(&all(501), &blocks, &in_force);
+    assert!(nodes.keys().eq(&in_force), "those in force stay, and no further one comes");
+    assert_eq!(nodes["n7"].workloads, cidrs(&["10.161.4.0/26"]), "what they have may change");
+    assert_eq!(complaints.len(), 1);
+    assert_eq!(guests(&all(501), &blocks, &BTreeSet::new()).0, BTreeMap::new());
+    assert_eq!(guests(&all(500), &blocks, &["n3".to_owned()].into()).0.len(), 500, "below, all come");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::{
     Complaint, Event, Following, Local, Source, Start,
     kubernetes::{
         Settings, Workloads,
-        twin::{NODES, RECORDS, Twin, node},
+        twin::{Fault, NODES, RECORDS, Twin, node},
     },
 };
 
@@ -39,6 +39,7 @@ struct Followed {
     cluster: Option<Cluster>,
     local: Option<Local>,
     complaints: BTreeSet<Complaint>,
+    problems: Vec<String>,
 }
 
 impl Followed {
@@ -48,7 +49,14 @@ impl Followed {
         let (sender, events) = channel();
         let start = Start { node: "n1".into(), recorded: None };
         let following = source.follow(start, move |event| drop(sender.send(event))).unwrap();
-        Self { following, events, cluster: None, local: None, complaints: BTreeSet::new() }
+        Self {
+            following,
+            events,
+            cluster: None,
+            local: None,
+            complaints: BTreeSet::new(),
+            problems: Vec::new(),
+        }
     }
 
     /// Takes events until what was delivered is as it should be.
@@ -60,8 +68,11 @@ impl Followed {
                 Ok(Event::Snapshot(cluster)) => self.cluster = Some(cluster),
                 Ok(Event::Local(local)) => self.local = Some(local),
                 Ok(Event::LeftOut(complaints)) => self.complaints = complaints,
-                Ok(Event::Problem(problem)) => println!("{problem}"),
-                Err(_) => panic!("{what}: {:?} {:?} {:?}", self.cluster, self.local, self.complaints),
+                Ok(Event::Problem(problem)) => self.problems.push(problem.to_string()),
+                Err(_) => panic!(
+                    "{what}: {:?} {:?} {:?} {:?}",
+                    self.cluster, self.local, self.complaints, self.problems
+                ),
             }
         }
     }
@@ -151,6 +162,13 @@ fn pools_and_own_blocks_are_followed() {
     deleted["spec"]["deleted"] = json!("true");
     twin.put(BLOCKS, deleted);
     followed.wait("the block to go", |it| it.workloads() == Some(cidrs(&["10.162.0.24/29"])));
+    // Of the last one, the watch says only that it is gone, and a list has only others' after that.
+    twin.remove(BLOCKS, "n1-10-162-0-24-29");
+    followed.wait("the last block to go", |it| it.workloads() == Some(BTreeSet::new()));
+    twin.compact();
+    twin.cut_watches();
+    twin.put(BLOCKS, block("n1", "10.162.0.0/29"));
+    followed.wait("another block", |it| it.workloads() == Some(cidrs(&["10.162.0.0/29"])));
     twin.put(POOLS, pool("fd61::/48"));
     followed.wait("the pool", |it| it.pools().is_some_and(|pools| pools.len() == 2));
     twin.put(POOLS, json!({"metadata": {"name": "bad"}, "spec": {"cidr": "10.0.0.0/33"}}));
@@ -204,6 +222,28 @@ fn a_migration_is_followed_from_group_to_group() {
     twin.cut_watches();
     twin.put(BLOCKS_V3, block("n1", "10.162.0.0/29"));
     followed.wait("a change", |it| it.workloads() == Some(cidrs(&["10.162.0.0/29", "10.162.0.24/29"])));
+}
+
+#[test]
+fn an_api_server_of_calicos_that_is_down_matters_only_where_objects_may_have_moved_to_it() {
+    let twin = twin(&[POOLS, BLOCKS, POOLS_V3, BLOCKS_V3]);
+    twin.put(POOLS, pool("10.162.0.0/27"));
+    twin.put(BLOCKS, block("n1", "10.162.0.16/29"));
+    twin.set_fault(Fault::LacksBackend("/apis/projectcalico.org/v3/"));
+    let mut followed = Followed::start(&twin, settings(false));
+    followed.wait("the old group", |it| it.workloads() == Some(cidrs(&["10.162.0.16/29"])));
+    followed.wait("the pool", |it| it.pools() == Some(cidrs(&["10.162.0.0/27"])));
+    drop(followed);
+
+    twin.add_kind(MIGRATIONS);
+    twin.put(MIGRATIONS, json!({"metadata": {"name": "v1-to-v3"}, "status": {"phase": "Converged"}}));
+    twin.put(BLOCKS_V3, block("n1", "10.162.0.24/29"));
+    let mut followed = Followed::start(&twin, settings(false));
+    followed
+        .wait("the problem", |it| it.problems.iter().any(|problem| problem.contains("service unavailable")));
+    assert_eq!(followed.workloads(), None, "the old group does not count any more");
+    twin.set_fault(Fault::None);
+    followed.wait("the new group", |it| it.workloads() == Some(cidrs(&["10.162.0.24/29"])));
 }
 
 #[test]
@@ -266,4 +306,20 @@ fn keys_are_shared_with_felix_and_ours_comes_back() {
     followed.wait("its own record", |it| {
         it.node("n2").is_some_and(|n2| n2.public_key == Some(KEY_OF_N2.parse().unwrap()))
     });
+}
+
+#[test]
+fn nodes_of_felix_stay_when_the_cluster_outgrows_what_is_followed() {
+    let twin = twin(&[POOLS, BLOCKS]);
+    let felix = [("projectcalico.org/IPv4Address", "192.168.77.2/24"), (ANNOTATION, KEY_OF_FELIX)];
+    twin.put(NODES, with_annotations(node("n2", &[], &[]), &felix));
+    (3..=500).for_each(|n| twin.put(NODES, node(&format!("n{n}"), &[], &[])));
+    twin.put(BLOCKS, block("n2", "10.162.0.8/29"));
+    let mut followed = Followed::start(&twin, settings(true));
+    followed.wait("the node of Felix", |it| it.node("n2").is_some());
+    twin.put(NODES, node("n501", &[], &[]));
+    followed.wait("the complaint", |it| it.complaints.iter().any(|it| it.record == "felix_peers"));
+    twin.put(BLOCKS, block("n2", "10.162.0.24/29"));
+    let both = cidrs(&["10.162.0.8/29", "10.162.0.24/29"]);
+    followed.wait("a further block", |it| it.node("n2").is_some_and(|n2| n2.workloads == both));
 }

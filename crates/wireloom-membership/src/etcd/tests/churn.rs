@@ -1,161 +1,27 @@
-//! Two hundred nodes that come, change and go at random, and agents whose watches are cut meanwhile.
-
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    env,
-    time::{Duration, Instant},
-};
-
-use tokio::time::sleep;
-use wireloom_plan::cluster::Node;
+//! Churn against real etcd.
 
 use super::fixtures::{
     agent::Agent,
+    churn::Churn,
     cluster::{Edition, Etcd},
     inside::inside_for,
-    nodes::{node, record},
-    proxy::Proxy,
-    random::Random,
 };
 use crate::{
     etcd::{Settings, client::Client, own_record::OwnEntry},
-    record::read,
-    store::OwnRecord as _,
+    record::Spelling,
 };
 
-/// How many nodes there are.
-const NODES: usize = 200;
-
-/// How many agents follow them.
-const AGENTS: u64 = 4;
-
-/// How long nodes change before the agents are looked at.
-const ROUND: Duration = Duration::from_secs(5);
-
-/// How soon after the last change every agent must have all of them.
-const SOON: Duration = Duration::from_secs(2);
-
-/// How long a watch lives at least before it is cut: a follower waits longer and longer after watches that do not live
-/// (`follow::LIVED`), since 5,000 agents must not call all the time at a store that sends them away.
-const LIFE: Duration = Duration::from_secs(12);
-
-/// A node that changes at random.
-struct Simulated {
-    name: String,
-    entry: OwnEntry,
-    /// Its record, while it has one.
-    node: Option<Node>,
-}
-
-/// What all agents must have: the nodes that have records, and those whose records vanished less than ten minutes ago.
-type Expected = BTreeMap<String, Node>;
-
-/// Takes `WIRELOOM_CHURN_SECONDS` from the environment (default 20), `WIRELOOM_CHURN_SEED` too.
 #[test]
 fn every_agent_has_every_node_soon_after_the_last_change() {
-    let number =
-        |name: &str, default| env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
-    let time = Duration::from_secs(number("WIRELOOM_CHURN_SECONDS", 20));
-    let seed = number("WIRELOOM_CHURN_SEED", u64::from(std::process::id()));
-    println!("WIRELOOM_CHURN_SEED={seed}");
+    let churn = Churn::from_environment(20);
     let etcd = Etcd::start(Edition::Modern, 1);
-    inside_for(time, &etcd.space, async || {
-        let mut random = Random::new(seed);
+    inside_for(churn.time, &etcd.space, async || {
         let client = Client::new(etcd.settings());
-        let mut nodes: Vec<Simulated> = (0..NODES)
-            .map(|index| {
-                let name = format!("n{index:03}");
-                Simulated { entry: OwnEntry::new(client.clone(), &name), name, node: None }
-            })
-            .collect();
-        let member = "127.0.0.1:2379".parse().unwrap();
-        let followed: Vec<(Proxy, Agent)> = (0..AGENTS)
-            .map(|index| {
-                let proxy = Proxy::start(member, Duration::from_millis(100), seed + index);
-                let endpoints = vec![format!("http://{}", proxy.address)];
-                let agent =
-                    Agent::start(&Settings { endpoints, ..etcd.settings() }, &format!("watcher{index}"));
-                (proxy, agent)
-            })
-            .collect();
-        let mut cuts: Vec<Instant> = (0..AGENTS).map(|_| Instant::now() + LIFE).collect();
-        let mut expected = Expected::new();
-        let (mut changes, mut cut, mut slowest) = (0, 0, Duration::ZERO);
-        let mut used = 0;
-        let begun = Instant::now();
-        while begun.elapsed() < time {
-            let round = Instant::now();
-            while round.elapsed() < ROUND {
-                let chosen = &mut nodes[usize::try_from(random.below(NODES as u64)).unwrap()];
-                chosen.change(&mut random, &mut used, &mut expected).await;
-                changes += 1;
-                for (due, (proxy, _)) in cuts.iter_mut().zip(&followed) {
-                    if Instant::now() >= *due {
-                        proxy.cut();
-                        cut += 1;
-                        *due = Instant::now() + LIFE + Duration::from_millis(random.below(5000));
-                    }
-                }
-                sleep(Duration::from_millis(random.below(20))).await;
-            }
-            let last = Instant::now();
-            for (_, agent) in &followed {
-                while agent.nodes() != expected {
-                    let late = difference(&agent.nodes(), &expected);
-                    assert!(last.elapsed() < SOON, "after {SOON:?} these differ, with seed {seed}: {late:?}");
-                    sleep(Duration::from_millis(5)).await;
-                }
-                slowest = slowest.max(last.elapsed());
-            }
-        }
-        println!(
-            "{changes} changes of {NODES} nodes in {:?}, {cut} connections cut; every agent had everything {slowest:?} \
-             after the last change of a round at the latest; {} nodes in force",
-            begun.elapsed(),
-            expected.len()
-        );
+        let followed = churn.followers(2379, |proxy, name| {
+            let endpoints = vec![format!("http://{}", proxy.address)];
+            Agent::start(&Settings { endpoints, ..etcd.settings() }, name)
+        });
+        let place = |name: &str| Box::new(OwnEntry::new(client.clone(), name)) as _;
+        churn.run(Spelling::Snake, place, &followed).await;
     });
-}
-
-impl Simulated {
-    /// Joins, leaves, vanishes, or changes its key, address and CIDR.
-    async fn change(&mut self, random: &mut Random, used: &mut u16, expected: &mut Expected) {
-        // What nobody else has or had.
-        let mut fresh = || {
-            *used = used.checked_add(1).expect("the numbers suffice for the longest run");
-            node(*used)
-        };
-        let next = match (self.node.take(), random.below(8)) {
-            (None, _) => fresh(),
-            (Some(old), 0) => Node { public_key: fresh().public_key, ..old },
-            (Some(old), 1) => Node { endpoint: fresh().endpoint, ..old },
-            (Some(old), 2 | 3) => Node { workloads: fresh().workloads, ..old },
-            (Some(_), 4 | 5) => fresh(),
-            (Some(old), 6) => {
-                // It leaves.
-                self.write(&Node { encrypt: false, ..old }).await;
-                self.entry.delete().await.unwrap();
-                expected.remove(&self.name);
-                return;
-            }
-            (Some(_), _) => {
-                // Its record vanishes, and stays in force.
-                self.entry.delete().await.unwrap();
-                return;
-            }
-        };
-        self.write(&next).await;
-        expected.insert(self.name.clone(), read(&record(&next)).unwrap());
-        self.node = Some(next);
-    }
-
-    async fn write(&mut self, node: &Node) {
-        self.entry.put(record(node)).await.unwrap();
-    }
-}
-
-/// The names of the nodes that are not the same.
-fn difference(left: &Expected, right: &Expected) -> BTreeSet<String> {
-    let names = left.keys().chain(right.keys());
-    names.filter(|name| left.get(*name) != right.get(*name)).cloned().collect()
 }

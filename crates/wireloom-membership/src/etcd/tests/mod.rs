@@ -10,7 +10,8 @@
 //! | [`churn`] | that every agent has all of 200 nodes that come, change and go, while its watches are cut |
 //! | [`scale`] | figures with 5,000 nodes |
 //!
-//! [`fixtures`] is what they are built with. No wait in them is without a bound and a message.
+//! [`fixtures`] is what they are built with, and Kubernetes' churn too. No wait in them is without a bound and a
+//! message.
 //!
 //! `cargo test --features functional` runs them, as root or not. They need Debian's `etcd-server` (3.4), and Go: the
 //! first time, `scripts/etcd-program` compiles etcd 3.6.
@@ -19,7 +20,7 @@ mod churn;
 mod contract;
 mod credentials;
 mod disturbances;
-mod fixtures;
+pub(crate) mod fixtures;
 mod own_record;
 mod records;
 mod scale;

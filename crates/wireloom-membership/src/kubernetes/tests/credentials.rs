@@ -83,6 +83,30 @@ async fn what_cannot_be_used_is_named_with_the_fix() {
 }
 
 #[tokio::test]
+async fn no_secret_of_a_kubeconfig_is_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kubeconfig");
+    let cases = [
+        // On the wrong line, of the wrong kind, without its quote, as an anchor, and with a character that YAML forbids.
+        "users:\n- name: u\n  user:\n    token:\n  sesame-1\n",
+        "users:\n- name: u\n  user: sesame-1\n",
+        "users:\n- name: u\n  user: {token: \"sesame-1}\n",
+        "users:\n- name: u\n  user: {token: *sesame-1}\n",
+        "users:\n- name: u\n  user: {token: @sesame-1}\n",
+        "users: sesame-1\n",
+        "kind: Config\nsesame-1: [\n",
+        "sesame-1",
+    ];
+    for text in cases {
+        std::fs::write(&path, text).unwrap();
+        let error = Credentials::Kubeconfig(path.clone()).client().await.err().expect(text);
+        let shown = format!("{error} {error:?}");
+        assert!(!shown.contains("sesame"), "{shown}");
+        assert!(shown.contains("it is not a kubeconfig in YAML at line "), "{text}: {shown}");
+    }
+}
+
+#[tokio::test]
 async fn outside_a_pod_the_fix_is_a_kubeconfig() {
     let error = Credentials::Pod.client().await.err().unwrap().to_string();
     assert!(error.starts_with("cannot use the service account of this pod: "), "{error}");

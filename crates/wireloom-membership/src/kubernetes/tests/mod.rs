@@ -1,5 +1,11 @@
-//! Against the twin of the API server.
+//! Against the twin of the API server. With `cargo test --features functional`, [`churn`] runs against a real one, as
+//! root or not; it needs Go: the first time, `scripts/kubernetes-programs` and `scripts/etcd-program` compile what it
+//! starts, and take minutes.
 
+#[cfg(feature = "functional")]
+mod api_server;
+#[cfg(feature = "functional")]
+mod churn;
 mod collection;
 mod crds;
 mod credentials;

@@ -55,6 +55,10 @@ pub(super) async fn answer(shared: &Arc<Shared>, request: Request<impl HttpBody>
     match fault {
         Fault::None => {}
         Fault::Refuses { code, retry_after } => return busy(code, retry_after),
+        Fault::LacksBackend(path) if parts.uri.path().starts_with(path) => {
+            return whole(503, "service unavailable\n".into());
+        }
+        Fault::LacksBackend(_) => {}
         Fault::Hangs => pending().await,
         Fault::Slow(time) => sleep(time).await,
         Fault::Babbles => return whole(200, "<html>It works!</html>".into()),

@@ -41,6 +41,8 @@ pub(crate) enum Fault {
     None,
     /// It refuses everything with this code, and asks to be left alone for some seconds.
     Refuses { code: u16, retry_after: Option<u64> },
+    /// A server behind it that serves what is below this path is down.
+    LacksBackend(&'static str),
     /// It takes requests, and never answers.
     Hangs,
     /// It takes so long for each answer.

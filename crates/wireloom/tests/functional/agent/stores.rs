@@ -1,9 +1,11 @@
 //! The mesh from a store, a real etcd: nobody writes a mesh file.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -123,6 +125,13 @@ fn status(node: &Node) -> Value {
     serde_json::from_str(&run(node, "status --json").1).unwrap_or_default()
 }
 
+/// The processor time that an agent has taken, in ticks of 10 ms (utime and stime, proc_pid_stat(5)).
+fn work(agent: &Agent) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
+    let fields = stat.rsplit(')').next().unwrap().split_whitespace();
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
+
 /// The key by which a node knows another one.
 fn key_of(node: &Node, other: &str) -> Option<String> {
     let status = status(node);
@@ -148,8 +157,13 @@ fn assert_none_lost(fleet: &Fleet, pingers: Vec<Pinger>) {
 #[test]
 fn nodes_find_each_other_in_etcd_and_need_it_for_changes_only() {
     let mut fleet = fleet(3);
-    let mut etcd = Etcd::start(&fleet.lab);
     fleet.start();
+    fleet.wait("the store to be missed", |fleet| run(&fleet.lab.nodes[0], "status").1.contains(ADDRESS));
+    let before = work(&fleet.agents[0]);
+    thread::sleep(Duration::from_secs(2));
+    let busy = work(&fleet.agents[0]) - before;
+    assert!(busy < 40, "an agent that waits for its first mesh works {busy} ticks in 2 s\n{}", fleet.logs());
+    let mut etcd = Etcd::start(&fleet.lab);
     fleet.settle(Promise::SCOPED);
     fleet.wait_for_proofs();
     for node in &fleet.lab.nodes {
