@@ -26,7 +26,7 @@ read -r what || sleep 1
 groups() { find /sys/fs/cgroup -depth -type d -path "*/$1-*" 2>/dev/null; }
 processes() { find /sys/fs/cgroup -path "*/$1-*/cgroup.procs" -exec cat {} + 2>/dev/null; }
 while processes "$1" | grep -q .; do sleep "$pause"; done
-for try in 1 2 3 4 5 6 7 8 9 10; do
+for try in $(seq 100); do
     groups "$1" | while read -r group; do rmdir "$group" 2>/dev/null; done
     rm -rf "$2" && [ -z "$(groups "$1")" ] && exit 0
     sleep 0.2

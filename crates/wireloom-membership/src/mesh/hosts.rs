@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use ipnet::IpNet;
@@ -67,7 +67,7 @@ fn outside_own(node: &Node) -> impl Iterator<Item = IpAddr> {
 }
 
 fn of_host(node: &Node) -> impl Iterator<Item = IpAddr> {
-    let endpoints = node.endpoint.iter().chain(&node.other_endpoints).map(|endpoint| endpoint.ip());
+    let endpoints = node.endpoint.iter().chain(&node.other_endpoints).map(SocketAddr::ip);
     node.addresses.iter().copied().chain(endpoints)
 }
 
