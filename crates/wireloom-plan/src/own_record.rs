@@ -119,8 +119,8 @@ impl Steady {
 pub struct NoWorkloads;
 
 /// The record of this node. Its WireGuard listens on this port, and has this key; `encrypt` is `false` when the node is
-/// about to leave the mesh. Of what was found out there is as much as readers take: borrowed addresses come after blocks,
-/// and addresses of the host in the order of what their interfaces connect, after those by which it is reached.
+/// about to leave the mesh. Of what was found out there is as much as readers take: borrowed addresses come after
+/// blocks, and addresses of the host in the order of what their interfaces connect, after those by which it is reached.
 ///
 /// # Errors
 /// [`NoWorkloads`]: a node that published none would lose those that it has.

@@ -129,8 +129,8 @@ fn certificates_and_users_are_checked_and_what_is_wrong_is_named() {
         };
         etcd::open(&by_name, "a").0.list().await.unwrap();
 
-        // A token that is not used is forgotten after a while, as that of another client shows, which was used last. Then
-        // a new one is asked for.
+        // A token that is not used is forgotten after a while, as that of another client shows, which was used last.
+        // Then a new one is asked for.
         let options = ConnectOptions::new().with_user("a", "password").with_tls(tls.clone());
         let mut idle = Client::connect(&settings.endpoints, Some(options)).await.unwrap();
         idle.get("/wireloom/v1/m/nodes/a", None).await.unwrap();

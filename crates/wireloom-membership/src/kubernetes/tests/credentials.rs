@@ -87,7 +87,8 @@ async fn no_secret_of_a_kubeconfig_is_shown() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kubeconfig");
     let cases = [
-        // On the wrong line, of the wrong kind, without its quote, as an anchor, and with a character that YAML forbids.
+        // On the wrong line, of the wrong kind, without its quote, as an anchor, and with a character that YAML
+        // forbids.
         "users:\n- name: u\n  user:\n    token:\n  sesame-1\n",
         "users:\n- name: u\n  user: sesame-1\n",
         "users:\n- name: u\n  user: {token: \"sesame-1}\n",
