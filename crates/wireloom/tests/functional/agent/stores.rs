@@ -162,7 +162,7 @@ fn nodes_find_each_other_in_etcd_and_need_it_for_changes_only() {
     let before = work(&fleet.agents[0]);
     thread::sleep(Duration::from_secs(2));
     let busy = work(&fleet.agents[0]) - before;
-    assert!(busy < 40, "an agent that waits for its first mesh works {busy} ticks in 2 s\n{}", fleet.logs());
+    assert!(busy < 20, "an agent that waits for its first mesh works {busy} ticks in 2 s\n{}", fleet.logs());
     let mut etcd = Etcd::start(&fleet.lab);
     fleet.settle(Promise::SCOPED);
     fleet.wait_for_proofs();
