@@ -18,17 +18,21 @@ use crate::{Error, PATIENCE, Result, until};
 /// - `dropped`: the nodes have been taken down.
 /// - `kept`: they live until somebody kills them, which can take hours, so it looks less often, and lets go of the
 ///   output of a program that has ended.
-/// - The end: the cluster's process was killed. A node that was just being started may still make a group.
+/// - The end: the cluster's process was killed. A node that was just being started may still make a group, and whoever
+///   was packing an image makes the directory again.
 const CLEANER: &str = r#"
 pause=0.1
-read -r what || sleep 1
+read -r what || { killed=yes && sleep 1; }
 [ "$what" != kept ] || { pause=2 && exec 2>/dev/null; }
 groups() { find /sys/fs/cgroup -depth -type d -path "*/$1-*" 2>/dev/null; }
 processes() { find /sys/fs/cgroup -path "*/$1-*/cgroup.procs" -exec cat {} + 2>/dev/null; }
 while processes "$1" | grep -q .; do sleep "$pause"; done
 for try in $(seq 100); do
     groups "$1" | while read -r group; do rmdir "$group" 2>/dev/null; done
-    rm -rf "$2" && [ -z "$(groups "$1")" ] && exit 0
+    if rm -rf "$2" && [ -z "$(groups "$1")" ]; then
+        [ -z "$killed" ] || sleep 2
+        [ -e "$2" ] || exit 0
+    fi
     sleep 0.2
 done
 echo "cannot remove everything of $1" >&2
