@@ -152,10 +152,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
             backlog = backlog.max(left);
         }
         turn.slow_path.note_backlog(now, datagrams_wait);
-        if turn.slow_path.poll_timeout().is_some_and(|at| at <= now.monotonic) {
-            turn.slow_path.handle_timeout(now);
-            self.drops.set(DropReason::HandshakeTimedOut, turn.slow_path.timed_out_packets());
-        }
+        handle_timeout(turn.slow_path, &self.drops, now);
         self.data_path.transmit(&mut turn);
         if let Some(workers) = &mut self.workers {
             workers.packets_are_sent();
@@ -232,6 +229,14 @@ impl<T: Tun, N: Network> Engine<T, N> {
             workers.close();
         }
         self.udp = None;
+    }
+}
+
+/// Does what is due by the device's timers.
+fn handle_timeout(device: &mut Device, drops: &Drops, now: Now) {
+    if device.poll_timeout().is_some_and(|at| at <= now.monotonic) {
+        device.handle_timeout(now);
+        drops.set(DropReason::HandshakeTimedOut, device.timed_out_packets());
     }
 }
 

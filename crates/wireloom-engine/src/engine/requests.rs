@@ -8,7 +8,7 @@ use std::{
 use wireloom_proto::Now;
 use wireloom_types::{LinkAddress, Mode, PrivateKey, PublicKey, SourceCheck, limits::MAX_PEERS};
 
-use super::Engine;
+use super::{Engine, handle_timeout};
 use crate::{
     control::{
         AllowedIpChange, Errno, PeerChange, Reply, Request, Set,
@@ -84,6 +84,11 @@ impl<T: Tun, N: Network> Engine<T, N> {
             }
         });
         self.update_link(all_are_replaced, touched);
+        // A keepalive that was turned on is due at once (`set_peer` in drivers/net/wireguard/netlink.c). The next request
+        // may turn it off again, and may come before the next turn.
+        if self.udp.is_some() {
+            handle_timeout(&mut self.device, &self.drops, now);
+        }
         Ok(())
     }
 

@@ -512,6 +512,18 @@ fn a_set_adds_changes_and_removes_peers() {
 }
 
 #[test]
+fn a_keepalive_that_is_turned_on_and_off_again_before_a_turn_begins_a_handshake() {
+    let (mut a, mut b) = pair();
+    let keepalive =
+        |seconds| format!("public_key={}\npersistent_keepalive_interval={seconds}", b.public_key().to_hex());
+    for seconds in [1, 0] {
+        assert_eq!(a.set(at(1), &keepalive(seconds)), Reply::Done);
+    }
+    settle(at(1), &mut [&mut a, &mut b]);
+    assert!(!a.get(at(1)).contains("last_handshake_time_sec=0\n"), "{}", a.get(at(1)));
+}
+
+#[test]
 fn the_engine_ends_when_its_interface_is_deleted() {
     let (mut a, _b) = pair();
     a.stack.tell(TunEvent::Gone);
