@@ -18,8 +18,9 @@ use crate::{
     wireloom,
 };
 
-/// What the kernel announces is repaired within this, and the tests' own programs take most of it.
-const ANNOUNCED: Duration = Duration::from_millis(50);
+/// The bound for what the kernel announces: less than the 2 s of a poll, which would find it, too. The aim is a
+/// median below 50 ms; that is what the printed figures are for, on a quiet machine.
+const ANNOUNCED: Duration = Duration::from_secs(1);
 
 /// What it does not announce is repaired within this.
 const POLLED: Duration = Duration::from_secs(5);
