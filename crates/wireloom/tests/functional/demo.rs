@@ -1,34 +1,19 @@
 //! `wireloom-demo`, as a user runs it.
 
 use std::{
-    env,
     fs::File,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::LazyLock,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use wireloom_lab::{PATIENCE, at_this_pace, become_root, finish, until};
+use wireloom_lab::{PATIENCE, become_root, finish, until};
 
-use crate::wireloom;
+use crate::{laboratory_program, wireloom};
 
-/// The demo's program, beside `wireloom`. It belongs to another package, so cargo does not build it for this test:
-/// the test does. In the virtual machine there is no cargo, and the image has the program.
-static DEMO: LazyLock<PathBuf> = LazyLock::new(|| {
-    if let Some(cargo) = env::var_os("CARGO") {
-        let built = Command::new(cargo)
-            .args(["build", "--quiet", "--locked", "--package", "wireloom-lab", "--bin", "wireloom-demo"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .stdin(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(built.success(), "cargo cannot build wireloom-demo: {built}");
-    }
-    let demo = wireloom().with_file_name("wireloom-demo");
-    assert!(demo.is_file(), "{} is missing: `cargo build --package wireloom-lab` makes it", demo.display());
-    demo
-});
+/// The demo's program.
+static DEMO: LazyLock<PathBuf> = LazyLock::new(|| laboratory_program("wireloom-demo"));
 
 fn demo() -> Command {
     let mut command = Command::new(&*DEMO);
@@ -47,15 +32,11 @@ fn output(command: &mut Command) -> Output {
 }
 
 #[test]
-fn the_demo_keeps_its_promises_in_time() {
+fn the_demo_keeps_its_promises() {
     become_root().unwrap();
-    let began = Instant::now();
     let output = output(&mut demo());
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}\n{stderr}");
-    // The limit is 20 s with the machine to itself. Here other tests run beside it, and perhaps more.
-    let limit = at_this_pace(Duration::from_secs(40)).mul_f64(crowd());
-    assert!(began.elapsed() < limit, "{:?}, where {limit:?} were allowed", began.elapsed());
     assert_eq!(stdout.matches("\n     pod → pod     ✓ works  encrypted").count(), 3, "{stdout}");
     assert_eq!(stdout.matches('✗').count(), 4, "{stdout}");
     assert!(!stdout.contains('\u{1b}'), "colours only on a terminal");
@@ -217,14 +198,6 @@ fn look_around(arguments: &[&str], check: impl Fn(&dyn Fn(&str) -> String)) {
     }
     check(&look);
     kept.take_down();
-}
-
-/// The load of the last minute for each processor (`/proc/loadavg`, proc(5)), but at least 1.
-fn crowd() -> f64 {
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap();
-    let load: f64 = load.split(' ').next().unwrap().parse().unwrap();
-    let processors = std::thread::available_parallelism().unwrap().get();
-    (load / processors as f64).max(1.0)
 }
 
 fn alive(pid: u32) -> bool {

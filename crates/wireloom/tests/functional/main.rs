@@ -70,9 +70,35 @@ mod kernel;
 mod laboratory;
 mod link;
 
-use std::path::Path;
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
 /// The program under test.
 fn wireloom() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_wireloom"))
+}
+
+/// A program of the laboratory, beside `wireloom`. It belongs to another package, so cargo does not build it for these
+/// tests: they do, with the dependencies of the whole workspace, which are compiled already. In the virtual machine
+/// there is no cargo, and the image has the program.
+fn laboratory_program(name: &str) -> PathBuf {
+    if let Some(cargo) = env::var_os("CARGO") {
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--locked", "--workspace", "--bin", name])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stdin(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(built.success(), "cargo cannot build {name}: {built}");
+    }
+    let program = wireloom().with_file_name(name);
+    assert!(
+        program.is_file(),
+        "{} is missing: `cargo build --package wireloom-lab` makes it",
+        program.display()
+    );
+    program
 }

@@ -30,10 +30,10 @@ pub(crate) fn root() -> PathBuf {
 }
 
 /// A program of the laboratory, beside `wireloom`. It belongs to another package, so cargo does not build it for these
-/// tests: they do.
+/// tests: they do, with the dependencies of the whole workspace, which are compiled already.
 pub(crate) fn laboratory_program(name: &str) -> PathBuf {
     run(Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--package", "wireloom-lab", "--bin", name])
+        .args(["build", "--quiet", "--locked", "--workspace", "--bin", name])
         .current_dir(root()));
     wireloom().with_file_name(name)
 }

