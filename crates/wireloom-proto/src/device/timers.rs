@@ -65,15 +65,20 @@ impl Device {
                 self.wipe_sessions(id);
             }
             Due::RetryHandshake => self.retry_handshake(now, id),
+            // These two causes may be gone by now, or may be newer ones: the data path answers to nobody.
             Due::Unanswered => {
-                peer.path.activity.unanswered_since.clear();
+                let after = UNANSWERED_TIMEOUT + peer.jitter;
+                if !peer.path.activity.unanswered_since.take_if_passed(now.monotonic, after) {
+                    return;
+                }
                 peer.jitter = jitter;
                 peer.path.forget_local_address();
                 self.begin_handshake(now, id);
             }
             Due::Keepalive => {
-                peer.path.activity.keepalive_owed_since.clear();
-                self.send_keepalive(now, id);
+                if peer.path.activity.keepalive_owed_since.take_if_passed(now.monotonic, KEEPALIVE_TIMEOUT) {
+                    self.send_keepalive(now, id);
+                }
             }
             Due::PersistentKeepalive => {
                 peer.path.activity.last_traffic.set(Some(now.monotonic));

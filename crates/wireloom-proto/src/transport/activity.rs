@@ -42,8 +42,9 @@ impl AtomicInstant {
 
     /// Sets the moment to never. Writes only when that is a change, so that the cache line stays shared.
     pub(crate) fn clear(&self) {
-        if self.0.load(Ordering::Relaxed) != NEVER {
-            self.0.store(NEVER, Ordering::Relaxed);
+        let seen = self.0.load(Ordering::Relaxed);
+        if seen != NEVER {
+            self.forget_seen(seen);
         }
     }
 
@@ -60,7 +61,23 @@ impl AtomicInstant {
 
     /// Whether the moment has come. If so, sets it to never; only one of several callers gets `true`.
     pub(crate) fn take_if_due(&self, now: Instant) -> bool {
-        self.0.load(Ordering::Relaxed) <= now.as_nanos() && self.0.swap(NEVER, Ordering::Relaxed) != NEVER
+        self.seen_due(now).is_some_and(|seen| self.forget_seen(seen))
+    }
+
+    /// Whether the moment lies `after` or longer ago. If so, sets it to never, as [`Self::take_if_due`] does.
+    pub(crate) fn take_if_passed(&self, now: Instant, after: Duration) -> bool {
+        now.as_nanos().checked_sub(nanos(after)).is_some_and(|at| self.take_if_due(Instant::from_nanos(at)))
+    }
+
+    /// The moment, in nanoseconds, if it has come.
+    fn seen_due(&self, now: Instant) -> Option<u64> {
+        let seen = self.0.load(Ordering::Relaxed);
+        (seen <= now.as_nanos()).then_some(seen)
+    }
+
+    /// Sets the moment to never if it is still the one that was seen: another thread may have set a later one since.
+    fn forget_seen(&self, seen: u64) -> bool {
+        self.0.compare_exchange(seen, NEVER, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -181,6 +198,25 @@ mod tests {
         assert!(!moment.take_if_due(at(4)));
         assert!(moment.take_if_due(at(5)));
         assert!(!moment.take_if_due(at(6)));
+    }
+
+    /// The steps of one thread, with another thread's between them.
+    #[test]
+    fn a_moment_that_is_set_while_an_earlier_one_is_taken_stays() {
+        let moment = AtomicInstant::never();
+        moment.set(Some(at(5)));
+        let seen = moment.seen_due(at(6)).expect("it has come");
+        moment.set(Some(at(170)));
+        assert!(!moment.forget_seen(seen), "that moment is gone");
+        assert_eq!(moment.get(), Some(at(170)));
+        // The same for a cause that went and came again: packets that were answered and sent since.
+        moment.clear();
+        assert!(moment.arm(at(171)));
+        assert!(!moment.forget_seen(seen));
+        assert!(!moment.take_if_passed(at(180), Duration::from_secs(10)), "it is 9 s old");
+        assert_eq!(moment.get(), Some(at(171)));
+        assert!(moment.take_if_passed(at(181), Duration::from_secs(10)));
+        assert!(!moment.take_if_passed(at(1), Duration::from_secs(10)), "the clock has not run for that long");
     }
 
     /// One thread records a packet while another schedules the next check: one of the two must see the other.
