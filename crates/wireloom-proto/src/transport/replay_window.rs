@@ -1,12 +1,13 @@
 //! The replay window: which counters of a session were received (RFC 6479).
 
-/// The size of the window, in counters: one that is less than this behind the greatest one is accepted if it is new.
-/// The kernel's bitmap has 8,192 bits too (`COUNTER_BITS_TOTAL`).
-pub(crate) const WINDOW: u64 = 8192;
-
 const WORD_BITS: u64 = u64::BITS as u64;
-/// One word more than the window, because the word of the greatest counter is not full yet.
-const WORDS: u64 = WINDOW / WORD_BITS + 1;
+/// The bitmap has 8,192 bits, as the kernel's has (`COUNTER_BITS_TOTAL`).
+const WORDS: u64 = 8192 / WORD_BITS;
+
+/// The size of the window, in counters: one that is at most this far behind the greatest one is accepted if it is new.
+/// It is 8,128, as in the kernel (`COUNTER_WINDOW_SIZE`, `counter_validate`): one word less than the bitmap, because
+/// the word of the greatest counter may have just begun.
+pub(crate) const WINDOW: u64 = (WORDS - 1) * WORD_BITS;
 
 /// A ring of bits, one per counter of the window. A word is cleared when the window moves into it, so no bit is ever
 /// shifted.
@@ -27,7 +28,7 @@ impl ReplayWindow {
     /// messages only: forgeries must not move the window.
     #[must_use]
     pub(crate) fn accept(&mut self, counter: u64) -> bool {
-        if counter == u64::MAX || counter.saturating_add(WINDOW) < self.next {
+        if counter == u64::MAX || counter.saturating_add(WINDOW + 1) < self.next {
             return false;
         }
         if counter >= self.next {
@@ -72,7 +73,7 @@ mod tests {
 
     impl Model {
         fn accept(&mut self, counter: u64) -> bool {
-            let behind = self.0.last().is_some_and(|last| counter + WINDOW <= *last);
+            let behind = self.0.last().is_some_and(|last| counter + WINDOW < *last);
             !behind && self.0.insert(counter)
         }
     }
@@ -120,11 +121,12 @@ mod tests {
     fn counters_in_reverse_are_accepted_back_to_the_end_of_the_window() {
         let mut window = ReplayWindow::default();
         let last = 5 * WINDOW + 17;
-        for counter in (last - WINDOW + 1..=last).rev() {
+        assert_eq!(WINDOW, 8128, "the kernel's");
+        for counter in (last - WINDOW..=last).rev() {
             assert!(window.accept(counter), "{counter}");
         }
-        assert!(!window.accept(last - WINDOW));
-        assert!((last - WINDOW..=last).all(|counter| !window.accept(counter)));
+        assert!(!window.accept(last - WINDOW - 1));
+        assert!((last - WINDOW - 1..=last).all(|counter| !window.accept(counter)));
     }
 
     #[test]
@@ -134,6 +136,7 @@ mod tests {
         let far = u64::MAX - WINDOW;
         assert!(window.accept(far));
         assert!(!window.accept(WINDOW));
-        assert!((far - WINDOW + 1..far).all(|counter| window.accept(counter)));
+        assert!(!window.accept(far - WINDOW - 1));
+        assert!((far - WINDOW..far).all(|counter| window.accept(counter)));
     }
 }
