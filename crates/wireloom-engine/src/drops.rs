@@ -26,12 +26,14 @@ pub enum EngineDrop {
     TooBig,
     /// A peer sent neighbour discovery: it may not say where others are.
     NotForTheLink,
+    /// A datagram of ours was routed into the interface that it came from.
+    RoutingLoop,
     /// A handshake message arrived while too many others waited for the engine's thread.
     DeviceBusy,
 }
 
 /// The counters' names, in the order of the reasons. Users read them, so they do not change.
-const ENGINE_DROPS: [&str; 9] = [
+const ENGINE_DROPS: [&str; 10] = [
     "not-sent",
     "queue-stood",
     "not-delivered",
@@ -40,6 +42,7 @@ const ENGINE_DROPS: [&str; 9] = [
     "peer-lost",
     "too-big",
     "not-for-the-link",
+    "routing-loop",
     "device-busy",
 ];
 

@@ -75,6 +75,8 @@ drop_reasons! {
     QueueFull = "queue-full",
     /// The packet waited for a session until the handshake was given up.
     HandshakeTimedOut = "handshake-timed-out",
+    /// The packet waited for the device or a session when the interface went down, or when its peer or our key went.
+    Forgotten = "forgotten",
 }
 
 #[cfg(test)]

@@ -20,7 +20,10 @@ use std::{
 
 use wireloom_proto::{Now, Transport};
 
-pub(crate) use self::forwarder::{Forwarder, PublishedTable};
+pub(crate) use self::{
+    forwarder::{Forwarder, PublishedTable},
+    outbound::RoutingLoops,
+};
 use self::{inbound::Inbound, outbound::Outbound};
 use crate::{
     batch::CryptoJob,
@@ -33,7 +36,7 @@ use crate::{
         turn::Backlog,
     },
     tun::TunQueue,
-    udp::Udp,
+    udp::{Patience, Udp},
 };
 
 /// The most batches in one direction before the other one has its turn. Together they take about a millisecond, which
@@ -48,6 +51,7 @@ pub(crate) struct Turn<'a, S, T, U> {
     pub(crate) slow_path: &'a mut S,
     pub(crate) tun: &'a mut T,
     pub(crate) udp: &'a mut U,
+    pub(crate) patience: Patience,
 }
 
 /// Both directions of one queue.
@@ -58,18 +62,19 @@ pub(crate) struct DataPath {
 }
 
 impl DataPath {
-    /// A data path that seals and opens by itself. With `check_sources`, the peers' allowed-IPs decide which source
-    /// addresses they may use.
+    /// A data path that seals and opens by itself. All data paths of an engine share `loops`. With `check_sources`, the
+    /// peers' allowed-IPs decide which source addresses they may use.
     pub(crate) fn new(
         transport: &Arc<Transport>,
         drops: &Arc<Drops>,
+        loops: &Arc<RoutingLoops>,
         forwarder: Forwarder,
         check_sources: bool,
     ) -> Self {
         Self {
             forwarder,
             inbound: Inbound::new(transport, drops, check_sources),
-            outbound: Outbound::new(transport, drops),
+            outbound: Outbound::new(transport, drops, loops),
         }
     }
 
@@ -77,6 +82,10 @@ impl DataPath {
     pub(crate) fn set_crypto_pool(&mut self, pool: &CryptoPool<CryptoJob>) {
         self.inbound.set_pool(InPool::new(pool.clone()));
         self.outbound.set_pool(InPool::new(pool.clone()));
+    }
+
+    pub(crate) fn routing_loops(&self) -> &Arc<RoutingLoops> {
+        self.outbound.routing_loops()
     }
 
     /// The link, in link mode, if this is the data path that owns it.

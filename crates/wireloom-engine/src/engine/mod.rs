@@ -13,7 +13,7 @@ pub(crate) use self::worker::{Runner, Worker};
 use self::workers::Workers;
 use crate::{
     batch::CryptoJob,
-    data_path::{DataPath, Forwarder, Turn},
+    data_path::{DataPath, Forwarder, RoutingLoops, Turn},
     drops::Drops,
     icmp::Limiter,
     link::Link,
@@ -23,7 +23,7 @@ use crate::{
         wake_up::WakeUp,
     },
     tun::{Tun, TunEvent, TunState},
-    udp::{Network, Udp},
+    udp::{Network, Patience, Udp},
 };
 
 /// When to try again to open the port, after that failed when the interface came up.
@@ -65,7 +65,13 @@ impl<T: Tun, N: Network> Engine<T, N> {
         debug_assert_eq!(link.is_some(), mode.peer_lookup() == PeerLookup::Gateway);
         let forwarder = link.map_or(Forwarder::AllowedIps(Limiter::default()), Forwarder::Link);
         let check_sources = mode.source_check() == SourceCheck::AllowedIps;
-        let data_path = DataPath::new(device.transport(), &drops, forwarder, check_sources);
+        let data_path = DataPath::new(
+            device.transport(),
+            &drops,
+            &Arc::<RoutingLoops>::default(),
+            forwarder,
+            check_sources,
+        );
         Self {
             device,
             mode,
@@ -91,8 +97,9 @@ impl<T: Tun, N: Network> Engine<T, N> {
     ) -> io::Result<Self> {
         let check_sources = self.mode.source_check() == SourceCheck::AllowedIps;
         let (transport, drops) = (self.device.transport(), &self.drops);
+        let loops = self.data_path.routing_loops();
         let data_path = |forwarder| {
-            let mut data_path = DataPath::new(transport, drops, forwarder, check_sources);
+            let mut data_path = DataPath::new(transport, drops, loops, forwarder, check_sources);
             data_path.set_crypto_pool(pool);
             data_path
         };
@@ -137,7 +144,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
         self.open_port(now.monotonic);
         let Some(udp) = &mut self.udp else { return Ok(NextTurn::Wait(self.rebind_at)) };
         let (slow_path, tun) = (&mut self.device, self.tun.first());
-        let mut turn = Turn { now, mtu: self.state.mtu, slow_path, tun, udp };
+        let mut turn = Turn { now, mtu: self.state.mtu, slow_path, tun, udp, patience: Patience::default() };
         let mut backlog = Backlog::Empty;
         if ready.datagrams {
             backlog = self.data_path.receive(&mut turn);
@@ -174,7 +181,11 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
         if !state.up && self.state.up {
             self.close_port();
+            if let Some(workers) = &mut self.workers {
+                workers.forget_punts(&self.drops);
+            }
             self.device.handle_down();
+            self.count_forgotten();
         }
         if state.mtu != self.state.mtu
             && let Some(workers) = &mut self.workers
@@ -183,6 +194,11 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
         self.state = state;
         self.rebind_at = None;
+    }
+
+    /// Counts the packets that waited for sessions which are gone.
+    fn count_forgotten(&mut self) {
+        self.drops.count_many(DropReason::Forgotten, self.device.take_forgotten_packets());
     }
 
     /// Opens the port if the interface is up and the port is closed. Nobody waits for the outcome, so a failure is

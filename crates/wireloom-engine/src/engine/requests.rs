@@ -83,6 +83,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
                 apply(configuration, peer);
             }
         });
+        self.count_forgotten();
         self.update_link(all_are_replaced, touched);
         // A keepalive that was turned on is due at once (`set_peer` in drivers/net/wireguard/netlink.c). The next
         // request may turn it off again, and may come before the next turn.

@@ -12,7 +12,7 @@ use crate::{
         wake_up::WakeUp,
     },
     tun::TunQueue,
-    udp::Udp,
+    udp::{Patience, Udp},
 };
 
 /// Carries packets between one queue of the interface and one set of sockets, and punts to the engine whatever needs
@@ -72,7 +72,7 @@ impl<T: TunQueue, U: Udp> Worker<T, U> {
         self.punter.wake_up().clear();
         let Some(udp) = &mut self.udp else { return Ok(NextTurn::Wait(None)) };
         let (slow_path, tun) = (&mut self.punter, &mut self.tun);
-        let mut turn = Turn { now, mtu: self.mtu, slow_path, tun, udp };
+        let mut turn = Turn { now, mtu: self.mtu, slow_path, tun, udp, patience: Patience::default() };
         let mut backlog = Backlog::Empty;
         if ready.datagrams {
             backlog = self.data_path.receive(&mut turn);

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use arc_swap::ArcSwap;
-use wireloom_proto::Device;
+use wireloom_proto::{Device, DropReason};
 
 use super::worker::{Runner, Worker};
 use crate::{
@@ -87,15 +87,20 @@ impl<T: TunQueue, U: Udp> Workers<T, U> {
         self.runner.start(std::mem::take(&mut self.idle));
     }
 
-    /// Stops the workers and closes their sockets before it returns.
+    /// Stops the workers and closes their sockets before it returns. What they have punted stays.
     pub(super) fn close(&mut self) {
         let mut stopped = self.stop();
         self.idle.append(&mut stopped);
         for worker in &mut self.idle {
             worker.set_udp(None);
         }
-        // What they punted was for sessions that are gone.
-        self.punted.iter_mut().for_each(Punted::clear);
+    }
+
+    /// Discards what the workers have punted, and counts its packets: the sessions are about to go. Call
+    /// [`Self::close`] first.
+    pub(super) fn forget_punts(&mut self, drops: &Drops) {
+        let packets: u64 = self.punted.iter_mut().map(Punted::clear).sum();
+        drops.count_many(DropReason::Forgotten, packets);
     }
 
     /// Changes each worker while none runs. Those that ran before run again afterwards.

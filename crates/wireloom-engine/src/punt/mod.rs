@@ -15,7 +15,7 @@ mod slow_path;
 
 use std::{
     collections::BTreeMap,
-    io, mem,
+    io, iter, mem,
     net::IpAddr,
     sync::{
         Arc,
@@ -166,6 +166,10 @@ impl SlowPath for Punter {
         }
     }
 
+    fn endpoints(&self) -> Vec<Endpoint> {
+        Vec::new()
+    }
+
     fn poll_transmit(&mut self, _: Now) -> Option<Transmit<'_>> {
         None
     }
@@ -213,9 +217,13 @@ impl Punted {
         }
     }
 
-    /// Discards whatever waits.
-    pub(crate) fn clear(&mut self) {
-        while self.poll().is_some() {}
+    /// Discards whatever waits. Returns how many packets and datagrams that were.
+    pub(crate) fn clear(&mut self) -> u64 {
+        let punts = iter::from_fn(|| self.poll());
+        let packets = punts
+            .filter(|punt| matches!(punt, Punt::Handshake { .. } | Punt::Packet { .. } | Punt::Frame { .. }));
+        let packets = packets.count() as u64;
         self.packets_are_sent();
+        packets
     }
 }

@@ -29,6 +29,9 @@ pub(crate) trait SlowPath {
     /// Records the path MTUs, in bytes, that the network reported for these addresses. Takes time for each peer.
     fn learn_path_mtus(&mut self, now: Now, reports: BTreeMap<IpAddr, usize>);
 
+    /// The endpoints of all peers. Empty where the device is on another thread.
+    fn endpoints(&self) -> Vec<Endpoint>;
+
     /// See [`Device::poll_transmit`]. `None` where the device is on another thread, which sends its datagrams.
     fn poll_transmit(&mut self, now: Now) -> Option<Transmit<'_>>;
 
@@ -71,6 +74,10 @@ impl SlowPath for Device {
                 tracing::debug!("the path MTU to {remote} is {path_mtu}");
             }
         }
+    }
+
+    fn endpoints(&self) -> Vec<Endpoint> {
+        self.peers().filter_map(|peer| peer.endpoint).collect()
     }
 
     fn poll_transmit(&mut self, now: Now) -> Option<Transmit<'_>> {

@@ -5,6 +5,7 @@ use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
+    sync::Arc,
 };
 
 use nix::{
@@ -16,8 +17,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_proto::Endpoint;
 
 use super::{
-    Network, Udp,
+    Network, Patience, Udp,
     mmsg::{Receiver, Sender},
+    sources::{self, Moved, RouteWatch},
 };
 use crate::{
     batch::{GsoRun, InboundBatch, SealedBatch},
@@ -28,9 +30,7 @@ use crate::{
 const SOCKET_BUFFER: usize = 8 << 20;
 /// How often the system may choose a port that turns out to be taken for the other family.
 const PICK_ATTEMPTS: usize = 100;
-/// How long to wait for room in a full send buffer, in milliseconds. If there is none in time, the rest of the batch is
-/// not waited for: the buffer drains at the speed of the network card, and if it does not, waiting would only hold up
-/// everything else.
+/// How long to wait for room in a full send buffer, in milliseconds.
 const SEND_PATIENCE: u8 = 20;
 
 /// The most datagrams in one GSO run: `UDP_MAX_SEGMENTS` in include/linux/udp.h has never been less than 64.
@@ -54,6 +54,11 @@ pub(crate) struct LinuxUdp {
     probes_v4: bool,
     /// Source addresses of earlier datagrams that this machine no longer has.
     gone: Vec<IpAddr>,
+    /// The ways whose source addresses are left to routing.
+    moved: Moved,
+    /// Finds these. The first of several sockets on a port does it for all.
+    watch: Option<RouteWatch>,
+    mark: u32,
 }
 
 /// One socket for each family, on the same port.
@@ -85,7 +90,14 @@ impl Network for LinuxNetwork {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => continue,
                 Err(error) => return Err(error),
             };
-            return Ok(LinuxUdp::new(bound, Sockets { v4, v6 }));
+            let moved = Moved::default();
+            let watch = RouteWatch::open(&moved).map_err(|error| {
+                tracing::warn!("changes of routes are not followed: {error}");
+            });
+            return Ok(LinuxUdp {
+                watch: watch.ok(),
+                ..LinuxUdp::new(bound, Sockets { v4, v6 }, mark, moved)
+            });
         }
     }
 
@@ -102,7 +114,7 @@ impl Network for LinuxNetwork {
             }
             None => None,
         };
-        Ok(LinuxUdp::new(first.port, Sockets { v4, v6 }))
+        Ok(LinuxUdp::new(first.port, Sockets { v4, v6 }, mark, Arc::clone(&first.moved)))
     }
 }
 
@@ -203,7 +215,7 @@ fn grow_buffers(socket: &Socket) {
 }
 
 impl LinuxUdp {
-    fn new(port: u16, sockets: Sockets) -> Self {
+    fn new(port: u16, sockets: Sockets, mark: u32, moved: Moved) -> Self {
         Self {
             port,
             run_max: if getsockopt(&sockets.v4, sockopt::UdpGsoSegment).is_ok() { RUN_DATAGRAMS } else { 1 },
@@ -213,12 +225,16 @@ impl LinuxUdp {
             v6_first: false,
             probes_v4: has_v4_discovery(),
             gone: Vec::new(),
+            moved,
+            watch: None,
+            mark,
         }
     }
 
-    /// Readable when [`Udp::receive`] has datagrams.
+    /// Readable when [`Udp::receive`] has datagrams or [`Udp::follow_routes`] has something to do.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        std::iter::once(&self.sockets.v4).chain(&self.sockets.v6).map(AsFd::as_fd)
+        let sockets = std::iter::once(&self.sockets.v4).chain(&self.sockets.v6).map(AsFd::as_fd);
+        sockets.chain(self.watch.as_ref().map(AsFd::as_fd))
     }
 
     /// Sends the datagram at position `next`, whose destination is `to`, and those after it of the same family, until
@@ -232,10 +248,14 @@ impl LinuxUdp {
     ) -> io::Result<usize> {
         let socket = self.sockets.towards(to)?;
         let same_family = |other: Endpoint| other.remote.is_ipv4() == to.remote.is_ipv4();
-        let gone = &self.gone;
+        let (gone, moved) = (&self.gone, self.moved.load());
         let goes_along = |run: &GsoRun<'_>| same_family(run.to) && !run.lone_probe;
         let runs = batch.runs_from(next, most).take_while(goes_along).map(|mut run| {
-            run.to.local = run.to.local.filter(|local| gone.is_empty() || !gone.contains(&local.address));
+            let remote = run.to.remote.ip();
+            run.to.local = run.to.local.filter(|local| {
+                (gone.is_empty() || !gone.contains(&local.address))
+                    && (moved.is_empty() || !moved.contains(&(remote, *local)))
+            });
             run
         });
         let sent = self.sender.send(socket.as_fd(), runs)?;
@@ -282,6 +302,7 @@ impl Udp for LinuxUdp {
 
     fn set_mark(&mut self, mark: u32) -> io::Result<()> {
         self.sockets.v4.set_mark(mark)?;
+        self.mark = mark;
         self.sockets.v6.as_ref().map_or(Ok(()), |v6| v6.set_mark(mark))
     }
 
@@ -305,11 +326,10 @@ impl Udp for LinuxUdp {
         }
     }
 
-    fn send(&mut self, batch: SealedBatch<'_>) -> u64 {
+    fn send(&mut self, batch: SealedBatch<'_>, patience: &mut Patience) -> u64 {
         let mut next = 0;
         let mut tried_again = None;
         let mut lost = 0;
-        let mut patient = true;
         let mut most = self.run_max;
         while let Some(to) = batch.destination(next) {
             if batch.is_lone_probe(next) {
@@ -325,8 +345,8 @@ impl Udp for LinuxUdp {
             };
             match (error.raw_os_error(), to.local) {
                 (Some(libc::EINTR), _) => continue,
-                (Some(libc::EAGAIN), _) if patient => {
-                    patient = self.wait_for_room(to);
+                (Some(libc::EAGAIN), _) if patience.is_left => {
+                    patience.wait(|| self.wait_for_room(to));
                     continue;
                 }
                 // The error may have been raised by ICMP for an earlier datagram, to any peer.
@@ -352,6 +372,13 @@ impl Udp for LinuxUdp {
                     self.gone.push(local.address);
                     continue;
                 }
+                // There is no way with this source address, as rules may say: let routing choose one here, too.
+                (Some(libc::EHOSTUNREACH | libc::EACCES), Some(local))
+                    if !self.moved.load().contains(&(to.remote.ip(), local)) =>
+                {
+                    sources::note(&self.moved, to.remote.ip(), local, true);
+                    continue;
+                }
                 _ => tracing::debug!("cannot send to {}: {error}", to.remote),
             }
             next += 1;
@@ -362,6 +389,11 @@ impl Udp for LinuxUdp {
         self.probe(&batch, false);
         batch.clear();
         lost
+    }
+
+    fn follow_routes(&mut self, endpoints: impl FnOnce() -> Vec<Endpoint>) -> bool {
+        let (port, mark) = (self.port, self.mark);
+        self.watch.as_mut().is_some_and(|watch| watch.follow(endpoints, port, mark))
     }
 
     fn path_mtus(&mut self, at_most: usize, mut take: impl FnMut(IpAddr, usize)) {

@@ -10,7 +10,7 @@ use std::{
 
 use wireloom_proto::Endpoint;
 
-use super::{Network, Udp};
+use super::{Network, Patience, Udp};
 use crate::{
     batch::{InboundBatch, SealedBatch},
     path_mtu::outer_headers,
@@ -36,6 +36,8 @@ struct Wire {
     probes: BTreeMap<SocketAddr, u64>,
     /// The path MTUs to be reported to each open port.
     path_mtus: VecDeque<(SocketAddr, (IpAddr, usize))>,
+    /// How often a sender has waited in vain, once nothing is sent any more.
+    stuck: Option<usize>,
 }
 
 /// The sockets that have opened one port, each with the datagrams that have arrived; `None` once it is closed.
@@ -100,6 +102,16 @@ impl MemoryNetwork {
     /// How many probes have arrived at `port` of this host: copies, which count as replays.
     pub(crate) fn probes_to(&self, port: u16) -> u64 {
         self.wire().probes.get(&SocketAddr::new(self.address, port)).copied().unwrap_or(0)
+    }
+
+    /// Makes the send buffers of all hosts full for good.
+    pub(crate) fn get_stuck(&self) {
+        self.wire().stuck = Some(0);
+    }
+
+    /// How often a sender has waited for room since then.
+    pub(crate) fn waits(&self) -> usize {
+        self.wire().stuck.unwrap_or(0)
     }
 
     fn wire(&self) -> MutexGuard<'_, Wire> {
@@ -177,9 +189,18 @@ impl Udp for MemoryUdp {
         }
     }
 
-    fn send(&mut self, batch: SealedBatch<'_>) -> u64 {
+    fn send(&mut self, batch: SealedBatch<'_>, patience: &mut Patience) -> u64 {
         let from = self.address();
         let mut wire = self.network.wire();
+        if let Some(waits) = &mut wire.stuck {
+            patience.wait(|| {
+                *waits += 1;
+                false
+            });
+            let lost = batch.datagrams().count() as u64;
+            batch.clear();
+            return lost;
+        }
         for (position, (to, datagram)) in batch.datagrams().enumerate() {
             if batch.is_lone_probe(position) {
                 continue;
@@ -205,6 +226,10 @@ impl Udp for MemoryUdp {
         drop(wire);
         batch.clear();
         0
+    }
+
+    fn follow_routes(&mut self, _endpoints: impl FnOnce() -> Vec<Endpoint>) -> bool {
+        false
     }
 
     fn path_mtus(&mut self, at_most: usize, mut take: impl FnMut(IpAddr, usize)) {

@@ -4,14 +4,40 @@ mod linux;
 #[cfg(test)]
 mod memory;
 mod mmsg;
+mod sources;
 
 use std::{io, net::IpAddr};
+
+use wireloom_proto::Endpoint;
 
 pub(crate) use linux::{LinuxNetwork, LinuxUdp};
 #[cfg(test)]
 pub(crate) use memory::{MemoryNetwork, MemoryUdp};
 
 use crate::batch::{InboundBatch, SealedBatch};
+
+/// Whether sending may wait for room in a full send buffer in the present turn. Once there was none in time, nothing
+/// waits for the rest of the turn: the buffer drains at the speed of the network card, and if it does not, waiting would
+/// only hold up everything else, as often as there are batches.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    is_left: bool,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { is_left: true }
+    }
+}
+
+impl Patience {
+    /// Waits with `wait`, which returns whether there is room, if there is patience left.
+    fn wait(&mut self, wait: impl FnOnce() -> bool) {
+        if self.is_left {
+            self.is_left = wait();
+        }
+    }
+}
 
 /// Opens the UDP port, which is open only while the interface is up.
 pub(crate) trait Network {
@@ -49,9 +75,13 @@ pub(crate) trait Udp {
     fn receive(&mut self, batch: &mut InboundBatch);
 
     /// Sends the datagrams of the batch in order, and empties it. Those that probe the path MTU are sent once more,
-    /// unless that needs fragments. When the send buffer is full, this waits for a short
-    /// time, so the sender slows down instead of losing datagrams. Returns how many could not be sent and are lost.
-    fn send(&mut self, batch: SealedBatch<'_>) -> u64;
+    /// unless that needs fragments. When the send buffer is full, this waits for a short time, as long as there is
+    /// patience, so the sender slows down instead of losing datagrams. Returns how many could not be sent and are lost.
+    fn send(&mut self, batch: SealedBatch<'_>, patience: &mut Patience) -> u64;
+
+    /// Follows changes of routing: datagrams to those of these endpoints whose routes have moved to another interface
+    /// leave from the address that routing chooses. Returns whether there is more to do.
+    fn follow_routes(&mut self, endpoints: impl FnOnce() -> Vec<Endpoint>) -> bool;
 
     /// Takes the path MTUs that the network reported: for which destination, and the size of an IP packet in bytes.
     /// Reads at most this many messages of each family, of which some may report other things.

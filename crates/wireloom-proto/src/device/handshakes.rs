@@ -173,9 +173,10 @@ impl Device {
         };
         peer.handshake_sent = None;
         peer.wipe_at = None;
-        peer.staged.clear();
+        self.forgotten_packets += peer.staged.clear();
         peer.path.set_reachable(true);
         peer.path.activity.reset();
+        peer.path.news.take();
     }
 
     /// Ends a peer's sessions. Their keys are wiped when nobody uses them any more.

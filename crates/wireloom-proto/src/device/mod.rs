@@ -67,6 +67,7 @@ pub struct Device {
     /// When each peer's timers are checked next.
     deadlines: BTreeSet<(Instant, PeerId)>,
     timed_out_packets: u64,
+    forgotten_packets: u64,
 }
 
 /// A handshake message that waits to be sent. An initiation is the longest one.
@@ -110,6 +111,7 @@ impl Device {
             transmitting: Vec::new(),
             deadlines: BTreeSet::new(),
             timed_out_packets: 0,
+            forgotten_packets: 0,
         }
     }
 
@@ -148,6 +150,12 @@ impl Device {
     #[must_use]
     pub fn timed_out_packets(&self) -> u64 {
         self.timed_out_packets
+    }
+
+    /// The number of packets that waited for a session and were dropped with their peer, its sessions or our key, since
+    /// the last call: [`DropReason::Forgotten`].
+    pub fn take_forgotten_packets(&mut self) -> u64 {
+        std::mem::take(&mut self.forgotten_packets)
     }
 
     /// Handles an initiation, a response or a cookie reply.
@@ -200,10 +208,20 @@ impl Device {
     /// Handles what sealing or opening reported.
     pub fn handle_signal(&mut self, now: Now, signal: Signal) {
         let id = signal.peer;
-        if signal.events.contains(Events::SESSION_CONFIRMED) {
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
+        let events = peer.path.news.take();
+        // The session may have been renewed since.
+        let current = peer.sessions.current();
+        let rekey = events.contains(Events::REKEY_DUE)
+            && current.is_some_and(|session| session.is_due_for_rekey(now.monotonic));
+        let last_minute = events.contains(Events::LAST_MINUTE)
+            && current.and_then(|session| session.last_minute()).is_some_and(|at| at <= now.monotonic);
+        if events.contains(Events::SESSION_CONFIRMED) {
             self.promote_confirmed(now, id);
         }
-        if signal.events.contains(Events::REKEY_DUE) || signal.events.contains(Events::LAST_MINUTE) {
+        if rekey || last_minute {
             self.begin_handshake(now, id);
         }
         self.reschedule(id);

@@ -216,7 +216,10 @@ mod tests {
         assert!(!moment.take_if_passed(at(180), Duration::from_secs(10)), "it is 9 s old");
         assert_eq!(moment.get(), Some(at(171)));
         assert!(moment.take_if_passed(at(181), Duration::from_secs(10)));
-        assert!(!moment.take_if_passed(at(1), Duration::from_secs(10)), "the clock has not run for that long");
+        assert!(
+            !moment.take_if_passed(at(1), Duration::from_secs(10)),
+            "the clock has not run for that long"
+        );
     }
 
     /// One thread records a packet while another schedules the next check: one of the two must see the other.

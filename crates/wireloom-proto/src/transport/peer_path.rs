@@ -14,7 +14,7 @@ use crate::time::Instant;
 use crate::transport::activity::Activity;
 use crate::transport::path_mtu::PathMtu;
 use crate::transport::session::{Counters, SealError, Session};
-use crate::transport::signal::{Events, Signal};
+use crate::transport::signal::{Events, News, Signal};
 
 /// The path to a peer: its current session, its endpoint and its byte counters.
 ///
@@ -31,6 +31,7 @@ pub struct PeerPath {
     reachable: AtomicBool,
     path_mtu: PathMtu,
     pub(crate) activity: Activity,
+    pub(crate) news: News,
 }
 
 /// Where to send a batch that was sealed, and what the device must be told about it.
@@ -77,6 +78,7 @@ impl PeerPath {
             reachable: AtomicBool::new(true),
             path_mtu: PathMtu::default(),
             activity: Activity::new(),
+            news: News::default(),
         }
     }
 
@@ -177,7 +179,7 @@ impl PeerPath {
         if session.asks_for_rekey(now) {
             events |= Events::REKEY_DUE;
         }
-        Ok(Sealed { endpoint, signal: events.of_peer(self.id) })
+        Ok(Sealed { endpoint, signal: self.report(events) })
     }
 
     /// Reserves what is needed to seal `messages` messages for the peer later, on any thread, with [`Reserved::seal`].
@@ -196,7 +198,18 @@ impl PeerPath {
         if session.asks_for_rekey(now) {
             events |= Events::REKEY_DUE;
         }
-        Ok(Reserved { session, counters, endpoint, signal: events.of_peer(self.id) })
+        Ok(Reserved { session, counters, endpoint, signal: self.report(events) })
+    }
+
+    /// Keeps news for the device. Returns the signal that tells it to take them.
+    pub(crate) fn report(&self, events: Events) -> Option<Signal> {
+        self.news.add(events).then_some(Signal { peer: self.id })
+    }
+
+    /// Whether messages to the peer have this receiver index now.
+    #[must_use]
+    pub fn sends_to(&self, receiver: u32) -> bool {
+        self.session.load().as_deref().is_some_and(|session| session.remote_index() == receiver)
     }
 
     /// Records messages that are sent to the peer, `bytes` long in all.
@@ -226,8 +239,10 @@ impl PeerPath {
     /// Leaves the choice of our own address to routing. When nothing comes back, the address that the peer sent to
     /// may be gone.
     pub(crate) fn forget_local_address(&self) {
-        if let Some(endpoint) = self.endpoint().filter(|endpoint| endpoint.local.is_some()) {
-            self.set_endpoint(Some(endpoint.remote.into()));
+        let seen = self.endpoint.load();
+        if let Some(endpoint) = seen.as_deref().filter(|endpoint| endpoint.local.is_some()) {
+            // Unless the peer has moved meanwhile.
+            self.endpoint.compare_and_swap(&*seen, Some(Arc::new(endpoint.remote.into())));
         }
     }
 

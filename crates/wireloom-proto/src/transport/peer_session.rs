@@ -58,7 +58,7 @@ impl PeerSession {
             return;
         }
         let events = self.note_received(now, from, accepted);
-        if let Some(signal) = events.of_peer(self.path.id()) {
+        if let Some(signal) = self.path.report(events) {
             outcome(Outcome::Signal(signal));
         }
     }

@@ -104,6 +104,11 @@ impl Session {
         self.local_index
     }
 
+    /// The receiver index of our messages.
+    pub(crate) fn remote_index(&self) -> u32 {
+        self.remote_index
+    }
+
     /// When the handshake ended.
     pub(crate) fn born(&self) -> Instant {
         self.born
@@ -220,10 +225,16 @@ impl Session {
         }
     }
 
+    /// Whether sending makes renewal due: by the session's age, which is the initiator's task, or its number of
+    /// messages.
+    pub(crate) fn is_due_for_rekey(&self, now: Instant) -> bool {
+        let old = self.role == Role::Initiator && now.since(self.born) >= REKEY_AFTER_TIME;
+        old || self.next_counter.load(Ordering::Relaxed) > REKEY_AFTER_MESSAGES
+    }
+
     /// Whether sending should ask for renewal now, which it does at most once per [`REKEY_TIMEOUT`].
     pub(crate) fn asks_for_rekey(&self, now: Instant) -> bool {
-        let old = self.role == Role::Initiator && now.since(self.born) >= REKEY_AFTER_TIME;
-        if !old && self.next_counter.load(Ordering::Relaxed) <= REKEY_AFTER_MESSAGES {
+        if !self.is_due_for_rekey(now) {
             return false;
         }
         let quiet_until = self.rekey_quiet_until.load(Ordering::Relaxed);

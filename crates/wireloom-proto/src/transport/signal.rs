@@ -1,6 +1,7 @@
 //! Signals: what the data path reports to the device.
 
 use std::ops::{BitOr, BitOrAssign};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::peer_id::PeerId;
 
@@ -8,12 +9,35 @@ use crate::peer_id::PeerId;
 /// [`Device::handle_signal`](crate::Device::handle_signal) on the thread that owns the device.
 ///
 /// Signals are rare: a few per session, not one per packet. A late one is harmless, because the device checks whether
-/// its cause still holds.
+/// its cause still holds. The news themselves stay with the peer until the device takes them, so
+/// that the next signal makes up for one that was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "without it the device does not use a confirmed session, renew a session or run a timer"]
 pub struct Signal {
     pub(crate) peer: PeerId,
-    pub(crate) events: Events,
+}
+
+/// The events of one peer that the device has not heard of yet.
+#[derive(Debug, Default)]
+pub(crate) struct News(AtomicU8);
+
+impl News {
+    /// Adds events. Returns whether there are any, so that the device must be told.
+    pub(crate) fn add(&self, events: Events) -> bool {
+        // Release: whoever takes the news sees what caused it.
+        events != Events::NONE && {
+            self.0.fetch_or(events.0, Ordering::Release);
+            true
+        }
+    }
+
+    /// Takes all events.
+    pub(crate) fn take(&self) -> Events {
+        if self.0.load(Ordering::Relaxed) == 0 {
+            return Events::NONE;
+        }
+        Events(self.0.swap(0, Ordering::Acquire))
+    }
 }
 
 /// A set of events that concern one peer.
@@ -34,11 +58,6 @@ impl Events {
     /// Whether this set contains all events of `other`.
     pub(crate) const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
-    }
-
-    /// The signal that reports these events, if there are any.
-    pub(crate) fn of_peer(self, peer: PeerId) -> Option<Signal> {
-        (self != Self::NONE).then_some(Signal { peer, events: self })
     }
 }
 

@@ -62,13 +62,16 @@ impl Inbound {
     ) -> Backlog {
         // Also when datagrams never stop: what the error queue holds takes room from them (`sock_queue_err_skb`).
         self.path_reports.take(turn);
+        let slow_path = &*turn.slow_path;
+        let routes_wait = turn.udp.follow_routes(|| slow_path.endpoints());
+        let rest = if routes_wait { Backlog::More } else { Backlog::Empty };
         let mut bytes = 0;
         let mut opened_here = 0;
         for _ in 0..IN_POOL_MAX {
             turn.udp.receive(&mut self.batch);
             if self.batch.is_empty() {
                 self.deliver_from_pool(forwarder, outbound, turn);
-                return Backlog::after(bytes);
+                return rest.max(Backlog::after(bytes));
             }
             bytes += self.batch.bytes();
             if self.submit() {

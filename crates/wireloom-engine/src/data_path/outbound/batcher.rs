@@ -171,7 +171,7 @@ impl Batcher {
         let mut copies = 0;
         for path in neighbours.peers().filter(|path| path.endpoint().is_some()) {
             if self.batch.room(Pending::default()).is_none() {
-                self.send(turn.udp);
+                self.send(turn);
             }
             let Some(room) = self.batch.room(Pending::default()) else { break };
             copies += 1;
@@ -205,15 +205,15 @@ impl Batcher {
     }
 
     /// Sends the batches that are in the pool, and then the present one.
-    pub(super) fn send(&mut self, udp: &mut impl Udp) {
+    pub(super) fn send(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) {
         if let Some(in_pool) = &mut self.in_pool {
             while let Some(mut batch) = in_pool.take_back() {
-                self.drops.count_many(EngineDrop::NotSent, udp.send(batch.seal()));
+                self.drops.count_many(EngineDrop::NotSent, turn.udp.send(batch.seal(), &mut turn.patience));
                 in_pool.recycle(batch);
             }
         }
         if !self.batch.is_empty() {
-            self.drops.count_many(EngineDrop::NotSent, udp.send(self.batch.seal()));
+            self.drops.count_many(EngineDrop::NotSent, turn.udp.send(self.batch.seal(), &mut turn.patience));
         }
     }
 
@@ -228,7 +228,8 @@ impl Batcher {
                 self.batch.push_transmit(&transmit);
             };
             if !self.batch.is_empty() {
-                self.drops.count_many(EngineDrop::NotSent, turn.udp.send(self.batch.seal()));
+                self.drops
+                    .count_many(EngineDrop::NotSent, turn.udp.send(self.batch.seal(), &mut turn.patience));
             }
             if !more {
                 return;

@@ -2,6 +2,7 @@
 
 mod batcher;
 mod read_packet;
+mod routing_loops;
 mod standing_queue;
 
 use std::{io, mem, sync::Arc};
@@ -9,6 +10,7 @@ use std::{io, mem, sync::Arc};
 use arc_swap::Guard;
 use wireloom_proto::{DropReason, Routes, Transport, inner};
 
+pub(crate) use self::routing_loops::RoutingLoops;
 use self::{batcher::Batcher, read_packet::ReadPacket, standing_queue::StandingQueue};
 use super::{BATCHES_IN_A_ROW, Forwarder, Turn, forwarder::Lookup, tell_stack};
 use crate::{
@@ -33,6 +35,7 @@ const SIDE_WORK_MAX: usize = 256;
 pub(super) struct Outbound {
     transport: Arc<Transport>,
     drops: Arc<Drops>,
+    loops: Arc<RoutingLoops>,
     packet: ReadPacket,
     batcher: Batcher,
     /// The kernel's queue that packets are read from.
@@ -53,10 +56,11 @@ enum Stopped {
 }
 
 impl Outbound {
-    pub(super) fn new(transport: &Arc<Transport>, drops: &Arc<Drops>) -> Self {
+    pub(super) fn new(transport: &Arc<Transport>, drops: &Arc<Drops>, loops: &Arc<RoutingLoops>) -> Self {
         Self {
             transport: Arc::clone(transport),
             drops: Arc::clone(drops),
+            loops: Arc::clone(loops),
             packet: ReadPacket::default(),
             batcher: Batcher::new(Arc::clone(drops)),
             queue: StandingQueue::default(),
@@ -71,6 +75,10 @@ impl Outbound {
 
     pub(super) fn routes(&self) -> Guard<Arc<Routes>> {
         self.transport.routes()
+    }
+
+    pub(super) fn routing_loops(&self) -> &Arc<RoutingLoops> {
+        &self.loops
     }
 
     /// Whether a super-packet was sent in part.
@@ -97,12 +105,12 @@ impl Outbound {
             if matches!(stopped, Ok(Stopped::Full)) && self.batcher.submit() {
                 continue;
             }
-            self.batcher.send(turn.udp);
+            self.batcher.send(turn);
             if stopped? == Stopped::Drained {
                 return Ok(Backlog::after(bytes));
             }
         }
-        self.batcher.send(turn.udp);
+        self.batcher.send(turn);
         Ok(Backlog::More)
     }
 
@@ -126,7 +134,7 @@ impl Outbound {
         loop {
             let done = self.lay_out_unsent(turn);
             self.batcher.end_run(turn);
-            self.batcher.send(turn.udp);
+            self.batcher.send(turn);
             if done {
                 break;
             }
@@ -194,6 +202,11 @@ impl Outbound {
         match (decision, segments) {
             (Decision::Peer(_) | Decision::AllPeers, Err(reason)) => self.drops.count(reason),
             (Decision::Peer(path), Ok(mut segments)) => {
+                let ip = &frame[ethernet_len..][..segments.len()];
+                if self.loops.close(turn.now.monotonic, path, ip, turn.udp.port()) {
+                    self.drops.count(EngineDrop::RoutingLoop);
+                    return 1;
+                }
                 if self.queue.must_drop(turn.now.monotonic) {
                     segments.skip_next();
                     self.drops.count(EngineDrop::QueueStood);

@@ -163,7 +163,7 @@ fn inject(network: &MemoryNetwork, from: IpAddr, to: SocketAddr, datagram: &[u8]
     let mut udp = network.host(from).bind(0, 0).expect("a free port");
     let mut batch = OutboundBatch::default();
     batch.push_transmit(&Transmit { endpoint: to.into(), datagram });
-    udp.send(batch.seal());
+    udp.send(batch.seal(), &mut Patience::default());
 }
 
 #[test]
@@ -181,6 +181,60 @@ fn a_packet_crosses_the_tunnel_and_its_answer_comes_back() {
     for (_, _, datagram) in a.network.seen() {
         assert!(!datagram.windows(6).any(|window| window == b"secret"), "plaintext on the wire");
     }
+}
+
+/// A packet with one of our own datagrams, as it comes back when its destination is routed into the interface.
+fn looping(from: SocketAddr, to: SocketAddr, datagram: &[u8]) -> Vec<u8> {
+    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else { panic!("IPv4 only") };
+    let udp = [from.port(), to.port(), 8 + datagram.len() as u16, 0].map(u16::to_be_bytes).concat();
+    let mut looping = packet(*from.ip(), *to.ip(), &[&udp, datagram].concat());
+    looping[9] = 17;
+    looping
+}
+
+#[test]
+fn a_datagram_that_is_routed_into_its_own_interface_is_dropped_and_one_in_another_tunnel_is_not() {
+    let network = network();
+    let (mut a, mut b, mut c) =
+        (Machine::on(&network, 1), Machine::on(&network, 2), Machine::on(&network, 3));
+    a.configure(at(0), &[&b, &c]);
+    b.configure(at(0), &[&a]);
+    c.configure(at(0), &[&a]);
+    // Whatever has no other way goes to b, the endpoints among it.
+    let all = format!("public_key={}\nallowed_ip=0.0.0.0/0", b.public_key().to_hex());
+    assert_eq!(a.set(at(0), &all), Reply::Done);
+    for machine in [&a, &b, &c] {
+        machine.up();
+    }
+    settle(at(0), &mut [&mut a, &mut b, &mut c]);
+    for to in [b.inner, c.inner] {
+        a.stack.send(&packet(a.inner, to, b"first"));
+    }
+    settle(at(1), &mut [&mut a, &mut b, &mut c]);
+    let last_to = |network: &MemoryNetwork, to: SocketAddr| {
+        let mut seen = network.seen().into_iter().rev();
+        seen.find(|(_, other, datagram)| *other == to && datagram[0] == 4).expect("a data message").2
+    };
+    let sent = network.seen().len();
+    let to_b = last_to(&network, b.endpoint());
+    for _ in 0..3 {
+        a.stack.send(&looping(a.endpoint(), b.endpoint(), &to_b));
+    }
+    settle(at(2), &mut [&mut a, &mut b, &mut c]);
+    assert_eq!((a.dropped("routing-loop"), network.seen().len()), (3, sent));
+    // A datagram to c, in the tunnel to b; somebody else's session with b; b itself, by another port.
+    let to_c = last_to(&network, c.endpoint());
+    let mut foreign = to_b.clone();
+    foreign[4] ^= 1;
+    for others in [
+        looping(a.endpoint(), c.endpoint(), &to_c),
+        looping(a.endpoint(), b.endpoint(), &foreign),
+        looping(SocketAddr::new(a.engine_address(), 99), b.endpoint(), &to_b),
+    ] {
+        a.stack.send(&others);
+    }
+    settle(at(3), &mut [&mut a, &mut b, &mut c]);
+    assert_eq!((a.dropped("routing-loop"), network.seen().len()), (3, sent + 3));
 }
 
 #[test]

@@ -502,3 +502,49 @@ fn a_backlog_from_a_removed_peer_is_dropped() {
     assert!(before.iter().copied().eq(0..before.len() as u32) && (1..3000).contains(&before.len()));
     assert_eq!(machines[1].dropped("unknown-index"), 3000 - before.len() as u64);
 }
+
+#[test]
+fn what_a_worker_has_punted_survives_a_change_of_the_port() {
+    let ([a, b], hands) = pair_with([2, 1]);
+    let mut machines = [a, b];
+    let sent = packet(machines[0].inner, machines[1].inner, b"without a session");
+    machines[0].stack.send_by(1, &sent);
+    hands[0].turn(at(1), 0);
+    assert_eq!(machines[0].set(at(1), "listen_port=1000"), Reply::Done);
+    settle_all(at(1), &mut machines, &hands);
+    assert_eq!(machines[1].stack.receive(), Some(sent));
+
+    // Once more, with the news that a timer was armed.
+    machines[0].stack.send_by(1, &packet(machines[0].inner, machines[1].inner, b"without an answer"));
+    hands[0].turn(at(40), 0);
+    assert_eq!(machines[0].set(at(40), "listen_port=1001"), Reply::Done);
+    let NextTurn::Wait(Some(next)) = machines[0].turn(at(40)) else { panic!("a timer runs") };
+    assert!(next <= at(56).monotonic, "{next:?}");
+    assert_eq!(machines[0].all_dropped(), 0);
+
+    // Going down ends what waits, and counts it.
+    machines[0]
+        .stack
+        .send_by(1, &packet(machines[0].inner, Ipv4Addr::new(10, 0, 0, 2), b"too old a session"));
+    hands[0].turn(at(400), 0);
+    machines[0].down();
+    machines[0].turn(at(400));
+    assert_eq!(machines[0].dropped("forgotten"), 1);
+}
+
+#[test]
+fn a_turn_waits_once_for_room_in_the_send_buffer_however_many_batches_it_sends() {
+    let ([a, b], hands) = pair_with([3, 1]);
+    let mut machines = [a, b];
+    let sent = packet(machines[0].inner, machines[1].inner, &[7; 1300]);
+    machines[0].stack.send_by(1, &sent);
+    settle_all(at(1), &mut machines, &hands);
+    let network = machines[0].network.clone();
+    network.get_stuck();
+    for _ in 0..1000 {
+        machines[0].stack.send_by(1, &sent);
+    }
+    hands[0].turn(at(2), 0);
+    assert_eq!(network.waits(), 1);
+    assert!(machines[0].dropped("not-sent") > 200, "several batches");
+}

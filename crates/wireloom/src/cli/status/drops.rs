@@ -22,6 +22,7 @@ pub(super) fn meaning(reason: &str) -> Option<&'static str> {
         "no-peer-for-destination" => "sent into the interface for an address of no peer",
         "no-endpoint" => "for a peer whose endpoint is unknown",
         "queue-full" => "too many packets waited for a session",
+        "forgotten" => "waiting when the interface went down, or their peer was removed",
         "handshake-timed-out" => "for a peer that did not answer",
         "not-sent" => "the network did not take it: no route, refused, or a full queue",
         "queue-stood" => "the interface's queue did not empty: its senders were too fast",
@@ -31,6 +32,7 @@ pub(super) fn meaning(reason: &str) -> Option<&'static str> {
         "peer-lost" => "for a peer that has stopped answering, or has no endpoint",
         "too-big" => "longer than the way to its peer takes; the sender was told",
         "not-for-the-link" => "a peer sent neighbour discovery, which is the device's own",
+        "routing-loop" => "datagrams of the device that were routed into its own interface",
         "device-busy" => "a handshake that came while too many others waited",
         _ => return None,
     })
