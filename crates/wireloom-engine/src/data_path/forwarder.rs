@@ -3,7 +3,7 @@
 use std::{ops::Deref, sync::Arc};
 
 use arc_swap::{ArcSwap, Guard};
-use wireloom_proto::{Instant, Routes, Transport};
+use wireloom_proto::{DropReason, Instant, PeerId, Routes, Transport};
 
 use crate::{
     drops::EngineDrop,
@@ -22,7 +22,7 @@ pub(crate) type PublishedTable = Arc<ArcSwap<NeighbourTable>>;
 /// What decides where packets go.
 #[derive(Debug)]
 pub(crate) enum Forwarder {
-    /// The peers' allowed-IPs, and a limit on errors about packets that are too long.
+    /// The peers' allowed-IPs, and a limit on errors about packets that cannot be sent.
     AllowedIps(Limiter),
     /// The link, in the engine's own data path.
     Link(Link),
@@ -32,9 +32,20 @@ pub(crate) enum Forwarder {
 
 /// A forwarder with the tables of this moment, for the length of a batch.
 pub(super) enum Lookup<'f> {
-    AllowedIps { routes: Guard<Arc<Routes>>, limiter: &'f mut Limiter },
-    Link { link: &'f mut Link, routes: Guard<Arc<Routes>> },
-    Neighbours { table: Guard<Arc<NeighbourTable>>, punter: &'f Punter },
+    AllowedIps {
+        routes: Guard<Arc<Routes>>,
+        limiter: &'f mut Limiter,
+        /// The last peer that was found to have an endpoint: packets come in streams.
+        known: Option<PeerId>,
+    },
+    Link {
+        link: &'f mut Link,
+        routes: Guard<Arc<Routes>>,
+    },
+    Neighbours {
+        table: Guard<Arc<NeighbourTable>>,
+        punter: &'f Punter,
+    },
 }
 
 /// The neighbours of this moment, for the length of a batch.
@@ -57,7 +68,9 @@ impl Deref for Neighbours<'_> {
 impl Forwarder {
     pub(super) fn lookup(&mut self, transport: &Transport) -> Lookup<'_> {
         match self {
-            Self::AllowedIps(limiter) => Lookup::AllowedIps { routes: transport.routes(), limiter },
+            Self::AllowedIps(limiter) => {
+                Lookup::AllowedIps { routes: transport.routes(), limiter, known: None }
+            }
             Self::Link(link) => Lookup::Link { link, routes: transport.routes() },
             Self::Neighbours { table, punter } => Lookup::Neighbours { table: table.load(), punter },
         }
@@ -94,14 +107,29 @@ impl Lookup<'_> {
         answer: &mut Vec<u8>,
     ) -> Option<Decision<'_>> {
         match self {
-            Self::AllowedIps { routes, limiter } => {
+            Self::AllowedIps { routes, limiter, known } => {
                 let decision = Decision::by_allowed_ips(frame, routes);
-                let Decision::Peer(path) = decision else { return Some(decision) };
-                let Some(room) = room_exceeded(path, now, frame, longest, mtu) else { return Some(decision) };
+                let (reason, problem) = match decision {
+                    Decision::Peer(path) if *known != Some(path.id()) && path.endpoint().is_none() => {
+                        (DropReason::NoEndpoint.into(), Problem::Unreachable)
+                    }
+                    Decision::Peer(path) => {
+                        *known = Some(path.id());
+                        match room_exceeded(path, now, frame, longest, mtu) {
+                            Some(room) => (EngineDrop::TooBig.into(), Problem::TooBig(room)),
+                            None => return Some(decision),
+                        }
+                    }
+                    Decision::Drop(reason) if reason == DropReason::NoPeerForDestination.into() => {
+                        (reason, Problem::Unreachable)
+                    }
+                    other => return Some(other),
+                };
+                // As the kernel's WireGuard does (`wg_xmit` in drivers/net/wireguard/device.c).
                 if limiter.allows(now) {
-                    icmp::report(Problem::TooBig(room), frame, None, answer);
+                    icmp::report(problem, frame, None, answer);
                 }
-                Some(Decision::Drop(EngineDrop::TooBig.into()))
+                Some(Decision::Drop(reason))
             }
             Self::Link { link, routes } => Some(link.decide(now, frame, longest, routes, mtu, answer)),
             Self::Neighbours { table, .. } => {

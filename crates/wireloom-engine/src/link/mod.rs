@@ -29,7 +29,12 @@ use crate::{
     drops::EngineDrop,
     forwarding::Decision,
     icmp::{self, Limiter, Problem, Way},
-    packet::{ethernet::Header, ipv6},
+    packet::{
+        ethernet::Header,
+        ipv4,
+        ipv6::{self, Carried},
+        protocol::ICMP,
+    },
 };
 
 /// The link: the neighbours, and what the network stack was told about them.
@@ -140,21 +145,24 @@ impl Link {
         };
         match obstacle {
             Obstacle::NotIp => Decision::Drop(EngineDrop::NotIp.into()),
+            Obstacle::NotForTheLink => Decision::Drop(EngineDrop::NotForTheLink.into()),
             Obstacle::Group => Decision::AllPeers,
             Obstacle::NeighbourProtocol => {
                 if let Some(question) = neighbour::question(header, packet) {
-                    let location = match self.table.owner(question.target, routes) {
-                        // Something else told the stack that this peer has the address. It is asking whether that is
-                        // still so.
-                        None if self.table.path_at(header.destination).is_some() => header.destination,
-                        // Without an answer the sender would wait for seconds. With the address of nobody, its packets
-                        // come back as errors at once.
-                        owner => {
-                            let location = owner.unwrap_or(LinkAddress::NOBODY);
-                            self.cache.note(question.target, location);
-                            location
-                        }
-                    };
+                    let owner = self.table.owner(question.target, routes);
+                    // Something else told the stack that a peer has the address. It is asking whether that is still so.
+                    let told = owner.is_none() && self.table.path_at(header.destination).is_some();
+                    // Without an answer the sender would wait for seconds. With the address of nobody, its packets come
+                    // back as errors at once.
+                    let location =
+                        if told { header.destination } else { owner.unwrap_or(LinkAddress::NOBODY) };
+                    // A peer that has stopped answering does not answer here either, so that the stack uses others.
+                    if let Some(path) = self.table.path_at(location).filter(|path| !path.is_reachable()) {
+                        return Decision::Unreachable(path.id());
+                    }
+                    if !told {
+                        self.cache.note(question.target, location);
+                    }
                     neighbour::answer(&question, location, answer);
                 }
                 Decision::Local
@@ -175,10 +183,40 @@ impl Link {
     }
 }
 
-/// The ICMPv6 message of a packet that must not leave the link.
-fn neighbours_only(packet: &[u8]) -> Option<&[u8]> {
-    let message = ipv6::icmpv6(packet)?;
-    message.first().is_some_and(|kind| neighbour::NEIGHBOUR_TYPES.contains(kind)).then_some(message)
+/// How far a packet may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    Anywhere,
+    /// It is neighbour discovery, which stays between the network stack and the device.
+    Neighbours,
+    /// It would tell somebody by which peer to send, which only routing decides, or it may be any of these: it is a
+    /// first fragment that ends before its type. A router whose interface's `send_redirects` is 0 sends redirects all
+    /// the same while that of `all` is 1 (`IN_DEV_TX_REDIRECTS` in include/linux/inetdevice.h).
+    Nowhere,
+}
+
+impl Scope {
+    /// The scope of an IPv6 packet.
+    fn of_v6(packet: &[u8]) -> Self {
+        match ipv6::carried(packet) {
+            Carried::Icmpv6([neighbour::REDIRECT, ..]) | Carried::Cut => Self::Nowhere,
+            Carried::Icmpv6([kind, ..]) if neighbour::NEIGHBOUR_TYPES.contains(kind) => Self::Neighbours,
+            Carried::Icmpv6(_) | Carried::Other => Self::Anywhere,
+        }
+    }
+
+    /// The scope of an IPv4 packet.
+    fn of_v4(packet: &[u8]) -> Self {
+        const REDIRECT: u8 = 5;
+        let Some(header) = ipv4::Header::read(packet) else { return Self::Nowhere };
+        if header.protocol() != ICMP || header.is_later_fragment() {
+            return Self::Anywhere;
+        }
+        match packet.get(header.len()) {
+            None | Some(&REDIRECT) => Self::Nowhere,
+            Some(_) => Self::Anywhere,
+        }
+    }
 }
 
 #[cfg(test)]

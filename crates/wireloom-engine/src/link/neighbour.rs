@@ -10,12 +10,13 @@ use crate::packet::{
     ipv6,
 };
 
-/// The ICMPv6 types of neighbour discovery that must not leave the link. Router solicitations (133) and advertisements
+/// The ICMPv6 types of questions and answers that must not leave the link. Router solicitations (133) and advertisements
 /// (134) are not among them: they are sent to the peers.
-pub(super) const NEIGHBOUR_TYPES: std::ops::RangeInclusive<u8> = SOLICITATION..=REDIRECT;
+pub(super) const NEIGHBOUR_TYPES: std::ops::RangeInclusive<u8> = SOLICITATION..=ADVERTISEMENT;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
-const REDIRECT: u8 = 137;
+/// Would tell the stack to use another peer.
+pub(super) const REDIRECT: u8 = 137;
 
 /// A question for the link address of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::{
 use wireloom_proto::{Instant, PeerId, PeerPath, Routes};
 use wireloom_types::{LinkAddress, PublicKey};
 
-use super::neighbours_only;
+use super::Scope;
 use crate::{
     drops::EngineDrop,
     packet::ethernet::{Header, HeaderBytes, kind},
@@ -32,6 +32,8 @@ pub(super) enum Obstacle {
     NotIp,
     /// It is ARP or neighbour discovery, which stays between neighbours.
     NeighbourProtocol,
+    /// It is nothing for any peer: see [`Scope::Nowhere`].
+    NotForTheLink,
     /// Its destination is a group.
     Group,
     /// No peer has this link address.
@@ -57,11 +59,16 @@ impl NeighbourTable {
         longest: usize,
         mtu: usize,
     ) -> Result<&Arc<PeerPath>, Obstacle> {
-        match header.kind {
-            kind::IPV4 => {}
-            kind::IPV6 if neighbours_only(packet).is_none() => {}
-            kind::IPV6 | kind::ARP => return Err(Obstacle::NeighbourProtocol),
+        let scope = match header.kind {
+            kind::IPV4 => Scope::of_v4(packet),
+            kind::IPV6 => Scope::of_v6(packet),
+            kind::ARP => Scope::Neighbours,
             _ => return Err(Obstacle::NotIp),
+        };
+        match scope {
+            Scope::Anywhere => {}
+            Scope::Neighbours => return Err(Obstacle::NeighbourProtocol),
+            Scope::Nowhere => return Err(Obstacle::NotForTheLink),
         }
         if header.destination.is_group() {
             return Err(Obstacle::Group);
@@ -91,15 +98,16 @@ impl NeighbourTable {
     /// The Ethernet header for a packet from a peer.
     ///
     /// # Errors
-    /// [`EngineDrop::NotForTheLink`] when the packet is neighbour discovery, which would tell the stack where other
-    /// neighbours are; [`EngineDrop::NoNeighbour`] when the peer is gone.
+    /// [`EngineDrop::NotForTheLink`] when the packet is neighbour discovery or a redirect, which would tell the stack
+    /// where other neighbours are, or may be one; [`EngineDrop::NoNeighbour`] when the peer is gone.
     pub(crate) fn inbound_header(
         &self,
         peer: PeerId,
         destination: IpAddr,
         packet: &[u8],
     ) -> Result<HeaderBytes, EngineDrop> {
-        if destination.is_ipv6() && neighbours_only(packet).is_some() {
+        let scope = if destination.is_ipv6() { Scope::of_v6(packet) } else { Scope::of_v4(packet) };
+        if scope != Scope::Anywhere {
             return Err(EngineDrop::NotForTheLink);
         }
         // The peer may have been removed a moment ago.

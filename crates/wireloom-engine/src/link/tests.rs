@@ -151,9 +151,7 @@ fn v6(to: LinkAddress, destination: &str, len: usize) -> Vec<u8> {
 #[test]
 fn arp_is_answered_by_the_longest_prefix_in_the_allowed_ips() {
     let mut world = World::new();
-    for (target, there) in
-        [([10, 0, 0, 1], address(1)), ([172, 2, 3, 4], address(2)), ([8, 8, 8, 8], address(3))]
-    {
+    for (target, there) in [([10, 0, 0, 1], address(1)), ([172, 2, 3, 4], address(2))] {
         let (decided, answer) = world.route(&arp(BROADCAST, [10, 0, 0, 9], target));
         assert_eq!(decided, Decided::Local);
         let (header, reply) = Header::split(&answer).unwrap();
@@ -172,7 +170,6 @@ fn solicitations_are_answered_with_valid_checksums() {
         ("fd00::1".to_owned(), address(1)),
         // Link-local addresses are derived from keys, so they are answered without being in allowed-IPs.
         (address(2).link_local().to_string(), address(2)),
-        (address(3).link_local().to_string(), address(3)),
         ("fd00::77".to_owned(), LinkAddress::NOBODY),
     ] {
         let (decided, answer) = world.route(&solicitation(BROADCAST, "fd00::9", &target));
@@ -199,6 +196,79 @@ fn probes_and_announcements_of_addresses_are_not_answered() {
         icmpv6(BROADCAST, "fd00::9", "ff02::1", &[136, 0, 0, 0, 0x20, 0, 0, 0]),
     ] {
         assert_eq!(world.route(&question), (Decided::Local, Vec::new()));
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_answer_has_no_link_address_for_the_stack() {
+    let mut world = World::new();
+    let questions = [
+        arp(BROADCAST, [10, 0, 0, 9], [10, 0, 0, 1]),
+        arp(address(1), [10, 0, 0, 9], [10, 0, 0, 1]),
+        solicitation(BROADCAST, "fd00::9", "fd00::1"),
+        solicitation(BROADCAST, "fe80::9", &address(1).link_local().to_string()),
+        // Something else told the stack that the peer has this address.
+        solicitation(address(1), "fd00::9", "fd77::1"),
+    ];
+    let decided = |world: &mut World| questions.each_ref().map(|question| world.route(question).0);
+    let peer = world.id(1);
+    world.device.begin_handshake(at(1), peer);
+    assert_eq!(decided(&mut world), [const { Decided::Local }; 5], "it may still answer");
+    world.device.handle_timeout(at(7));
+    assert_eq!(decided(&mut world), [const { Decided::Unreachable }; 5]);
+    assert!(questions.iter().all(|question| world.route(question).1.is_empty()));
+    let other = arp(BROADCAST, [10, 0, 0, 9], [10, 0, 0, 2]);
+    assert_eq!(world.route(&other).0, Decided::Local);
+    // Nor has one whose endpoint is unknown.
+    assert_eq!(world.route(&arp(BROADCAST, [10, 0, 0, 9], [8; 4])), (Decided::Unreachable, Vec::new()));
+    world.device.configure(at(8), |configuration| {
+        configuration.peer(&key(1)).unwrap().set_endpoint(SocketAddr::from(([192, 0, 2, 9], 51820)));
+    });
+    assert_eq!(decided(&mut world), [const { Decided::Local }; 5], "it may be there now");
+}
+
+#[test]
+fn nobody_is_redirected_to_another_peer_in_fragments_either() {
+    let mut world = World::new();
+    let id = world.id(1);
+    let mut refused = |frame: &[u8], to: &str| {
+        let inbound = world.link.table().inbound_header(id, to.parse().unwrap(), &frame[HEADER_LEN..]);
+        let outbound = world.route(frame).0;
+        assert_eq!(inbound.is_err(), outbound == Decided::Dropped(EngineDrop::NotForTheLink), "{outbound:?}");
+        inbound == Err(EngineDrop::NotForTheLink)
+    };
+    for kind in 0..=255 {
+        let mut message = v4(address(1), [10, 0, 0, 9], 64, false);
+        message[14 + 9] = protocol::ICMP;
+        message[14 + 20] = kind;
+        assert_eq!(refused(&message, "10.0.0.9"), kind == 5, "{kind}");
+        // Its first fragment tells as much, a later one nothing.
+        message[14 + 6] = 0x20;
+        assert_eq!(refused(&message, "10.0.0.9"), kind == 5, "{kind}");
+        message[14 + 7] = 1;
+        assert!(!refused(&message, "10.0.0.9"));
+    }
+    let mut cut = v4(address(1), [10, 0, 0, 9], 20, false);
+    cut[14 + 9] = protocol::ICMP;
+    assert!(refused(&cut, "10.0.0.9"), "the type is missing");
+    // IPv6: a first fragment with nothing behind its headers, or with half of a header.
+    let fragment = |kind: u8, rest: &[u8]| {
+        let mut frame =
+            icmpv6(address(1), "fd00::9", "fd00::7", &[&[kind, 0, 0, 1, 0, 0, 0, 0], rest].concat());
+        frame[14 + 6] = 44;
+        // No checksum, but the first fragment of several.
+        frame[14 + 42..14 + 44].copy_from_slice(&[0, 1]);
+        frame
+    };
+    for (kind, rest, expected) in [
+        (58, &[][..], true),
+        (58, &[137, 0, 0, 0][..], true),
+        (58, &[128, 0, 0, 0][..], false),
+        (60, &[58][..], true),
+        (60, &[58, 0, 0, 0, 0, 0, 0, 0][..], true),
+        (17, &[][..], false),
+    ] {
+        assert_eq!(refused(&fragment(kind, rest), "fd00::7"), expected, "{kind} {rest:?}");
     }
 }
 
@@ -234,7 +304,11 @@ fn multicast_goes_to_all_peers_but_neighbour_discovery_stays_here() {
     assert_eq!(world.route(&v4(BROADCAST, [255; 4], 64, false)).0, Decided::AllPeers);
     for kind in 130..140_u8 {
         let message = icmpv6(all_routers, "fe80::1", "ff02::2", &[kind, 0, 0, 0, 0, 0, 0, 0]);
-        let expected = if (135..=137).contains(&kind) { Decided::Local } else { Decided::AllPeers };
+        let expected = match kind {
+            135 | 136 => Decided::Local,
+            137 => Decided::Dropped(EngineDrop::NotForTheLink),
+            _ => Decided::AllPeers,
+        };
         assert_eq!(world.route(&message), (expected, Vec::new()), "{kind}");
     }
 }

@@ -38,6 +38,16 @@ pub struct Joinable {
     pub udp: bool,
 }
 
+impl Joinable {
+    /// Leaves this kind of super-packet out.
+    pub(crate) fn remove(&mut self, kind: SegmentationKind) {
+        match kind {
+            SegmentationKind::TcpV4 | SegmentationKind::TcpV6 => self.tcp = false,
+            SegmentationKind::Udp => self.udp = false,
+        }
+    }
+}
+
 /// Takes the packets of a batch in order and passes them on, in the same order, to a sink. The sink gets the number of
 /// packets and the parts to write to the interface, of which the first is the virtio-net header.
 ///

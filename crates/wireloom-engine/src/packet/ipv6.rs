@@ -64,9 +64,34 @@ pub(crate) fn icmpv6_checksum(header: &[u8; HEADER_LEN], message: &[u8]) -> u16 
     checksum(&[&header[ADDRESSES], &len, &[0, 0, 0, ICMPV6], message])
 }
 
+/// What a packet carries behind any extension headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carried<'p> {
+    /// An ICMPv6 message of at least one byte, its type.
+    Icmpv6(&'p [u8]),
+    /// Something else, or a later fragment.
+    Other,
+    /// Nobody knows: the packet ends before that. A first fragment may be cut so (RFC 7112, section 5, has them
+    /// discarded), and what it carries shows only when all fragments are put together.
+    Cut,
+}
+
 /// The ICMPv6 message in a packet, behind any extension headers. `None` when the packet carries something else, or a
 /// later fragment.
 pub(crate) fn icmpv6(packet: &[u8]) -> Option<&[u8]> {
+    match carried(packet) {
+        Carried::Icmpv6(message) => Some(message),
+        Carried::Other | Carried::Cut => None,
+    }
+}
+
+/// What a packet carries.
+pub(crate) fn carried(packet: &[u8]) -> Carried<'_> {
+    walk(packet).unwrap_or(Carried::Cut)
+}
+
+/// What a packet carries. `None` when it ends before that.
+fn walk(packet: &[u8]) -> Option<Carried<'_>> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
@@ -76,17 +101,22 @@ pub(crate) fn icmpv6(packet: &[u8]) -> Option<&[u8]> {
     let mut kind = Header::read(packet)?.next_header();
     let mut rest = packet.get(HEADER_LEN..)?;
     while kind != ICMPV6 {
+        if ![HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION].contains(&kind) {
+            return Some(Carried::Other);
+        }
         let (next, len) = (*rest.first()?, usize::from(*rest.get(1)?));
         let len = match kind {
-            HOP_BY_HOP | ROUTING | DESTINATION => 8 * (len + 1),
-            AUTHENTICATION => 4 * (len + 2),
             // The offset is in the upper 13 bits.
-            FRAGMENT if u16::from_be_bytes([*rest.get(2)?, *rest.get(3)?]) >> 3 == 0 => 8,
-            _ => return None,
+            FRAGMENT if u16::from_be_bytes([*rest.get(2)?, *rest.get(3)?]) >> 3 != 0 => {
+                return Some(Carried::Other);
+            }
+            FRAGMENT => 8,
+            AUTHENTICATION => 4 * (len + 2),
+            _ => 8 * (len + 1),
         };
         (kind, rest) = (next, rest.get(len..)?);
     }
-    Some(rest)
+    (!rest.is_empty()).then_some(Carried::Icmpv6(rest))
 }
 
 #[cfg(test)]
@@ -112,7 +142,15 @@ mod tests {
         assert_eq!(icmpv6(&packet(44, &fragment(0))), Some(&message[..]));
         assert_eq!(icmpv6(&packet(44, &fragment(1))), None);
         assert_eq!(icmpv6(&packet(17, &message)), None);
-        assert_eq!(icmpv6(&packet(60, &options[..1])), None);
+        assert_eq!(carried(&packet(17, &[])), Carried::Other);
+        assert_eq!(carried(&packet(44, &fragment(1))), Carried::Other);
+        // Wherever the chain of headers is cut.
+        for len in 0..8 {
+            assert_eq!(carried(&packet(60, &options[..len])), Carried::Cut, "{len}");
+            assert_eq!(carried(&packet(44, &fragment(0)[..len])), Carried::Cut, "{len}");
+        }
+        assert_eq!(carried(&packet(44, &fragment(0)[..8])), Carried::Cut, "the type is missing");
+        assert_eq!(carried(&packet(ICMPV6, &[])), Carried::Cut);
     }
 
     proptest! {

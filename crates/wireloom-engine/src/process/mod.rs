@@ -29,7 +29,7 @@ use crate::{
         turn::{NextTurn, Ready},
     },
     tun::LinuxTun,
-    udp::LinuxNetwork,
+    udp::{LinuxNetwork, LinuxUdp},
 };
 
 pub use crate::{control::OpenControlError, tun::OpenTunError};
@@ -178,6 +178,7 @@ impl Interface {
     fn wait(&self, timeout: Option<Duration>) -> io::Result<Woken> {
         let [packets, v4, v6] = self.traffic();
         let wake_up = self.engine.wake_up().map(|wake_up| readable(wake_up.as_fd()));
+        let routes = self.engine.udp().and_then(LinuxUdp::routes).map(readable);
         let fds = [
             packets,
             v4,
@@ -187,10 +188,11 @@ impl Interface {
             readable(self.server.watch()),
             readable(self.signals.as_fd()),
             wake_up.unwrap_or(nothing(self.signals.as_fd())),
+            routes.unwrap_or(nothing(self.signals.as_fd())),
         ];
-        let [packets, v4, v6, events, _calls, socket, signals, _punts] = poll::wait(fds, timeout)?;
+        let [packets, v4, v6, events, _calls, socket, signals, _punts, routes] = poll::wait(fds, timeout)?;
         Ok(Woken {
-            ready: Ready { packets, events, datagrams: v4 || v6 },
+            ready: Ready { packets, events, datagrams: v4 || v6 || routes },
             socket_touched: socket,
             signalled: signals,
         })

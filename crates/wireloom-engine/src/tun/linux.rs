@@ -8,7 +8,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::OpenOptionsExt,
     },
-    sync::Arc,
+    sync::{Arc, Once},
 };
 
 use nix::net::if_::if_nametoindex;
@@ -20,9 +20,15 @@ use super::{
     rtnetlink::{self, InterfaceMonitor},
 };
 use crate::{
-    offload::{coalesce::Joinable, virtio::VirtioHeader},
+    offload::{
+        coalesce::Joinable,
+        virtio::{SegmentationKind, VirtioHeader},
+    },
     packet::{ethernet, flow::flow_hash},
 };
+
+/// Whether the log says that super-packets are refused: once for all queues.
+static SAID: Once = Once::new();
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
@@ -244,6 +250,16 @@ impl TunQueue for LinuxQueue {
 
     fn joinable(&self) -> Joinable {
         self.offloads.joinable
+    }
+
+    fn stop_joining(&mut self, kind: SegmentationKind) {
+        self.offloads.joinable.remove(kind);
+        SAID.call_once(|| {
+            tracing::warn!(
+                "the kernel refuses super-packets that it said it takes ({kind:?}); packets are written one by one from \
+                 now on, which takes more of the processor"
+            );
+        });
     }
 }
 

@@ -6,14 +6,23 @@ use std::{
     io::{self, IoSlice},
     iter,
     num::NonZero,
-    sync::mpsc::{Receiver, Sender, TryRecvError, channel},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender, TryRecvError, channel},
+    },
 };
 
+use nix::libc;
 use wireloom_types::LinkAddress;
 
 use super::{Tun, TunEvent, TunQueue};
 use crate::{
-    offload::{coalesce::Joinable, segment::Segments, virtio::VirtioHeader},
+    offload::{
+        coalesce::Joinable,
+        segment::Segments,
+        virtio::{SegmentationKind, VirtioHeader},
+    },
     packet::{MAX_PACKET, ethernet, flow::flow_hash},
 };
 
@@ -30,6 +39,9 @@ pub(crate) struct MemoryTun {
 pub(crate) struct MemoryQueue {
     to_host: Sender<(VirtioHeader, Vec<u8>)>,
     from_host: Receiver<(VirtioHeader, Vec<u8>)>,
+    joinable: Joinable,
+    /// Whether the host refuses super-packets.
+    refuses: Arc<AtomicBool>,
 }
 
 /// The other end, which plays the machine's network stack.
@@ -43,6 +55,7 @@ pub(crate) struct MemoryTunHost {
     /// The segments of a super-packet that were not returned yet.
     segments: RefCell<VecDeque<Vec<u8>>>,
     events: Sender<TunEvent>,
+    refuses: Arc<AtomicBool>,
 }
 
 /// Makes both ends. The interface is down until the host says otherwise.
@@ -55,16 +68,25 @@ pub(crate) fn memory_tun() -> (MemoryTun, MemoryTunHost) {
 pub(crate) fn memory_tun_of(queues: NonZero<usize>) -> (MemoryTun, Vec<MemoryQueue>, MemoryTunHost) {
     let (to_host, from_tun) = channel();
     let (tell, events) = channel();
+    let refuses = Arc::<AtomicBool>::default();
     let queue = || {
         let (to_tun, from_host) = channel();
-        (to_tun, MemoryQueue { to_host: to_host.clone(), from_host })
+        let to_host = to_host.clone();
+        let joinable = Joinable { tcp: true, udp: true };
+        (to_tun, MemoryQueue { to_host, from_host, joinable, refuses: Arc::clone(&refuses) })
     };
     let (to_first, first) = queue();
     let (to_others, others): (Vec<_>, Vec<_>) = (1..queues.get()).map(|_| queue()).unzip();
     let to_tun = iter::once(to_first).chain(to_others).collect();
     let tun = MemoryTun { first, events, link_address: None };
-    let host =
-        MemoryTunHost { to_tun, from_tun, ethernet_len: 0, segments: RefCell::default(), events: tell };
+    let host = MemoryTunHost {
+        to_tun,
+        from_tun,
+        ethernet_len: 0,
+        segments: RefCell::default(),
+        events: tell,
+        refuses: Arc::clone(&refuses),
+    };
     (tun, others, host)
 }
 
@@ -92,12 +114,19 @@ impl TunQueue for MemoryQueue {
     fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
         let header =
             parts[0].first_chunk().and_then(VirtioHeader::parse).ok_or(io::ErrorKind::InvalidInput)?;
+        if header.segmentation.is_some() && self.refuses.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         let packet = parts[1..].iter().flat_map(|part| part.iter().copied()).collect();
         self.to_host.send((header, packet)).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
     fn joinable(&self) -> Joinable {
-        Joinable { tcp: true, udp: true }
+        self.joinable
+    }
+
+    fn stop_joining(&mut self, kind: SegmentationKind) {
+        self.joinable.remove(kind);
     }
 }
 
@@ -164,6 +193,11 @@ impl MemoryTunHost {
     /// The next packet or super-packet that came out of the interface, as it was written.
     pub(crate) fn receive_super(&self) -> Option<(VirtioHeader, Vec<u8>)> {
         self.from_tun.try_recv().ok()
+    }
+
+    /// Refuses super-packets from now on, although the interface takes them.
+    pub(crate) fn refuse_super_packets(&self) {
+        self.refuses.store(true, Ordering::Relaxed);
     }
 
     /// Changes the interface's state.

@@ -10,7 +10,10 @@ use std::io::{self, IoSlice};
 
 use wireloom_types::LinkAddress;
 
-use crate::offload::{coalesce::Joinable, virtio::VirtioHeader};
+use crate::offload::{
+    coalesce::Joinable,
+    virtio::{SegmentationKind, VirtioHeader},
+};
 
 pub use linux::OpenTunError;
 pub(crate) use linux::{LinuxQueue, LinuxTun};
@@ -45,6 +48,10 @@ pub(crate) trait TunQueue {
 
     /// The kinds of super-packets that [`Self::send`] takes.
     fn joinable(&self) -> Joinable;
+
+    /// Takes note that the network stack refused a super-packet of this kind as invalid: [`Self::joinable`] has it no
+    /// more.
+    fn stop_joining(&mut self, kind: SegmentationKind);
 }
 
 /// An interface: its state, and its first queue. No call blocks.

@@ -231,10 +231,14 @@ impl LinuxUdp {
         }
     }
 
-    /// Readable when [`Udp::receive`] has datagrams or [`Udp::follow_routes`] has something to do.
+    /// Readable when [`Udp::receive`] has datagrams.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let sockets = std::iter::once(&self.sockets.v4).chain(&self.sockets.v6).map(AsFd::as_fd);
-        sockets.chain(self.watch.as_ref().map(AsFd::as_fd))
+        std::iter::once(&self.sockets.v4).chain(&self.sockets.v6).map(AsFd::as_fd)
+    }
+
+    /// Readable when [`Udp::follow_routes`] has something to do, which the turn for datagrams asks.
+    pub(crate) fn routes(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(AsFd::as_fd)
     }
 
     /// Sends the datagram at position `next`, whose destination is `to`, and those after it of the same family, until

@@ -1,13 +1,14 @@
 //! From the peers to the interface: receive, decrypt, admit, coalesce, write.
 
 mod admission;
+mod deliver;
 mod path_reports;
 
 use std::{io::IoSlice, mem, sync::Arc};
 
 use wireloom_proto::{Outcome, Transport};
 
-use self::{admission::Admission, path_reports::PathReports};
+use self::{admission::Admission, deliver::deliver, path_reports::PathReports};
 use super::{BATCHES_IN_A_ROW, Forwarder, Turn, outbound::Outbound};
 use crate::{
     batch::{CryptoJob, InboundBatch},
@@ -133,9 +134,7 @@ impl Inbound {
         let mut admission = Admission::new(&routes, neighbours.as_deref(), self.check_sources);
         let mut coalescer = Coalescer::new(turn.tun.joinable());
         let mut write = |packets: u64, parts: &[IoSlice<'_>]| {
-            if turn.tun.send(parts).is_err() {
-                drops.count_many(EngineDrop::NotDelivered, packets);
-            }
+            drops.count_many(EngineDrop::NotDelivered, deliver(turn.tun, packets, parts));
         };
         self.batch.open(turn.now.monotonic, &self.transport, |outcome| match outcome {
             Outcome::Opened { path, payload } => match admission.admit(path, payload) {

@@ -377,6 +377,48 @@ fn packets_of_the_largest_mtu_cross_the_tunnel() {
 }
 
 #[test]
+fn a_packet_to_no_peer_and_to_a_peer_without_an_endpoint_comes_back_as_unreachable() {
+    let (mut a, b) = pair();
+    let wanderer = PrivateKey::from_bytes([77; 32]).public_key().to_hex();
+    assert_eq!(a.set(at(1), &format!("public_key={wanderer}\nallowed_ip=10.0.0.77/32")), Reply::Done);
+    for (last, reason) in [(66, "no-peer-for-destination"), (77, "no-endpoint")] {
+        let lost = packet(a.inner, Ipv4Addr::new(10, 0, 0, last), b"lost");
+        a.stack.send(&lost);
+        a.stack.send(&packet(a.inner, b.inner, b"between them"));
+        a.stack.send(&lost);
+        a.turn(at(1));
+        assert_eq!(a.dropped(reason), 2);
+        for _ in 0..2 {
+            let error = a.stack.receive().expect("an error");
+            assert_eq!((error[9], &error[20..22]), (1, &[3, 1][..]), "host unreachable");
+            assert!(error.ends_with(&lost));
+        }
+    }
+    // A flood of such packets causes no flood of errors.
+    for _ in 0..1000 {
+        a.stack.send(&packet(a.inner, Ipv4Addr::new(10, 0, 0, 66), b"lost"));
+    }
+    while a.turn(at(9)) == NextTurn::Now {}
+    assert_eq!(std::iter::from_fn(|| a.stack.receive()).count(), 250);
+}
+
+#[test]
+fn super_packets_that_the_network_stack_refuses_are_written_singly() {
+    let (mut a, mut b) = pair();
+    b.stack.refuse_super_packets();
+    let stream = Stream::between(a.inner, b.inner, 10_000);
+    for round in 1..3 {
+        a.stack.send_super(stream.super_header(1000, 0), &stream.bytes(true));
+        settle(at(round), &mut [&mut a, &mut b]);
+        let arrived: Vec<_> = std::iter::from_fn(|| b.stack.receive_super()).collect();
+        assert!(arrived.iter().all(|(header, _)| header.segmentation.is_none()));
+        let segments: Vec<_> = stream.segments(1000).iter().map(|segment| segment.bytes(false)).collect();
+        assert!(arrived.into_iter().map(|(_, packet)| packet).eq(segments), "{round}");
+    }
+    assert_eq!(b.all_dropped(), 0);
+}
+
+#[test]
 fn dropped_packets_are_counted_by_reason() {
     let (mut a, mut b) = pair();
     let stranger = Ipv4Addr::new(10, 9, 9, 9);
