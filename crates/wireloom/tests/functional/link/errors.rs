@@ -25,7 +25,8 @@ fn unknown_destinations_and_dead_peers_are_unreachable_at_once() {
     node.run(&format!("ip route add 172.20.0.0/16 via {}", inner(2)[0])).unwrap();
     node.run(&format!("ip route add fd20::/16 via {}", inner(2)[1])).unwrap();
     let key = link.keys[2].public.trim().to_owned();
-    assert!(!ping(node, inner(2)[0]));
+    // The network stack learns its link address while it may still answer.
+    assert!(inner(2).into_iter().all(|address| !ping(node, address)));
     until(PATIENCE, "the peer to be given up", || {
         request(node, "get_link=1\n\n").contains("reachable=false").then_some(())
     })
@@ -33,6 +34,18 @@ fn unknown_destinations_and_dead_peers_are_unreachable_at_once() {
     for to in inner(2).into_iter().chain(BEHIND.map(|text| text.parse().unwrap())) {
         assert_unreachable_at_once(node, to);
     }
+    // The stack's questions whether the peer is still there are not answered, so that it can use another one.
+    let probing = [("delay_first_probe_time", "1"), ("retrans_time_ms", "100")];
+    for (setting, value) in probing {
+        node.host.space.set_sysctls(&[(&format!("net/ipv4/neigh/wg0/{setting}"), value)]).unwrap();
+    }
+    let there = format!("{} lladdr {} dev wg0", inner(2)[0], link.link_address(2));
+    node.run(&format!("ip neigh change {there} nud stale")).unwrap();
+    until(PATIENCE, "the neighbour to be given up", || {
+        let _ = ping(node, inner(2)[0]);
+        node.run(&format!("ip neigh show {}", inner(2)[0])).unwrap().contains("FAILED").then_some(())
+    })
+    .unwrap();
     // It comes back and is found again: a packet that is refused also tries a handshake.
     start(link.node(2), LINK);
     link.configure(2);
