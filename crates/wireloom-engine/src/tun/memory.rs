@@ -6,9 +6,14 @@ use std::{
     io::{self, IoSlice},
     iter,
     num::NonZero,
-    sync::mpsc::{Receiver, Sender, TryRecvError, channel},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender, TryRecvError, channel},
+    },
 };
 
+use nix::libc;
 use wireloom_types::LinkAddress;
 
 use super::{Tun, TunEvent, TunQueue};
@@ -23,6 +28,7 @@ pub(crate) struct MemoryTun {
     first: MemoryQueue,
     events: Receiver<TunEvent>,
     link_address: Option<LinkAddress>,
+    refuses_link_addresses: Arc<AtomicBool>,
 }
 
 /// One queue of a [`MemoryTun`].
@@ -43,6 +49,7 @@ pub(crate) struct MemoryTunHost {
     /// The segments of a super-packet that were not returned yet.
     segments: RefCell<VecDeque<Vec<u8>>>,
     events: Sender<TunEvent>,
+    refuses_link_addresses: Arc<AtomicBool>,
 }
 
 /// Makes both ends. The interface is down until the host says otherwise.
@@ -62,9 +69,21 @@ pub(crate) fn memory_tun_of(queues: NonZero<usize>) -> (MemoryTun, Vec<MemoryQue
     let (to_first, first) = queue();
     let (to_others, others): (Vec<_>, Vec<_>) = (1..queues.get()).map(|_| queue()).unzip();
     let to_tun = iter::once(to_first).chain(to_others).collect();
-    let tun = MemoryTun { first, events, link_address: None };
-    let host =
-        MemoryTunHost { to_tun, from_tun, ethernet_len: 0, segments: RefCell::default(), events: tell };
+    let refuses_link_addresses = Arc::<AtomicBool>::default();
+    let tun = MemoryTun {
+        first,
+        events,
+        link_address: None,
+        refuses_link_addresses: Arc::clone(&refuses_link_addresses),
+    };
+    let host = MemoryTunHost {
+        to_tun,
+        from_tun,
+        ethernet_len: 0,
+        segments: RefCell::default(),
+        events: tell,
+        refuses_link_addresses,
+    };
     (tun, others, host)
 }
 
@@ -113,6 +132,9 @@ impl Tun for MemoryTun {
     }
 
     fn set_link_address(&mut self, address: LinkAddress) -> io::Result<()> {
+        if self.refuses_link_addresses.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
         self.link_address = Some(address);
         Ok(())
     }
@@ -164,6 +186,11 @@ impl MemoryTunHost {
     /// The next packet or super-packet that came out of the interface, as it was written.
     pub(crate) fn receive_super(&self) -> Option<(VirtioHeader, Vec<u8>)> {
         self.from_tun.try_recv().ok()
+    }
+
+    /// Sets whether the interface's link address can be changed.
+    pub(crate) fn refuse_link_addresses(&self, refuse: bool) {
+        self.refuses_link_addresses.store(refuse, Ordering::Relaxed);
     }
 
     /// Changes the interface's state.
