@@ -25,7 +25,9 @@ use nix::{
         socket::{Shutdown, shutdown},
         stat::{Mode, umask},
     },
+    unistd::geteuid,
 };
+use wireloom_types::check_directory;
 use zeroize::Zeroizing;
 
 use super::{
@@ -47,7 +49,7 @@ pub enum OpenControlError {
     /// Another process serves it.
     #[error("another process already serves {0}: end it, or choose another interface name")]
     InUse(PathBuf),
-    /// The system refused.
+    /// The system refused, or others can put files in its directory ([`wireloom_types::DirectoryError`]).
     #[error("cannot make the control socket {path}: {cause}")]
     Failed {
         /// The socket's path.
@@ -80,6 +82,9 @@ impl Server {
     fn try_open(path: &Path) -> io::Result<Option<Self>> {
         if let Some(directory) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            let found = fs::metadata(directory)?;
+            check_directory(directory, found.uid(), found.mode(), geteuid().as_raw())
+                .map_err(|error| io::Error::new(io::ErrorKind::PermissionDenied, error))?;
         }
         if UnixStream::connect(path).is_ok() {
             return Ok(None);

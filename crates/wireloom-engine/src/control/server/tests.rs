@@ -222,6 +222,29 @@ fn only_the_owner_has_access_to_directory_and_socket() {
 }
 
 #[test]
+fn a_directory_that_others_can_write_to_is_refused_and_stays_as_it_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let run = directory.path().join("run");
+    fs::create_dir(&run).expect("a directory");
+    let path = run.join("wg0.sock");
+    for (mode, is_refused) in
+        [(0o777, true), (0o1777, true), (0o770, true), (0o702, true), (0o755, false), (0o700, false)]
+    {
+        fs::set_permissions(&run, Permissions::from_mode(mode)).expect("ours");
+        match Server::open(path.clone()) {
+            Ok(_) => assert!(!is_refused, "{mode:o}"),
+            Err(error) => {
+                let advice = format!("run `chmod go-w {}`", run.display());
+                assert!(is_refused && error.to_string().contains(&advice), "{mode:o}: {error}");
+            }
+        }
+        assert_eq!(fs::read_dir(&run).expect("there").count(), 0, "no socket is left behind");
+        let now = fs::metadata(&run).expect("there").permissions().mode() & 0o7777;
+        assert_eq!(now, mode);
+    }
+}
+
+#[test]
 fn a_socket_that_another_process_serves_is_left_alone() {
     let fixture = Fixture::new();
     let second = Server::open(fixture.path());
