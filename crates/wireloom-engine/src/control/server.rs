@@ -40,6 +40,9 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest request, in bytes: 50,000 peers with a preshared key, an endpoint and three allowed-IPs each.
 const MAX_REQUEST: u64 = 16 << 20;
+/// How long another process that serves the socket may take to end. Its interface is gone before its socket, and the
+/// kernel then takes tens of milliseconds (`synchronize_net` in net/core/dev.c).
+const ENDING: Duration = Duration::from_millis(500);
 /// After a request longer than this, in bytes, its memory is given back to the system.
 const LONG_REQUEST: u64 = 1 << 20;
 
@@ -86,8 +89,12 @@ impl Server {
             check_directory(directory, found.uid(), found.mode(), geteuid().as_raw())
                 .map_err(|error| io::Error::new(io::ErrorKind::PermissionDenied, error))?;
         }
-        if UnixStream::connect(path).is_ok() {
-            return Ok(None);
+        let begun = Instant::now();
+        while UnixStream::connect(path).is_ok() {
+            if begun.elapsed() > ENDING {
+                return Ok(None);
+            }
+            thread::sleep(ENDING / 50);
         }
         match fs::symlink_metadata(path) {
             // Nobody listens to it: a killed process left it behind.

@@ -237,7 +237,8 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
     }
 
-    fn close_port(&mut self) {
+    /// Closes the port, and ends all sending and receiving.
+    pub(crate) fn close_port(&mut self) {
         if let Some(workers) = &mut self.workers {
             workers.close();
         }

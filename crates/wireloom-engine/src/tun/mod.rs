@@ -4,6 +4,7 @@ mod linux;
 #[cfg(test)]
 mod memory;
 mod offloads;
+mod place;
 mod rtnetlink;
 
 use std::io::{self, IoSlice};

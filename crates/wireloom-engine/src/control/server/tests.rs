@@ -253,6 +253,18 @@ fn a_socket_that_another_process_serves_is_left_alone() {
 }
 
 #[test]
+fn a_socket_whose_process_is_about_to_end_is_waited_for() {
+    let Fixture { directory, server } = Fixture::new();
+    let path = directory.path().join("run/wg0.sock");
+    let ending = thread::spawn(move || {
+        thread::sleep(ENDING / 10);
+        drop(server);
+    });
+    drop(Server::open(path).expect("it ends"));
+    ending.join().expect("it has ended");
+}
+
+#[test]
 fn a_stale_socket_is_replaced_but_not_a_file_of_another_kind() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("wg0.sock");
