@@ -219,6 +219,9 @@ fn return_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
+    // This leaves the end of the thread's own arena, which freeing a piece of at least 64 KiB gives back
+    // (`FASTBIN_CONSOLIDATION_THRESHOLD` in malloc/malloc.c, `heap_trim` in malloc/arena.c).
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(100 << 10)));
 }
 
 /// A request that has come.

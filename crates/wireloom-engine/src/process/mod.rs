@@ -32,7 +32,10 @@ use crate::{
     udp::LinuxNetwork,
 };
 
-pub use crate::{control::OpenControlError, tun::OpenTunError};
+pub use crate::{
+    control::OpenControlError,
+    tun::{Offload, OpenTunError},
+};
 
 /// An interface that is open: it exists, and its control socket accepts clients.
 ///
@@ -80,7 +83,8 @@ impl Interface {
     /// Opens the interface `name`, down and without configuration, and its control socket. A persistent interface of
     /// the same kind that an earlier process left is taken over with its addresses and routes, and stays persistent.
     /// `threads` threads carry its packets, or one if the interface that was left cannot have more. `persistent` makes
-    /// a new interface persistent; in link mode ([`PeerLookup::Gateway`]) it always is.
+    /// a new interface persistent; in link mode ([`PeerLookup::Gateway`]) it always is. `offload` says whether the
+    /// network stack and the device exchange super-packets.
     ///
     /// Call it before the process has other threads: it blocks the signals that [`Self::run`] handles (SIGINT, SIGTERM,
     /// SIGUSR1, SIGHUP), and gives up the privileges that are no longer needed.
@@ -92,12 +96,13 @@ impl Interface {
         mode: Mode,
         threads: NonZero<usize>,
         persistent: bool,
+        offload: Offload,
     ) -> Result<Self, OpenError> {
         let failed = |operation| move |cause: io::Error| OpenError::Failed { operation, cause };
         let signals = block_signals().map_err(|error| failed("block signals")(error.into()))?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| failed("draw randomness")(io::Error::other(error)))?;
-        let (tun, queues) = LinuxTun::open(name, mode.peer_lookup(), threads)?;
+        let (tun, queues) = LinuxTun::open(name, mode.peer_lookup(), threads, offload)?;
         let server = Server::open(control_socket(name))?;
         privileges::drop_unneeded().map_err(failed("give up privileges"))?;
         let inbox = server.start().map_err(failed("serve the control socket"))?;

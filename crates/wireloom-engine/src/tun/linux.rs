@@ -16,7 +16,7 @@ use wireloom_types::{LinkAddress, PeerLookup};
 
 use super::{
     Tun, TunEvent, TunQueue,
-    offloads::{self, Offloads},
+    offloads::{self, Offload, Offloads},
     place::Place,
     rtnetlink::{self, InterfaceMonitor},
 };
@@ -75,6 +75,11 @@ pub enum OpenTunError {
     /// There is another interface of this name.
     #[error("the interface {0} exists already: choose another name, or end the program that made it")]
     NameTaken(String),
+    /// Super-packets were asked for, and the kernel has none for such interfaces.
+    #[error(
+        "the kernel cannot give the interface {0} super-packets (IFF_VNET_HDR, TUNSETOFFLOAD): use --offload auto"
+    )]
+    NoOffload(String),
     /// The kernel refused for another reason.
     #[error("cannot set up the interface {name}: {cause}")]
     Failed {
@@ -96,13 +101,14 @@ impl LinuxTun {
         name: &str,
         peer_lookup: PeerLookup,
         queues: NonZero<usize>,
+        offload: Offload,
     ) -> Result<(Self, Vec<LinuxQueue>), OpenTunError> {
         let failed = |cause| OpenTunError::Failed { name: name.into(), cause };
         let mut request =
             interface_request(name, peer_lookup).ok_or_else(|| OpenTunError::BadName(name.into()))?;
         let left = rtnetlink::was_left(name).map_err(failed)?;
         let file = open_clone_device(name)?;
-        let headers = offloads::has_headers(&file);
+        let headers = offload != Offload::Off && offloads::has_headers(&file);
         if headers {
             request.add_flags(libc::IFF_VNET_HDR);
         }
@@ -146,7 +152,10 @@ impl LinuxTun {
             }
         };
         let monitor = InterfaceMonitor::open(index).map_err(failed)?;
-        let offloads = if headers { offloads::enable(file) } else { Offloads::default() };
+        let offloads = if headers { offloads::enable(file) } else { offloads::disable(file) };
+        if offload == Offload::On && !offloads.joinable.tcp {
+            return Err(OpenTunError::NoOffload(name.into()));
+        }
         let ethernet_len = link_address.map_or(0, |_| ethernet::HEADER_LEN);
         let files: Arc<[File]> = files.into();
         let mut queues = (0..files.len()).map(|own| LinuxQueue {
@@ -290,8 +299,8 @@ impl Tun for LinuxTun {
 }
 
 impl LinuxTun {
-    /// While the interface is in another network namespace, as <https://www.wireguard.com/netns/> proposes, it goes with
-    /// this value: the next process of the name looks for it in ours, and would make a second one.
+    /// While the interface is in another network namespace, as <https://www.wireguard.com/netns/> proposes, it goes
+    /// with this value: the next process of the name looks for it in ours, and would make a second one.
     fn adapt_persistence(&mut self) {
         let file = self.first.file();
         let adapted = if self.monitor.is_here() {

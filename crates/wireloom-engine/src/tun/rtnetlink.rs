@@ -39,8 +39,8 @@ pub(super) struct InterfaceMonitor {
     /// The notifications of all namespaces, from when the interface leaves ours. It is opened in advance, because that
     /// needs a privilege; absent where the process never had it.
     of_all: Option<Subscription>,
-    /// Whether these are the notifications of all namespaces. Where we do not see when the interface comes up, it counts
-    /// as up.
+    /// Whether these are the notifications of all namespaces. Where we do not see when the interface comes up, it
+    /// counts as up.
     follows_all: bool,
     /// `None` when it is not known where the interface is.
     place: Option<Place>,
