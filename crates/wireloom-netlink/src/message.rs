@@ -7,6 +7,7 @@ use netlink_packet_core::{
     NetlinkMessage, NetlinkPayload, NetlinkSerializable, Parseable,
 };
 use nix::errno::Errno;
+use zeroize::Zeroize as _;
 
 use crate::{Error, Refusal};
 
@@ -25,6 +26,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable + Clone + fmt::Debug> Messag
 #[derive(Debug, Clone)]
 pub struct Messages<'a> {
     rest: &'a [u8],
+    namespace: Option<i32>,
 }
 
 /// One message whose payload is not parsed yet.
@@ -37,7 +39,17 @@ pub struct RawMessage<'a> {
 
 impl<'a> Messages<'a> {
     pub(crate) fn of(datagram: &'a [u8]) -> Self {
-        Self { rest: datagram }
+        Self { rest: datagram, namespace: None }
+    }
+
+    pub(crate) fn of_namespace(self, namespace: Option<i32>) -> Self {
+        Self { namespace, ..self }
+    }
+
+    /// The number that our network namespace has for the one that they came from; `None` is our own.
+    #[must_use]
+    pub fn namespace(&self) -> Option<i32> {
+        self.namespace
     }
 }
 
@@ -106,7 +118,8 @@ impl<'a> RawMessage<'a> {
     }
 }
 
-/// Appends a request to a datagram, aligned.
+/// Appends a request to a datagram, aligned. Where the datagram has to move to a larger piece of memory, the one before
+/// is wiped: it may hold keys.
 pub(crate) fn append<M: Message>(datagram: &mut Vec<u8>, message: M, flags: u16, sequence: u32) {
     let mut header = NetlinkHeader::default();
     header.flags = flags;
@@ -114,7 +127,13 @@ pub(crate) fn append<M: Message>(datagram: &mut Vec<u8>, message: M, flags: u16,
     let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
     message.finalize();
     let (start, length) = (datagram.len(), message.buffer_len());
-    datagram.resize(start + length + padding(length), 0);
+    let end = start + length + padding(length);
+    if end > datagram.capacity() {
+        let mut larger = Vec::with_capacity(end.next_power_of_two());
+        larger.extend_from_slice(datagram);
+        mem::replace(datagram, larger).zeroize();
+    }
+    datagram.resize(end, 0);
     message.serialize(&mut datagram[start..]);
 }
 

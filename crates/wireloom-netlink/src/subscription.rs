@@ -1,15 +1,17 @@
 //! Notifications of multicast groups.
 
 use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd},
+    io::{self, IoSliceMut},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
 };
 
 use netlink_packet_core::NLM_F_REQUEST;
 use netlink_sys::{Socket, SocketAddr};
 use nix::{
+    cmsg_space,
     errno::Errno,
-    sys::socket::{setsockopt, sockopt},
+    libc,
+    sys::socket::{ControlMessageOwned, MsgFlags, NetlinkAddr, recvmsg, setsockopt, sockopt},
 };
 
 use crate::{Message, Messages, Protocol, message};
@@ -45,10 +47,28 @@ impl Subscription {
             setsockopt(&socket, sockopt::RcvBuf, &receive_buffer)?;
         }
         socket.bind(&SocketAddr::new(0, 0))?;
+        let mut subscription = Self { socket, datagram: vec![0; READ] };
         for group in groups {
-            socket.add_membership(*group)?;
+            subscription.join(*group)?;
         }
-        Ok(Self { socket, datagram: Vec::with_capacity(READ) })
+        Ok(subscription)
+    }
+
+    /// Joins one more group.
+    ///
+    /// # Errors
+    /// The operating system's error.
+    pub fn join(&mut self, group: u32) -> io::Result<()> {
+        self.socket.add_membership(group)
+    }
+
+    /// Lets the groups' notifications come from all network namespaces that ours has numbers for (ip-netns(8), "nsid"),
+    /// too: [`Messages::namespace`] says from which one. Also after the process has given up its capabilities.
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_NET_BROADCAST, or another error of the operating system.
+    pub fn listen_to_all_namespaces(&mut self) -> io::Result<()> {
+        self.socket.set_listen_all_namespaces(true)
     }
 
     /// Sets whether [`receive`](Self::receive) returns `WouldBlock` when nothing is queued.
@@ -75,16 +95,34 @@ impl Subscription {
     /// The operating system's error.
     pub fn receive(&mut self) -> io::Result<Received<'_>> {
         loop {
-            self.datagram.clear();
-            match self.socket.recv(&mut self.datagram, 0) {
-                Ok(_) => return Ok(Received::Messages(Messages::of(&self.datagram))),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
-                    return Ok(Received::Overrun);
+            match self.receive_datagram() {
+                Ok((len, namespace)) => {
+                    let messages = Messages::of(&self.datagram[..len]);
+                    return Ok(Received::Messages(messages.of_namespace(namespace)));
                 }
-                Err(error) => return Err(error),
+                Err(Errno::EINTR) => {}
+                Err(Errno::ENOBUFS) => return Ok(Received::Overrun),
+                Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Reads one datagram. Returns its length, and the number of the namespace that it came from.
+    fn receive_datagram(&mut self) -> nix::Result<(usize, Option<i32>)> {
+        let mut datagram = [IoSliceMut::new(&mut self.datagram)];
+        let mut control = cmsg_space!(libc::c_int);
+        let socket = self.socket.as_raw_fd();
+        let message = recvmsg::<NetlinkAddr>(socket, &mut datagram, Some(&mut control), MsgFlags::empty())?;
+        let namespace = message.cmsgs()?.find_map(|message| match message {
+            ControlMessageOwned::Unknown(other)
+                if other.cmsg_header.cmsg_level == libc::SOL_NETLINK
+                    && other.cmsg_header.cmsg_type == libc::NETLINK_LISTEN_ALL_NSID =>
+            {
+                other.data_bytes.first_chunk().map(|number| i32::from_ne_bytes(*number))
+            }
+            _ => None,
+        });
+        Ok((message.bytes, namespace))
     }
 }
 

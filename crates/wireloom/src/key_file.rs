@@ -5,13 +5,13 @@ use std::{
     fmt,
     fs::{File, FileType},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::OFlag;
+use nix::{fcntl::OFlag, unistd::geteuid};
 use wireloom_kernel::random_key;
-use wireloom_types::{KeyError, PresharedKey, PrivateKey};
+use wireloom_types::{DirectoryError, KeyError, PresharedKey, PrivateKey, check_directory};
 use zeroize::Zeroizing;
 
 /// What is in the file.
@@ -70,6 +70,15 @@ pub(crate) enum Error {
         path.display(), path.display()
     )]
     Open { kind: Kind, path: PathBuf, mode: u32 },
+    /// Another user than ours or root owns the file.
+    #[error(
+        "the {kind} {} belongs to the user with number {owner}, who knows it; make a new key, owned by root",
+        path.display()
+    )]
+    Foreign { kind: Kind, path: PathBuf, owner: u32 },
+    /// Others can replace the file.
+    #[error("the {kind} {} is not safe: {cause}", path.display())]
+    Directory { kind: Kind, path: PathBuf, cause: DirectoryError },
     /// There is no regular file, so it is not opened: that could wait for the other end of a FIFO, and may do anything
     /// to a device.
     #[error(
@@ -124,6 +133,10 @@ fn read_key<K>(path: &Path, kind: Kind, parse: fn(&str) -> Result<K, KeyError>) 
     if mode & 0o077 != 0 {
         return Err(Error::Open { kind, path: path.to_owned(), mode });
     }
+    if ![0, geteuid().as_raw()].contains(&metadata.uid()) {
+        return Err(Error::Foreign { kind, path: path.to_owned(), owner: metadata.uid() });
+    }
+    refuse_open_directory(path, kind)?;
     // A key is 44 characters and a line end; anything much longer is not a key.
     let mut text = Zeroizing::new(String::with_capacity(128));
     let malformed = || Error::Malformed { kind, path: path.to_owned() };
@@ -144,6 +157,25 @@ fn refuse_other_than_file(path: &Path, kind: Kind, found: FileType) -> Result<()
         _ => "a character device",
     };
     Err(Error::NotAFile { kind, path: path.to_owned(), found })
+}
+
+/// Refuses a file that others can replace by theirs. In a directory with the sticky bit, such as Kubernetes' volumes of
+/// secrets, nobody can replace files of others (unlink(2), `EPERM`).
+fn refuse_open_directory(path: &Path, kind: Kind) -> Result<(), Error> {
+    let directory = directory_of(path);
+    let failed = |cause| Error::Io { kind, action: "read the directory of", path: path.to_owned(), cause };
+    let found = std::fs::metadata(directory).map_err(failed)?;
+    let others = if found.mode() & 0o1000 == 0 { 0 } else { 0o022 };
+    check_directory(directory, found.uid(), found.mode() & !others, geteuid().as_raw())
+        .map_err(|cause| Error::Directory { kind, path: path.to_owned(), cause })
+}
+
+/// The directory that a file is in.
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(directory) if directory.as_os_str().is_empty() => Path::new("."),
+        directory => directory.unwrap_or(Path::new("/")),
+    }
 }
 
 /// Reads the key, or makes one when there is no file.
@@ -170,18 +202,17 @@ pub(crate) fn set_aside(path: &Path) -> Result<PathBuf, Error> {
 
 /// Makes a key. Its file appears whole or not at all, and never replaces one that is there.
 pub(crate) fn create(path: &Path) -> Result<PrivateKey, Error> {
+    let failed = |cause| Error::Io { kind: Kind::Private, action: "create", path: path.to_owned(), cause };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory_of(path)).map_err(failed)?;
+    refuse_open_directory(path, Kind::Private)?;
     write_new(path).map_err(|cause| match cause.kind() {
         io::ErrorKind::AlreadyExists => Error::Taken { path: path.to_owned() },
-        _ => Error::Io { kind: Kind::Private, action: "create", path: path.to_owned(), cause },
+        _ => failed(cause),
     })
 }
 
 fn write_new(path: &Path) -> io::Result<PrivateKey> {
-    let directory = match path.parent() {
-        Some(directory) if directory.as_os_str().is_empty() => Path::new("."),
-        directory => directory.unwrap_or(Path::new("/")),
-    };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let directory = directory_of(path);
     let key = random_key()?;
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
     writeln!(file, "{}", *key.expose_base64())?;
@@ -249,6 +280,31 @@ mod tests {
                  consider making a new key"
             )
         );
+    }
+
+    #[test]
+    fn a_key_that_others_can_replace_or_own_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wg0.key");
+        let make = |mode| fs::set_permissions(directory.path(), Permissions::from_mode(mode)).unwrap();
+        let shown = directory.path().display();
+        make(0o777);
+        let error = read_or_create(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("run `chmod go-w {shown}`")), "{error}");
+        assert!(!path.exists());
+        make(0o755);
+        read_or_create(&path).unwrap();
+        make(0o770);
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("run `chmod go-w {shown}`")), "{error}");
+        // Where nobody can replace the files of others.
+        make(0o1777);
+        assert!(read(&path).unwrap().is_some());
+        // Only root can give a file away.
+        if std::os::unix::fs::chown(&path, Some(65_533), None).is_ok() {
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains("belongs to the user with number 65533, who knows it"), "{error}");
+        }
     }
 
     #[test]

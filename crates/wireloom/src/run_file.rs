@@ -2,11 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::DirBuilder,
     io,
     net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -192,7 +190,7 @@ impl RunFile {
 
     /// Writes the file atomically.
     pub(crate) fn write(&self, interface: &str) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(DIRECTORY)?;
+        state::create_directory(Path::new(DIRECTORY))?;
         state::write_atomically(&path(interface), &serde_json::to_vec(self)?)
     }
 

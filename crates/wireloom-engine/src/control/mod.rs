@@ -1,6 +1,7 @@
 //! The control socket: WireGuard's cross-platform configuration protocol (<https://www.wireguard.com/xplatform/>),
 //! which `wg` uses with every userspace implementation.
 
+mod clients;
 mod inbox;
 pub(crate) mod reply;
 mod request;

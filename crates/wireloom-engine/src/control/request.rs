@@ -9,6 +9,8 @@ use ipnet::IpNet;
 use wireloom_proto::PATH_MTU_MIN;
 use wireloom_types::{PresharedKey, PrivateKey, PublicKey, SourceCheck};
 
+use super::Errno;
+
 /// The longest line in bytes, without its end. The longest meaningful lines have a key as their value.
 pub const MAX_LINE: usize = 256;
 
@@ -23,8 +25,9 @@ pub enum Request {
     GetLink,
     /// `get_paths=1`: the path MTU of each peer. An extension of ours.
     GetPaths,
-    /// `set=1`: changes, of which either all or none are applied.
-    Set(Set),
+    /// `set=1`: changes, of which either all or none are applied. They stay where they are in memory until they are
+    /// wiped, because they may contain keys.
+    Set(Box<Set>),
 }
 
 /// Changes to the device. `None` means no change.
@@ -40,8 +43,9 @@ pub struct Set {
     pub source_check: Option<SourceCheck>,
     /// Whether all present peers are removed first, with their sessions.
     pub replace_peers: bool,
-    /// Changes to peers, in the order given. A peer may occur more than once.
-    pub peers: Vec<PeerChange>,
+    /// Changes to peers, in the order given. A peer may occur more than once. They are boxed, because a vector that
+    /// grows leaves copies of what is in it behind, unwiped.
+    pub peers: Vec<Box<PeerChange>>,
 }
 
 /// Changes to one peer.
@@ -141,9 +145,19 @@ pub enum RequestErrorKind {
         /// The values that are valid for it.
         expected: &'static str,
     },
+    /// It has more bytes than the server takes.
+    #[error("the request is too long; send it in parts")]
+    TooLong,
     /// The connection ended before the request did.
     #[error("the request ends without an empty line")]
     Unfinished,
+}
+
+impl RequestErrorKind {
+    /// The number that a client gets for it.
+    pub(super) fn errno(&self) -> Errno {
+        if matches!(self, Self::TooLong) { Errno::E2BIG } else { Errno::EINVAL }
+    }
 }
 
 use RequestErrorKind::{
@@ -191,6 +205,12 @@ impl Parser {
         RequestError { line: self.line, kind: RequestErrorKind::Unfinished }
     }
 
+    /// Forgets a request that is too long, and returns the error for it.
+    pub(super) fn too_long(&mut self) -> RequestError {
+        let Self { line, .. } = std::mem::take(self);
+        RequestError { line: line + 1, kind: RequestErrorKind::TooLong }
+    }
+
     fn take(
         &mut self,
         line: &[u8],
@@ -206,7 +226,7 @@ impl Parser {
             Some(Request::Set(set)) => {
                 let (key, value) = line.split_once('=').ok_or(NoEquals)?;
                 match set.peers.last_mut() {
-                    _ if key == "public_key" => set.peers.push(PeerChange::new(public_key(value)?)),
+                    _ if key == "public_key" => set.peers.push(Box::new(PeerChange::new(public_key(value)?))),
                     None => set.device_line(key, value)?,
                     Some(peer) => peer.line(key, value, scope)?,
                 }
@@ -223,7 +243,7 @@ fn operation(line: &str) -> Result<Request, RequestErrorKind> {
         "get_drops=1" => Ok(Request::GetDrops),
         "get_link=1" => Ok(Request::GetLink),
         "get_paths=1" => Ok(Request::GetPaths),
-        "set=1" => Ok(Request::Set(Set::default())),
+        "set=1" => Ok(Request::Set(Box::default())),
         _ => Err(UnknownOperation),
     }
 }

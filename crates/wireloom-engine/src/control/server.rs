@@ -13,10 +13,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -28,20 +25,26 @@ use nix::{
         socket::{Shutdown, shutdown},
         stat::{Mode, umask},
     },
+    unistd::geteuid,
 };
+use wireloom_types::check_directory;
 use zeroize::Zeroizing;
 
 use super::{
-    Errno, MAX_LINE, Parser, Reply, Request, RequestError, RequestErrorKind,
+    MAX_LINE, Parser, Reply, Request, RequestError, RequestErrorKind,
+    clients::{Client, Clients},
     inbox::{Inbox, Outbox, inbox},
 };
 
-/// The most clients at a time.
-const MAX_CLIENTS: usize = 32;
-/// How long a client may take for a request, and wait before the next one.
+/// How long a client may take for a request, counted from its connection or the last reply, and to read a reply.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The longest request, in bytes: about 100,000 peers.
-const MAX_REQUEST: u64 = 64 << 20;
+/// The longest request, in bytes: 50,000 peers with a preshared key, an endpoint and three allowed-IPs each.
+const MAX_REQUEST: u64 = 16 << 20;
+/// How long another process that serves the socket may take to end. Its interface is gone before its socket, and the
+/// kernel then takes tens of milliseconds (`synchronize_net` in net/core/dev.c).
+const ENDING: Duration = Duration::from_millis(500);
+/// After a request longer than this, in bytes, its memory is given back to the system.
+const LONG_REQUEST: u64 = 1 << 20;
 
 /// Why the control socket could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +52,7 @@ pub enum OpenControlError {
     /// Another process serves it.
     #[error("another process already serves {0}: end it, or choose another interface name")]
     InUse(PathBuf),
-    /// The system refused.
+    /// The system refused, or others can put files in its directory ([`wireloom_types::DirectoryError`]).
     #[error("cannot make the control socket {path}: {cause}")]
     Failed {
         /// The socket's path.
@@ -82,9 +85,16 @@ impl Server {
     fn try_open(path: &Path) -> io::Result<Option<Self>> {
         if let Some(directory) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            let found = fs::metadata(directory)?;
+            check_directory(directory, found.uid(), found.mode(), geteuid().as_raw())
+                .map_err(|error| io::Error::new(io::ErrorKind::PermissionDenied, error))?;
         }
-        if UnixStream::connect(path).is_ok() {
-            return Ok(None);
+        let begun = Instant::now();
+        while UnixStream::connect(path).is_ok() {
+            if begun.elapsed() > ENDING {
+                return Ok(None);
+            }
+            thread::sleep(ENDING / 50);
         }
         match fs::symlink_metadata(path) {
             // Nobody listens to it: a killed process left it behind.
@@ -144,7 +154,7 @@ impl Drop for Server {
 
 /// Accepts clients until the socket is shut down.
 fn accept(listener: &UnixListener, outbox: &Outbox) {
-    let clients = Arc::new(AtomicUsize::new(0));
+    let clients = Arc::<Clients>::default();
     loop {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
@@ -156,16 +166,14 @@ fn accept(listener: &UnixListener, outbox: &Outbox) {
                 continue;
             }
         };
-        let Some(slot) = Slot::take(&clients) else {
-            tracing::warn!("a control client was turned away: {MAX_CLIENTS} others are connected");
-            continue;
-        };
+        let client = clients.admit(stream);
         let outbox = outbox.clone();
-        let serve = move || {
-            let _slot = slot;
-            if let Err(error) = serve(&stream, &outbox) {
-                tracing::debug!("the connection to a control client has failed: {error}");
+        let serve = move || match serve(&client, &outbox) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                tracing::warn!("a control client was disconnected: {error}");
             }
+            Err(error) => tracing::debug!("the connection to a control client has failed: {error}"),
+            Ok(()) => {}
         };
         if let Err(error) = thread::Builder::new().name("control-client".into()).spawn(serve) {
             tracing::warn!("cannot serve a control client: {error}");
@@ -173,84 +181,154 @@ fn accept(listener: &UnixListener, outbox: &Outbox) {
     }
 }
 
-/// One of [`MAX_CLIENTS`] slots.
-struct Slot(Arc<AtomicUsize>);
-
-impl Slot {
-    fn take(clients: &Arc<AtomicUsize>) -> Option<Self> {
-        let slot = Self(Arc::clone(clients));
-        (slot.0.fetch_add(1, Ordering::Relaxed) < MAX_CLIENTS).then_some(slot)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Serves one client until it disconnects, fails or takes too long.
-fn serve(stream: &UnixStream, outbox: &Outbox) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut reader = WipedReader::new(stream);
-    while let Some((to_a_set, outcome)) = read_request(&mut reader)? {
-        let hopeless = matches!(
-            &outcome,
-            Err(error) if matches!(error.kind, RequestErrorKind::UnknownOperation | RequestErrorKind::Unfinished)
-        );
+/// Serves one client until it disconnects, fails, takes too long or gives way to another one.
+fn serve(client: &Client, outbox: &Outbox) -> io::Result<()> {
+    let mut reader = WipedReader::new(Timed::new(client.stream()));
+    loop {
+        reader.inner.begin(PATIENCE);
+        let Some(Received { to_a_set, outcome, len }) = read_request(&mut reader)? else { return Ok(()) };
+        let kind = outcome.as_ref().err().map(|error| error.kind.clone());
+        if !client.is_served() {
+            return Ok(());
+        }
         let reply = match outcome {
             Ok(request) => outbox.call(request),
             Err(error) => {
                 tracing::warn!("a control request was refused: {error}");
-                Reply::Refused(Errno::EINVAL)
+                Reply::Refused(error.kind.errno())
             }
         };
-        (&*stream).write_all(reply.into_text(to_a_set).as_bytes())?;
-        if hopeless {
-            break;
+        client.waits();
+        reader.inner.begin(PATIENCE);
+        reader.inner.write_all(reply.into_text(to_a_set).as_bytes())?;
+        client.waits();
+        if len > LONG_REQUEST {
+            return_memory();
+        }
+        if matches!(kind, Some(RequestErrorKind::UnknownOperation | RequestErrorKind::Unfinished)) {
+            return Ok(());
         }
     }
-    Ok(())
 }
 
-/// Reads one request to its end even if it is refused, because the client reads the reply only then. Returns whether it
-/// is a `set`, and `None` when the client has no more requests.
-fn read_request(
-    reader: &mut WipedReader<&UnixStream>,
-) -> io::Result<Option<(bool, Result<Request, RequestError>)>> {
+/// Gives the memory that a request took back to the system. The allocator keeps what is freed in small pieces.
+fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "neither nix nor the standard library have this function")]
+    // SAFETY: it only looks at memory that is free (malloc_trim(3)), and has no other preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    // This leaves the end of the thread's own arena, which freeing a piece of at least 64 KiB gives back
+    // (`FASTBIN_CONSOLIDATION_THRESHOLD` in malloc/malloc.c, `heap_trim` in malloc/arena.c).
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(100 << 10)));
+}
+
+/// A request that has come.
+struct Received {
+    to_a_set: bool,
+    outcome: Result<Request, RequestError>,
+    /// Its length in bytes.
+    len: u64,
+}
+
+/// Reads one request to its end even if it is refused, because the client reads the reply only then. `None` when the
+/// client has no more requests.
+fn read_request(reader: &mut WipedReader<Timed<'_>>) -> io::Result<Option<Received>> {
     let scope = |name: &str| if_nametoindex(name).ok();
-    reader.deadline = Instant::now() + PATIENCE;
-    let mut rest = reader.take(MAX_REQUEST);
     let mut line = Zeroizing::new(Vec::with_capacity(MAX_LINE + 2));
     let mut parser = Parser::default();
     let mut to_a_set = true;
     let mut refused = None;
+    let mut len = 0;
     loop {
         line.clear();
-        let read = rest.by_ref().take(MAX_LINE as u64 + 2).read_until(b'\n', &mut line)?;
-        if read == 0 {
-            let cut_off = parser.is_unfinished().then(|| parser.unfinished());
-            return Ok(refused.or(cut_off).map(|error| (to_a_set, Err(error))));
-        }
-        let whole = line.pop_if(|last| *last == b'\n').is_some();
+        let read = reader.by_ref().take(MAX_LINE as u64 + 2).read_until(b'\n', &mut line)?;
+        len += read as u64;
         if !parser.is_unfinished() && refused.is_none() {
             to_a_set = !line.starts_with(b"get");
         }
+        let received = |outcome| Some(Received { to_a_set, outcome, len });
+        if read == 0 {
+            let cut_off = parser.is_unfinished().then(|| parser.unfinished());
+            return Ok(refused.or(cut_off).and_then(|error| received(Err(error))));
+        }
+        let whole = line.pop_if(|last| *last == b'\n').is_some();
         match refused {
             // The request is refused already: discard its lines up to the empty one.
-            Some(error) if whole && line.is_empty() => return Ok(Some((to_a_set, Err(error)))),
+            Some(error) if whole && line.is_empty() => return Ok(received(Err(error))),
             Some(_) => {}
+            None if len > MAX_REQUEST => refused = Some(parser.too_long()),
             None => match parser.line(&line, &scope) {
-                Ok(Some(request)) => return Ok(Some((to_a_set, Ok(request)))),
+                Ok(Some(request)) => return Ok(received(Ok(request))),
                 Ok(None) if !whole => refused = Some(parser.unfinished()),
                 Ok(None) => {}
                 Err(error) if error.kind == RequestErrorKind::UnknownOperation => {
-                    return Ok(Some((to_a_set, Err(error))));
+                    return Ok(received(Err(error)));
                 }
                 Err(error) => refused = Some(error),
             },
         }
+    }
+}
+
+/// A connection with a limit for each request, and for each reply, however they are cut into pieces.
+struct Timed<'a> {
+    stream: &'a UnixStream,
+    patience: Duration,
+    deadline: Instant,
+}
+
+impl<'a> Timed<'a> {
+    /// The time is up until the first [`Self::begin`].
+    fn new(stream: &'a UnixStream) -> Self {
+        Self { stream, patience: Duration::ZERO, deadline: Instant::now() }
+    }
+
+    /// Gives what follows this much time.
+    fn begin(&mut self, patience: Duration) {
+        (self.patience, self.deadline) = (patience, Instant::now() + patience);
+    }
+
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(self.too_late()) } else { Ok(left) }
+    }
+
+    /// A read or write that waited as long as it may fails with `WouldBlock`.
+    fn timed<T>(&self, outcome: io::Result<T>) -> io::Result<T> {
+        outcome.map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => self.too_late(),
+            _ => error,
+        })
+    }
+
+    fn too_late(&self) -> io::Error {
+        let seconds = self.patience.as_secs();
+        let message = format!("it has {seconds} s for a request, and as much to read the reply");
+        io::Error::new(io::ErrorKind::TimedOut, message)
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.left()?))?;
+        let mut stream = self.stream;
+        let read = stream.read(into);
+        self.timed(read)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        let mut stream = self.stream;
+        let written = stream.write(from);
+        self.timed(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -259,22 +337,17 @@ struct WipedReader<R> {
     inner: R,
     buffer: Zeroizing<[u8; 4096]>,
     unread: Range<usize>,
-    /// When reading fails, even if the client sends a little at a time.
-    deadline: Instant,
 }
 
 impl<R: Read> WipedReader<R> {
     fn new(inner: R) -> Self {
-        Self { inner, buffer: Zeroizing::new([0; 4096]), unread: 0..0, deadline: Instant::now() }
+        Self { inner, buffer: Zeroizing::new([0; 4096]), unread: 0..0 }
     }
 }
 
 impl<R: Read> BufRead for WipedReader<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.unread.is_empty() {
-            if Instant::now() > self.deadline {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
             self.unread = 0..self.inner.read(&mut *self.buffer)?;
         }
         Ok(&self.buffer[self.unread.clone()])

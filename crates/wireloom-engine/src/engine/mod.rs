@@ -50,6 +50,9 @@ pub(crate) struct Engine<T: Tun, N: Network> {
     workers: Option<Workers<T::Queue, N::Udp>>,
     /// As configured; 0 lets the system choose one.
     listen_port: u16,
+    /// The port that the system chose. It is kept while the interface is down, as by the kernel's WireGuard
+    /// (`wg_socket_reinit` in drivers/net/wireguard/socket.c): peers may know it, and firewalls.
+    chosen_port: Option<u16>,
     fwmark: u32,
     /// When to try again to open the port, if that failed.
     rebind_at: Option<Instant>,
@@ -83,6 +86,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
             udp: None,
             workers: None,
             listen_port: 0,
+            chosen_port: None,
             fwmark: 0,
             rebind_at: None,
         }
@@ -208,14 +212,21 @@ impl<T: Tun, N: Network> Engine<T, N> {
         if !wanted {
             return;
         }
-        match self.bind(self.listen_port, self.fwmark) {
+        let port = self.chosen_port.unwrap_or(self.listen_port);
+        let bound = match self.bind(port, self.fwmark) {
+            Err(error) if self.chosen_port.is_some() && error.kind() == io::ErrorKind::AddrInUse => {
+                tracing::warn!("cannot open UDP port {port} again: {error}; the system chooses another one");
+                self.bind(0, self.fwmark)
+            }
+            bound => bound,
+        };
+        match bound {
             Ok(sockets) => {
                 self.use_sockets(sockets);
                 self.rebind_at = None;
                 self.device.handle_up();
             }
             Err(error) => {
-                let port = self.listen_port;
                 tracing::error!("cannot open UDP port {port}: {error}; free it or set another listen-port");
                 self.rebind_at = Some(now + REBIND_INTERVAL);
             }
@@ -232,7 +243,9 @@ impl<T: Tun, N: Network> Engine<T, N> {
 
     /// Uses these sockets from now on, and closes the earlier ones.
     fn use_sockets(&mut self, sockets: Sockets<N::Udp>) {
-        tracing::info!("listening on UDP port {}", sockets.first.port());
+        let port = sockets.first.port();
+        tracing::info!("listening on UDP port {port}");
+        self.chosen_port = (self.listen_port == 0).then_some(port);
         self.close_port();
         self.udp = Some(sockets.first);
         if let Some(workers) = &mut self.workers {
@@ -240,7 +253,8 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
     }
 
-    fn close_port(&mut self) {
+    /// Closes the port, and ends all sending and receiving.
+    pub(crate) fn close_port(&mut self) {
         if let Some(workers) = &mut self.workers {
             workers.close();
         }

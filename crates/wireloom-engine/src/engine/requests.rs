@@ -8,7 +8,7 @@ use std::{
 use wireloom_proto::Now;
 use wireloom_types::{LinkAddress, Mode, PrivateKey, PublicKey, SourceCheck, limits::MAX_PEERS};
 
-use super::{Engine, handle_timeout};
+use super::{Engine, Sockets, handle_timeout};
 use crate::{
     control::{
         AllowedIpChange, Errno, PeerChange, Reply, Request, Set,
@@ -25,7 +25,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
             Request::Get => {
                 let lines = DeviceLines {
                     private_key: self.device.private_key().map(PrivateKey::expose_hex),
-                    listen_port: self.udp.as_ref().map_or(self.listen_port, Udp::port),
+                    listen_port: self.chosen_port.unwrap_or(self.listen_port),
                     fwmark: self.fwmark,
                 };
                 reply::device(&lines, self.device.peers())
@@ -35,7 +35,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
                 reply::link(now.monotonic, self.mode, self.data_path.link(), self.device.peers())
             }
             Request::GetPaths => reply::paths(now.monotonic, self.device.peers()),
-            Request::Set(set) => match self.set(now, set) {
+            Request::Set(set) => match self.set(now, &set) {
                 Ok(()) => Reply::Done,
                 Err(errno) => Reply::Refused(errno),
             },
@@ -43,7 +43,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
     }
 
     /// Applies all changes or, when one of them is impossible, none.
-    fn set(&mut self, now: Now, set: Set) -> Result<(), Errno> {
+    fn set(&mut self, now: Now, set: &Set) -> Result<(), Errno> {
         let present = if set.replace_peers { 0 } else { self.device.peer_count() };
         if present + set.peers.len() > MAX_PEERS {
             tracing::warn!("a control request was refused: a device has at most {MAX_PEERS} peers");
@@ -57,12 +57,9 @@ impl<T: Tun, N: Network> Engine<T, N> {
             None => self.mode,
         };
         let own = set.private_key.as_ref().and_then(Option::as_ref).map(PrivateKey::public_key);
-        self.refuse_duplicate_link_address(&set, own)?;
-        // First the port and the link address, which the system can refuse.
-        self.change_port(set.listen_port, set.fwmark)?;
-        if let Some(own) = own {
-            self.change_link_address(LinkAddress::of(own))?;
-        }
+        self.refuse_duplicate_link_address(set, own)?;
+        // First what the system can refuse: the port, the mark and the link address.
+        self.change_port_and_address(set, own.map(LinkAddress::of))?;
 
         if mode != self.mode {
             self.mode = mode;
@@ -73,13 +70,14 @@ impl<T: Tun, N: Network> Engine<T, N> {
         let mut touched: Vec<_> = own.into_iter().collect();
         touched.extend(set.peers.iter().map(|peer| peer.public_key));
         self.device.configure(now, |configuration| {
-            if let Some(private_key) = set.private_key {
-                configuration.set_private_key(private_key);
+            // A copy, because what is moved out of the request would be left behind where it was.
+            if let Some(private_key) = &set.private_key {
+                configuration.set_private_key(private_key.clone());
             }
             if set.replace_peers {
                 configuration.remove_all_peers();
             }
-            for peer in set.peers {
+            for peer in &set.peers {
                 apply(configuration, peer);
             }
         });
@@ -140,6 +138,54 @@ impl<T: Tun, N: Network> Engine<T, N> {
         Ok(())
     }
 
+    /// Changes the port, the mark and the link address. Nothing has changed after an error.
+    fn change_port_and_address(&mut self, set: &Set, own: Option<LinkAddress>) -> Result<(), Errno> {
+        let port = set.listen_port.unwrap_or(self.listen_port);
+        let mark = set.fwmark.unwrap_or(self.fwmark);
+        let refused = |error: io::Error| {
+            tracing::warn!("cannot use UDP port {port} with mark {mark}: {error}");
+            error.raw_os_error().map_or(Errno::EIO, Errno)
+        };
+        let sockets = self.sockets_for(set.listen_port, mark).map_err(refused)?;
+        let marks_present = sockets.is_none() && self.udp.is_some() && mark != self.fwmark;
+        if marks_present {
+            // Some sockets may have the new mark already.
+            self.set_mark(mark).inspect_err(|_| self.restore_mark()).map_err(refused)?;
+        }
+        // Last, because taking it back would make the network stack forget its neighbours twice.
+        if let Some(own) = own
+            && let Err(errno) = self.change_link_address(own)
+        {
+            if marks_present {
+                self.restore_mark();
+            }
+            return Err(errno);
+        }
+
+        self.fwmark = mark;
+        if port != self.listen_port {
+            (self.listen_port, self.chosen_port) = (port, None);
+        }
+        if let Some(sockets) = sockets.filter(|_| self.udp.is_some()) {
+            self.use_sockets(sockets);
+        }
+        // An attempt that failed may succeed now.
+        self.rebind_at = None;
+        Ok(())
+    }
+
+    /// Opens the sockets of the port that a request asks for, unless the open ones will do. While the interface is
+    /// down, it does so only to tell the client now, and not when the interface comes up, that the port is taken.
+    fn sockets_for(&self, asked: Option<u16>, mark: u32) -> io::Result<Option<Sockets<N::Udp>>> {
+        let Some(port) = asked else { return Ok(None) };
+        let is_wanted = match &self.udp {
+            // 0 leaves the choice to the system, which has chosen already.
+            Some(udp) => port != udp.port() && (port, self.listen_port) != (0, 0),
+            None => port != 0,
+        };
+        is_wanted.then(|| self.bind(port, mark)).transpose()
+    }
+
     /// Gives the interface the link address that follows from our key.
     fn change_link_address(&mut self, own: LinkAddress) -> Result<(), Errno> {
         let Some(link) = self.data_path.link_mut() else { return Ok(()) };
@@ -153,31 +199,11 @@ impl<T: Tun, N: Network> Engine<T, N> {
         Ok(())
     }
 
-    /// Changes the port and the mark. Nothing has changed after an error.
-    fn change_port(&mut self, listen_port: Option<u16>, fwmark: Option<u32>) -> Result<(), Errno> {
-        let (port, mark) = (listen_port.unwrap_or(self.listen_port), fwmark.unwrap_or(self.fwmark));
-        let changed = match &self.udp {
-            // 0 leaves the choice to the system, which has chosen already.
-            Some(udp) if port != udp.port() && (port, self.listen_port) != (0, 0) => {
-                self.bind(port, mark).map(|sockets| self.use_sockets(sockets))
-            }
-            Some(_) if mark != self.fwmark => self.set_mark(mark).inspect_err(|_| {
-                // Some sockets may have the new mark already.
-                let _ = self.set_mark(self.fwmark);
-            }),
-            Some(_) => Ok(()),
-            // If the port is taken, the client learns of it now and not when the interface comes up.
-            None if listen_port.is_some() && port != 0 => self.bind(port, mark).map(drop),
-            None => Ok(()),
-        };
-        changed.map_err(|error| {
-            tracing::warn!("cannot use UDP port {port} with mark {mark}: {error}");
-            error.raw_os_error().map_or(Errno::EIO, Errno)
-        })?;
-        (self.listen_port, self.fwmark) = (port, mark);
-        // An attempt that failed may succeed now.
-        self.rebind_at = None;
-        Ok(())
+    /// Gives the sockets the mark that they had before a request that failed.
+    fn restore_mark(&mut self) {
+        if let Err(error) = self.set_mark(self.fwmark) {
+            tracing::error!("cannot set the mark {} again: {error}; set it anew", self.fwmark);
+        }
     }
 
     /// Sets the firewall mark of all sockets. After an error, some may have it.
@@ -195,7 +221,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
 }
 
 /// Applies the changes to one peer.
-fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: PeerChange) {
+fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: &PeerChange) {
     if change.remove {
         configuration.remove_peer(&change.public_key);
         return;
@@ -207,8 +233,8 @@ fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: PeerChan
         configuration.add_peer(change.public_key).ok()
     };
     let Some(mut peer) = peer else { return };
-    if let Some(preshared_key) = change.preshared_key {
-        peer.set_preshared_key(preshared_key);
+    if let Some(preshared_key) = &change.preshared_key {
+        peer.set_preshared_key(preshared_key.clone());
     }
     if let Some(endpoint) = change.endpoint {
         peer.set_endpoint(endpoint);
@@ -219,8 +245,8 @@ fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: PeerChan
     if change.replace_allowed_ips {
         peer.clear_allowed_ips();
     }
-    for allowed_ip in change.allowed_ips {
-        match allowed_ip {
+    for allowed_ip in &change.allowed_ips {
+        match *allowed_ip {
             AllowedIpChange::Add(network) => peer.add_allowed_ip(network),
             AllowedIpChange::Remove(network) => peer.remove_allowed_ip(network),
         };

@@ -32,7 +32,10 @@ use crate::{
     udp::{LinuxNetwork, LinuxUdp},
 };
 
-pub use crate::{control::OpenControlError, tun::OpenTunError};
+pub use crate::{
+    control::OpenControlError,
+    tun::{Offload, OpenTunError},
+};
 
 /// An interface that is open: it exists, and its control socket accepts clients.
 ///
@@ -80,10 +83,11 @@ impl Interface {
     /// Opens the interface `name`, down and without configuration, and its control socket. A persistent interface of
     /// the same kind that an earlier process left is taken over with its addresses and routes, and stays persistent.
     /// `threads` threads carry its packets, or one if the interface that was left cannot have more. `persistent` makes
-    /// a new interface persistent; in link mode ([`PeerLookup::Gateway`]) it always is.
+    /// a new interface persistent; in link mode ([`PeerLookup::Gateway`]) it always is. `offload` says whether the
+    /// network stack and the device exchange super-packets.
     ///
     /// Call it before the process has other threads: it blocks the signals that [`Self::run`] handles (SIGINT, SIGTERM,
-    /// SIGUSR1), and gives up the privileges that are no longer needed.
+    /// SIGUSR1, SIGHUP), and gives up the privileges that are no longer needed.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -92,12 +96,13 @@ impl Interface {
         mode: Mode,
         threads: NonZero<usize>,
         persistent: bool,
+        offload: Offload,
     ) -> Result<Self, OpenError> {
         let failed = |operation| move |cause: io::Error| OpenError::Failed { operation, cause };
         let signals = block_signals().map_err(|error| failed("block signals")(error.into()))?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| failed("draw randomness")(io::Error::other(error)))?;
-        let (tun, queues) = LinuxTun::open(name, mode.peer_lookup(), threads)?;
+        let (tun, queues) = LinuxTun::open(name, mode.peer_lookup(), threads, offload)?;
         let server = Server::open(control_socket(name))?;
         privileges::drop_unneeded().map_err(failed("give up privileges"))?;
         let inbox = server.start().map_err(failed("serve the control socket"))?;
@@ -123,6 +128,13 @@ impl Interface {
     /// # Errors
     /// When the system fails in a way that makes it impossible to go on.
     pub fn run(mut self) -> io::Result<End> {
+        let end = self.carry_packets();
+        // Before anything else shows that this process ends: the next one may want the port.
+        self.engine.close_port();
+        end
+    }
+
+    fn carry_packets(&mut self) -> io::Result<End> {
         let mut ready = Ready::ALL;
         loop {
             let now = clock::now()?;
@@ -201,10 +213,14 @@ impl Interface {
     /// Handles the signals that have arrived. Returns true when one of them asks for the end.
     fn handle_signals(&self) -> io::Result<bool> {
         while let Some(signal) = self.signals.read_signal()? {
-            if signal.ssi_signo != Signal::SIGUSR1 as u32 {
-                return Ok(true);
+            match i32::try_from(signal.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok()) {
+                Some(Signal::SIGUSR1) => tracing::info!("dropped so far: {}", self.engine.drops()),
+                // It asks daemons to read their files again, or says that the terminal is gone.
+                Some(Signal::SIGHUP) => tracing::info!(
+                    "nothing to reload: a device is configured through its control socket, by `wg` for example"
+                ),
+                _ => return Ok(true),
             }
-            tracing::info!("dropped so far: {}", self.engine.drops());
         }
         Ok(false)
     }
@@ -212,7 +228,7 @@ impl Interface {
 
 /// Blocks the signals and returns a descriptor that they are read from, so poll(2) can wait for them.
 fn block_signals() -> nix::Result<SignalFd> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1]);
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGHUP]);
     signals.thread_block()?;
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }

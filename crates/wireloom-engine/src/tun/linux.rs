@@ -15,8 +15,9 @@ use nix::net::if_::if_nametoindex;
 use wireloom_types::{LinkAddress, PeerLookup};
 
 use super::{
-    Tun, TunEvent, TunQueue, TunState,
-    offloads::{self, Offloads},
+    Tun, TunEvent, TunQueue,
+    offloads::{self, Offload, Offloads},
+    place::Place,
     rtnetlink::{self, InterfaceMonitor},
 };
 use crate::{
@@ -44,9 +45,10 @@ pub(crate) struct LinuxTun {
     monitor: InterfaceMonitor,
     /// The link address of a TAP.
     link_address: Option<LinkAddress>,
-    index: u32,
     /// The last known MTU, in bytes.
     mtu: usize,
+    /// Whether it was persistent when it left our network namespace.
+    persists_here: bool,
 }
 
 /// One queue of a [`LinuxTun`].
@@ -79,6 +81,11 @@ pub enum OpenTunError {
     /// There is another interface of this name.
     #[error("the interface {0} exists already: choose another name, or end the program that made it")]
     NameTaken(String),
+    /// Super-packets were asked for, and the kernel has none for such interfaces.
+    #[error(
+        "the kernel cannot give the interface {0} super-packets (IFF_VNET_HDR, TUNSETOFFLOAD): use --offload auto"
+    )]
+    NoOffload(String),
     /// The kernel refused for another reason.
     #[error("cannot set up the interface {name}: {cause}")]
     Failed {
@@ -100,13 +107,14 @@ impl LinuxTun {
         name: &str,
         peer_lookup: PeerLookup,
         queues: NonZero<usize>,
+        offload: Offload,
     ) -> Result<(Self, Vec<LinuxQueue>), OpenTunError> {
         let failed = |cause| OpenTunError::Failed { name: name.into(), cause };
         let mut request =
             interface_request(name, peer_lookup).ok_or_else(|| OpenTunError::BadName(name.into()))?;
         let left = rtnetlink::was_left(name).map_err(failed)?;
         let file = open_clone_device(name)?;
-        let headers = offloads::has_headers(&file);
+        let headers = offload != Offload::Off && offloads::has_headers(&file);
         if headers {
             request.add_flags(libc::IFF_VNET_HDR);
         }
@@ -134,22 +142,26 @@ impl LinuxTun {
         }
         let file = &files[0];
         let index = if_nametoindex(name).map_err(|error| failed(error.into()))?;
+        let place = Place { namespace: None, index };
         let link_address = match peer_lookup {
             PeerLookup::Destination => {
                 if !left {
-                    rtnetlink::set_up_tun(index, DEFAULT_MTU).map_err(failed)?;
+                    rtnetlink::set_up_tun(place, DEFAULT_MTU).map_err(failed)?;
                 }
                 None
             }
             PeerLookup::Gateway => {
                 if !left {
-                    rtnetlink::set_up_tap(index, name, DEFAULT_MTU).map_err(failed)?;
+                    rtnetlink::set_up_tap(place, name, DEFAULT_MTU).map_err(failed)?;
                 }
                 Some(hardware_address(file).map_err(failed)?)
             }
         };
         let monitor = InterfaceMonitor::open(index).map_err(failed)?;
-        let offloads = if headers { offloads::enable(file) } else { Offloads::default() };
+        let offloads = if headers { offloads::enable(file) } else { offloads::disable(file) };
+        if offload == Offload::On && !offloads.joinable.tcp {
+            return Err(OpenTunError::NoOffload(name.into()));
+        }
         let ethernet_len = link_address.map_or(0, |_| ethernet::HEADER_LEN);
         let files: Arc<[File]> = files.into();
         let mut queues = (0..files.len()).map(|own| LinuxQueue {
@@ -161,7 +173,7 @@ impl LinuxTun {
         let first = queues.next().expect("there is at least one queue");
         let others = queues.collect();
         // The first event is the present state.
-        let tun = Self { first, monitor, link_address, index, mtu: DEFAULT_MTU };
+        let tun = Self { first, monitor, link_address, mtu: DEFAULT_MTU, persists_here: false };
         tun.bound_super_packets();
         Ok((tun, others))
     }
@@ -177,8 +189,8 @@ impl LinuxTun {
     /// # Errors
     /// When the system refuses.
     pub(crate) fn set_persistent(&self, persistent: bool) -> io::Result<()> {
-        if persistent {
-            rtnetlink::mark_as_ours(self.index)?;
+        if let (true, Some(place)) = (persistent, self.monitor.place()) {
+            rtnetlink::mark_as_ours(place)?;
         }
         set_persistent(self.file(), persistent)
     }
@@ -191,7 +203,8 @@ impl LinuxTun {
     /// Bounds super-packets so that their messages fit one send.
     fn bound_super_packets(&self) {
         if self.first.offloads.joinable.tcp
-            && let Err(error) = rtnetlink::set_gso_max_size(self.index, offloads::gso_max_size(self.mtu))
+            && let Some(place) = self.monitor.place()
+            && let Err(error) = rtnetlink::set_gso_max_size(place, offloads::gso_max_size(self.mtu))
         {
             tracing::debug!("cannot bound the length of super-packets: {error}");
         }
@@ -286,23 +299,35 @@ impl Tun for LinuxTun {
     }
 
     fn poll_event(&mut self) -> io::Result<Option<TunEvent>> {
-        let event = self.monitor.poll()?;
-        Ok(event.map(|event| match event {
-            TunEvent::State(state) => {
-                if state.mtu != self.mtu {
-                    self.mtu = state.mtu;
-                    self.bound_super_packets();
-                }
-                event
-            }
-            // It is gone from this network namespace but still ours: it was moved to another one, as
-            // <https://www.wireguard.com/netns/> proposes. We do not see its state there, so it counts as up. When it
-            // is deleted, reading from it fails with EBADFD.
-            TunEvent::Gone if is_attached(self.file()) => {
-                TunEvent::State(TunState { up: true, mtu: self.mtu })
-            }
-            TunEvent::Gone => event,
-        }))
+        let was_here = self.monitor.is_here();
+        let event = self.monitor.poll(self.first.file(), self.mtu)?;
+        if self.monitor.is_here() != was_here {
+            self.adapt_persistence();
+        }
+        if let Some(TunEvent::State(state)) = event
+            && state.mtu != self.mtu
+        {
+            self.mtu = state.mtu;
+            self.bound_super_packets();
+        }
+        Ok(event)
+    }
+}
+
+impl LinuxTun {
+    /// While the interface is in another network namespace, as <https://www.wireguard.com/netns/> proposes, it goes
+    /// with this value: the next process of the name looks for it in ours, and would make a second one.
+    fn adapt_persistence(&mut self) {
+        let file = self.first.file();
+        let adapted = if self.monitor.is_here() {
+            if std::mem::take(&mut self.persists_here) { set_persistent(file, true) } else { Ok(()) }
+        } else {
+            self.persists_here |= is_persistent(file);
+            set_persistent(file, false)
+        };
+        if let Err(error) = adapted {
+            tracing::warn!("cannot change whether the interface outlives this process: {error}");
+        }
     }
 }
 
@@ -392,13 +417,27 @@ fn interface_request(name: &str, peer_lookup: PeerLookup) -> Option<InterfaceReq
     Some(InterfaceRequest { name: terminated, flags: kind | libc::IFF_NO_PI })
 }
 
-/// Whether the interface still exists.
+/// The interface's name in its network namespace; `None` when it does not exist any more.
+pub(super) fn interface_name(file: &File) -> Option<String> {
+    let name = present_interface(file)?.ifr_name.map(|byte| byte as u8);
+    Some(String::from_utf8_lossy(name.split(|byte| *byte == 0).next()?).into_owned())
+}
+
+/// Whether the interface outlives its descriptors.
+fn is_persistent(file: &File) -> bool {
+    #[expect(unsafe_code, reason = "the request is a C union")]
+    // SAFETY: TUNGETIFF succeeded, so that this is the field that was written.
+    let flags = present_interface(file).map(|request| unsafe { request.ifr_ifru.ifru_flags });
+    flags.is_some_and(|flags| libc::c_int::from(flags) & libc::IFF_PERSIST != 0)
+}
+
+/// What the kernel says of the interface; `None` when it does not exist any more.
 #[expect(unsafe_code, reason = "an ioctl takes the address of its argument")]
-fn is_attached(file: &File) -> bool {
+fn present_interface(file: &File) -> Option<libc::ifreq> {
     let mut request = empty_request();
     // SAFETY: TUNGETIFF writes one `struct ifreq` at the address, which `request` is.
     let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
-    done == 0
+    (done == 0).then_some(request)
 }
 
 /// Sets whether the interface outlives its descriptors.

@@ -32,6 +32,7 @@ pub(crate) struct MemoryTun {
     first: MemoryQueue,
     events: Receiver<TunEvent>,
     link_address: Option<LinkAddress>,
+    refuses_link_addresses: Arc<AtomicBool>,
 }
 
 /// One queue of a [`MemoryTun`].
@@ -40,8 +41,8 @@ pub(crate) struct MemoryQueue {
     to_host: Sender<(VirtioHeader, Vec<u8>)>,
     from_host: Receiver<(VirtioHeader, Vec<u8>)>,
     joinable: Joinable,
-    /// Whether the host refuses super-packets.
-    refuses: Arc<AtomicBool>,
+    /// Whether the host refuses_super_packets super-packets.
+    refuses_super_packets: Arc<AtomicBool>,
 }
 
 /// The other end, which plays the machine's network stack.
@@ -55,7 +56,8 @@ pub(crate) struct MemoryTunHost {
     /// The segments of a super-packet that were not returned yet.
     segments: RefCell<VecDeque<Vec<u8>>>,
     events: Sender<TunEvent>,
-    refuses: Arc<AtomicBool>,
+    refuses_super_packets: Arc<AtomicBool>,
+    refuses_link_addresses: Arc<AtomicBool>,
 }
 
 /// Makes both ends. The interface is down until the host says otherwise.
@@ -68,24 +70,39 @@ pub(crate) fn memory_tun() -> (MemoryTun, MemoryTunHost) {
 pub(crate) fn memory_tun_of(queues: NonZero<usize>) -> (MemoryTun, Vec<MemoryQueue>, MemoryTunHost) {
     let (to_host, from_tun) = channel();
     let (tell, events) = channel();
-    let refuses = Arc::<AtomicBool>::default();
+    let refuses_super_packets = Arc::<AtomicBool>::default();
     let queue = || {
         let (to_tun, from_host) = channel();
         let to_host = to_host.clone();
         let joinable = Joinable { tcp: true, udp: true };
-        (to_tun, MemoryQueue { to_host, from_host, joinable, refuses: Arc::clone(&refuses) })
+        (
+            to_tun,
+            MemoryQueue {
+                to_host,
+                from_host,
+                joinable,
+                refuses_super_packets: Arc::clone(&refuses_super_packets),
+            },
+        )
     };
     let (to_first, first) = queue();
     let (to_others, others): (Vec<_>, Vec<_>) = (1..queues.get()).map(|_| queue()).unzip();
     let to_tun = iter::once(to_first).chain(to_others).collect();
-    let tun = MemoryTun { first, events, link_address: None };
+    let refuses_link_addresses = Arc::<AtomicBool>::default();
+    let tun = MemoryTun {
+        first,
+        events,
+        link_address: None,
+        refuses_link_addresses: Arc::clone(&refuses_link_addresses),
+    };
     let host = MemoryTunHost {
         to_tun,
         from_tun,
         ethernet_len: 0,
         segments: RefCell::default(),
         events: tell,
-        refuses: Arc::clone(&refuses),
+        refuses_super_packets: Arc::clone(&refuses_super_packets),
+        refuses_link_addresses,
     };
     (tun, others, host)
 }
@@ -114,7 +131,7 @@ impl TunQueue for MemoryQueue {
     fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<()> {
         let header =
             parts[0].first_chunk().and_then(VirtioHeader::parse).ok_or(io::ErrorKind::InvalidInput)?;
-        if header.segmentation.is_some() && self.refuses.load(Ordering::Relaxed) {
+        if header.segmentation.is_some() && self.refuses_super_packets.load(Ordering::Relaxed) {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let packet = parts[1..].iter().flat_map(|part| part.iter().copied()).collect();
@@ -142,6 +159,9 @@ impl Tun for MemoryTun {
     }
 
     fn set_link_address(&mut self, address: LinkAddress) -> io::Result<()> {
+        if self.refuses_link_addresses.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
         self.link_address = Some(address);
         Ok(())
     }
@@ -197,7 +217,12 @@ impl MemoryTunHost {
 
     /// Refuses super-packets from now on, although the interface takes them.
     pub(crate) fn refuse_super_packets(&self) {
-        self.refuses.store(true, Ordering::Relaxed);
+        self.refuses_super_packets.store(true, Ordering::Relaxed);
+    }
+
+    /// Sets whether the interface's link address can be changed.
+    pub(crate) fn refuse_link_addresses(&self, refuse: bool) {
+        self.refuses_link_addresses.store(refuse, Ordering::Relaxed);
     }
 
     /// Changes the interface's state.

@@ -4,6 +4,7 @@ mod linux;
 #[cfg(test)]
 mod memory;
 mod offloads;
+mod place;
 mod rtnetlink;
 
 use std::io::{self, IoSlice};
@@ -21,6 +22,7 @@ pub(crate) use linux::{LinuxQueue, LinuxTun};
 pub(crate) use memory::{
     MemoryQueue, MemoryTun, MemoryTunHost, memory_tap, memory_tap_of, memory_tun, memory_tun_of,
 };
+pub use offloads::Offload;
 
 /// A queue of an interface whose far end is this process. In link mode, what is called a packet here is a frame with an
 /// Ethernet header.

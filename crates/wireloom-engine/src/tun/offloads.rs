@@ -4,6 +4,18 @@ use std::{fs::File, os::fd::AsRawFd};
 
 use crate::{offload::coalesce::Joinable, packet::udp};
 
+/// Whether the network stack and the device exchange super-packets: many segments in one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Offload {
+    /// They do, or the interface is not opened.
+    On,
+    /// They do not.
+    Off,
+    /// They do if the kernel can.
+    #[default]
+    Auto,
+}
+
 /// The offloads that were agreed on with the kernel.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Offloads {
@@ -33,6 +45,12 @@ pub(super) fn enable(file: &File) -> Offloads {
         Joinable { tcp: set(file, tcp), udp: false }
     };
     Offloads { headers: true, joinable }
+}
+
+/// Disables what an earlier process may have enabled on an interface that it left.
+pub(super) fn disable(file: &File) -> Offloads {
+    set(file, 0);
+    Offloads::default()
 }
 
 #[expect(unsafe_code, reason = "libc does not check ioctl's arguments")]

@@ -1,7 +1,8 @@
 //! The interface by rtnetlink(7): set up once, then followed.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     net::Ipv6Addr,
     os::fd::{AsFd, BorrowedFd},
 };
@@ -13,10 +14,13 @@ use netlink_packet_route::{
     link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage},
 };
 use nix::errno::Errno;
-use wireloom_netlink::{Client, Protocol, RawMessage, Received, Request, Subscription};
+use wireloom_netlink::{Client, Messages, Protocol, Received, Request, Subscription};
 use wireloom_types::interface::{AGENT_ALIAS, DEVICE_ALIAS};
 
-use super::{TunEvent, TunState};
+use super::{
+    TunEvent, TunState,
+    place::{Place, is_here, locate},
+};
 use crate::packet::ipv6;
 
 /// `RTNLGRP_LINK` of rtnetlink(7): the group that gets the changes of every interface.
@@ -25,57 +29,112 @@ const LINK_GROUP: u32 = 1;
 /// (`net.core.rmem_default`). When it is full, the monitor asks for the current state instead.
 const RECEIVE_BUFFER: usize = 208 << 10;
 
-/// Follows the state of one interface.
+/// Follows the state of one interface, also into other network namespaces.
+///
+/// An index names an interface only as long as it is in its namespace: afterwards, another one may get it. So what
+/// follows a message that the interface has gone is not taken for its own, and where it is now is learnt from its
+/// descriptor, which always leads to it.
 pub(super) struct InterfaceMonitor {
     notifications: Subscription,
-    index: u32,
+    /// The notifications of all namespaces, from when the interface leaves ours. It is opened in advance, because that
+    /// needs a privilege; absent where the process never had it.
+    of_all: Option<Subscription>,
+    /// Whether these are the notifications of all namespaces. Where we do not see when the interface comes up, it
+    /// counts as up.
+    follows_all: bool,
+    /// `None` when it is not known where the interface is.
+    place: Option<Place>,
 }
 
 impl InterfaceMonitor {
-    /// Begins to follow the interface with this index. The current state is the first event.
+    /// Begins to follow the interface with this index in our namespace. The current state is the first event.
     pub(super) fn open(index: u32) -> io::Result<Self> {
         let notifications = Subscription::open(Protocol::Route, &[LINK_GROUP], RECEIVE_BUFFER)?;
         notifications.set_nonblocking(true)?;
-        let monitor = Self { notifications, index };
+        let of_all = Subscription::open(Protocol::Route, &[], RECEIVE_BUFFER).and_then(|mut of_all| {
+            of_all.set_nonblocking(true)?;
+            of_all.listen_to_all_namespaces()?;
+            Ok(of_all)
+        });
+        let of_all = of_all.inspect_err(|error| {
+            tracing::debug!("the interface cannot be followed into other network namespaces: {error}");
+        });
+        let place = Some(Place { namespace: None, index });
+        let monitor = Self { notifications, of_all: of_all.ok(), follows_all: false, place };
         monitor.request_state()?;
         Ok(monitor)
     }
 
-    /// Asks for the current state. The answer is an event.
-    fn request_state(&self) -> io::Result<()> {
-        self.notifications.request(RouteNetlinkMessage::GetLink(interface(self.index)))
+    /// Where the interface is, if that is known.
+    pub(super) fn place(&self) -> Option<Place> {
+        self.place
     }
 
-    /// The next event that concerns the interface.
-    pub(super) fn poll(&mut self) -> io::Result<Option<TunEvent>> {
-        let index = self.index;
+    /// Whether the interface is in our namespace.
+    pub(super) fn is_here(&self) -> bool {
+        self.place.is_some_and(|place| place.namespace.is_none())
+    }
+
+    /// Asks for the current state. The answer is an event.
+    fn request_state(&self) -> io::Result<()> {
+        let Some(place) = self.place else { return Ok(()) };
+        self.notifications.request(RouteNetlinkMessage::GetLink(interface(place)))
+    }
+
+    /// The next event that concerns the interface, to which the descriptor leads. `mtu` is its last known one.
+    pub(super) fn poll(&mut self, file: &File, mtu: usize) -> io::Result<Option<TunEvent>> {
         loop {
-            let event = match self.notifications.receive() {
-                // An unreadable message ends the datagram.
-                Ok(Received::Messages(messages)) => {
-                    messages.map_while(Result::ok).filter_map(|message| event(index, &message)).last()
-                }
+            let seen = match self.notifications.receive() {
+                Ok(Received::Messages(messages)) => newest(self.place, messages),
                 // Events were lost because we were slow: the present state makes up for them.
-                Ok(Received::Overrun) => {
-                    self.request_state()?;
-                    continue;
-                }
+                Ok(Received::Overrun) => Some(Seen::HasGone),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(error),
             };
-            if event.is_some() {
-                return Ok(event);
+            match seen {
+                None => {}
+                Some(Seen::State(state)) => return Ok(Some(TunEvent::State(state))),
+                Some(Seen::HasGone) => return self.find(file, mtu).map(Some),
             }
         }
     }
 
-    /// Replaces one IPv6 link-local address by another, if the interface has it.
+    /// Looks where the interface is, and how.
+    fn find(&mut self, file: &File, mtu: usize) -> io::Result<TunEvent> {
+        // Before it looks, so that no change after the look is missed.
+        if !is_here(file)
+            && let Some(mut of_all) = self.of_all.take()
+        {
+            of_all.join(LINK_GROUP)?;
+            self.notifications = of_all;
+            self.follows_all = true;
+        }
+        match locate(file) {
+            Ok(Some((place, state))) => {
+                let can_follow = place.namespace.is_none() || self.follows_all;
+                self.place = Some(place);
+                Ok(TunEvent::State(TunState { up: state.up || !can_follow, ..state }))
+            }
+            Ok(None) => Ok(TunEvent::Gone),
+            Err(error) => {
+                tracing::warn!(
+                    "cannot see the interface in its new network namespace, so it counts as up: {error}"
+                );
+                self.place = None;
+                Ok(TunEvent::State(TunState { up: true, mtu }))
+            }
+        }
+    }
+
+    /// Replaces one IPv6 link-local address by another, if the interface has it. Not in another network namespace,
+    /// whose addresses we cannot change.
     pub(super) fn replace_link_local(&self, from: Ipv6Addr, to: Ipv6Addr) {
+        let Some(Place { namespace: None, index }) = self.place else { return };
         let address = |address: Ipv6Addr| {
             let mut message = AddressMessage::default();
             message.header.family = AddressFamily::Inet6;
             message.header.prefix_len = 64;
-            message.header.index = self.index;
+            message.header.index = index;
             message.header.flags = AddressHeaderFlags::Nodad;
             message.attributes.push(AddressAttribute::Address(address.into()));
             message
@@ -96,43 +155,63 @@ impl AsFd for InterfaceMonitor {
     }
 }
 
-/// What a message says about the interface with this index.
-fn event(index: u32, message: &RawMessage<'_>) -> Option<TunEvent> {
-    match message.parse().ok()? {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) if link.header.index == index => {
-            let mtu = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::Mtu(mtu) => usize::try_from(*mtu).ok(),
-                _ => None,
-            })?;
-            Some(TunEvent::State(TunState { up: link.header.flags.contains(LinkFlags::Up), mtu }))
+/// What messages say about the interface at a place.
+enum Seen {
+    State(TunState),
+    /// It is not there any more; later messages are about another one.
+    HasGone,
+}
+
+/// The newest of what messages say about the interface at this place.
+fn newest(place: Option<Place>, messages: Messages<'_>) -> Option<Seen> {
+    let Place { namespace, index } = place?;
+    // The answer to a request comes from our own namespace, whichever it is about.
+    let is_from_there = messages.namespace() == namespace;
+    let mut newest = None;
+    // An unreadable message ends the datagram.
+    for message in messages.map_while(Result::ok) {
+        match message.parse().ok() {
+            Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)))
+                if is_from_there && link.header.index == index =>
+            {
+                newest = state(&link).map(Seen::State).or(newest);
+            }
+            // Not that it left a bridge, which is a message of that family.
+            Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)))
+                if is_from_there
+                    && link.header.index == index
+                    && link.header.interface_family == AddressFamily::Unspec =>
+            {
+                return Some(Seen::HasGone);
+            }
+            // The answer to `request_state` when the interface is gone.
+            Some(NetlinkPayload::Error(error)) if error.raw_code() == -libc::ENODEV => {
+                return Some(Seen::HasGone);
+            }
+            _ => {}
         }
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) if link.header.index == index => {
-            Some(TunEvent::Gone)
-        }
-        // The answer to `request_state` when the interface is gone.
-        NetlinkPayload::Error(error) if error.raw_code() == -libc::ENODEV => Some(TunEvent::Gone),
-        _ => None,
     }
+    newest
 }
 
 /// Configures a new TUN interface like the kernel's own WireGuard interfaces (`wg_setup` in
 /// drivers/net/wireguard/device.c): with this MTU in bytes, without multicast, and without a generated IPv6 link-local
 /// address. The group reports and router solicitations that come with the latter two would start handshakes.
-pub(super) fn set_up_tun(index: u32, mtu: usize) -> io::Result<()> {
+pub(super) fn set_up_tun(place: Place, mtu: usize) -> io::Result<()> {
     // On a machine that forwards, IPv6 joins the all-routers group as soon as it sees a new interface with multicast,
     // and stays in it. An MTU below its minimum makes IPv6 leave the interface; when it comes back, it looks at the
     // flag again (`addrconf_notify` in net/ipv6/addrconf.c).
-    let mut message = interface(index);
+    let mut message = interface(place);
     message.header.change_mask = LinkFlags::Multicast;
     message.attributes.push(mtu_attribute(ipv6::MTU_MIN - 1));
     change(RouteNetlinkMessage::SetLink(message), 0)?;
 
-    let mut message = interface(index);
+    let mut message = interface(place);
     message.attributes.push(mtu_attribute(mtu));
     change(RouteNetlinkMessage::SetLink(message), 0)?;
 
     // A separate request, because a machine without IPv6 refuses it. It does no harm there.
-    let mut message = interface(index);
+    let mut message = interface(place);
     let none = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
     message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(none)]));
     if let Err(error) = change(RouteNetlinkMessage::SetLink(message), 0) {
@@ -142,8 +221,8 @@ pub(super) fn set_up_tun(index: u32, mtu: usize) -> io::Result<()> {
 }
 
 /// Bounds the super-packets that the network stack makes for the interface to `len` bytes.
-pub(super) fn set_gso_max_size(index: u32, len: u32) -> io::Result<()> {
-    let mut message = interface(index);
+pub(super) fn set_gso_max_size(place: Place, len: u32) -> io::Result<()> {
+    let mut message = interface(place);
     message.attributes.push(LinkAttribute::GsoMaxSize(len));
     change(RouteNetlinkMessage::SetLink(message), 0)
 }
@@ -151,8 +230,8 @@ pub(super) fn set_gso_max_size(index: u32, len: u32) -> io::Result<()> {
 /// Configures a new TAP interface: this MTU in bytes, and the settings for a link whose addresses are assigned by
 /// configuration. There is no duplicate address detection, which nobody would answer; prefixes and routers that peers
 /// advertise are ignored; no redirects are sent.
-pub(super) fn set_up_tap(index: u32, name: &str, mtu: usize) -> io::Result<()> {
-    let mut message = interface(index);
+pub(super) fn set_up_tap(place: Place, name: &str, mtu: usize) -> io::Result<()> {
+    let mut message = interface(place);
     message.attributes.push(mtu_attribute(mtu));
     change(RouteNetlinkMessage::SetLink(message), 0)?;
     for (setting, value) in [
@@ -171,11 +250,11 @@ pub(super) fn set_up_tap(index: u32, name: &str, mtu: usize) -> io::Result<()> {
 }
 
 /// Gives the interface the alias by which [`was_left`] knows it, unless the agent has given it its own.
-pub(super) fn mark_as_ours(index: u32) -> io::Result<()> {
-    if get(interface(index))?.is_some_and(|present| has_our_alias(&present)) {
+pub(super) fn mark_as_ours(place: Place) -> io::Result<()> {
+    if get(interface(place))?.is_some_and(|present| has_our_alias(&present)) {
         return Ok(());
     }
-    let mut message = interface(index);
+    let mut message = interface(place);
     message.attributes.push(LinkAttribute::IfAlias(DEVICE_ALIAS.to_owned()));
     change(RouteNetlinkMessage::SetLink(message), 0)
 }
@@ -207,11 +286,30 @@ fn get(message: LinkMessage) -> io::Result<Option<LinkMessage>> {
     }
 }
 
-/// A message about an interface, without attributes.
-fn interface(index: u32) -> LinkMessage {
+/// A message about an interface, without attributes but for the namespace.
+fn interface(place: Place) -> LinkMessage {
     let mut message = LinkMessage::default();
-    message.header.index = index;
+    message.header.index = place.index;
+    message.attributes.extend(place.namespace.map(LinkAttribute::IfNetnsId));
     message
+}
+
+/// The interface of this name in a namespace that ours has this number for; `None` is our own.
+pub(super) fn find_by_name(name: &str, namespace: Option<i32>) -> io::Result<Option<(Place, TunState)>> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    message.attributes.extend(namespace.map(LinkAttribute::IfNetnsId));
+    let found = get(message)?;
+    Ok(found.and_then(|link| Some((Place { namespace, index: link.header.index }, state(&link)?))))
+}
+
+/// The state that a message about an interface shows.
+fn state(link: &LinkMessage) -> Option<TunState> {
+    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => usize::try_from(*mtu).ok(),
+        _ => None,
+    })?;
+    Some(TunState { up: link.header.flags.contains(LinkFlags::Up), mtu })
 }
 
 fn mtu_attribute(mtu: usize) -> LinkAttribute {

@@ -2,14 +2,12 @@
 //! goes on where this one ended.
 
 use std::{
-    env,
-    fs::{self, DirBuilder},
-    io,
-    os::unix::fs::DirBuilderExt,
+    env, fs, io,
     path::{Path, PathBuf},
 };
 
 mod creating;
+mod directory;
 mod file;
 mod identity;
 mod left;
@@ -27,6 +25,7 @@ use self::{
     record::AnyRecord, sysctls::SYSCTLS,
 };
 pub use self::{
+    directory::create_directory,
     file::{read_file, remove_if_there, remove_written, write_atomically},
     identity::Identity,
     left::Left,
@@ -70,9 +69,9 @@ impl StateDir {
     /// Creates the directory, accessible by its owner only.
     ///
     /// # Errors
-    /// The operating system's error.
+    /// As [`create_directory`].
     pub fn create(&self) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.path)
+        create_directory(&self.path)
     }
 
     /// Moves every damaged record aside, so that everything goes on without it and nothing is lost. Only who holds the

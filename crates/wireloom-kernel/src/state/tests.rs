@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -36,6 +36,23 @@ fn what_a_killed_writer_leaves_is_replaced_and_removed() {
     left();
     remove_written(&path).unwrap();
     assert_eq!(names().count(), 0);
+}
+
+#[test]
+fn a_directory_that_others_can_write_to_holds_no_state() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::at(directory.path().join("state"));
+    fs::create_dir(state.path()).unwrap();
+    for mode in [0o777, 0o775, 0o1777] {
+        fs::set_permissions(state.path(), fs::Permissions::from_mode(mode)).unwrap();
+        let error = state.lock(Duration::ZERO).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        let advice = format!("run `chmod go-w {}`", state.path().display());
+        assert!(error.to_string().contains(&advice), "{error}");
+        assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
+    }
+    fs::set_permissions(state.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(state.lock(Duration::ZERO).unwrap().is_some());
 }
 
 #[test]

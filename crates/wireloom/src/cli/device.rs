@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use tracing_subscriber::EnvFilter;
-use wireloom_engine::process::{End, Interface};
+use wireloom_engine::process::{self, End, Interface};
 use wireloom_types::{Mode, PeerLookup, SourceCheck};
 
 use super::device_log;
@@ -59,6 +59,14 @@ pub(super) struct Arguments {
     #[arg(long)]
     persistent: bool,
 
+    /// Whether the network stack and the device exchange super-packets, many segments in one
+    ///
+    /// `auto` uses what the kernel has, which is several times as fast. `on` refuses to start without. `off` is for
+    /// kernels that have it and do not do it well: every packet is read and written alone.
+    #[arg(long, value_enum, value_name = "on|off|auto", default_value_t)]
+    #[arg(hide_possible_values = true)]
+    offload: Offload,
+
     /// Stay in the foreground and log to standard error
     #[arg(short, long)]
     foreground: bool,
@@ -74,6 +82,35 @@ pub(super) struct Arguments {
     /// Log to what standard input is, once in the background
     #[arg(long, hide = true)]
     log_to_stdin: bool,
+}
+
+/// [`wireloom_engine::process::Offload`] as an argument.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Offload {
+    On,
+    Off,
+    #[default]
+    Auto,
+}
+
+impl Offload {
+    fn name(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Off => "off",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+impl From<Offload> for process::Offload {
+    fn from(offload: Offload) -> Self {
+        match offload {
+            Offload::On => Self::On,
+            Offload::Off => Self::Off,
+            Offload::Auto => Self::Auto,
+        }
+    }
 }
 
 /// The most queues that an interface can have (`MAX_TAP_QUEUES` in drivers/net/tun.c).
@@ -143,6 +180,7 @@ fn start_in_background(arguments: &Arguments, level: LogLevel) -> anyhow::Result
         .args(["--peer-lookup", &arguments.peer_lookup.to_string()])
         .args(["--source-check", &arguments.source_check.to_string()])
         .args(["--threads", &arguments.threads.to_string()])
+        .args(["--offload", arguments.offload.name()])
         .args(arguments.persistent.then_some("--persistent"))
         .args(arguments.log_to_stdin.then_some("--log-to-stdin"))
         .arg("--")
@@ -170,7 +208,8 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
         false => super::log::start(filter),
     }
     let threads = NonZero::new(usize::from(arguments.threads)).unwrap_or(NonZero::<usize>::MIN);
-    let interface = Interface::open(&arguments.interface, mode, threads, arguments.persistent)?;
+    let interface =
+        Interface::open(&arguments.interface, mode, threads, arguments.persistent, arguments.offload.into())?;
     if arguments.log_to_stdin {
         // Only now: threads inherit the privileges that were given up, and the blocked signals.
         device_log::start_thread().context("cannot start a thread")?;

@@ -24,7 +24,7 @@ fn parse(text: &str) -> Result<Option<Request>, RequestError> {
 
 fn set(lines: &str) -> Set {
     match parse(&format!("set=1\n{lines}\n\n")) {
-        Ok(Some(Request::Set(set))) => set,
+        Ok(Some(Request::Set(set))) => *set,
         other => panic!("{lines}: {other:?}"),
     }
 }
@@ -33,7 +33,7 @@ fn set(lines: &str) -> Set {
 fn peer(lines: &str) -> PeerChange {
     let mut peers = set(&format!("public_key={PEER}\n{lines}")).peers;
     assert_eq!(peers.len(), 1);
-    peers.remove(0)
+    *peers.remove(0)
 }
 
 fn refused(lines: &str) -> (u64, String) {
@@ -56,7 +56,7 @@ fn gets_are_parsed() {
 
 #[test]
 fn an_empty_set_changes_nothing() {
-    assert_eq!(parse("set=1\n\n"), Ok(Some(Request::Set(Set::default()))));
+    assert_eq!(parse("set=1\n\n"), Ok(Some(Request::Set(Box::default()))));
 }
 
 #[test]

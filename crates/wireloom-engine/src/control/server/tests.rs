@@ -1,9 +1,15 @@
-use std::{fs::Permissions, io::BufReader, os::unix::fs::PermissionsExt};
+use std::{
+    fs::Permissions,
+    io::BufReader,
+    os::unix::fs::PermissionsExt,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
 
 use super::*;
+use crate::control::{Errno, clients::MAX_CLIENTS};
 
 /// A server, and a thread that answers its requests in place of an engine: a `get` with a line, a `set` with the listen
 /// port as the error number.
@@ -121,22 +127,89 @@ fn garbage_is_refused() {
 }
 
 #[test]
-fn slow_and_silent_clients_do_not_hold_up_others() {
+fn silent_and_trickling_clients_give_way_to_newcomers() {
     let fixture = Fixture::new();
-    let mut slow: Vec<_> = (0..MAX_CLIENTS - 1).map(|_| fixture.connect()).collect();
-    for stream in &mut slow {
-        stream.write_all(b"set=1\nfwma").expect("it reads");
+    // It has had an answer, so that it has waited for less long than those before it.
+    let mut silent: Vec<_> = (0..MAX_CLIENTS - 1).map(|_| fixture.connect()).collect();
+    let mut served = fixture.connect();
+    assert_eq!(fixture.ask(&mut served, "get=1\n\n"), "fwmark=1\nerrno=0\n\n");
+    let trickling = Arc::new(AtomicBool::new(true));
+    let tricklers: Vec<_> = silent
+        .iter()
+        .map(|stream| (stream.try_clone().expect("a descriptor"), Arc::clone(&trickling)))
+        .map(|(mut stream, trickling)| {
+            thread::spawn(move || {
+                while trickling.load(Ordering::Relaxed) && stream.write_all(b"set=1\n").is_ok() {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            })
+        })
+        .collect();
+    // More newcomers than there are places, one after the other and at once.
+    for _ in 0..2 * MAX_CLIENTS {
+        assert_eq!(fixture.send(b"get=1\n\n"), "fwmark=1\nerrno=0\n\n");
     }
-    let mut quick = fixture.connect();
-    assert_eq!(fixture.ask(&mut quick, "get=1\n\n"), "fwmark=1\nerrno=0\n\n");
-    assert_eq!(fixture.send(b"get=1\n\n"), "", "one too many is turned away");
-    assert_eq!(fixture.ask(&mut slow[0], "rk=1\n\n"), "errno=0\n\n");
-    drop(slow);
-    drop(quick);
-    let begun = Instant::now();
-    while fixture.send(b"get=1\n\n").is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "slots are free again when clients disconnect");
-        thread::sleep(Duration::from_millis(5));
+    thread::scope(|scope| {
+        for _ in 0..MAX_CLIENTS / 2 {
+            scope.spawn(|| {
+                let mut newcomer = fixture.connect();
+                assert_eq!(fixture.ask(&mut newcomer, "get=1\n\n"), "fwmark=1\nerrno=0\n\n");
+            });
+        }
+    });
+    trickling.store(false, Ordering::Relaxed);
+    tricklers.into_iter().for_each(|trickler| trickler.join().expect("it ends"));
+    assert_eq!(silent[0].read(&mut [0]).unwrap_or(0), 0, "the one that waited longest was disconnected");
+    assert_eq!(fixture.ask(&mut served, "get=1\n\n"), "fwmark=1\nerrno=0\n\n", "it had not waited for long");
+}
+
+#[test]
+fn a_request_that_is_too_long_is_refused_and_the_next_one_is_served() {
+    let fixture = Fixture::new();
+    let mut stream = fixture.connect();
+    let line = format!("public_key={}\n", "ab".repeat(32));
+    let most = usize::try_from(MAX_REQUEST).expect("it fits") / line.len();
+    for (lines, answer) in [(most + 1, "errno=-7\n\n"), (most - 1, "errno=0\n\n")] {
+        let request = format!("set=1\n{}\n", line.repeat(lines));
+        assert_eq!(fixture.ask(&mut stream, &request), answer);
+    }
+}
+
+#[test]
+fn a_request_and_a_reply_have_a_deadline_however_they_are_cut() {
+    let patience = Duration::from_millis(50);
+    let pair = || UnixStream::pair().expect("two sockets");
+    let (near, mut far) = pair();
+    let trickler = thread::spawn(move || {
+        while far.write_all(b"x").is_ok() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let mut timed = Timed::new(&near);
+    timed.begin(patience);
+    let endless = io::copy(&mut WipedReader::new(timed), &mut io::sink()).expect_err("there is no end");
+    assert_eq!(endless.kind(), io::ErrorKind::TimedOut);
+    drop(near);
+    trickler.join().expect("it ends");
+
+    // A client that sends nothing, one that reads nothing, and one that reads a little at a time.
+    let (near, far) = pair();
+    let mut timed = Timed::new(&near);
+    timed.begin(patience);
+    assert_eq!(timed.read(&mut [0]).expect_err("nothing comes").kind(), io::ErrorKind::TimedOut);
+    for reads in [false, true] {
+        let done = Arc::new(AtomicBool::new(!reads));
+        let (mut far, told) = (far.try_clone().expect("a descriptor"), Arc::clone(&done));
+        let reader = thread::spawn(move || {
+            while !told.load(Ordering::Relaxed) && far.read(&mut [0; 16]).is_ok() {
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        timed.begin(patience);
+        let stuck = timed.write_all(&vec![0; 64 << 20]).expect_err("it does not fit");
+        assert_eq!(stuck.kind(), io::ErrorKind::TimedOut);
+        done.store(true, Ordering::Relaxed);
+        reader.join().expect("it ends");
     }
 }
 
@@ -149,11 +222,46 @@ fn only_the_owner_has_access_to_directory_and_socket() {
 }
 
 #[test]
+fn a_directory_that_others_can_write_to_is_refused_and_stays_as_it_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let run = directory.path().join("run");
+    fs::create_dir(&run).expect("a directory");
+    let path = run.join("wg0.sock");
+    for (mode, is_refused) in
+        [(0o777, true), (0o1777, true), (0o770, true), (0o702, true), (0o755, false), (0o700, false)]
+    {
+        fs::set_permissions(&run, Permissions::from_mode(mode)).expect("ours");
+        match Server::open(path.clone()) {
+            Ok(_) => assert!(!is_refused, "{mode:o}"),
+            Err(error) => {
+                let advice = format!("run `chmod go-w {}`", run.display());
+                assert!(is_refused && error.to_string().contains(&advice), "{mode:o}: {error}");
+            }
+        }
+        assert_eq!(fs::read_dir(&run).expect("there").count(), 0, "no socket is left behind");
+        let now = fs::metadata(&run).expect("there").permissions().mode() & 0o7777;
+        assert_eq!(now, mode);
+    }
+}
+
+#[test]
 fn a_socket_that_another_process_serves_is_left_alone() {
     let fixture = Fixture::new();
     let second = Server::open(fixture.path());
     assert!(matches!(second, Err(OpenControlError::InUse(path)) if path == fixture.path()));
     assert_eq!(fixture.send(b"get=1\n\n"), "fwmark=1\nerrno=0\n\n");
+}
+
+#[test]
+fn a_socket_whose_process_is_about_to_end_is_waited_for() {
+    let Fixture { directory, server } = Fixture::new();
+    let path = directory.path().join("run/wg0.sock");
+    let ending = thread::spawn(move || {
+        thread::sleep(ENDING / 10);
+        drop(server);
+    });
+    drop(Server::open(path).expect("it ends"));
+    ending.join().expect("it has ended");
 }
 
 #[test]
@@ -201,12 +309,4 @@ fn removal_and_replacement_of_the_socket_are_noticed() {
         "the other file is left alone"
     );
     drop(successor);
-}
-
-#[test]
-fn a_client_that_sends_a_little_at_a_time_is_cut_off_at_the_deadline() {
-    let mut reader = WipedReader::new(io::repeat(b'x'));
-    reader.deadline = Instant::now() + Duration::from_millis(50);
-    let endless = io::copy(&mut reader, &mut io::sink()).expect_err("there is no end");
-    assert_eq!(endless.kind(), io::ErrorKind::TimedOut);
 }

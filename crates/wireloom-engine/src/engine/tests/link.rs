@@ -42,6 +42,44 @@ fn a_frame_goes_to_the_peer_it_is_addressed_to_and_comes_from_its_sender_s_link_
 }
 
 #[test]
+fn a_request_whose_link_address_is_refused_changes_nothing() {
+    let network = network();
+    let (mut a, b) = (on_link(&network, 1), on_link(&network, 2));
+    let before = format!(
+        "private_key={}\nlisten_port=7000\nfwmark=5\nsource_check=off\npublic_key={}",
+        a.key.expose_hex().as_str(),
+        b.public_key().to_hex()
+    );
+    let other_key = PrivateKey::from_bytes([9; 32]);
+    let change = format!("private_key={}\nsource_check=firewall\n", other_key.expose_hex().as_str());
+    let changes = ["", "listen_port=7001", "fwmark=6", "listen_port=7001\nfwmark=6", "listen_port=0"]
+        .map(|port| format!("{change}{port}\nreplace_peers=true"));
+    for up in [false, true] {
+        if up {
+            a.up();
+            a.turn(at(0));
+        }
+        assert_eq!(a.set(at(0), &before), Reply::Done);
+        let state = |a: &mut Machine| {
+            let Reply::Lines(link) = a.request(at(0), "get_link=1") else { panic!("it has a link") };
+            (a.get(at(0)), link, a.engine.udp().map(Udp::port))
+        };
+        let present = state(&mut a);
+        assert_eq!(present.2, up.then_some(7000));
+        a.stack.refuse_link_addresses(true);
+        for change in &changes {
+            assert_eq!(a.set(at(0), change), Reply::Refused(Errno(libc::EPERM)));
+            assert_eq!(state(&mut a), present, "{change}");
+            let free = a.network.bind(7001, 0);
+            assert!(free.is_ok(), "no socket is left behind");
+        }
+        a.stack.refuse_link_addresses(false);
+        assert_eq!(a.set(at(0), &changes[3]), Reply::Done);
+        assert_eq!(a.engine.udp().map(Udp::port), up.then_some(7001));
+    }
+}
+
+#[test]
 fn two_peers_with_the_same_link_address_are_refused() {
     // Found by trying numbers in little endian: the link address ends with 08:53:19:43:ce for both keys.
     let [one, other] = [542_000_u32, 1_144_960].map(|number| {

@@ -256,6 +256,47 @@ fn nothing_is_sent_while_the_interface_is_down() {
 }
 
 #[test]
+fn a_port_that_the_system_chose_is_kept_until_it_is_set_anew() {
+    let network = network();
+    let mut a = Machine::on(&network, 1);
+    let port = |a: &Machine| a.engine.udp().map(Udp::port);
+    // The system would choose another one now than later.
+    let other = a.network.bind(0, 0).expect("a free port");
+    a.up();
+    a.turn(at(0));
+    drop(other);
+    let chosen = port(&a).expect("it is open");
+    let shown = format!("listen_port={chosen}\n");
+    let down_and_up = |a: &mut Machine, squatter: Option<u16>| {
+        a.down();
+        a.turn(at(1));
+        let shown = a.get(at(1));
+        // Another program takes a port meanwhile.
+        let _squatter = squatter.map(|port| a.network.bind(port, 0).expect("it is free"));
+        a.up();
+        a.turn(at(2));
+        (shown, port(a))
+    };
+    assert_eq!(down_and_up(&mut a, None), (shown.clone(), Some(chosen)));
+    // 0 asks for what is so already, while it is up and while it is down.
+    assert_eq!(a.set(at(3), "listen_port=0"), Reply::Done);
+    assert_eq!(down_and_up(&mut a, None), (shown.clone(), Some(chosen)));
+    // It is no port that was asked for, so one that is taken is replaced.
+    let (_, other) = down_and_up(&mut a, Some(chosen));
+    assert!(other.is_some_and(|other| other != chosen));
+    // One that was asked for, and then not any more.
+    assert_eq!(a.set(at(4), "listen_port=7000"), Reply::Done);
+    assert_eq!(down_and_up(&mut a, None), ("listen_port=7000\n".into(), Some(7000)));
+    assert_eq!(a.set(at(5), "listen_port=0"), Reply::Done);
+    assert!(port(&a).is_some_and(|port| port != 7000));
+    a.down();
+    a.turn(at(6));
+    assert_eq!(a.set(at(6), "listen_port=7000"), Reply::Done);
+    assert_eq!(a.set(at(6), "listen_port=0"), Reply::Done);
+    assert_eq!(a.get(at(6)), "", "nothing is chosen yet");
+}
+
+#[test]
 fn a_burst_larger_than_a_batch_keeps_its_order() {
     let (mut a, mut b) = pair();
     a.stack.send(&packet(a.inner, b.inner, b"first"));

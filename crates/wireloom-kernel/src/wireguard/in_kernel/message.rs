@@ -27,6 +27,13 @@ const PEERS: usize = 32 << 10;
 /// Allowed-IPs of a peer in one message, of at most 48 bytes each; the others go into the next messages.
 const ALLOWED_IPS: usize = 400;
 
+/// The most attributes of a message: private key, port, mark, peers and the interface's name. Room for all is made at
+/// once, because a vector that grows leaves copies of keys behind, unwiped.
+const ATTRIBUTES: usize = 5;
+
+/// The most attributes of a peer: public key, flags, endpoint, keepalive, preshared key and allowed-IPs. As above.
+const PEER_ATTRIBUTES: usize = 6;
+
 /// One message. It may hold the private key: it is wiped on drop, and its `Debug` shows nothing.
 #[derive(Clone)]
 pub(super) struct Message(pub(super) GenlMessage<WireguardMessage>);
@@ -90,13 +97,12 @@ pub(super) enum Removal {
 
 /// The messages for a transaction, except for the allowed-IPs that nobody gets.
 pub(super) fn changes(transaction: &Transaction<'_>) -> Vec<Vec<WireguardAttribute>> {
-    let head = transaction.configure.as_ref().map_or_else(Vec::new, |configure| {
-        vec![
-            WireguardAttribute::PrivateKey(*configure.key.expose_bytes()),
-            WireguardAttribute::ListenPort(configure.listen_port),
-            WireguardAttribute::Fwmark(configure.fwmark),
-        ]
-    });
+    let mut head = Vec::with_capacity(ATTRIBUTES);
+    if let Some(configure) = &transaction.configure {
+        head.push(WireguardAttribute::PrivateKey(*configure.key.expose_bytes()));
+        head.push(WireguardAttribute::ListenPort(configure.listen_port));
+        head.push(WireguardAttribute::Fwmark(configure.fwmark));
+    }
     pack(head, transaction.steps.iter().flat_map(pieces))
 }
 
@@ -182,10 +188,10 @@ fn pieces(step: &Step) -> Vec<WireguardPeer> {
 }
 
 fn peer(key: PublicKey, flags: WireguardPeerFlags) -> WireguardPeer {
-    WireguardPeer(vec![
-        WireguardPeerAttribute::PublicKey(*key.as_bytes()),
-        WireguardPeerAttribute::Flags(flags),
-    ])
+    let mut attributes = Vec::with_capacity(PEER_ATTRIBUTES);
+    attributes.push(WireguardPeerAttribute::PublicKey(*key.as_bytes()));
+    attributes.push(WireguardPeerAttribute::Flags(flags));
+    WireguardPeer(attributes)
 }
 
 fn allowed_ip(ip: IpNet) -> WireguardAllowedIp {
@@ -265,11 +271,14 @@ fn since_epoch(time: WireguardTimeSpec) -> Option<SystemTime> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
     use netlink_packet_wireguard::WireguardCmd;
+    use wireloom_types::PrivateKey;
 
     use super::*;
-    use crate::wireguard::PeerState;
+    use crate::wireguard::{PeerState, in_kernel::transaction::Configure};
 
     const KEY: PublicKey = PublicKey::from_bytes([1; 32]);
 
@@ -327,6 +336,27 @@ mod tests {
         };
         assert_eq!(device(&attributes), expected);
         assert_eq!(device(&[]), DeviceState::default());
+    }
+
+    #[test]
+    fn there_is_room_for_everything_beside_a_key() {
+        let private = PrivateKey::from_bytes([7; 32]);
+        let configure = Configure { key: &private, listen_port: 51820, fwmark: 10 };
+        let full = SetPeer {
+            endpoint: Some("192.0.2.1:51820".parse().unwrap()),
+            preshared_key: Some(PresharedKey::from_bytes([9; 32])),
+            gained: (0..=u8::MAX).map(|byte| IpNet::from(IpAddr::from([10, 0, 0, byte]))).collect(),
+            ..SetPeer::new(KEY, 25)
+        };
+        let steps = vec![Step::Set(full), Step::Remove(PublicKey::from_bytes([2; 32]))];
+        let transaction = Transaction { configure: Some(configure), steps, lost: Vec::new() };
+        let messages = changes(&transaction);
+        let [message] = messages.as_slice() else { panic!("{} messages", messages.len()) };
+        // The name of the interface comes last.
+        assert_eq!((message.len() + 1, message.capacity()), (ATTRIBUTES, ATTRIBUTES));
+        let Some(WireguardAttribute::Peers(peers)) = message.last() else { panic!("no peers") };
+        assert_eq!(peers[0].0.len(), PEER_ATTRIBUTES);
+        assert!(peers.iter().all(|peer| peer.0.capacity() == PEER_ATTRIBUTES));
     }
 
     #[test]

@@ -176,6 +176,25 @@ fn five_thousand_peers_are_configured_by_one_request() {
     // of peers would take far longer, even unoptimised.
     let spent = processor_time(node);
     assert!(spent < Duration::from_secs(10), "{spent:?}");
+
+    // What long requests need is given back, whether they are refused for their length or for their last line. The
+    // allocator keeps a few MiB, and would keep most of it.
+    let before = memory(node);
+    let peer = format!("public_key={:064x}\nallowed_ip=10.0.0.0/8\nallowed_ip=10.0.0.1/32\n", 1);
+    for (length, errno) in [(15 << 20, -22), (20 << 20, -7)] {
+        let long = format!("set=1\n{}nonsense\n\n", peer.repeat(length / peer.len()));
+        assert_eq!(request(node, &long), format!("errno={errno}\n\n"));
+    }
+    let given_back = || (memory(node) < before + (8 << 10)).then_some(());
+    until(PATIENCE, "the memory to be given back", given_back).unwrap();
+    assert_eq!(node.run("wg show wg0 allowed-ips").unwrap(), shown);
+}
+
+/// The memory of a node's device, in KiB.
+fn memory(node: &Node) -> u64 {
+    let status = node.host.space.read(&format!("/proc/{}/status", process(node))).unwrap().unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    resident.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 /// What all threads of a node's device have used so far.

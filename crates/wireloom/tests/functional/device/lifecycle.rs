@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::UdpSocket,
     process::{Command, Stdio},
 };
 
@@ -75,8 +76,10 @@ fn a_device_keeps_only_the_privileges_that_it_needs() {
 fn deleting_the_interface_ends_the_device() {
     let lab = node();
     let node = &lab.nodes[0];
-    for up in [false, true] {
-        assert!(run(node, "device wg0").status.success());
+    for (up, offload) in [(false, "off"), (true, "on")] {
+        assert!(run(node, &format!("device wg0 --offload {offload}")).status.success());
+        let shown = node.run("ip -d link show wg0").unwrap();
+        assert!(shown.contains(&format!("vnet_hdr {offload} ")), "{shown}");
         if up {
             node.run("ip link set wg0 up").unwrap();
         }
@@ -95,15 +98,27 @@ fn removing_the_control_socket_ends_the_device() {
 }
 
 #[test]
-fn sigterm_and_sigint_end_the_device() {
+fn sigterm_and_sigint_end_the_device_and_the_next_one_has_its_port() {
     let lab = node();
     let node = &lab.nodes[0];
-    for signal in ["TERM", "INT"] {
+    for signal in ["TERM", "INT", "TERM"] {
+        // Nobody waits for the process before: its interface is gone before everything else is.
         assert!(run(node, "device wg0").status.success());
+        node.run("wg set wg0 listen-port 7000").unwrap();
+        node.run("ip link set wg0 up").unwrap();
+        until(PATIENCE, "the port to be open", || port_is_open(node, 7000).then_some(())).unwrap();
+        // Others are asked to look again, or told that their terminal is gone.
         let process = process(node);
+        node.run(&format!("kill -HUP {process}")).unwrap();
+        assert_eq!(request(node, "get=1\n\n"), "listen_port=7000\nerrno=0\n\n");
         node.run(&format!("kill -{signal} {process}")).unwrap();
-        wait_until_gone(node);
+        until(PATIENCE, "the interface to go", || (!has_interface(node)).then_some(())).unwrap();
     }
+    wait_until_gone(node);
+}
+
+fn port_is_open(node: &Node, port: u16) -> bool {
+    node.host.space.inside(|| UdpSocket::bind(("0.0.0.0", port)).is_err()).unwrap()
 }
 
 #[test]
@@ -324,4 +339,59 @@ fn an_interface_moved_to_another_namespace_sends_from_the_one_it_was_made_in() {
     assert!(!ping(node, peer), "nothing is left in the namespace where it was made");
     node.run("ip -n inside link delete wg0").unwrap();
     wait_until_gone(node);
+}
+
+/// Another interface that gets its index meanwhile is not taken for it.
+#[test]
+fn an_interface_is_followed_into_another_namespace_and_back() {
+    let lab = node();
+    let node = &lab.nodes[0];
+    let open = |expected: bool| {
+        let what = format!("the port to be open: {expected}");
+        until(PATIENCE, &what, || (port_is_open(node, 7000) == expected).then_some(())).unwrap();
+    };
+    node.run("ip netns add inside").unwrap();
+    for link in ["", "--peer-lookup gateway --source-check off"] {
+        assert!(run(node, &format!("device wg0 --persistent {link}")).status.success());
+        node.run("wg set wg0 listen-port 7000").unwrap();
+        node.run("ip link set wg0 up").unwrap();
+        open(true);
+        let index = node.host.space.read("/sys/class/net/wg0/ifindex").unwrap();
+        let index = index.unwrap_or_else(|| {
+            let shown = node.run("ip -o link show wg0").unwrap();
+            shown.split(':').next().unwrap().to_owned()
+        });
+        node.run("ip link set wg0 netns inside").unwrap();
+        // Leaving a namespace sets it down.
+        open(false);
+        for _ in 0..2 {
+            node.run("ip -n inside link set wg0 mtu 1300 up").unwrap();
+            open(true);
+            // This one is down, and then it goes.
+            node.run(&format!("ip link add other index {} type bridge", index.trim())).unwrap();
+            node.run("ip link delete other").unwrap();
+            for _ in 0..2 {
+                // A turn lies between two answers.
+                assert_eq!(request(node, "get=1\n\n"), "listen_port=7000\nerrno=0\n\n");
+            }
+            assert!(port_is_open(node, 7000));
+            node.run("ip -n inside link set wg0 down").unwrap();
+            open(false);
+        }
+        // When it is back, it outlives its process again.
+        node.run(&format!("ip -n inside link set wg0 netns {}", process(node))).unwrap();
+        node.run("ip link set wg0 up").unwrap();
+        open(true);
+        node.run(&format!("kill -KILL {}", process(node))).unwrap();
+        let is_left = || node.run("ip link show wg0").unwrap().contains("NO-CARRIER").then_some(());
+        until(PATIENCE, "the interface to be left", is_left).unwrap();
+        assert!(run(node, &format!("device wg0 {link}")).status.success());
+        // In the other one it does not, because nobody would find it there, and there would be a second one.
+        node.run("ip link set wg0 netns inside").unwrap();
+        let is_persistent = || node.run("ip -n inside -d link show wg0").unwrap().contains("persist on");
+        until(PATIENCE, "the interface to go with its process", || (!is_persistent()).then_some(())).unwrap();
+        node.run(&format!("kill {}", process(node))).unwrap();
+        wait_until_gone(node);
+        assert!(node.run("ip -n inside link show wg0").is_err());
+    }
 }
