@@ -15,9 +15,9 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use wireloom_plan::cluster::Node;
+use wireloom_plan::{cluster::Node, own_record::Endpoint};
 
-use crate::values::{self, Endpoint};
+use crate::values;
 
 /// The longest record, in bytes. All agents read all records, so one must not be huge; one with every list full and
 /// every value at its longest has 52,000.
