@@ -218,3 +218,21 @@ fn a_node_leaves_although_its_record_would_be_refused() {
     world.publishing.show(Some(&Object { value: announcement, born: 1, uid: "u".into() }));
     assert!(world.publishing.is_published(), "now the peers know it");
 }
+
+#[test]
+fn a_node_whose_key_is_another_ones_leaves_without_it() {
+    let mut world = World::new();
+    let leaving = Node { public_key: Some(PublicKey::from_bytes([7; 32])), encrypt: false, ..node(1) };
+    world.show(None, "");
+    world.publishing.want(Some(&leaving)).unwrap();
+    let keyless = |node: &Node| record::write(&Node { public_key: None, ..node.clone() }, Spelling::Snake);
+    let mut show = |value| {
+        world.publishing.show(Some(&Object { value, born: 1, uid: "u".into() }));
+        world.publishing.is_published()
+    };
+    assert!(show(keyless(&leaving)));
+    let member = Node { encrypt: true, ..leaving.clone() };
+    assert!(!show(keyless(&member)), "nobody has read that it leaves");
+    world.publishing.want(Some(&member)).unwrap();
+    assert!(!world.publishing.is_published(), "its key is missing");
+}
