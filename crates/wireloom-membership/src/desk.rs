@@ -154,7 +154,10 @@ impl<D: Fn(Event)> Desk<D> {
     pub(crate) fn asked(&mut self, request: Request) {
         match request {
             Request::Publish(wanted) => {
-                let checked = wanted.as_ref().map_or(Ok(()), |_| record::check_name(self.knowledge.node()));
+                let checked = record::check_name(self.knowledge.node());
+                // Nobody has ever read a record with such a name, so that there is nothing to announce.
+                let wanted = wanted.filter(|node| node.encrypt || checked.is_ok());
+                let checked = wanted.as_ref().map_or(Ok(()), |_| checked);
                 let accepted = checked.and_then(|()| self.knowledge.publishing.want(wanted.as_deref()));
                 if let Err(why) = accepted {
                     let operation = "publish this node's record".to_owned();

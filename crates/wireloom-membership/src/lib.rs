@@ -69,7 +69,7 @@ mod publishing;
 mod record;
 mod source;
 pub mod store;
-mod values;
+pub mod values;
 
 /// Where the membership comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]

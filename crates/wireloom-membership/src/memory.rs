@@ -7,18 +7,14 @@ use std::{
     time::Duration,
 };
 
-use futures::{
-    FutureExt as _, StreamExt as _,
-    future::BoxFuture,
-    stream::{self, BoxStream},
-};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
 
 use crate::store::{
-    Change, Collection, Listed, Object, OwnRecord, Position, StoreError, StoreProblem, Version,
+    Change, Changes, Collection, Listed, Object, OwnRecord, Position, StoreError, StoreProblem, Version,
 };
 
 /// A store with one collection. Clones are the same store.
@@ -219,10 +215,7 @@ impl Collection for MemoryCollection {
         .boxed()
     }
 
-    fn watch(
-        &mut self,
-        after: Version,
-    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Change, StoreError>>, StoreError>> {
+    fn watch(&mut self, after: Version) -> BoxFuture<'_, Result<Changes, StoreError>> {
         async move {
             self.0.change(|state| state.counts.watches += 1);
             self.0.answer("watch the records").await?;

@@ -103,14 +103,20 @@ impl Publishing {
         self.spelling = spelling;
     }
 
-    /// This is the record from now on; `None`: there shall be none.
+    /// This is the record from now on; `None`: there shall be none. Of one that says that the node leaves, what no node
+    /// would read is left out: the peers must hear of it.
     ///
     /// # Errors
     /// What is wrong with the record, in a sentence. No node would read it, and the one before stays; but then what is
     /// wanted is not published.
     pub(crate) fn want(&mut self, wanted: Option<&Node>) -> Result<(), String> {
         self.is_refused = true;
-        let read = wanted.map(|node| record::read(&record::write(node, self.spelling))).transpose()?;
+        let read = |node: &Node| record::read(&record::write(node, self.spelling));
+        let read = wanted.map(|node| match read(node) {
+            Err(_) if !node.encrypt => read(&record::readable(node)),
+            read => read,
+        });
+        let read = read.transpose()?;
         self.is_refused = false;
         if self.wanted.as_ref() != Some(&read) {
             self.wanted = Some(read);
@@ -155,7 +161,11 @@ impl Publishing {
     /// Whether the store shows the last record that was not refused.
     fn is_shown(&self) -> bool {
         match (&self.wanted, &self.shown) {
-            (Some(Some(wanted)), Shown::Record(_, Some(shown))) => wanted == &**shown,
+            (Some(Some(wanted)), Shown::Record(_, Some(shown))) => {
+                // A key that is another node's is left out of the announcement that we leave.
+                let without_key = || Node { public_key: None, ..wanted.clone() };
+                wanted == &**shown || (!wanted.encrypt && without_key() == **shown)
+            }
             (Some(None), Shown::Nothing) => true,
             _ => false,
         }

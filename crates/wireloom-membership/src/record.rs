@@ -15,9 +15,9 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use wireloom_plan::cluster::Node;
+use wireloom_plan::{cluster::Node, own_record::Endpoint};
 
-use crate::values::{self, Endpoint};
+use crate::values;
 
 /// The longest record, in bytes. All agents read all records, so one must not be huge; one with every list full and
 /// every value at its longest has 52,000.
@@ -139,6 +139,23 @@ pub(crate) fn write(node: &Node, spelling: Spelling) -> String {
     serde_json::Value::from(fields).to_string()
 }
 
+/// The node without what [`read`] refuses of it: values that are none, and those beyond the bounds.
+pub(crate) fn readable(node: &Node) -> Node {
+    let is_endpoint = |it: &SocketAddr| endpoint(&it.to_string()).is_ok();
+    let others = node.other_endpoints.iter().filter(|it| is_endpoint(it));
+    Node {
+        public_key: node.public_key,
+        endpoint: node.endpoint.filter(is_endpoint),
+        other_endpoints: others.take(ENDPOINTS_MAX - 1).copied().collect(),
+        endpoint_name: node.endpoint_name.clone(),
+        addresses: accepted(&node.addresses, ADDRESSES_MAX, address),
+        workloads: accepted(&node.workloads, WORKLOADS_MAX, workload),
+        link_addresses: accepted(&node.link_addresses, ADDRESSES_MAX, values::link_address),
+        tunnel_addresses: accepted(&node.tunnel_addresses, ADDRESSES_MAX, address),
+        encrypt: node.encrypt,
+    }
+}
+
 /// The name of a record in messages: cut off after [`NAME_MAX`] characters, since a bad one may be of any length.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Name(String);
@@ -211,6 +228,14 @@ fn list<T: Ord>(
     let written = written.unwrap_or_default();
     count(field, written.len(), max)?;
     written.iter().map(|text| value(field, text, parse)).collect()
+}
+
+fn accepted<T: Ord + Copy + ToString>(
+    values: &BTreeSet<T>,
+    max: usize,
+    parse: fn(&str) -> Result<T, String>,
+) -> BTreeSet<T> {
+    values.iter().filter(|value| parse(&value.to_string()).is_ok()).take(max).copied().collect()
 }
 
 fn count(field: &str, len: usize, max: usize) -> Result<(), String> {

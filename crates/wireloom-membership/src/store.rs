@@ -59,6 +59,9 @@ pub enum Change {
     Progress(Version),
 }
 
+/// What a watch delivers, until it is cut.
+pub type Changes = BoxStream<'static, Result<Change, StoreError>>;
+
 /// A collection in a store. Each call makes one attempt, and ends within a bound of its own (a watch: until it is cut).
 pub trait Collection: Send {
     /// Its name in messages, such as "the WireloomNodes".
@@ -68,10 +71,7 @@ pub trait Collection: Send {
     fn list(&mut self) -> BoxFuture<'_, Result<Listed, StoreError>>;
 
     /// The changes after a version. The stream ends with an error or when the store closes it.
-    fn watch(
-        &mut self,
-        after: Version,
-    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Change, StoreError>>, StoreError>>;
+    fn watch(&mut self, after: Version) -> BoxFuture<'_, Result<Changes, StoreError>>;
 
     /// Where the store stands now, asked of the store itself and not of a cache. A watch from a version that the store
     /// has not reached is silently empty: this shows that it went back in time, or is another store.

@@ -200,6 +200,11 @@ pub enum Warning {
         /// The name.
         new: &'static str,
     },
+    /// What the store says crosses the network without encryption.
+    PlaintextStore {
+        /// The first such endpoint, as `agent.toml` has it.
+        endpoint: String,
+    },
     /// A peer without a declared endpoint.
     NoEndpoint {
         /// Its name.
@@ -280,6 +285,7 @@ impl Warning {
             | Self::ListenPortDiffers { here: true, .. }
             | Self::NestedPrefixes { .. }
             | Self::RenamedSetting { .. }
+            | Self::PlaintextStore { .. }
             | Self::HasLeft
             | Self::RejectWithoutPools
             | Self::LeftOut { .. }
@@ -341,6 +347,11 @@ impl fmt::Display for Warning {
             Self::RenamedSetting { old, new } => {
                 write!(f, "agent.toml calls {new} by its former name {old}; rename it, with the same value")
             }
+            Self::PlaintextStore { endpoint } => write!(
+                f,
+                "the records cross the network to {endpoint} in plaintext: whoever is on the way reads them, and can \
+                 change them so that this node encrypts for him, or does not encrypt; write https://",
+            ),
             Self::LeftOut { record, what } => write!(f, "of the record {record:?}: {what}"),
             Self::NoOwnWorkloads => f.write_str(
                 "nobody has given this node workloads yet, so it publishes no record and no peer encrypts with it; it \

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::{
     felix::NODES_MAX,
-    handlers::{Affinities, Felix, FelixNodes, Own, Pools},
+    handlers::{All, Felix, FelixNodes, Own, Pools},
     key_annotation::{RecordsWithKey, keep},
     objects::{CalicoObjects, Kind},
 };
@@ -47,7 +47,7 @@ pub(crate) async fn followed(
     let objects = |kind| CalicoObjects::new(Arc::clone(server), kind);
     let mut followed = Vec::new();
     if settings.pools.is_empty() {
-        followed.push(Followed::new(objects(Kind::IpPools), Pools::default()));
+        followed.push(Followed::new(objects(Kind::IpPools), All::<Pools>::default()));
     }
     let nodes = if settings.felix_peers { server.count(NODES, "count the Nodes").await? } else { 0 };
     let felix = match settings.felix_peers {
@@ -68,7 +68,7 @@ pub(crate) async fn followed(
         Felix::Off | Felix::TooMany(_) => Kind::BlockAffinitiesOf(node.to_owned()),
     };
     if settings.workloads != Workloads::PodCidrs || settings.felix_peers {
-        followed.push(Followed::new(objects(kind), Affinities::new(own.clone(), felix)));
+        followed.push(Followed::new(objects(kind), All::new(own.clone(), felix)));
     }
     Ok(Followable { records, followed })
 }

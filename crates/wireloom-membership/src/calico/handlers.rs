@@ -81,50 +81,58 @@ impl State {
     }
 }
 
-/// The objects of a collection, of which each change matters as a whole: there are few.
-#[derive(Debug, Default)]
-struct All(BTreeMap<String, Object>);
+/// What the objects of a collection mean together.
+trait Meaning: Send {
+    fn tell(&self, objects: &BTreeMap<String, Object>, knowledge: &mut Knowledge);
 
-impl All {
-    fn change(&mut self, name: &str, object: Option<&Object>) {
-        match object {
-            Some(object) => self.0.insert(name.to_owned(), object.clone()),
-            None => self.0.remove(name),
-        };
+    /// [`Handler::completes_mesh`].
+    fn completes_mesh(&self) -> bool {
+        true
     }
 }
 
-/// The handler of IPPools.
+/// The handler of a collection of which each change matters as a whole: there are few objects.
 #[derive(Debug, Default)]
-pub(crate) struct Pools {
-    objects: All,
+pub(crate) struct All<M> {
+    objects: BTreeMap<String, Object>,
+    meaning: M,
 }
 
-impl Pools {
-    fn tell(&self, knowledge: &mut Knowledge) {
-        let (pools, complaints) = pools(&self.objects.0);
+impl<M: Meaning> Handler for All<M> {
+    fn whole(&mut self, objects: BTreeMap<String, Object>, knowledge: &mut Knowledge) {
+        self.objects = objects;
+        self.meaning.tell(&self.objects, knowledge);
+    }
+
+    fn change(&mut self, name: &str, object: Option<&Object>, knowledge: &mut Knowledge) {
+        match object {
+            Some(object) => self.objects.insert(name.to_owned(), object.clone()),
+            None => self.objects.remove(name),
+        };
+        self.meaning.tell(&self.objects, knowledge);
+    }
+
+    fn completes_mesh(&self) -> bool {
+        self.meaning.completes_mesh()
+    }
+}
+
+/// What IPPools mean.
+#[derive(Debug, Default)]
+pub(crate) struct Pools;
+
+impl Meaning for Pools {
+    fn tell(&self, objects: &BTreeMap<String, Object>, knowledge: &mut Knowledge) {
+        let (pools, complaints) = pools(objects);
         knowledge.allow_borrowing(!pools.is_empty());
         knowledge.pools(&pools);
         knowledge.complain("IPPools", complaints);
     }
 }
 
-impl Handler for Pools {
-    fn whole(&mut self, objects: BTreeMap<String, Object>, knowledge: &mut Knowledge) {
-        self.objects.0 = objects;
-        self.tell(knowledge);
-    }
-
-    fn change(&mut self, name: &str, object: Option<&Object>, knowledge: &mut Knowledge) {
-        self.objects.change(name, object);
-        self.tell(knowledge);
-    }
-}
-
-/// The handler of BlockAffinities.
+/// What BlockAffinities mean.
 #[derive(Debug)]
 pub(crate) struct Affinities {
-    objects: All,
     own: Own,
     felix: Felix,
 }
@@ -139,33 +147,22 @@ pub(super) enum Felix {
     On(FelixNodes),
 }
 
-impl Affinities {
+impl All<Affinities> {
     pub(super) fn new(own: Own, felix: Felix) -> Self {
-        Self { objects: All::default(), own, felix }
+        Self { objects: BTreeMap::new(), meaning: Affinities { own, felix } }
     }
+}
 
-    fn tell(&self, knowledge: &mut Knowledge) {
-        let (own, complaints) = blocks_of(Some(knowledge.node()), &self.objects.0);
-        let any = !self.objects.0.is_empty();
-        self.own.blocks(Blocks::new(&own, any), knowledge);
+impl Meaning for Affinities {
+    fn tell(&self, objects: &BTreeMap<String, Object>, knowledge: &mut Knowledge) {
+        let (own, complaints) = blocks_of(Some(knowledge.node()), objects);
+        self.own.blocks(Blocks::new(&own, !objects.is_empty()), knowledge);
         knowledge.complain("BlockAffinities", complaints);
         match &self.felix {
             Felix::Off => {}
             Felix::TooMany(nodes) => knowledge.complain("Felix", [too_many(*nodes)].into()),
-            Felix::On(felix) => felix.blocks(blocks_of(None, &self.objects.0).0, knowledge),
+            Felix::On(felix) => felix.blocks(blocks_of(None, objects).0, knowledge),
         }
-    }
-}
-
-impl Handler for Affinities {
-    fn whole(&mut self, objects: BTreeMap<String, Object>, knowledge: &mut Knowledge) {
-        self.objects.0 = objects;
-        self.tell(knowledge);
-    }
-
-    fn change(&mut self, name: &str, object: Option<&Object>, knowledge: &mut Knowledge) {
-        self.objects.change(name, object);
-        self.tell(knowledge);
     }
 
     fn completes_mesh(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -15,7 +15,7 @@ use crate::{
         collection::{Objects, Selection},
         server::ApiServer,
     },
-    store::{Change, Collection, Listed, Position, StoreError, StoreProblem, Version},
+    store::{Changes, Collection, Listed, Position, StoreError, StoreProblem, Version},
 };
 
 /// How often the API server is asked whether Calico has been installed since.
@@ -96,10 +96,7 @@ impl CalicoObjects {
         Ok(listed)
     }
 
-    async fn watch_after(
-        &mut self,
-        after: Version,
-    ) -> Result<BoxStream<'static, Result<Change, StoreError>>, StoreError> {
+    async fn watch_after(&mut self, after: Version) -> Result<Changes, StoreError> {
         let again =
             StoreError { operation: format!("watch {}", self.name()), problem: StoreProblem::Compacted };
         let holds = match &self.at {
@@ -180,10 +177,7 @@ impl Collection for CalicoObjects {
         self.list_all().boxed()
     }
 
-    fn watch(
-        &mut self,
-        after: Version,
-    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Change, StoreError>>, StoreError>> {
+    fn watch(&mut self, after: Version) -> BoxFuture<'_, Result<Changes, StoreError>> {
         self.watch_after(after).boxed()
     }
 

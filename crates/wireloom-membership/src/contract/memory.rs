@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::time::{Instant, sleep};
+use wireloom_plan::cluster::Node;
 
 use super::{Fixture, agent::Agent, mesh_of, node_of, record_of};
 use crate::{
@@ -315,4 +316,21 @@ async fn a_record_that_is_published_during_an_outage_is_written_after_it() {
     sleep(Duration::from_secs(120)).await;
     store.memory.fail(|faults| faults.down = false);
     agent.until("the own record", |agent| agent.nodes() == mesh_of(&[("n1", 1)])).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_name_no_record_may_have_leaves_without_an_announcement() {
+    let store = InMemory::new();
+    store.put("n2", &record_of(2)).await;
+    let mut agent = Agent::start("n/1", store.connect(), None);
+    agent.publish(Some(node_of(1)));
+    agent.until("the refusal", |agent| !agent.problems.is_empty()).await;
+    assert!(!agent.health.is_published());
+    agent.publish(Some(Node { encrypt: false, ..node_of(1) }));
+    let limit = Instant::now() + super::LIMIT;
+    while !agent.health.is_published() {
+        assert!(Instant::now() < limit, "it never counts as announced");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(store.get("n/1").await, None);
 }

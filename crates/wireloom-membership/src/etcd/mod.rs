@@ -15,6 +15,7 @@ use crate::{
 mod client;
 mod credentials;
 mod entries;
+mod entry;
 mod layout;
 mod own_record;
 mod problem;

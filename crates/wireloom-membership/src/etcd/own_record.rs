@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use etcd_client::{Compare, CompareOp, DeleteOptions, Txn, TxnOp};
 use futures::{FutureExt as _, future::BoxFuture};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{client::Client, layout, records};
 use crate::store::{Object, OwnRecord, StoreError, StoreProblem};
@@ -53,11 +54,12 @@ impl OwnEntry {
         }
     }
 
-    /// Writes the record unless another node has its key, and removes the entries of our former keys.
-    async fn write(&mut self, value: String) -> Result<(), StoreError> {
+    /// Writes the record unless another node has its key, and removes the entries of our former keys. A record that says
+    /// that we leave is written without such a key.
+    async fn write(&mut self, mut value: String) -> Result<(), StoreError> {
         let what = format!("write {}", self.record);
         let failed = |problem| StoreError { operation: format!("{what} in etcd"), problem };
-        let key = public_key(value.as_bytes()).map_err(|error| {
+        let mut key = public_key(value.as_bytes()).map_err(|error| {
             failed(StoreProblem::Nonsense {
                 why: format!("the record is not JSON ({error}); report this bug"),
             })
@@ -66,16 +68,20 @@ impl OwnEntry {
             let [record, claim] = self
                 .read(&what, [Some(&self.record), key.as_ref().map(|key| self.entry(key)).as_ref()])
                 .await?;
-            if let (Some(key), Some(claim)) = (&key, &claim)
+            if let (Some(taken), Some(claim)) = (&key, &claim)
                 && claim.value != self.node.as_bytes()
             {
+                if let Some(keyless) = farewell_without_key(&value) {
+                    (key, value) = (None, keyless);
+                    continue;
+                }
                 let other = String::from_utf8_lossy(&claim.value);
                 return Err(failed(StoreProblem::Conflict {
                     why: format!(
-                        "{other:?} has the public key {key} since revision {}; each node needs a key of its own. If \
+                        "{other:?} has the public key {taken} since revision {}; each node needs a key of its own. If \
                          there is no such node any more, delete {}",
                         claim.made,
-                        self.entry(key)
+                        self.entry(taken)
                     ),
                 }));
             }
@@ -189,6 +195,14 @@ impl OwnRecord for OwnEntry {
 fn unchanged(name: &str, entry: Option<&Entry>) -> Compare {
     // What does not exist has the revision 0.
     Compare::mod_revision(name, CompareOp::Equal, entry.map_or(0, |entry| entry.changed))
+}
+
+/// A record without its key, if it says that its node leaves.
+fn farewell_without_key(record: &str) -> Option<String> {
+    let mut record: serde_json::Map<String, Value> = serde_json::from_str(record).ok()?;
+    let leaves = record.get("encrypt") == Some(&Value::Bool(false));
+    record.remove("public_key");
+    leaves.then(|| Value::from(record).to_string())
 }
 
 /// The public key that a record says.

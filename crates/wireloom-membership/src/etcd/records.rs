@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use etcd_client::{GetOptions, KeyValue, ResponseHeader};
-use futures::{FutureExt as _, future::BoxFuture, stream::BoxStream};
+use etcd_client::{GetOptions, ResponseHeader};
+use futures::{FutureExt as _, future::BoxFuture};
 
 use super::{
     client::{Client, Connection},
+    entry::{is_readable, name, object},
     layout,
     problem::{Failure, nonsense},
     watch,
 };
 use crate::{
-    record::{NAME_MAX, RECORD_MAX},
-    store::{Change, Collection, Listed, Object, Position, StoreError, Version},
+    record::NAME_MAX,
+    store::{Changes, Collection, Listed, Object, Position, StoreError, Version},
 };
 
 /// How many entries are asked for at once: a thousand records of a kilobyte each are a quarter of what an answer may
@@ -50,10 +51,7 @@ impl Collection for Records {
             .boxed()
     }
 
-    fn watch(
-        &mut self,
-        after: Version,
-    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Change, StoreError>>, StoreError>> {
+    fn watch(&mut self, after: Version) -> BoxFuture<'_, Result<Changes, StoreError>> {
         watch::begin(self.client.clone(), self.prefix.clone(), after).boxed()
     }
 
@@ -95,11 +93,6 @@ impl Kept {
         self.others += usize::from(is_taken);
         is_taken
     }
-}
-
-/// Whether an entry's name is not longer than any name with a meaning. Longer ones are ignored.
-pub(super) fn is_readable(name: &str) -> bool {
-    name.len() <= layout::NODES.len() + NAME_MAX
 }
 
 /// What is kept of everything with this prefix, at one revision. The names are what follows the prefix.
@@ -158,25 +151,10 @@ pub(super) fn position(header: Option<&ResponseHeader>) -> Result<Position, Fail
     })
 }
 
-/// The name of an object: what follows the prefix.
-pub(super) fn name(prefix: &str, entry: &KeyValue) -> String {
-    String::from_utf8_lossy(entry.key().get(prefix.len()..).unwrap_or_default()).into_owned()
-}
-
-/// An entry as an object. Of a value that is too long for a record there is enough to see that.
-pub(super) fn object(entry: &KeyValue) -> Object {
-    let value = entry.value();
-    let value = &value[..value.len().min(RECORD_MAX + 1)];
-    Object {
-        value: String::from_utf8_lossy(value).into_owned(),
-        born: entry.create_revision().unsigned_abs(),
-        uid: String::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::RECORD_MAX;
 
     #[test]
     fn a_list_holds_all_records_and_pools_and_a_bounded_number_of_keys() {

@@ -7,16 +7,16 @@
 use std::{collections::VecDeque, time::Duration};
 
 use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
-use futures::{StreamExt as _, stream, stream::BoxStream};
+use futures::{StreamExt as _, stream};
 use tokio::time::timeout;
 
 use super::{
     client::{Client, Connection},
+    entry::{is_readable, name, object},
     layout,
     problem::{Failure, nonsense},
-    records::{is_readable, name, object},
 };
-use crate::store::{Change, StoreError, StoreProblem, Version};
+use crate::store::{Change, Changes, StoreError, StoreProblem, Version};
 
 /// How long nothing may come before the member is asked how far the watch is.
 const QUIET: Duration = Duration::from_secs(15);
@@ -40,11 +40,7 @@ struct Watching {
 }
 
 /// Begins to watch all objects with this prefix, from after this version on.
-pub(super) async fn begin(
-    client: Client,
-    prefix: String,
-    after: Version,
-) -> Result<BoxStream<'static, Result<Change, StoreError>>, StoreError> {
+pub(super) async fn begin(client: Client, prefix: String, after: Version) -> Result<Changes, StoreError> {
     let start = |connection: Connection| {
         let prefix = prefix.clone();
         async move {

@@ -13,16 +13,20 @@ use std::{
 use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
-use wireloom_plan::cluster::{Cluster, Node};
+use wireloom_plan::{
+    cluster::{Cluster, Node},
+    own_record::Endpoint,
+};
 use wireloom_types::PublicKey;
 
 use crate::{
     Error,
     config_file::{Mistake, ReadError, TomlFile},
-    values::{Endpoint, address, cidr, endpoint, key, link_address},
+    values::{address, cidr, endpoint, key, link_address},
 };
 
 mod claims;
+mod doubts;
 #[cfg(test)]
 mod tests;
 
@@ -53,6 +57,15 @@ pub fn parse(file: &TomlFile) -> Result<Cluster, Mistake> {
     }
     claims::check(file, &mesh)?;
     Ok(mesh.into())
+}
+
+/// What a `mesh.toml` says that is valid and hardly meant, in the order of its lines.
+///
+/// # Errors
+/// As [`parse`].
+pub fn doubts(file: &TomlFile) -> Result<Vec<Mistake>, Mistake> {
+    let mesh = Mesh::read(file, &file.parse()?)?;
+    Ok(doubts::about_endpoints(file, &mesh.nodes))
 }
 
 /// The file as written.
@@ -104,7 +117,7 @@ struct Mesh {
 struct MeshNode {
     name: Located<String>,
     public_key: Option<PublicKey>,
-    endpoint: Option<Endpoint>,
+    endpoint: Option<Located<Endpoint>>,
     addresses: Vec<Located<IpAddr>>,
     workloads: Vec<Located<IpNet>>,
     link_addresses: Vec<Located<IpAddr>>,
@@ -141,7 +154,7 @@ impl MeshNode {
         Ok(Self {
             name: read_value(file, &written.name, name)?,
             public_key: key.map(|key| key.value),
-            endpoint: endpoint.map(|endpoint| endpoint.value),
+            endpoint,
             addresses: read_list(file, &written.addresses, address)?,
             workloads: read_list(file, &written.workloads, cidr)?,
             link_addresses: read_list(file, &written.link_addresses, link_address)?,
@@ -202,7 +215,7 @@ impl From<Mesh> for Cluster {
 
 impl From<MeshNode> for Node {
     fn from(node: MeshNode) -> Self {
-        let (endpoint, endpoint_name) = match node.endpoint {
+        let (endpoint, endpoint_name) = match node.endpoint.map(|endpoint| endpoint.value) {
             Some(Endpoint::Address(address)) => (Some(address), None),
             Some(Endpoint::Name(name)) => (None, Some(name)),
             None => (None, None),

@@ -101,11 +101,11 @@ fn each_mistake_names_its_line_and_the_fix() {
         ),
         (
             "[[pools]]\ncidr = \"10.161.0.1/16\"",
-            "mesh.toml:2: \"10.161.0.1/16\" has host bits set; write \"10.161.0.0/16\"",
+            "mesh.toml:2: \"10.161.0.1/16\" has host bits set; write \"10.161.0.0/16\", or \"10.161.0.1/32\"",
         ),
         (
             "[[nodes]]\nname = \"a\"\nworkloads = [\n \"10.161.1.0/24\",\n \"fd61::1/64\",\n]",
-            "mesh.toml:5: \"fd61::1/64\" has host bits set; write \"fd61::/64\"",
+            "mesh.toml:5: \"fd61::1/64\" has host bits set; write \"fd61::/64\", or \"fd61::1/128\"",
         ),
         (
             "[[nodes]]\nname = \"a\"\npublic_key = \"c2hvcnQ=\"",
@@ -115,6 +115,16 @@ fn each_mistake_names_its_line_and_the_fix() {
             "[[nodes]]\nname = \"a\"\nendpoint = \"192.168.1.1\"",
             "mesh.toml:3: \"192.168.1.1\" is not an endpoint: it has no port from 1 to 65535; write ADDRESS:PORT or \
              NAME:PORT, such as \"192.0.2.1:51820\", \"[2001:db8::1]:51820\" or \"vpn.example.org:51820\"",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\nendpoint = \"224.0.0.1:51820\"",
+            "mesh.toml:3: \"224.0.0.1:51820\" is not an endpoint: nobody has that address; write ADDRESS:PORT or \
+             NAME:PORT, such as \"192.0.2.1:51820\", \"[2001:db8::1]:51820\" or \"vpn.example.org:51820\"",
+        ),
+        (
+            "[[nodes]]\nname = \"a\"\naddresses = [\"255.255.255.255\"]",
+            "mesh.toml:3: \"255.255.255.255\" is not the address of a host; write one such as \"192.0.2.1\" or \
+             \"2001:db8::1\", without a prefix length",
         ),
         (
             "[[nodes]]\nname = \"a\"\nendpoint = \"192.168.1.1:0\"",
@@ -207,4 +217,44 @@ fn an_absent_file_is_an_error() {
         error.to_string(),
         "cannot read /nonexistent/mesh.toml: No such file or directory (os error 2)"
     );
+}
+
+#[test]
+fn endpoints_that_are_hardly_meant_are_named_with_their_lines() {
+    let endpoints = [
+        "192.0.2.1:51820",
+        "192.0.2.1:51821",
+        "[::ffff:192.0.2.1]:51820",
+        "127.0.0.2:51820",
+        "[::1]:51820",
+        "vpn.example.org:51820",
+        "VPN.example.org:51820",
+        "192.0.2.2:51820",
+    ];
+    let nodes = endpoints
+        .iter()
+        .enumerate()
+        .map(|(number, endpoint)| format!("[[nodes]]\nname = \"n{number}\"\nendpoint = \"{endpoint}\"\n"));
+    let file = TomlFile::from_text(Path::new("mesh.toml"), &nodes.collect::<String>());
+    assert!(parse(&file).is_ok(), "they may be meant");
+    let doubts: Vec<String> = doubts(&file).unwrap().iter().map(ToString::to_string).collect();
+    let loopback = |line, endpoint, name| {
+        format!(
+            "mesh.toml:{line}: the endpoint {endpoint} of \"{name}\" is on every machine itself; write an address of \
+             that node, unless a proxy listens there on each of the others"
+        )
+    };
+    let shared = |line, name, endpoint, other, first| {
+        format!(
+            "mesh.toml:{line}: \"{name}\" has the endpoint {endpoint}, as \"{other}\" has at line {first}: one of the \
+             two gets what is for the other; write where each of them listens"
+        )
+    };
+    let expected = [
+        shared(9, "n2", "192.0.2.1:51820", "n0", 3),
+        loopback(12, "127.0.0.2:51820", "n3"),
+        loopback(15, "[::1]:51820", "n4"),
+        shared(21, "n6", "vpn.example.org:51820", "n5", 18),
+    ];
+    assert_eq!(doubts, expected);
 }

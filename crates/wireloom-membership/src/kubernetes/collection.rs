@@ -5,11 +5,7 @@
 
 use std::sync::Arc;
 
-use futures::{
-    FutureExt, StreamExt,
-    future::BoxFuture,
-    stream::{self, BoxStream},
-};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use kube::{
     api::{ListParams, WatchParams},
     core::Status,
@@ -20,7 +16,9 @@ use super::{
     lines::Lines,
     server::{ApiServer, Call, refusal},
 };
-use crate::store::{Change, Collection, Listed, Object, Position, StoreError, StoreProblem, Version};
+use crate::store::{
+    Change, Changes, Collection, Listed, Object, Position, StoreError, StoreProblem, Version,
+};
 
 /// Objects in one answer. It is what Kubernetes' own clients ask for.
 const PAGE: u32 = 500;
@@ -89,10 +87,7 @@ impl Objects {
         }
     }
 
-    async fn watch_after(
-        &self,
-        after: Version,
-    ) -> Result<BoxStream<'static, Result<Change, StoreError>>, StoreError> {
+    async fn watch_after(&self, after: Version) -> Result<Changes, StoreError> {
         let Selection { path, labels, fields, keep, .. } = self.selection.clone();
         let params = WatchParams {
             label_selector: labels,
@@ -142,10 +137,7 @@ impl Collection for Objects {
         self.list_all().boxed()
     }
 
-    fn watch(
-        &mut self,
-        after: Version,
-    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Change, StoreError>>, StoreError>> {
+    fn watch(&mut self, after: Version) -> BoxFuture<'_, Result<Changes, StoreError>> {
         self.watch_after(after).boxed()
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-use super::claims::{Claimant, Rules};
+use super::claimant::{Claimant, Rules};
 
 /// A CIDR, and the place of its claimant among the claimants.
 type Claim = (IpNet, usize);

@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 use wireloom_plan::cluster::Node;
 
-use super::claims::{Claimant, Rules};
+use super::claimant::{Claimant, Rules};
 
 /// How many nodes without an established address must have one in a new CIDR for that to be lost: a single one could
 /// take away any block.

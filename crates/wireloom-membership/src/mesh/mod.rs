@@ -19,7 +19,10 @@ use ipnet::IpNet;
 use wireloom_plan::cluster::{Cluster, Node};
 use wireloom_types::PublicKey;
 
-use self::claims::{Claimant, Lost, Standing};
+use self::{
+    claimant::{Claimant, Rules, Standing},
+    claims::Lost,
+};
 use crate::{
     Complaint,
     record::{self, Name},
@@ -27,6 +30,7 @@ use crate::{
 };
 
 mod blocks;
+mod claimant;
 mod claims;
 mod hosts;
 #[cfg(test)]
@@ -203,7 +207,7 @@ impl Mesh {
         let pools: BTreeSet<IpNet> = self.pools.keys().copied().collect();
         let lost = claims::resolve(
             &self.claimants(),
-            &claims::Rules {
+            &Rules {
                 before: &self.delivered,
                 pools: &pools,
                 key_claims: &self.key_claims,

@@ -504,38 +504,3 @@ proptest! {
         }
     }
 }
-
-/// A figure for the record, not a check: `cargo test --release -p wireloom-membership -- --ignored --nocapture scale`.
-#[test]
-#[ignore = "a figure, in release"]
-fn scale() {
-    let node = |number: u32| {
-        let [_, _, high, low] = number.to_be_bytes();
-        let mut bytes = [0; 32];
-        bytes[..4].copy_from_slice(&number.to_be_bytes());
-        Node {
-            public_key: Some(PublicKey::from_bytes(bytes)),
-            endpoint: Some(([172, 16, high, low], 51820).into()),
-            addresses: [[172, 16, high, low].into(), [172, 17, high, low].into()].into(),
-            workloads: [IpNet::new([10, high, low, 0].into(), 24).unwrap()].into(),
-            tunnel_addresses: [[10, high, low, 1].into()].into(),
-            ..Node::default()
-        }
-    };
-    let mut world = World::new();
-    let text = |number| object(&record::write(&node(number), Spelling::Snake), u64::from(number));
-    let records: BTreeMap<String, Object> =
-        (0..5000).map(|number| (format!("n{number}"), text(number))).collect();
-    let begun = Instant::now();
-    world.mesh.records(records, world.now);
-    let read = begun.elapsed();
-    world.mesh.deliver(world.now);
-    let first = begun.elapsed();
-    let begun = Instant::now();
-    for number in 0..100 {
-        world.put(&format!("n{number}"), &node(10_000 + number));
-        let mesh = world.mesh.deliver(world.now).unwrap().clone();
-        assert_eq!(mesh.nodes.len(), 5000);
-    }
-    println!("5,000 records: read {read:?}, delivered {first:?}; one change {:?}", begun.elapsed() / 100);
-}

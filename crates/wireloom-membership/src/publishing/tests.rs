@@ -1,5 +1,7 @@
 //! When the own record is written, step by step.
 
+use wireloom_types::PublicKey;
+
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -173,10 +175,64 @@ fn a_record_that_is_refused_is_not_published_and_the_one_before_stays() {
     assert_eq!(world.step(), Step::Rest);
     assert!(world.publishing.is_published());
     let addresses = (0..200).map(|number| [192, 0, 2, number].into()).collect();
-    let huge = Node { addresses, encrypt: false, ..Node::default() };
+    let huge = Node { addresses, ..Node::default() };
     assert!(world.publishing.want(Some(&huge)).is_err());
-    assert!(!world.publishing.is_published(), "nobody has read that this node leaves");
+    assert!(!world.publishing.is_published(), "nobody has read what this node is like now");
     assert_eq!(world.step(), Step::Rest);
     world.want(Some(1));
     assert!(world.publishing.is_published());
+}
+
+#[test]
+fn a_node_leaves_although_its_record_would_be_refused() {
+    let mut world = World::new();
+    world.want(Some(1));
+    world.show(Some(1), "u");
+    let numbers = || (0..=u16::MAX).step_by(40).map(u16::to_be_bytes);
+    let singles = numbers().map(|[high, low]| format!("10.1.{high}.{low}/32").parse().unwrap());
+    let leaving = Node {
+        public_key: Some(PublicKey::from_bytes([7; 32])),
+        endpoint: Some("127.0.0.1:51820".parse().unwrap()),
+        other_endpoints: numbers().map(|[high, low]| ([10, 2, high, low], 51820).into()).collect(),
+        addresses: numbers()
+            .map(|[high, low]| [127, 3, high, low].into())
+            .chain([[10, 3, 0, 1].into()])
+            .collect(),
+        workloads: singles.chain(["0.0.0.0/0".parse().unwrap()]).collect(),
+        link_addresses: numbers().map(|[high, low]| [169, 254, high, low].into()).collect(),
+        tunnel_addresses: numbers().map(|[high, low]| [10, 1, high, low].into()).collect(),
+        encrypt: false,
+        ..Node::default()
+    };
+    world.publishing.want(Some(&leaving)).unwrap();
+    assert!(!world.publishing.is_published());
+    let Step::Put(announcement) = world.step() else { panic!("nothing is announced") };
+    world.done(Ok(()));
+    let read = record::read(&announcement).unwrap();
+    assert_eq!((read.public_key, read.encrypt), (leaving.public_key, false));
+    assert_eq!(read.addresses, [[10, 3, 0, 1].into()].into());
+    assert_eq!(
+        (read.workloads.len(), read.tunnel_addresses.len(), read.link_addresses.len()),
+        (1024, 128, 0)
+    );
+    world.publishing.show(Some(&Object { value: announcement, born: 1, uid: "u".into() }));
+    assert!(world.publishing.is_published(), "now the peers know it");
+}
+
+#[test]
+fn a_node_whose_key_is_another_ones_leaves_without_it() {
+    let mut world = World::new();
+    let leaving = Node { public_key: Some(PublicKey::from_bytes([7; 32])), encrypt: false, ..node(1) };
+    world.show(None, "");
+    world.publishing.want(Some(&leaving)).unwrap();
+    let keyless = |node: &Node| record::write(&Node { public_key: None, ..node.clone() }, Spelling::Snake);
+    let mut show = |value| {
+        world.publishing.show(Some(&Object { value, born: 1, uid: "u".into() }));
+        world.publishing.is_published()
+    };
+    assert!(show(keyless(&leaving)));
+    let member = Node { encrypt: true, ..leaving.clone() };
+    assert!(!show(keyless(&member)), "nobody has read that it leaves");
+    world.publishing.want(Some(&member)).unwrap();
+    assert!(!world.publishing.is_published(), "its key is missing");
 }

@@ -12,7 +12,7 @@ use super::{Known, Paths};
 use crate::{
     cluster::{Cluster, Node},
     observed::Observed,
-    routing::Family,
+    routing::{Family, RouteKind},
     standing::Standings,
 };
 
@@ -30,8 +30,9 @@ pub struct Target {
     pub full: u32,
 }
 
-/// The peers that can be probed: the proven ones that are in a session, where both we and they have an address inside
-/// of the tunnel. `own` is this node's name.
+/// The peers that can be probed: the proven ones that are in a session and in force, where both we and they have an
+/// address inside of the tunnel, and our table leads from one to the other. So no request goes to an address that
+/// others are to have, and no peer is asked that answers in plaintext. `own` is this node's name.
 pub fn targets(
     cluster: &Cluster,
     own: &str,
@@ -48,16 +49,22 @@ pub fn targets(
         let here = observed.addresses.iter().map(IpNet::addr);
         here.filter(|address| Family::of(*address) == family).find(|address| is_workload(own, *address))
     });
+    if !own.encrypt {
+        return BTreeMap::new();
+    }
+    let routed = Routed::of(observed);
     let proven = standings.iter().filter(|(_, standing)| standing.egress);
     let reached = proven.filter(|(_, standing)| in_session.contains(&standing.key));
     reached
         .filter_map(|(name, standing)| {
-            let node = cluster.nodes.get(name)?;
+            let in_force = |node: &&Node| node.encrypt && node.public_key == Some(standing.key);
+            let node = cluster.nodes.get(name).filter(in_force)?;
             let endpoint = device.peers.get(&standing.key)?.endpoint?.ip().to_canonical();
-            let (from, to) = ours
-                .iter()
-                .flatten()
-                .find_map(|from| Some((*from, tunnel_address(node, Family::of(*from))?)))?;
+            let between = |from: &IpAddr| {
+                let to = tunnel_address(node, Family::of(*from))?;
+                routed.to(to).then_some((*from, to))
+            };
+            let (from, to) = ours.iter().flatten().find_map(between)?;
             let full = full(&observed.paths, standing.key, interface.mtu);
             Some((standing.key, Target { endpoint, from, to, full }))
         })
@@ -68,6 +75,32 @@ pub fn targets(
 fn tunnel_address(node: &Node, family: Family) -> Option<IpAddr> {
     let inside = node.addresses.iter().filter(|address| is_workload(node, **address));
     node.tunnel_addresses.iter().chain(inside).copied().find(|address| Family::of(*address) == family)
+}
+
+/// Where our table leads.
+struct Routed<'a> {
+    observed: &'a Observed,
+    /// The lengths of the prefixes in it, of each family.
+    lengths: [BTreeSet<u8>; 2],
+}
+
+impl<'a> Routed<'a> {
+    fn of(observed: &'a Observed) -> Self {
+        let mut lengths = [BTreeSet::new(), BTreeSet::new()];
+        for route in &observed.routes {
+            let destination = route.destination;
+            lengths[Family::of(destination.addr()) as usize].insert(destination.prefix_len());
+        }
+        Self { observed, lengths }
+    }
+
+    /// Whether it leads to this address through the tunnel. The longest prefix decides.
+    fn to(&self, address: IpAddr) -> bool {
+        let lengths = &self.lengths[Family::of(address) as usize];
+        let prefixes = lengths.iter().rev().filter_map(|length| IpNet::new(address, *length).ok());
+        let mut routes = prefixes.filter_map(|prefix| self.observed.routes_to(prefix.trunc()).next());
+        routes.next().is_some_and(|route| matches!(route.kind, RouteKind::Device { .. }))
+    }
 }
 
 fn is_workload(node: &Node, address: IpAddr) -> bool {

@@ -7,6 +7,7 @@
 //! - `names`: endpoints by name: what is looked up when, and which address is used
 //! - `modes`: packets between hosts and pods, in each mode and across live switches
 //! - `link`: link mode: neighbours, next hops, the routes to neighbours, and the modes once more
+//! - `targets`: whom the prober of paths asks
 //! - `sources`: the addresses that the firewall lets each peer send from, and when the firewall changes
 //! - `bypass`: what may pass by the guard
 //! - `ownership`: whose table it is, and what others have in it
@@ -40,6 +41,7 @@ mod properties;
 mod routes;
 mod rules;
 mod sources;
+mod targets;
 mod twin;
 mod universe;
 mod warnings;

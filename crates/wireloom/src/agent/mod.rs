@@ -11,6 +11,7 @@ mod event;
 mod holding;
 mod key_watch;
 mod metering;
+mod orphans;
 mod polling;
 mod preshared;
 mod probing;
@@ -43,6 +44,7 @@ use self::{
     holding::Holding,
     key_watch::KeyWatch,
     metering::Metering,
+    orphans::Orphans,
     polling::{Polling, is_remarkable},
     preshared::Preshared,
     probing::Probing,
@@ -108,6 +110,7 @@ struct Agent {
     publishing: Publishing,
     borrowing: Borrowing,
     polling: Polling,
+    orphans: Orphans,
     key_watch: KeyWatch,
     resolving: Resolving,
     preshared: Preshared,
@@ -149,6 +152,9 @@ impl Agent {
             self.answer();
             self.let_go();
             self.poll();
+            if std::process::id() == 1 {
+                self.orphans.look(Instant::now());
+            }
             if Instant::now() >= self.due {
                 self.pass();
             }

@@ -86,18 +86,24 @@ impl Agent {
         self.report_paths();
     }
 
+    /// Finds out who can be probed.
+    fn take_targets(&mut self) {
+        let (Some(observed), Some(cluster)) = (self.reconciler.mirror(), self.reconciler.cluster()) else {
+            return;
+        };
+        let node = &self.config.settings.node;
+        let in_session = &self.probing.in_session;
+        let targets = targets(cluster, node, self.proving.standings(), observed, in_session);
+        if targets != self.probing.targets {
+            self.probing.targets = targets;
+            self.probing.next_turn = Instant::now();
+        }
+    }
+
     /// Observes the kernel again if a path is another one than it was, and finds out who can be probed.
     fn look_at_paths(&mut self) {
+        self.take_targets();
         let Some(observed) = self.reconciler.mirror() else { return };
-        if let Some(cluster) = self.reconciler.cluster() {
-            let node = &self.config.settings.node;
-            let in_session = &self.probing.in_session;
-            let targets = targets(cluster, node, self.proving.standings(), observed, in_session);
-            if targets != self.probing.targets {
-                self.probing.targets = targets;
-                self.probing.next_turn = Instant::now();
-            }
-        }
         let peers = observed.device.iter().flat_map(|device| &device.peers);
         let with_endpoint: Vec<_> =
             peers.filter(|(_, peer)| peer.endpoint.is_some()).map(|(key, _)| *key).collect();
@@ -109,6 +115,8 @@ impl Agent {
     }
 
     fn turn_prober(&mut self, now: Instant) {
+        // A peer that vanished since the last look is asked nothing more.
+        self.take_targets();
         let Probing { prober, echoes, targets, started, .. } = &mut self.probing;
         let since_start = now - *started;
         let before = prober.narrow();

@@ -70,7 +70,8 @@ impl Agent {
         let of_agent = of_agent.filter(|warning| {
             !matches!(warning, Warning::RemovalsHeld { .. } | Warning::RulesDeleted { .. })
         });
-        self.reconciler.warnings().iter().cloned().chain(of_agent).collect()
+        let of_plan = self.reconciler.warnings().iter().cloned();
+        of_plan.chain(of_agent).chain(self.config.warnings.iter().cloned()).collect()
     }
 
     fn told_errors(&self) -> Vec<String> {

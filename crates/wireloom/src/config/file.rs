@@ -222,6 +222,7 @@ impl File {
     /// The settings that the file stands for, for a node of this name.
     pub(super) fn with_node(self, node: String) -> Config {
         let Self { wireguard, routing, link, membership, metrics, .. } = self;
+        let of_membership = membership.warning();
         let (membership, declared) = membership.into_source();
         let unproven_peers = routing.unproven_peers().map(|peers| *peers.as_ref()).unwrap_or_default();
         let renamed = routing.keyless_peers.is_some();
@@ -252,6 +253,7 @@ impl File {
             warnings: renamed
                 .then_some(Warning::RenamedSetting { old: "keyless_peers", new: "unproven_peers" })
                 .into_iter()
+                .chain(of_membership)
                 .collect(),
             membership,
             declared,

@@ -1,19 +1,18 @@
 //! `[membership]` of `agent.toml`: the source of the mesh, and what this node says of itself there.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-    ops::Range,
-};
+use std::{collections::BTreeSet, net::IpAddr, ops::Range};
 
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 use wireloom_membership::{
     Source,
     config_file::{Mistake, TomlFile},
-    etcd, kubernetes,
+    etcd, kubernetes, values,
 };
-use wireloom_plan::own_record::{Declared, Endpoint};
+use wireloom_plan::{
+    own_record::{Declared, Endpoint},
+    warning::Warning,
+};
 
 use super::values::{AbsolutePath, HostAddress, LinkAddress, Prefix};
 
@@ -122,19 +121,7 @@ struct OwnEndpoint(Endpoint);
 
 impl Said for OwnEndpoint {
     fn of_text(text: &str) -> Result<Self, String> {
-        let endpoint = match text.parse::<SocketAddr>() {
-            Ok(address) if address.port() != 0 && !address.ip().is_unspecified() => {
-                Ok(Endpoint::Address(address))
-            }
-            Ok(_) => Err("nobody can listen there".to_owned()),
-            Err(_) => text.parse().map(Endpoint::Name).map_err(|error| format!("{error}")),
-        };
-        endpoint.map(Self).map_err(|why| {
-            format!(
-                "{text:?} is not an endpoint: {why}; write \"auto\", ADDRESS:PORT or NAME:PORT, such as \
-                 \"192.0.2.1:51820\", \"[2001:db8::1]:51820\" or \"n1.example.org:51820\""
-            )
-        })
+        values::endpoint(text).map(Self).map_err(|what| format!("{what}, or \"auto\""))
     }
 
     fn of_list(_: Vec<String>) -> Result<Self, String> {
@@ -337,6 +324,13 @@ impl Membership {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// What is valid and yet may be a mistake.
+    pub(super) fn warning(&self) -> Option<Warning> {
+        let mut endpoints = self.endpoints.iter().flat_map(AsRef::as_ref);
+        let open = endpoints.find(|endpoint| !endpoint.is_private())?;
+        Some(Warning::PlaintextStore { endpoint: open.0.clone() })
     }
 
     /// The source, and what the operator says of this node.

@@ -229,7 +229,7 @@ fn each_mistake_names_its_line_and_the_fix() {
         ),
         (
             "[routing]\nencrypt_host_exempt = [\"192.168.1.1\"]",
-            "agent.toml:2: \"192.168.1.1\" is not a CIDR; write NETWORK/LENGTH, such as \"192.168.1.0/24\", and /32 or \
+            "agent.toml:2: \"192.168.1.1\" is not a CIDR; write NETWORK/LENGTH, such as \"10.161.1.0/24\", and /32 or \
              /128 for a single address",
         ),
         (
@@ -407,6 +407,24 @@ mod membership {
     }
 
     #[test]
+    fn records_that_cross_the_network_in_plaintext_are_warned_of() {
+        let warnings = |endpoints: &str| {
+            let text = format!("[membership]\nsource = \"etcd\"\nendpoints = [{endpoints}]\nworkloads = []");
+            let warnings = parse(&text).unwrap().warnings;
+            warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let private = "\"http://localhost:2379\", \"http://[::1]\", \"https://192.0.2.1:2379\"";
+        assert_eq!(warnings(private), Vec::<String>::new());
+        assert_eq!(
+            warnings(&format!("{private}, \"http://192.0.2.2:2379\", \"http://192.0.2.3:2379\"")),
+            [
+                "the records cross the network to http://192.0.2.2:2379 in plaintext: whoever is on the way reads them, \
+              and can change them so that this node encrypts for him, or does not encrypt; write https://"
+            ]
+        );
+    }
+
+    #[test]
     fn kubernetes_needs_no_further_line() {
         let mut expected = defaults();
         let mut settings = kubernetes::Settings {
@@ -510,9 +528,9 @@ mod membership {
             ),
             (
                 "endpoint = \"192.0.2.1:0\"".to_owned(),
-                "agent.toml:2: \"192.0.2.1:0\" is not an endpoint: nobody can listen there; write \"auto\", \
-                 ADDRESS:PORT or NAME:PORT, such as \"192.0.2.1:51820\", \"[2001:db8::1]:51820\" or \
-                 \"n1.example.org:51820\"",
+                "agent.toml:2: \"192.0.2.1:0\" is not an endpoint: it has no port from 1 to 65535; write ADDRESS:PORT \
+                 or NAME:PORT, such as \"192.0.2.1:51820\", \"[2001:db8::1]:51820\" or \
+                 \"vpn.example.org:51820\", or \"auto\"",
             ),
             (
                 "addresses = [\"0.0.0.0\"]".to_owned(),

@@ -4,6 +4,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
+use wireloom_membership::values;
 use wireloom_plan::settings::{is_interface_name, is_table};
 
 /// A type for values that `$check` accepts; its error tells the operator what to write instead.
@@ -92,42 +93,11 @@ pub(super) enum TableText {
     Text(String),
 }
 
-checked!(Prefix, String => IpNet, |text| {
-    let prefix: IpNet = text.parse().map_err(|_| {
-        format!(
-            "{text:?} is not a CIDR; write NETWORK/LENGTH, such as \"192.168.1.0/24\", and /32 or /128 for a single \
-             address"
-        )
-    })?;
-    let network = prefix.trunc();
-    if network == prefix {
-        Ok(prefix)
-    } else {
-        Err(format!("{text:?} has host bits set; write \"{network}\", or \"{}\"", IpNet::from(prefix.addr())))
-    }
-});
+checked!(Prefix, String => IpNet, |text| values::cidr(&text));
 
-checked!(HostAddress, String => IpAddr, |text| match text.parse::<IpAddr>() {
-    Ok(address) if !address.is_unspecified() && !address.is_multicast() => Ok(address),
-    _ => Err(format!(
-        "{text:?} is not the address of a host; write one such as \"192.0.2.1\" or \"2001:db8::1\", without a prefix \
-         length"
-    )),
-});
+checked!(HostAddress, String => IpAddr, |text| values::address(&text));
 
-checked!(LinkAddress, String => IpAddr, |text| match HostAddress::check(text)?.0 {
-    address if is_link_local(address) => Err(format!(
-        "\"{address}\" is link-local; remove it: each peer's link-local address derives from its key"
-    )),
-    address => Ok(address),
-});
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
-}
+checked!(LinkAddress, String => IpAddr, |text| values::link_address(&text));
 
 checked!(FwMark, FwMarkText => u32, |mark| {
     let value = match &mark {

@@ -46,7 +46,8 @@
 //! | `link::firewall` | that a peer sends from its own addresses and from no other, as the agent's firewall checks |
 //! | `link::mesh` | the tests of [`agent`] once more, on a link |
 //! | **[`kernel`]** | **the agent's work on the kernel:** |
-//! | `kernel::roundtrip` | that the kernel gives back what was written, and the planner's twin does what it does |
+//! | `kernel::roundtrip` | that the kernel gives back what was written |
+//! | `kernel::twin` | that the planner's twin of the kernel does what the kernel does |
 //! | `kernel::backend` | the kernel's WireGuard as the agents' back end (feature `kernel-wireguard`) |
 //! | `kernel::fleets` | fleets on it: mixed, damaged, large (feature `kernel-wireguard`) |
 //!

@@ -81,7 +81,7 @@ impl Backend {
         ];
         /// How the engine meets another version of the kernel, and the kernel's WireGuard; and how this version takes
         /// rules, routes and firewall.
-        const USERSPACE: [&str; 9] = [
+        const USERSPACE: [&str; 10] = [
             "agent::matrix::host_mode_encrypts_all_four_directions",
             "agent::matrix::scoped_mode_encrypts_pod_to_pod_and_nothing_else",
             "agent::matrix::scoped_mode_works_with_strict_source_validation_everywhere",
@@ -91,6 +91,7 @@ impl Backend {
             "interop::kernel::",
             "kernel::machine::",
             "kernel::roundtrip::",
+            "kernel::twin::",
         ];
         let is_in = |tests: &[&str]| tests.iter().any(|start| test.starts_with(start));
         match self {

@@ -148,12 +148,15 @@ fn pools_and_own_blocks_are_followed() {
     followed.wait("the mesh", |it| it.pools() == Some(cidrs(&["10.162.0.0/27"])));
     let borrowed = cidrs(&["10.162.0.8/29", "10.162.0.17/32"]);
     assert_eq!(followed.node("n2").unwrap().workloads, borrowed, "{:?}", followed.complaints);
-    let requests = twin.take_requests();
-    let watches = requests.iter().filter(|request| request.contains(BLOCKS) && request.contains("watch="));
-    assert!(
-        watches.clone().count() > 0 && watches.clone().all(|it| it.contains("hostname-hash")),
-        "{requests:?}"
-    );
+    let mut watches = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    while watches.is_empty() {
+        assert!(Instant::now() < deadline, "nobody watches the blocks");
+        let requests = twin.take_requests().into_iter();
+        watches.extend(requests.filter(|request| request.contains(BLOCKS) && request.contains("watch=")));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(watches.iter().all(|it| it.contains("hostname-hash")), "{watches:?}");
 
     twin.put(BLOCKS, block("n1", "10.162.0.24/29"));
     followed

@@ -42,6 +42,13 @@ fn no_two_nodes_have_the_same_key() {
             let StoreProblem::Conflict { why } = &conflict.problem else { panic!("{conflict}") };
             assert!(why.starts_with("\"a\" has the public key K1 since revision"), "{why}");
             assert!(why.ends_with("delete /wireloom/v1/m/keys/K1"), "{why}");
+            // It can leave all the same.
+            b.put(record("K1").replace('}', ",\"encrypt\":false}")).await.unwrap();
+            assert_eq!(names().await, ["keys/K1=a"]);
+            let mut client = etcd.client(None).await;
+            let farewell = client.get("/wireloom/v1/m/nodes/b", None).await.unwrap();
+            let farewell = String::from_utf8_lossy(farewell.kvs()[0].value()).into_owned();
+            assert!(farewell.contains("\"encrypt\":false") && !farewell.contains("K1"), "{farewell}");
             b.put(record("K2")).await.unwrap();
             assert_eq!(names().await, ["keys/K1=a", "keys/K2=b"]);
 
@@ -56,7 +63,6 @@ fn no_two_nodes_have_the_same_key() {
             assert_eq!(names().await, ["keys/K3=a"]);
 
             // The entry of another stays, even where our record says its key.
-            let mut client = etcd.client(None).await;
             client.put("/wireloom/v1/m/nodes/b", record("K3"), None).await.unwrap();
             b.put(record("K4")).await.unwrap();
             assert_eq!(names().await, ["keys/K3=a", "keys/K4=b"]);

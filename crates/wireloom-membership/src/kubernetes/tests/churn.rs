@@ -1,8 +1,5 @@
-//! Churn against a real API server, and what agents cost it.
-//!
-//! ```text
-//! cargo test -p wireloom-membership --features functional --lib -- --ignored --nocapture churn::figures
-//! ```
+//! Churn against a real API server, and what agents cost it that start at once. `scripts/soak kubernetes-churn` does it
+//! for longer, and with more agents.
 
 use std::{
     collections::HashMap,
@@ -18,21 +15,24 @@ use crate::{
         agent::Agent,
         churn::Churn,
         inside::{inside_for, until},
-        nodes::node,
         proxy::Proxy,
     },
-    record::{self, Spelling},
+    record::Spelling,
     store::OwnRecord,
 };
 
-/// How many agents restart at once.
-const RESTARTED: usize = 50;
+/// How many agents start at once, unless `WIRELOOM_AGENTS` in the environment says so.
+const RESTARTED: u64 = 20;
+
+/// The most requests of an agent until it has its first snapshot and its watches.
+const REQUESTS: u64 = 20;
 
 #[test]
 fn every_agent_has_every_node_soon_after_the_last_change() {
     let churn = Churn::from_environment(15);
+    let rest = from_environment("WIRELOOM_REST_SECONDS").map(Duration::from_secs);
     let server = RealServer::start();
-    inside_for(churn.time, server.space(), async || {
+    inside_for(churn.time + rest.unwrap_or_default(), server.space(), async || {
         let client = server.client();
         let mut places = HashMap::new();
         for name in Churn::names() {
@@ -42,56 +42,55 @@ fn every_agent_has_every_node_soon_after_the_last_change() {
         let followed =
             churn.followers(PORT, |proxy, name| Agent::follow(&server.source(proxy.address.port()), name));
         churn.run(Spelling::Camel, |name| places.remove(name).unwrap(), &followed).await;
+        restart_of_all(&server, rest).await;
     });
 }
 
-/// With `WIRELOOM_REST_SECONDS` in the environment it rests for another time than a minute.
-#[test]
-#[ignore = "prints figures"]
-fn figures_at_rest_and_after_a_restart_of_all() {
-    let rest = env::var("WIRELOOM_REST_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
-    let rest = Duration::from_secs(rest);
-    let server = RealServer::start();
-    inside_for(rest, server.space(), async || {
-        let client = server.client();
-        let mut count = 0;
-        for name in Churn::names() {
-            count += 1;
-            let record = record::write(&node(count), Spelling::Camel);
-            new_node(&client, &name).await.put(record).await.unwrap();
-        }
-        let way = || Proxy::start(([127, 0, 0, 1], PORT).into(), Duration::ZERO, 0);
-        let has_all = |agent: &Agent| (agent.names().len() == usize::from(count)).then_some(());
-
-        let proxy = way();
-        let source = server.source(proxy.address.port());
-        let one = Agent::follow(&source, "n000");
-        until("the first snapshot", async || has_all(&one)).await;
-        println!("{count} nodes: an agent has received {} bytes for its first snapshot", proxy.received());
+/// Starts agents at once, each of which lists everything. With `WIRELOOM_REST_SECONDS` in the environment it also
+/// measures for so long what one of them receives while nothing changes.
+async fn restart_of_all(server: &RealServer, rest: Option<Duration>) {
+    let number = from_environment("WIRELOOM_AGENTS").unwrap_or(RESTARTED);
+    let way = || Proxy::start(([127, 0, 0, 1], PORT).into(), Duration::ZERO, 0);
+    let proxy = way();
+    let source = server.source(proxy.address.port());
+    let one = Agent::follow(&source, "n000");
+    until("the first snapshot", async || one.seen().mesh.is_some().then_some(())).await;
+    let all = one.nodes();
+    println!("{} nodes: an agent has received {} bytes for its first snapshot", all.len(), proxy.received());
+    if let Some(rest) = rest {
         // Until its watches are there.
         sleep(Duration::from_secs(2)).await;
         let received = proxy.received();
         sleep(rest).await;
         println!("at rest: {} bytes received in {rest:?}", proxy.received() - received);
+    }
 
-        let proxy = way();
-        let source = server.source(proxy.address.port());
-        let before = server.requests();
-        let begun = Instant::now();
-        let agents: Vec<Agent> =
-            Churn::names().take(RESTARTED).map(|name| Agent::follow(&source, &name)).collect();
-        for agent in &agents {
-            until("a first snapshot", async || has_all(agent)).await;
-        }
-        let took = begun.elapsed();
-        sleep(Duration::from_secs(2)).await;
-        println!("{RESTARTED} agents start at once: the last one has its first snapshot after {took:?}");
-        println!("they receive {} bytes each, with TLS", proxy.received() / RESTARTED as u64);
-        for (request, number) in server.requests() {
-            let number = number - before.get(&request).unwrap_or(&0);
-            if number > 0 {
-                println!("{number:5} {request}");
-            }
-        }
-    });
+    let proxy = way();
+    let source = server.source(proxy.address.port());
+    let before = server.requests();
+    let begun = Instant::now();
+    let agents: Vec<Agent> =
+        (0..number).map(|index| Agent::follow(&source, &format!("n{index:03}"))).collect();
+    for agent in &agents {
+        until("a first snapshot", async || (agent.nodes() == all).then_some(())).await;
+    }
+    println!(
+        "{number} agents start at once: the last one has its first snapshot after {:?}",
+        begun.elapsed()
+    );
+    // Until their watches are there, and noted.
+    sleep(Duration::from_secs(2)).await;
+    println!("they receive {} bytes each, with TLS", proxy.received() / number);
+    let mut requests = server.requests();
+    requests.iter_mut().for_each(|(request, count)| *count -= before.get(request).unwrap_or(&0));
+    requests.retain(|_, count| *count > 0);
+    for (request, count) in &requests {
+        println!("{count:5} {request}");
+    }
+    let sum: u64 = requests.values().sum();
+    assert!((number..=number * REQUESTS).contains(&sum), "{sum} requests of {number} agents");
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    env::var(name).ok().and_then(|text| text.parse().ok())
 }

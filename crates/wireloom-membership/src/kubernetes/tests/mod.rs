@@ -11,7 +11,6 @@ mod crds;
 mod credentials;
 mod own_record;
 mod report;
-mod scale;
 mod source;
 
 use std::sync::Arc;

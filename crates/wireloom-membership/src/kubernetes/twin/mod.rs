@@ -23,9 +23,9 @@ mod objects;
 pub(crate) use self::objects::Objects;
 
 pub(crate) const NODES: &str = "/api/v1/nodes";
-pub(crate) const RECORDS: &str = super::own_record::PATH;
-pub(crate) const STATUSES: &str = super::report::PATH;
-pub(crate) const EVENTS: &str = super::events::PATH;
+pub(crate) const RECORDS: &str = "/apis/wireloom.io/v1alpha1/wireloomnodes";
+pub(crate) const STATUSES: &str = "/apis/wireloom.io/v1alpha1/wireloomnodestatuses";
+pub(crate) const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
 
 /// A twin that serves as long as it lives.
 pub(crate) struct Twin {

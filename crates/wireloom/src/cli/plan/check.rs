@@ -11,7 +11,10 @@ use anyhow::Context;
 use owo_colors::OwoColorize;
 use serde::Serialize;
 use wireloom_kernel::state::StateDir;
-use wireloom_membership::Source;
+use wireloom_membership::{
+    config_file::{Mistake, TomlFile},
+    file,
+};
 use wireloom_plan::{
     cluster::Cluster, holdback::Holdback, observed::Observed, planner::Planner, settings::Settings,
     warning::Warning,
@@ -33,6 +36,8 @@ struct Judgement<'a> {
     /// How it differs from the mesh in force on this machine; `None` when none is recorded or readable.
     changes: Option<Changes>,
     warnings: Vec<WarningReport<'a>>,
+    /// What is valid and hardly meant, with its lines.
+    doubts: Vec<Mistake>,
 }
 
 /// How a mesh differs from the one in force: the names of nodes, sorted.
@@ -47,8 +52,9 @@ struct Changes {
 
 /// Judges the mesh in a file. The exit status is 0 when there is nothing to say against it, 2 when there are warnings,
 /// and 1 for a mistake. `node` is this machine's name, from whose viewpoint the mesh is judged if it is part of it.
-pub(super) fn run(file: &Path, node: &str, json: bool) -> anyhow::Result<ExitCode> {
-    let mesh = Source::File(file.to_owned()).read()?;
+pub(super) fn run(path: &Path, node: &str, json: bool) -> anyhow::Result<ExitCode> {
+    let file = TomlFile::read(path)?;
+    let mesh = file::parse(&file)?;
     let state = StateDir::locate();
     // Only root can read it. Without it the mesh is judged by itself.
     let mut in_force = state.mesh().ok().flatten();
@@ -62,14 +68,22 @@ pub(super) fn run(file: &Path, node: &str, json: bool) -> anyhow::Result<ExitCod
         viewpoint,
         changes: in_force.map(|in_force| Changes::between(&in_force, &mesh, node)),
         warnings: warnings.iter().map(WarningReport::from).collect(),
+        doubts: file::doubts(&file)?,
     };
     if json {
         let text = serde_json::to_string_pretty(&judgement).context("cannot write JSON")?;
         show(&format!("{text}\n"))?;
     } else {
-        show(&text(file, &judgement))?;
+        show(&text(path, &judgement))?;
     }
-    Ok(if warnings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+    Ok(if judgement.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+impl Judgement<'_> {
+    /// Whether there is nothing to say against the mesh.
+    fn is_sound(&self) -> bool {
+        self.warnings.is_empty() && self.doubts.is_empty()
+    }
 }
 
 /// This node if the mesh has it, else the first.
@@ -107,9 +121,9 @@ impl Changes {
     }
 }
 
-fn text(file: &Path, judgement: &Judgement<'_>) -> String {
+fn text(path: &Path, judgement: &Judgement<'_>) -> String {
     let Judgement { nodes, pools, .. } = judgement;
-    let mut text = format!("{}: nodes: {nodes}, pools: {pools}\n", file.display());
+    let mut text = format!("{}: nodes: {nodes}, pools: {pools}\n", path.display());
     if let Some(Changes { added, changed, removed, held }) = &judgement.changes {
         for (names, what) in [(added, "adds"), (changed, "changes"), (removed, "removes")] {
             if !names.is_empty() {
@@ -125,13 +139,16 @@ fn text(file: &Path, judgement: &Judgement<'_>) -> String {
             );
         }
     }
+    for doubt in &judgement.doubts {
+        text += &format!("{} {doubt}\n", "warning:".yellow().bold());
+    }
     if let Some(viewpoint) = judgement.viewpoint.filter(|_| !judgement.warnings.is_empty()) {
         text += &format!("as {viewpoint} sees it:\n");
     }
     for warning in &judgement.warnings {
         text += &format!("{} {}\n", "warning:".yellow().bold(), warning.text);
     }
-    if judgement.warnings.is_empty() {
+    if judgement.is_sound() {
         text += &format!("{}\n", "no mistakes and no warnings".green());
     }
     text
@@ -191,5 +208,21 @@ mod tests {
         assert_eq!((viewpoint(&mesh, "b"), viewpoint(&mesh, "elsewhere")), (Some("b"), Some("a")));
         assert!(warnings(&mesh, "b").contains(&keyless("a")));
         assert!(warnings(&mesh, "b").contains(&Warning::OwnNodeKeyless));
+    }
+    #[test]
+    fn an_endpoint_that_two_nodes_have_is_named_with_its_line() {
+        let endpoint = "endpoint = \"192.0.2.1:51820\"";
+        let toml = format!("[[nodes]]\nname = \"a\"\n{endpoint}\n[[nodes]]\nname = \"b\"\n{endpoint}\n");
+        let path = Path::new("mesh.toml");
+        let doubts = file::doubts(&TomlFile::from_text(path, &toml)).unwrap();
+        let judgement =
+            Judgement { nodes: 2, pools: 0, viewpoint: None, changes: None, warnings: Vec::new(), doubts };
+        assert!(!judgement.is_sound());
+        let text = text(path, &judgement);
+        assert!(
+            text.contains("mesh.toml:6: \"b\" has the endpoint 192.0.2.1:51820, as \"a\" has at line 3"),
+            "{text}"
+        );
+        assert!(!text.contains("no mistakes"), "{text}");
     }
 }

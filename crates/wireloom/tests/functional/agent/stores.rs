@@ -125,6 +125,11 @@ fn status(node: &Node) -> Value {
     serde_json::from_str(&run(node, "status --json").1).unwrap_or_default()
 }
 
+/// Whether its agent reports that it does not reach etcd.
+fn misses_store(node: &Node) -> bool {
+    status(node)["errors"].to_string().contains(ADDRESS)
+}
+
 /// The processor time that an agent has taken, in ticks of 10 ms (utime and stime, proc_pid_stat(5)).
 fn work(agent: &Agent) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
@@ -158,7 +163,7 @@ fn assert_none_lost(fleet: &Fleet, pingers: Vec<Pinger>) {
 fn nodes_find_each_other_in_etcd_and_need_it_for_changes_only() {
     let mut fleet = fleet(3);
     fleet.start();
-    fleet.wait("the store to be missed", |fleet| run(&fleet.lab.nodes[0], "status").1.contains(ADDRESS));
+    fleet.wait("the store to be missed", |fleet| misses_store(&fleet.lab.nodes[0]));
     let before = work(&fleet.agents[0]);
     thread::sleep(Duration::from_secs(2));
     let busy = work(&fleet.agents[0]) - before;
@@ -188,8 +193,7 @@ fn nodes_find_each_other_in_etcd_and_need_it_for_changes_only() {
     etcd.stop();
     fleet.agents.remove(0).terminate().unwrap();
     fleet.agents.insert(0, Agent::start(wireloom(), &fleet.lab.nodes[0]).unwrap());
-    let says = |node: &Node, word: &str| run(node, "status").1.contains(word);
-    fleet.wait("the outage to be reported", |fleet| says(&fleet.lab.nodes[0], ADDRESS));
+    fleet.wait("the outage to be reported", |fleet| misses_store(&fleet.lab.nodes[0]));
     fleet.wait("the recorded mesh to be in force", |fleet| run(&fleet.lab.nodes[0], "plan").0 == 0);
     fleet.settle(Promise::SCOPED);
     assert_none_lost(&fleet, pingers);
@@ -208,7 +212,8 @@ fn nodes_find_each_other_in_etcd_and_need_it_for_changes_only() {
     fleet.wait("the new key", |_| agent::log(b).unwrap().contains(&key.public));
     etcd.run();
     fleet.wait("the new key to be known", |_| key_of(a, &b.name) == Some(key.public.clone()));
-    fleet.wait("the end of the report", |_| !says(a, ADDRESS));
+    fleet.wait("the end of the report", |_| !misses_store(a));
+    assert!(run(a, "status").1.contains("in plaintext"), "nobody warns of http://");
     fleet.settle(Promise::SCOPED);
 }
 

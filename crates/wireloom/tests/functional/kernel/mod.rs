@@ -6,3 +6,4 @@ mod backend;
 mod fleets;
 mod machine;
 mod roundtrip;
+mod twin;
