@@ -4,6 +4,8 @@
 //! - `disturbances`: what a rollout, a killed container and a lost node cost.
 //! - `manifests`: the Helm chart installs what kustomize does; whom the admission policy refuses.
 //! - `fleet`: installed, joined, left and uninstalled with nothing written by hand, under pings of which none is lost.
+//! - `metrics`: what `fleet` installs serves metrics at the nodes' addresses.
+//! - `token`: tokens that expire, for 12 minutes (with the feature `soak`).
 //! - `removal`: the mesh from a file; `remove.yaml` leaves nothing behind on the nodes.
 //! - `demo`: `wireloom-demo kubernetes`, left up to look around, killed and interrupted.
 //! - `cluster`: the cluster itself comes and goes without a trace.
@@ -19,5 +21,8 @@ mod fleet;
 mod flows;
 mod image;
 mod manifests;
+mod metrics;
 mod pings;
 mod removal;
+#[cfg(feature = "soak")]
+mod token;
