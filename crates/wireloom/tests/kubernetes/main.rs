@@ -5,6 +5,7 @@
 //! - `manifests`: the Helm chart installs what kustomize does; whom the admission policy refuses.
 //! - `fleet`: installed, joined, left and uninstalled with nothing written by hand, under pings of which none is lost.
 //! - `metrics`: what `fleet` installs serves metrics at the nodes' addresses.
+//! - `felix`: keys shared with Calico's Felix, with the rights of the component for that.
 //! - `token`: tokens that expire, for 12 minutes (with the feature `soak`).
 //! - `removal`: the mesh from a file; `remove.yaml` leaves nothing behind on the nodes.
 //! - `demo`: `wireloom-demo kubernetes`, left up to look around, killed and interrupted.
@@ -16,6 +17,7 @@
 mod cluster;
 mod demo;
 mod disturbances;
+mod felix;
 mod fixtures;
 mod fleet;
 mod flows;
