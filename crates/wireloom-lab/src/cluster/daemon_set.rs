@@ -20,9 +20,6 @@ const DAEMON_SET: &str = "--namespace wireloom daemonset/wireloom";
 const CONTAINER: &str = "agent";
 const INIT_CONTAINER: &str = "boot-guard";
 
-/// What a user's kustomization adds to keep Wireloom from installing units on the hosts.
-const WITHOUT_BOOT_GUARD: &str = "components: [base/components/without-boot-guard]\n";
-
 /// The name under which `deploy/kubernetes` expects Wireloom's image.
 const IMAGE: &str = "wireloom";
 
@@ -60,6 +57,18 @@ impl DaemonSet {
         Ok(daemon_set)
     }
 
+    /// As [`DaemonSet::install`], but with a component of `deploy/kubernetes`.
+    ///
+    /// # Errors
+    /// As [`DaemonSet::install`].
+    pub fn with_component(cluster: &Cluster, tag: &str, component: &str) -> Result<Self> {
+        let daemon_set = Self::prepare(cluster)?;
+        daemon_set.choose("", tag)?;
+        daemon_set.add_component(component)?;
+        daemon_set.apply(cluster)?;
+        Ok(daemon_set)
+    }
+
     /// As [`DaemonSet::install`], but with an `agent.toml` of the user's own, which says what addresses pods have.
     /// Without that a node encrypts what its own pods send, and not what it forwards for others' pods.
     ///
@@ -68,10 +77,7 @@ impl DaemonSet {
     pub fn with_pools(cluster: &Cluster, tag: &str) -> Result<Self> {
         let daemon_set = Self::prepare(cluster)?;
         daemon_set.choose("", tag)?;
-        daemon_set.replace_in_config_map("agent.toml")?;
-        let settings = daemon_set.read("base/base/agent.toml")?;
-        let pools = format!("source = \"kubernetes\"\npools = {:?}", pools().map(|pool| pool.to_string()));
-        daemon_set.write("agent.toml", &settings.replace("source = \"kubernetes\"", &pools))?;
+        daemon_set.add_setting(&format!("pools = {:?}", pools().map(|pool| pool.to_string())))?;
         daemon_set.apply(cluster)?;
         Ok(daemon_set)
     }
@@ -118,6 +124,20 @@ impl DaemonSet {
         self.write("kustomization.yaml", &kustomization)
     }
 
+    /// Replaces `agent.toml` by one of the user's own, with this line more in `[membership]`.
+    fn add_setting(&self, line: &str) -> Result<()> {
+        self.replace_in_config_map("agent.toml")?;
+        let (settings, source) = (self.read("base/base/agent.toml")?, "source = \"kubernetes\"");
+        self.write("agent.toml", &settings.replace(source, &format!("{source}\n{line}")))
+    }
+
+    /// Adds a component, which is in force with the next [`DaemonSet::apply`]. There can be one.
+    fn add_component(&self, component: &str) -> Result<()> {
+        let line = format!("components: [base/components/{component}]\n");
+        let kustomization = self.read("kustomization.yaml")? + &line;
+        self.write("kustomization.yaml", &kustomization)
+    }
+
     /// Applies the user's directory, and waits until every agent is ready.
     ///
     /// # Errors
@@ -133,9 +153,18 @@ impl DaemonSet {
     /// # Errors
     /// As [`DaemonSet::install`].
     pub fn without_boot_guard(&self, cluster: &Cluster) -> Result<()> {
-        let kustomization = self.read("kustomization.yaml")? + WITHOUT_BOOT_GUARD;
-        self.write("kustomization.yaml", &kustomization)?;
+        self.add_component("without-boot-guard")?;
         self.apply(cluster)
+    }
+
+    /// Lets agents share keys with Calico's Felix, with the component that `deploy/kubernetes` has for that, once it is
+    /// applied again.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn share_with_felix(&self) -> Result<()> {
+        self.add_component("felix-peers")?;
+        self.add_setting("felix_peers = true")
     }
 
     /// Deletes the DaemonSet, and waits until its pods are gone.
@@ -146,15 +175,22 @@ impl DaemonSet {
         cluster.kubectl(&format!("delete {DAEMON_SET} --cascade=foreground --timeout 60s")).map(drop)
     }
 
-    /// Uninstalls Wireloom as docs/kubernetes.md says: applies the overlay for that, waits for it, and deletes
-    /// everything.
+    /// Begins to uninstall Wireloom as docs/kubernetes.md says: applies the overlay for that, and waits until every node
+    /// has left the mesh and is clean.
     ///
     /// # Errors
     /// When kubectl fails, or a node is not done in time.
-    pub fn uninstall(self, cluster: &Cluster, tag: &str) -> Result<()> {
+    pub fn take_off_nodes(&self, cluster: &Cluster, tag: &str) -> Result<()> {
         self.choose("overlays/uninstall", tag)?;
         cluster.kubectl(&format!("apply --kustomize {}", self.directory.display()))?;
-        self.wait(cluster)?;
+        self.wait(cluster)
+    }
+
+    /// Ends it: deletes everything.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn uninstall(self, cluster: &Cluster) -> Result<()> {
         cluster.kubectl(&format!("delete --kustomize {} --timeout 60s", self.directory.display())).map(drop)
     }
 

@@ -31,7 +31,12 @@ const MIGRATION: Duration = Duration::from_secs(15);
 /// Every API server that we use has these. Without Calico, a watch of none of them tells that the server is there.
 const ALWAYS_THERE: &str = "/apis/wireloom.io/v1alpha1/wireloomnodes";
 
-const MIGRATIONS: &str = "/apis/migration.projectcalico.org/v1/datastoremigrations";
+/// In both versions of Calico's releases, the deprecated one last
+/// (kube-controllers/pkg/apis/migration/v1beta1/types.go of Calico).
+const MIGRATIONS: [&str; 2] = [
+    "/apis/migration.projectcalico.org/v1/datastoremigrations",
+    "/apis/migration.projectcalico.org/v1beta1/datastoremigrations",
+];
 
 /// What is followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,17 +136,24 @@ impl CalicoObjects {
         let v1 = self.server.knows(&self.path(Group::V1), &what).await?;
         let v3 = self.server.knows(&self.path(Group::V3), &what).await;
         let is_down = |error: &StoreError| matches!(error.problem, StoreProblem::Unavailable { .. });
-        let migrates = v1
-            && v3.as_ref().map_or_else(is_down, |served| *served)
-            && self.server.knows(MIGRATIONS, "look for Calico's DatastoreMigrations").await?;
+        let mut migrations = None;
+        if v1 && v3.as_ref().map_or_else(is_down, |served| *served) {
+            for path in MIGRATIONS {
+                if migrations.is_none()
+                    && self.server.knows(path, "look for Calico's DatastoreMigrations").await?
+                {
+                    migrations = Some(path);
+                }
+            }
+        }
         let v3 = match v3 {
             // An API server of Calico's that serves a view of the old group is down.
-            Err(error) if v1 && !migrates && is_down(&error) => false,
+            Err(error) if v1 && migrations.is_none() && is_down(&error) => false,
             v3 => v3?,
         };
         let mut migration = Migration::None;
-        if migrates {
-            let selection = selection("Calico's DatastoreMigrations", MIGRATIONS.into(), None, phase);
+        if let Some(path) = migrations {
+            let selection = selection("Calico's DatastoreMigrations", path.into(), None, phase);
             let listed = Objects::new(Arc::clone(&self.server), selection).list().await?;
             migration = Migration::of(&listed.objects);
         }

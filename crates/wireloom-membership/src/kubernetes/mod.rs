@@ -77,7 +77,8 @@ pub enum Workloads {
     Calico,
 }
 
-/// The state of this node for people: `WireloomNodeStatus`, and an Event for each condition that begins.
+/// The state of this node for people: `WireloomNodeStatus`, and an Event for each condition that begins. The default is
+/// that of a node that has left the mesh: it has no `WireloomNodeStatus`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// One word or two, such as "Encrypted" or "NotEncrypted": what `kubectl get` shows.
@@ -90,6 +91,12 @@ pub struct Report {
     pub peers: (u32, u32),
     /// The warnings in sentences, worst first.
     pub warnings: Vec<String>,
+}
+
+impl Report {
+    fn has_left(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Reads the mesh once.

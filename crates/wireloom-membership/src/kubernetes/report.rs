@@ -57,7 +57,12 @@ impl Reporter {
                 report = reports.recv() => {
                     let Some(report) = report else { return };
                     if wanted.as_ref() != Some(&report) {
-                        self.tell(wanted.as_ref(), &report).await;
+                        if report.has_left() {
+                            // The agent may end soon.
+                            not_before = Instant::now();
+                        } else {
+                            self.tell(wanted.as_ref(), &report).await;
+                        }
                         wanted = Some(report);
                     }
                 }
@@ -77,6 +82,7 @@ impl Reporter {
 
     /// Makes Events of what begins with this report.
     async fn tell(&mut self, before: Option<&Report>, report: &Report) {
+        let before = before.filter(|before| !before.has_left());
         let Some(owner) = self.owner.get() else { return };
         for news in self.events.begun(before, report, Instant::now()) {
             let event = news.event(&self.node, &owner.uid, Timestamp::now());
@@ -91,6 +97,10 @@ impl Reporter {
     }
 
     async fn write(&self, report: &Report) -> Result<(), StoreError> {
+        if report.has_left() {
+            let what = format!("delete the WireloomNodeStatus {:?}", self.node);
+            return self.server.delete(PATH, &self.node, &what).await;
+        }
         let operation = format!("write the WireloomNodeStatus {:?}", self.node);
         let Some(owner) = self.owner.get() else {
             let why = format!("there is no Node {:?} that would own it", self.node);

@@ -79,6 +79,11 @@ impl Publishing {
         self.following.publishes()
     }
 
+    /// Whether this node is leaving the mesh and its peers have gone direct, or it has left.
+    pub(super) fn is_going(&self) -> bool {
+        matches!(self.leaving.phase(), Phase::Removing | Phase::Out)
+    }
+
     /// The source that is followed.
     pub(super) fn following(&self) -> &Following {
         &self.following
@@ -247,6 +252,10 @@ impl Agent {
         let now = self.started.elapsed();
         let is_new = self.publishing.leaving.go_on(is_published, has_record, now);
         let phase = self.publishing.leaving.phase();
+        if is_new && self.publishing.is_going() {
+            // How this node is concerns nobody any more. Its agent may end before the next examination.
+            self.tell_of_leaving();
+        }
         if is_new && phase == Phase::Out {
             tracing::info!("this node has left the mesh; its traffic is direct");
             // Unless it is to join again already.
@@ -267,8 +276,7 @@ impl Agent {
     /// there would be no plan to be direct by. Not before: as long as the store has not taken the announcement, the
     /// peers expect this node to encrypt.
     pub(super) fn with_own_record(&self, mut mesh: Cluster) -> Cluster {
-        let phase = self.publishing.leaving.phase();
-        if !self.publishing.is_on() || !matches!(phase, Phase::Removing | Phase::Out) {
+        if !self.publishing.is_on() || !self.publishing.is_going() {
             return mesh;
         }
         let own = &self.config.settings.node;

@@ -31,6 +31,10 @@ impl Agent {
         if !self.publishing.is_on() {
             return;
         }
+        if self.publishing.is_going() {
+            self.tell_of_leaving();
+            return;
+        }
         let encrypted = health.peers.iter().filter(|peer| peer.encrypted == Encryption::Encrypted).count();
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let state = State {
@@ -62,6 +66,12 @@ impl Agent {
             warnings: sentences.take(TOLD).collect(),
         });
         self.watching.told = Some(state);
+    }
+
+    /// Tells that this node has left the mesh, so that there is no more to tell.
+    pub(super) fn tell_of_leaving(&mut self) {
+        self.watching.told = None;
+        self.publishing.following().report(Report::default());
     }
 
     /// The warnings of the plan, and what the agent alone knows and does not change by the second.

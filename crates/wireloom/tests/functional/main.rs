@@ -19,7 +19,8 @@
 //! | [`agent::upgrade`] | that an unscoped rule is replaced in the right order, and others' objects stay |
 //! | [`agent::ownership`] | that the table of another program is refused, and nothing of others is touched |
 //! | `agent::borrowed` | that the address of another block that a pod has is found, published and encrypted |
-//! | `agent::felix` | that it works beside Calico's Felix, and what it costs to move from Felix's WireGuard |
+//! | `agent::felix` | that it works beside Calico's Felix |
+//! | `agent::migration` | what it costs to move from Felix's WireGuard, node by node, and back |
 //! | `agent::guard` | that nothing leaves or enters in plaintext, whatever disturbs routes, firewall, agent or device |
 //! | `agent::broken` | what `wireloom status` says of broken states, how soon, and that it is true |
 //! | `agent::host_mode` | that host mode locks nobody out: exempt addresses, warnings, the way there and back |

@@ -13,6 +13,7 @@ use serde_json::json;
 use wireloom_lab::{ClusterLayout, PATIENCE, Place, until};
 
 use crate::{
+    felix::assert_keys_are_shared,
     fixtures::{BOOT_UNIT, TAGS, WithWireloom, change_key, wireloom},
     pings::{Cost, Pings, pod, start, start_pods, wait_for_answer},
 };
@@ -133,13 +134,17 @@ fn a_killed_container_costs_no_secrecy() {
 
 #[test]
 fn a_deleted_daemon_set_costs_no_secrecy() {
-    let cost = Stage::new().cost(|on| {
+    let mut stage = Stage::new();
+    let cost = stage.cost(|on| {
         on.daemon_set.delete(&on.cluster).unwrap();
         thread::sleep(WITHOUT);
         on.daemon_set.apply(&on.cluster).unwrap();
     });
     let disturbance = format!("DaemonSet deleted, and made again after {} s", WITHOUT.as_secs());
     cost.judge(&disturbance, Expected::Anything, Expected::Nothing);
+
+    // The same cluster serves for one thing more.
+    assert_keys_are_shared(&stage.on.cluster, &stage.on.daemon_set);
 }
 
 /// Restarts `node-c`. Measures what pods of the other nodes lose, and all plaintext between pods.

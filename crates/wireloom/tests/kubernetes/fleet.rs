@@ -1,18 +1,22 @@
 //! The mesh from the API server: `kubectl apply -k deploy/kubernetes` and nothing written by hand, nodes that come and
 //! go, and the way out. All of it under pings, one in 10 ms, of which none is lost.
 
-use std::{collections::BTreeSet, fs, thread, time::Duration};
+use std::{collections::BTreeSet, time::Instant};
 
 use wireloom_lab::{Cluster, ClusterLayout, DaemonSet, Node, PATIENCE, until};
 
 use crate::{
-    fixtures::{BOOT_UNIT, IMAGES, TAGS, WORKLOAD, change_key},
-    pings::{Pings, start_pods, wait_for_answer},
+    fixtures::{BOOT_UNIT, IMAGES, TAGS, WORKLOAD},
+    metrics::{POD_MONITORS, assert_metrics},
+    pings::{Pings, pod_name, start_pods, wait_for_answer},
 };
 
-/// Three nodes, no Wireloom, and a pod on each node that is in the cluster: `pod-a` and so on.
-fn cluster() -> Cluster {
-    let cluster = Cluster::new(&ClusterLayout { nodes: 3, ..ClusterLayout::default() }, &WORKLOAD).unwrap();
+/// How many nodes Wireloom is installed on under pings.
+const JOINING: u8 = if cfg!(feature = "soak") { 6 } else { 3 };
+
+/// So many nodes, and no Wireloom.
+fn cluster(nodes: u8) -> Cluster {
+    let cluster = Cluster::new(&ClusterLayout { nodes, ..ClusterLayout::default() }, &WORKLOAD).unwrap();
     cluster.import(&IMAGES[0]).unwrap();
     cluster
 }
@@ -25,14 +29,17 @@ fn names(cluster: &Cluster, kind: &str) -> BTreeSet<String> {
 
 #[test]
 fn joining_and_uninstalling_lose_nothing_and_leave_nothing() {
-    let cluster = cluster();
+    let cluster = cluster(JOINING);
+    cluster.apply(POD_MONITORS).unwrap();
     start_pods(&cluster, cluster.nodes());
-    let pings = Pings::start(&cluster);
+    let pings = Pings::among(&cluster, cluster.nodes());
 
-    let daemon_set = DaemonSet::install(&cluster, TAGS[0]).unwrap();
+    let began = Instant::now();
+    let daemon_set = DaemonSet::with_component(&cluster, TAGS[0], "metrics").unwrap();
     daemon_set.wait_for_proofs(&cluster).unwrap();
+    let took = began.elapsed().as_secs_f64();
     let cost = pings.stop();
-    println!("figure: joining: {cost}");
+    println!("figure: {JOINING} nodes join, until all are proven after {took:.1} s: {cost}");
     assert_eq!(cost.lost, 0, "joining: {cost}");
     let nodes: BTreeSet<String> = cluster.nodes().iter().map(|node| node.name.clone()).collect();
     assert_eq!(names(&cluster, "wireloomnodes"), nodes);
@@ -42,16 +49,23 @@ fn joining_and_uninstalling_lose_nothing_and_leave_nothing() {
     .unwrap();
 
     // From here on nothing between pods is in plaintext.
-    let pings = Pings::start(&cluster);
+    let pings = Pings::among(&cluster, cluster.nodes());
     pings.wait_for_answers();
+    assert_metrics(&cluster);
     let cost = pings.stop();
     assert_eq!((cost.lost, cost.plaintext), (0, 0), "encrypted: {cost}");
 
-    let pings = Pings::start(&cluster);
-    daemon_set.uninstall(&cluster, TAGS[0]).unwrap();
+    let pings = Pings::among(&cluster, cluster.nodes());
+    let began = Instant::now();
+    daemon_set.take_off_nodes(&cluster, TAGS[0]).unwrap();
+    for kind in ["wireloomnodes", "wireloomnodestatuses"] {
+        until(PATIENCE, kind, || names(&cluster, kind).is_empty().then_some(())).unwrap();
+    }
+    daemon_set.uninstall(&cluster).unwrap();
     pings.wait_for_answers();
+    let took = began.elapsed().as_secs_f64();
     let cost = pings.stop();
-    println!("figure: uninstalling: {cost}");
+    println!("figure: {JOINING} nodes are uninstalled in {took:.1} s: {cost}");
     assert_eq!(cost.lost, 0, "uninstalling: {cost}");
     cluster.nodes().iter().for_each(assert_clean);
     for kind in ["namespaces", "clusterroles", "clusterrolebindings", "validatingadmissionpolicies", "crds"] {
@@ -74,7 +88,7 @@ fn assert_clean(node: &Node) {
 
 #[test]
 fn nodes_come_go_and_come_back_as_others() {
-    let mut cluster = cluster();
+    let mut cluster = cluster(3);
     cluster.take_out(2).unwrap();
     start_pods(&cluster, &cluster.nodes()[..2]);
     let daemon_set = DaemonSet::install(&cluster, TAGS[0]).unwrap();
@@ -96,10 +110,15 @@ fn nodes_come_go_and_come_back_as_others() {
         let node = cluster.get(&format!("node {name}")).unwrap();
         assert_eq!(record["metadata"]["ownerReferences"][0]["uid"], node["metadata"]["uid"]);
         keys.insert(record["spec"]["publicKey"].as_str().unwrap().to_owned());
-        // It goes without a word, and its record goes with its Node.
+        // It goes without a word, and what it wrote goes with its Node.
+        until(PATIENCE, "the node to report", || {
+            names(&cluster, "wireloomnodestatuses").contains(name).then_some(())
+        })
+        .unwrap();
         cluster.take_out(2).unwrap();
-        until(2 * PATIENCE, "the record to go", || {
-            (!names(&cluster, "wireloomnodes").contains(name)).then_some(())
+        until(2 * PATIENCE, "record and status to go", || {
+            let left = ["wireloomnodes", "wireloomnodestatuses"].map(|kind| names(&cluster, kind));
+            (!left.iter().any(|names| names.contains(name))).then_some(())
         })
         .unwrap();
     }
@@ -110,45 +129,5 @@ fn nodes_come_go_and_come_back_as_others() {
 }
 
 fn pod_of(cluster: &Cluster, node: &Node) -> wireloom_lab::Place {
-    cluster.pod(&node.name.replace("node", "pod")).unwrap()
-}
-
-/// The shortest life of a token that the API server grants, in seconds, and the token as the agent's container sees it.
-const TOKEN_LIFE: u64 = 600;
-const TOKEN: &str = r#"
-- {op: replace, path: /spec/template/spec/automountServiceAccountToken, value: false}
-- op: add
-  path: /spec/template/spec/containers/0/volumeMounts/-
-  value: {name: token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
-- op: add
-  path: /spec/template/spec/volumes/-
-  value:
-    name: token
-    projected:
-      sources:
-        - serviceAccountToken: {path: token, expirationSeconds: 600}
-        - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
-        - downwardAPI: {items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]}
-"#;
-
-#[test]
-#[ignore = "takes 12 minutes: scripts/soak kubernetes"]
-fn a_token_rotates() {
-    let cluster = cluster();
-    start_pods(&cluster, cluster.nodes());
-    let daemon_set = DaemonSet::install(&cluster, TAGS[0]).unwrap();
-    let patch = cluster.directory().join("token.yaml");
-    fs::write(&patch, TOKEN).unwrap();
-    let line = "--namespace wireloom patch daemonset wireloom --type json --patch-file";
-    cluster.kubectl(&format!("{line} {}", patch.display())).unwrap();
-    daemon_set.wait(&cluster).unwrap();
-    daemon_set.wait_for_proofs(&cluster).unwrap();
-    let pings = Pings::start(&cluster);
-    // The first token is worth nothing any more after this, and the API server ends no watch before.
-    thread::sleep(Duration::from_secs(TOKEN_LIFE + 60));
-    pings.wait_for_answers();
-    let cost = pings.stop();
-    println!("figure: over the life of a token: {cost}");
-    assert_eq!((cost.lost, cost.plaintext), (0, 0), "{cost}");
-    change_key(&cluster, &daemon_set);
+    cluster.pod(&pod_name(node)).unwrap()
 }

@@ -9,10 +9,13 @@ use std::{
 use serde_json::{Value, json};
 use wireloom_lab::{Cluster, ClusterLayout, PATIENCE, copy_manifests, finish, until};
 
-use crate::fixtures::{WORKLOAD, root};
+use crate::{
+    fixtures::{WORKLOAD, root},
+    metrics::POD_MONITORS,
+};
 
 /// The chart's values and the kustomization that say the same.
-const VARIANTS: [(&str, &str); 4] = [
+const VARIANTS: [(&str, &str); 5] = [
     ("", "resources: [base]"),
     (
         "--set image.repository=registry.example.com/wireloom --set image.tag=2",
@@ -23,6 +26,7 @@ const VARIANTS: [(&str, &str); 4] = [
         "--set bootGuard=false --set felixPeers=true",
         "resources: [base]\ncomponents: [base/components/without-boot-guard, base/components/felix-peers]",
     ),
+    ("--set metrics.enabled=true", "resources: [base]\ncomponents: [base/components/metrics]"),
 ];
 
 /// A record of `node`, as YAML and JSON alike.
@@ -213,6 +217,9 @@ fn an_agent_writes_its_own_record_and_no_other() {
 }
 
 fn helm_renders_what_kustomize_does(stage: &Stage) {
+    stage.cluster.apply(POD_MONITORS).unwrap();
+    let line = "wait --for condition=Established crd/podmonitors.monitoring.coreos.com --timeout 20s";
+    stage.cluster.kubectl(line).unwrap();
     for (values, kustomization) in VARIANTS {
         let directory = stage.cluster.directory().join("manifests");
         fs::write(directory.join("kustomization.yaml"), kustomization).unwrap();

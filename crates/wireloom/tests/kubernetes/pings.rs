@@ -33,7 +33,7 @@ impl fmt::Display for Cost {
     }
 }
 
-/// `pod-a` and `pod-b`, which ping each other in both families, and a capture.
+/// Pods that ping each other in both families, and a capture.
 pub(crate) struct Pings {
     pingers: Vec<Pinger>,
     capture: Capture,
@@ -42,13 +42,20 @@ pub(crate) struct Pings {
 }
 
 impl Pings {
-    /// Starts as soon as both answer.
+    /// `pod-a` and `pod-b` ping each other. Starts as soon as both answer.
     pub(crate) fn start(cluster: &Cluster) -> Self {
-        let [a, b] = ["pod-a", "pod-b"].map(|name| cluster.pod(name).unwrap());
-        let both_ways = || [(&a, &b), (&b, &a)].into_iter();
-        both_ways().for_each(|(from, to)| wait_for_answer(from, to));
+        Self::among(cluster, &cluster.nodes()[..2])
+    }
+
+    /// The pods of [`start_pods`] on these nodes: each pings every other one. Starts as soon as all answer.
+    pub(crate) fn among(cluster: &Cluster, nodes: &[Node]) -> Self {
+        let places: Vec<_> = nodes.iter().map(|node| cluster.pod(&pod_name(node)).unwrap()).collect();
+        let ordered = places.iter().flat_map(|from| places.iter().map(move |to| (from, to)));
+        let pairs: Vec<_> = ordered.filter(|(from, to)| from.name != to.name).collect();
+        pairs.iter().for_each(|(from, to)| wait_for_answer(from, to));
         let capture = Capture::open(cluster.lab.underlay()).unwrap();
-        let pingers = both_ways()
+        let pingers = pairs
+            .iter()
             .flat_map(|(from, to)| FAMILIES.map(|family| Pinger::start(from, to, family, INTERVAL).unwrap()));
         let pods = cluster.nodes().iter().flat_map(|node| node.block).collect();
         Self { pingers: pingers.collect(), capture, pods }
@@ -64,6 +71,7 @@ impl Pings {
     }
 
     pub(crate) fn stop(self) -> Cost {
+        self.pingers.iter().for_each(Pinger::end);
         let mut cost = Cost::default();
         for report in self.pingers.into_iter().map(|pinger| pinger.stop().unwrap()) {
             cost.sent += report.sent;
@@ -128,8 +136,11 @@ pub(crate) fn start(cluster: &Cluster, pods: &[Value]) {
 
 /// Starts a pod on each of these nodes: `pod-a` on `node-a`, and so on.
 pub(crate) fn start_pods(cluster: &Cluster, nodes: &[Node]) {
-    let pods = nodes
-        .iter()
-        .map(|node| pod(&node.name.replace("node", "pod"), &node.name, WORKLOAD_IMAGE, &[WORKLOAD_PROGRAM]));
+    let pods = nodes.iter().map(|node| pod(&pod_name(node), &node.name, WORKLOAD_IMAGE, &[WORKLOAD_PROGRAM]));
     start(cluster, &pods.collect::<Vec<_>>());
+}
+
+/// The name of the pod that [`start_pods`] starts on a node.
+pub(crate) fn pod_name(node: &Node) -> String {
+    node.name.replace("node", "pod")
 }

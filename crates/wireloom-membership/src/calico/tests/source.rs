@@ -24,6 +24,7 @@ const BLOCKS: &str = "/apis/crd.projectcalico.org/v1/blockaffinities";
 const POOLS_V3: &str = "/apis/projectcalico.org/v3/ippools";
 const BLOCKS_V3: &str = "/apis/projectcalico.org/v3/blockaffinities";
 const MIGRATIONS: &str = "/apis/migration.projectcalico.org/v1/datastoremigrations";
+const MIGRATIONS_BETA: &str = "/apis/migration.projectcalico.org/v1beta1/datastoremigrations";
 const KEY: &str = "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=";
 const KEY_OF_FELIX: &str = "75b/PKFeTdjHIG0nplcoBE35+eSCqfXFtM+LpUfxE2k=";
 const KEY_OF_N2: &str = "H1KT8LUdVs2rKvTeGSloB3SLSOBeKss/lXD2fomnwz4=";
@@ -205,9 +206,18 @@ fn pod_cidrs_do_without_calico_and_a_host_without_a_block_waits_for_one() {
 
 #[test]
 fn a_migration_is_followed_from_group_to_group() {
-    let twin = twin(&[POOLS, BLOCKS, POOLS_V3, BLOCKS_V3, MIGRATIONS]);
+    follow_a_migration(MIGRATIONS);
+}
+
+#[test]
+fn a_migration_of_a_first_release_is_followed_too() {
+    follow_a_migration(MIGRATIONS_BETA);
+}
+
+fn follow_a_migration(migrations: &str) {
+    let twin = twin(&[POOLS, BLOCKS, POOLS_V3, BLOCKS_V3, migrations]);
     let migrate = |phase: &str| {
-        twin.put(MIGRATIONS, json!({"metadata": {"name": "v1-to-v3"}, "status": {"phase": phase}}));
+        twin.put(migrations, json!({"metadata": {"name": "v1-to-v3"}, "status": {"phase": phase}}));
     };
     twin.put(BLOCKS, block("n1", "10.162.0.16/29"));
     let mut copy = block("n1", "10.162.0.24/29");
@@ -221,7 +231,7 @@ fn a_migration_is_followed_from_group_to_group() {
     followed.wait("the new group", |it| it.workloads() == Some(cidrs(&["10.162.0.24/29"])));
     twin.remove_kind(BLOCKS);
     twin.remove_kind(POOLS);
-    twin.remove_kind(MIGRATIONS);
+    twin.remove_kind(migrations);
     twin.cut_watches();
     twin.put(BLOCKS_V3, block("n1", "10.162.0.0/29"));
     followed.wait("a change", |it| it.workloads() == Some(cidrs(&["10.162.0.0/29", "10.162.0.24/29"])));

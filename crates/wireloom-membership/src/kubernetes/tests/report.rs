@@ -79,6 +79,24 @@ async fn the_status_follows_at_most_once_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_has_left_has_no_status() {
+    let twin = twin_with_node();
+    let reports = reporter(&twin).await;
+    for _ in 0..2 {
+        reports.send(report("Encrypted", &[])).unwrap();
+        state(&twin, "Encrypted").await;
+        // What waits for its minute does not come afterwards.
+        reports.send(report("NotEncrypted", &[])).unwrap();
+        reports.send(Report::default()).unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert!(twin.get(STATUSES, "n1").is_none());
+        sleep(Duration::from_secs(100)).await;
+        assert!(twin.get(STATUSES, "n1").is_none());
+    }
+    assert_eq!(twin.all(EVENTS).len(), 1, "that it was not encrypted: {:?}", twin.all(EVENTS));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_outage_only_delays_the_status() {
     let twin = twin_with_node();
     let reports = reporter(&twin).await;

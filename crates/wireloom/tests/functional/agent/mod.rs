@@ -11,6 +11,8 @@ mod host_mode;
 pub(crate) mod matrix;
 pub(crate) mod membership;
 mod metrics;
+#[cfg(feature = "slow")]
+mod migration;
 mod mtu;
 pub(crate) mod ownership;
 mod preshared;
