@@ -13,13 +13,17 @@ use std::{
     ptr,
 };
 
-use wireloom_proto::{Endpoint, LocalAddress};
+use wireloom_proto::{Endpoint, LocalAddress, MessageKind};
 
 use crate::batch::{GsoRun, INBOUND_MAX, InboundBatch, OUTBOUND_MAX};
 
-/// Room for two control messages, in bytes: one with a local address of the larger family, and one with the size of a
-/// run's datagrams, which is an int when received and shorter when sent.
-const CONTROL_LEN: usize = space(size_of::<libc::in6_pktinfo>()) + space(size_of::<libc::c_int>());
+/// Room for three control messages, in bytes: one with a local address of the larger family, one with the size of a
+/// run's datagrams, which is an int when received and shorter when sent, and one with the service class, an int.
+const CONTROL_LEN: usize = space(size_of::<libc::in6_pktinfo>()) + 2 * space(size_of::<libc::c_int>());
+
+/// The type of service of initiations and responses: AF41, so that they get through where data is queued; the kernel's
+/// `HANDSHAKE_DSCP` (drivers/net/wireguard/messages.h). All other datagrams have 0.
+const HANDSHAKE_SERVICE: libc::c_int = 0x88;
 
 /// The room that a control message with `len` bytes of data takes.
 const fn space(len: usize) -> usize {
@@ -146,6 +150,10 @@ impl Sender {
             let mut control = Control { bytes: &mut targets.control, used: 0 };
             if let Some(local) = run.to.local {
                 control.write_local(local);
+            }
+            if matches!(MessageKind::classify(run.bytes), Ok(MessageKind::Initiation | MessageKind::Response))
+            {
+                control.write_service(run.to.remote.is_ipv4(), HANDSHAKE_SERVICE);
             }
             if run.count > 1 {
                 control.write(libc::SOL_UDP, libc::UDP_SEGMENT, run.size as u16);
@@ -277,6 +285,15 @@ impl Control<'_> {
                 };
                 self.write(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
             }
+        }
+    }
+
+    /// Sets the datagram's type of service, or traffic class.
+    fn write_service(&mut self, is_v4: bool, service: libc::c_int) {
+        if is_v4 {
+            self.write(libc::IPPROTO_IP, libc::IP_TOS, service);
+        } else {
+            self.write(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, service);
         }
     }
 

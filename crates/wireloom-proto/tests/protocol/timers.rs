@@ -1,6 +1,7 @@
 //! Every timer, with its value from the paper.
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use wireloom_proto::message::DATA_OVERHEAD;
@@ -120,6 +121,30 @@ fn the_initiator_renews_at_120_seconds_when_it_sends() {
         confirmation.is_keepalive() && confirmation.from == address(1),
         "a keepalive confirms the session"
     );
+}
+
+/// Another thread has sealed a packet, and its signal takes its time.
+#[test]
+fn a_late_request_for_renewal_does_not_renew_the_session_that_came_meanwhile() {
+    let mut world = World::pair();
+    world.assert_connected();
+    world.run(Duration::from_secs(121));
+    let initiations = world.count(MessageKind::Initiation);
+    let now = world.now();
+    let bob = world.nodes[BOB].public_key;
+    let device = &mut world.nodes[ALICE].device;
+    let path = Arc::clone(device.peer(&bob).expect("a peer").path);
+    let sealed = path.seal(now.monotonic, std::iter::once(&mut [0; 64][..])).expect("a session");
+    let signal = sealed.signal.expect("the session is old");
+    device.begin_handshake(now, path.id());
+    world.poll(ALICE);
+    // Longer than it takes until another initiation may be sent.
+    world.run(Duration::from_secs(6));
+    let now = world.now();
+    world.nodes[ALICE].device.handle_signal(now, signal);
+    world.poll(ALICE);
+    assert_eq!(world.count(MessageKind::Initiation), initiations + 1);
+    world.assert_connected();
 }
 
 #[test]

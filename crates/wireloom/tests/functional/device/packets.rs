@@ -2,14 +2,15 @@
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
+    process::Command,
     time::{Duration, Instant},
 };
 
-use wireloom_lab::{Capture, Content, PATIENCE, until};
+use wireloom_lab::{Capture, Content, Layout, PATIENCE, until};
 use wireloom_plan::routing::Family;
 
 use crate::fixtures::{
-    device::{drops, process},
+    device::{drops, process, request},
     transfer::uninterrupted,
     tunnel::{PORT, Program, Tunnel, all_answered, inner, ping},
 };
@@ -68,6 +69,25 @@ fn every_datagram_carries_the_firewall_mark() {
     tunnel.settle();
     node.run("wg set wg0 fwmark 0").unwrap();
     assert!(!ping(node, inner(1)[0]));
+}
+
+#[test]
+fn handshake_messages_have_the_kernels_service_class_and_data_has_none() {
+    for family in [Family::V4, Family::V6] {
+        let tunnel = Tunnel::new(&[Program::Wireloom; 2]);
+        let ip = if family == Family::V4 { "ip" } else { "ip6" };
+        // With UDP's header, an initiation has 156 bytes and a response 100, which no data message has.
+        let others_are_lost = format!(
+            "table inet test {{ chain output {{\n type filter hook output priority 0\n \
+             oifname eth0 udp length {{ 100, 156 }} {ip} dscp != af41 drop\n \
+             oifname eth0 udp dport {PORT} udp length != {{ 100, 156 }} {ip} dscp != cs0 drop\n }}\n }}\n"
+        );
+        for (place, other) in [(0, 1), (1, 0)] {
+            tunnel.node(place).host.space.feed("nft -f -", &others_are_lost).unwrap();
+            tunnel.set_endpoint(place, other, family);
+        }
+        tunnel.settle();
+    }
 }
 
 #[test]
@@ -182,4 +202,79 @@ fn malformed_and_truncated_messages_of_every_type_are_dropped_silently() {
     assert!(silence.is_err(), "garbage was answered: {silence:?}");
     assert_eq!(process(node), served_by);
     tunnel.settle();
+}
+
+#[test]
+fn an_endpoint_that_is_routed_into_the_interface_makes_no_storm() {
+    let tunnel = Tunnel::established();
+    let node = tunnel.node(0);
+    let endpoint = tunnel.endpoint(1, Family::V4).ip();
+    let [inside, _] = inner(1);
+    tunnel.set_peer(0, 1, "allowed-ips 0.0.0.0/0,::/0");
+    let sent = || {
+        let interfaces = node.run("cat /proc/net/dev").unwrap();
+        let (_, counters) = interfaces.split_once("wg0:").expect("the interface");
+        // The first of what is sent is bytes.
+        counters.split_whitespace().nth(9).unwrap().parse::<u64>().unwrap()
+    };
+    let before = sent();
+    node.run(&format!("ip route add {endpoint}/32 dev wg0")).unwrap();
+    // A packet that fits, and one whose datagrams are fragmented on their way into the interface.
+    for size in ["56", "1392"] {
+        let mut command = Command::new("ping");
+        command.args(["-n", "-q", "-c1", "-W1", "-s", size]).arg(inside.to_string());
+        assert!(
+            !node.host.space.output(&mut command).unwrap().status.success(),
+            "there is no way to the peer"
+        );
+    }
+    let looping = || {
+        let answer = request(node, "get_drops=1\n\n");
+        answer.lines().any(|line| line.starts_with("routing-loop=") && line != "routing-loop=0").then_some(())
+    };
+    until(PATIENCE, "the loop to be counted", looping).unwrap();
+    // Without an end to it, each ping is a hundred thousand packets a second.
+    let packets = sent() - before;
+    assert!(packets < 100, "{packets} packets");
+    node.run(&format!("ip route delete {endpoint}/32 dev wg0")).unwrap();
+    tunnel.settle();
+}
+
+#[test]
+fn the_source_address_follows_the_route_to_another_uplink() {
+    let layout = Layout { nodes: 2, pods: 0, ..Layout::default() };
+    let tunnel = Tunnel::between(&[Program::Wireloom; 2], &layout);
+    // A second uplink for both, and an address of the second node that either leads to.
+    let ends = [0, 1].map(|place| tunnel.endpoint(place, Family::V6).ip());
+    for (place, node) in tunnel.lab.nodes.iter().enumerate() {
+        let (own, other) = (ends[place], ends[1 - place]);
+        let link = format!("type vxlan id 7 dstport 4789 local {own} remote {other} dev eth0");
+        node.run(&format!("ip link add up1 {link}")).unwrap();
+        node.run(&format!("ip address add 10.77.0.{}/24 dev up1", place + 1)).unwrap();
+        node.run("ip link set up1 up").unwrap();
+        node.run("sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0").unwrap();
+        node.run("sysctl -w net.ipv4.conf.up1.rp_filter=0").unwrap();
+    }
+    let [near, far] = [0, 1].map(|place| tunnel.node(place));
+    let [near_address, far_address] = [0, 1].map(|place| tunnel.endpoint(place, Family::V4).ip());
+    far.run("ip address add 203.0.113.1/32 dev lo").unwrap();
+    near.run(&format!("ip route add 203.0.113.1/32 via {far_address} dev eth0")).unwrap();
+    tunnel.set_peer(0, 1, &format!("endpoint 203.0.113.1:{PORT}"));
+    tunnel.settle();
+    tunnel.settle_from(1, 0);
+    assert_eq!(tunnel.shown(1, "endpoints"), format!("{near_address}:{PORT}"));
+    // The first uplink fails somewhere on the way, and routing finds the other one. A device that stays with its address
+    // is cut off until its handshake is overdue, 15 s later.
+    far.run(&format!("ip route add blackhole {near_address}/32")).unwrap();
+    near.run("ip route replace 203.0.113.1/32 via 10.77.0.2 dev up1").unwrap();
+    let inside = inner(1)[0];
+    let answered = || ping(near, inside).then_some(());
+    until(Duration::from_secs(8), "a ping by way of the other uplink", answered).unwrap();
+    assert_eq!(tunnel.shown(1, "endpoints"), format!("10.77.0.1:{PORT}"));
+    // Back again.
+    far.run(&format!("ip route delete blackhole {near_address}/32")).unwrap();
+    far.run("ip route add blackhole 10.77.0.1/32").unwrap();
+    near.run(&format!("ip route replace 203.0.113.1/32 via {far_address} dev eth0")).unwrap();
+    until(Duration::from_secs(8), "a ping by way of the first uplink", answered).unwrap();
+    assert_eq!(tunnel.shown(1, "endpoints"), format!("{near_address}:{PORT}"));
 }
