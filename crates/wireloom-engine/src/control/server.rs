@@ -27,6 +27,7 @@ use nix::{
     },
     unistd::geteuid,
 };
+use socket2::{Domain, SockAddr, Socket, Type};
 use wireloom_types::check_directory;
 use zeroize::Zeroizing;
 
@@ -90,7 +91,7 @@ impl Server {
                 .map_err(|error| io::Error::new(io::ErrorKind::PermissionDenied, error))?;
         }
         let begun = Instant::now();
-        while UnixStream::connect(path).is_ok() {
+        while is_served(path)? {
             if begun.elapsed() > ENDING {
                 return Ok(None);
             }
@@ -150,6 +151,15 @@ impl Drop for Server {
         // This wakes the accepting thread, which then ends.
         let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
     }
+}
+
+/// Whether a process listens on the socket. It may hang, and its queue may be full: nobody waits for it.
+fn is_served(path: &Path) -> io::Result<bool> {
+    let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    Ok(match probe.connect(&SockAddr::unix(path)?) {
+        Ok(()) => true,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    })
 }
 
 /// Accepts clients until the socket is shut down.

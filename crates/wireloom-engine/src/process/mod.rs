@@ -17,7 +17,7 @@ use nix::{
 use wireloom_types::{Mode, PeerLookup, interface::control_socket};
 
 use self::{
-    poll::{nothing, readable},
+    poll::{deleted, nothing, readable},
     threads::Threads,
 };
 use crate::{
@@ -157,9 +157,15 @@ impl Interface {
                 Err(error) => return Err(error),
             };
             let woken = self.wait(timeout)?;
+            if woken.interface_deleted {
+                return Ok(End::InterfaceDeleted);
+            }
             if woken.socket_touched && !self.server.is_in_place() {
-                self.engine.tun().set_persistent(false)?;
-                return Ok(End::SocketRemoved);
+                return match self.engine.tun().set_persistent(false) {
+                    // Whoever removed the socket has deleted the interface before.
+                    Err(error) if error.raw_os_error() == Some(libc::EBADFD) => Ok(End::InterfaceDeleted),
+                    outcome => outcome.map(|()| End::SocketRemoved),
+                };
             }
             if woken.signalled && self.handle_signals()? {
                 return Ok(End::Signalled);
@@ -173,6 +179,8 @@ impl Interface {
 #[derive(Default)]
 struct Woken {
     ready: Ready,
+    /// Noticed while the port is closed. While it is open, reading from the interface fails.
+    interface_deleted: bool,
     socket_touched: bool,
     signalled: bool,
 }
@@ -180,10 +188,11 @@ struct Woken {
 impl Interface {
     /// The sources of packets and datagrams, to be polled: the interface and the port's sockets.
     fn traffic(&self) -> [PollFd<'_>; 3] {
-        // Without a port to send them from, packets stay in the kernel.
         let port = self.engine.udp();
-        let packets = port.map(|_| self.engine.tun().packets());
-        poll::traffic(packets, port, self.signals.as_fd())
+        let tun = self.engine.tun().packets();
+        let [packets, v4, v6] = poll::traffic(Some(tun), port, self.signals.as_fd());
+        // Without a port to send them from, packets stay in the kernel.
+        [if port.is_some() { packets } else { deleted(tun) }, v4, v6]
     }
 
     /// Waits until there is something to do, but no longer than `timeout`; `None` means for ever.
@@ -205,6 +214,7 @@ impl Interface {
         let [packets, v4, v6, events, _calls, socket, signals, _punts, routes] = poll::wait(fds, timeout)?;
         Ok(Woken {
             ready: Ready { packets, events, datagrams: v4 || v6 || routes },
+            interface_deleted: packets && self.engine.udp().is_none(),
             socket_touched: socket,
             signalled: signals,
         })

@@ -20,6 +20,12 @@ pub(super) fn nothing(fd: BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::empty())
 }
 
+/// An entry that waits until the interface of a TUN descriptor is deleted, and not for its packets. The kernel wakes who
+/// waits for urgent data then, too (`tun_detach_all` in drivers/net/tun.c), of which there is none.
+pub(super) fn deleted(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::POLLPRI)
+}
+
 /// The entries for packets and datagrams: the interface's descriptor, unless no packets are wanted, and the sockets of
 /// the port, one for each family. `open` is any open descriptor, for entries that wait for nothing.
 pub(super) fn traffic<'f>(

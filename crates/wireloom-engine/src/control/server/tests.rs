@@ -253,6 +253,19 @@ fn a_socket_that_another_process_serves_is_left_alone() {
 }
 
 #[test]
+fn a_process_that_hangs_is_not_waited_for_for_long() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("wg0.sock");
+    let address = SockAddr::unix(&path).expect("a path");
+    let hanging = Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
+    hanging.bind(&address).expect("a free path");
+    hanging.listen(0).expect("it is bound");
+    // Its queue is full.
+    let _first = UnixStream::connect(&path).expect("there is room for one");
+    assert!(matches!(Server::open(path), Err(OpenControlError::InUse(_))));
+}
+
+#[test]
 fn a_socket_whose_process_is_about_to_end_is_waited_for() {
     let Fixture { directory, server } = Fixture::new();
     let path = directory.path().join("run/wg0.sock");

@@ -107,8 +107,10 @@ fn sigterm_and_sigint_end_the_device_and_the_next_one_has_its_port() {
         node.run("wg set wg0 listen-port 7000").unwrap();
         node.run("ip link set wg0 up").unwrap();
         until(PATIENCE, "the port to be open", || port_is_open(node, 7000).then_some(())).unwrap();
+        // The one before may not have exited yet.
+        let alone = || <[u32; 1]>::try_from(processes(node)).ok();
+        let [process] = until(PATIENCE, "the only process", alone).unwrap();
         // Others are asked to look again, or told that their terminal is gone.
-        let process = process(node);
         node.run(&format!("kill -HUP {process}")).unwrap();
         assert_eq!(request(node, "get=1\n\n"), "listen_port=7000\nerrno=0\n\n");
         node.run(&format!("kill -{signal} {process}")).unwrap();
@@ -393,5 +395,15 @@ fn an_interface_is_followed_into_another_namespace_and_back() {
         node.run(&format!("kill {}", process(node))).unwrap();
         wait_until_gone(node);
         assert!(node.run("ip -n inside link show wg0").is_err());
+    }
+    // Nobody hears of the end of an interface that goes with its namespace, but by its descriptor.
+    for state in ["down", "up"] {
+        node.run("ip netns add other").unwrap();
+        assert!(run(node, "device wg0").status.success());
+        node.run("ip link set wg0 up").unwrap();
+        node.run("ip link set wg0 netns other").unwrap();
+        node.run(&format!("ip -n other link set wg0 {state}")).unwrap();
+        node.run("ip netns delete other").unwrap();
+        wait_until_gone(node);
     }
 }
