@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// How many agents restart at once.
-const RESTARTED: usize = 50;
+const RESTARTED: usize = 200;
 
 #[test]
 fn every_agent_has_every_node_soon_after_the_last_change() {
