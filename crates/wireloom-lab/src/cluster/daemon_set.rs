@@ -175,8 +175,8 @@ impl DaemonSet {
         cluster.kubectl(&format!("delete {DAEMON_SET} --cascade=foreground --timeout 60s")).map(drop)
     }
 
-    /// Begins to uninstall Wireloom as docs/kubernetes.md says: applies the overlay for that, and waits until every node
-    /// has left the mesh and is clean.
+    /// Begins to uninstall Wireloom as docs/kubernetes.md says: applies the overlay for that, and waits until every
+    /// node has left the mesh.
     ///
     /// # Errors
     /// When kubectl fails, or a node is not done in time.

@@ -38,8 +38,8 @@ fn a_token_rotates() {
     cluster.kubectl(&format!("{line} {}", patch.display())).unwrap();
     daemon_set.wait(&cluster).unwrap();
     daemon_set.wait_for_proofs(&cluster).unwrap();
-    // The first token is worth nothing any more after this, and the API server ends no watch before. A pinger counts its
-    // requests to 65,535, which are not 11 minutes.
+    // The first token is worth nothing any more after this, and the API server ends no watch before. A pinger counts
+    // to 65,535, which is not enough for 11 minutes.
     for half in ["first", "second"] {
         let pings = Pings::start(&cluster);
         thread::sleep(Duration::from_secs(TOKEN_LIFE + 60) / 2);
