@@ -68,10 +68,12 @@ pub mod inner;
 mod limits;
 pub mod message;
 mod peer_id;
+mod randomness;
 #[cfg(test)]
 mod test_vectors;
 mod time;
 mod transport;
+mod wiped_stack;
 
 pub use device::{Configuration, ConfigureError, Device, PeerConfiguration, PeerStatus, Transmit};
 pub use drop_reason::DropReason;

@@ -14,6 +14,7 @@ use crate::handshake::noise::Identity;
 use crate::peer_id::PeerId;
 use crate::time::{Instant, Now};
 use crate::transport::Routes;
+use crate::wiped_stack::on_wiped_stack;
 
 /// Why a configuration change is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,7 +53,7 @@ impl Device {
     /// whole, so that no packet sees half of a change.
     pub fn configure<R>(&mut self, now: Now, change: impl FnOnce(&mut Configuration<'_>) -> R) -> R {
         let mut configuration = Configuration { device: self, now: now.monotonic, routes_changed: false };
-        let outcome = change(&mut configuration);
+        let outcome = on_wiped_stack(|| change(&mut configuration));
         if configuration.routes_changed {
             self.transport.publish(Routes::new(self.routes.clone()));
         }
@@ -74,10 +75,13 @@ impl Configuration<'_> {
         } else {
             self.device.own_mac_keys = None;
         }
-        self.device.identity = identity.map(Arc::new);
+        self.device.identity = identity;
         let ids: Vec<PeerId> = self.device.peers.keys().copied().collect();
         for id in ids {
             self.device.forget_sessions(id);
+            if let Some(peer) = self.device.peers.get_mut(&id) {
+                peer.static_static.forget();
+            }
             self.device.reschedule(id);
         }
     }
@@ -214,7 +218,7 @@ impl Device {
         self.next_id += 1;
         let peer = Peer::new(id, public_key, self.jitter());
         self.ids.insert(public_key, id);
-        self.peers.insert(id, peer);
+        self.peers.insert(id, Box::new(peer));
         id
     }
 

@@ -2,10 +2,8 @@
 
 use std::collections::VecDeque;
 
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::Rng;
-
 use crate::peer_id::PeerId;
+use crate::randomness::Randomness;
 use crate::transport::SLOTS;
 
 /// Allocates indices. The low bits of an index are its slot in the transport's session table. The other bits are
@@ -19,12 +17,12 @@ pub(crate) struct IndexTable {
 
 impl IndexTable {
     /// Allocates an index for a peer. A peer has at most four, and there are enough slots for that.
-    pub(crate) fn allocate(&mut self, owner: PeerId, rng: &mut ChaCha20Rng) -> u32 {
+    pub(crate) fn allocate(&mut self, owner: PeerId, randomness: &mut Randomness) -> u32 {
         let slot = self.free.pop_front().unwrap_or_else(|| {
             self.slots.push(None);
             (self.slots.len() - 1) as u32
         });
-        let index = (rng.next_u32() / SLOTS * SLOTS) | slot;
+        let index = (randomness.draw_u64() as u32 / SLOTS * SLOTS) | slot;
         self.slots[slot as usize] = Some((index, owner));
         index
     }
@@ -49,15 +47,14 @@ impl IndexTable {
 mod tests {
     use std::collections::BTreeSet;
 
-    use rand_chacha::rand_core::SeedableRng;
-
     use super::*;
 
     #[test]
     fn indices_are_unique_and_freed_slots_are_reused() {
-        let mut rng = ChaCha20Rng::from_seed([1; 32]);
+        let mut randomness = Randomness::new(&[1; 32]);
         let mut table = IndexTable::default();
-        let mut taken: Vec<u32> = (0..1000).map(|number| table.allocate(PeerId(number), &mut rng)).collect();
+        let mut taken: Vec<u32> =
+            (0..1000).map(|number| table.allocate(PeerId(number), &mut randomness)).collect();
         let slots: BTreeSet<u32> = taken.iter().map(|index| index % SLOTS).collect();
         assert_eq!(slots.len(), 1000);
         for (number, index) in taken.iter().enumerate() {
@@ -67,7 +64,7 @@ mod tests {
         gone.iter().for_each(|index| table.release(*index));
         assert!(gone.iter().all(|index| table.owner(*index).is_none()));
         for _ in 0..500 {
-            taken.push(table.allocate(PeerId(7), &mut rng));
+            taken.push(table.allocate(PeerId(7), &mut randomness));
         }
         assert_eq!(table.slots.len(), 1000);
         assert!(taken.iter().all(|index| table.owner(*index).is_some()));
