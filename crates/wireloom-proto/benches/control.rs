@@ -158,6 +158,30 @@ fn demand_cookie(bencher: Bencher<'_, '_>) {
     });
 }
 
+/// What anyone can have us do who has seen an initiation: it is authentic, but old.
+#[divan::bench]
+fn drop_replayed_initiation(bencher: Bencher<'_, '_>) {
+    let mut responder = Responder::new();
+    let replayed = std::mem::take(&mut responder.old);
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
+        responder.time += 10_000;
+        let answer = responder.handle(divan::black_box(&replayed));
+        assert_eq!(answer, Err(DropReason::StaleTimestamp));
+    });
+}
+
+/// What anyone can have us do who knows our public key.
+#[divan::bench]
+fn drop_initiation_of_a_stranger(bencher: Bencher<'_, '_>) {
+    let mut responder = Responder::new();
+    let strange = initiation(&mut device(3, 2), at(1));
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
+        responder.time += 10_000;
+        let answer = responder.handle(divan::black_box(&strange));
+        assert_eq!(answer, Err(DropReason::UnknownPeer));
+    });
+}
+
 /// The arithmetic that answering a handshake needs at least: es, ss, ee and se of the Noise pattern IK (paper, section
 /// 5.4). The responder's ephemeral key is a fifth multiplication, of the base point.
 #[divan::bench]

@@ -64,6 +64,7 @@ mod device;
 mod drop_reason;
 mod endpoint;
 mod handshake;
+mod index_permutation;
 pub mod inner;
 mod limits;
 pub mod message;

@@ -207,7 +207,7 @@ fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: PeerChan
     };
     let Some(mut peer) = peer else { return };
     if let Some(preshared_key) = change.preshared_key {
-        peer.set_preshared_key(preshared_key);
+        peer.set_preshared_key(preshared_key.as_ref());
     }
     if let Some(endpoint) = change.endpoint {
         peer.set_endpoint(endpoint);

@@ -46,7 +46,8 @@ pub struct PeerConfiguration<'a> {
 }
 
 impl Device {
-    /// Changes the keys, the peers and their allowed-IPs, and returns what `change` returns.
+    /// Changes the keys, the peers and their allowed-IPs, and returns what `change` returns. The part of the stack that
+    /// `change` used is wiped.
     ///
     /// This is not a transaction: each change takes effect at once, and stays when a later one is refused. Only the
     /// [`Routes`] wait: the data path uses the old ones until `change` returns. Then the new ones are published as a
@@ -136,9 +137,10 @@ impl Configuration<'_> {
 }
 
 impl PeerConfiguration<'_> {
-    /// Sets or removes the preshared key. It takes effect with the next handshake.
-    pub fn set_preshared_key(&mut self, preshared_key: Option<PresharedKey>) -> &mut Self {
-        self.peer().preshared_key = preshared_key;
+    /// Sets or removes the preshared key. It takes effect with the next handshake. The key is lent, so that its owner's
+    /// copy is wiped where it lies.
+    pub fn set_preshared_key(&mut self, preshared_key: Option<&PresharedKey>) -> &mut Self {
+        self.peer().preshared_key = preshared_key.cloned();
         self
     }
 

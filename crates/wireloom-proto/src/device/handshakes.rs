@@ -78,7 +78,7 @@ impl Device {
         if let Some(pending) = peer.pending.take() {
             self.indices.release(pending.index);
         }
-        let index = self.indices.allocate(id, &mut self.randomness);
+        let index = self.indices.allocate(id);
         peer.pending = Some(PendingHandshake { noise, index });
         peer.timestamp_sent = Some(timestamp);
         let mut bytes = Initiation { sender: index, noise: message, macs: UNSIGNED }.to_bytes();
@@ -110,7 +110,7 @@ impl Device {
         let (noise, keys) = handshake.respond(peer.preshared_key.as_ref(), &mut self.randomness)?;
 
         peer.path.note_received(now.monotonic, from, INITIATION_LEN, false);
-        let local_index = self.indices.allocate(id, &mut self.randomness);
+        let local_index = self.indices.allocate(id);
         let mut bytes =
             Response { sender: local_index, receiver: initiation.sender, noise, macs: UNSIGNED }.to_bytes();
         peer.cookies.sign(&peer.mac_keys, now.monotonic, &mut bytes);

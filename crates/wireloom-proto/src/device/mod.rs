@@ -32,6 +32,7 @@ use crate::handshake::index_table::IndexTable;
 use crate::handshake::load::LoadGauge;
 use crate::handshake::noise::Identity;
 use crate::handshake::rate_limiter::RateLimiter;
+use crate::index_permutation::IndexPermutation;
 use crate::message::{INITIATION_LEN, MessageKind};
 use crate::peer_id::PeerId;
 use crate::randomness::Randomness;
@@ -40,7 +41,6 @@ use crate::transport::Transport;
 use crate::transport::allowed_ips::AllowedIps;
 use crate::transport::peer_path::PeerPath;
 use crate::transport::signal::{Events, Signal};
-use crate::wiped_stack::on_wiped_stack;
 
 /// A WireGuard device without sockets. The [crate's documentation](crate) says how to drive it.
 #[derive(Debug)]
@@ -93,16 +93,18 @@ impl Device {
     /// system's random generator, a new one for each device.
     #[must_use]
     pub fn new(seed: [u8; 32]) -> Self {
+        let mut randomness = Randomness::new(&seed);
+        let permutation = IndexPermutation::draw(&mut randomness);
         Self {
-            randomness: on_wiped_stack(|| Randomness::new(&seed)),
+            randomness,
             identity: None,
             own_mac_keys: None,
-            transport: Arc::new(Transport::new()),
+            transport: Arc::new(Transport::new(permutation)),
             peers: BTreeMap::new(),
             ids: BTreeMap::new(),
             next_id: 0,
             routes: AllowedIps::default(),
-            indices: IndexTable::default(),
+            indices: IndexTable::new(permutation),
             cookies: CookieMaker::new(),
             load: LoadGauge::default(),
             limiter: RateLimiter::default(),
