@@ -34,7 +34,7 @@ fn address(number: u8) -> SocketAddr {
 }
 
 fn device(number: u8, peer: u8) -> Device {
-    let mut device = Device::new([number; 32]);
+    let mut device = Device::new(&[number; 32]);
     device.configure(at(0), |configuration| {
         configuration.set_private_key(Some(PrivateKey::from_bytes([number; 32])));
         let key = PrivateKey::from_bytes([peer; 32]).public_key();

@@ -43,7 +43,7 @@
 //!     monotonic: Instant::from_origin(Duration::from_secs(5)),
 //!     unix: UnixTime::from_epoch(Duration::from_secs(1_767_225_600)),
 //! };
-//! let mut device = Device::new([7; 32]); // draw the seed from the system's random generator
+//! let mut device = Device::new(&[7; 32]); // draw the seed from the system's random generator
 //! let peer = PrivateKey::from_bytes([2; 32]).public_key();
 //! device.configure(now, |configuration| {
 //!     configuration.set_private_key(Some(PrivateKey::from_bytes([1; 32])));

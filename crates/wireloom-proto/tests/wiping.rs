@@ -49,10 +49,12 @@ fn no_secret_outlives_its_use_in_memory() {
 
     let mut child = Devices::start();
     child.tell(CONFIGURE);
-    child.expect(&secrets, "configured", |kind| kind == Kind::Configured);
+    child.expect(&secrets, "configured", |kind| {
+        matches!(kind, Kind::Configured | Kind::InitiatorsSeed | Kind::RespondersSeed)
+    });
     assert_eq!(child.tell(BEGIN), initiation, "everything follows from the seeds");
     child.expect(&secrets, "under way", |kind| {
-        matches!(kind, Kind::Configured | Kind::StaticStatic | Kind::Pending)
+        matches!(kind, Kind::Configured | Kind::RespondersSeed | Kind::StaticStatic | Kind::Pending)
     });
     assert_eq!(child.tell(ANSWER), response);
     child.expect(&secrets, "in session", |kind| {
@@ -72,8 +74,8 @@ fn two_devices() {
         let elapsed = Duration::from_secs(seconds);
         Now { monotonic: Instant::from_origin(elapsed), unix: UnixTime::from_epoch(elapsed) }
     };
-    let mut alice = Device::new(unmask(&ALICE_SEED));
-    let mut bob = Device::new(unmask(&BOB_SEED));
+    let (mut alice, mut bob) = (device(&ALICE_SEED), device(&BOB_SEED));
+    overwrite_stack();
     let mut initiation = Vec::new();
     for command in std::io::stdin().lines() {
         let mut answer = Vec::new();
@@ -112,6 +114,17 @@ fn two_devices() {
         }
         println!("@{}", base16ct::lower::encode_string(&answer));
     }
+}
+
+#[inline(never)]
+fn device(masked_seed: &[u8; 32]) -> Device {
+    Device::new(&unmask(masked_seed))
+}
+
+/// Overwrites what [`device`] left on the stack. It is the caller's task to wipe the seed.
+#[inline(never)]
+fn overwrite_stack() {
+    black_box(&mut [0_u8; 1 << 16]);
 }
 
 fn address(number: u8) -> std::net::SocketAddr {
@@ -210,6 +223,10 @@ impl Drop for Devices {
 enum Kind {
     /// While it is configured.
     Configured,
+    /// Until the initiation.
+    InitiatorsSeed,
+    /// Until the response.
+    RespondersSeed,
     /// From the first handshake with a peer on, while both keys are configured.
     StaticStatic,
     /// From the initiation to the response.
@@ -244,6 +261,8 @@ impl Secrets {
         add("Alice's private key", Kind::Configured, alice);
         add("Bob's private key", Kind::Configured, bob);
         add("the preshared key", Kind::Configured, unmask(&PSK));
+        add("the seed of Alice's ephemeral key", Kind::InitiatorsSeed, unmask(&ALICE_SEED));
+        add("the seed of Bob's ephemeral key", Kind::RespondersSeed, unmask(&BOB_SEED));
         add("Alice's ephemeral key", Kind::Pending, ephemeral_i);
         add("Bob's ephemeral key", Kind::Passing, ephemeral_r);
 

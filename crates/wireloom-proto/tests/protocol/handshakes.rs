@@ -296,7 +296,7 @@ fn an_initiation_less_than_20_ms_after_the_last_one_is_dropped() {
     let mut world = World::pair();
     // Two machines have Alice's key. The second one sends its initiation 18 ms later.
     let twin = world.add_node();
-    world.nodes[twin].device = Device::new([42; 32]);
+    world.nodes[twin].device = Device::new(&[42; 32]);
     let now = world.now();
     world.nodes[twin]
         .device
