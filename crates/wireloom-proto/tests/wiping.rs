@@ -357,7 +357,8 @@ fn drawn(masked_seed: &[u8; 32], public: &[u8; 32]) -> [u8; 32] {
 }
 
 fn hash(parts: &[&[u8]]) -> [u8; 32] {
-    let hash = parts.iter().fold(Blake2s256::new(), |hash, part| hash.chain_update(part));
+    let mut hash = Blake2s256::new();
+    parts.iter().for_each(|part| hash.update(part));
     hash.finalize().into()
 }
 

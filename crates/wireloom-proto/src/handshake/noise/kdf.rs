@@ -24,7 +24,7 @@ fn hmac(key: &[u8; HASH_LEN], first: &[u8], second: &[u8]) -> Digest32 {
     let mut pad = Zeroizing::new([0x36; BLOCK_LEN]);
     pad.iter_mut().zip(key).for_each(|(pad, key)| *pad ^= key);
     let mut inner = Zeroizing::new([0; HASH_LEN]);
-    let text = Blake2s256::new().chain_update(&*pad).chain_update(first).chain_update(second);
+    let text = Blake2s256::new().chain_update(&pad[..]).chain_update(first).chain_update(second);
     text.finalize_into((&mut *inner).into());
     pad.iter_mut().for_each(|pad| *pad ^= 0x36 ^ 0x5c);
     hash(&*pad, &*inner)
