@@ -23,7 +23,7 @@ fn now(tick: u32) -> Now {
 }
 
 fn node(number: u8, peer: u8) -> Node {
-    let mut device = Device::new([number; 32]);
+    let mut device = Device::new(&[number; 32]);
     let key = |number| PrivateKey::from_bytes([number; 32]);
     let address = |number| SocketAddr::from(([192, 0, 2, number], 51820));
     device.configure(now(0), |configuration| {

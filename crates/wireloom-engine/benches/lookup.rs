@@ -34,7 +34,7 @@ fn key(number: u32) -> PublicKey {
 
 /// A device whose peer `number` has 10.x.y.0/24.
 fn device() -> Device {
-    let mut device = Device::new([1; 32]);
+    let mut device = Device::new(&[1; 32]);
     device.configure(now(), |configuration| {
         configuration.set_private_key(Some(PrivateKey::from_bytes([1; 32])));
         for number in 0..PEERS {

@@ -34,7 +34,7 @@ fn address(number: u8) -> SocketAddr {
 }
 
 fn device(number: u8, peer: u8) -> Device {
-    let mut device = Device::new([number; 32]);
+    let mut device = Device::new(&[number; 32]);
     device.configure(at(0), |configuration| {
         configuration.set_private_key(Some(PrivateKey::from_bytes([number; 32])));
         let key = PrivateKey::from_bytes([peer; 32]).public_key();
@@ -155,6 +155,30 @@ fn demand_cookie(bencher: Bencher<'_, '_>) {
         let answer = responder.handle(divan::black_box(&initiation));
         assert_eq!(answer, Err(DropReason::CookieRequired));
         responder.drain();
+    });
+}
+
+/// What anyone can have us do who has seen an initiation: it is authentic, but old.
+#[divan::bench]
+fn drop_replayed_initiation(bencher: Bencher<'_, '_>) {
+    let mut responder = Responder::new();
+    let replayed = std::mem::take(&mut responder.old);
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
+        responder.time += 10_000;
+        let answer = responder.handle(divan::black_box(&replayed));
+        assert_eq!(answer, Err(DropReason::StaleTimestamp));
+    });
+}
+
+/// What anyone can have us do who knows our public key.
+#[divan::bench]
+fn drop_initiation_of_a_stranger(bencher: Bencher<'_, '_>) {
+    let mut responder = Responder::new();
+    let strange = initiation(&mut device(3, 2), at(1));
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
+        responder.time += 10_000;
+        let answer = responder.handle(divan::black_box(&strange));
+        assert_eq!(answer, Err(DropReason::UnknownPeer));
     });
 }
 

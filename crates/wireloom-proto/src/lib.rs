@@ -43,7 +43,7 @@
 //!     monotonic: Instant::from_origin(Duration::from_secs(5)),
 //!     unix: UnixTime::from_epoch(Duration::from_secs(1_767_225_600)),
 //! };
-//! let mut device = Device::new([7; 32]); // draw the seed from the system's random generator
+//! let mut device = Device::new(&[7; 32]); // draw the seed from the system's random generator
 //! let peer = PrivateKey::from_bytes([2; 32]).public_key();
 //! device.configure(now, |configuration| {
 //!     configuration.set_private_key(Some(PrivateKey::from_bytes([1; 32])));
@@ -64,14 +64,17 @@ mod device;
 mod drop_reason;
 mod endpoint;
 mod handshake;
+mod index_permutation;
 pub mod inner;
 mod limits;
 pub mod message;
 mod peer_id;
+mod randomness;
 #[cfg(test)]
 mod test_vectors;
 mod time;
 mod transport;
+mod wiped_stack;
 
 pub use device::{Configuration, ConfigureError, Device, PeerConfiguration, PeerStatus, Transmit};
 pub use drop_reason::DropReason;

@@ -20,8 +20,8 @@ pub(crate) const WIPE_AFTER_TIME: Duration = Duration::from_secs(REJECT_AFTER_TI
 pub(crate) const INITIATION_INTERVAL_MIN: Duration = Duration::from_millis(1000 / 50);
 
 /// The device is under load when more handshake messages than this, with a valid MAC1, arrive within [`LOAD_INTERVAL`].
-/// Answering one takes about a quarter of a millisecond of X25519, so answering this many takes about a quarter of one
-/// core.
+/// Answering one takes about a fifth of a millisecond, most of it X25519, so answering this many takes about a fifth of
+/// one core.
 pub(crate) const LOAD_THRESHOLD: u32 = 256;
 /// The same threshold for a device that has had a backlog for [`LOAD_INTERVAL`]: a slow processor never gets as far as
 /// [`LOAD_THRESHOLD`].

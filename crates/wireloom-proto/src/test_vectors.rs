@@ -2,18 +2,16 @@
 //! implementation of the paper that shares nothing with this crate.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use base16ct::mixed::decode_vec;
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::SeedableRng;
 use wireloom_types::{PresharedKey, PrivateKey};
 
 use crate::drop_reason::DropReason;
 use crate::handshake::cookie::{CookieJar, CookieMaker, MacKeys, Proof};
-use crate::handshake::noise::{Identity, InitiatorHandshake, ResponderHandshake};
+use crate::handshake::noise::{ClaimedInitiation, Identity, InitiatorHandshake, StaticStatic};
 use crate::handshake::timestamp::Tai64N;
 use crate::message::{CookieReply, DataHeader, Initiation, Macs, Response};
+use crate::randomness::Randomness;
 use crate::time::Instant;
 use crate::transport::session::{Role, Session};
 
@@ -53,8 +51,8 @@ fn bytes(hex: &str) -> Vec<u8> {
     decode_vec(hex).expect("hex")
 }
 
-fn identity(number: u8) -> Arc<Identity> {
-    Arc::new(Identity::new(PrivateKey::from_bytes([number; 32])))
+fn identity(number: u8) -> Identity {
+    Identity::new(PrivateKey::from_bytes([number; 32]))
 }
 
 fn psk() -> PresharedKey {
@@ -75,9 +73,10 @@ fn public_keys_match_the_vectors() {
 #[test]
 fn the_initiator_matches_the_vectors() {
     let (own, peer) = (identity(1), identity(2).public_key);
-    let mut rng = ChaCha20Rng::from_seed([3; 32]);
-    let (mut handshake, noise) =
-        InitiatorHandshake::begin(&own, &peer, timestamp(), &mut rng).expect("a handshake");
+    let (mut randomness, mut static_static) = (Randomness::new(&[3; 32]), StaticStatic::default());
+    let (handshake, noise) =
+        InitiatorHandshake::begin(&own, &peer, &mut static_static, timestamp(), &mut randomness)
+            .expect("a handshake");
     let macs = Macs { mac1: [0; 16], mac2: [0; 16] };
     let mut message = Initiation { sender: INITIATOR_INDEX, noise, macs }.to_bytes();
     CookieJar::default().sign(&MacKeys::of_receiver(&peer), NOW, &mut message);
@@ -85,7 +84,7 @@ fn the_initiator_matches_the_vectors() {
 
     let response = Response::parse(&bytes(RESPONSE)).expect("a response");
     assert_eq!((response.sender, response.receiver), (RESPONDER_INDEX, INITIATOR_INDEX));
-    let keys = handshake.finish(Some(&psk()), &response.noise).expect("an authentic response");
+    let keys = handshake.finish(&own, Some(&psk()), &response.noise).expect("an authentic response");
     assert_eq!(keys.sending[..], bytes(TO_RESPONDER));
     assert_eq!(keys.receiving[..], bytes(TO_INITIATOR));
 }
@@ -94,12 +93,13 @@ fn the_initiator_matches_the_vectors() {
 fn the_responder_matches_the_vectors() {
     let own = identity(2);
     let initiation = Initiation::parse(&bytes(INITIATION)).expect("an initiation");
-    let mut rng = ChaCha20Rng::from_seed([4; 32]);
-    let handshake = ResponderHandshake::read(&own, &initiation.noise, &mut rng).expect("an authentic one");
-    assert_eq!(handshake.peer, identity(1).public_key);
+    let mut randomness = Randomness::new(&[4; 32]);
+    let claimed = ClaimedInitiation::read(&own, &initiation.noise).expect("it is for us");
+    assert_eq!(claimed.peer, identity(1).public_key);
+    let peer = MacKeys::of_receiver(&claimed.peer);
+    let handshake = claimed.authenticate(&own, &mut StaticStatic::default()).expect("an authentic one");
     assert_eq!(handshake.timestamp, timestamp());
-    let peer = MacKeys::of_receiver(&handshake.peer);
-    let (noise, keys) = handshake.respond(Some(&psk())).expect("a response");
+    let (noise, keys) = handshake.respond(Some(&psk()), &mut randomness).expect("a response");
     assert_eq!(keys.sending[..], bytes(TO_INITIATOR));
     assert_eq!(keys.receiving[..], bytes(TO_RESPONDER));
     let macs = Macs { mac1: [0; 16], mac2: [0; 16] };

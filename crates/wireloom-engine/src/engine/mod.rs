@@ -61,7 +61,7 @@ pub(crate) struct Engine<T: Tun, N: Network> {
 impl<T: Tun, N: Network> Engine<T, N> {
     /// An engine without keys and peers. `seed` comes from the system's random generator. The interface has a link
     /// address exactly when the mode is link mode.
-    pub(crate) fn new(seed: [u8; 32], mode: Mode, tun: T, network: N) -> Self {
+    pub(crate) fn new(seed: &[u8; 32], mode: Mode, tun: T, network: N) -> Self {
         let device = Device::new(seed);
         let drops = Arc::new(Drops::default());
         let link = tun.link_address().map(Link::new);

@@ -234,7 +234,7 @@ fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: &PeerCha
     };
     let Some(mut peer) = peer else { return };
     if let Some(preshared_key) = &change.preshared_key {
-        peer.set_preshared_key(preshared_key.clone());
+        peer.set_preshared_key(preshared_key.as_ref());
     }
     if let Some(endpoint) = change.endpoint {
         peer.set_endpoint(endpoint);

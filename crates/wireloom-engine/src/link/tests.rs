@@ -54,7 +54,7 @@ enum Decided {
 
 impl World {
     fn new() -> Self {
-        let mut device = Device::new([1; 32]);
+        let mut device = Device::new(&[1; 32]);
         device.configure(at(1), |configuration| {
             configuration.set_private_key(Some(PrivateKey::from_bytes([9; 32])));
             for number in [1, 2] {

@@ -15,6 +15,7 @@ use nix::{
     },
 };
 use wireloom_types::{Mode, PeerLookup, interface::control_socket};
+use zeroize::Zeroizing;
 
 use self::{
     poll::{deleted, nothing, readable},
@@ -100,13 +101,13 @@ impl Interface {
     ) -> Result<Self, OpenError> {
         let failed = |operation| move |cause: io::Error| OpenError::Failed { operation, cause };
         let signals = block_signals().map_err(|error| failed("block signals")(error.into()))?;
-        let mut seed = [0; 32];
-        getrandom::fill(&mut seed).map_err(|error| failed("draw randomness")(io::Error::other(error)))?;
+        let mut seed = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *seed).map_err(|error| failed("draw randomness")(io::Error::other(error)))?;
         let (tun, queues) = LinuxTun::open(name, mode.peer_lookup(), threads, offload)?;
         let server = Server::open(control_socket(name))?;
         privileges::drop_unneeded().map_err(failed("give up privileges"))?;
         let inbox = server.start().map_err(failed("serve the control socket"))?;
-        let mut engine = Engine::new(seed, mode, tun, LinuxNetwork);
+        let mut engine = Engine::new(&seed, mode, tun, LinuxNetwork);
         if !queues.is_empty() {
             // Threads inherit the dropped privileges and the blocked signals, so they start only now.
             let others = queues.len();

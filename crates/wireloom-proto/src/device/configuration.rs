@@ -14,6 +14,7 @@ use crate::handshake::noise::Identity;
 use crate::peer_id::PeerId;
 use crate::time::{Instant, Now};
 use crate::transport::Routes;
+use crate::wiped_stack::on_wiped_stack;
 
 /// Why a configuration change is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,14 +46,15 @@ pub struct PeerConfiguration<'a> {
 }
 
 impl Device {
-    /// Changes the keys, the peers and their allowed-IPs, and returns what `change` returns.
+    /// Changes the keys, the peers and their allowed-IPs, and returns what `change` returns. The part of the stack that
+    /// `change` used is wiped.
     ///
     /// This is not a transaction: each change takes effect at once, and stays when a later one is refused. Only the
     /// [`Routes`] wait: the data path uses the old ones until `change` returns. Then the new ones are published as a
     /// whole, so that no packet sees half of a change.
     pub fn configure<R>(&mut self, now: Now, change: impl FnOnce(&mut Configuration<'_>) -> R) -> R {
         let mut configuration = Configuration { device: self, now: now.monotonic, routes_changed: false };
-        let outcome = change(&mut configuration);
+        let outcome = on_wiped_stack(|| change(&mut configuration));
         if configuration.routes_changed {
             self.transport.publish(Routes::new(self.routes.clone()));
         }
@@ -74,10 +76,13 @@ impl Configuration<'_> {
         } else {
             self.device.own_mac_keys = None;
         }
-        self.device.identity = identity.map(Arc::new);
+        self.device.identity = identity;
         let ids: Vec<PeerId> = self.device.peers.keys().copied().collect();
         for id in ids {
             self.device.forget_sessions(id);
+            if let Some(peer) = self.device.peers.get_mut(&id) {
+                peer.static_static.forget();
+            }
             self.device.reschedule(id);
         }
     }
@@ -132,9 +137,10 @@ impl Configuration<'_> {
 }
 
 impl PeerConfiguration<'_> {
-    /// Sets or removes the preshared key. It takes effect with the next handshake.
-    pub fn set_preshared_key(&mut self, preshared_key: Option<PresharedKey>) -> &mut Self {
-        self.peer().preshared_key = preshared_key;
+    /// Sets or removes the preshared key. It takes effect with the next handshake. The key is lent, so that its owner's
+    /// copy is wiped where it lies.
+    pub fn set_preshared_key(&mut self, preshared_key: Option<&PresharedKey>) -> &mut Self {
+        self.peer().preshared_key = preshared_key.cloned();
         self
     }
 
@@ -214,7 +220,7 @@ impl Device {
         self.next_id += 1;
         let peer = Peer::new(id, public_key, self.jitter());
         self.ids.insert(public_key, id);
-        self.peers.insert(id, peer);
+        self.peers.insert(id, Box::new(peer));
         id
     }
 

@@ -10,13 +10,14 @@ use super::{Device, HandshakeMessage};
 use crate::drop_reason::DropReason;
 use crate::endpoint::Endpoint;
 use crate::handshake::cookie::Proof;
-use crate::handshake::noise::{InitiatorHandshake, ResponderHandshake};
+use crate::handshake::noise::{ClaimedInitiation, InitiatorHandshake};
 use crate::handshake::timestamp::Tai64N;
 use crate::limits::WIPE_AFTER_TIME;
-use crate::message::{CookieReply, INITIATION_LEN, Initiation, Macs, Response};
+use crate::message::{CookieReply, INITIATION_LEN, Initiation, Macs, RESPONSE_LEN, Response};
 use crate::peer_id::PeerId;
 use crate::time::Now;
 use crate::transport::session::{Role, Session, SessionKeys};
+use crate::wiped_stack::on_wiped_stack;
 
 /// Stands for the codes until [`CookieJar::sign`](crate::handshake::cookie::CookieJar::sign) writes them.
 const UNSIGNED: Macs = Macs { mac1: [0; 16], mac2: [0; 16] };
@@ -66,8 +67,10 @@ impl Device {
         attempt.retry_at = now.monotonic + REKEY_TIMEOUT + jitter;
 
         let timestamp = Tai64N::next(now.unix, peer.timestamp_sent);
-        let public_key = peer.path.public_key();
-        let begun = InitiatorHandshake::begin(identity, public_key, timestamp, &mut self.rng);
+        let (public_key, static_static) = (peer.path.public_key(), &mut peer.static_static);
+        let begun = on_wiped_stack(|| {
+            InitiatorHandshake::begin(identity, public_key, static_static, timestamp, &mut self.randomness)
+        });
         // This fails only for a public key of low order. The attempt goes on until it is given up.
         let Ok((noise, message)) = begun else {
             return;
@@ -75,7 +78,7 @@ impl Device {
         if let Some(pending) = peer.pending.take() {
             self.indices.release(pending.index);
         }
-        let index = self.indices.allocate(id, &mut self.rng);
+        let index = self.indices.allocate(id);
         peer.pending = Some(PendingHandshake { noise, index });
         peer.timestamp_sent = Some(timestamp);
         let mut bytes = Initiation { sender: index, noise: message, macs: UNSIGNED }.to_bytes();
@@ -93,15 +96,21 @@ impl Device {
     ) -> Result<(), DropReason> {
         let initiation = Initiation::parse(datagram)?;
         self.admit(now, from, datagram, initiation.sender)?;
-        let identity = self.identity.as_ref().ok_or(DropReason::NoPrivateKey)?;
-        let handshake = ResponderHandshake::read(identity, &initiation.noise, &mut self.rng)?;
-        let id = *self.ids.get(&handshake.peer).ok_or(DropReason::UnknownPeer)?;
-        let peer = self.peers.get_mut(&id).ok_or(DropReason::UnknownPeer)?;
-        peer.initiations.pass(now.monotonic, handshake.timestamp)?;
-        let (noise, keys) = handshake.respond(peer.preshared_key.as_ref())?;
+        on_wiped_stack(|| self.answer(now, from, &initiation))
+    }
 
-        peer.path.note_received(now.monotonic, from, datagram.len(), false);
-        let local_index = self.indices.allocate(id, &mut self.rng);
+    /// Answers an initiation, if it is a new one of a peer.
+    fn answer(&mut self, now: Now, from: Endpoint, initiation: &Initiation) -> Result<(), DropReason> {
+        let identity = self.identity.as_ref().ok_or(DropReason::NoPrivateKey)?;
+        let claimed = ClaimedInitiation::read(identity, &initiation.noise)?;
+        let id = *self.ids.get(&claimed.peer).ok_or(DropReason::UnknownPeer)?;
+        let peer = self.peers.get_mut(&id).ok_or(DropReason::UnknownPeer)?;
+        let handshake = claimed.authenticate(identity, &mut peer.static_static)?;
+        peer.initiations.pass(now.monotonic, handshake.timestamp)?;
+        let (noise, keys) = handshake.respond(peer.preshared_key.as_ref(), &mut self.randomness)?;
+
+        peer.path.note_received(now.monotonic, from, INITIATION_LEN, false);
+        let local_index = self.indices.allocate(id);
         let mut bytes =
             Response { sender: local_index, receiver: initiation.sender, noise, macs: UNSIGNED }.to_bytes();
         peer.cookies.sign(&peer.mac_keys, now.monotonic, &mut bytes);
@@ -121,16 +130,22 @@ impl Device {
     ) -> Result<(), DropReason> {
         let response = Response::parse(datagram)?;
         self.admit(now, from, datagram, response.sender)?;
+        on_wiped_stack(|| self.finish(now, from, &response))
+    }
+
+    /// Ends the handshake that a response answers.
+    fn finish(&mut self, now: Now, from: Endpoint, response: &Response) -> Result<(), DropReason> {
+        let identity = self.identity.as_ref().ok_or(DropReason::NoPrivateKey)?;
         let id = self.indices.owner(response.receiver).ok_or(DropReason::UnknownIndex)?;
         let peer = self.peers.get_mut(&id).ok_or(DropReason::UnknownIndex)?;
         let pending = peer
             .pending
-            .as_mut()
+            .as_ref()
             .filter(|pending| pending.index == response.receiver)
             .ok_or(DropReason::UnknownIndex)?;
-        let keys = pending.noise.finish(peer.preshared_key.as_ref(), &response.noise)?;
+        let keys = pending.noise.finish(identity, peer.preshared_key.as_ref(), &response.noise)?;
 
-        peer.path.note_received(now.monotonic, from, datagram.len(), false);
+        peer.path.note_received(now.monotonic, from, RESPONSE_LEN, false);
         // The session takes over its index.
         peer.pending = None;
         peer.staged.ensure_one();
@@ -202,7 +217,8 @@ impl Device {
             Proof::Cookie if self.limiter.allows(now, from.remote.ip()) => Ok(()),
             Proof::Cookie => Err(DropReason::RateLimited),
             Proof::Mac1 => {
-                let reply = self.cookies.reply(keys, now, from.remote, datagram, sender, &mut self.rng);
+                let reply =
+                    self.cookies.reply(keys, now, from.remote, datagram, sender, &mut self.randomness);
                 self.outbox.push_back(HandshakeMessage::new(from, &reply.to_bytes()));
                 Err(DropReason::CookieRequired)
             }

@@ -20,8 +20,6 @@ mod timers;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::SeedableRng;
 use wireloom_types::{PrivateKey, PublicKey};
 
 pub use self::configuration::{Configuration, ConfigureError, PeerConfiguration};
@@ -34,8 +32,10 @@ use crate::handshake::index_table::IndexTable;
 use crate::handshake::load::LoadGauge;
 use crate::handshake::noise::Identity;
 use crate::handshake::rate_limiter::RateLimiter;
+use crate::index_permutation::IndexPermutation;
 use crate::message::{INITIATION_LEN, MessageKind};
 use crate::peer_id::PeerId;
+use crate::randomness::Randomness;
 use crate::time::{Instant, Now};
 use crate::transport::Transport;
 use crate::transport::allowed_ips::AllowedIps;
@@ -45,12 +45,13 @@ use crate::transport::signal::{Events, Signal};
 /// A WireGuard device without sockets. The [crate's documentation](crate) says how to drive it.
 #[derive(Debug)]
 pub struct Device {
-    rng: ChaCha20Rng,
-    identity: Option<Arc<Identity>>,
+    randomness: Randomness,
+    identity: Option<Identity>,
     /// The keys for the codes of messages that we receive.
     own_mac_keys: Option<MacKeys>,
     transport: Arc<Transport>,
-    peers: BTreeMap<PeerId, Peer>,
+    /// Boxed, because a tree moves its entries and would leave copies of their secrets behind.
+    peers: BTreeMap<PeerId, Box<Peer>>,
     ids: BTreeMap<PublicKey, PeerId>,
     next_id: u64,
     routes: AllowedIps<Arc<PeerPath>>,
@@ -90,19 +91,21 @@ pub struct Transmit<'a> {
 
 impl Device {
     /// A device without keys and peers. All its randomness comes from the seed. Draw the seed from the operating
-    /// system's random generator, a new one for each device.
+    /// system's random generator, a new one for each device, and wipe it: whoever has it can compute all ephemeral keys.
     #[must_use]
-    pub fn new(seed: [u8; 32]) -> Self {
+    pub fn new(seed: &[u8; 32]) -> Self {
+        let mut randomness = Randomness::new(seed);
+        let permutation = IndexPermutation::draw(&mut randomness);
         Self {
-            rng: ChaCha20Rng::from_seed(seed),
+            randomness,
             identity: None,
             own_mac_keys: None,
-            transport: Arc::new(Transport::new()),
+            transport: Arc::new(Transport::new(permutation)),
             peers: BTreeMap::new(),
             ids: BTreeMap::new(),
             next_id: 0,
             routes: AllowedIps::default(),
-            indices: IndexTable::default(),
+            indices: IndexTable::new(permutation),
             cookies: CookieMaker::new(),
             load: LoadGauge::default(),
             limiter: RateLimiter::default(),
@@ -124,12 +127,12 @@ impl Device {
     /// The device's private key, if it has one.
     #[must_use]
     pub fn private_key(&self) -> Option<&PrivateKey> {
-        self.identity.as_ref().map(|identity| &identity.private_key)
+        self.identity.as_ref().map(|identity| &*identity.private_key)
     }
 
     /// The peers, in the order in which they were added.
     pub fn peers(&self) -> impl Iterator<Item = PeerStatus<'_>> {
-        self.peers.values().map(Peer::status)
+        self.peers.values().map(|peer| peer.status())
     }
 
     /// The number of peers.
@@ -142,7 +145,7 @@ impl Device {
     #[must_use]
     pub fn peer(&self, public_key: &PublicKey) -> Option<PeerStatus<'_>> {
         let id = self.ids.get(public_key)?;
-        self.peers.get(id).map(Peer::status)
+        self.peers.get(id).map(|peer| peer.status())
     }
 
     /// The number of packets that [`Self::handle_outgoing`] kept and that were dropped when their handshake was given
@@ -233,7 +236,7 @@ impl Device {
             if at > now.monotonic {
                 break;
             }
-            while let Some((at, due)) = self.peers.get(&id).and_then(Peer::next_due)
+            while let Some((at, due)) = self.peers.get(&id).and_then(|peer| peer.next_due())
                 && at <= now.monotonic
             {
                 self.handle_due(now, id, due);

@@ -11,7 +11,7 @@ use wireloom_types::{PresharedKey, PublicKey, limits::REKEY_ATTEMPT_TIME};
 use super::sessions::Sessions;
 use super::staging::StagedPackets;
 use crate::handshake::cookie::{CookieJar, MacKeys};
-use crate::handshake::noise::InitiatorHandshake;
+use crate::handshake::noise::{InitiatorHandshake, StaticStatic};
 use crate::handshake::timestamp::{InitiationFilter, Tai64N};
 use crate::peer_id::PeerId;
 use crate::time::{Instant, UnixTime};
@@ -22,6 +22,7 @@ use crate::transport::peer_path::PeerPath;
 pub(super) struct Peer {
     pub(super) path: Arc<PeerPath>,
     pub(super) preshared_key: Option<PresharedKey>,
+    pub(super) static_static: StaticStatic,
     pub(super) persistent_keepalive: Option<PersistentKeepalive>,
     pub(super) allowed_ips: BTreeSet<IpNet>,
 
@@ -83,6 +84,7 @@ impl Peer {
         Self {
             path: Arc::new(PeerPath::new(id, public_key)),
             preshared_key: None,
+            static_static: StaticStatic::default(),
             persistent_keepalive: None,
             allowed_ips: BTreeSet::new(),
             mac_keys: MacKeys::of_receiver(&public_key),

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use rand_chacha::rand_core::Rng;
 use wireloom_types::limits::KEEPALIVE_TIMEOUT;
 
 use super::Device;
@@ -135,6 +134,6 @@ impl Device {
 
     /// A random time of up to [`REKEY_TIMEOUT_JITTER_MAX`].
     pub(super) fn jitter(&mut self) -> Duration {
-        Duration::from_nanos(self.rng.next_u64() % (nanos(REKEY_TIMEOUT_JITTER_MAX) + 1))
+        Duration::from_nanos(self.randomness.draw_u64() % (nanos(REKEY_TIMEOUT_JITTER_MAX) + 1))
     }
 }

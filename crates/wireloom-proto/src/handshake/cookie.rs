@@ -9,17 +9,16 @@ use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use blake2::digest::consts::U16;
-use blake2::digest::{Digest, FixedOutput, KeyInit, Update};
+use blake2::digest::{Digest, FixedOutput, KeyInit as _, Update};
 use blake2::{Blake2s256, Blake2sMac};
-use chacha20poly1305::aead::AeadInPlace;
+use chacha20poly1305::aead::{AeadInPlace, KeyInit as _};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::Rng;
 use wireloom_types::PublicKey;
 use zeroize::Zeroizing;
 
 use crate::drop_reason::DropReason;
 use crate::message::{COOKIE_NONCE_LEN, CookieReply, MAC_LEN, Macs, TAG_LEN};
+use crate::randomness::Randomness;
 use crate::time::Instant;
 
 /// The age at which the secret that cookies are made from is replaced.
@@ -104,13 +103,13 @@ impl CookieMaker {
         from: SocketAddr,
         message: &[u8],
         sender: u32,
-        rng: &mut ChaCha20Rng,
+        randomness: &mut Randomness,
     ) -> CookieReply {
         let mut encrypted = [0; MAC_LEN + TAG_LEN];
         let (cookie, tag) = encrypted.split_at_mut(MAC_LEN);
-        cookie.copy_from_slice(&self.fresh_cookie(now, from, rng));
+        cookie.copy_from_slice(&self.fresh_cookie(now, from, randomness));
         let mut nonce = [0; COOKIE_NONCE_LEN];
-        rng.fill_bytes(&mut nonce);
+        randomness.fill(&mut nonce);
         let sealed = XChaCha20Poly1305::new(&keys.cookie.into())
             .encrypt_in_place_detached(XNonce::from_slice(&nonce), mac1_of(message), cookie)
             .expect("XChaCha20 encrypts more than 16 bytes");
@@ -125,11 +124,11 @@ impl CookieMaker {
     }
 
     /// The cookie for a source, from a new secret if the secret is too old.
-    fn fresh_cookie(&mut self, now: Instant, from: SocketAddr, rng: &mut ChaCha20Rng) -> [u8; MAC_LEN] {
+    fn fresh_cookie(&mut self, now: Instant, from: SocketAddr, randomness: &mut Randomness) -> [u8; MAC_LEN] {
         if let Some(cookie) = self.current_cookie(now, from) {
             return cookie;
         }
-        rng.fill_bytes(&mut *self.secret);
+        self.secret.copy_from_slice(&*randomness.draw_secret());
         self.drawn = Some(now);
         mac(&*self.secret, &source(from))
     }
@@ -216,8 +215,6 @@ fn source(from: SocketAddr) -> [u8; 18] {
 
 #[cfg(test)]
 mod tests {
-    use rand_chacha::rand_core::SeedableRng;
-
     use super::*;
 
     #[test]
@@ -238,7 +235,7 @@ mod tests {
     #[test]
     fn a_cookie_is_valid_for_its_own_address_and_port_only() {
         let now = Instant::from_nanos(0);
-        let mut rng = ChaCha20Rng::from_seed([1; 32]);
+        let mut randomness = Randomness::new(&[1; 32]);
         let keys = MacKeys::of_receiver(&PublicKey::from_bytes([1; 32]));
         let sources = ["192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1", "[2001:db8::1]:1", "[2001:db8::2]:1"];
         let sources = sources.map(|source| source.parse::<SocketAddr>().unwrap());
@@ -248,7 +245,7 @@ mod tests {
             message[76..].fill(0);
             jar.sign(&keys, now, &mut message);
             assert_eq!(maker.check(&keys, now, own, &message, true), Ok(Proof::Mac1));
-            let reply = maker.reply(&keys, now, own, &message, 9, &mut rng);
+            let reply = maker.reply(&keys, now, own, &message, 9, &mut randomness);
             assert_eq!(reply.receiver, 9);
             jar.accept(&keys, now, &reply).unwrap();
             jar.sign(&keys, now, &mut message);

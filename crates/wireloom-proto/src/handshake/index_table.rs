@@ -2,46 +2,64 @@
 
 use std::collections::VecDeque;
 
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::Rng;
-
+use crate::index_permutation::IndexPermutation;
 use crate::peer_id::PeerId;
 use crate::transport::SLOTS;
 
-/// Allocates indices. The low bits of an index are its slot in the transport's session table. The other bits are
-/// random, so that a late message for a slot's former owner does not reach the new one.
-#[derive(Debug, Default)]
+/// Allocates indices. Behind the permutation, the low bits of an index are its slot in the transport's session table.
+/// The other bits are the slot's generation, so that a late message for a slot's former owner does not reach the new
+/// one, until the slot has been reused 1,024 times.
+#[derive(Debug)]
 pub(crate) struct IndexTable {
-    slots: Vec<Option<(u32, PeerId)>>,
+    permutation: IndexPermutation,
+    slots: Vec<Slot>,
     /// The free slots, in the order in which they became free.
     free: VecDeque<u32>,
 }
 
+#[derive(Debug)]
+struct Slot {
+    /// How often the slot was allocated before, as far as an index has bits for it.
+    generation: u32,
+    owner: Option<PeerId>,
+}
+
+const GENERATIONS: u32 = 1 << (u32::BITS - SLOTS.ilog2());
+
 impl IndexTable {
+    /// The permutation must be that of the session table.
+    pub(crate) fn new(permutation: IndexPermutation) -> Self {
+        Self { permutation, slots: Vec::new(), free: VecDeque::new() }
+    }
+
     /// Allocates an index for a peer. A peer has at most four, and there are enough slots for that.
-    pub(crate) fn allocate(&mut self, owner: PeerId, rng: &mut ChaCha20Rng) -> u32 {
-        let slot = self.free.pop_front().unwrap_or_else(|| {
-            self.slots.push(None);
+    pub(crate) fn allocate(&mut self, owner: PeerId) -> u32 {
+        let number = self.free.pop_front().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, owner: None });
             (self.slots.len() - 1) as u32
         });
-        let index = (rng.next_u32() / SLOTS * SLOTS) | slot;
-        self.slots[slot as usize] = Some((index, owner));
-        index
+        let slot = &mut self.slots[number as usize];
+        slot.owner = Some(owner);
+        self.permutation.index(slot.generation * SLOTS + number)
     }
 
     /// Frees an index. Does nothing when it is free already.
     pub(crate) fn release(&mut self, index: u32) {
-        let slot = index % SLOTS;
-        if self.owner(index).is_some() {
-            self.slots[slot as usize] = None;
-            self.free.push_back(slot);
+        let number = self.permutation.number(index);
+        if let Some(slot) = self.slots.get_mut((number % SLOTS) as usize)
+            && slot.generation == number / SLOTS
+            && slot.owner.take().is_some()
+        {
+            slot.generation = (slot.generation + 1) % GENERATIONS;
+            self.free.push_back(number % SLOTS);
         }
     }
 
     /// The owner of an index, if it is allocated.
     pub(crate) fn owner(&self, index: u32) -> Option<PeerId> {
-        let (taken, owner) = (*self.slots.get((index % SLOTS) as usize)?)?;
-        (taken == index).then_some(owner)
+        let number = self.permutation.number(index);
+        let slot = self.slots.get((number % SLOTS) as usize)?;
+        slot.owner.filter(|_| slot.generation == number / SLOTS)
     }
 }
 
@@ -49,17 +67,18 @@ impl IndexTable {
 mod tests {
     use std::collections::BTreeSet;
 
-    use rand_chacha::rand_core::SeedableRng;
-
     use super::*;
+    use crate::randomness::Randomness;
+
+    fn table() -> IndexTable {
+        IndexTable::new(IndexPermutation::draw(&mut Randomness::new(&[1; 32])))
+    }
 
     #[test]
     fn indices_are_unique_and_freed_slots_are_reused() {
-        let mut rng = ChaCha20Rng::from_seed([1; 32]);
-        let mut table = IndexTable::default();
-        let mut taken: Vec<u32> = (0..1000).map(|number| table.allocate(PeerId(number), &mut rng)).collect();
-        let slots: BTreeSet<u32> = taken.iter().map(|index| index % SLOTS).collect();
-        assert_eq!(slots.len(), 1000);
+        let mut table = table();
+        let mut taken: Vec<u32> = (0..1000).map(|number| table.allocate(PeerId(number))).collect();
+        assert_eq!(taken.iter().collect::<BTreeSet<_>>().len(), 1000);
         for (number, index) in taken.iter().enumerate() {
             assert_eq!(table.owner(*index), Some(PeerId(number as u64)));
         }
@@ -67,12 +86,24 @@ mod tests {
         gone.iter().for_each(|index| table.release(*index));
         assert!(gone.iter().all(|index| table.owner(*index).is_none()));
         for _ in 0..500 {
-            taken.push(table.allocate(PeerId(7), &mut rng));
+            taken.push(table.allocate(PeerId(7)));
         }
         assert_eq!(table.slots.len(), 1000);
         assert!(taken.iter().all(|index| table.owner(*index).is_some()));
         // Freeing an index again does not free the slot's new owner.
-        gone.iter().filter(|index| !taken.contains(index)).for_each(|index| table.release(*index));
+        gone.iter().for_each(|index| table.release(*index));
         assert!(taken.iter().all(|index| table.owner(*index).is_some()));
+    }
+
+    #[test]
+    fn an_index_comes_back_after_all_generations_of_its_slot() {
+        let mut table = table();
+        let mut seen = BTreeSet::new();
+        for _ in 0..GENERATIONS {
+            let index = table.allocate(PeerId(1));
+            assert!(seen.insert(index), "a late message would reach the new owner");
+            table.release(index);
+        }
+        assert!(seen.contains(&table.allocate(PeerId(1))));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `noise` | the Noise handshake IKpsk2 |
+//! | `noise/` | the Noise handshake IKpsk2 |
 //! | `timestamp` | the timestamps of initiations, which refuse replays |
 //! | `cookie` | MAC1, MAC2 and cookies |
 //! | `load`, `rate_limiter` | when cookies are demanded, and how much one source may ask for then |

@@ -39,6 +39,7 @@ pub use self::two_steps::Decrypted;
 use self::{peer_session::PeerSession, session_table::SessionTable};
 use crate::drop_reason::DropReason;
 use crate::endpoint::Endpoint;
+use crate::index_permutation::IndexPermutation;
 use crate::message::{DataHeader, MessageKind};
 use crate::time::Instant;
 
@@ -89,8 +90,8 @@ pub enum Outcome<'p, 'm> {
 }
 
 impl Transport {
-    pub(crate) fn new() -> Self {
-        Self { sessions: SessionTable::new(), routes: ArcSwap::default() }
+    pub(crate) fn new(permutation: IndexPermutation) -> Self {
+        Self { sessions: SessionTable::new(permutation), routes: ArcSwap::default() }
     }
 
     /// The current routes. Load them once per batch of packets.

@@ -6,10 +6,12 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::{ArcSwapOption, Guard};
 
 use super::peer_session::PeerSession;
+use crate::index_permutation::IndexPermutation;
 
-/// Sessions by local index. The low bits of an index are its slot, so a lookup is two loads. Slots come in blocks; a
+/// Sessions by local index. The low bits of an index, behind the permutation, are its slot, so a lookup is two loads. Slots come in blocks; a
 /// block is allocated when the first index in it is used, and then stays.
 pub(super) struct SessionTable {
+    permutation: IndexPermutation,
     blocks: Box<[OnceLock<Box<Block>>]>,
 }
 
@@ -22,13 +24,17 @@ const BLOCKS: usize = 1 << 12;
 pub(crate) const SLOTS: u32 = (SLOTS_IN_BLOCK * BLOCKS) as u32;
 
 impl SessionTable {
-    pub(super) fn new() -> Self {
-        Self { blocks: (0..BLOCKS).map(|_| OnceLock::new()).collect() }
+    pub(super) fn new(permutation: IndexPermutation) -> Self {
+        Self { permutation, blocks: (0..BLOCKS).map(|_| OnceLock::new()).collect() }
+    }
+
+    fn slot(&self, index: u32) -> usize {
+        (self.permutation.number(index) % SLOTS) as usize
     }
 
     /// The content of an index's slot, which may be a session with another index.
     pub(super) fn load(&self, index: u32) -> Guard<Option<Arc<PeerSession>>> {
-        let slot = (index % SLOTS) as usize;
+        let slot = self.slot(index);
         match self.blocks[slot / SLOTS_IN_BLOCK].get() {
             Some(block) => block[slot % SLOTS_IN_BLOCK].load(),
             None => Guard::from_inner(None),
@@ -36,7 +42,7 @@ impl SessionTable {
     }
 
     pub(super) fn set(&self, index: u32, session: Option<PeerSession>) {
-        let slot = (index % SLOTS) as usize;
+        let slot = self.slot(index);
         let block = self.blocks[slot / SLOTS_IN_BLOCK]
             .get_or_init(|| Box::new(std::array::from_fn(|_| ArcSwapOption::empty())));
         block[slot % SLOTS_IN_BLOCK].store(session.map(Arc::new));

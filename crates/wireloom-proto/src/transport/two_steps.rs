@@ -118,7 +118,9 @@ mod tests {
     use wireloom_types::PublicKey;
 
     use super::*;
+    use crate::index_permutation::IndexPermutation;
     use crate::peer_id::PeerId;
+    use crate::randomness::Randomness;
     use crate::transport::peer_path::PeerPath;
     use crate::transport::session::{Role, Session, SessionKeys};
 
@@ -136,7 +138,7 @@ mod tests {
     /// the old one, even if both have the same keys.
     #[test]
     fn a_message_decrypted_for_an_ended_session_is_not_accepted_by_its_successor() {
-        let transport = Transport::new();
+        let transport = Transport::new(IndexPermutation::draw(&mut Randomness::new(&[1; 32])));
         let path = Arc::new(PeerPath::new(PeerId(1), PublicKey::from_bytes([7; 32])));
         transport.insert(own_session(), Arc::clone(&path));
         let theirs = Session::new(&keys(1, 2), Role::Initiator, 10, 20, NOW);

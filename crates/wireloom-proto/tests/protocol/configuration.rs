@@ -35,7 +35,7 @@ fn settings_can_be_read_back() {
             .add_peer(key)
             .unwrap()
             .set_endpoint(address(9))
-            .set_preshared_key(Some(PresharedKey::from_bytes([3; 32])))
+            .set_preshared_key(Some(&PresharedKey::from_bytes([3; 32])))
             .set_persistent_keepalive(NonZeroU16::new(25))
             .add_allowed_ip(net("10.1.2.3/8"))
             .add_allowed_ip(net("2001:db8::1/64"));
@@ -206,7 +206,7 @@ fn debug_output_shows_no_secrets() {
     let device = &mut world.nodes[ALICE].device;
     let psk = PresharedKey::from_bytes([0xab; 32]);
     device.configure(now, |configuration| {
-        configuration.peer(&bob).unwrap().set_preshared_key(Some(psk));
+        configuration.peer(&bob).unwrap().set_preshared_key(Some(&psk));
     });
     world.run(121 * SECOND);
     world.send(ALICE, BOB, b"renew");

@@ -195,10 +195,10 @@ fn preshared_keys_must_agree() {
     let (alice, bob) = (world.nodes[ALICE].public_key, world.nodes[BOB].public_key);
     let now = world.now();
     world.nodes[ALICE].device.configure(now, |configuration| {
-        configuration.peer(&bob).unwrap().set_preshared_key(psk(1));
+        configuration.peer(&bob).unwrap().set_preshared_key(psk(1).as_ref());
     });
     world.nodes[BOB].device.configure(now, |configuration| {
-        configuration.peer(&alice).unwrap().set_preshared_key(psk(2));
+        configuration.peer(&alice).unwrap().set_preshared_key(psk(2).as_ref());
     });
     world.send(ALICE, BOB, b"secret");
     world.run(SECOND);
@@ -208,7 +208,7 @@ fn preshared_keys_must_agree() {
 
     let now = world.now();
     world.nodes[BOB].device.configure(now, |configuration| {
-        configuration.peer(&alice).unwrap().set_preshared_key(psk(1));
+        configuration.peer(&alice).unwrap().set_preshared_key(psk(1).as_ref());
     });
     world.run(6 * SECOND);
     assert_eq!(world.take_received(BOB), [b"secret".to_vec()]);
@@ -296,7 +296,7 @@ fn an_initiation_less_than_20_ms_after_the_last_one_is_dropped() {
     let mut world = World::pair();
     // Two machines have Alice's key. The second one sends its initiation 18 ms later.
     let twin = world.add_node();
-    world.nodes[twin].device = Device::new([42; 32]);
+    world.nodes[twin].device = Device::new(&[42; 32]);
     let now = world.now();
     world.nodes[twin]
         .device

@@ -126,7 +126,7 @@ impl World {
         let number = self.nodes.len() as u8 + 1;
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
-        let mut device = Device::new(seed);
+        let mut device = Device::new(&seed);
         device
             .configure(self.now(), |configuration| configuration.set_private_key(Some(private_key(number))));
         self.nodes.push(Node {

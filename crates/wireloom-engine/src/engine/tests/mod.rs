@@ -42,7 +42,7 @@ impl Machine {
     fn with(network: &MemoryNetwork, number: u8, mode: Mode, tun: (MemoryTun, MemoryTunHost)) -> Self {
         let network = network.host(Ipv4Addr::new(192, 0, 2, number).into());
         let (tun, stack) = tun;
-        let engine = Engine::new([number; 32], mode, tun, network.clone());
+        let engine = Engine::new(&[number; 32], mode, tun, network.clone());
         let key = PrivateKey::from_bytes([number + 100; 32]);
         Self { engine, stack, network, key, inner: Ipv4Addr::new(10, 0, 0, number) }
     }
