@@ -24,8 +24,8 @@ pub enum EngineDrop {
     PeerUnreachable,
     /// A packet is longer than the path to its peer takes.
     TooBig,
-    /// A packet is neighbour discovery, a redirect, or a fragment that may be one: nobody on a link may say where others
-    /// are.
+    /// A packet is neighbour discovery, a redirect, or a fragment that may be one: nobody on a link may say where
+    /// others are.
     NotForTheLink,
     /// A datagram of ours was routed into the interface that it came from.
     RoutingLoop,

@@ -6,8 +6,8 @@ use crate::randomness::Randomness;
 
 /// A keyed permutation of the numbers of 32 bits: a Feistel network whose halves have 16 bits.
 ///
-/// Receiver indices are on the wire in the clear. Were they the numbers that the tables count with, everyone on the
-/// way could see how many sessions a device has. The round function is a hash of the multiply-shift kind (Dietzfelbinger
+/// Receiver indices are on the wire in the clear. Were they the numbers that the tables count with, everyone on the way
+/// could see how many sessions a device has. The round function is a hash of the multiply-shift kind (Dietzfelbinger
 /// and others, 1997), a multiplication and an addition, because the data path inverts the permutation. This is no
 /// cipher: who can begin very many sessions with the device may find the key, and learns their number.
 #[derive(Clone, Copy)]

@@ -10,8 +10,8 @@ use crate::packet::{
     ipv6,
 };
 
-/// The ICMPv6 types of questions and answers that must not leave the link. Router solicitations (133) and advertisements
-/// (134) are not among them: they are sent to the peers.
+/// The ICMPv6 types of questions and answers that must not leave the link. Router solicitations (133) and
+/// advertisements (134) are not among them: they are sent to the peers.
 pub(super) const NEIGHBOUR_TYPES: std::ops::RangeInclusive<u8> = SOLICITATION..=ADVERTISEMENT;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;

@@ -20,8 +20,8 @@ pub(super) fn nothing(fd: BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::empty())
 }
 
-/// An entry that waits until the interface of a TUN descriptor is deleted, and not for its packets. The kernel wakes who
-/// waits for urgent data then, too (`tun_detach_all` in drivers/net/tun.c), of which there is none.
+/// An entry that waits until the interface of a TUN descriptor is deleted, and not for its packets. The kernel wakes
+/// who waits for urgent data then, too (`tun_detach_all` in drivers/net/tun.c), of which there is none.
 pub(super) fn deleted(fd: BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::POLLPRI)
 }

@@ -269,7 +269,7 @@ impl TunQueue for LinuxQueue {
         self.offloads.joinable.remove(kind);
         SAID.call_once(|| {
             tracing::warn!(
-                "the kernel refuses super-packets that it said it takes ({kind:?}); packets are written one by one from \
+                "the kernel refuses super-packets that it said it takes ({kind:?}); packets are written singly from \
                  now on, which takes more of the processor"
             );
         });

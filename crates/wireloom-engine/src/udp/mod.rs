@@ -17,8 +17,8 @@ pub(crate) use memory::{MemoryNetwork, MemoryUdp};
 use crate::batch::{InboundBatch, SealedBatch};
 
 /// Whether sending may wait for room in a full send buffer in the present turn. Once there was none in time, nothing
-/// waits for the rest of the turn: the buffer drains at the speed of the network card, and if it does not, waiting would
-/// only hold up everything else, as often as there are batches.
+/// waits for the rest of the turn: the buffer drains at the speed of the network card, and if it does not, waiting
+/// would only hold up everything else, as often as there are batches.
 #[derive(Debug)]
 pub(crate) struct Patience {
     is_left: bool,

@@ -54,8 +54,8 @@ impl OwnEntry {
         }
     }
 
-    /// Writes the record unless another node has its key, and removes the entries of our former keys. A record that says
-    /// that we leave is written without such a key.
+    /// Writes the record unless another node has its key, and removes the entries of our former keys. A record that
+    /// says that we leave is written without such a key.
     async fn write(&mut self, mut value: String) -> Result<(), StoreError> {
         let what = format!("write {}", self.record);
         let failed = |problem| StoreError { operation: format!("{what} in etcd"), problem };

@@ -91,7 +91,8 @@ pub struct Transmit<'a> {
 
 impl Device {
     /// A device without keys and peers. All its randomness comes from the seed. Draw the seed from the operating
-    /// system's random generator, a new one for each device, and wipe it: whoever has it can compute all ephemeral keys.
+    /// system's random generator, a new one for each device, and wipe it: whoever has it can compute all ephemeral
+    /// keys.
     #[must_use]
     pub fn new(seed: &[u8; 32]) -> Self {
         let mut randomness = Randomness::new(seed);

@@ -8,8 +8,8 @@ use arc_swap::{ArcSwapOption, Guard};
 use super::peer_session::PeerSession;
 use crate::index_permutation::IndexPermutation;
 
-/// Sessions by local index. The low bits of an index, behind the permutation, are its slot, so a lookup is two loads. Slots come in blocks; a
-/// block is allocated when the first index in it is used, and then stays.
+/// Sessions by local index. The low bits of an index, behind the permutation, are its slot, so a lookup is two loads.
+/// Slots come in blocks; a block is allocated when the first index in it is used, and then stays.
 pub(super) struct SessionTable {
     permutation: IndexPermutation,
     blocks: Box<[OnceLock<Box<Block>>]>,

@@ -263,8 +263,8 @@ fn the_source_address_follows_the_route_to_another_uplink() {
     tunnel.settle();
     tunnel.settle_from(1, 0);
     assert_eq!(tunnel.shown(1, "endpoints"), format!("{near_address}:{PORT}"));
-    // The first uplink fails somewhere on the way, and routing finds the other one. A device that stays with its address
-    // is cut off until its handshake is overdue, 15 s later.
+    // The first uplink fails somewhere on the way, and routing finds the other one. A device that stays with its
+    // address is cut off until its handshake is overdue, 15 s later.
     far.run(&format!("ip route add blackhole {near_address}/32")).unwrap();
     near.run("ip route replace 203.0.113.1/32 via 10.77.0.2 dev up1").unwrap();
     let inside = inner(1)[0];
