@@ -80,6 +80,11 @@ impl Knowledge {
         self.mesh.pools(pools, self.now);
     }
 
+    /// All pools, by this node's own settings.
+    pub(crate) fn declare_pools(&mut self, pools: &BTreeSet<IpNet>) {
+        self.mesh.declare_pools(pools, self.now);
+    }
+
     /// The names of the nodes that claimed keys first, where the store says so: all of them.
     pub(crate) fn key_claims(&mut self, claims: BTreeMap<PublicKey, String>) {
         self.mesh.key_claims(claims);

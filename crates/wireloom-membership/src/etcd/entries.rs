@@ -78,7 +78,7 @@ impl Entries {
             return;
         }
         let outcome = match (part, object) {
-            (Part::Pools, Some(object)) => record::read_pool(&object.value).map(|pool| {
+            (Part::Pools, Some(object)) => record::read_pool(rest, &object.value).map(|pool| {
                 self.pools.insert(rest.to_owned(), pool);
             }),
             (Part::Pools, None) => {
