@@ -218,6 +218,9 @@ impl<D: Fn(Event)> Desk<D> {
 
     /// Delivers and writes what is due.
     pub(crate) fn step(&mut self) {
+        if let Some(connected) = &mut self.connected {
+            connected.handlers.iter_mut().for_each(|handler| handler.settle(&mut self.knowledge));
+        }
         self.publish();
         self.deliver_local();
         if self.is_whole {
@@ -262,13 +265,7 @@ impl<D: Fn(Event)> Desk<D> {
         if is_another || is_due_anyway {
             (self.deliver)(Event::Snapshot(self.knowledge.mesh.delivered().clone()));
         }
-        let complaints: BTreeSet<Complaint> = self
-            .knowledge
-            .mesh
-            .complaints()
-            .into_iter()
-            .chain(self.knowledge.complaints().cloned())
-            .collect();
+        let complaints = self.knowledge.shown_complaints();
         if complaints != self.complaints {
             self.complaints = complaints;
             (self.deliver)(Event::LeftOut(self.complaints.clone()));

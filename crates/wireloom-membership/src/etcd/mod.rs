@@ -73,7 +73,7 @@ fn connect(settings: &Settings) -> impl Connect + Send + 'static {
         async move {
             Ok(Stores {
                 spelling: Spelling::Snake,
-                followed: vec![Followed::new(records, Entries::default())],
+                followed: vec![Followed::new(records, Entries::new(&settings.mesh))],
                 own_record: Some(Box::new(own_entry)),
                 addresses: store_address::of_urls(&settings.endpoints).await,
                 reports: None,
