@@ -158,6 +158,7 @@ fn few(all: &BTreeSet<Complaint>, node: &str) -> Vec<Complaint> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::{self, Spelling};
 
     #[test]
     fn few_complaints_are_shown_and_those_about_this_node_first() {
@@ -169,5 +170,27 @@ mod tests {
         assert!(shown[SHOWN_MAX].what.ends_with("there are 4980 more complaints than are shown here"));
         let all: BTreeSet<Complaint> = (0..20).map(complaint).collect();
         assert_eq!(few(&all, "n").len(), 20);
+    }
+
+    #[test]
+    fn another_machine_of_our_name_is_complained_about() {
+        let now = Instant::now();
+        let publishing = Publishing::new(Spelling::Snake, 0);
+        let mut knowledge = Knowledge::new("n", Mesh::new(None), publishing, now);
+        let of = |number| Node { endpoint: Some(([192, 0, 2, number], 7).into()), ..Node::default() };
+        knowledge.publishing.want(Some(&of(1))).unwrap();
+        for _ in 0..4 {
+            assert_eq!(knowledge.shown_complaints(), BTreeSet::new());
+            for number in [1, 2] {
+                let value = record::write(&of(number), Spelling::Snake);
+                knowledge.record("n", Some(&Object { value, born: 1, uid: String::new() }));
+            }
+        }
+        let shown: Vec<String> = knowledge.shown_complaints().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            shown,
+            ["\"n\": another machine publishes it, too, without a key at 192.0.2.2:7: give each machine a \
+              name of its own"]
+        );
     }
 }

@@ -169,7 +169,7 @@ impl Publishing {
         let name = rival.endpoint_name.as_ref().map(ToString::to_string);
         let address = rival.endpoint.iter().chain(&rival.other_endpoints).next().map(ToString::to_string);
         Some(match name.or(address) {
-            Some(endpoint) => format!("{key} and the endpoint {endpoint}"),
+            Some(endpoint) => format!("{key} at {endpoint}"),
             None => key,
         })
     }

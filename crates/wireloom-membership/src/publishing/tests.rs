@@ -283,10 +283,7 @@ fn another_machine_of_the_same_name_is_noticed_once_it_has_replaced_the_record_a
         show(&mut world, &of(2, &[]));
     }
     let key = PublicKey::from_bytes([2; 32]);
-    assert_eq!(
-        world.publishing.rival().unwrap(),
-        format!("with the key {key} and the endpoint 192.0.2.2:51820")
-    );
+    assert_eq!(world.publishing.rival().unwrap(), format!("with the key {key} at 192.0.2.2:51820"));
     world.done(Ok(()));
     show(&mut world, &of(1, &[]));
     world.now += LONGEST_FIGHT;
