@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant as StdInstant},
 };
@@ -51,6 +52,8 @@ pub(crate) struct Connected {
     pub(crate) handlers: Vec<Box<dyn Handler>>,
     /// Takes the steps that write this node's record, if it is written here.
     pub(crate) steps: Option<UnboundedSender<Step>>,
+    /// The addresses of the store's own machines.
+    pub(crate) addresses: BTreeSet<IpAddr>,
     /// Changes when everything is to be read again.
     pub(crate) reread: watch::Sender<u64>,
     pub(crate) reports: Option<UnboundedSender<Report>>,
@@ -106,6 +109,7 @@ impl<D: Fn(Event)> Desk<D> {
     /// There is a connection now.
     pub(crate) fn connected(&mut self, connected: Connected) {
         self.knowledge.publishing.spell(connected.spelling);
+        self.knowledge.mesh.protect(connected.addresses.clone());
         if let (Some(reports), Some(report)) = (&connected.reports, self.report.take()) {
             let _ = reports.send(report);
         }
@@ -214,12 +218,15 @@ impl<D: Fn(Event)> Desk<D> {
 
     /// Delivers and writes what is due.
     pub(crate) fn step(&mut self) {
+        if let Some(connected) = &mut self.connected {
+            connected.handlers.iter_mut().for_each(|handler| handler.settle(&mut self.knowledge));
+        }
         self.publish();
         self.deliver_local();
         if self.is_whole {
             self.deliver_mesh();
         } else if let Some((mesh, _)) = self.recorded.take_if(|(_, due)| *due <= Instant::now()) {
-            (self.deliver)(Event::Snapshot(mesh));
+            (self.deliver)(Event::Snapshot(self.knowledge.mesh.spared(mesh)));
         }
     }
 
@@ -258,13 +265,7 @@ impl<D: Fn(Event)> Desk<D> {
         if is_another || is_due_anyway {
             (self.deliver)(Event::Snapshot(self.knowledge.mesh.delivered().clone()));
         }
-        let complaints: BTreeSet<Complaint> = self
-            .knowledge
-            .mesh
-            .complaints()
-            .into_iter()
-            .chain(self.knowledge.complaints().cloned())
-            .collect();
+        let complaints = self.knowledge.shown_complaints();
         if complaints != self.complaints {
             self.complaints = complaints;
             (self.deliver)(Event::LeftOut(self.complaints.clone()));

@@ -11,6 +11,9 @@ use wireloom_types::PublicKey;
 
 use crate::{Complaint, Local, mesh::Mesh, publishing::Publishing, store::Object};
 
+/// How many complaints of one origin are shown.
+const SHOWN_MAX: usize = 20;
+
 /// What the objects of one collection mean. It is told of every object, and tells the source in the source's words
 /// (each method of [`Knowledge`] may be called as often as one likes: what does not change has no effect).
 pub(crate) trait Handler: Send {
@@ -19,6 +22,9 @@ pub(crate) trait Handler: Send {
 
     /// An object is new or another one; `None`: it is gone.
     fn change(&mut self, name: &str, object: Option<&Object>, knowledge: &mut Knowledge);
+
+    /// All changes that have come so far have been told: what takes long to put together is told now.
+    fn settle(&mut self, _knowledge: &mut Knowledge) {}
 
     /// Whether the mesh is whole only once this collection has been listed. A collection that says something about this
     /// node alone need not hold up the others.
@@ -80,6 +86,11 @@ impl Knowledge {
         self.mesh.pools(pools, self.now);
     }
 
+    /// All pools, by this node's own settings.
+    pub(crate) fn declare_pools(&mut self, pools: &BTreeSet<IpNet>) {
+        self.mesh.declare_pools(pools, self.now);
+    }
+
     /// The names of the nodes that claimed keys first, where the store says so: all of them.
     pub(crate) fn key_claims(&mut self, claims: BTreeMap<PublicKey, String>) {
         self.mesh.key_claims(claims);
@@ -110,8 +121,76 @@ impl Knowledge {
         self.local.as_ref()
     }
 
+    /// What is left out, for people: of the mesh and of each handler, a bounded number of complaints. That another
+    /// machine has this node's name is said with them, since they last as long as their reasons.
+    pub(crate) fn shown_complaints(&self) -> BTreeSet<Complaint> {
+        let mesh = self.mesh.complaints();
+        let rival = self.publishing.rival().map(|rival| Complaint {
+            record: self.node.clone(),
+            what: format!("another machine publishes it, too, {rival}: give each machine a name of its own"),
+        });
+        let of_mesh_and_handlers = [&mesh].into_iter().chain(self.complaints.values());
+        rival.into_iter().chain(of_mesh_and_handlers.flat_map(|all| few(all, &self.node))).collect()
+    }
+
     /// All complaints of handlers.
+    #[cfg(test)]
     pub(crate) fn complaints(&self) -> impl Iterator<Item = &Complaint> {
         self.complaints.values().flatten()
+    }
+}
+
+/// The first of these complaints, those about this node before all others, and how many more there are: one credential
+/// can be enough to make thousands.
+fn few(all: &BTreeSet<Complaint>, node: &str) -> Vec<Complaint> {
+    let (ours, others): (Vec<_>, Vec<_>) = all.iter().partition(|complaint| complaint.record == node);
+    let mut sorted = ours.into_iter().chain(others);
+    let mut shown: Vec<Complaint> = sorted.by_ref().take(SHOWN_MAX).cloned().collect();
+    if let Some(next) = sorted.next() {
+        let more = sorted.count() + 1;
+        let what =
+            format!("something is wrong with it, too: there are {more} more complaints than are shown here");
+        shown.push(Complaint { record: next.record.clone(), what });
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{self, Spelling};
+
+    #[test]
+    fn few_complaints_are_shown_and_those_about_this_node_first() {
+        let complaint = |number: u32| Complaint { record: format!("n{number:04}"), what: "?".into() };
+        let all: BTreeSet<Complaint> = (0..5000).map(complaint).collect();
+        let shown = few(&all, "n4000");
+        assert_eq!(shown.len(), SHOWN_MAX + 1);
+        assert_eq!((&*shown[0].record, &*shown[1].record), ("n4000", "n0000"));
+        assert!(shown[SHOWN_MAX].what.ends_with("there are 4980 more complaints than are shown here"));
+        let all: BTreeSet<Complaint> = (0..20).map(complaint).collect();
+        assert_eq!(few(&all, "n").len(), 20);
+    }
+
+    #[test]
+    fn another_machine_of_our_name_is_complained_about() {
+        let now = Instant::now();
+        let publishing = Publishing::new(Spelling::Snake, 0);
+        let mut knowledge = Knowledge::new("n", Mesh::new(None), publishing, now);
+        let of = |number| Node { endpoint: Some(([192, 0, 2, number], 7).into()), ..Node::default() };
+        knowledge.publishing.want(Some(&of(1))).unwrap();
+        for _ in 0..4 {
+            assert_eq!(knowledge.shown_complaints(), BTreeSet::new());
+            for number in [1, 2] {
+                let value = record::write(&of(number), Spelling::Snake);
+                knowledge.record("n", Some(&Object { value, born: 1, uid: String::new() }));
+            }
+        }
+        let shown: Vec<String> = knowledge.shown_complaints().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            shown,
+            ["\"n\": another machine publishes it, too, without a key at 192.0.2.2:7: give each machine a \
+              name of its own"]
+        );
     }
 }

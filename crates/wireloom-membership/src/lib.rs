@@ -69,6 +69,7 @@ mod publishing;
 mod record;
 mod source;
 pub mod store;
+mod store_address;
 pub mod values;
 
 /// Where the membership comes from.

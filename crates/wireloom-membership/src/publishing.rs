@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use wireloom_plan::cluster::Node;
+use wireloom_types::PublicKey;
 
 use crate::{
     backoff::Backoff,
@@ -21,6 +22,10 @@ const LONGEST_FIGHT: Duration = Duration::from_secs(300);
 
 /// The longest wait while the store is not there.
 const LONGEST_OUTAGE: Duration = Duration::from_secs(30);
+
+/// How often somebody else's record may take the place of ours before it is another machine's: an operator does it once
+/// or twice.
+const RIVALRY: u32 = 3;
 
 /// How long the collection may take to show what was written, before it is written again.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -52,6 +57,8 @@ pub(crate) struct Publishing {
     left_alone: Option<Instant>,
     fight: Backoff,
     failures: Backoff,
+    /// How often a record with another key or other endpoints has taken the place of ours, and the last one.
+    rivals: (u32, Option<Box<Node>>),
 }
 
 /// What the collection shows.
@@ -95,6 +102,7 @@ impl Publishing {
             left_alone: None,
             fight: Backoff::new(PACE, LONGEST_FIGHT, seed),
             failures: Backoff::new(PACE, LONGEST_OUTAGE, seed),
+            rivals: (0, None),
         }
     }
 
@@ -142,9 +150,42 @@ impl Publishing {
             self.again = true;
         }
         if self.shown != shown {
+            if self.is_shown()
+                && let (Some(Some(ours)), Shown::Record(_, Some(theirs))) = (&self.wanted, &shown)
+                && is_of_another_machine(ours, theirs)
+            {
+                self.rivals = (self.rivals.0 + 1, Some(theirs.clone()));
+            }
             self.shown = shown;
             self.is_news = true;
         }
+    }
+
+    /// What another machine that publishes under this node's name says of itself, if there seems to be one.
+    pub(crate) fn rival(&self) -> Option<String> {
+        let rival = self.rivals.1.as_ref().filter(|_| self.rivals.0 > RIVALRY)?;
+        let key =
+            rival.public_key.map_or_else(|| "without a key".to_owned(), |key| format!("with the key {key}"));
+        let name = rival.endpoint_name.as_ref().map(ToString::to_string);
+        let address = rival.endpoint.iter().chain(&rival.other_endpoints).next().map(ToString::to_string);
+        Some(match name.or(address) {
+            Some(endpoint) => format!("{key} at {endpoint}"),
+            None => key,
+        })
+    }
+
+    /// The entry is gone that says that this key is ours. If the record that is shown has the key, it is written again,
+    /// and the entry with it.
+    pub(crate) fn claim_is_gone(&mut self, key: &PublicKey) {
+        if matches!(&self.shown, Shown::Record(_, Some(node)) if node.public_key.as_ref() == Some(key)) {
+            self.write_again();
+        }
+    }
+
+    /// The key of the record that is shown.
+    pub(crate) fn shown_key(&self) -> Option<PublicKey> {
+        let Shown::Record(_, Some(node)) = &self.shown else { return None };
+        node.public_key
     }
 
     /// It must be written again, whatever it is like.
@@ -184,6 +225,7 @@ impl Publishing {
             let settled = *self.settled.get_or_insert(now);
             if now.saturating_duration_since(settled) >= LONGEST_FIGHT {
                 self.fight.reset();
+                self.rivals = (0, None);
             }
             return Step::Rest;
         }
@@ -238,6 +280,14 @@ impl Publishing {
             self.left_alone = Some(now + time.min(LONGEST_FIGHT));
         }
     }
+}
+
+/// Whether a record under our name is not just an edited one of ours.
+fn is_of_another_machine(ours: &Node, theirs: &Node) -> bool {
+    let machine = |node: &Node| {
+        (node.public_key, node.endpoint, node.endpoint_name.clone(), node.other_endpoints.clone())
+    };
+    machine(ours) != machine(theirs)
 }
 
 #[cfg(test)]

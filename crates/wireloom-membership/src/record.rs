@@ -10,7 +10,7 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use ipnet::IpNet;
@@ -80,7 +80,7 @@ struct PoolText {
 /// What is wrong with it, in a sentence.
 pub(crate) fn read(text: &str) -> Result<Node, String> {
     if text.len() > RECORD_MAX {
-        return Err(format!("the record has {} bytes; a record has at most {RECORD_MAX}", text.len()));
+        return Err(too_long());
     }
     let written: Text = serde_json::from_str(text).map_err(|error| not_json(&error))?;
     let key = written.public_key.as_deref().map(|text| value("public_key", text, values::key));
@@ -103,12 +103,15 @@ pub(crate) fn read(text: &str) -> Result<Node, String> {
 ///
 /// # Errors
 /// What is wrong with it, in a sentence.
-pub(crate) fn read_pool(text: &str) -> Result<IpNet, String> {
+pub(crate) fn read_pool(name: &str, text: &str) -> Result<IpNet, String> {
+    if name.is_empty() {
+        return Err("a pool has a name; remove the entry, and write the pool under one".to_owned());
+    }
     if text.len() > RECORD_MAX {
-        return Err(format!("the record has {} bytes; a record has at most {RECORD_MAX}", text.len()));
+        return Err(too_long());
     }
     let written: PoolText = serde_json::from_str(text).map_err(|error| not_json(&error))?;
-    value("cidr", &written.cidr, values::cidr)
+    value("cidr", &written.cidr, workload)
 }
 
 /// The record of a node. What [`read`] makes of it is the node again, but for the address that the name of an endpoint
@@ -178,13 +181,18 @@ impl fmt::Display for Name {
 /// What is wrong with it, in a sentence.
 pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    if (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(allowed) {
+    if (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(allowed) && !matches!(name, "." | "..") {
         return Ok(());
     }
     Err(format!(
-        "the name of a node has 1 to {NAME_MAX} letters, digits, hyphens, dots and underscores; remove the record and \
-         give the node another name"
+        "the name of a node has 1 to {NAME_MAX} letters, digits, hyphens, dots and underscores, and is neither . nor \
+         ..; remove the record and give the node another name"
     ))
+}
+
+/// How long it is, nobody knows: stores cut off what is longer.
+fn too_long() -> String {
+    format!("the record has more than the {RECORD_MAX} bytes that a record has at most; write a shorter one")
 }
 
 fn not_json(error: &serde_json::Error) -> String {
@@ -253,16 +261,22 @@ fn value<T>(field: &str, text: &str, parse: fn(&str) -> Result<T, String>) -> Re
 fn endpoint(text: &str) -> Result<Endpoint, String> {
     let endpoint = values::endpoint(text)?;
     match &endpoint {
-        Endpoint::Address(address) if address.ip().is_loopback() || address.ip().is_multicast() => {
+        Endpoint::Address(address) if is_nobodys(address.ip()) => {
             Err(format!("{text:?} is not the endpoint of another machine; write an address of the node"))
         }
         _ => Ok(endpoint),
     }
 }
 
+/// Whether an address leads to no other machine. IPv4 addresses in IPv6 count as what they are.
+fn is_nobodys(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    address.is_loopback() || address.is_multicast() || address == Ipv4Addr::BROADCAST
+}
+
 fn address(text: &str) -> Result<IpAddr, String> {
     let address = values::address(text)?;
-    if address.is_loopback() {
+    if is_nobodys(address) {
         return Err(format!("{text:?} is every machine's own address; remove it"));
     }
     Ok(address)
@@ -272,7 +286,7 @@ fn workload(text: &str) -> Result<IpNet, String> {
     let cidr = values::cidr(text)?;
     let shortest = if cidr.addr().is_ipv4() { SHORTEST_PREFIXES.0 } else { SHORTEST_PREFIXES.1 };
     if cidr.prefix_len() < shortest {
-        return Err(format!("{text:?} is too wide for one node's workloads; the widest is a /{shortest}"));
+        return Err(format!("{text:?} is too wide for workloads; the widest is a /{shortest}"));
     }
     let network = cidr.network();
     let local = match network {

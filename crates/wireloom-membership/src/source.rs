@@ -25,6 +25,7 @@
 //!                     Followed::new(client.own_node(&node), OwnNode::new()), // each with a handler of its own
 //!                 ],
 //!                 own_record: Some(Box::new(client.own_record(&node))),
+//!                 addresses: store_address::of_urls(&settings.endpoints).await,
 //!                 reports: None,
 //!             })
 //!         }
@@ -34,8 +35,10 @@
 //! ```
 
 use std::{
+    collections::BTreeSet,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     io,
+    net::IpAddr,
     sync::Arc,
     thread,
     time::Duration,
@@ -72,6 +75,8 @@ pub(crate) struct Stores {
     pub(crate) followed: Vec<Followed>,
     /// Where this node's record is; `None`: it is not published here.
     pub(crate) own_record: Option<Box<dyn OwnRecord>>,
+    /// The addresses of the store's own machines: no node's workloads hold them.
+    pub(crate) addresses: BTreeSet<IpAddr>,
     /// Where state for people goes. Who listens decides what to do with it and when; failures are his.
     pub(crate) reports: Option<mpsc::UnboundedSender<kubernetes::Report>>,
 }
@@ -126,6 +131,7 @@ pub(crate) fn read(mut connect: impl Connect) -> Result<Cluster, Error> {
         let stores = connect("").await?;
         let now = Instant::now().into_std();
         let mut knowledge = Knowledge::new("", Mesh::new(None), Publishing::new(stores.spelling, 0), now);
+        knowledge.mesh.protect(stores.addresses);
         for mut followed in stores.followed.into_iter().filter(|it| it.handler.completes_mesh()) {
             let listed = followed.collection.list().await?;
             followed.handler.whole(listed.objects, &mut knowledge);
@@ -195,7 +201,14 @@ pub(crate) async fn run(source: Source, deliver: impl Fn(Event), mut connect: im
         handlers.push(handler);
     }
     let (steps, mut written) = writer(stores.own_record);
-    desk.connected(Connected { spelling: stores.spelling, handlers, steps, reread, reports: stores.reports });
+    desk.connected(Connected {
+        spelling: stores.spelling,
+        handlers,
+        steps,
+        addresses: stores.addresses,
+        reread,
+        reports: stores.reports,
+    });
     loop {
         desk.step();
         tokio::select! {

@@ -96,6 +96,8 @@ trait Meaning: Send {
 pub(crate) struct All<M> {
     objects: BTreeMap<String, Object>,
     meaning: M,
+    /// Objects have changed, and what they mean now has not been told.
+    is_untold: bool,
 }
 
 impl<M: Meaning> Handler for All<M> {
@@ -104,12 +106,18 @@ impl<M: Meaning> Handler for All<M> {
         self.meaning.tell(&self.objects, knowledge);
     }
 
-    fn change(&mut self, name: &str, object: Option<&Object>, knowledge: &mut Knowledge) {
+    fn change(&mut self, name: &str, object: Option<&Object>, _knowledge: &mut Knowledge) {
         match object {
             Some(object) => self.objects.insert(name.to_owned(), object.clone()),
             None => self.objects.remove(name),
         };
-        self.meaning.tell(&self.objects, knowledge);
+        self.is_untold = true;
+    }
+
+    fn settle(&mut self, knowledge: &mut Knowledge) {
+        if std::mem::take(&mut self.is_untold) {
+            self.meaning.tell(&self.objects, knowledge);
+        }
     }
 
     fn completes_mesh(&self) -> bool {
@@ -149,7 +157,7 @@ pub(super) enum Felix {
 
 impl All<Affinities> {
     pub(super) fn new(own: Own, felix: Felix) -> Self {
-        Self { objects: BTreeMap::new(), meaning: Affinities { own, felix } }
+        Self { objects: BTreeMap::new(), meaning: Affinities { own, felix }, is_untold: false }
     }
 }
 

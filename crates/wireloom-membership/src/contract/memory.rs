@@ -1,6 +1,9 @@
 //! The contract, tried on the store in memory; and what only that store can be made to do.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::time::{Instant, sleep};
@@ -54,6 +57,7 @@ impl Fixture for InMemory {
                 spelling: Spelling::Snake,
                 followed: vec![Followed::new(memory.collection(), Records)],
                 own_record: Some(Box::new(memory.own_record(node))),
+                addresses: BTreeSet::new(),
                 reports: None,
             };
             async { Ok(stores) }.boxed()

@@ -167,7 +167,9 @@ async fn open(settings: &Settings, endpoint: &str, number: u64) -> Result<Connec
         // A member that does not accept our certificate hangs up. Its reason comes after the handshake (RFC 8446,
         // section 4.4.2.4), and is lost if we were writing meanwhile.
         Err(Failure::Member(why)) if endpoint.starts_with("https://") && is_hang_up(&why) => {
-            Err(Failure::Member(format!("{why}; if that does not pass, check cert_file and key_file")))
+            let fix =
+                if settings.cert_file.is_some() { "check" } else { "it wants a certificate of ours: set" };
+            Err(Failure::Member(format!("{why}; if that does not pass, {fix} cert_file and key_file")))
         }
         opened => opened,
     }

@@ -10,6 +10,7 @@ use crate::{
     Error, Event, Following, Start,
     record::Spelling,
     source::{self, Connect, Followed, Stores},
+    store_address,
 };
 
 mod client;
@@ -68,12 +69,16 @@ fn connect(settings: &Settings) -> impl Connect + Send + 'static {
     let settings = settings.clone();
     move |node: &str| {
         let (records, own_entry) = open(&settings, node);
-        let stores = Stores {
-            spelling: Spelling::Snake,
-            followed: vec![Followed::new(records, Entries::default())],
-            own_record: Some(Box::new(own_entry)),
-            reports: None,
-        };
-        async { Ok(stores) }.boxed()
+        let settings = settings.clone();
+        async move {
+            Ok(Stores {
+                spelling: Spelling::Snake,
+                followed: vec![Followed::new(records, Entries::new(&settings.mesh))],
+                own_record: Some(Box::new(own_entry)),
+                addresses: store_address::of_urls(&settings.endpoints).await,
+                reports: None,
+            })
+        }
+        .boxed()
     }
 }

@@ -107,16 +107,22 @@ impl Failure {
     fn of_transport(reasons: &[String]) -> Self {
         let says = |words: &str| reasons.iter().any(|reason| reason.contains(words));
         // Two authorities may have the same name.
-        if says("UnknownIssuer") || says("BadSignature") {
+        if ["UnknownIssuer", "BadSignature", "UnsupportedSignatureAlgorithm"].into_iter().any(says) {
             return denied("its certificate is not signed by ca_file's; check ca_file");
         }
-        if says("NotValidForName") {
+        if says("certificate not valid for name") || says("NotValidForName") {
             return denied("its certificate is for another name; write a name or address of it in endpoints");
         }
         if says("certificate expired") || says("Expired") {
             return denied("its certificate has expired, or this machine's clock is wrong");
         }
-        if ["CertificateRequired", "BadCertificate", "UnknownCA", "CertificateUnknown", "CertificateExpired"]
+        if says("fatal alert: CertificateRequired") {
+            return denied("it wants to see a certificate of ours; set cert_file and key_file");
+        }
+        if let Some(reason) = reasons.iter().find(|reason| reason.contains("invalid peer certificate")) {
+            return denied(format!("{reason}; check ca_file, and the certificate that this member shows"));
+        }
+        if ["BadCertificate", "UnknownCA", "CertificateUnknown", "CertificateExpired"]
             .iter()
             .any(|alert| says(&format!("fatal alert: {alert}")))
         {
@@ -124,6 +130,14 @@ impl Failure {
         }
         if says("InvalidContentType") {
             return denied("it does not speak TLS; write http:// in endpoints, or turn TLS on there");
+        }
+        // So it looks, too, when a member dies meanwhile.
+        if says("tls handshake eof") {
+            return Self::Member(
+                "it hangs up instead of speaking TLS; if that does not pass, write http:// in endpoints, or turn TLS on \
+                 there"
+                    .into(),
+            );
         }
         // The innermost reason says most; those around it say "transport error".
         Self::Member(reasons.last().cloned().unwrap_or_else(|| "no reason is known".into()))
@@ -143,4 +157,55 @@ pub(super) fn denied(why: impl Into<String>) -> Failure {
 
 pub(super) fn nonsense(why: impl Into<String>) -> Failure {
     Failure::Final(StoreProblem::Nonsense { why: why.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reasons_of_tls_name_the_fix() {
+        for (reason, expected) in [
+            (
+                "invalid peer certificate: certificate not valid for name \"192.168.50.10\"; certificate is only valid \
+                 for IpAddress(192.168.50.99)",
+                "its certificate is for another name; ",
+            ),
+            (
+                "invalid peer certificate: Other(OtherError(UnsupportedSignatureAlgorithmForPublicKeyContext { \
+                 signature_algorithm_id: [6, 8], public_key_algorithm_id: [6, 7] }))",
+                "its certificate is not signed by ca_file's; ",
+            ),
+            ("invalid peer certificate: UnknownIssuer", "its certificate is not signed by ca_file's; "),
+            (
+                "invalid peer certificate: certificate expired: verification time 9",
+                "its certificate has expired",
+            ),
+            (
+                "invalid peer certificate: Revoked",
+                "invalid peer certificate: Revoked; check ca_file, and the certificate that this member shows",
+            ),
+            ("received corrupt message of type InvalidContentType", "it does not speak TLS; "),
+            (
+                "received fatal alert: CertificateRequired",
+                "it wants to see a certificate of ours; set cert_file",
+            ),
+            ("received fatal alert: BadCertificate", "it does not accept our certificate; "),
+        ] {
+            let reasons = ["transport error", reason].map(str::to_owned);
+            let Failure::Final(StoreProblem::Denied { why }) = Failure::of_transport(&reasons) else {
+                panic!("{reason} passes by itself")
+            };
+            assert!(why.starts_with(expected), "{why}");
+        }
+        let hung_up = Failure::of_transport(&["transport error".into(), "tls handshake eof".into()]);
+        assert!(
+            matches!(&hung_up, Failure::Member(why) if why.contains("write http:// in endpoints")),
+            "{hung_up:?}"
+        );
+        assert_eq!(
+            Failure::of_transport(&["transport error".into(), "Connection refused".into()]),
+            Failure::Member("Connection refused".into())
+        );
+    }
 }

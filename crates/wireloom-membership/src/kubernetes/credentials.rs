@@ -41,7 +41,7 @@ impl Credentials {
             Self::Pod => Config::incluster().map_err(|error| denied(in_a_pod(&error)))?,
             Self::Kubeconfig(path) => from_kubeconfig(path).await.map_err(denied)?,
             #[cfg(test)]
-            Self::Twin(door) => return Ok((door.client(), "http://twin".into())),
+            Self::Twin(door) => return Ok((door.client(), "http://[2001:db8::1]".into())),
         };
         let is_loopback = matches!(config.cluster_url.host(), Some("127.0.0.1" | "[::1]" | "localhost"));
         if config.cluster_url.scheme_str() != Some("https") && !is_loopback {

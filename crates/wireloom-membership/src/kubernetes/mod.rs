@@ -37,6 +37,7 @@ use crate::{
     record::Spelling,
     source::{self, Connect, Followed, Stores},
     store::{Object, StoreError},
+    store_address,
 };
 
 pub(crate) mod collection;
@@ -120,7 +121,7 @@ fn connector(credentials: Credentials, settings: &Settings) -> impl Connect + Se
 
 async fn connect(credentials: Credentials, settings: Settings, node: String) -> Result<Stores, StoreError> {
     let server = Arc::new(ApiServer::new(credentials));
-    server.connect().await?;
+    let url = server.connect().await?;
     let objects = |selection| Objects::new(Arc::clone(&server), selection);
     let owner = Owner::default();
     let own = Own::new(settings.workloads);
@@ -138,6 +139,7 @@ async fn connect(credentials: Credentials, settings: Settings, node: String) -> 
         spelling: Spelling::Camel,
         followed,
         own_record: Some(Box::new(OwnWireloomNode::new(Arc::clone(&server), &node, owner))),
+        addresses: store_address::of_urls(&[url]).await,
         reports: Some(reports),
     })
 }
@@ -151,7 +153,7 @@ struct WireloomNodes {
 impl Handler for WireloomNodes {
     fn whole(&mut self, objects: BTreeMap<String, Object>, knowledge: &mut Knowledge) {
         if !self.pools.is_empty() {
-            knowledge.pools(&self.pools);
+            knowledge.declare_pools(&self.pools);
         }
         knowledge.records(objects);
     }

@@ -64,12 +64,13 @@ impl ApiServer {
         Self { credentials, connected: Mutex::new(None) }
     }
 
-    /// Reads the credentials, if that has not been done. Whether the server takes them shows with the first request.
+    /// Reads the credentials, if that has not been done, and returns the server's URL. Whether the server takes them
+    /// shows with the first request.
     ///
     /// # Errors
     /// [`StoreProblem::Denied`], with the file and the fix.
-    pub(super) async fn connect(&self) -> Result<(), StoreError> {
-        self.connected().await.map(drop)
+    pub(super) async fn connect(&self) -> Result<String, StoreError> {
+        self.connected().await.map(|connected| connected.url)
     }
 
     /// The answer to a request, as JSON. `what` completes "cannot …", such as "list the WireloomNodes".

@@ -1,6 +1,9 @@
 //! Who claims something, and what decides between several who do.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use wireloom_plan::cluster::{Cluster, Node};
@@ -34,6 +37,8 @@ pub(super) struct Rules<'a> {
     pub(super) pools: &'a BTreeSet<IpNet>,
     /// The node that the store says to have claimed a key first.
     pub(super) key_claims: &'a BTreeMap<PublicKey, String>,
+    /// The addresses of the store's own machines.
+    pub(super) protected: &'a BTreeSet<IpAddr>,
     /// Whether a single address may lie inside another node's block, if it is in a pool.
     pub(super) borrowing: bool,
 }

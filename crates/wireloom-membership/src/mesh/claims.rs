@@ -75,6 +75,9 @@ const KINDS: [Kind; 3] = [
 pub(super) fn resolve(claimants: &[Claimant<'_>], rules: &Rules<'_>) -> BTreeMap<String, Lost> {
     let mut lost: BTreeMap<String, Lost> = BTreeMap::new();
     keys(claimants, rules, &mut lost);
+    for (cidr, loser, what) in hosts::cidrs_around_the_store(claimants, rules) {
+        lost_by(&mut lost, loser).workloads.insert(cidr, reason(loser, what));
+    }
     for (cidr, loser, what) in hosts::cidrs_around(claimants, rules) {
         lost_by(&mut lost, loser).workloads.insert(cidr, reason(loser, what));
     }

@@ -11,14 +11,33 @@ use std::{
 use ipnet::IpNet;
 use wireloom_plan::cluster::Node;
 
-use super::claimant::{Claimant, Rules};
+use super::claimant::{Claimant, Rules, Standing};
 
 /// How many nodes without an established address must have one in a new CIDR for that to be lost: a single one could
 /// take away any block.
 const WITNESSES: usize = 2;
 
+/// The CIDRs that hold addresses of the store's own machines, whoever claims them, and the reason in a sentence.
+pub(super) fn cidrs_around_the_store<'a>(
+    claimants: &[Claimant<'a>],
+    rules: &Rules<'_>,
+) -> Vec<(IpNet, Claimant<'a>, String)> {
+    let held = |claimant: &Claimant<'a>| {
+        let claimant = *claimant;
+        claimant.node.workloads.iter().filter_map(move |cidr| {
+            let address = rules.protected.iter().find(|address| cidr.contains(*address))?;
+            let what = format!(
+                "it claims {cidr}, which holds {address} that is an address of the store; claim what only workloads \
+                 have"
+            );
+            Some((*cidr, claimant, what))
+        })
+    };
+    if rules.protected.is_empty() { Vec::new() } else { claimants.iter().flat_map(held).collect() }
+}
+
 /// The CIDRs that hold addresses of other nodes' hosts and are lost for that: each with its claimant, and the reason in
-/// a sentence. In a pool there are no hosts, so CIDRs in pools are not lost.
+/// a sentence. In a pool of workloads there are no hosts, so CIDRs there are not lost.
 pub(super) fn cidrs_around<'a>(
     claimants: &[Claimant<'a>],
     rules: &Rules<'_>,
@@ -28,12 +47,14 @@ pub(super) fn cidrs_around<'a>(
         .enumerate()
         .flat_map(|(place, claimant)| outside_own(claimant.node).map(move |address| (address, place)))
         .collect();
+    let pools: Vec<&IpNet> =
+        rules.pools.iter().filter(|pool| is_of_workloads(pool, &hosts, claimants, rules)).collect();
     let mut lost = Vec::new();
     for claimant in claimants {
         let before = rules.before.nodes.get(claimant.name);
         for cidr in &claimant.node.workloads {
             let is_established = before.is_some_and(|node| node.workloads.contains(cidr));
-            if is_established || rules.pools.iter().any(|pool| pool.contains(cidr)) {
+            if is_established || pools.iter().any(|pool| pool.contains(cidr)) {
                 continue;
             }
             let mut witnesses = BTreeSet::new();
@@ -59,6 +80,20 @@ pub(super) fn cidrs_around<'a>(
         }
     }
     lost
+}
+
+/// Whether a pool holds workloads only, and not also hosts of [`WITNESSES`] nodes: one alone could have what it has from
+/// a bridge of pods, or lie. Where addresses are borrowed, hosts have addresses in pools.
+fn is_of_workloads(
+    pool: &IpNet,
+    hosts: &BTreeSet<(IpAddr, usize)>,
+    claimants: &[Claimant<'_>],
+    rules: &Rules<'_>,
+) -> bool {
+    let inside = hosts.range((pool.network(), 0)..=(pool.broadcast(), usize::MAX)).map(|(_, place)| *place);
+    let mut present = inside.filter(|place| claimants[*place].standing != Standing::Vanished);
+    let first = present.next();
+    rules.borrowing || present.all(|place| Some(place) == first)
 }
 
 /// The addresses of a node's host that are none of its workloads'.

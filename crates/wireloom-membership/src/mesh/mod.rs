@@ -12,6 +12,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -47,8 +48,12 @@ pub(crate) struct Mesh {
     guests: BTreeMap<String, Node>,
     /// When each pool vanished, if it did.
     pools: BTreeMap<IpNet, Option<Instant>>,
+    /// The pools that an earlier agent recorded, until the first whole mesh is delivered.
+    recorded_pools: BTreeSet<IpNet>,
     /// The node that the store says to have claimed a key first.
     key_claims: BTreeMap<PublicKey, String>,
+    /// The addresses of the store's own machines.
+    protected: BTreeSet<IpAddr>,
     borrowing: bool,
     /// Why records are bad.
     bad: BTreeMap<Name, String>,
@@ -88,6 +93,7 @@ impl Mesh {
         Self {
             members: delivered.nodes.iter().map(|(name, node)| (name.clone(), member(node))).collect(),
             changed: delivered.nodes.keys().cloned().collect(),
+            recorded_pools: delivered.pools.clone(),
             delivered,
             is_stale: true,
             ..Self::default()
@@ -177,6 +183,12 @@ impl Mesh {
         self.is_stale |= self.pools.len() != before;
     }
 
+    /// All pools, by this node's own settings: what an earlier agent recorded does not count.
+    pub(crate) fn declare_pools(&mut self, pools: &BTreeSet<IpNet>, now: Instant) {
+        self.recorded_pools.clear();
+        self.pools(pools, now);
+    }
+
     /// The nodes that claimed keys first, as the store says.
     pub(crate) fn key_claims(&mut self, claims: BTreeMap<PublicKey, String>) {
         self.is_stale |= self.key_claims != claims;
@@ -187,6 +199,21 @@ impl Mesh {
     pub(crate) fn allow_borrowing(&mut self, allowed: bool) {
         self.is_stale |= self.borrowing != allowed;
         self.borrowing = allowed;
+    }
+
+    /// The addresses of the store's own machines. No workload CIDR that holds one of them is in force, whoever has it:
+    /// what is sent there would no longer reach the store, and nobody would hear that the CIDR is taken back.
+    pub(crate) fn protect(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.is_stale |= self.protected != addresses;
+        self.protected = addresses;
+    }
+
+    /// A recorded mesh without the CIDRs that hold addresses of the store's machines.
+    pub(crate) fn spared(&self, mut recorded: Cluster) -> Cluster {
+        for node in recorded.nodes.values_mut() {
+            node.workloads.retain(|cidr| !self.protected.iter().any(|address| cidr.contains(address)));
+        }
+        recorded
     }
 
     /// When the next of what vanished is no longer in force.
@@ -200,6 +227,10 @@ impl Mesh {
 
     /// Brings the mesh up to date, and returns it if it is another one than was returned last.
     pub(crate) fn deliver(&mut self, now: Instant) -> Option<&Cluster> {
+        // Whatever says pools has said them. Those that are missing have vanished meanwhile.
+        for pool in std::mem::take(&mut self.recorded_pools) {
+            self.pools.entry(pool).or_insert(Some(now));
+        }
         self.expire(now);
         if !std::mem::take(&mut self.is_stale) {
             return None;
@@ -211,6 +242,7 @@ impl Mesh {
                 before: &self.delivered,
                 pools: &pools,
                 key_claims: &self.key_claims,
+                protected: &self.protected,
                 borrowing: self.borrowing,
             },
         );

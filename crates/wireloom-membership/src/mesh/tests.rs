@@ -267,11 +267,70 @@ fn where_nobody_is_established_two_hosts_are_needed_to_take_a_cidr_away() {
     let mut world = World::new();
     world.mesh.pools(&["10.1.0.0/16".parse().unwrap()].into(), world.now);
     world.put("b", &host(1));
-    world.put("c", &host(2));
     world.mesh.deliver(world.now);
     world.put("a", &workloads(&["10.1.1.0/24"]));
     assert_eq!(cidrs(world.node("a")), ["10.1.1.0/24"]);
-    assert_eq!((world.node("b"), world.node("c")), (Some(Node::default()), Some(Node::default())));
+    assert_eq!(world.node("b"), Some(Node::default()));
+}
+
+#[test]
+fn a_pool_in_which_hosts_are_does_not_make_their_addresses_claimable() {
+    let host = |last| Node { addresses: [[10, 1, 1, last].into()].into(), ..Node::default() };
+    let mut world = World::new();
+    world.mesh.pools(&["10.0.0.0/8".parse().unwrap()].into(), world.now);
+    world.put("b", &host(1));
+    world.put("c", &host(2));
+    world.mesh.deliver(world.now);
+    world.put("a", &workloads(&["10.1.1.0/24", "10.1.1.2/32", "10.2.0.0/24"]));
+    assert_eq!(cidrs(world.node("a")), ["10.2.0.0/24"]);
+    assert_eq!((world.node("b"), world.node("c")), (Some(host(1)), Some(host(2))));
+    assert_eq!(
+        world.complaints(),
+        [
+            "\"a\": it claims 10.1.1.0/24, which holds 10.1.1.1 that is an address of the host \"b\"; claim what only \
+             workloads have",
+            "\"a\": it claims 10.1.1.2/32, which holds 10.1.1.2 that is an address of the host \"c\"; claim what only \
+             workloads have",
+        ]
+    );
+}
+
+#[test]
+fn no_cidr_around_the_store_is_in_force_whoever_has_it() {
+    let mut world = World::new();
+    world.put("a", &workloads(&["192.0.2.10/32", "10.1.1.0/24"]));
+    world.mesh.deliver(world.now);
+    let recorded = world.mesh.delivered().clone();
+    world.mesh.protect(["192.0.2.10".parse().unwrap()].into());
+    assert_eq!(cidrs(world.node("a")), ["10.1.1.0/24"], "established or not");
+    assert_eq!(
+        world.complaints(),
+        [
+            "\"a\": it claims 192.0.2.10/32, which holds 192.0.2.10 that is an address of the store; claim what only \
+          workloads have"
+        ]
+    );
+    // An earlier agent may have recorded it, and the store is out of reach for that very reason.
+    assert_eq!(world.mesh.spared(recorded), *world.mesh.delivered());
+}
+
+#[test]
+fn a_recorded_pool_that_vanished_meanwhile_stays_for_ten_minutes() {
+    let pool = |text: &str| text.parse::<IpNet>().unwrap();
+    let recorded = Cluster { pools: [pool("10.1.0.0/16"), pool("10.2.0.0/16")].into(), ..Cluster::default() };
+    let mut world = World::from(Some(recorded.clone()));
+    world.mesh.records(BTreeMap::new(), world.now);
+    world.mesh.pools(&[pool("10.1.0.0/16")].into(), world.now);
+    world.mesh.deliver(world.now);
+    assert_eq!(world.mesh.delivered().pools, recorded.pools);
+    world.pass(GRACE);
+    world.mesh.deliver(world.now);
+    assert_eq!(world.mesh.delivered().pools, [pool("10.1.0.0/16")].into());
+    // What this node's own settings say is so at once.
+    let mut world = World::from(Some(recorded));
+    world.mesh.declare_pools(&[pool("10.1.0.0/16")].into(), world.now);
+    world.mesh.deliver(world.now);
+    assert_eq!(world.mesh.delivered().pools, [pool("10.1.0.0/16")].into());
 }
 
 #[test]

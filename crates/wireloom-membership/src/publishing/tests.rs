@@ -236,3 +236,57 @@ fn a_node_whose_key_is_another_ones_leaves_without_it() {
     world.publishing.want(Some(&member)).unwrap();
     assert!(!world.publishing.is_published(), "its key is missing");
 }
+
+#[test]
+fn a_record_whose_keys_entry_is_gone_is_written_again() {
+    let key = PublicKey::from_bytes([7; 32]);
+    let keyed = Node { public_key: Some(key), ..node(1) };
+    let value = record::write(&keyed, Spelling::Snake);
+    let mut world = World::new();
+    // It may be gone before anybody has said what is wanted.
+    world.publishing.show(Some(&Object { value: value.clone(), born: 1, uid: String::new() }));
+    world.publishing.claim_is_gone(&key);
+    world.publishing.want(Some(&keyed)).unwrap();
+    assert_eq!(world.step(), Step::Put(value));
+    world.done(Ok(()));
+    assert_eq!(world.step(), Step::Rest);
+    world.publishing.claim_is_gone(&PublicKey::from_bytes([8; 32]));
+    assert_eq!(world.step(), Step::Rest, "another key is none of its business");
+    world.publishing.claim_is_gone(&key);
+    assert!(world.wait() <= SECOND);
+    assert!(matches!(world.step(), Step::Put(_)));
+}
+
+#[test]
+fn another_machine_of_the_same_name_is_noticed_once_it_has_replaced_the_record_again_and_again() {
+    let of = |number: u8, workloads: &[&str]| Node {
+        public_key: Some(PublicKey::from_bytes([number; 32])),
+        endpoint: Some(([192, 0, 2, number], 51820).into()),
+        workloads: workloads.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+        ..Node::default()
+    };
+    let mut world = World::new();
+    world.publishing.want(Some(&of(1, &[]))).unwrap();
+    let show = |world: &mut World, node: &Node| {
+        let value = record::write(node, Spelling::Snake);
+        world.publishing.show(Some(&Object { value, born: 1, uid: String::new() }));
+        world.step();
+    };
+    for _ in 0..10 {
+        show(&mut world, &of(1, &[]));
+        show(&mut world, &of(1, &["10.1.1.0/24"]));
+    }
+    assert_eq!(world.publishing.rival(), None, "an operator edits it");
+    for _ in 0..4 {
+        assert_eq!(world.publishing.rival(), None);
+        show(&mut world, &of(1, &[]));
+        show(&mut world, &of(2, &[]));
+    }
+    let key = PublicKey::from_bytes([2; 32]);
+    assert_eq!(world.publishing.rival().unwrap(), format!("with the key {key} at 192.0.2.2:51820"));
+    world.done(Ok(()));
+    show(&mut world, &of(1, &[]));
+    world.now += LONGEST_FIGHT;
+    world.step();
+    assert_eq!(world.publishing.rival(), None, "it is over");
+}

@@ -53,8 +53,14 @@ fn each_mistake_names_the_field_and_the_fix() {
         ),
         (r#"{"addresses": ["::1"]}"#, "addresses: \"::1\" is every machine's own address; remove it"),
         (r#"{"addresses": ["10.0.0.0/8"]}"#, "addresses: \"10.0.0.0/8\" is not the address of a host"),
-        (r#"{"workloads": ["0.0.0.0/0"]}"#, "workloads: \"0.0.0.0/0\" is too wide for one node's workloads"),
-        (r#"{"workloads": ["2001::/16"]}"#, "workloads: \"2001::/16\" is too wide for one node's workloads"),
+        (r#"{"workloads": ["0.0.0.0/0"]}"#, "workloads: \"0.0.0.0/0\" is too wide for workloads"),
+        (r#"{"workloads": ["2001::/16"]}"#, "workloads: \"2001::/16\" is too wide for workloads"),
+        (
+            r#"{"endpoint": "[::ffff:127.0.0.1]:22"}"#,
+            "endpoints: \"[::ffff:127.0.0.1]:22\" is not the endpoint of",
+        ),
+        (r#"{"endpoint": "255.255.255.255:22"}"#, "endpoints: \"255.255.255.255:22\" is not an endpoint: "),
+        (r#"{"addresses": ["::ffff:127.0.0.1"]}"#, "addresses: \"::ffff:127.0.0.1\" is every machine's own"),
         (
             r#"{"workloads": ["127.0.0.0/8"]}"#,
             "workloads: \"127.0.0.0/8\" holds no addresses that workloads have",
@@ -70,7 +76,7 @@ fn each_mistake_names_the_field_and_the_fix() {
         (&many("addresses", &"9".repeat(300), 1), "addresses: a value of 300 bytes; the longest has 259"),
         (
             &format!("{{\"x\": {:?}}}", "y".repeat(RECORD_MAX)),
-            "the record has 65545 bytes; a record has at most 65536",
+            "the record has more than the 65536 bytes that a record has at most",
         ),
         (&"[".repeat(60_000), "not a record: "),
     ];
@@ -107,16 +113,22 @@ fn names_are_those_of_hosts() {
     for name in ["n1", "node-1.example.org", "N_1", &"a".repeat(253)] {
         assert_eq!(check_name(name), Ok(()));
     }
-    for name in ["", "a b", "a/b", "a\n", "bücher", &"a".repeat(254)] {
+    for name in ["", ".", "..", "a b", "a/b", "a\n", "bücher", &"a".repeat(254)] {
         assert!(check_name(name).is_err(), "{name}");
     }
 }
 
 #[test]
 fn pools_are_read() {
-    assert_eq!(read_pool(r#"{"cidr": "10.1.0.0/16", "newer": 1}"#), Ok("10.1.0.0/16".parse().unwrap()));
-    assert!(read_pool(r#"{"cidr": "10.1.0.1/16"}"#).unwrap_err().starts_with("cidr: "));
-    assert!(read_pool("{}").is_err());
+    let read = |text: &str| read_pool("pods", text);
+    assert_eq!(read(r#"{"cidr": "10.1.0.0/16", "newer": 1}"#), Ok("10.1.0.0/16".parse().unwrap()));
+    assert!(read(r#"{"cidr": "10.1.0.1/16"}"#).unwrap_err().starts_with("cidr: "));
+    assert!(read("{}").is_err());
+    for wide in ["0.0.0.0/0", "10.0.0.0/7", "::/0", "fc00::/31"] {
+        let what = read(&format!("{{\"cidr\": \"{wide}\"}}")).unwrap_err();
+        assert!(what.contains("is too wide for workloads"), "{what}");
+    }
+    assert!(read_pool("", r#"{"cidr": "10.1.0.0/16"}"#).unwrap_err().starts_with("a pool has a name; "));
 }
 
 fn ip() -> impl Strategy<Value = IpAddr> {
@@ -210,7 +222,7 @@ proptest! {
     #[test]
     fn no_text_panics(text in ".{0,200}") {
         let _ = read(&text);
-        let _ = read_pool(&text);
+        let _ = read_pool("pods", &text);
         let _ = check_name(&text);
     }
 }

@@ -107,7 +107,7 @@ async fn a_version_that_is_no_longer_kept_must_be_listed_again() {
     twin.compact();
     let mut changes = objects.watch(Version(1001)).await.unwrap();
     let Some(Err(StoreError { operation, problem })) = changes.next().await else { panic!() };
-    assert!(operation.starts_with("watch the WireloomNodes at http://twin"), "{operation}");
+    assert!(operation.starts_with("watch the WireloomNodes at http://[2001:db8::1]"), "{operation}");
     assert_eq!(problem, StoreProblem::Compacted);
     assert_eq!(changes.next().await, None);
 }
@@ -154,6 +154,6 @@ async fn each_failure_says_what_helps() {
     twin.set_fault(Fault::None);
     twin.remove_kind(RECORDS);
     let StoreError { operation, problem } = objects.list().await.unwrap_err();
-    assert!(operation.starts_with("list the WireloomNodes at http://twin"), "{operation}");
+    assert!(operation.starts_with("list the WireloomNodes at http://[2001:db8::1]"), "{operation}");
     assert!(matches!(problem, StoreProblem::Nonsense { why } if why.contains("kubectl apply -k")));
 }
