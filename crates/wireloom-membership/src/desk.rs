@@ -175,6 +175,7 @@ impl<D: Fn(Event)> Desk<D> {
                 None => self.report = Some(*report),
             },
             Request::Reread => {
+                self.knowledge.publishing.hurry();
                 if let Some(connected) = &self.connected {
                     connected.reread.send_modify(|times| *times += 1);
                 }

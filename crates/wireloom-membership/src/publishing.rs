@@ -153,6 +153,11 @@ impl Publishing {
         self.is_news = true;
     }
 
+    /// Somebody wants it written now, even if others have changed it or the store has failed.
+    pub(crate) fn hurry(&mut self) {
+        self.wait = None;
+    }
+
     /// Whether the store shows the record as it is wanted.
     pub(crate) fn is_published(&self) -> bool {
         !self.is_refused && self.is_shown()

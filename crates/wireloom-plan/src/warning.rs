@@ -187,6 +187,11 @@ pub enum Warning {
         /// What is left out and why, and the fix.
         what: String,
     },
+    /// The store does not have this node's record as its agent published it.
+    RecordNotAsPublished {
+        /// Since when, in seconds since 1970.
+        since: u64,
+    },
     /// Nobody has given this node workloads yet, so its record is not published.
     NoOwnWorkloads,
     /// The operator had this node leave the mesh.
@@ -307,6 +312,7 @@ impl Warning {
             | Self::TableOfFelix { .. }
             | Self::RulesDeleted { .. }
             | Self::NoOwnWorkloads
+            | Self::RecordNotAsPublished { .. }
             | Self::HasNotProvedUs { .. }
             | Self::RemovalsHeld { .. }
             | Self::ForeignRoute { blocks_ours: true, .. } => Severity::Error,
@@ -353,6 +359,16 @@ impl fmt::Display for Warning {
                  change them so that this node encrypts for him, or does not encrypt; write https://",
             ),
             Self::LeftOut { record, what } => write!(f, "of the record {record:?}: {what}"),
+            Self::RecordNotAsPublished { since } => write!(
+                f,
+                "since {:02}:{:02}:{:02} UTC this node's record in the store is not what its agent published: somebody \
+                 else changes or deletes it; this node goes on as it should be, but the other nodes go by the store, and \
+                 may send to it in plaintext, or not at all; find out who writes there; `wireloom reload` writes the \
+                 record again",
+                since / 3600 % 24,
+                since / 60 % 60,
+                since % 60,
+            ),
             Self::NoOwnWorkloads => f.write_str(
                 "nobody has given this node workloads yet, so it publishes no record and no peer encrypts with it; it \
                  waits for podCIDRs in its Node or a block of Calico's; write workloads = [\"CIDR\"] in [membership] \

@@ -96,6 +96,9 @@ pub(crate) struct RunFile {
     /// Whether the store has this node's record as the agent published it last.
     #[serde(default)]
     pub(crate) is_published: bool,
+    /// Since when the store has had another record of this node, or none (seconds since 1970).
+    #[serde(default)]
+    pub(crate) unpublished_since: Option<u64>,
     /// This node is to be out of the mesh, and whether it is.
     #[serde(default)]
     pub(crate) left: Option<bool>,
@@ -176,7 +179,8 @@ impl RunFile {
         let lacks_workloads = self.lacks_workloads.then_some(Warning::NoOwnWorkloads);
         let has_left = (self.left == Some(true)).then_some(Warning::HasLeft);
         let without_pools = self.rejects_without_pools.then_some(Warning::RejectWithoutPools);
-        let of_store = left_out.chain(lacks_workloads).chain(has_left).chain(without_pools);
+        let foreign = self.unpublished_since.map(|since| Warning::RecordNotAsPublished { since });
+        let of_store = left_out.chain(foreign).chain(lacks_workloads).chain(has_left).chain(without_pools);
         deleted.into_iter().chain(held).chain(unresolved).chain(one_sided).chain(of_store)
     }
 

@@ -144,6 +144,28 @@ fn another_record_does_not_wait_for_what_the_one_before_waited_for() {
 }
 
 #[test]
+fn who_asks_for_it_has_the_record_written_at_once_in_a_fight() {
+    let mut world = World::new();
+    world.want(Some(1));
+    for _ in 0..8 {
+        world.show(Some(1), "a");
+        assert_eq!(world.step(), Step::Rest);
+        world.show(Some(2), "a");
+        world.wait();
+        assert_eq!(world.step(), Step::Put(text(1)));
+        world.done(Ok(()));
+    }
+    world.show(Some(1), "a");
+    assert_eq!(world.step(), Step::Rest);
+    world.show(Some(2), "a");
+    let Step::Wait(due) = world.step() else { panic!("nothing to wait for") };
+    assert!(due - world.now > 10 * SECOND);
+    world.publishing.hurry();
+    world.now += SECOND;
+    assert_eq!(world.step(), Step::Put(text(1)));
+}
+
+#[test]
 fn a_record_is_removed_and_stays_so() {
     let mut world = World::new();
     world.show(Some(1), "a");

@@ -53,10 +53,15 @@ impl Agent {
     pub(super) fn obey(&mut self, snapshot: Cluster) {
         self.report.membership_error = None;
         let now = self.started.elapsed();
-        let in_force = self.proving.cluster().or(self.holding.earlier.as_ref());
         let snapshot = self.with_own_record(snapshot);
+        let in_force = self.proving.cluster().or(self.holding.earlier.as_ref());
         let mesh = self.holding.holdback.take(in_force, snapshot, &self.config.settings.node, now);
         self.put_in_force(mesh);
+    }
+
+    /// The mesh in force; before the first one, that of the earlier agent.
+    pub(super) fn mesh_before(&self) -> Option<&Cluster> {
+        self.proving.cluster().or(self.holding.earlier.as_ref())
     }
 
     /// Removes the nodes that have been held back long enough.
