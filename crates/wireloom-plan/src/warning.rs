@@ -215,12 +215,15 @@ pub enum Warning {
         /// Its name.
         node: String,
     },
-    /// A workload CIDR of another node lies in no pool: that node's rules do not cover it.
+    /// A workload CIDR of another node lies in no pool: in scoped mode, that node's rules do not cover it; in host mode,
+    /// whatever is there is reached through the node.
     WorkloadOutsidePools {
         /// The node's name.
         node: String,
         /// The CIDR.
         workload: IpNet,
+        /// Whether this node is in host mode.
+        host_mode: bool,
     },
     /// A node without workloads and without addresses on the link: nothing of it is encrypted.
     NodeWithoutWorkloads {
@@ -509,7 +512,13 @@ impl fmt::Display for Warning {
                 nodes.len(),
                 first_of(nodes),
             ),
-            Self::WorkloadOutsidePools { node, workload } => write!(
+            Self::WorkloadOutsidePools { node, workload, host_mode: true } => write!(
+                f,
+                "workloads {workload} of node {node} lie in no pool: all that is sent there goes through the tunnel to \
+                 {node}, whoever else has these addresses, except those in encrypt_host_exempt; declare a pool that \
+                 holds them, or correct the node's `workloads`",
+            ),
+            Self::WorkloadOutsidePools { node, workload, host_mode: false } => write!(
                 f,
                 "workloads {workload} of node {node} lie in no pool, so no rule there covers what they send: it \
                  leaves in plaintext; declare a pool that holds them, or correct the node's `workloads`",
