@@ -237,6 +237,10 @@ impl<D: Fn(Event)> Desk<D> {
             }
         }
         self.health.set_published(self.knowledge.publishing.is_published());
+        // A write may have reached the store although no answer came back.
+        if self.knowledge.publishing.is_settled() {
+            self.well(Origin::OwnRecord);
+        }
     }
 
     fn deliver_local(&mut self) {

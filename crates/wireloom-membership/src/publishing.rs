@@ -163,6 +163,11 @@ impl Publishing {
         !self.is_refused && self.is_shown()
     }
 
+    /// Whether the store shows the record as it is wanted, and nothing is left to be written.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_published() && !self.again && !self.in_flight
+    }
+
     /// Whether the store shows the last record that was not refused.
     fn is_shown(&self) -> bool {
         match (&self.wanted, &self.shown) {
