@@ -179,6 +179,7 @@ impl<D: Fn(Event)> Desk<D> {
                 None => self.report = Some(*report),
             },
             Request::Reread => {
+                self.knowledge.publishing.hurry();
                 if let Some(connected) = &self.connected {
                     connected.reread.send_modify(|times| *times += 1);
                 }
@@ -188,6 +189,7 @@ impl<D: Fn(Event)> Desk<D> {
 
     /// Something is wrong. It is delivered once, until all is well there.
     pub(crate) fn trouble(&mut self, origin: Origin, error: StoreError) {
+        self.health.set_in_trouble(true);
         if self.troubles.insert((origin, error.to_string())) {
             (self.deliver)(Event::Problem(Error::Store(error)));
         }
@@ -197,6 +199,7 @@ impl<D: Fn(Event)> Desk<D> {
     fn well(&mut self, origin: Origin) {
         let before = self.troubles.len();
         self.troubles.retain(|(other, _)| *other != origin);
+        self.health.set_in_trouble(!self.troubles.is_empty());
         if before > 0 && self.troubles.is_empty() {
             self.is_due_anyway = true;
             self.changed();
@@ -241,6 +244,10 @@ impl<D: Fn(Event)> Desk<D> {
             }
         }
         self.health.set_published(self.knowledge.publishing.is_published());
+        // A write may have reached the store although no answer came back.
+        if self.knowledge.publishing.is_settled() {
+            self.well(Origin::OwnRecord);
+        }
     }
 
     fn deliver_local(&mut self) {
@@ -276,4 +283,32 @@ impl<D: Fn(Event)> Desk<D> {
 /// The time by the runtime's clock, which tests can set.
 fn now() -> StdInstant {
     Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, rc::Rc};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_recorded_mesh_does_not_say_that_the_store_is_well() {
+        let events = Rc::new(RefCell::new(Vec::new()));
+        let seen = Rc::clone(&events);
+        let start = Start { node: "a".into(), recorded: Some(Cluster::default()) };
+        let health: Arc<Health> = Arc::default();
+        let deliver = move |event| seen.borrow_mut().push(event);
+        let mut desk = Desk::new(start, deliver, Arc::clone(&health), 1, Instant::now());
+        let why = "connection refused".into();
+        let problem = StoreProblem::Unavailable { why, retry_after: None };
+        desk.trouble(Origin::Connection, StoreError { operation: "connect".into(), problem });
+        tokio::time::advance(PATIENCE).await;
+        desk.step();
+        assert!(matches!(events.borrow()[..], [Event::Problem(_), Event::Snapshot(_)]));
+        assert!(health.is_in_trouble());
+        desk.well(Origin::Collection(0));
+        assert!(health.is_in_trouble(), "something else is well");
+        desk.well(Origin::Connection);
+        assert!(!health.is_in_trouble());
+    }
 }

@@ -204,6 +204,8 @@ impl Following {
 #[derive(Debug, Default)]
 pub struct Health {
     heard: Mutex<Option<Instant>>,
+    failed: Mutex<Option<Instant>>,
+    is_in_trouble: AtomicBool,
     errors: AtomicU64,
     is_published: AtomicBool,
 }
@@ -214,6 +216,19 @@ impl Health {
     #[must_use]
     pub fn heard(&self) -> Option<Instant> {
         *self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// When a request to the store failed last.
+    #[must_use]
+    pub fn failed(&self) -> Option<Instant> {
+        *self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Whether something is wrong that was delivered as a problem. A snapshot is delivered when that is over; those that
+    /// come before, such as the recorded mesh, say nothing about it.
+    #[must_use]
+    pub fn is_in_trouble(&self) -> bool {
+        self.is_in_trouble.load(Ordering::Relaxed)
     }
 
     /// How many requests to the store have failed.
@@ -232,7 +247,12 @@ impl Health {
         *self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(now);
     }
 
+    fn set_in_trouble(&self, is_in_trouble: bool) {
+        self.is_in_trouble.store(is_in_trouble, Ordering::Relaxed);
+    }
+
     fn count_error(&self) {
+        *self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Instant::now());
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -194,9 +194,19 @@ impl Publishing {
         self.is_news = true;
     }
 
+    /// Somebody wants it written now, even if others have changed it or the store has failed.
+    pub(crate) fn hurry(&mut self) {
+        self.wait = None;
+    }
+
     /// Whether the store shows the record as it is wanted.
     pub(crate) fn is_published(&self) -> bool {
         !self.is_refused && self.is_shown()
+    }
+
+    /// Whether the store shows the record as it is wanted, and nothing is left to be written.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_published() && !self.again && !self.in_flight
     }
 
     /// Whether the store shows the last record that was not refused.

@@ -28,6 +28,7 @@ pub mod leaving;
 pub mod names;
 pub mod observed;
 pub mod op;
+pub mod own_member;
 pub mod own_record;
 pub mod ownership;
 pub mod paths;

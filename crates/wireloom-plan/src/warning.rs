@@ -187,6 +187,11 @@ pub enum Warning {
         /// What is left out and why, and the fix.
         what: String,
     },
+    /// The store does not have this node's record as its agent published it.
+    RecordNotAsPublished {
+        /// Since when, in seconds since 1970.
+        since: u64,
+    },
     /// Nobody has given this node workloads yet, so its record is not published.
     NoOwnWorkloads,
     /// The operator had this node leave the mesh.
@@ -210,12 +215,15 @@ pub enum Warning {
         /// Its name.
         node: String,
     },
-    /// A workload CIDR of another node lies in no pool: that node's rules do not cover it.
+    /// A workload CIDR of another node lies in no pool: in scoped mode, that node's rules do not cover it; in host mode,
+    /// whatever is there is reached through the node.
     WorkloadOutsidePools {
         /// The node's name.
         node: String,
         /// The CIDR.
         workload: IpNet,
+        /// Whether this node is in host mode.
+        host_mode: bool,
     },
     /// A node without workloads and without addresses on the link: nothing of it is encrypted.
     NodeWithoutWorkloads {
@@ -307,6 +315,7 @@ impl Warning {
             | Self::TableOfFelix { .. }
             | Self::RulesDeleted { .. }
             | Self::NoOwnWorkloads
+            | Self::RecordNotAsPublished { .. }
             | Self::HasNotProvedUs { .. }
             | Self::RemovalsHeld { .. }
             | Self::ForeignRoute { blocks_ours: true, .. } => Severity::Error,
@@ -349,10 +358,20 @@ impl fmt::Display for Warning {
             }
             Self::PlaintextStore { endpoint } => write!(
                 f,
-                "the records cross the network to {endpoint} in plaintext: whoever is on the way reads them, and can \
-                 change them so that this node encrypts for him, or does not encrypt; write https://",
+                "the records cross the network to {endpoint} in plaintext: whoever is on the way can read and change \
+                 them, and so decides what this node encrypts and for whom; write https://",
             ),
             Self::LeftOut { record, what } => write!(f, "of the record {record:?}: {what}"),
+            Self::RecordNotAsPublished { since } => write!(
+                f,
+                "since {:02}:{:02}:{:02} UTC this node's record in the store is not what its agent published: somebody \
+                 else changes or deletes it; this node goes on as it should be, but the other nodes go by the store, and \
+                 may send to it in plaintext, or not at all; find out who writes there; `wireloom reload` writes the \
+                 record again",
+                since / 3600 % 24,
+                since / 60 % 60,
+                since % 60,
+            ),
             Self::NoOwnWorkloads => f.write_str(
                 "nobody has given this node workloads yet, so it publishes no record and no peer encrypts with it; it \
                  waits for podCIDRs in its Node or a block of Calico's; write workloads = [\"CIDR\"] in [membership] \
@@ -493,7 +512,13 @@ impl fmt::Display for Warning {
                 nodes.len(),
                 first_of(nodes),
             ),
-            Self::WorkloadOutsidePools { node, workload } => write!(
+            Self::WorkloadOutsidePools { node, workload, host_mode: true } => write!(
+                f,
+                "workloads {workload} of node {node} lie in no pool: all that is sent there goes through the tunnel to \
+                 {node}, whoever else has these addresses, except those in encrypt_host_exempt; declare a pool that \
+                 holds them, or correct the node's `workloads`",
+            ),
+            Self::WorkloadOutsidePools { node, workload, host_mode: false } => write!(
                 f,
                 "workloads {workload} of node {node} lie in no pool, so no rule there covers what they send: it \
                  leaves in plaintext; declare a pool that holds them, or correct the node's `workloads`",

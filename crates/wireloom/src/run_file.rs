@@ -23,6 +23,10 @@ use crate::metrics::Pulse;
 /// state directory.
 const DIRECTORY: &str = "/run/wireloom";
 
+/// How much later (seconds) the store must have been heard for the run file to be written again: a busy one says
+/// something all the time.
+pub(crate) const HEARD_STEP: u64 = 5;
+
 /// What the agent reports about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RunFile {
@@ -94,6 +98,15 @@ pub(crate) struct RunFile {
     /// Whether the store has this node's record as the agent published it last.
     #[serde(default)]
     pub(crate) is_published: bool,
+    /// Which store the membership is in; `None` for a file.
+    #[serde(default)]
+    pub(crate) store: Option<String>,
+    /// When the store last said something, in seconds since 1970, give or take [`HEARD_STEP`].
+    #[serde(default)]
+    pub(crate) heard: Option<u64>,
+    /// Since when the store has had another record of this node, or none (seconds since 1970).
+    #[serde(default)]
+    pub(crate) unpublished_since: Option<u64>,
     /// This node is to be out of the mesh, and whether it is.
     #[serde(default)]
     pub(crate) left: Option<bool>,
@@ -174,8 +187,32 @@ impl RunFile {
         let lacks_workloads = self.lacks_workloads.then_some(Warning::NoOwnWorkloads);
         let has_left = (self.left == Some(true)).then_some(Warning::HasLeft);
         let without_pools = self.rejects_without_pools.then_some(Warning::RejectWithoutPools);
-        let of_store = left_out.chain(lacks_workloads).chain(has_left).chain(without_pools);
+        let foreign = self.unpublished_since.map(|since| Warning::RecordNotAsPublished { since });
+        let of_store = left_out.chain(foreign).chain(lacks_workloads).chain(has_left).chain(without_pools);
         deleted.into_iter().chain(held).chain(unresolved).chain(one_sided).chain(of_store)
+    }
+
+    /// Takes when the store was heard last, if that is news.
+    pub(crate) fn note_heard(&mut self, heard: Option<u64>) {
+        if heard.is_some_and(|heard| self.heard.is_none_or(|before| heard >= before + HEARD_STEP)) {
+            self.heard = heard;
+        }
+    }
+
+    /// How the membership is, at a time in seconds since 1970; `None` where it is a file.
+    pub(crate) fn membership(&self, now: u64) -> Option<String> {
+        let store = self.store.as_ref()?;
+        let heard = self.heard.map_or_else(
+            || "never heard".to_owned(),
+            |heard| format!("heard {} s ago", now.saturating_sub(heard)),
+        );
+        let record = match (self.left, self.is_published) {
+            (Some(true), _) => "this node has left",
+            (Some(false), _) => "this node is leaving",
+            (None, true) => "record published",
+            (None, false) => "record NOT published",
+        };
+        Some(format!("{store}, {heard}, {record}"))
     }
 
     /// [`RunFile::probed`]. Malformed keys are skipped.
@@ -213,4 +250,31 @@ pub(crate) fn unix_time() -> u64 {
 pub(crate) fn monotonic_time() -> io::Result<u64> {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
     Ok(u64::try_from(time.num_milliseconds()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_of_the_store_is_told() {
+        let mut agent = RunFile::default();
+        assert_eq!(agent.membership(1000), None, "a file");
+        agent.store = Some("etcd".into());
+        assert_eq!(agent.membership(1000).as_deref(), Some("etcd, never heard, record NOT published"));
+        agent.note_heard(Some(996));
+        agent.note_heard(Some(998));
+        agent.note_heard(None);
+        agent.is_published = true;
+        assert_eq!(agent.membership(1000).as_deref(), Some("etcd, heard 4 s ago, record published"));
+        agent.note_heard(Some(1001));
+        assert_eq!(agent.heard, Some(1001));
+    }
+
+    #[test]
+    fn a_foreign_record_is_warned_of() {
+        let agent = RunFile { unpublished_since: Some(3_723), ..RunFile::default() };
+        let warnings: Vec<String> = agent.warnings(1).map(|warning| warning.to_string()).collect();
+        assert!(warnings[0].starts_with("since 01:02:03 UTC this node's record"), "{warnings:?}");
+    }
 }

@@ -144,6 +144,42 @@ fn another_record_does_not_wait_for_what_the_one_before_waited_for() {
 }
 
 #[test]
+fn who_asks_for_it_has_the_record_written_at_once_in_a_fight() {
+    let mut world = World::new();
+    world.want(Some(1));
+    for _ in 0..8 {
+        world.show(Some(1), "a");
+        assert_eq!(world.step(), Step::Rest);
+        world.show(Some(2), "a");
+        world.wait();
+        assert_eq!(world.step(), Step::Put(text(1)));
+        world.done(Ok(()));
+    }
+    world.show(Some(1), "a");
+    assert_eq!(world.step(), Step::Rest);
+    world.show(Some(2), "a");
+    let Step::Wait(due) = world.step() else { panic!("nothing to wait for") };
+    assert!(due - world.now > 10 * SECOND);
+    world.publishing.hurry();
+    world.now += SECOND;
+    assert_eq!(world.step(), Step::Put(text(1)));
+}
+
+#[test]
+fn a_write_without_an_answer_that_is_shown_is_settled() {
+    let mut world = World::new();
+    world.show(None, "");
+    world.want(Some(1));
+    assert_eq!(world.step(), Step::Put(text(1)));
+    let why = "timed out".into();
+    world.done(Err(&error(StoreProblem::Unavailable { why, retry_after: None })));
+    assert!(!world.publishing.is_settled());
+    world.show(Some(1), "a");
+    assert_eq!(world.step(), Step::Rest);
+    assert!(world.publishing.is_settled(), "no further write will say that all is well");
+}
+
+#[test]
 fn a_record_is_removed_and_stays_so() {
     let mut world = World::new();
     world.show(Some(1), "a");

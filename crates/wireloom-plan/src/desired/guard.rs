@@ -90,28 +90,21 @@ impl View<'_> {
             return BTreeSet::new();
         }
         let workloads = self.cluster.nodes.values().flat_map(|node| &node.workloads);
-        let mut all: Vec<IpNet> = self.cluster.pools.iter().chain(workloads).copied().collect();
-        all.sort_unstable();
-        // A prefix comes before all that it contains.
-        let mut pools: Vec<IpNet> = Vec::new();
-        for prefix in all {
-            if pools.last().is_none_or(|last| !last.contains(&prefix)) {
-                pools.push(prefix);
-            }
-        }
-        let is_inside = |address: &IpAddr| {
-            let after = pools.partition_point(|pool| *pool <= IpNet::from(*address));
-            after.checked_sub(1).is_some_and(|last| pools[last].contains(address))
-        };
+        let pools = outermost(self.cluster.pools.iter().chain(workloads));
+        let is_inside = |address: &IpAddr| is_in(&pools, *address);
         let mut guarded = BTreeSet::new();
         let hosts =
             self.cluster.nodes.values().flat_map(|node| node.addresses.difference(&node.tunnel_addresses));
         let hosts = hosts.copied();
         if self.settings.encrypt_host_traffic {
-            let exempt = self.exempt_ranges(&pools).map(|addresses| (GuardSet::Exempt, addresses));
+            // A record may claim any CIDR that no node has. Where the operator has declared pools, it cannot lead what
+            // he exempts into the tunnel.
+            let declared = outermost(&self.cluster.pools);
+            let never_exempt = if declared.is_empty() { &pools } else { &declared };
+            let exempt = self.exempt_ranges(never_exempt).map(|addresses| (GuardSet::Exempt, addresses));
             guarded.extend(exempt.map(|(set, addresses)| Guarded { set, addresses }));
-            let further =
-                hosts.filter_map(|host| Some((self.exempt_host(host, is_inside(&host))?, host.into())));
+            let further = hosts
+                .filter_map(|host| Some((self.exempt_host(host, is_in(never_exempt, host))?, host.into())));
             guarded.extend(further.map(|(set, addresses)| Guarded { set, addresses }));
         } else {
             let inside = hosts.filter(is_inside);
@@ -121,7 +114,7 @@ impl View<'_> {
         guarded
     }
 
-    /// The exempt addresses outside the pools, which are sorted and do not overlap.
+    /// The exempt addresses outside these pools, which are sorted and do not overlap.
     fn exempt_ranges(&self, pools: &[IpNet]) -> impl Iterator<Item = AddressRange> {
         let all = &self.settings.encrypt_host_exempt;
         let widest =
@@ -172,6 +165,26 @@ impl View<'_> {
         };
         self.settings.guard && matters(old) != matters(new)
     }
+}
+
+/// The prefixes that lie in no other one, sorted.
+fn outermost<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>) -> Vec<IpNet> {
+    let mut all: Vec<IpNet> = prefixes.into_iter().copied().collect();
+    all.sort_unstable();
+    // A prefix comes before all that it contains.
+    let mut outermost: Vec<IpNet> = Vec::new();
+    for prefix in all {
+        if outermost.last().is_none_or(|last| !last.contains(&prefix)) {
+            outermost.push(prefix);
+        }
+    }
+    outermost
+}
+
+/// Whether the address is in one of these prefixes, which are sorted and do not overlap.
+fn is_in(prefixes: &[IpNet], address: IpAddr) -> bool {
+    let after = prefixes.partition_point(|prefix| *prefix <= IpNet::from(address));
+    after.checked_sub(1).is_some_and(|last| prefixes[last].contains(&address))
 }
 
 fn as_v4(address: IpAddr) -> Option<Ipv4Addr> {

@@ -115,11 +115,12 @@ impl<'a> View<'a> {
         let nothing = nothing.then(|| Warning::NodeWithoutWorkloads { node: node() });
         // Of our own ones the rules tell more.
         let pooled = self.settings.scope == Scope::Pool && !self.cluster.pools.is_empty();
-        let judged = pooled && !self.settings.encrypt_host_traffic && !member.is_own;
+        let host_mode = self.settings.encrypt_host_traffic;
+        let judged = pooled && !member.is_own;
         let outside = |workload: &&IpNet| !self.cluster.pools.iter().any(|pool| pool.contains(*workload));
         let outside = member.node.workloads.iter().filter(outside).filter(|_| judged);
         let outside: Vec<_> = outside
-            .map(|workload| Warning::WorkloadOutsidePools { node: node(), workload: *workload })
+            .map(|workload| Warning::WorkloadOutsidePools { node: node(), workload: *workload, host_mode })
             .collect();
         warning_of_key_and_endpoint(member).into_iter().chain(nothing).chain(outside)
     }

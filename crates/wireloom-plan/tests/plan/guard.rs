@@ -160,6 +160,26 @@ fn exempt_are_addresses_of_hosts_alone() {
 }
 
 #[test]
+fn no_record_takes_what_is_exempt_into_the_tunnel() {
+    let mut cluster = three_nodes();
+    let mut machine = machine();
+    machine.settings.encrypt_host_traffic = true;
+    machine.settings.encrypt_host_exempt = ["198.51.100.5/32", "10.161.2.9/32"].map(net).into();
+    // An API server outside the mesh, and a workload of the pool.
+    let claimed = net("198.51.100.0/24");
+    cluster.nodes.get_mut("b").unwrap().workloads.insert(claimed);
+    let warnings = machine.reconcile(&cluster).warnings;
+    assert_eq!(machine.guarded(GuardSet::Exempt), ["198.51.100.5"]);
+    let outside = Warning::WorkloadOutsidePools { node: "b".into(), workload: claimed, host_mode: true };
+    assert!(warnings.contains(&outside), "{warnings:?}");
+    assert!(outside.to_string().contains("encrypt_host_exempt"));
+    // Nobody has said what else is a workload.
+    cluster.pools.clear();
+    machine.reconcile(&cluster);
+    assert_eq!(machine.guarded(GuardSet::Exempt), [""; 0]);
+}
+
+#[test]
 fn without_declared_pools_the_workloads_of_all_nodes_are_the_pool() {
     let mut cluster = three_nodes();
     cluster.pools.clear();

@@ -96,17 +96,19 @@ fn a_local_address_that_no_rule_covers_is_reported() {
 fn a_local_block_outside_every_pool_is_reported() {
     let mut cluster = three_nodes();
     cluster.pools = [net("10.161.0.0/16")].into();
-    let outside = |node: &str, workload| Warning::WorkloadOutsidePools {
+    let outside = |node: &str, workload, host_mode| Warning::WorkloadOutsidePools {
+        host_mode,
         node: node.to_owned(),
         workload: net(workload),
     };
     let expected = [
         Warning::UncoveredWorkload { workload: net("fd61:0:0:1::/64") },
-        outside("b", "fd61:0:0:2::/64"),
-        outside("c", "fd61:0:0:3::/64"),
+        outside("b", "fd61:0:0:2::/64", false),
+        outside("c", "fd61:0:0:3::/64", false),
     ];
     assert_eq!(warnings(&cluster, defaults()), expected.into(), "and so are those of others, on every node");
-    assert_eq!(warnings(&cluster, host_mode()), [].into(), "host mode covers everything");
+    let reached = [outside("b", "fd61:0:0:2::/64", true), outside("c", "fd61:0:0:3::/64", true)];
+    assert_eq!(warnings(&cluster, host_mode()), reached.into(), "whatever else is there");
     assert_eq!(warnings(&cluster, Settings { scope: Scope::Node, ..defaults() }), [].into());
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Holding {
     /// When the mesh in force is to be recorded, if it has changed since it was.
     record_due: Option<Instant>,
     recorded: Option<Instant>,
+    /// The source has told of a problem, and not that it is over.
+    pub(super) is_in_trouble: bool,
     /// What a signal asked to be in force, until the watches have delivered it.
     pub(super) asked: Option<Reread>,
 }
@@ -40,7 +42,14 @@ impl Holding {
             Source::File(_) => HOLD,
             Source::Etcd(_) | Source::Kubernetes(_) => ONE_BY_ONE,
         };
-        Self { holdback: Holdback::counting(counts), earlier, record_due: None, recorded: None, asked: None }
+        Self {
+            holdback: Holdback::counting(counts),
+            earlier,
+            record_due: None,
+            recorded: None,
+            is_in_trouble: false,
+            asked: None,
+        }
     }
 
     pub(super) fn is_to_record(&self) -> bool {
@@ -51,12 +60,24 @@ impl Holding {
 impl Agent {
     /// Puts a snapshot of the mesh in force, but for removals that are held back.
     pub(super) fn obey(&mut self, snapshot: Cluster) {
-        self.report.membership_error = None;
+        // The recorded mesh comes while the store is away, and others when a record expires.
+        if !self.publishing.following().health().is_in_trouble() {
+            if self.publishing.is_on() && self.holding.is_in_trouble {
+                tracing::info!("recovered: the store answers again, and its mesh is in force");
+            }
+            self.holding.is_in_trouble = false;
+            self.report.membership_error = None;
+        }
         let now = self.started.elapsed();
-        let in_force = self.proving.cluster().or(self.holding.earlier.as_ref());
         let snapshot = self.with_own_record(snapshot);
+        let in_force = self.proving.cluster().or(self.holding.earlier.as_ref());
         let mesh = self.holding.holdback.take(in_force, snapshot, &self.config.settings.node, now);
         self.put_in_force(mesh);
+    }
+
+    /// The mesh in force; before the first one, that of the earlier agent.
+    pub(super) fn mesh_before(&self) -> Option<&Cluster> {
+        self.proving.cluster().or(self.holding.earlier.as_ref())
     }
 
     /// Removes the nodes that have been held back long enough.
@@ -100,10 +121,11 @@ impl Agent {
             None => "there is no agent.toml, and the private key is in force".to_owned(),
         };
         let mesh = match (&self.report.membership_error, self.proving.cluster()) {
-            (Some(_), _) => "the mesh has a mistake (above)".to_owned(),
-            (None, Some(mesh)) => {
-                format!("the mesh has {} nodes and {} pools", mesh.nodes.len(), mesh.pools.len())
+            (Some(_), _) if self.publishing.is_on() => {
+                "the store cannot be used (above), and the mesh stays as it is".to_owned()
             }
+            (Some(_), _) => "the mesh has a mistake (above)".to_owned(),
+            (None, Some(mesh)) => format!("the mesh has {}", size(mesh)),
             (None, None) => "there is no mesh yet".to_owned(),
         };
         format!("read everything again ({signal}): {settings}; {mesh}")
@@ -117,8 +139,8 @@ impl Agent {
         };
         let mesh = match &asked.membership {
             _ if self.publishing.is_on() => {
-                let heard = self.publishing.following().health().heard();
-                self.report.membership_error.is_some() || heard.is_some_and(|heard| heard >= asked.arrived)
+                let health = self.publishing.following().health();
+                has_tried(health.heard(), health.failed(), self.holding.is_in_trouble, asked.arrived)
             }
             Some(mesh) => {
                 let mut in_force = self.without_held();
@@ -219,5 +241,44 @@ impl Agent {
             None => tracing::info!("no removals are held back any more"),
         }
         self.report.held = held;
+    }
+}
+
+/// Whether the store has answered a question of that time, or could not: what was heard and failed before is none. One
+/// that is in trouble may have answered in part only, and one that has failed is in trouble a moment later.
+fn has_tried(heard: Option<Instant>, failed: Option<Instant>, is_in_trouble: bool, asked: Instant) -> bool {
+    if is_in_trouble { failed } else { heard }.is_some_and(|last| last >= asked)
+}
+
+/// How large a mesh is, in words.
+pub(super) fn size(mesh: &Cluster) -> String {
+    let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    format!("{} and {}", count(mesh.nodes.len(), "node"), count(mesh.pools.len(), "pool"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reload_is_answered_by_what_came_after_it_alone() {
+        let asked = Instant::now();
+        let after = asked + Duration::from_secs(1);
+        let before = asked.checked_sub(Duration::from_secs(1));
+        assert!(!has_tried(before, before, true, asked), "the error is an old one");
+        assert!(!has_tried(Some(after), before, true, asked), "it has answered in part");
+        assert!(has_tried(before, Some(after), true, asked));
+        assert!(!has_tried(before, Some(after), false, asked), "what is wrong is about to be told");
+        assert!(!has_tried(before, before, false, asked), "it has not been asked yet");
+        assert!(has_tried(Some(after), None, false, asked));
+    }
+
+    #[test]
+    fn one_is_not_several() {
+        let mut mesh = Cluster::default();
+        mesh.pools.extend("10.0.0.0/8".parse::<ipnet::IpNet>());
+        assert_eq!(size(&mesh), "0 nodes and 1 pool");
+        mesh.nodes.insert("a".into(), wireloom_plan::cluster::Node::default());
+        assert_eq!(size(&mesh), "1 node and 1 pool");
     }
 }

@@ -17,7 +17,7 @@ use crate::{
         Traffic, Warnings, tally,
     },
     reconcile::Trouble,
-    run_file::monotonic_time,
+    run_file::{monotonic_time, unix_time},
 };
 
 /// The least time between two snapshots, however often the loop turns.
@@ -115,6 +115,8 @@ impl Agent {
             self.metering.passed = self.last_pass;
             self.report.pulse = Pulse { turned, unready: unready.clone() };
         }
+        let heard = self.publishing.following().health().heard();
+        self.report.note_heard(heard.map(|heard| unix_time().saturating_sub(heard.elapsed().as_secs())));
         self.metering.board.beat(Pulse { turned, unready });
         let now = Instant::now();
         let is_due = self.metering.written.is_none_or(|written| now >= written + INTERVAL);
@@ -198,7 +200,8 @@ impl Agent {
         let health = self.publishing.following().health();
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         Membership {
-            heard: health.heard(),
+            // A store that has never answered is as old as the agent.
+            heard: health.heard().or_else(|| self.publishing.is_on().then_some(self.started)),
             store: self.publishing.is_on().then(|| (health.errors(), health.is_published())),
             left_out: count(self.report.left_out.len()),
             held: self.report.held.as_ref().map_or(0, |held| count(held.nodes.len())),

@@ -33,7 +33,10 @@ use wireloom_kernel::{
     Interest, Linux, Monitor,
     state::{AgentLock, StateDir},
 };
-use wireloom_membership::config_file::{ReadError, TomlFile};
+use wireloom_membership::{
+    Source,
+    config_file::{ReadError, TomlFile},
+};
 use wireloom_plan::{cluster::Cluster, refusal::Refusal, removals::Removals, warning::Warning};
 use wireloom_types::PublicKey;
 
@@ -178,7 +181,7 @@ impl Agent {
                 let (nodes, pools) = size(&cluster);
                 // A store tells every change of every node.
                 if !self.publishing.is_on() || self.proving.cluster().map(size) != Some((nodes, pools)) {
-                    tracing::info!("the mesh has {nodes} nodes and {pools} pools");
+                    tracing::info!("the mesh has {}", holding::size(&cluster));
                 }
                 self.obey(cluster);
                 if self.report.settings_error.is_some() {
@@ -228,6 +231,7 @@ impl Agent {
             Some(_) => "the previous mesh stays in force",
             None => "nothing is programmed until this is fixed",
         };
+        self.holding.is_in_trouble = true;
         self.report.membership_error = Some(match error {
             wireloom_membership::Error::Read(error) => log_unread(&error, consequence),
             error => log_error(&error.to_string(), consequence),
@@ -250,6 +254,12 @@ impl Agent {
             bail!(
                 "the name of a node that publishes its own record cannot change while the agent runs; run `wireloom \
                  leave` under the old name first, and then restart the agent"
+            );
+        }
+        if new.interface == old.interface && is_same_store(&config.membership, &self.config.membership) {
+            bail!(
+                "how the store of [membership] is reached changes only when the agent is restarted, for instance with \
+                 `systemctl restart wireloom`; what is programmed stays up meanwhile"
             );
         }
         if new.interface != old.interface || config.membership != self.config.membership {
@@ -368,7 +378,8 @@ impl Agent {
                 if changes > 0 {
                     tracing::info!("done: {changes} changes in {} ms", (now - begun).as_millis());
                 }
-                if self.report.trouble.take().is_some() {
+                // To wait for the first record is no failure.
+                if self.report.trouble.take().is_some_and(|trouble| trouble != AWAITS_RECORD) {
                     tracing::info!("recovered: the kernel is as desired again");
                 }
                 self.retry = FIRST_RETRY;
@@ -447,6 +458,15 @@ impl Agent {
     }
 }
 
+/// Whether two sources are the same mesh in the same kind of store, reached in different ways.
+fn is_same_store(new: &Source, old: &Source) -> bool {
+    match (new, old) {
+        (Source::Etcd(new), Source::Etcd(old)) => new != old && new.mesh == old.mesh,
+        (Source::Kubernetes(new), Source::Kubernetes(old)) => new != old,
+        _ => false,
+    }
+}
+
 /// What this node's times are shifted by, so that not all nodes do the same thing at once: every node has another key.
 fn seed(own_key: PublicKey) -> u64 {
     own_key.as_bytes().iter().fold(0, |seed, byte| seed.rotate_left(8) ^ u64::from(*byte))
@@ -474,4 +494,35 @@ fn choose_backend(kernel: &mut Linux, config: &Config) -> Result<String, wireloo
     let choice = kernel.choose_backend(config.backend, &config.settings)?.to_string();
     tracing::info!("the back end is {choice}");
     Ok(choice)
+}
+
+#[cfg(test)]
+mod tests {
+    use wireloom_membership::etcd;
+
+    use super::*;
+
+    #[test]
+    fn another_endpoint_of_a_store_is_not_another_store() {
+        let etcd = |endpoint: &str, mesh: &str| {
+            Source::Etcd(Box::new(etcd::Settings {
+                endpoints: vec![endpoint.to_owned()],
+                mesh: mesh.to_owned(),
+                ca_file: None,
+                cert_file: None,
+                key_file: None,
+                username: None,
+                password_file: None,
+            }))
+        };
+        let file = |path: &str| Source::File(path.into());
+        assert!(is_same_store(&etcd("https://b:2379", "prod"), &etcd("https://a:2379", "prod")));
+        assert!(
+            !is_same_store(&etcd("https://a:2379", "prod"), &etcd("https://a:2379", "prod")),
+            "no change"
+        );
+        assert!(!is_same_store(&etcd("https://a:2379", "test"), &etcd("https://a:2379", "prod")));
+        assert!(!is_same_store(&file("/b"), &file("/a")));
+        assert!(!is_same_store(&file("/b"), &etcd("https://a:2379", "prod")));
+    }
 }

@@ -11,13 +11,14 @@ use wireloom_membership::{Complaint, Following, Local, Source};
 use wireloom_plan::{
     cluster::{Cluster, Node},
     leaving::{Leaving, Phase},
+    own_member::assert_own,
     own_record::{Found, NoWorkloads, Steady, compose},
     settings::UnprovenPeers,
     warning::Warning,
 };
 
 use super::{Agent, log_error};
-use crate::run_file::Complained;
+use crate::run_file::{Complained, unix_time};
 
 /// How often the addresses of the machine are read. A change is usually announced, and read at once then.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -28,6 +29,9 @@ const LEAST: Duration = Duration::from_secs(5);
 /// How often the state directory is asked whether this node is to be in the mesh. `wireloom leave` cannot signal an
 /// agent in another container.
 const ASK: Duration = Duration::from_secs(1);
+
+/// How long the store may take to show a record that was published.
+const LATE: Duration = Duration::from_secs(10);
 
 /// How many records that are left out are logged one by one.
 const LOGGED: usize = 20;
@@ -45,6 +49,10 @@ pub(super) struct Publishing {
     is_news: bool,
     /// What was published last; inside, `None` for no record.
     published: Option<Option<Node>>,
+    /// The store has had what was published last.
+    shown: bool,
+    /// When it was handed over.
+    handed_over: Option<Instant>,
     /// The last record that there was to publish.
     record: Option<Node>,
     leaving: Leaving,
@@ -68,6 +76,8 @@ impl Publishing {
             read: None,
             is_news: false,
             published: None,
+            shown: false,
+            handed_over: None,
             record: None,
             leaving: Leaving::new(phase),
             asked: None,
@@ -206,6 +216,8 @@ impl Agent {
         }
         self.publishing.following.publish(record.clone());
         self.publishing.published = Some(record);
+        self.publishing.shown = false;
+        self.publishing.handed_over = Some(Instant::now());
     }
 
     /// Reads the addresses of the machine if it is time to.
@@ -264,6 +276,7 @@ impl Agent {
                 tracing::warn!("cannot record that this node has left the mesh: {error}");
             }
         }
+        self.note_foreign_record(is_published);
         self.report.is_published = is_published && phase == Phase::Member;
         self.report.left = match phase {
             Phase::Member => None,
@@ -272,19 +285,52 @@ impl Agent {
         };
     }
 
-    /// Puts what this node says of itself into a mesh from the store that has no record of it any more: without one
-    /// there would be no plan to be direct by. Not before: as long as the store has not taken the announcement, the
-    /// peers expect this node to encrypt.
+    /// Puts what this node says of itself into a mesh from the store.
+    ///
+    /// Of one that has left there is no record any more, and without one there would be no plan to be direct by. Not
+    /// before: as long as the store has not taken the announcement, the peers expect this node to encrypt. While it is
+    /// a member it goes by its own word alone: somebody else may have changed its record.
     pub(super) fn with_own_record(&self, mut mesh: Cluster) -> Cluster {
-        if !self.publishing.is_on() || !self.publishing.is_going() {
+        if !self.publishing.is_on() {
             return mesh;
         }
         let own = &self.config.settings.node;
-        let in_force = self.proving.cluster().and_then(|mesh| mesh.nodes.get(own));
-        let known = mesh.nodes.get(own).or(self.publishing.record.as_ref()).or(in_force);
-        let record = Node { encrypt: false, ..known.cloned().unwrap_or_default() };
-        mesh.nodes.insert(own.clone(), record);
+        let in_force = self.mesh_before().and_then(|mesh| mesh.nodes.get(own));
+        let record = self.publishing.record.as_ref();
+        match self.publishing.leaving.phase() {
+            Phase::Member => assert_own(&mut mesh, own, record, in_force),
+            Phase::Announcing => {}
+            Phase::Removing | Phase::Out => {
+                let known = mesh.nodes.get(own).or(record).or(in_force);
+                let record = Node { encrypt: false, ..known.cloned().unwrap_or_default() };
+                mesh.nodes.insert(own.clone(), record);
+            }
+        }
         mesh
+    }
+
+    /// Notes, and logs when that begins, that the store does not have this node's record as it was published.
+    fn note_foreign_record(&mut self, is_published: bool) {
+        let Publishing { published, leaving, shown, handed_over, .. } = &mut self.publishing;
+        let is_member = leaving.phase() == Phase::Member && matches!(published, Some(Some(_)));
+        // What the store says in the first moment is about the record before.
+        *shown |= is_published && handed_over.is_some_and(|at| at.elapsed() >= ASK);
+        // The store may need a moment for a new record, or say itself what is wrong with it.
+        let is_late =
+            handed_over.is_some_and(|at| at.elapsed() >= LATE) && self.report.membership_error.is_none();
+        let is_foreign = is_member && !is_published && (*shown || is_late);
+        match (is_foreign, self.report.unpublished_since) {
+            (true, None) => {
+                let since = unix_time();
+                self.report.unpublished_since = Some(since);
+                tracing::warn!("{}", Warning::RecordNotAsPublished { since });
+            }
+            (false, Some(_)) => {
+                self.report.unpublished_since = None;
+                tracing::info!("the store has this node's record as it was published again");
+            }
+            _ => {}
+        }
     }
 
     /// Reports which records of the store are left out, in the log only those that are new.

@@ -99,6 +99,11 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow
     let following = event::membership(&config.membership, start, sender.clone())?;
     let publishing = Publishing::new(following, &state)?;
     let publishes = publishing.is_on();
+    let store = match &config.membership {
+        Source::File(_) => None,
+        Source::Etcd(_) => Some("etcd".to_owned()),
+        Source::Kubernetes(_) => Some("Kubernetes".to_owned()),
+    };
     let resolving = Resolving::start(public_key, recorded.as_ref(), sender.clone())?;
 
     let holding = Holding::new(recorded, &config.membership);
@@ -138,6 +143,7 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow
             pid: std::process::id(),
             node: Some(node),
             publishes,
+            store,
             backend: Some(backend),
             settings,
             ..RunFile::default()

@@ -99,7 +99,9 @@ fn remove(arguments: &Arguments, patience: Duration) -> anyhow::Result<ExitCode>
         anstream::println!("{} remove {}", "-".red(), path.display());
     }
     let proven = state.proofs()?;
-    let published = state.identity()?.is_some() && state.left()?.is_none();
+    let published = state.identity()?.is_some();
+    // Whoever has left has told the others to expect nothing more.
+    let has_left = state.left()?.is_some_and(|left| left.gone);
     RunFile::remove(interface).context("cannot remove the run file")?;
     state.clear().with_context(|| format!("cannot clear {}", state.path().display()))?;
     if arguments.purge {
@@ -108,15 +110,8 @@ fn remove(arguments: &Arguments, patience: Duration) -> anyhow::Result<ExitCode>
     drop(lock);
     let expecting: Vec<_> =
         proven.nodes.into_iter().filter(|(_, proof)| proof.holds()).map(|(name, _)| name).collect();
-    if !expecting.is_empty() {
-        let fix = match published {
-            true => {
-                "delete this node's record in the store (next time run `wireloom leave` before `wireloom down`)"
-            }
-            false => {
-                "write encrypt = false for this node in the mesh file (next time 15 s before `wireloom down`)"
-            }
-        };
+    if !expecting.is_empty() && !has_left {
+        let fix = way_out(published);
         anstream::println!(
             "{} these nodes still expect encryption, and refuse what the workloads here send in plaintext: {}; to \
              change that, {fix}",
@@ -128,6 +123,20 @@ fn remove(arguments: &Arguments, patience: Duration) -> anyhow::Result<ExitCode>
         anstream::println!("nothing to remove: Wireloom has programmed nothing here");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What makes the other nodes expect no encryption from this one, after it was removed.
+fn way_out(is_published: bool) -> &'static str {
+    match is_published {
+        true => {
+            "write \"encrypt\": false into this node's record in the store, wait 20 s, and delete the record then: one \
+             that merely vanishes stays in force there for 10 minutes (next time run `wireloom leave` before `wireloom \
+             down`)"
+        }
+        false => {
+            "write encrypt = false for this node in the mesh file (next time 15 s before `wireloom down`)"
+        }
+    }
 }
 
 /// Removes the control socket of a device that was killed, as one that ends with its container is: nobody listens
@@ -183,5 +192,19 @@ fn agent_runs(interface: &str) -> String {
             )
         }
         None => "the agent is running; stop it first, with `systemctl stop wireloom`".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_store_has_the_record_no_mesh_file_is_named() {
+        let store = way_out(true);
+        assert!(!store.contains("mesh file"));
+        let announced = store.find("\"encrypt\": false").unwrap();
+        assert!(announced < store.find("delete").unwrap(), "a vanished record stays in force");
+        assert!(store.contains("wireloom leave"));
     }
 }

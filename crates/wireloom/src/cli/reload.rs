@@ -69,10 +69,14 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         if Instant::now() >= deadline {
             let seconds = PATIENCE.as_secs();
             match signalled {
-                Some(pid) => bail!(
-                    "the agent (process {pid}) has not obeyed within {seconds} s; `wireloom status` and its log say \
-                     what it does"
-                ),
+                Some(pid) => {
+                    let error = RunFile::read(&interface).and_then(|agent| agent.membership_error);
+                    let why = error.map(|error| format!(": {error}")).unwrap_or_default();
+                    bail!(
+                        "the agent (process {pid}) has not obeyed within {seconds} s; `wireloom status` and its log \
+                         say what it does{why}"
+                    )
+                }
                 None => bail!(
                     "an agent holds the lock in {}, but cannot be told to reload: it has no run file, is older than \
                      this program, or runs in another container; run `wireloom reload` where it runs, or restart it",

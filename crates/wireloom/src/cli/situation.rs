@@ -106,7 +106,9 @@ impl Situation {
 
         let read = match &config.membership {
             Source::File(_) => {
-                attempt(&mut problems, config.membership.read(), Some("the mesh is the one last in force"))
+                let recorded = state.mesh().ok().flatten();
+                let instead = recorded.map(|_| "the mesh is the one last in force");
+                attempt(&mut problems, config.membership.read(), instead)
             }
             // The agent alone asks a store, with its credentials, and records what it says.
             Source::Etcd(_) | Source::Kubernetes(_) => None,

@@ -418,8 +418,8 @@ mod membership {
         assert_eq!(
             warnings(&format!("{private}, \"http://192.0.2.2:2379\", \"http://192.0.2.3:2379\"")),
             [
-                "the records cross the network to http://192.0.2.2:2379 in plaintext: whoever is on the way reads them, \
-              and can change them so that this node encrypts for him, or does not encrypt; write https://"
+                "the records cross the network to http://192.0.2.2:2379 in plaintext: whoever is on the way can read \
+                 and change them, and so decides what this node encrypts and for whom; write https://"
             ]
         );
     }

@@ -53,6 +53,8 @@ fn about(report: &Report<'_>, verbose: bool, width: usize) -> String {
         None => "not running".into(),
     };
     about.push(("agent:", agent));
+    let membership = report.agent.as_ref().and_then(|agent| agent.membership(unix_time()));
+    about.extend(membership.map(|membership| ("membership:", membership)));
     let mode = match (report.mode, report.transition) {
         (_, Some(HostTransition::Accept)) => {
             "on the way to host (accept): the hosts' own traffic is sent in plaintext, and taken either way"
