@@ -224,8 +224,8 @@ impl Health {
         *self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Whether something is wrong that was delivered as a problem. A snapshot is delivered when that is over; those that
-    /// come before, such as the recorded mesh, say nothing about it.
+    /// Whether something is wrong that was delivered as a problem. A snapshot is delivered when that is over; those
+    /// that come before, such as the recorded mesh, say nothing about it.
     #[must_use]
     pub fn is_in_trouble(&self) -> bool {
         self.is_in_trouble.load(Ordering::Relaxed)

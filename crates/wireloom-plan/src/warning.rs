@@ -215,8 +215,8 @@ pub enum Warning {
         /// Its name.
         node: String,
     },
-    /// A workload CIDR of another node lies in no pool: in scoped mode, that node's rules do not cover it; in host mode,
-    /// whatever is there is reached through the node.
+    /// A workload CIDR of another node lies in no pool: in scoped mode, that node's rules do not cover it; in host
+    /// mode, whatever is there is reached through the node.
     WorkloadOutsidePools {
         /// The node's name.
         node: String,
@@ -365,7 +365,7 @@ impl fmt::Display for Warning {
             Self::RecordNotAsPublished { since } => write!(
                 f,
                 "since {:02}:{:02}:{:02} UTC this node's record in the store is not what its agent published: somebody \
-                 else changes or deletes it; this node goes on as it should be, but the other nodes go by the store, and \
+                 else changes or deletes it; this node goes on as it should be, but the other nodes go by the store and \
                  may send to it in plaintext, or not at all; find out who writes there; `wireloom reload` writes the \
                  record again",
                 since / 3600 % 24,

@@ -134,8 +134,8 @@ impl Failure {
         // So it looks, too, when a member dies meanwhile.
         if says("tls handshake eof") {
             return Self::Member(
-                "it hangs up instead of speaking TLS; if that does not pass, write http:// in endpoints, or turn TLS on \
-                 there"
+                "it hangs up instead of speaking TLS; if that does not pass, turn TLS on there, or write http:// in \
+                 endpoints"
                     .into(),
             );
         }

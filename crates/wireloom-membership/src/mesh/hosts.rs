@@ -82,8 +82,8 @@ pub(super) fn cidrs_around<'a>(
     lost
 }
 
-/// Whether a pool holds workloads only, and not also hosts of [`WITNESSES`] nodes: one alone could have what it has from
-/// a bridge of pods, or lie. Where addresses are borrowed, hosts have addresses in pools.
+/// Whether a pool holds workloads only, and not also hosts of [`WITNESSES`] nodes: one alone could have what it has
+/// from a bridge of pods, or lie. Where addresses are borrowed, hosts have addresses in pools.
 fn is_of_workloads(
     pool: &IpNet,
     hosts: &BTreeSet<(IpAddr, usize)>,
