@@ -65,10 +65,14 @@ impl Etcd {
         .unwrap();
     }
 
-    /// Writes a pool, by etcd's gateway for JSON.
     pub(super) fn put_pool(&self, name: &str, cidr: &str) {
-        let [key, value] = [format!("/wireloom/v1/default/pools/{name}"), format!(r#"{{"cidr": "{cidr}"}}"#)]
-            .map(|text| Base64::encode_string(text.as_bytes()));
+        self.put(&format!("pools/{name}"), &format!(r#"{{"cidr": "{cidr}"}}"#));
+    }
+
+    /// Writes a value, by etcd's gateway for JSON.
+    fn put(&self, name: &str, value: &str) {
+        let key = format!("/wireloom/v1/default/{name}");
+        let [key, value] = [&key, value].map(|text| Base64::encode_string(text.as_bytes()));
         let body = format!(r#"{{"key": "{key}", "value": "{value}"}}"#);
         let head = "POST /v3/kv/put HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\nContent-Length:";
         let request = format!("{head} {}\r\n\r\n{body}", body.len());
@@ -187,6 +191,22 @@ fn nodes_find_each_other_in_etcd_and_need_it_for_changes_only() {
     fleet.wait("the metrics of the store", |_| metric("wireloom_record_published") == Some(1.0));
     assert!(metric("wireloom_membership_age_seconds").is_some_and(|age| age < 60.0));
     assert_eq!(metric("wireloom_mesh_nodes"), Some(3.0));
+
+    // Somebody else's record does not make a node another one, however often it comes.
+    let node = &fleet.lab.nodes[2];
+    let guard_before = rules(node);
+    for _ in 0..3 {
+        for foreign in ["{}", r#"{"encrypt": false}"#] {
+            etcd.put(&format!("nodes/{}", node.name), foreign);
+        }
+    }
+    fleet.wait("the warning", |_| agent::log(node).unwrap().contains("is not what its agent published"));
+    fleet.wait("the record to be restored", |_| {
+        agent::log(node).unwrap().contains("the store has this node's record as it was published again")
+    });
+    let log = agent::log(node).unwrap();
+    assert!(!log.contains("stop guarding"), "{log}");
+    assert_eq!(rules(node), guard_before);
 
     // Without the store, traffic goes on, and so it does when an agent starts.
     let pingers = ping(&fleet);
