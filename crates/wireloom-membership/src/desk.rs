@@ -75,6 +75,8 @@ pub(crate) struct Desk<D> {
     is_whole: bool,
     complaints: BTreeSet<Complaint>,
     local: Option<Local>,
+    /// What was told of the own record last.
+    is_as_published: bool,
     /// Where something is wrong, and what has been said about it.
     troubles: BTreeSet<(Origin, String)>,
     /// When the own record is to be looked at again.
@@ -101,6 +103,7 @@ impl<D: Fn(Event)> Desk<D> {
             complaints: BTreeSet::new(),
             local: None,
             troubles: BTreeSet::new(),
+            is_as_published: false,
             publish: None,
             report: None,
         }
@@ -189,8 +192,9 @@ impl<D: Fn(Event)> Desk<D> {
 
     /// Something is wrong. It is delivered once, until all is well there.
     pub(crate) fn trouble(&mut self, origin: Origin, error: StoreError) {
-        self.health.set_in_trouble(true);
-        if self.troubles.insert((origin, error.to_string())) {
+        let is_news = self.troubles.insert((origin, error.to_string()));
+        self.note_troubles();
+        if is_news {
             (self.deliver)(Event::Problem(Error::Store(error)));
         }
     }
@@ -199,11 +203,16 @@ impl<D: Fn(Event)> Desk<D> {
     fn well(&mut self, origin: Origin) {
         let before = self.troubles.len();
         self.troubles.retain(|(other, _)| *other != origin);
-        self.health.set_in_trouble(!self.troubles.is_empty());
+        self.note_troubles();
         if before > 0 && self.troubles.is_empty() {
             self.is_due_anyway = true;
             self.changed();
         }
+    }
+
+    fn note_troubles(&self) {
+        let unreadable = self.troubles.iter().any(|(origin, _)| *origin != Origin::OwnRecord);
+        self.health.set_in_trouble(!self.troubles.is_empty(), unreadable);
     }
 
     fn changed(&mut self) {
@@ -243,10 +252,25 @@ impl<D: Fn(Event)> Desk<D> {
                 let _ = steps.send(step);
             }
         }
-        self.health.set_published(self.knowledge.publishing.is_published());
+        self.tell_of_own_record();
         // A write may have reached the store although no answer came back.
         if self.knowledge.publishing.is_settled() {
             self.well(Origin::OwnRecord);
+        }
+    }
+
+    /// Tells whether the store has the own record, before the mesh that follows from it.
+    fn tell_of_own_record(&mut self) {
+        let is_as_published = self.knowledge.publishing.is_published();
+        self.health.set_published(is_as_published);
+        if is_as_published != self.is_as_published {
+            self.is_as_published = is_as_published;
+            (self.deliver)(Event::OwnRecord { is_as_published });
+            if is_as_published {
+                // The agent has taken its own word for what this node is. What the others make of its record counts now.
+                self.is_due_anyway = true;
+                self.changed();
+            }
         }
     }
 

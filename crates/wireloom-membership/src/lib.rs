@@ -21,6 +21,7 @@
 //!     Event::Problem(error) => eprintln!("{error}"),
 //!     Event::LeftOut(complaints) => complaints.iter().for_each(|complaint| eprintln!("{complaint}")),
 //!     Event::Local(local) => println!("{local:?}"),
+//!     Event::OwnRecord { is_as_published } => println!("published: {is_as_published}"),
 //! })?;
 //! # Ok::<(), std::io::Error>(())
 //! ```
@@ -104,6 +105,12 @@ pub enum Event {
     LeftOut(BTreeSet<Complaint>),
     /// What the source knows about this node that its record must say: each time that it changes.
     Local(Local),
+    /// Whether the store has this node's record as it was published last, each time that it changes. The snapshots after
+    /// it were made of that record, or of what somebody else has written instead.
+    OwnRecord {
+        /// It is as published.
+        is_as_published: bool,
+    },
 }
 
 /// A record, or a part of one, that is left out of the mesh.
@@ -206,6 +213,7 @@ pub struct Health {
     heard: Mutex<Option<Instant>>,
     failed: Mutex<Option<Instant>>,
     is_in_trouble: AtomicBool,
+    is_unreadable: AtomicBool,
     errors: AtomicU64,
     is_published: AtomicBool,
 }
@@ -231,6 +239,13 @@ impl Health {
         self.is_in_trouble.load(Ordering::Relaxed)
     }
 
+    /// Whether something is wrong that keeps the mesh from being read. It is not when only this node's record cannot be
+    /// written.
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
+        self.is_unreadable.load(Ordering::Relaxed)
+    }
+
     /// How many requests to the store have failed.
     #[must_use]
     pub fn errors(&self) -> u64 {
@@ -247,7 +262,8 @@ impl Health {
         *self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(now);
     }
 
-    fn set_in_trouble(&self, is_in_trouble: bool) {
+    fn set_in_trouble(&self, is_in_trouble: bool, is_unreadable: bool) {
+        self.is_unreadable.store(is_unreadable, Ordering::Relaxed);
         self.is_in_trouble.store(is_in_trouble, Ordering::Relaxed);
     }
 

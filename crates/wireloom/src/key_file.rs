@@ -11,7 +11,7 @@ use std::{
 
 use nix::{fcntl::OFlag, unistd::geteuid};
 use wireloom_kernel::random_key;
-use wireloom_types::{DirectoryError, KeyError, PresharedKey, PrivateKey, check_directory};
+use wireloom_types::{KeyError, PresharedKey, PrivateKey, check_directory};
 use zeroize::Zeroizing;
 
 /// What is in the file.
@@ -77,8 +77,12 @@ pub(crate) enum Error {
     )]
     Foreign { kind: Kind, path: PathBuf, owner: u32 },
     /// Others can replace the file.
-    #[error("the {kind} {} is not safe: {cause}", path.display())]
-    Directory { kind: Kind, path: PathBuf, cause: DirectoryError },
+    #[error(
+        "the {kind} {} is in a directory that another user owns or can write to, who can replace it; move it to one \
+         that only root can write to, such as /etc/wireguard",
+        path.display()
+    )]
+    Directory { kind: Kind, path: PathBuf },
     /// There is no regular file, so it is not opened: that could wait for the other end of a FIFO, and may do anything
     /// to a device.
     #[error(
@@ -167,7 +171,7 @@ fn refuse_open_directory(path: &Path, kind: Kind) -> Result<(), Error> {
     let found = std::fs::metadata(directory).map_err(failed)?;
     let others = if found.mode() & 0o1000 == 0 { 0 } else { 0o022 };
     check_directory(directory, found.uid(), found.mode() & !others, geteuid().as_raw())
-        .map_err(|cause| Error::Directory { kind, path: path.to_owned(), cause })
+        .map_err(|_| Error::Directory { kind, path: path.to_owned() })
 }
 
 /// The directory that a file is in.
@@ -287,16 +291,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("wg0.key");
         let make = |mode| fs::set_permissions(directory.path(), Permissions::from_mode(mode)).unwrap();
-        let shown = directory.path().display();
         make(0o777);
         let error = read_or_create(&path).unwrap_err().to_string();
-        assert!(error.contains(&format!("run `chmod go-w {shown}`")), "{error}");
+        assert!(error.contains("move it to one that only root can write to"), "{error}");
         assert!(!path.exists());
         make(0o755);
         read_or_create(&path).unwrap();
         make(0o770);
         let error = read(&path).unwrap_err().to_string();
-        assert!(error.contains(&format!("run `chmod go-w {shown}`")), "{error}");
+        assert!(error.contains("move it to one that only root can write to"), "{error}");
         // Where nobody can replace the files of others.
         make(0o1777);
         assert!(read(&path).unwrap().is_some());

@@ -194,7 +194,7 @@ impl RunFile {
 
     /// Takes when the store was heard last, if that is news.
     pub(crate) fn note_heard(&mut self, heard: Option<u64>) {
-        if heard.is_some_and(|heard| self.heard.is_none_or(|before| heard >= before + HEARD_STEP)) {
+        if heard.is_some_and(|heard| self.heard.is_none_or(|before| heard.abs_diff(before) >= HEARD_STEP)) {
             self.heard = heard;
         }
     }

@@ -268,6 +268,9 @@ fn read_request(reader: &mut WipedReader<Timed<'_>>) -> io::Result<Option<Receiv
             // The request is refused already: discard its lines up to the empty one.
             Some(error) if whole && line.is_empty() => return Ok(received(Err(error))),
             Some(_) => {}
+            None if len > MAX_REQUEST && whole && line.is_empty() => {
+                return Ok(received(Err(parser.too_long())));
+            }
             None if len > MAX_REQUEST => refused = Some(parser.too_long()),
             None => match parser.line(&line, &scope) {
                 Ok(Some(request)) => return Ok(received(Ok(request))),

@@ -142,17 +142,16 @@ impl LinuxTun {
         }
         let file = &files[0];
         let index = if_nametoindex(name).map_err(|error| failed(error.into()))?;
-        let place = Place { namespace: None, index };
         let link_address = match peer_lookup {
             PeerLookup::Destination => {
                 if !left {
-                    rtnetlink::set_up_tun(place, DEFAULT_MTU).map_err(failed)?;
+                    rtnetlink::set_up_tun(index, DEFAULT_MTU).map_err(failed)?;
                 }
                 None
             }
             PeerLookup::Gateway => {
                 if !left {
-                    rtnetlink::set_up_tap(place, name, DEFAULT_MTU).map_err(failed)?;
+                    rtnetlink::set_up_tap(index, name, DEFAULT_MTU).map_err(failed)?;
                 }
                 Some(hardware_address(file).map_err(failed)?)
             }
@@ -189,8 +188,8 @@ impl LinuxTun {
     /// # Errors
     /// When the system refuses.
     pub(crate) fn set_persistent(&self, persistent: bool) -> io::Result<()> {
-        if let (true, Some(place)) = (persistent, self.monitor.place()) {
-            rtnetlink::mark_as_ours(place)?;
+        if let (true, Some(Place { namespace: None, index })) = (persistent, self.monitor.place()) {
+            rtnetlink::mark_as_ours(index)?;
         }
         set_persistent(self.file(), persistent)
     }
@@ -203,8 +202,8 @@ impl LinuxTun {
     /// Bounds super-packets so that their messages fit one send.
     fn bound_super_packets(&self) {
         if self.first.offloads.joinable.tcp
-            && let Some(place) = self.monitor.place()
-            && let Err(error) = rtnetlink::set_gso_max_size(place, offloads::gso_max_size(self.mtu))
+            && let Some(Place { namespace: None, index }) = self.monitor.place()
+            && let Err(error) = rtnetlink::set_gso_max_size(index, offloads::gso_max_size(self.mtu))
         {
             tracing::debug!("cannot bound the length of super-packets: {error}");
         }

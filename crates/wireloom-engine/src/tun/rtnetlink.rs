@@ -84,15 +84,19 @@ impl InterfaceMonitor {
     /// The next event that concerns the interface, to which the descriptor leads. `mtu` is its last known one.
     pub(super) fn poll(&mut self, file: &File, mtu: usize) -> io::Result<Option<TunEvent>> {
         loop {
+            let is_here = self.is_here();
             let seen = match self.notifications.receive() {
                 Ok(Received::Messages(messages)) => newest(self.place, messages),
-                // Events were lost because we were slow: the present state makes up for them.
+                // Events were lost because we were slow: the present state makes up for them. Before Linux 5.0 nobody
+                // can say where the interface is; it is most likely where it was.
+                Ok(Received::Overrun) if is_here && locate(file).is_err() => Some(Seen::Unknown),
                 Ok(Received::Overrun) => Some(Seen::HasGone),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(error),
             };
             match seen {
                 None => {}
+                Some(Seen::Unknown) => self.request_state()?,
                 Some(Seen::State(state)) => return Ok(Some(TunEvent::State(state))),
                 Some(Seen::HasGone) => return self.find(file, mtu).map(Some),
             }
@@ -158,6 +162,8 @@ impl AsFd for InterfaceMonitor {
 /// What messages say about the interface at a place.
 enum Seen {
     State(TunState),
+    /// It may have changed.
+    Unknown,
     /// It is not there any more; later messages are about another one.
     HasGone,
 }
@@ -197,21 +203,21 @@ fn newest(place: Option<Place>, messages: Messages<'_>) -> Option<Seen> {
 /// Configures a new TUN interface like the kernel's own WireGuard interfaces (`wg_setup` in
 /// drivers/net/wireguard/device.c): with this MTU in bytes, without multicast, and without a generated IPv6 link-local
 /// address. The group reports and router solicitations that come with the latter two would start handshakes.
-pub(super) fn set_up_tun(place: Place, mtu: usize) -> io::Result<()> {
+pub(super) fn set_up_tun(index: u32, mtu: usize) -> io::Result<()> {
     // On a machine that forwards, IPv6 joins the all-routers group as soon as it sees a new interface with multicast,
     // and stays in it. An MTU below its minimum makes IPv6 leave the interface; when it comes back, it looks at the
     // flag again (`addrconf_notify` in net/ipv6/addrconf.c).
-    let mut message = interface(place);
+    let mut message = own_interface(index);
     message.header.change_mask = LinkFlags::Multicast;
     message.attributes.push(mtu_attribute(ipv6::MTU_MIN - 1));
     change(RouteNetlinkMessage::SetLink(message), 0)?;
 
-    let mut message = interface(place);
+    let mut message = own_interface(index);
     message.attributes.push(mtu_attribute(mtu));
     change(RouteNetlinkMessage::SetLink(message), 0)?;
 
     // A separate request, because a machine without IPv6 refuses it. It does no harm there.
-    let mut message = interface(place);
+    let mut message = own_interface(index);
     let none = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
     message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(none)]));
     if let Err(error) = change(RouteNetlinkMessage::SetLink(message), 0) {
@@ -221,8 +227,8 @@ pub(super) fn set_up_tun(place: Place, mtu: usize) -> io::Result<()> {
 }
 
 /// Bounds the super-packets that the network stack makes for the interface to `len` bytes.
-pub(super) fn set_gso_max_size(place: Place, len: u32) -> io::Result<()> {
-    let mut message = interface(place);
+pub(super) fn set_gso_max_size(index: u32, len: u32) -> io::Result<()> {
+    let mut message = own_interface(index);
     message.attributes.push(LinkAttribute::GsoMaxSize(len));
     change(RouteNetlinkMessage::SetLink(message), 0)
 }
@@ -230,8 +236,8 @@ pub(super) fn set_gso_max_size(place: Place, len: u32) -> io::Result<()> {
 /// Configures a new TAP interface: this MTU in bytes, and the settings for a link whose addresses are assigned by
 /// configuration. There is no duplicate address detection, which nobody would answer; prefixes and routers that peers
 /// advertise are ignored; no redirects are sent.
-pub(super) fn set_up_tap(place: Place, name: &str, mtu: usize) -> io::Result<()> {
-    let mut message = interface(place);
+pub(super) fn set_up_tap(index: u32, name: &str, mtu: usize) -> io::Result<()> {
+    let mut message = own_interface(index);
     message.attributes.push(mtu_attribute(mtu));
     change(RouteNetlinkMessage::SetLink(message), 0)?;
     for (setting, value) in [
@@ -250,11 +256,11 @@ pub(super) fn set_up_tap(place: Place, name: &str, mtu: usize) -> io::Result<()>
 }
 
 /// Gives the interface the alias by which [`was_left`] knows it, unless the agent has given it its own.
-pub(super) fn mark_as_ours(place: Place) -> io::Result<()> {
-    if get(interface(place))?.is_some_and(|present| has_our_alias(&present)) {
+pub(super) fn mark_as_ours(index: u32) -> io::Result<()> {
+    if get(own_interface(index))?.is_some_and(|present| has_our_alias(&present)) {
         return Ok(());
     }
-    let mut message = interface(place);
+    let mut message = own_interface(index);
     message.attributes.push(LinkAttribute::IfAlias(DEVICE_ALIAS.to_owned()));
     change(RouteNetlinkMessage::SetLink(message), 0)
 }
@@ -286,7 +292,13 @@ fn get(message: LinkMessage) -> io::Result<Option<LinkMessage>> {
     }
 }
 
-/// A message about an interface, without attributes but for the namespace.
+/// A message about an interface of our own namespace, without attributes. Only such a one is changed: of a change, the
+/// attribute for the namespace says where the interface is to be moved (`rtnl_setlink` in net/core/rtnetlink.c).
+fn own_interface(index: u32) -> LinkMessage {
+    interface(Place { namespace: None, index })
+}
+
+/// A question about an interface, without attributes but for the namespace.
 fn interface(place: Place) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = place.index;

@@ -103,6 +103,7 @@ impl Agent {
                 self.complaints = complaints.iter().map(ToString::to_string).collect();
             }
             Event::Local(local) => self.local = Some(local),
+            Event::OwnRecord { .. } => {}
         }
     }
 }

@@ -19,6 +19,7 @@ mod timers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use wireloom_types::{PrivateKey, PublicKey};
 
@@ -41,6 +42,9 @@ use crate::transport::Transport;
 use crate::transport::allowed_ips::AllowedIps;
 use crate::transport::peer_path::PeerPath;
 use crate::transport::signal::{Events, Signal};
+
+/// How far the clock of a worker that signals something may be ahead of the turn that handles it.
+const SIGNAL_AHEAD: Duration = Duration::from_secs(1);
 
 /// A WireGuard device without sockets. The [crate's documentation](crate) says how to drive it.
 #[derive(Debug)]
@@ -216,12 +220,13 @@ impl Device {
             return;
         };
         let events = peer.path.news.take();
-        // The session may have been renewed since.
+        // The session may have been renewed since. The worker's clock may be ahead of this turn's, which began before.
+        let there = now.monotonic + SIGNAL_AHEAD;
         let current = peer.sessions.current();
         let rekey = events.contains(Events::REKEY_DUE)
-            && current.is_some_and(|session| session.is_due_for_rekey(now.monotonic));
+            && current.is_some_and(|session| session.is_due_for_rekey(there));
         let last_minute = events.contains(Events::LAST_MINUTE)
-            && current.and_then(|session| session.last_minute()).is_some_and(|at| at <= now.monotonic);
+            && current.and_then(|session| session.last_minute()).is_some_and(|at| at <= there);
         if events.contains(Events::SESSION_CONFIRMED) {
             self.promote_confirmed(now, id);
         }

@@ -140,7 +140,9 @@ impl Agent {
         let mesh = match &asked.membership {
             _ if self.publishing.is_on() => {
                 let health = self.publishing.following().health();
-                has_tried(health.heard(), health.failed(), self.holding.is_in_trouble, asked.arrived)
+                // That only this node's record cannot be written keeps nothing from being read.
+                let is_in_trouble = self.holding.is_in_trouble && health.is_unreadable();
+                has_tried(health.heard(), health.failed(), is_in_trouble, asked.arrived)
             }
             Some(mesh) => {
                 let mut in_force = self.without_held();

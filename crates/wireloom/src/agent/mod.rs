@@ -194,6 +194,9 @@ impl Agent {
                 self.take_complaints(complaints);
             }
             Event::Membership(wireloom_membership::Event::Local(local)) => self.take_local(local),
+            Event::Membership(wireloom_membership::Event::OwnRecord { is_as_published }) => {
+                self.publishing.is_as_published = is_as_published;
+            }
             Event::Kernel => {
                 self.publishing.note_change();
                 self.borrowing.note_change();

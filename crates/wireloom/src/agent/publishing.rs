@@ -42,6 +42,8 @@ pub(super) struct Publishing {
     pub(super) found: Found,
     /// The source has said what it knows of this node.
     is_told: bool,
+    /// The snapshots that come now were made of this node's record as it was published.
+    pub(super) is_as_published: bool,
     steady: Steady,
     /// When the addresses of the machine were read last.
     read: Option<Instant>,
@@ -72,6 +74,7 @@ impl Publishing {
             following,
             found: Found::default(),
             is_told: false,
+            is_as_published: false,
             steady: Steady::default(),
             read: None,
             is_news: false,
@@ -298,6 +301,8 @@ impl Agent {
         let in_force = self.mesh_before().and_then(|mesh| mesh.nodes.get(own));
         let record = self.publishing.record.as_ref();
         match self.publishing.leaving.phase() {
+            // What the readers of the store make of it holds for this node, too.
+            Phase::Member if self.publishing.is_as_published => {}
             Phase::Member => assert_own(&mut mesh, own, record, in_force),
             Phase::Announcing => {}
             Phase::Removing | Phase::Out => {

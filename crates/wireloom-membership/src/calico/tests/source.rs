@@ -69,6 +69,7 @@ impl Followed {
                 Ok(Event::Snapshot(cluster)) => self.cluster = Some(cluster),
                 Ok(Event::Local(local)) => self.local = Some(local),
                 Ok(Event::LeftOut(complaints)) => self.complaints = complaints,
+                Ok(Event::OwnRecord { .. }) => {}
                 Ok(Event::Problem(problem)) => self.problems.push(problem.to_string()),
                 Err(_) => panic!(
                     "{what}: {:?} {:?} {:?} {:?}",
