@@ -229,7 +229,7 @@ impl<D: Fn(Event)> Desk<D> {
         if self.is_whole {
             self.deliver_mesh();
         } else if let Some((mesh, _)) = self.recorded.take_if(|(_, due)| *due <= Instant::now()) {
-            (self.deliver)(Event::Snapshot(self.knowledge.mesh.spared(mesh)));
+            (self.deliver)(Event::Snapshot(mesh));
         }
     }
 
