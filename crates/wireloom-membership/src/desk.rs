@@ -236,6 +236,7 @@ impl<D: Fn(Event)> Desk<D> {
     fn publish(&mut self) {
         self.publish = None;
         let Some(Connected { steps: Some(steps), .. }) = &self.connected else { return };
+        let had_rival = self.knowledge.publishing.rival().is_some();
         match self.knowledge.publishing.step(now()) {
             Step::Rest => {}
             Step::Wait(due) => self.publish = Some(Instant::from_std(due)),
@@ -243,10 +244,15 @@ impl<D: Fn(Event)> Desk<D> {
                 let _ = steps.send(step);
             }
         }
+        let is_rid_of_rival = had_rival && self.knowledge.publishing.rival().is_none();
         self.health.set_published(self.knowledge.publishing.is_published());
         // A write may have reached the store although no answer came back.
         if self.knowledge.publishing.is_settled() {
             self.well(Origin::OwnRecord);
+        }
+        if is_rid_of_rival {
+            // The complaint about it goes with it.
+            self.changed();
         }
     }
 
@@ -289,7 +295,52 @@ fn now() -> StdInstant {
 mod tests {
     use std::{cell::RefCell, rc::Rc};
 
+    use wireloom_plan::cluster::Node;
+
     use super::*;
+    use crate::store::Object;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_complaint_about_a_rival_goes_by_itself() {
+        let shown = Rc::new(RefCell::new(BTreeSet::new()));
+        let seen = Rc::clone(&shown);
+        let deliver = move |event| {
+            if let Event::LeftOut(complaints) = event {
+                *seen.borrow_mut() = complaints;
+            }
+        };
+        let start = Start { node: "a".into(), recorded: None };
+        let mut desk = Desk::new(start, deliver, Arc::default(), 1, Instant::now());
+        let (steps, _taken) = tokio::sync::mpsc::unbounded_channel();
+        desk.connected(Connected {
+            spelling: Spelling::default(),
+            handlers: Vec::new(),
+            steps: Some(steps),
+            addresses: BTreeSet::new(),
+            reread: watch::channel(0).0,
+            reports: None,
+        });
+        desk.is_whole = true;
+        let of = |number| Node { endpoint: Some(([192, 0, 2, number], 7).into()), ..Node::default() };
+        desk.asked(Request::Publish(Some(Box::new(of(1)))));
+        for number in [1, 2].repeat(4).into_iter().chain([1]) {
+            let value = record::write(&of(number), Spelling::default());
+            desk.knowledge.record("a", Some(&Object { value, born: 1, uid: String::new() }));
+        }
+        desk.changed();
+        let until_nothing_is_due = async |desk: &mut Desk<_>, limit: Duration| {
+            let end = Instant::now() + limit;
+            while desk.due() <= end {
+                tokio::time::sleep_until(desk.due()).await;
+                desk.step();
+            }
+        };
+        desk.step();
+        until_nothing_is_due(&mut desk, Duration::from_secs(60)).await;
+        assert_eq!(shown.borrow().len(), 1);
+        until_nothing_is_due(&mut desk, Duration::from_secs(3600)).await;
+        assert!(shown.borrow().is_empty(), "nothing else happened");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_recorded_mesh_does_not_say_that_the_store_is_well() {
