@@ -41,7 +41,9 @@ pub(crate) enum Origin {
     Connection,
     /// The collection at this place.
     Collection(usize),
-    /// This node's record.
+    /// What was to be published: no node would read it.
+    Refused,
+    /// This node's record in the store.
     OwnRecord,
 }
 
@@ -75,8 +77,8 @@ pub(crate) struct Desk<D> {
     is_whole: bool,
     complaints: BTreeSet<Complaint>,
     local: Option<Local>,
-    /// Where something is wrong, and what has been said about it.
-    troubles: BTreeSet<(Origin, String)>,
+    /// Where something is wrong, and what. The last one is what has been said last.
+    troubles: Vec<(Origin, StoreError)>,
     /// When the own record is to be looked at again.
     publish: Option<Instant>,
     /// The last report that came before there was a connection.
@@ -100,7 +102,7 @@ impl<D: Fn(Event)> Desk<D> {
             is_whole: false,
             complaints: BTreeSet::new(),
             local: None,
-            troubles: BTreeSet::new(),
+            troubles: Vec::new(),
             publish: None,
             report: None,
         }
@@ -163,12 +165,13 @@ impl<D: Fn(Event)> Desk<D> {
                 let wanted = wanted.filter(|node| node.encrypt || checked.is_ok());
                 let checked = wanted.as_ref().map_or(Ok(()), |_| checked);
                 let accepted = checked.and_then(|()| self.knowledge.publishing.want(wanted.as_deref()));
-                if let Err(why) = accepted {
-                    let operation = "publish this node's record".to_owned();
-                    self.trouble(
-                        Origin::OwnRecord,
-                        StoreError { operation, problem: StoreProblem::Nonsense { why } },
-                    );
+                match accepted {
+                    Ok(()) => self.well(Origin::Refused),
+                    Err(why) => {
+                        let operation = "publish this node's record".to_owned();
+                        let problem = StoreProblem::Nonsense { why };
+                        self.trouble(Origin::Refused, StoreError { operation, problem });
+                    }
                 }
             }
             Request::Report(report) => match &self.connected {
@@ -190,19 +193,27 @@ impl<D: Fn(Event)> Desk<D> {
     /// Something is wrong. It is delivered once, until all is well there.
     pub(crate) fn trouble(&mut self, origin: Origin, error: StoreError) {
         self.health.set_in_trouble(true);
-        if self.troubles.insert((origin, error.to_string())) {
+        // By its words: what a store says about when to try again differs each time.
+        let words = error.to_string();
+        if !self.troubles.iter().any(|(other, known)| *other == origin && known.to_string() == words) {
+            self.troubles.push((origin, error.clone()));
             (self.deliver)(Event::Problem(Error::Store(error)));
         }
     }
 
-    /// Nothing is wrong there any more.
+    /// Nothing is wrong there any more. If that was said last, something else that is still wrong is said again.
     fn well(&mut self, origin: Origin) {
-        let before = self.troubles.len();
+        let Some((last, _)) = self.troubles.last() else { return };
+        let was_said_last = *last == origin;
         self.troubles.retain(|(other, _)| *other != origin);
-        self.health.set_in_trouble(!self.troubles.is_empty());
-        if before > 0 && self.troubles.is_empty() {
-            self.is_due_anyway = true;
-            self.changed();
+        match self.troubles.last() {
+            None => {
+                self.health.set_in_trouble(false);
+                self.is_due_anyway = true;
+                self.changed();
+            }
+            Some((_, error)) if was_said_last => (self.deliver)(Event::Problem(Error::Store(error.clone()))),
+            Some(_) => {}
         }
     }
 
@@ -299,6 +310,37 @@ mod tests {
 
     use super::*;
     use crate::store::Object;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_still_wrong_is_said_after_what_is_over() {
+        let said = Rc::new(RefCell::new(Vec::new()));
+        let seen = Rc::clone(&said);
+        let deliver = move |event| {
+            if let Event::Problem(error) = event {
+                seen.borrow_mut().push(error.to_string());
+            }
+        };
+        let health: Arc<Health> = Arc::default();
+        let start = Start { node: "a".into(), recorded: None };
+        let mut desk = Desk::new(start, deliver, Arc::clone(&health), 1, Instant::now());
+        let wide = Node { workloads: ["10.0.0.0/7".parse().unwrap()].into(), ..Node::default() };
+        desk.asked(Request::Publish(Some(Box::new(wide))));
+        let outage = || StoreError {
+            operation: "write".into(),
+            problem: StoreProblem::Unavailable { why: "connection refused".into(), retry_after: None },
+        };
+        desk.trouble(Origin::Collection(0), outage());
+        desk.written(Err(outage()));
+        desk.well(Origin::Collection(0));
+        assert_eq!(said.borrow().len(), 3, "the last one is still true");
+        desk.written(Ok(()));
+        let said: Vec<String> = said.borrow().clone();
+        assert_eq!((said.len(), &said[3]), (4, &said[0]), "the record is still refused");
+        desk.well(Origin::OwnRecord);
+        assert!(health.is_in_trouble());
+        desk.asked(Request::Publish(Some(Box::default())));
+        assert!(!health.is_in_trouble());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_complaint_about_a_rival_goes_by_itself() {
