@@ -41,7 +41,9 @@ pub(crate) enum Origin {
     Connection,
     /// The collection at this place.
     Collection(usize),
-    /// This node's record.
+    /// What was to be published: no node would read it.
+    Refused,
+    /// This node's record in the store.
     OwnRecord,
 }
 
@@ -77,8 +79,8 @@ pub(crate) struct Desk<D> {
     local: Option<Local>,
     /// What was told of the own record last.
     is_as_published: bool,
-    /// Where something is wrong, and what has been said about it.
-    troubles: BTreeSet<(Origin, String)>,
+    /// Where something is wrong, and what. The last one is what has been said last.
+    troubles: Vec<(Origin, StoreError)>,
     /// When the own record is to be looked at again.
     publish: Option<Instant>,
     /// The last report that came before there was a connection.
@@ -102,8 +104,8 @@ impl<D: Fn(Event)> Desk<D> {
             is_whole: false,
             complaints: BTreeSet::new(),
             local: None,
-            troubles: BTreeSet::new(),
             is_as_published: false,
+            troubles: Vec::new(),
             publish: None,
             report: None,
         }
@@ -166,12 +168,13 @@ impl<D: Fn(Event)> Desk<D> {
                 let wanted = wanted.filter(|node| node.encrypt || checked.is_ok());
                 let checked = wanted.as_ref().map_or(Ok(()), |_| checked);
                 let accepted = checked.and_then(|()| self.knowledge.publishing.want(wanted.as_deref()));
-                if let Err(why) = accepted {
-                    let operation = "publish this node's record".to_owned();
-                    self.trouble(
-                        Origin::OwnRecord,
-                        StoreError { operation, problem: StoreProblem::Nonsense { why } },
-                    );
+                match accepted {
+                    Ok(()) => self.well(Origin::Refused),
+                    Err(why) => {
+                        let operation = "publish this node's record".to_owned();
+                        let problem = StoreProblem::Nonsense { why };
+                        self.trouble(Origin::Refused, StoreError { operation, problem });
+                    }
                 }
             }
             Request::Report(report) => match &self.connected {
@@ -192,21 +195,32 @@ impl<D: Fn(Event)> Desk<D> {
 
     /// Something is wrong. It is delivered once, until all is well there.
     pub(crate) fn trouble(&mut self, origin: Origin, error: StoreError) {
-        let is_news = self.troubles.insert((origin, error.to_string()));
+        // By its words: what a store says about when to try again differs each time.
+        let words = error.to_string();
+        let is_known =
+            self.troubles.iter().any(|(other, known)| *other == origin && known.to_string() == words);
+        if !is_known {
+            self.troubles.push((origin, error.clone()));
+        }
         self.note_troubles();
-        if is_news {
+        if !is_known {
             (self.deliver)(Event::Problem(Error::Store(error)));
         }
     }
 
-    /// Nothing is wrong there any more.
+    /// Nothing is wrong there any more. If that was said last, something else that is still wrong is said again.
     fn well(&mut self, origin: Origin) {
-        let before = self.troubles.len();
+        let Some((last, _)) = self.troubles.last() else { return };
+        let was_said_last = *last == origin;
         self.troubles.retain(|(other, _)| *other != origin);
         self.note_troubles();
-        if before > 0 && self.troubles.is_empty() {
-            self.is_due_anyway = true;
-            self.changed();
+        match self.troubles.last() {
+            None => {
+                self.is_due_anyway = true;
+                self.changed();
+            }
+            Some((_, error)) if was_said_last => (self.deliver)(Event::Problem(Error::Store(error.clone()))),
+            Some(_) => {}
         }
     }
 
@@ -238,13 +252,14 @@ impl<D: Fn(Event)> Desk<D> {
         if self.is_whole {
             self.deliver_mesh();
         } else if let Some((mesh, _)) = self.recorded.take_if(|(_, due)| *due <= Instant::now()) {
-            (self.deliver)(Event::Snapshot(self.knowledge.mesh.spared(mesh)));
+            (self.deliver)(Event::Snapshot(mesh));
         }
     }
 
     fn publish(&mut self) {
         self.publish = None;
         let Some(Connected { steps: Some(steps), .. }) = &self.connected else { return };
+        let had_rival = self.knowledge.publishing.rival().is_some();
         match self.knowledge.publishing.step(now()) {
             Step::Rest => {}
             Step::Wait(due) => self.publish = Some(Instant::from_std(due)),
@@ -252,10 +267,15 @@ impl<D: Fn(Event)> Desk<D> {
                 let _ = steps.send(step);
             }
         }
+        let is_rid_of_rival = had_rival && self.knowledge.publishing.rival().is_none();
         self.tell_of_own_record();
         // A write may have reached the store although no answer came back.
         if self.knowledge.publishing.is_settled() {
             self.well(Origin::OwnRecord);
+        }
+        if is_rid_of_rival {
+            // The complaint about it goes with it.
+            self.changed();
         }
     }
 
@@ -313,7 +333,83 @@ fn now() -> StdInstant {
 mod tests {
     use std::{cell::RefCell, rc::Rc};
 
+    use wireloom_plan::cluster::Node;
+
     use super::*;
+    use crate::store::Object;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_still_wrong_is_said_after_what_is_over() {
+        let said = Rc::new(RefCell::new(Vec::new()));
+        let seen = Rc::clone(&said);
+        let deliver = move |event| {
+            if let Event::Problem(error) = event {
+                seen.borrow_mut().push(error.to_string());
+            }
+        };
+        let health: Arc<Health> = Arc::default();
+        let start = Start { node: "a".into(), recorded: None };
+        let mut desk = Desk::new(start, deliver, Arc::clone(&health), 1, Instant::now());
+        let wide = Node { workloads: ["10.0.0.0/7".parse().unwrap()].into(), ..Node::default() };
+        desk.asked(Request::Publish(Some(Box::new(wide))));
+        let outage = || StoreError {
+            operation: "write".into(),
+            problem: StoreProblem::Unavailable { why: "connection refused".into(), retry_after: None },
+        };
+        desk.trouble(Origin::Collection(0), outage());
+        desk.written(Err(outage()));
+        desk.well(Origin::Collection(0));
+        assert_eq!(said.borrow().len(), 3, "the last one is still true");
+        desk.written(Ok(()));
+        let said: Vec<String> = said.borrow().clone();
+        assert_eq!((said.len(), &said[3]), (4, &said[0]), "the record is still refused");
+        desk.well(Origin::OwnRecord);
+        assert!(health.is_in_trouble());
+        desk.asked(Request::Publish(Some(Box::default())));
+        assert!(!health.is_in_trouble());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_complaint_about_a_rival_goes_by_itself() {
+        let shown = Rc::new(RefCell::new(BTreeSet::new()));
+        let seen = Rc::clone(&shown);
+        let deliver = move |event| {
+            if let Event::LeftOut(complaints) = event {
+                *seen.borrow_mut() = complaints;
+            }
+        };
+        let start = Start { node: "a".into(), recorded: None };
+        let mut desk = Desk::new(start, deliver, Arc::default(), 1, Instant::now());
+        let (steps, _taken) = tokio::sync::mpsc::unbounded_channel();
+        desk.connected(Connected {
+            spelling: Spelling::default(),
+            handlers: Vec::new(),
+            steps: Some(steps),
+            addresses: BTreeSet::new(),
+            reread: watch::channel(0).0,
+            reports: None,
+        });
+        desk.is_whole = true;
+        let of = |number| Node { endpoint: Some(([192, 0, 2, number], 7).into()), ..Node::default() };
+        desk.asked(Request::Publish(Some(Box::new(of(1)))));
+        for number in [1, 2].repeat(4).into_iter().chain([1]) {
+            let value = record::write(&of(number), Spelling::default());
+            desk.knowledge.record("a", Some(&Object { value, born: 1, uid: String::new() }));
+        }
+        desk.changed();
+        let until_nothing_is_due = async |desk: &mut Desk<_>, limit: Duration| {
+            let end = Instant::now() + limit;
+            while desk.due() <= end {
+                tokio::time::sleep_until(desk.due()).await;
+                desk.step();
+            }
+        };
+        desk.step();
+        until_nothing_is_due(&mut desk, Duration::from_secs(60)).await;
+        assert_eq!(shown.borrow().len(), 1);
+        until_nothing_is_due(&mut desk, Duration::from_secs(3600)).await;
+        assert!(shown.borrow().is_empty(), "nothing else happened");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_recorded_mesh_does_not_say_that_the_store_is_well() {

@@ -237,7 +237,11 @@ impl Publishing {
                 self.fight.reset();
                 self.rivals = (0, None);
             }
-            return Step::Rest;
+            return match self.rivals.0 {
+                0 => Step::Rest,
+                // Then they are forgotten, also if nothing happens until then.
+                _ => Step::Wait(settled + LONGEST_FIGHT),
+            };
         }
         // What we wrote, or saw as we want it, is another thing now.
         let was_ours = self.settled.is_some() || self.succeeded.is_some();

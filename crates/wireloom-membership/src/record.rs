@@ -43,6 +43,10 @@ pub(crate) const NAME_MAX: usize = 253;
 /// is what a whole provider gets of IPv6. What is wider would draw a mesh's whole traffic to one node.
 const SHORTEST_PREFIXES: (u8, u8) = (8, 32);
 
+/// The shortest prefixes of a pool: 10.0.0.0/8 again, and fc00::/7, all unique local addresses of IPv6 (RFC 4193,
+/// section 3.1). No node gets anything by a pool, so that it may be wider than what a node claims.
+const SHORTEST_POOL_PREFIXES: (u8, u8) = (8, 7);
+
 /// How the fields are spelled where a record is written. Both are read everywhere.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Spelling {
@@ -111,7 +115,7 @@ pub(crate) fn read_pool(name: &str, text: &str) -> Result<IpNet, String> {
         return Err(too_long());
     }
     let written: PoolText = serde_json::from_str(text).map_err(|error| not_json(&error))?;
-    value("cidr", &written.cidr, workload)
+    value("cidr", &written.cidr, |text| workloads("a pool", text, SHORTEST_POOL_PREFIXES))
 }
 
 /// The record of a node. What [`read`] makes of it is the node again, but for the address that the name of an endpoint
@@ -283,10 +287,15 @@ fn address(text: &str) -> Result<IpAddr, String> {
 }
 
 fn workload(text: &str) -> Result<IpNet, String> {
+    workloads("workloads", text, SHORTEST_PREFIXES)
+}
+
+/// A CIDR of addresses that workloads can have, whose prefix is no shorter than this with IPv4, or that with IPv6.
+fn workloads(kind: &str, text: &str, (with_ipv4, with_ipv6): (u8, u8)) -> Result<IpNet, String> {
     let cidr = values::cidr(text)?;
-    let shortest = if cidr.addr().is_ipv4() { SHORTEST_PREFIXES.0 } else { SHORTEST_PREFIXES.1 };
+    let shortest = if cidr.addr().is_ipv4() { with_ipv4 } else { with_ipv6 };
     if cidr.prefix_len() < shortest {
-        return Err(format!("{text:?} is too wide for workloads; the widest is a /{shortest}"));
+        return Err(format!("{text:?} is too wide for {kind}; the widest is a /{shortest}"));
     }
     let network = cidr.network();
     let local = match network {

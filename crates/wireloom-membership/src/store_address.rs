@@ -1,11 +1,16 @@
 //! Where a store is, in addresses: what leads there must not become a node's workload, or nobody could reach the store
 //! to take it back.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use tokio::{net::lookup_host, time::timeout};
 
-/// How long the names of a store's members may take to be resolved, all of them together.
+/// How long the name of a store's member may take to be resolved. All are resolved at the same time.
 const LOOKUP: Duration = Duration::from_secs(2);
 
 /// The addresses in these URLs, and those that names in them lead to now. What cannot be resolved in time has none.
@@ -21,11 +26,16 @@ pub(crate) async fn of_urls(urls: &[String]) -> BTreeSet<IpAddr> {
             Err(_) => names.push((host.to_owned(), 0)),
         }
     }
-    let lookups = futures::future::join_all(names.into_iter().map(lookup_host));
-    // DNS may be away. What the URLs say is known without it.
-    let found = timeout(LOOKUP, lookups).await.unwrap_or_default();
-    addresses.extend(found.into_iter().flatten().flatten().map(|found| found.ip().to_canonical()));
+    addresses.extend(found(names.into_iter().map(lookup_host)).await);
     addresses
+}
+
+/// What these lookups find in time. DNS may be away, or not know one name of several: the others are found.
+async fn found<T: Iterator<Item = SocketAddr>>(
+    lookups: impl Iterator<Item: Future<Output = io::Result<T>>>,
+) -> Vec<IpAddr> {
+    let all = futures::future::join_all(lookups.map(|lookup| timeout(LOOKUP, lookup))).await;
+    all.into_iter().flatten().flatten().flatten().map(|found| found.ip().to_canonical()).collect()
 }
 
 /// The host in a URL `SCHEME://HOST[:PORT][/PATH]`, without an IPv6 address's brackets.
@@ -52,5 +62,15 @@ mod tests {
         assert_eq!(of(&urls).await, expected);
         let local = of(&["https://localhost:6443/path"]).await;
         assert!(!local.is_empty() && local.iter().all(IpAddr::is_loopback), "{local:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_hangs_does_not_take_the_others_away() {
+        let lookup = async |number: u8| match number {
+            1 => std::future::pending().await,
+            2 => Err(io::Error::other("no such name")),
+            _ => Ok([SocketAddr::from(([192, 0, 2, number], 0))].into_iter()),
+        };
+        assert_eq!(found([1, 2, 3].into_iter().map(lookup)).await, [IpAddr::from([192, 0, 2, 3])]);
     }
 }

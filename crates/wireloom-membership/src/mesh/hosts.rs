@@ -17,15 +17,23 @@ use super::claimant::{Claimant, Rules, Standing};
 /// take away any block.
 const WITNESSES: usize = 2;
 
-/// The CIDRs that hold addresses of the store's own machines, whoever claims them, and the reason in a sentence.
+/// The new CIDRs that hold addresses of the store's own machines outside of pools: each with its claimant, and the
+/// reason in a sentence. A store in a pod has an address of a pool, and a node may rightly have the block around it.
 pub(super) fn cidrs_around_the_store<'a>(
     claimants: &[Claimant<'a>],
     rules: &Rules<'_>,
 ) -> Vec<(IpNet, Claimant<'a>, String)> {
+    let is_in_pool = |address: &IpAddr| rules.pools.iter().any(|pool| pool.contains(address));
+    let outside: Vec<&IpAddr> = rules.protected.iter().filter(|address| !is_in_pool(address)).collect();
     let held = |claimant: &Claimant<'a>| {
         let claimant = *claimant;
+        let before = rules.before.nodes.get(claimant.name);
+        let outside = &outside;
         claimant.node.workloads.iter().filter_map(move |cidr| {
-            let address = rules.protected.iter().find(|address| cidr.contains(*address))?;
+            if before.is_some_and(|node| node.workloads.contains(cidr)) {
+                return None;
+            }
+            let address = outside.iter().find(|address| cidr.contains(**address))?;
             let what = format!(
                 "it claims {cidr}, which holds {address} that is an address of the store; claim what only workloads \
                  have"
@@ -33,7 +41,7 @@ pub(super) fn cidrs_around_the_store<'a>(
             Some((*cidr, claimant, what))
         })
     };
-    if rules.protected.is_empty() { Vec::new() } else { claimants.iter().flat_map(held).collect() }
+    if outside.is_empty() { Vec::new() } else { claimants.iter().flat_map(held).collect() }
 }
 
 /// The CIDRs that hold addresses of other nodes' hosts and are lost for that: each with its claimant, and the reason in

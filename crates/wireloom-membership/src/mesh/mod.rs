@@ -201,19 +201,12 @@ impl Mesh {
         self.borrowing = allowed;
     }
 
-    /// The addresses of the store's own machines. No workload CIDR that holds one of them is in force, whoever has it:
-    /// what is sent there would no longer reach the store, and nobody would hear that the CIDR is taken back.
+    /// The addresses of the store's own machines. No new workload CIDR that holds one of them outside of pools comes
+    /// into force: what is sent there would no longer reach the store, and nobody would hear that the CIDR is taken
+    /// back.
     pub(crate) fn protect(&mut self, addresses: BTreeSet<IpAddr>) {
         self.is_stale |= self.protected != addresses;
         self.protected = addresses;
-    }
-
-    /// A recorded mesh without the CIDRs that hold addresses of the store's machines.
-    pub(crate) fn spared(&self, mut recorded: Cluster) -> Cluster {
-        for node in recorded.nodes.values_mut() {
-            node.workloads.retain(|cidr| !self.protected.iter().any(|address| cidr.contains(address)));
-        }
-        recorded
     }
 
     /// When the next of what vanished is no longer in force.

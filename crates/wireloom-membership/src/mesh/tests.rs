@@ -296,22 +296,23 @@ fn a_pool_in_which_hosts_are_does_not_make_their_addresses_claimable() {
 }
 
 #[test]
-fn no_cidr_around_the_store_is_in_force_whoever_has_it() {
+fn no_new_cidr_around_the_store_is_in_force_outside_of_pools() {
     let mut world = World::new();
-    world.put("a", &workloads(&["192.0.2.10/32", "10.1.1.0/24"]));
+    world.put("a", &workloads(&["192.0.2.10/32"]));
     world.mesh.deliver(world.now);
-    let recorded = world.mesh.delivered().clone();
-    world.mesh.protect(["192.0.2.10".parse().unwrap()].into());
-    assert_eq!(cidrs(world.node("a")), ["10.1.1.0/24"], "established or not");
+    world.mesh.protect(["10.1.1.7", "192.0.2.10", "192.0.2.11"].map(|it| it.parse().unwrap()).into());
+    world.mesh.pools(&["10.1.0.0/16".parse().unwrap()].into(), world.now);
+    world.put("a", &workloads(&["192.0.2.10/32", "192.0.2.11/32", "10.2.0.0/24"]));
+    world.put("b", &workloads(&["10.1.1.0/24"]));
+    assert_eq!(cidrs(world.node("a")), ["10.2.0.0/24", "192.0.2.10/32"], "what is established stays");
+    assert_eq!(cidrs(world.node("b")), ["10.1.1.0/24"], "the store is in a pod");
     assert_eq!(
         world.complaints(),
         [
-            "\"a\": it claims 192.0.2.10/32, which holds 192.0.2.10 that is an address of the store; claim what only \
+            "\"a\": it claims 192.0.2.11/32, which holds 192.0.2.11 that is an address of the store; claim what only \
           workloads have"
         ]
     );
-    // An earlier agent may have recorded it, and the store is out of reach for that very reason.
-    assert_eq!(world.mesh.spared(recorded), *world.mesh.delivered());
 }
 
 #[test]

@@ -322,7 +322,8 @@ fn another_machine_of_the_same_name_is_noticed_once_it_has_replaced_the_record_a
     assert_eq!(world.publishing.rival().unwrap(), format!("with the key {key} at 192.0.2.2:51820"));
     world.done(Ok(()));
     show(&mut world, &of(1, &[]));
-    world.now += LONGEST_FIGHT;
-    world.step();
+    assert_eq!(world.wait(), LONGEST_FIGHT, "it asks to be looked at again");
+    assert!(world.publishing.rival().is_some());
+    assert_eq!(world.step(), Step::Rest);
     assert_eq!(world.publishing.rival(), None, "it is over");
 }

@@ -124,9 +124,13 @@ fn pools_are_read() {
     assert_eq!(read(r#"{"cidr": "10.1.0.0/16", "newer": 1}"#), Ok("10.1.0.0/16".parse().unwrap()));
     assert!(read(r#"{"cidr": "10.1.0.1/16"}"#).unwrap_err().starts_with("cidr: "));
     assert!(read("{}").is_err());
-    for wide in ["0.0.0.0/0", "10.0.0.0/7", "::/0", "fc00::/31"] {
-        let what = read(&format!("{{\"cidr\": \"{wide}\"}}")).unwrap_err();
-        assert!(what.contains("is too wide for workloads"), "{what}");
+    let cidr = |cidr: &str| read(&format!("{{\"cidr\": \"{cidr}\"}}"));
+    for widest in ["10.0.0.0/8", "fc00::/7", "fd00::/8", "fd00::/16"] {
+        assert_eq!(cidr(widest), Ok(widest.parse().unwrap()));
+    }
+    for wide in ["0.0.0.0/0", "10.0.0.0/7", "::/0", "fc00::/6"] {
+        let what = cidr(wide).unwrap_err();
+        assert!(what.contains("is too wide for a pool"), "{what}");
     }
     assert!(read_pool("", r#"{"cidr": "10.1.0.0/16"}"#).unwrap_err().starts_with("a pool has a name; "));
 }

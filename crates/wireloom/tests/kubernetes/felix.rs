@@ -1,6 +1,8 @@
 //! Keys shared with Calico's Felix by annotations on Nodes, with the rights of the component `felix-peers`, and
 //! workloads from Calico's objects. Nothing of Calico's runs: its kinds and objects are there, without their schemas.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use wireloom_lab::{
     Cluster, DaemonSet, Node, PATIENCE,
@@ -54,12 +56,12 @@ pub(crate) fn assert_keys_are_shared(cluster: &Cluster, daemon_set: &DaemonSet) 
     }
     // A Node with all that a kubelet and controllers write. Its own agent reads more of it than its metadata.
     let (changing, others) = cluster.nodes().split_first().unwrap();
-    let before: u64 = others.iter().map(received).sum();
+    let before: Vec<_> = others.iter().map(received).collect();
     (0..CHANGES).for_each(|turn| annotate(cluster, &changing.name, "turn", &turn.to_string()));
     annotate(cluster, FELIX, KEY, &last);
     wait_for_key(cluster, daemon_set, &last);
-    let after: u64 = others.iter().map(received).sum();
-    let bytes = (after - before) / u64::try_from(others.len() * (CHANGES + 1)).unwrap();
+    let grown: u64 = others.iter().zip(&before).map(|(node, before)| grown(before, &received(node))).sum();
+    let bytes = grown / u64::try_from(others.len() * (CHANGES + 1)).unwrap();
     println!("figure: felix_peers: an agent receives {bytes} bytes each time that a Node changes, with TLS");
 }
 
@@ -141,10 +143,25 @@ fn wait_for_key(cluster: &Cluster, daemon_set: &DaemonSet, key: &str) {
     }
 }
 
-/// How many bytes the agent of a node has received over TCP: only the API server sends it any.
-fn received(node: &Node) -> u64 {
+/// How many bytes the agent of a node has received over each TCP connection, by the connection's two ends: only the API
+/// server sends it any.
+fn received(node: &Node) -> BTreeMap<String, u64> {
     let sockets = node.run("ss --tcp --numeric --info --processes --oneline --no-header").unwrap();
     let agents = sockets.lines().filter(|line| line.contains("(\"wireloom\""));
-    let counts = agents.filter_map(|line| line.split("bytes_received:").nth(1)?.split(' ').next());
-    counts.map(|count| count.trim().parse::<u64>().unwrap()).sum()
+    let counts = agents.filter_map(|line| {
+        let count = line.split("bytes_received:").nth(1)?.split(' ').next()?;
+        // Before the ends there are the state and two queues.
+        let ends: Vec<&str> = line.split_whitespace().skip(3).take(2).collect();
+        Some((ends.join(" "), count.trim().parse().unwrap()))
+    });
+    counts.collect()
+}
+
+/// How many bytes more there are now. A connection may have closed meanwhile, and its end be used again.
+fn grown(before: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>) -> u64 {
+    let of = |(ends, count): (&String, &u64)| match before.get(ends) {
+        Some(had) if had <= count => count - had,
+        _ => *count,
+    };
+    now.iter().map(of).sum()
 }

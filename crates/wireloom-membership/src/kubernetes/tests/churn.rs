@@ -42,6 +42,8 @@ fn every_agent_has_every_node_soon_after_the_last_change() {
         let followed =
             churn.followers(PORT, |proxy, name| Agent::follow(&server.source(proxy.address.port()), name));
         churn.run(Spelling::Camel, |name| places.remove(name).unwrap(), &followed).await;
+        // The agents are still there, and would ask the server for as long as they reach it.
+        followed.iter().for_each(|(proxy, _)| proxy.close(true));
         restart_of_all(&server, rest).await;
     });
 }
@@ -64,6 +66,8 @@ async fn restart_of_all(server: &RealServer, rest: Option<Duration>) {
         sleep(rest).await;
         println!("at rest: {} bytes received in {rest:?}", proxy.received() - received);
     }
+
+    proxy.close(true);
 
     let proxy = way();
     let source = server.source(proxy.address.port());
