@@ -202,7 +202,10 @@ impl Agent {
         Membership {
             // A store that has never answered is as old as the agent.
             heard: health.heard().or_else(|| self.publishing.is_on().then_some(self.started)),
-            store: self.publishing.is_on().then(|| (health.errors(), health.is_published())),
+            store: self.publishing.is_on().then(|| {
+                let is_published = self.publishing.has_begun().then(|| health.is_published());
+                (health.errors(), is_published)
+            }),
             left_out: count(self.report.left_out.len()),
             held: self.report.held.as_ref().map_or(0, |held| count(held.nodes.len())),
         }

@@ -97,6 +97,11 @@ impl Publishing {
         matches!(self.leaving.phase(), Phase::Removing | Phase::Out)
     }
 
+    /// Whether there has been a record to publish, or one to remove. A node that nobody has given workloads has none.
+    pub(super) fn has_begun(&self) -> bool {
+        self.record.is_some() || self.published.is_some()
+    }
+
     /// The source that is followed.
     pub(super) fn following(&self) -> &Following {
         &self.following

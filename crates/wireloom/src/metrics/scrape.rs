@@ -199,7 +199,7 @@ impl Writer<'_> {
         self.gauge(
             "wireloom_record_published",
             "Whether the store has this node's record",
-            u64::from(is_published),
+            is_published.map(u64::from),
         )
     }
 

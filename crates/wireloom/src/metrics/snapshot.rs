@@ -141,8 +141,9 @@ pub(crate) struct Peer {
 pub(crate) struct Membership {
     /// When the store last said something; `None` for a file, and before the first time.
     pub(crate) heard: Option<Instant>,
-    /// Requests to the store that failed, and whether it has this node's record; `None` for a file.
-    pub(crate) store: Option<(u64, bool)>,
+    /// Requests to the store that failed, and whether it has this node's record, once there was one to publish; `None`
+    /// for a file.
+    pub(crate) store: Option<(u64, Option<bool>)>,
     /// Records, or parts of them, that are left out.
     pub(crate) left_out: u64,
     /// Nodes whose removal is held back.

@@ -89,7 +89,12 @@ fn board(peers: u16) -> Arc<Board> {
             drops: Some([("bad-mac1".into(), 5)].into()),
         },
         refused,
-        membership: Membership { heard: Some(Instant::now()), store: Some((3, true)), left_out: 2, held: 0 },
+        membership: Membership {
+            heard: Some(Instant::now()),
+            store: Some((3, Some(true))),
+            left_out: 2,
+            held: 0,
+        },
         ..Snapshot::default()
     });
     board
@@ -164,6 +169,22 @@ fn before_the_first_pass_there_is_no_verdict_and_nothing_of_the_device() {
     let text = Scrape::of(&Arc::new(Board::default())).text(Format::Text).unwrap();
     assert!(text.contains("wireloom_build_info{") && text.contains("wireloom_ready "), "{text}");
     assert!(!text.contains("wireloom_encrypting") && !text.contains("wireguard_"), "{text}");
+}
+
+#[test]
+fn a_node_without_a_record_to_publish_does_not_lack_it_in_the_store() {
+    for (is_published, line) in [
+        (None, None),
+        (Some(false), Some("wireloom_record_published 0")),
+        (Some(true), Some("wireloom_record_published 1")),
+    ] {
+        let board = Arc::new(Board::default());
+        let membership = Membership { store: Some((0, is_published)), ..Membership::default() };
+        board.publish(Snapshot { membership, ..Snapshot::default() });
+        let text = Scrape::of(&board).text(Format::Text).unwrap();
+        assert_eq!(text.lines().find(|it| it.starts_with("wireloom_record_published")), line, "{text}");
+        assert!(text.contains("wireloom_store_errors_total 0\n"), "{text}");
+    }
 }
 
 #[test]
