@@ -225,7 +225,8 @@ impl<D: Fn(Event)> Desk<D> {
     }
 
     fn note_troubles(&self) {
-        let unreadable = self.troubles.iter().any(|(origin, _)| *origin != Origin::OwnRecord);
+        let of_own_record = |origin| matches!(origin, Origin::OwnRecord | Origin::Refused);
+        let unreadable = self.troubles.iter().any(|(origin, _)| !of_own_record(*origin));
         self.health.set_in_trouble(!self.troubles.is_empty(), unreadable);
     }
 
@@ -287,7 +288,8 @@ impl<D: Fn(Event)> Desk<D> {
             self.is_as_published = is_as_published;
             (self.deliver)(Event::OwnRecord { is_as_published });
             if is_as_published {
-                // The agent has taken its own word for what this node is. What the others make of its record counts now.
+                // The agent has taken its own word for what this node is. What the others make of its record counts
+                // now.
                 self.is_due_anyway = true;
                 self.changed();
             }

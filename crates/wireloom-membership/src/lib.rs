@@ -105,8 +105,8 @@ pub enum Event {
     LeftOut(BTreeSet<Complaint>),
     /// What the source knows about this node that its record must say: each time that it changes.
     Local(Local),
-    /// Whether the store has this node's record as it was published last, each time that it changes. The snapshots after
-    /// it were made of that record, or of what somebody else has written instead.
+    /// Whether the store has this node's record as it was published last, each time that it changes. The snapshots
+    /// after it were made of that record, or of what somebody else has written instead.
     OwnRecord {
         /// It is as published.
         is_as_published: bool,

@@ -366,8 +366,8 @@ impl fmt::Display for Warning {
                 f,
                 "since {:02}:{:02}:{:02} UTC this node's record in the store is not what its agent published: somebody \
                  else changes or deletes it; this node goes on as it should be, but the other nodes go by the store, \
-                 and may send to it in plaintext, or not at all; find out who writes there; `wireloom reload` writes the \
-                 record again",
+                 and may send to it in plaintext, or not at all; find out who writes there; `wireloom reload` writes \
+                 the record again",
                 since / 3600 % 24,
                 since / 60 % 60,
                 since % 60,

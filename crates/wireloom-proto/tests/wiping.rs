@@ -39,8 +39,14 @@ const ANSWER: &str = "answer";
 const EXPIRE: &str = "expire";
 const FORGET: &str = "forget";
 
+/// In the environment of the child, which runs this test, too.
+const IS_CHILD: &str = "WIRELOOM_TEST_IS_CHILD";
+
 #[test]
 fn no_secret_outlives_its_use_in_memory() {
+    if std::env::var_os(IS_CHILD).is_some() {
+        return two_devices();
+    }
     let mut child = Devices::start();
     child.tell(CONFIGURE);
     let initiation = child.tell(BEGIN);
@@ -66,9 +72,7 @@ fn no_secret_outlives_its_use_in_memory() {
     child.expect(&secrets, "forgotten", |_| false);
 }
 
-/// Run by the test above, in a process of its own.
-#[test]
-#[ignore = "the test above runs it in a process of its own, and talks to it"]
+/// What the child does.
 fn two_devices() {
     let at = |seconds| {
         let elapsed = Duration::from_secs(seconds);
@@ -176,7 +180,8 @@ struct Devices {
 impl Devices {
     fn start() -> Self {
         let mut process = Command::new(std::env::current_exe().expect("the path of this program"))
-            .args(["--exact", "two_devices", "--ignored", "--nocapture", "--test-threads=1"])
+            .args(["--exact", "no_secret_outlives_its_use_in_memory", "--nocapture", "--test-threads=1"])
+            .env(IS_CHILD, "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
