@@ -335,10 +335,72 @@ fn now() -> StdInstant {
 mod tests {
     use std::{cell::RefCell, rc::Rc};
 
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
     use wireloom_plan::cluster::Node;
 
     use super::*;
     use crate::store::Object;
+
+    /// A desk that has a connection and the whole of its collections, and what it has written.
+    fn whole<D: Fn(Event)>(deliver: D) -> (Desk<D>, UnboundedReceiver<Step>) {
+        let start = Start { node: "a".into(), recorded: None };
+        let mut desk = Desk::new(start, deliver, Arc::default(), 1, Instant::now());
+        let (steps, taken) = unbounded_channel();
+        desk.connected(Connected {
+            spelling: Spelling::default(),
+            handlers: Vec::new(),
+            steps: Some(steps),
+            addresses: BTreeSet::new(),
+            reread: watch::channel(0).0,
+            reports: None,
+        });
+        desk.is_whole = true;
+        (desk, taken)
+    }
+
+    async fn until_nothing_is_due(desk: &mut Desk<impl Fn(Event)>, limit: Duration) {
+        let end = Instant::now() + limit;
+        while desk.due() <= end {
+            tokio::time::sleep_until(desk.due()).await;
+            desk.step();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn before_each_snapshot_it_is_known_whether_the_own_record_is_as_published() {
+        let events = Rc::new(RefCell::new(Vec::new()));
+        let seen = Rc::clone(&events);
+        let deliver = move |event| match event {
+            Event::OwnRecord { is_as_published } => seen.borrow_mut().push(format!("{is_as_published}")),
+            Event::Snapshot(mesh) => seen.borrow_mut().push(format!("mesh of {}", mesh.nodes.len())),
+            _ => {}
+        };
+        let (mut desk, _taken) = whole(deliver);
+        let node = |number| Node { endpoint: Some(([192, 0, 2, number], 7).into()), ..Node::default() };
+        let shows = |desk: &mut Desk<_>, number| {
+            let value = record::write(&node(number), Spelling::default());
+            desk.knowledge.record("a", Some(&Object { value, born: 1, uid: String::new() }));
+            desk.changed();
+        };
+        let second = Duration::from_secs(1);
+        // The record is there before the agent has said anything, as after a restart.
+        shows(&mut desk, 1);
+        until_nothing_is_due(&mut desk, second).await;
+        desk.asked(Request::Publish(Some(Box::new(node(1)))));
+        desk.step();
+        until_nothing_is_due(&mut desk, second).await;
+        assert_eq!(
+            *events.borrow(),
+            ["mesh of 1", "true", "mesh of 1"],
+            "once more, although nothing changed"
+        );
+        events.borrow_mut().clear();
+        shows(&mut desk, 2);
+        until_nothing_is_due(&mut desk, second).await;
+        shows(&mut desk, 1);
+        until_nothing_is_due(&mut desk, second).await;
+        assert_eq!(*events.borrow(), ["false", "mesh of 1", "true", "mesh of 1"]);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_still_wrong_is_said_after_what_is_over() {
@@ -380,18 +442,7 @@ mod tests {
                 *seen.borrow_mut() = complaints;
             }
         };
-        let start = Start { node: "a".into(), recorded: None };
-        let mut desk = Desk::new(start, deliver, Arc::default(), 1, Instant::now());
-        let (steps, _taken) = tokio::sync::mpsc::unbounded_channel();
-        desk.connected(Connected {
-            spelling: Spelling::default(),
-            handlers: Vec::new(),
-            steps: Some(steps),
-            addresses: BTreeSet::new(),
-            reread: watch::channel(0).0,
-            reports: None,
-        });
-        desk.is_whole = true;
+        let (mut desk, _taken) = whole(deliver);
         let of = |number| Node { endpoint: Some(([192, 0, 2, number], 7).into()), ..Node::default() };
         desk.asked(Request::Publish(Some(Box::new(of(1)))));
         for number in [1, 2].repeat(4).into_iter().chain([1]) {
@@ -399,13 +450,6 @@ mod tests {
             desk.knowledge.record("a", Some(&Object { value, born: 1, uid: String::new() }));
         }
         desk.changed();
-        let until_nothing_is_due = async |desk: &mut Desk<_>, limit: Duration| {
-            let end = Instant::now() + limit;
-            while desk.due() <= end {
-                tokio::time::sleep_until(desk.due()).await;
-                desk.step();
-            }
-        };
         desk.step();
         until_nothing_is_due(&mut desk, Duration::from_secs(60)).await;
         assert_eq!(shown.borrow().len(), 1);

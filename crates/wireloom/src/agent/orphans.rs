@@ -1,4 +1,4 @@
-//! Buries the processes that nobody waits for: in a container the agent is process 1, which the kernel makes the parent
+//! Reaps the processes that nobody waits for: in a container the agent is process 1, which the kernel makes the parent
 //! of every process whose own parent has ended. A device is one of them: it went to the background.
 
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// How long a process has ended before it is buried. Whoever started it waits for it within a moment, and not in vain.
+/// How long after its end a process is reaped. Whoever started it waits for it sooner than that, and must find it.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// The ended process that was seen last, and when.
@@ -20,7 +20,7 @@ pub(super) struct Orphans {
 }
 
 impl Orphans {
-    /// Looks for processes that have ended, and buries the one that had ended when it looked last. Does nothing more
+    /// Looks for processes that have ended, and reaps the one that had ended when it looked last. Does nothing more
     /// often than every two seconds.
     pub(super) fn look(&mut self, now: Instant) {
         if self.looked.is_some_and(|looked| now < looked + INTERVAL) {
@@ -34,7 +34,7 @@ impl Orphans {
             }
             match waitpid(ended, Some(WaitPidFlag::WNOHANG)) {
                 Ok(status) => tracing::debug!("a process that nobody waited for has ended: {status:?}"),
-                Err(error) => tracing::debug!("cannot bury process {ended}: {error}"),
+                Err(error) => tracing::debug!("cannot reap process {ended}: {error}"),
             }
             self.seen = None;
         }
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_nobody_waits_for_is_buried_and_not_at_once() {
+    fn a_process_that_nobody_waits_for_is_reaped_and_not_at_once() {
         let start =
             |program: &str| PathBuf::from(format!("/proc/{}", Command::new(program).spawn().unwrap().id()));
         let (one, other) = (start("true"), start("false"));
@@ -70,12 +70,12 @@ mod tests {
         let mut orphans = Orphans::default();
         let mut now = Instant::now();
         while one.exists() || other.exists() {
-            assert!(Instant::now() < deadline, "they are never buried");
+            assert!(Instant::now() < deadline, "they are never reaped");
             let seen = orphans.seen;
             orphans.look(now);
             orphans.look(now + INTERVAL / 2);
             if let (None, Some(first)) = (seen, orphans.seen) {
-                assert!(PathBuf::from(format!("/proc/{first}")).exists(), "it is buried at once");
+                assert!(PathBuf::from(format!("/proc/{first}")).exists(), "it is reaped at once");
             }
             now += INTERVAL;
             sleep(Duration::from_millis(10));

@@ -297,7 +297,8 @@ impl Agent {
     ///
     /// Of one that has left there is no record any more, and without one there would be no plan to be direct by. Not
     /// before: as long as the store has not taken the announcement, the peers expect this node to encrypt. While it is
-    /// a member it goes by its own word alone: somebody else may have changed its record.
+    /// a member and the store does not have its record as published, it goes by its own word: somebody else may have
+    /// changed the record.
     pub(super) fn with_own_record(&self, mut mesh: Cluster) -> Cluster {
         if !self.publishing.is_on() {
             return mesh;
