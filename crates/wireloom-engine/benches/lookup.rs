@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use divan::{Bencher, counter::ItemsCount};
 use wireloom_engine::{
+    answer::Answer,
     forwarding::Decision,
     link::{Link, NeighbourTable},
     packet::ethernet::HEADER_LEN,
@@ -75,28 +76,32 @@ fn by_allowed_ips(bencher: Bencher<'_, '_>) {
     });
 }
 
+fn link(device: &Device) -> Link {
+    let link = Link::new(LinkAddress::from_bytes([2, 0, 0, 0, 0, 1]), device.transport());
+    link.change(|table| device.peers().for_each(|peer| table.insert(peer.path)));
+    link
+}
+
 #[divan::bench]
 fn by_next_hop(bencher: Bencher<'_, '_>) {
     let device = device();
-    let mut link = Link::new(LinkAddress::from_bytes([2, 0, 0, 0, 0, 1]));
-    device.peers().for_each(|peer| link.insert(peer.path));
-    let routes = device.transport().routes();
+    let link = link(&device);
+    let table = link.table();
     let frames = frames();
-    let mut answer = Vec::new();
+    let mut answer = Answer::default();
     bencher.counter(ItemsCount::new(frames.len())).bench_local(|| {
         for frame in divan::black_box(&frames) {
             let longest = frame.len() - HEADER_LEN;
-            let decision = link.decide(now().monotonic, frame, longest, &routes, MTU, &mut answer);
+            let decision = link.decide(&table, now().monotonic, frame, longest, MTU, &mut answer);
             assert!(matches!(divan::black_box(decision), Decision::Peer(_)));
         }
     });
 }
 
-/// The cost of a change of peers when several threads carry packets.
+/// The cost of a change of peers.
 #[divan::bench]
 fn copy_of_the_neighbour_table(bencher: Bencher<'_, '_>) {
     let device = device();
-    let mut link = Link::new(LinkAddress::from_bytes([2, 0, 0, 0, 0, 1]));
-    device.peers().for_each(|peer| link.insert(peer.path));
-    bencher.bench_local(|| NeighbourTable::clone(divan::black_box(link.table())));
+    let link = link(&device);
+    bencher.bench_local(|| NeighbourTable::clone(divan::black_box(&link.table())));
 }

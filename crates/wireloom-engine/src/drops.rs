@@ -29,12 +29,15 @@ pub enum EngineDrop {
     NotForTheLink,
     /// A datagram of ours was routed into the interface that it came from.
     RoutingLoop,
-    /// A handshake message arrived while too many others waited for the engine's thread.
+    /// A handshake message or a multicast came while too many others waited for the control thread.
     DeviceBusy,
+    /// The network marked a datagram as having met congestion, and the packet in it knows no such mark: its sender
+    /// learns it by the loss (RFC 6040, section 4.2).
+    Congested,
 }
 
 /// The counters' names, in the order of the reasons. Users read them, so they do not change.
-const ENGINE_DROPS: [&str; 10] = [
+const ENGINE_DROPS: [&str; 11] = [
     "not-sent",
     "queue-stood",
     "not-delivered",
@@ -45,6 +48,7 @@ const ENGINE_DROPS: [&str; 10] = [
     "not-for-the-link",
     "routing-loop",
     "device-busy",
+    "congested",
 ];
 
 /// Why a packet was dropped.
@@ -98,6 +102,17 @@ impl Drops {
                 Reason::Engine(reason) => &self.engine[reason as usize],
             };
             counter.fetch_add(packets, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets the counters to what another process has counted, by name. Names that are not known are passed over.
+    pub(crate) fn restore(&self, counts: &[(String, u64)]) {
+        for (name, count) in counts {
+            let protocol = DropReason::ALL.iter().map(|reason| reason.name()).zip(&self.protocol);
+            let mut all = protocol.chain(ENGINE_DROPS.into_iter().zip(&self.engine));
+            if let Some((_, counter)) = all.find(|(known, _)| known == name) {
+                counter.store(*count, Ordering::Relaxed);
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wireloom_proto::{DropReason, PeerId, PeerPath, Routes, inner};
+use wireloom_proto::{DropReason, PeerPath, Routes, Signal, inner};
 
 use crate::drops::Reason;
 
@@ -15,8 +15,8 @@ pub enum Decision<'a> {
     AllPeers,
     /// It was for this end of the link, and has been dealt with.
     Local,
-    /// It is dropped, because this peer is unreachable; the peer is sought.
-    Unreachable(PeerId),
+    /// It is dropped, because its peer is unreachable. The device must be told, if it does not know yet.
+    Unreachable(Option<Signal>),
     /// It is dropped.
     Drop(Reason),
 }

@@ -1,8 +1,8 @@
 //! ICMP errors (RFC 792, RFC 4443) about packets that cannot be sent, so that applications learn of it at once.
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
 
-use wireloom_proto::{Instant, inner};
+use wireloom_proto::inner;
 use wireloom_types::LinkAddress;
 
 use crate::packet::{
@@ -111,49 +111,4 @@ fn is_v4_error_or_later_fragment(packet: &[u8]) -> bool {
     let Some(header) = ipv4::Header::read(packet) else { return false };
     let error = || packet.get(header.len()).is_none_or(|kind| matches!(kind, 3 | 4 | 5 | 11 | 12));
     header.is_later_fragment() || header.protocol() == ICMP && error()
-}
-
-/// Limits the rate of errors of one queue, whoever they are for, to that of the kernel's default `icmp_msgs_per_sec`.
-#[derive(Debug)]
-pub(crate) struct Limiter {
-    /// When a whole burst will be allowed again.
-    full_at: Instant,
-}
-
-const INTERVAL: Duration = Duration::from_millis(1);
-const BURST: u32 = 250;
-
-impl Default for Limiter {
-    fn default() -> Self {
-        Self { full_at: Instant::from_origin(Duration::ZERO) }
-    }
-}
-
-impl Limiter {
-    /// Whether one more error may be sent now. If so, it is counted.
-    pub(crate) fn allows(&mut self, now: Instant) -> bool {
-        let full_at = self.full_at.max(now);
-        if full_at.since(now) > INTERVAL * (BURST - 1) {
-            return false;
-        }
-        self.full_at = full_at + INTERVAL;
-        true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_burst_is_allowed_and_then_a_thousand_errors_a_second() {
-        let mut limiter = Limiter::default();
-        let at = |millis: u64| Instant::from_origin(Duration::from_millis(5_000 + millis));
-        let allowed =
-            |limiter: &mut Limiter, millis| (0..1000).filter(|_| limiter.allows(at(millis))).count();
-        assert_eq!(allowed(&mut limiter, 0), 250);
-        assert_eq!(allowed(&mut limiter, 0), 0);
-        assert_eq!(allowed(&mut limiter, 10), 10);
-        assert_eq!(allowed(&mut limiter, 60_000), 250);
-    }
 }

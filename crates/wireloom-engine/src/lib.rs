@@ -1,9 +1,12 @@
 //! Moves packets between a machine's network stack and its WireGuard peers.
 //!
 //! ```text
-//!            ┌────────────── Engine ───────────────┐
+//!            ┌──── Worker, one for each queue ─────┐
 //!   Tun ─────┤ DataPath: batches, sealing, opening ├───── Udp
-//!            │ Device:   handshakes, timers        │
+//!            └──────────────────┬──────────────────┘
+//!               signals, punts  │
+//!            ┌──────────────────▼──────────────────┐
+//!            │ Engine   Device: handshakes, timers │
 //!            └──────────────────▲──────────────────┘
 //!                      requests │ replies
 //!               control socket, one thread per client
@@ -16,26 +19,36 @@
 //! Inside, from the top down:
 //!
 //! * `process`: the main loop, the workers' threads, privileges, clocks;
-//! * `engine`: ties the protocol's device to the data path, and answers the control socket. Its thread carries both
-//!   directions of the first queue. On a machine with more cores, workers carry one further queue each;
+//! * `engine`: ties the protocol's device to the data path, and answers the control socket. Its thread is the control
+//!   thread. Workers on threads of their own carry the packets of one queue each;
 //! * `data_path`: both directions of one queue, outbound and inbound;
-//! * `punt`: the way from the workers to the engine, for whatever needs the device or the link;
+//! * `punt`: the way from the workers to the control thread, for whatever needs the device;
 //! * `tun` and `udp`: the interface and the port, a trait each, with Linux behind it and an in-memory twin for tests;
 //! * `batch`: datagrams that are handled together, sealed or not yet;
 //! * [`forwarding`] and [`link`]: which peer gets a packet, by allowed-IPs or, in link mode, by the next hop;
 //! * `path_mtu` and `icmp`: which packets are too long for their way, and how their senders are told;
 //! * [`offload`] and [`packet`]: super-packets, and the headers of all protocols;
+//! * `handover`: how one process gives the interface to the next, while packets flow;
+//! * `kept_timestamp`: what outlives the process, so that peers heed it after a clock was set back;
+//! * `directory` and `socket_file`: directories that nobody else can put files in, sockets of processes that have died;
 //! * `runtime`: turns, wake-ups, busy polling, the crypto pool.
 //!
 //! This crate is the only home of unsafe code and of the descriptors that packets pass through.
 
+pub mod answer;
 mod batch;
 pub mod control;
 mod data_path;
+mod directory;
 pub mod drops;
 mod engine;
 pub mod forwarding;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
+mod handover;
 mod icmp;
+mod kept_timestamp;
 pub mod link;
 pub mod offload;
 pub mod packet;
@@ -43,5 +56,7 @@ mod path_mtu;
 pub mod process;
 mod punt;
 mod runtime;
+mod socket_file;
+mod sync;
 mod tun;
 mod udp;

@@ -119,7 +119,7 @@ fn request(echo: &Echo, id: u16) -> Vec<u8> {
 
 /// From where a reply to a request of ours is, and how long. A raw socket delivers IPv4 with the IP header, ICMPv6
 /// without it (raw(7), RFC 3542 section 3).
-fn reply(received: &[u8], from: IpAddr, id: u16) -> Option<(IpAddr, u32)> {
+pub(crate) fn reply(received: &[u8], from: IpAddr, id: u16) -> Option<(IpAddr, u32)> {
     let (message, kind, length) = match from {
         IpAddr::V4(_) => {
             let header = usize::from(received.first()? & 0xf) * 4;

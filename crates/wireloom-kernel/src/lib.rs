@@ -6,6 +6,9 @@
 
 mod echo;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod linux;
 mod nft;
 mod random_key;
@@ -30,7 +33,10 @@ pub use self::{
     nft::{GuardCounters, Refusals, restore_guard},
     random_key::{random_key, random_preshared_key},
     rtnetlink::monitor::{Interest, Monitor},
-    wireguard::{Backend, DeviceState, PeerState, Silence, userspace::SILENCE_MAX},
+    wireguard::{
+        Backend, DeviceState, PeerState, Silence, supervisor,
+        userspace::{Adoption, SILENCE_MAX, Serving, serving},
+    },
 };
 
 /// What the reconcile loop needs of a kernel. Its twin in memory is [`Observed`].

@@ -23,13 +23,14 @@
 //! - `network`: the machines. [`Lab`] builds them and takes them down, [`Node`] is one of them, [`Place`] is where
 //!   traffic starts or ends (a node's own network or a pod's), [`Space`] runs work inside.
 //! - `cluster`: a Kubernetes [`Cluster`] on such machines, and Wireloom on it as a [`DaemonSet`].
-//! - `programs`: what runs on the nodes. [`agent`] and the files that it reads ([`mesh`]), [`routing`] daemons, an
-//!   imitation of Calico's [`felix`], and
-//!   the configurations that the [`guide`] to link mode shows.
+//! - `programs`: what runs on the nodes. A [`device`] and its hand-overs, the [`agent`] and the files that it reads
+//!   ([`mesh`]), [`routing`] daemons, an imitation of Calico's [`felix`], and the configurations that the [`guide`] to
+//!   link mode shows.
 //! - `scenarios`: laboratories with programs already running. Routers on one [`Link`]; the [`unscoped`] rule of
 //!   Calico issue #9751.
 //! - `traffic`: measuring. [`Capture`] sees what crosses the underlay, [`probe()`] makes one exchange, [`Matrix`]
-//!   probes every pair of nodes, [`Pinger`] and [`Stream`] run while something changes.
+//!   probes every pair of nodes. [`Pinger`], [`Stream`] and [`Numbered`] datagrams run while something changes, and
+//!   [`Nonces`] looks for nonces that are used twice.
 //! - [`flows`]: who reaches whom in a Kubernetes cluster, encrypted or not. The program `wireloom-workload` answers.
 
 mod cluster;
@@ -50,13 +51,13 @@ pub use self::{
     },
     error::{Error, Result},
     network::{Addresses, FAMILIES, Holder, Lab, Layout, Node, Place, Space},
-    programs::{agent, control, felix, guide, mesh, routing},
+    programs::{agent, control, device, felix, guide, mesh, routing},
     root::become_root,
     scenarios::{Link, Topology, unscoped},
     tools::require,
     traffic::{
-        Capture, Cell, Content, Direction, Matrix, Measurement, Packet, PingReport, Pinger, Promise, Stream,
-        StreamReport, Wire,
+        Capture, Cell, Content, Direction, Matrix, Measurement, Noise, NonceReport, Nonces, Numbered,
+        NumberedReport, Packet, PingReport, Pinger, Promise, Stream, StreamReport, Wire,
         probe::{self, probe},
     },
     wait::{PATIENCE, at_this_pace, finish, until},

@@ -46,7 +46,7 @@ fn device(number: u8, peer: u8) -> Device {
 /// Has a device begin a handshake with its only peer, and returns the initiation.
 fn initiation(device: &mut Device, now: Now) -> Vec<u8> {
     let peer = device.peers().next().expect("a peer").id;
-    device.handle_outgoing(now, peer, &[], 1420).expect("it has an endpoint");
+    device.send_keepalive(now, peer);
     device.poll_transmit(now).expect("an initiation").datagram.to_vec()
 }
 

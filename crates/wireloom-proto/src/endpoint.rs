@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use serde::{Deserialize, Serialize};
+
 /// The outer addresses of a peer's datagrams. The endpoint follows the peer: each authenticated datagram sets it anew
 /// (paper, section 2.1, "roaming").
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The peer's address and port.
     pub remote: SocketAddr,
@@ -14,7 +16,7 @@ pub struct Endpoint {
 }
 
 /// One of our own addresses, and the interface on which a datagram for it arrived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LocalAddress {
     /// The address, of the same family as the endpoint's remote address.
     pub address: IpAddr,

@@ -31,6 +31,16 @@ impl IndexPermutation {
         }))
     }
 
+    /// The factor and the summand of each round, to be handed over.
+    pub(crate) fn state(&self) -> [(u64, u64); ROUNDS] {
+        self.0.map(|round| (round.factor, round.summand))
+    }
+
+    /// The permutation that was handed over.
+    pub(crate) fn from_state(state: [(u64, u64); ROUNDS]) -> Self {
+        Self(state.map(|(factor, summand)| Round { factor, summand }))
+    }
+
     /// The index on the wire for a number of the tables.
     pub(crate) fn index(&self, number: u32) -> u32 {
         let mut halves = split(number);

@@ -1,7 +1,7 @@
 //! Inner packets: the IPv4 and IPv6 packets that a tunnel carries.
 //!
-//! The protocol reads three fields of their headers: the addresses, which pick or verify the peer, and the length,
-//! which tells where the padding of a data message begins.
+//! The protocol reads four fields of their headers: the addresses, which pick or verify the peer, the length, which
+//! tells where the padding of a data message begins, and the congestion notification, which the wire shows.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -63,6 +63,19 @@ impl Packet {
     }
 }
 
+/// The congestion notification in the header at the start of `bytes` (RFC 3168, section 5): the two bits of the ECN
+/// field. 0 where there is no IP header.
+#[must_use]
+#[inline]
+pub fn ecn(bytes: &[u8]) -> u8 {
+    match bytes {
+        [first, class, ..] if first >> 4 == 4 => class & 0b11,
+        // The traffic class spans two bytes.
+        [first, second, ..] if first >> 4 == 6 => second >> 4 & 0b11,
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +118,17 @@ mod tests {
     fn versions_other_than_4_and_6_are_refused() {
         for first in (0..=255).filter(|first| ![4, 6].contains(&(first >> 4))) {
             assert_eq!(Packet::parse(&[first; 64]), Err(DropReason::BadInnerPacket));
+        }
+    }
+
+    #[test]
+    fn congestion_notification_is_read_in_both_families() {
+        for ecn in 0..4 {
+            assert_eq!(super::ecn(&[0x45, 0xb8 | ecn]), ecn);
+            assert_eq!(super::ecn(&[0x6b, 0x8c | ecn << 4]), ecn);
+        }
+        for bytes in [&[][..], &[0x45], &[0x60], &[0x15, 3], &[0, 0x30]] {
+            assert_eq!(super::ecn(bytes), 0);
         }
     }
 }

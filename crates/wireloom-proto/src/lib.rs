@@ -19,24 +19,25 @@
 //!
 //! **Handle** what happens:
 //!
-//! * *A packet is to be sent.* Look up its [`PeerPath`] in [`Transport::routes`], lay it out with [`message::frame`]
-//!   and call [`PeerPath::seal`]. If sealing is refused, give the packet to [`Device::handle_outgoing`], which keeps
-//!   it until there is a session.
+//! * *Packets are to be sent.* Look up their [`PeerPath`] in [`Transport::routes`], lay them out with
+//!   [`message::frame`] and call [`Transport::reserve_or_stage`]. [`Reserved::seal`] seals them. Without a session,
+//!   they wait for one.
 //! * *A datagram arrived.* [`MessageKind::classify`] tells where it belongs. Give data messages to [`Transport::open`],
 //!   read the payload with [`inner::Packet::parse`] and check its source address with [`Routes::permits`]. Give every
 //!   other message to [`Device::handle_handshake`].
 //! * *A round of datagrams was handled.* Say with [`Device::note_backlog`] whether more of them wait.
-//! * *Sealing or opening returned a [`Signal`].* Give it to [`Device::handle_signal`].
+//! * *Sealing, staging or opening returned a [`Signal`].* Give it to [`Device::handle_signal`].
 //! * *The moment that [`Device::poll_timeout`] returned has come.* Call [`Device::handle_timeout`].
 //!
-//! **Poll** afterwards: first [`Device::poll_transmit`] until it returns `None`, then [`Device::poll_timeout`]. Every
-//! `handle_*` call may have changed their answers.
+//! **Poll** afterwards: first [`Device::poll_transmit`] until it returns `None`, and [`Device::note_transmitted`] once
+//! that is sent, both until the latter returns false; then [`Device::poll_timeout`]. Every `handle_*` call may have
+//! changed their answers.
 //!
 //! A packet that is dropped has a [`DropReason`].
 //!
 //! ```
 //! # use std::time::Duration;
-//! use wireloom_proto::{ConfigureError, Device, Instant, MessageKind, Now, UnixTime};
+//! use wireloom_proto::{ConfigureError, Device, Instant, MessageKind, Now, UnixTime, message};
 //! use wireloom_types::PrivateKey;
 //!
 //! let now = Now {
@@ -51,9 +52,14 @@
 //!     Ok::<(), ConfigureError>(())
 //! })?;
 //!
-//! // There is no session yet: the device keeps the packet and begins a handshake.
-//! let peer = device.peer(&peer).expect("it was added").id;
-//! device.handle_outgoing(now, peer, &[0x45; 20], 1420)?;
+//! // There is no session yet: the packet has to wait, and the device begins a handshake.
+//! let path = device.peer(&peer).expect("it was added").path.clone();
+//! let mut room = [0x45; 64];
+//! let message = message::frame(&mut room, 20, 1420);
+//! let len = message.len();
+//! let staged = device.transport().reserve_or_stage(now.monotonic, &path, [&*message].into_iter(), len);
+//! device.handle_signal(now, staged.expect_err("no session").signal.expect("it is the first packet"));
+//! device.handle_timeout(now);
 //! let transmit = device.poll_transmit(now).expect("an initiation");
 //! assert_eq!(MessageKind::classify(transmit.datagram), Ok(MessageKind::Initiation));
 //! assert!(device.poll_timeout() > Some(now.monotonic), "when to send it again");
@@ -63,6 +69,7 @@
 mod device;
 mod drop_reason;
 mod endpoint;
+pub mod handover;
 mod handshake;
 mod index_permutation;
 pub mod inner;
@@ -70,6 +77,7 @@ mod limits;
 pub mod message;
 mod peer_id;
 mod randomness;
+mod sync;
 #[cfg(test)]
 mod test_vectors;
 mod time;
@@ -84,5 +92,6 @@ pub use peer_id::PeerId;
 pub use time::{Instant, Now, UnixTime};
 pub use transport::{
     Decrypted, Opened, Outcome, PATH_MTU_MIN, PeerPath, Reserved, Role, Routes, SealError, Sealed, Session,
-    SessionKeys, Signal, Transport,
+    SessionKeys, Signal, Staged, Transport,
 };
+pub use wiped_stack::on_wiped_stack;

@@ -27,8 +27,8 @@ pub(crate) const LOAD_THRESHOLD: u32 = 256;
 /// [`LOAD_THRESHOLD`].
 ///
 /// The kernel looks at the backlog alone: 512 messages in its queue of handshakes (`MAX_QUEUED_INCOMING_HANDSHAKES / 8`
-/// in `receive.c`), which its processors need about as long for. Our backlog is that of the socket, where data messages
-/// wait too, so a few handshakes in it are no load. 16 per interval are 64 per second; 7,000 peers renew their sessions
+/// in `receive.c`), which its processors need about as long for. Ours is a turn of eight or so, so
+/// a few handshakes beyond that are no load. 16 per interval are 64 per second; 7,000 peers renew their sessions
 /// that often.
 pub(crate) const LOAD_THRESHOLD_BACKLOG: u32 = 16;
 /// The interval of [`LOAD_THRESHOLD`] and [`LOAD_THRESHOLD_BACKLOG`].

@@ -3,11 +3,13 @@
 use std::ops::Add;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// A reading of a monotonic clock: nanoseconds since an origin of the caller's choice.
 ///
 /// Use a clock that runs on while the machine is suspended (`CLOCK_BOOTTIME` on Linux), as the kernel does: sessions
 /// must age meanwhile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Instant(u64);
 
 impl Instant {
@@ -51,7 +53,7 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
 }
 
 /// A reading of the wall clock: the time since 1970-01-01 00:00:00 UTC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct UnixTime(Duration);
 
 impl UnixTime {

@@ -10,7 +10,7 @@ const WIPED: usize = 16 << 10;
 ///
 /// Secrets that lie on the heap are wiped where they lie, but on their way there and through the arithmetic the
 /// compiler and the libraries copy them to the stack, where no `Drop` sees them.
-pub(crate) fn on_wiped_stack<R>(call: impl FnOnce() -> R) -> R {
+pub fn on_wiped_stack<R>(call: impl FnOnce() -> R) -> R {
     let outcome = call_below(call);
     wipe_below();
     outcome

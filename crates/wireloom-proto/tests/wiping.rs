@@ -153,7 +153,7 @@ fn configure(device: &mut Device, now: Now, own: &[u8; 32], peer: &[u8; 32], num
 /// Has a device send a keepalive to its only peer. Returns the datagram: the keepalive, or the initiation before it.
 fn send(device: &mut Device, now: Now) -> Vec<u8> {
     let peer: PeerId = device.peers().next().expect("a peer").id;
-    device.handle_outgoing(now, peer, &[], 1420).expect("it has an endpoint");
+    device.send_keepalive(now, peer);
     transmit(device, now)
 }
 

@@ -20,6 +20,24 @@ pub fn control_socket(interface: &str) -> PathBuf {
     Path::new(CONTROL_SOCKETS).join(format!("{interface}.sock"))
 }
 
+/// Where the files of hand-overs are. Not beside the control sockets, which `wg` lists and, when nobody answers,
+/// removes.
+const HANDOVERS: &str = "/run/wireloom";
+
+/// The path of an interface's hand-over socket, `/run/wireloom/NAME.handover`. `interface` is as for
+/// [`control_socket`].
+#[must_use]
+pub fn handover_socket(interface: &str) -> PathBuf {
+    Path::new(HANDOVERS).join(format!("{interface}.handover"))
+}
+
+/// The path of the file by which the processes that have an interface are found, `/run/wireloom/NAME.holders`.
+/// `interface` is as for [`control_socket`].
+#[must_use]
+pub fn holders_file(interface: &str) -> PathBuf {
+    Path::new(HANDOVERS).join(format!("{interface}.holders"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,7 @@
 //! | `preshared_hash` | what may be shown of a preshared key |
 //! | `mode` | which peer gets a packet, and who checks its source: the two decisions that WireGuard ties together |
 //! | `directory` | which directories may hold sockets, locks, state and keys |
+//! | [`exit_status`] | how a device says why it has ended |
 //! | [`limits`] | the protocol's limits |
 //! | [`interface`] | the names by which programs recognise an interface |
 //! | [`path_probe`] | by what the device recognises an agent's probes of a path |
@@ -15,6 +16,7 @@
 //! randomness.
 
 mod directory;
+pub mod exit_status;
 pub mod interface;
 mod key;
 pub mod limits;

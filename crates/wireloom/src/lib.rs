@@ -4,14 +4,21 @@
 //! - `agent`: the agent's thread, its events, and how it starts.
 //! - `reconcile`: the agent's core, which observes, plans and applies, and knows no clock, thread or file.
 //! - `config`: `agent.toml`. `key_file`: the private key. `run_file`: what the agent tells `wireloom status`.
+//!   `instance_file`: what it tells the probes of its own pod.
+//! - `supervisor`: `wireloom engine`, which has the userspace device run.
 //! - `metrics`: what the agent tells monitoring.
 
 mod agent;
 mod cli;
 mod config;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
+mod instance_file;
 mod key_file;
 mod metrics;
 mod reconcile;
 mod run_file;
+mod supervisor;
 
 pub use self::cli::{command, main};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use wireloom_proto::{Decrypted, Endpoint, Instant, MessageKind, Outcome, Transport};
 
-use crate::runtime::crypto_pool::Work;
+use crate::{packet::ecn::Ecn, runtime::crypto_pool::Work};
 
 /// About as many bytes as one batch receives: enough to spread the cost of a wake-up over many datagrams, but few
 /// enough to be still in the second-level cache when they are opened, and to let the other direction have its turn
@@ -36,6 +36,10 @@ struct Received {
     len: usize,
     /// The length of each datagram but the last, in bytes.
     size: usize,
+    /// With which field they arrived. Only datagrams that agree in it are put together (`udp_gro_receive_segment` in
+    /// net/ipv4/udp_offload.c). Kernels without that check, which came in 2024 and to the stable ones then, too, put
+    /// others together as well; the first one's field counts for all there.
+    ecn: Ecn,
 }
 
 impl Default for InboundBatch {
@@ -99,9 +103,9 @@ impl InboundBatch {
     }
 
     /// Records that the first free room has been filled with `len` bytes: datagrams of `size` bytes each, the last
-    /// of which may be shorter.
-    pub(crate) fn push(&mut self, from: Endpoint, len: usize, size: usize) {
-        self.received.push(Received { from, len, size });
+    /// of which may be shorter, and all of which arrived with this congestion notification.
+    pub(crate) fn push(&mut self, from: Endpoint, len: usize, size: usize, ecn: Ecn) {
+        self.received.push(Received { from, len, size, ecn });
     }
 
     /// Whether a helper should decrypt it: it is full, so that another batch probably waits, and it begins with a
@@ -119,15 +123,29 @@ impl InboundBatch {
         self.transport = Some(Arc::clone(transport));
     }
 
-    /// Opens the datagrams, decrypted already or not, and reports the outcome of each in order.
+    /// Opens the datagrams, decrypted already or not, and reports the outcome of each in order, with the congestion
+    /// notification of what was opened.
     pub(crate) fn open<'m>(
         &'m mut self,
         now: Instant,
         transport: &Transport,
-        outcome: impl FnMut(Outcome<'_, 'm>),
+        mut outcome: impl FnMut(Outcome<'_, 'm>, Ecn),
     ) {
-        let datagrams = datagrams(&self.received, &mut self.memory);
-        transport.accept_batch(now, datagrams, &mut self.decrypted, outcome);
+        let start = self.memory.as_ptr().addr();
+        let received = &self.received;
+        let is_concerned = received.iter().any(|received| received.ecn.concerns_the_inner_packet());
+        let datagrams = datagrams(received, &mut self.memory);
+        transport.accept_batch(now, datagrams, &mut self.decrypted, |opened| {
+            let ecn = match &opened {
+                Outcome::Opened { payload, .. } if is_concerned => {
+                    let room = payload.as_ptr().addr().wrapping_sub(start) / ROOM;
+                    // An empty payload may stand anywhere.
+                    received.get(room).map_or(Ecn::NotEct, |received| received.ecn)
+                }
+                _ => Ecn::NotEct,
+            };
+            outcome(opened, ecn);
+        });
     }
 }
 
@@ -175,7 +193,7 @@ mod tests {
         let rooms = batch.rooms().count();
         batch.rooms().next().expect("it is empty")[..first.len()].copy_from_slice(first);
         for _ in 0..rooms - usize::from(!full) {
-            batch.push(peer(), first.len(), first.len());
+            batch.push(peer(), first.len(), first.len(), Ecn::NotEct);
         }
         batch
     }
@@ -195,7 +213,7 @@ mod tests {
         let mut batch = InboundBatch::default();
         for (len, rooms) in [(100, INBOUND_MAX), (65_000, INBOUND_MIN), (16_384, 16), (0, INBOUND_MAX)] {
             while batch.rooms().next().is_some() {
-                batch.push(peer(), len, len.min(1452));
+                batch.push(peer(), len, len.min(1452), Ecn::NotEct);
             }
             batch.clear();
             assert_eq!(batch.rooms().count(), rooms, "{len}");
@@ -209,7 +227,7 @@ mod tests {
     fn a_gro_run_is_split_into_its_datagrams() {
         let mut batch = InboundBatch::default();
         for (len, size) in [(250, 100), (0, 0), (40, 40)] {
-            batch.push(peer(), len, size);
+            batch.push(peer(), len, size, Ecn::NotEct);
         }
         assert_eq!(
             batch.datagrams().map(|(_, datagram)| datagram.len()).collect::<Vec<_>>(),

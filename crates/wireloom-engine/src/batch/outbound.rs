@@ -2,10 +2,13 @@
 
 use std::{iter, mem, ops::Range};
 
-use wireloom_proto::{Endpoint, Reserved, Sealed, Transmit, message::DATA_OVERHEAD};
+use wireloom_proto::{
+    Endpoint, MessageKind, Reserved, Transmit,
+    message::{DATA_HEADER_LEN, DATA_OVERHEAD},
+};
 
 use crate::{
-    packet::{MAX_PACKET, udp},
+    packet::{MAX_PACKET, ecn::Ecn, udp},
     runtime::crypto_pool::Work,
 };
 
@@ -17,8 +20,22 @@ const _: () = assert!(OUTBOUND_MAX <= u128::BITS as usize, "lone probes are bits
 /// The longest message: the longest packet, with header and tag.
 const ROOM: usize = MAX_PACKET + DATA_OVERHEAD;
 
-/// Datagrams that one send takes (`UDP_SEGMENT` of udp(7)): to one destination, adjacent in memory, and of one size
-/// but for the last, which may be shorter.
+/// The type of service, or traffic class, of initiations and responses: AF41, so that they get through where data is
+/// queued; the kernel's `HANDSHAKE_DSCP` (drivers/net/wireguard/messages.h). All other datagrams have 0 in these bits.
+const HANDSHAKE_CLASS: u8 = 0x88;
+
+/// A datagram of a batch.
+#[derive(Debug)]
+struct Datagram {
+    to: Endpoint,
+    /// Where it stands in the batch's memory.
+    range: Range<usize>,
+    /// Its type of service, or traffic class.
+    class: u8,
+}
+
+/// Datagrams that one send takes (`UDP_SEGMENT` of udp(7)): to one destination and of one class, adjacent in memory,
+/// and of one size but for the last, which may be shorter.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GsoRun<'b> {
     pub(crate) to: Endpoint,
@@ -26,6 +43,8 @@ pub(crate) struct GsoRun<'b> {
     /// The length of each datagram but the last, in bytes.
     pub(crate) size: usize,
     pub(crate) count: usize,
+    /// The type of service, or traffic class, of each.
+    pub(crate) class: u8,
     /// See [`OutboundBatch::only_probe_with`].
     pub(crate) lone_probe: bool,
 }
@@ -36,7 +55,7 @@ pub(crate) struct GsoRun<'b> {
 pub(crate) struct OutboundBatch {
     memory: Box<[u8]>,
     used: usize,
-    datagrams: Vec<(Endpoint, Range<usize>)>,
+    datagrams: Vec<Datagram>,
     unsealed: Vec<UnsealedRun>,
     /// The positions of datagrams that also probe the path MTU.
     probes: Vec<usize>,
@@ -101,11 +120,13 @@ impl OutboundBatch {
         &mut self.memory[self.used..][..len]
     }
 
-    /// Adds messages of these lengths, which stand at the start of the free room, to be sealed later.
+    /// Adds messages of these lengths, which stand at the start of the free room, to be sealed later. Each carries a
+    /// packet, whose congestion notification it shows (RFC 6040, section 4.1).
     pub(crate) fn push_unsealed(&mut self, lengths: impl Iterator<Item = usize>, reserved: Reserved) {
         let first = self.datagrams.len();
         for len in lengths {
-            self.push(reserved.endpoint, len);
+            let ecn = Ecn::of_packet(&self.pending(len)[DATA_HEADER_LEN..]);
+            self.push(reserved.endpoint, len, ecn as u8);
         }
         self.unsealed.push(UnsealedRun { reserved, positions: first..self.datagrams.len() });
     }
@@ -120,21 +141,20 @@ impl OutboundBatch {
         self.lone_probes |= 1 << (self.datagrams.len() - before_end);
     }
 
-    /// Adds the message of `len` bytes at the start of the free room, which a peer's session has sealed.
-    pub(crate) fn push_sealed(&mut self, sealed: &Sealed, len: usize) {
-        self.push(sealed.endpoint, len);
-    }
-
     /// Adds a copy of a datagram that the device sends. There must be [`room`](Self::room) for it.
     pub(crate) fn push_transmit(&mut self, transmit: &Transmit<'_>) {
         let len = transmit.datagram.len();
         self.pending(len).copy_from_slice(transmit.datagram);
-        self.push(transmit.endpoint, len);
+        let is_handshake = matches!(
+            MessageKind::classify(transmit.datagram),
+            Ok(MessageKind::Initiation | MessageKind::Response)
+        );
+        self.push(transmit.endpoint, len, if is_handshake { HANDSHAKE_CLASS } else { transmit.ecn });
     }
 
-    fn push(&mut self, to: Endpoint, len: usize) {
+    fn push(&mut self, to: Endpoint, len: usize, class: u8) {
         let end = self.used + len;
-        self.datagrams.push((to, self.used..end));
+        self.datagrams.push(Datagram { to, range: self.used..end, class });
         self.used = end;
     }
 
@@ -149,13 +169,13 @@ impl OutboundBatch {
 
 /// The messages of adjacent datagrams.
 fn messages<'b>(
-    datagrams: &'b [(Endpoint, Range<usize>)],
+    datagrams: &'b [Datagram],
     memory: &'b mut [u8],
 ) -> impl ExactSizeIterator<Item = &'b mut [u8]> {
-    let start = datagrams.first().map_or(0, |(_, range)| range.start);
+    let start = datagrams.first().map_or(0, |first| first.range.start);
     let mut memory = &mut memory[start..];
-    datagrams.iter().map(move |(_, range)| {
-        let (message, rest) = mem::take(&mut memory).split_at_mut(range.len());
+    datagrams.iter().map(move |datagram| {
+        let (message, rest) = mem::take(&mut memory).split_at_mut(datagram.range.len());
         memory = rest;
         message
     })
@@ -168,10 +188,13 @@ impl Work for OutboundBatch {
 }
 
 impl SealedBatch<'_> {
-    /// The datagrams in order, with their destinations.
-    #[cfg(test)]
-    pub(crate) fn datagrams(&self) -> impl ExactSizeIterator<Item = (Endpoint, &[u8])> {
-        self.0.datagrams.iter().map(|(to, range)| (*to, &self.0.memory[range.clone()]))
+    /// The datagrams in order, with their destinations and classes.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn datagrams(&self) -> impl ExactSizeIterator<Item = (Endpoint, &[u8], u8)> {
+        self.0
+            .datagrams
+            .iter()
+            .map(|datagram| (datagram.to, &self.0.memory[datagram.range.clone()], datagram.class))
     }
 
     /// The datagrams from position `first` on, in runs of at most `most` datagrams. A lone probe is a run by itself.
@@ -179,16 +202,17 @@ impl SealedBatch<'_> {
         let mut left = &self.0.datagrams[first..];
         let mut position = first;
         iter::from_fn(move || {
-            let (to, range) = left.first()?;
+            let Datagram { to, range, class } = left.first()?;
             let (size, start) = (range.len(), range.start);
             let mut end = range.end;
             let mut count = 1;
             let lone_probe = self.is_lone_probe(position);
-            while let Some((next_to, next)) = left.get(count)
+            while let Some(Datagram { to: next_to, range: next, class: next_class }) = left.get(count)
                 && count < most
                 && !lone_probe
                 && !self.is_lone_probe(position + count)
                 && next_to == to
+                && next_class == class
                 && next.start == end
                 && next.len() <= size
                 // Only the last one may be shorter.
@@ -200,7 +224,14 @@ impl SealedBatch<'_> {
             }
             left = &left[count..];
             position += count;
-            Some(GsoRun { to: *to, bytes: &self.0.memory[start..end], size, count, lone_probe })
+            Some(GsoRun {
+                to: *to,
+                bytes: &self.0.memory[start..end],
+                size,
+                count,
+                class: *class,
+                lone_probe,
+            })
         })
     }
 
@@ -222,7 +253,7 @@ impl SealedBatch<'_> {
 
     /// The destination of the datagram at this position.
     pub(crate) fn destination(&self, position: usize) -> Option<Endpoint> {
-        self.0.datagrams.get(position).map(|(to, _)| *to)
+        self.0.datagrams.get(position).map(|datagram| datagram.to)
     }
 
     /// Empties the batch.
@@ -238,11 +269,15 @@ impl SealedBatch<'_> {
 mod tests {
     use super::*;
 
+    fn endpoint(port: u16) -> Endpoint {
+        Endpoint::from(std::net::SocketAddr::from(([192, 0, 2, 1], port)))
+    }
+
     /// The number of datagrams and of bytes of each run, for datagrams given by destination port and length.
     fn runs(most: usize, datagrams: &[(u16, usize)]) -> Vec<(usize, usize)> {
         let mut batch = OutboundBatch::default();
         for (port, len) in datagrams {
-            batch.push(Endpoint::from(std::net::SocketAddr::from(([192, 0, 2, 1], *port))), *len);
+            batch.push(endpoint(*port), *len, 0);
         }
         let batch = batch.seal();
         let runs: Vec<_> = batch.runs_from(0, most).collect();
@@ -263,7 +298,7 @@ mod tests {
     fn a_lone_probe_is_a_run_by_itself() {
         let mut batch = OutboundBatch::default();
         for _ in 0..5 {
-            batch.push(Endpoint::from(std::net::SocketAddr::from(([192, 0, 2, 1], 1))), 60);
+            batch.push(endpoint(1), 60, 0);
         }
         [3, 1].iter().for_each(|before_end| batch.only_probe_with(*before_end));
         // The first one is also the longest, and its turn has come.
@@ -272,6 +307,29 @@ mod tests {
         let runs: Vec<_> = batch.runs_from(0, 64).map(|run| (run.count, run.lone_probe)).collect();
         assert_eq!(runs, [(2, false), (1, true), (1, false), (1, true)]);
         assert_eq!(batch.probes().collect::<Vec<_>>(), [0, 2, 4]);
+    }
+
+    #[test]
+    fn datagrams_of_different_classes_are_not_in_one_run() {
+        let mut batch = OutboundBatch::default();
+        for class in [0x88, 0, 0, 2, 2, 3, 2] {
+            batch.push(endpoint(1), 60, class);
+        }
+        let batch = batch.seal();
+        let runs: Vec<_> = batch.runs_from(0, 64).map(|run| (run.class, run.count)).collect();
+        assert_eq!(runs, [(0x88, 1), (0, 2), (2, 2), (3, 1), (2, 1)]);
+    }
+
+    #[test]
+    fn handshakes_and_no_other_messages_of_the_device_have_a_class_of_their_own() {
+        let mut batch = OutboundBatch::default();
+        for (kind, len) in [(1, 148), (2, 92), (3, 64), (4, 32)] {
+            let mut datagram = vec![0; len];
+            datagram[0] = kind;
+            batch.push_transmit(&Transmit { endpoint: endpoint(1), datagram: &datagram, ecn: 0 });
+        }
+        let batch = batch.seal();
+        assert_eq!(batch.datagrams().map(|(_, _, class)| class).collect::<Vec<_>>(), [0x88, 0x88, 0, 0]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Passes requests from the clients' threads to the engine's thread, and replies back.
+//! Passes requests from the clients' threads to the control thread, and replies back.
 
 use std::{
     io,
@@ -6,7 +6,7 @@ use std::{
     sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
 };
 
-use super::{Errno, Reply, Request};
+use super::{Reply, Request};
 use crate::runtime::wake_up::WakeUp;
 
 /// A request that waits for its reply.
@@ -60,14 +60,12 @@ impl AsFd for Inbox {
 }
 
 impl Outbox {
-    /// Passes a request to the engine and waits for its reply.
-    pub(super) fn call(&self, request: Request) -> Reply {
-        let ended = Reply::Refused(Errno::ENODEV);
+    /// Passes a request to the engine and waits for its reply. `None` when the engine has ended: another process may
+    /// have the interface by now, so nothing is said about that.
+    pub(super) fn call(&self, request: Request) -> Option<Reply> {
         let (reply, answer) = sync_channel(1);
-        if self.calls.send(Call { request, reply: ReplyTo(reply) }).is_err() {
-            return ended;
-        }
+        self.calls.send(Call { request, reply: ReplyTo(reply) }).ok()?;
         self.wake_up.signal();
-        answer.recv().unwrap_or(ended)
+        answer.recv().ok()
     }
 }

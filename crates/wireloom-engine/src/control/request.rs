@@ -21,6 +21,8 @@ pub enum Request {
     Get,
     /// `get_drops=1`: the counters of dropped packets by reason. An extension of ours.
     GetDrops,
+    /// `get_handover=1`: which process serves, and how it got the interface. An extension of ours.
+    GetHandover,
     /// `get_link=1`: the device's mode, and its peers as neighbours. An extension of ours.
     GetLink,
     /// `get_paths=1`: the path MTU of each peer. An extension of ours.
@@ -241,6 +243,7 @@ fn operation(line: &str) -> Result<Request, RequestErrorKind> {
     match line {
         "get=1" => Ok(Request::Get),
         "get_drops=1" => Ok(Request::GetDrops),
+        "get_handover=1" => Ok(Request::GetHandover),
         "get_link=1" => Ok(Request::GetLink),
         "get_paths=1" => Ok(Request::GetPaths),
         "set=1" => Ok(Request::Set(Box::default())),

@@ -2,13 +2,13 @@
 //! the data path: only complete, parsed requests reach the engine.
 
 use std::{
-    fs::{self, DirBuilder},
+    fs,
     io::{self, BufRead, Read, Write},
     ops::Range,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{
-            fs::{DirBuilderExt, FileTypeExt, MetadataExt},
+            fs::MetadataExt,
             net::{UnixListener, UnixStream},
         },
     },
@@ -20,15 +20,14 @@ use std::{
 
 use nix::{
     net::if_::if_nametoindex,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         inotify::{AddWatchFlags, InitFlags, Inotify},
-        socket::{Shutdown, shutdown},
+        socket::{Backlog, Shutdown, listen, shutdown},
         stat::{Mode, umask},
     },
-    unistd::geteuid,
 };
-use socket2::{Domain, SockAddr, Socket, Type};
-use wireloom_types::check_directory;
+use socket2::Type;
 use zeroize::Zeroizing;
 
 use super::{
@@ -36,14 +35,12 @@ use super::{
     clients::{Client, Clients},
     inbox::{Inbox, Outbox, inbox},
 };
+use crate::{runtime::wake_up::WakeUp, socket_file::make_way};
 
 /// How long a client may take for a request, counted from its connection or the last reply, and to read a reply.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest request, in bytes: 50,000 peers with a preshared key, an endpoint and three allowed-IPs each.
 const MAX_REQUEST: u64 = 16 << 20;
-/// How long another process that serves the socket may take to end. Its interface is gone before its socket, and the
-/// kernel then takes tens of milliseconds (`synchronize_net` in net/core/dev.c).
-const ENDING: Duration = Duration::from_millis(500);
 /// After a request longer than this, in bytes, its memory is given back to the system.
 const LONG_REQUEST: u64 = 1 << 20;
 
@@ -63,13 +60,18 @@ pub enum OpenControlError {
     },
 }
 
-/// The listening socket. Its file is removed on drop.
+/// The listening socket. Its file is removed on drop, unless it is [another process's](Self::leave).
 pub(crate) struct Server {
     path: PathBuf,
     /// The device and inode of the socket's file. Another process may put a file of the same name in its place.
     identity: (u64, u64),
     listener: Arc<UnixListener>,
     watch: Inotify,
+    clients: Arc<Clients>,
+    outbox: Option<Outbox>,
+    /// Tells the thread that accepts clients to end, if there is one.
+    halt: Option<WakeUp>,
+    is_ours: bool,
 }
 
 impl Server {
@@ -84,50 +86,81 @@ impl Server {
 
     /// Returns `None` when another process serves the socket.
     fn try_open(path: &Path) -> io::Result<Option<Self>> {
-        if let Some(directory) = path.parent() {
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-            let found = fs::metadata(directory)?;
-            check_directory(directory, found.uid(), found.mode(), geteuid().as_raw())
-                .map_err(|error| io::Error::new(io::ErrorKind::PermissionDenied, error))?;
-        }
-        let begun = Instant::now();
-        while is_served(path)? {
-            if begun.elapsed() > ENDING {
-                return Ok(None);
-            }
-            thread::sleep(ENDING / 50);
-        }
-        match fs::symlink_metadata(path) {
-            // Nobody listens to it: a killed process left it behind.
-            Ok(stale) if stale.file_type().is_socket() => fs::remove_file(path)?,
-            Ok(_) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::AlreadyExists,
-                    "the file there is not a socket; move it away, or give the interface another name",
-                ));
-            }
-            Err(_) => {}
+        if !make_way(path, Type::STREAM)? {
+            return Ok(None);
         }
         // Only its owner has access to the socket, from the moment it exists.
         let before = umask(Mode::S_IRWXG | Mode::S_IRWXO);
         let listener = UnixListener::bind(path);
         umask(before);
-        let listener = Arc::new(listener?);
+        let mut server = Self::of_another(path, listener?)?;
+        server.is_ours = true;
+        Ok(Some(server))
+    }
+
+    /// Takes over the listening socket of another process, whose file is at `path`. It stays that process's until
+    /// [`Self::start`].
+    pub(crate) fn take_over(path: &Path, listener: OwnedFd) -> io::Result<Self> {
+        Self::of_another(path, listener.into())
+    }
+
+    fn of_another(path: &Path, listener: UnixListener) -> io::Result<Self> {
+        // It is polled, and another process may be the one to accept.
+        listener.set_nonblocking(true)?;
         let metadata = fs::symlink_metadata(path)?;
         let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         // IN_ATTRIB, because the inode of a bound socket outlives its removal, which IN_DELETE_SELF would wait for.
         let gone = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
         watch.add_watch(path, gone)?;
         let identity = (metadata.dev(), metadata.ino());
-        Ok(Some(Self { path: path.into(), identity, listener, watch }))
+        Ok(Self {
+            path: path.into(),
+            identity,
+            listener: Arc::new(listener),
+            watch,
+            clients: Arc::default(),
+            outbox: None,
+            halt: None,
+            is_ours: false,
+        })
     }
 
     /// Begins to serve clients, on threads with the privileges of this one. Their requests arrive in the inbox.
-    pub(crate) fn start(&self) -> io::Result<Inbox> {
+    pub(crate) fn start(&mut self) -> io::Result<Inbox> {
         let (inbox, outbox) = inbox()?;
-        let listener = Arc::clone(&self.listener);
-        thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &outbox))?;
+        self.outbox = Some(outbox);
+        self.is_ours = true;
+        // Clients learn by it who serves them: of a socket that was taken over, this process from now on
+        // (`init_peercred` in `unix_listen`, net/unix/af_unix.c).
+        listen(&self.listener, Backlog::MAXCONN)?;
+        self.resume()?;
         Ok(inbox)
+    }
+
+    /// Accepts no more clients: they wait in the socket's queue, for whoever accepts next.
+    pub(crate) fn pause(&mut self) {
+        // Nobody waits for the thread: it may wait for a client to go.
+        if let Some(halt) = self.halt.take() {
+            halt.signal();
+        }
+    }
+
+    /// Accepts clients again after [`Self::pause`].
+    pub(crate) fn resume(&mut self) -> io::Result<()> {
+        if let (None, Some(outbox)) = (&self.halt, self.outbox.clone()) {
+            let (listener, clients, halt) =
+                (Arc::clone(&self.listener), Arc::clone(&self.clients), WakeUp::new()?);
+            self.halt = Some(halt.clone());
+            let accept = move || accept(&listener, &clients, &halt, &outbox);
+            thread::Builder::new().name("control".into()).spawn(accept)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the socket and its file to the process that has taken them over.
+    pub(crate) fn leave(&mut self) {
+        self.pause();
+        self.is_ours = false;
     }
 
     /// Readable when [`Self::is_in_place`] may have changed.
@@ -145,30 +178,36 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if !self.is_ours {
+            return;
+        }
         if self.is_in_place() {
             let _ = fs::remove_file(&self.path);
         }
-        // This wakes the accepting thread, which then ends.
+        // Those who connect are refused from now on.
         let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
+        self.pause();
     }
 }
 
-/// Whether a process listens on the socket. It may hang, and its queue may be full: nobody waits for it.
-fn is_served(path: &Path) -> io::Result<bool> {
-    let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    Ok(match probe.connect(&SockAddr::unix(path)?) {
-        Ok(()) => true,
-        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-    })
+impl AsFd for Server {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
 }
 
-/// Accepts clients until the socket is shut down.
-fn accept(listener: &UnixListener, outbox: &Outbox) {
-    let clients = Arc::<Clients>::default();
+/// Accepts clients until it is told to halt, or the socket is shut down.
+fn accept(listener: &UnixListener, clients: &Arc<Clients>, halt: &WakeUp, outbox: &Outbox) {
     loop {
+        let mut awaited = [listener.as_fd(), halt.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let _interrupted = poll(&mut awaited, PollTimeout::NONE);
+        if awaited[1].any().unwrap_or_default() {
+            return;
+        }
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => {
                 // A shortage of descriptors or memory, which may pass. The pause avoids a tight loop.
                 tracing::warn!("cannot accept a control client: {error}");
@@ -202,13 +241,16 @@ fn serve(client: &Client, outbox: &Outbox) -> io::Result<()> {
             return Ok(());
         }
         let reply = match outcome {
-            Ok(request) => outbox.call(request),
+            Ok(request) => match outbox.call(request) {
+                Some(reply) => reply,
+                None => return Ok(()),
+            },
             Err(error) => {
                 tracing::warn!("a control request was refused: {error}");
                 Reply::Refused(error.kind.errno())
             }
         };
-        client.waits();
+        client.reads();
         reader.inner.begin(PATIENCE);
         reader.inner.write_all(reply.into_text(to_a_set).as_bytes())?;
         client.waits();

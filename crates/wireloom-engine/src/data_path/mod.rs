@@ -6,31 +6,22 @@
 //! ```
 //!
 //! It holds what every packet needs: the shared [`Transport`], the memory of one batch in each direction, the counters.
-//! What only few packets need (handshakes, packets without a session, timers) goes through the [`SlowPath`] to the
-//! device.
+//! What only few packets need (handshakes, multicast, timers) is [punted](crate::punt) to the control thread.
 
 mod forwarder;
 mod inbound;
 mod outbound;
 
-use std::{
-    io::{self, IoSlice},
-    sync::Arc,
-};
+use std::{io, sync::Arc};
 
 use wireloom_proto::{Now, Transport};
 
-pub(crate) use self::{
-    forwarder::{Forwarder, PublishedTable},
-    outbound::RoutingLoops,
-};
+pub(crate) use self::{forwarder::Forwarder, outbound::RoutingLoops};
 use self::{inbound::Inbound, outbound::Outbound};
 use crate::{
     batch::CryptoJob,
     drops::Drops,
-    link::Link,
-    offload::virtio::VirtioHeader,
-    punt::SlowPath,
+    punt::Punter,
     runtime::{
         crypto_pool::{CryptoPool, InPool},
         turn::Backlog,
@@ -44,11 +35,11 @@ use crate::{
 const BATCHES_IN_A_ROW: usize = 2;
 
 /// What a data path works with in one turn.
-pub(crate) struct Turn<'a, S, T, U> {
+pub(crate) struct Turn<'a, T, U> {
     pub(crate) now: Now,
     /// The interface's MTU, in bytes.
     pub(crate) mtu: usize,
-    pub(crate) slow_path: &'a mut S,
+    pub(crate) punter: &'a mut Punter,
     pub(crate) tun: &'a mut T,
     pub(crate) udp: &'a mut U,
     pub(crate) patience: Patience,
@@ -84,36 +75,9 @@ impl DataPath {
         self.outbound.set_pool(InPool::new(pool.clone()));
     }
 
-    pub(crate) fn routing_loops(&self) -> &Arc<RoutingLoops> {
-        self.outbound.routing_loops()
-    }
-
-    /// The link, in link mode, if this is the data path that owns it.
-    pub(crate) fn link(&self) -> Option<&Link> {
-        match &self.forwarder {
-            Forwarder::Link(link) => Some(link),
-            Forwarder::AllowedIps(_) | Forwarder::Neighbours { .. } => None,
-        }
-    }
-
-    /// The same, to change it.
-    pub(crate) fn link_mut(&mut self) -> Option<&mut Link> {
-        match &mut self.forwarder {
-            Forwarder::Link(link) => Some(link),
-            Forwarder::AllowedIps(_) | Forwarder::Neighbours { .. } => None,
-        }
-    }
-
     /// Sets whether the peers' allowed-IPs decide which source addresses they may use.
     pub(crate) fn check_sources(&mut self, check: bool) {
         self.inbound.check_sources(check);
-    }
-
-    /// Tells the network stack about addresses that have moved to another peer, after changes of peers and allowed-IPs.
-    pub(crate) fn announce(&mut self, tun: &mut impl TunQueue) {
-        if let Forwarder::Link(link) = &mut self.forwarder {
-            link.announce(&self.outbound.routes(), |frame| tell_stack(tun, frame));
-        }
     }
 
     /// Whether a super-packet was sent in part, so that [`Self::send`] has something to do even if the interface has
@@ -122,42 +86,21 @@ impl DataPath {
         self.outbound.has_unsent()
     }
 
+    /// Sends the rest of a super-packet that was sent in part.
+    pub(crate) fn send_unsent(&mut self, turn: &mut Turn<'_, impl TunQueue, impl Udp>) {
+        self.outbound.send_unsent(turn);
+    }
+
     /// Receives from the peers.
-    pub(crate) fn receive(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) -> Backlog {
-        self.inbound.receive(&self.forwarder, &mut self.outbound, turn)
+    pub(crate) fn receive(&mut self, turn: &mut Turn<'_, impl TunQueue, impl Udp>) -> Backlog {
+        self.inbound.receive(&self.forwarder, turn)
     }
 
     /// Sends what the network stack routed into the interface.
     ///
     /// # Errors
     /// When the interface cannot be read any more.
-    pub(crate) fn send(
-        &mut self,
-        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
-    ) -> io::Result<Backlog> {
-        self.outbound.send(&mut self.forwarder, turn)
+    pub(crate) fn send(&mut self, turn: &mut Turn<'_, impl TunQueue, impl Udp>) -> io::Result<Backlog> {
+        self.outbound.send(&self.forwarder, turn)
     }
-
-    /// Sends the device's datagrams: handshake messages, keepalives, packets that waited for a session.
-    pub(crate) fn transmit(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) {
-        self.outbound.transmit(turn);
-    }
-
-    /// Deals with a frame that another queue's data path punted to the owner of the link. Returns how many packets'
-    /// worth of work that was.
-    pub(crate) fn handle_frame(
-        &mut self,
-        header: VirtioHeader,
-        frame: Box<[u8]>,
-        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
-    ) -> usize {
-        self.outbound.send_frame(header, frame, &mut self.forwarder, turn)
-    }
-}
-
-/// Sends a packet of our own to the network stack, in link mode a frame. While the interface is down, the stack refuses
-/// it and does not need it.
-fn tell_stack(tun: &mut impl TunQueue, frame: &[u8]) {
-    let header = VirtioHeader::default().to_bytes();
-    let _ = tun.send(&[IoSlice::new(&header), IoSlice::new(frame)]);
 }

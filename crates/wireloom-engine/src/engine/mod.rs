@@ -1,33 +1,57 @@
 //! The engine: ties the interface, the UDP port and the protocol together.
+//!
+//! Its thread is the control thread. It has the device: handshakes, timers, configuration. Packets are carried by
+//! workers on threads of their own, one for each queue of the interface, so nothing here holds them up.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod by_hand;
+mod handover;
+mod outgoing;
 mod requests;
 mod worker;
 mod workers;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, iter, sync::Arc, time::Duration};
 
-use wireloom_proto::{Device, DropReason, Instant, Now};
-use wireloom_types::{Mode, PeerLookup, SourceCheck};
+use wireloom_proto::{Device, DropReason, Endpoint, Instant, Now};
+use wireloom_types::{Mode, PeerLookup, PrivateKey, SourceCheck};
 
 pub(crate) use self::worker::{Runner, Worker};
-use self::workers::Workers;
+use self::{outgoing::Outgoing, workers::Workers};
 use crate::{
     batch::CryptoJob,
-    data_path::{DataPath, Forwarder, RoutingLoops, Turn},
+    data_path::{DataPath, Forwarder, RoutingLoops},
     drops::Drops,
-    icmp::Limiter,
+    kept_timestamp::KeptTimestamp,
     link::Link,
-    runtime::{
-        crypto_pool::CryptoPool,
-        turn::{Backlog, NextTurn, Ready},
-        wake_up::WakeUp,
-    },
+    punt::{KnownAddresses, Lane, Multicast, PathMtus, Punted},
+    runtime::{crypto_pool::CryptoPool, turn::NextTurn, wake_up::WakeUp},
     tun::{Tun, TunEvent, TunState},
     udp::{Network, Patience, Udp},
 };
 
 /// When to try again to open the port, after that failed when the interface came up.
 const REBIND_INTERVAL: Duration = Duration::from_secs(1);
+/// When to try again to open a port whose sockets the supervisor is about to close, and how often: for five seconds in
+/// all. The supervisor does nothing that takes long, but systemd may keep them too, and is busy for seconds when it
+/// reads the units of a large host again.
+const STORED_INTERVAL: Duration = Duration::from_millis(20);
+const STORED_TRIES: u32 = 250;
+/// How long nothing is read of a port that was adopted, unless there are peers before: as long as packets may wait for
+/// a new agent, which takes a second or two for its first pass. Afterwards packets for nobody are refused again.
+const AWAIT_PEERS: Duration = Duration::from_secs(30);
+/// A turn begins no further round, of one message of each lane of each worker, after this many handshake messages: each
+/// takes up to 200 µs, and timers have their turn in between.
+const HANDSHAKES_AT_ONCE: usize = 8;
+/// A turn begins no further segment of a multicast after this many copies: timers and handshakes have their turn.
+const COPIES_AT_ONCE: usize = 256;
+/// The most signals of each worker that a turn takes.
+const SIGNALS_AT_ONCE: usize = 256;
+/// The pause before more of what is due is done, when it is more than a turn does: thousands of keepalives or
+/// handshakes at once leave the processor to the packets in between.
+const DUE_PAUSE: Duration = Duration::from_millis(2);
+/// How often the workers get the addresses of the peers anew while handshake messages come.
+const KNOWN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A WireGuard interface at work, on any kind of interface and network.
 ///
@@ -35,86 +59,132 @@ const REBIND_INTERVAL: Duration = Duration::from_secs(1);
 ///
 /// While the interface is down, the port is closed, there are no sessions, and no timer runs. Persistent keepalives,
 /// and the handshakes for them, begin when it comes up.
-///
-/// The engine carries the packets of the interface's first queue. Those of other queues are carried by workers on
-/// other threads, while the port is open.
 pub(crate) struct Engine<T: Tun, N: Network> {
     device: Device,
     mode: Mode,
-    data_path: DataPath,
+    /// The link, in link mode. All workers share it.
+    link: Option<Arc<Link>>,
+    outgoing: Outgoing,
     drops: Arc<Drops>,
     tun: T,
+    /// For what the network stack is told.
+    writer: T::Queue,
     state: TunState,
     network: N,
+    /// The port, while it is open: sends by the first worker's sockets.
     udp: Option<N::Udp>,
-    workers: Option<Workers<T::Queue, N::Udp>>,
+    workers: Workers<T::Queue, N::Udp>,
+    /// The multicast that is being sent to all.
+    multicast: Option<Multicast>,
+    known_addresses: KnownAddresses,
+    /// When they are published again, at the earliest.
+    publish_known_at: Instant,
     /// As configured; 0 lets the system choose one.
     listen_port: u16,
     /// The port that the system chose. It is kept while the interface is down, as by the kernel's WireGuard
     /// (`wg_socket_reinit` in drivers/net/wireguard/socket.c): peers may know it, and firewalls.
     chosen_port: Option<u16>,
     fwmark: u32,
+    /// Rises whenever the port is opened or closed: opening closes the earlier one first.
+    port_changes: u64,
+    /// Whether the supervisor has duplicates of the port's sockets. It takes a moment to close them.
+    is_port_stored: bool,
+    /// How often opening the port is tried again for that.
+    tries_left: u32,
+    /// The port was adopted, and nobody has configured peers yet: until then, packets wait in the kernel.
+    awaits_peers: Option<Instant>,
     /// When to try again to open the port, if that failed.
     rebind_at: Option<Instant>,
+    kept_timestamp: Option<KeptTimestamp>,
+    /// How long packets waited for the hand-over to this engine.
+    waited: Option<Duration>,
 }
 
 impl<T: Tun, N: Network> Engine<T, N> {
     /// An engine without keys and peers. `seed` comes from the system's random generator. The interface has a link
-    /// address exactly when the mode is link mode.
-    pub(crate) fn new(seed: &[u8; 32], mode: Mode, tun: T, network: N) -> Self {
-        let device = Device::new(seed);
+    /// address exactly when the mode is link mode. The runner runs a worker for each of its queues, which the crypto
+    /// pool helps, if there is one.
+    pub(crate) fn new(
+        seed: &[u8; 32],
+        mode: Mode,
+        (tun, queues): (T, Vec<T::Queue>),
+        network: N,
+        runner: Box<dyn Runner<Worker<T::Queue, N::Udp>>>,
+        pool: Option<&CryptoPool<CryptoJob>>,
+    ) -> io::Result<Self> {
+        Self::with_device(Device::new(seed), mode, (tun, queues), network, runner, pool)
+    }
+
+    /// The same with this device.
+    fn with_device(
+        device: Device,
+        mode: Mode,
+        (tun, queues): (T, Vec<T::Queue>),
+        network: N,
+        runner: Box<dyn Runner<Worker<T::Queue, N::Udp>>>,
+        pool: Option<&CryptoPool<CryptoJob>>,
+    ) -> io::Result<Self> {
         let drops = Arc::new(Drops::default());
-        let link = tun.link_address().map(Link::new);
+        let link = tun.link_address().map(|own| Arc::new(Link::new(own, device.transport())));
         debug_assert_eq!(link.is_some(), mode.peer_lookup() == PeerLookup::Gateway);
-        let forwarder = link.map_or(Forwarder::AllowedIps(Limiter::default()), Forwarder::Link);
         let check_sources = mode.source_check() == SourceCheck::AllowedIps;
-        let data_path = DataPath::new(
-            device.transport(),
-            &drops,
-            &Arc::<RoutingLoops>::default(),
-            forwarder,
-            check_sources,
-        );
-        Self {
+        let loops = Arc::<RoutingLoops>::default();
+        let data_path = || {
+            let forwarder = link.clone().map_or(Forwarder::AllowedIps, Forwarder::Link);
+            let mut data_path = DataPath::new(device.transport(), &drops, &loops, forwarder, check_sources);
+            if let Some(pool) = pool {
+                data_path.set_crypto_pool(pool);
+            }
+            data_path
+        };
+        let known_addresses = KnownAddresses::default();
+        let workers = Workers::new(queues, data_path, &known_addresses, &drops, runner)?;
+        Ok(Self {
             device,
             mode,
-            data_path,
+            link,
+            outgoing: Outgoing::new(&drops),
             drops,
+            writer: tun.writer(),
             tun,
             state: TunState::default(),
             network,
             udp: None,
-            workers: None,
+            workers,
+            multicast: None,
+            known_addresses,
+            publish_known_at: Instant::from_origin(Duration::ZERO),
             listen_port: 0,
             chosen_port: None,
             fwmark: 0,
+            port_changes: 0,
+            is_port_stored: false,
+            tries_left: 0,
+            awaits_peers: None,
             rebind_at: None,
+            kept_timestamp: None,
+            waited: None,
+        })
+    }
+
+    /// Keeps what the timestamps of handshakes have reached in this file. A device that has a key already was handed
+    /// over.
+    pub(crate) fn with_kept_timestamp(mut self, mut file: KeptTimestamp, now: Now) -> Self {
+        if let Some(own) = self.device.private_key().map(PrivateKey::public_key) {
+            file.go_on(own, &self.device, now);
         }
+        self.kept_timestamp = Some(file);
+        self
     }
 
-    /// Adds workers for the interface's other queues, which this runner runs, and has the crypto pool help all queues.
-    pub(crate) fn with_workers(
-        mut self,
-        queues: Vec<T::Queue>,
-        runner: Box<dyn Runner<Worker<T::Queue, N::Udp>>>,
-        pool: &CryptoPool<CryptoJob>,
-    ) -> io::Result<Self> {
-        let check_sources = self.mode.source_check() == SourceCheck::AllowedIps;
-        let (transport, drops) = (self.device.transport(), &self.drops);
-        let loops = self.data_path.routing_loops();
-        let data_path = |forwarder| {
-            let mut data_path = DataPath::new(transport, drops, loops, forwarder, check_sources);
-            data_path.set_crypto_pool(pool);
-            data_path
-        };
-        self.workers = Some(Workers::new(queues, data_path, self.data_path.link(), drops, runner)?);
-        self.data_path.set_crypto_pool(pool);
-        Ok(self)
+    /// Notes that the supervisor keeps duplicates of the port's sockets.
+    pub(crate) fn note_port_stored(&mut self) {
+        self.is_port_stored = true;
     }
 
-    /// Signalled when workers have something for the engine.
-    pub(crate) fn wake_up(&self) -> Option<&WakeUp> {
-        self.workers.as_ref().map(Workers::wake_up)
+    /// Signalled when workers have something for the control thread.
+    pub(crate) fn wake_up(&self) -> &WakeUp {
+        self.workers.wake_up()
     }
 
     /// The counters of dropped packets.
@@ -127,17 +197,22 @@ impl<T: Tun, N: Network> Engine<T, N> {
         &self.tun
     }
 
+    /// A queue of the interface that is only written to.
+    pub(crate) fn writer(&self) -> &T::Queue {
+        &self.writer
+    }
+
     /// The UDP port, while it is open.
     pub(crate) fn udp(&self) -> Option<&N::Udp> {
         self.udp.as_ref()
     }
 
-    /// Does the pending work, for a bounded time.
+    /// Does the pending work, for a bounded time. `events` says that the interface's state may have changed.
     ///
     /// # Errors
     /// When the interface can no longer be used.
-    pub(crate) fn turn(&mut self, now: Now, ready: Ready) -> io::Result<NextTurn> {
-        if ready.events {
+    pub(crate) fn turn(&mut self, now: Now, events: bool) -> io::Result<NextTurn> {
+        if events {
             while let Some(event) = self.tun.poll_event()? {
                 match event {
                     TunEvent::State(state) => self.follow(state),
@@ -145,37 +220,109 @@ impl<T: Tun, N: Network> Engine<T, N> {
                 }
             }
         }
+        self.workers.wake_up().clear();
+        self.workers.check()?;
         self.open_port(now.monotonic);
+        self.await_peers(now.monotonic);
         let Some(udp) = &mut self.udp else { return Ok(NextTurn::Wait(self.rebind_at)) };
-        let (slow_path, tun) = (&mut self.device, self.tun.first());
-        let mut turn = Turn { now, mtu: self.state.mtu, slow_path, tun, udp, patience: Patience::default() };
-        let mut backlog = Backlog::Empty;
-        if ready.datagrams {
-            backlog = self.data_path.receive(&mut turn);
+        let mut patience = Patience::default();
+        let mut more = udp.follow_routes(|| endpoints(&self.device));
+        more |= self.send_multicasts(now, &mut patience);
+        // Before signals, which may be about the data messages that came after them.
+        let handshakes_wait = self.answer_handshakes(now);
+        self.device.note_backlog(now, handshakes_wait);
+        more |= self.take_news(now);
+        self.device.handle_timeout(now);
+        self.drops.set(DropReason::HandshakeTimedOut, self.device.timed_out_packets());
+        if let Some(file) = &mut self.kept_timestamp {
+            file.follow(&self.device, now);
         }
-        let mut datagrams_wait = backlog == Backlog::More;
-        if ready.packets || self.data_path.has_unsent() {
-            backlog = backlog.max(self.data_path.send(&mut turn)?);
+        if let Some(udp) = &mut self.udp {
+            more |= self.outgoing.transmit(now, &mut self.device, udp, &mut patience);
         }
-        if let Some(workers) = &mut self.workers {
-            let left = workers.serve(&mut self.data_path, &self.drops, &mut turn)?;
-            datagrams_wait |= left == Backlog::More;
-            backlog = backlog.max(left);
+        if more || handshakes_wait {
+            return Ok(NextTurn::Now);
         }
-        turn.slow_path.note_backlog(now, datagrams_wait);
-        handle_timeout(turn.slow_path, &self.drops, now);
-        self.data_path.transmit(&mut turn);
-        if let Some(workers) = &mut self.workers {
-            workers.packets_are_sent();
-        }
-        Ok(backlog.next_turn(self.device.poll_timeout()))
+        let due = self.device.poll_timeout().into_iter().chain(self.awaits_peers).min();
+        Ok(NextTurn::Wait(due.map(|at| if at > now.monotonic { at } else { now.monotonic + DUE_PAUSE })))
     }
 
-    /// Lets the workers see the neighbours as they are now.
-    fn publish_link(&self) {
-        if let (Some(workers), Some(link)) = (&self.workers, self.data_path.link()) {
-            workers.publish(link.table());
+    /// Reads what has waited since the port was adopted, once there are peers or the time is over.
+    fn await_peers(&mut self, now: Instant) {
+        if self.awaits_peers.is_some_and(|until| until <= now || self.device.peer_count() > 0) {
+            self.awaits_peers = None;
+            self.resume();
         }
+    }
+
+    /// Sends the multicasts that the workers have punted. Returns whether there may be more.
+    fn send_multicasts(&mut self, now: Now, patience: &mut Patience) -> bool {
+        let Self { device, link: Some(link), outgoing, workers, udp: Some(udp), state, multicast, .. } = self
+        else {
+            return false;
+        };
+        let table = link.table();
+        let mut copies = 0;
+        loop {
+            let next = || workers.punted().iter().find_map(Punted::next_multicast);
+            let Some(present) = multicast.take().or_else(next) else { return false };
+            let present = multicast.insert(present);
+            match outgoing.send_to_all(now, present, state.mtu, &table, device, udp, patience) {
+                // Without neighbours it is work, too.
+                Some(sent) => copies += sent.max(1),
+                None => *multicast = None,
+            }
+            if copies >= COPIES_AT_ONCE {
+                return true;
+            }
+        }
+    }
+
+    /// Takes the signals and the path MTUs that the workers have punted. Returns whether there may be more.
+    fn take_news(&mut self, now: Now) -> bool {
+        let mut more = false;
+        for punted in self.workers.punted() {
+            let signals = iter::from_fn(|| punted.next_signal()).take(SIGNALS_AT_ONCE);
+            more |= signals.map(|signal| self.device.handle_signal(now, signal)).count() == SIGNALS_AT_ONCE;
+            while let Some(reports) = punted.next_path_mtus() {
+                learn_path_mtus(&self.device, now, &reports);
+            }
+        }
+        more
+    }
+
+    /// Answers handshake messages: those from addresses of peers first, and a stranger's after each. Returns whether
+    /// there may be more.
+    fn answer_handshakes(&mut self, now: Now) -> bool {
+        let mut answered = 0;
+        loop {
+            let before = answered;
+            for punted in self.workers.punted() {
+                for lane in [Lane::Known, Lane::Strangers] {
+                    let Some(handshake) = punted.next_handshake(lane) else { continue };
+                    answered += 1;
+                    if let Err(reason) =
+                        self.device.handle_handshake(now, handshake.from, &handshake.datagram)
+                    {
+                        self.drops.count(reason);
+                    }
+                }
+            }
+            if answered == before || answered >= HANDSHAKES_AT_ONCE {
+                break;
+            }
+        }
+        if answered > 0 && self.publish_known_at <= now.monotonic {
+            self.publish_known_at = now.monotonic + KNOWN_INTERVAL;
+            self.publish_known_addresses();
+        }
+        answered >= HANDSHAKES_AT_ONCE
+    }
+
+    fn publish_known_addresses(&self) {
+        let known: HashSet<_> =
+            endpoints(&self.device).into_iter().map(|endpoint| endpoint.remote.ip()).collect();
+        self.known_addresses.store(Arc::new(known));
     }
 
     /// Follows a change of the interface.
@@ -183,18 +330,16 @@ impl<T: Tun, N: Network> Engine<T, N> {
         if state.up != self.state.up {
             tracing::info!("the interface is {}", if state.up { "up" } else { "down" });
         }
-        if !state.up && self.state.up {
+        // A port that was adopted may be open while the interface is down.
+        if !state.up && (self.state.up || self.udp.is_some()) {
             self.close_port();
-            if let Some(workers) = &mut self.workers {
-                workers.forget_punts(&self.drops);
-            }
+            self.workers.forget_punts(&self.drops);
+            self.multicast = None;
             self.device.handle_down();
             self.count_forgotten();
         }
-        if state.mtu != self.state.mtu
-            && let Some(workers) = &mut self.workers
-        {
-            workers.change(|worker| worker.set_mtu(state.mtu));
+        if state.mtu != self.state.mtu {
+            self.workers.change(|worker| worker.set_mtu(state.mtu));
         }
         self.state = state;
         self.rebind_at = None;
@@ -214,6 +359,11 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
         let port = self.chosen_port.unwrap_or(self.listen_port);
         let bound = match self.bind(port, self.fwmark) {
+            Err(error) if self.tries_left > 0 && error.kind() == io::ErrorKind::AddrInUse => {
+                self.tries_left -= 1;
+                self.rebind_at = Some(now + STORED_INTERVAL);
+                return;
+            }
             Err(error) if self.chosen_port.is_some() && error.kind() == io::ErrorKind::AddrInUse => {
                 tracing::warn!("cannot open UDP port {port} again: {error}; the system chooses another one");
                 self.bind(0, self.fwmark)
@@ -235,46 +385,63 @@ impl<T: Tun, N: Network> Engine<T, N> {
 
     /// Opens a port for all queues.
     fn bind(&self, port: u16, mark: u32) -> io::Result<Sockets<N::Udp>> {
-        let first = self.network.bind(port, mark)?;
-        let others = 0..self.workers.as_ref().map_or(0, Workers::len);
-        let others = others.map(|_| self.network.join(&first, mark)).collect::<io::Result<_>>()?;
-        Ok(Sockets { first, others })
+        let mut first = self.network.bind(port, mark)?;
+        let others = (1..self.workers.len()).map(|_| self.network.join(&first, mark));
+        let others = others.collect::<io::Result<Vec<_>>>()?;
+        let sender = self.network.sender(&mut first)?;
+        Ok(Sockets { sender, workers: std::iter::once(first).chain(others).collect() })
     }
 
     /// Uses these sockets from now on, and closes the earlier ones.
     fn use_sockets(&mut self, sockets: Sockets<N::Udp>) {
-        let port = sockets.first.port();
+        let port = sockets.sender.port();
         tracing::info!("listening on UDP port {port}");
         self.chosen_port = (self.listen_port == 0).then_some(port);
         self.close_port();
-        self.udp = Some(sockets.first);
-        if let Some(workers) = &mut self.workers {
-            workers.open(sockets.others, self.state.mtu);
-        }
+        self.udp = Some(sockets.sender);
+        self.workers.give(sockets.workers, self.state.mtu);
+        self.resume();
     }
 
     /// Closes the port, and ends all sending and receiving.
     pub(crate) fn close_port(&mut self) {
-        if let Some(workers) = &mut self.workers {
-            workers.close();
-        }
+        self.workers.close();
         self.udp = None;
+        self.port_changes += 1;
+        self.tries_left = if self.is_port_stored { STORED_TRIES } else { 0 };
+    }
+
+    /// Keeps what the timestamps of handshakes have reached, for the next process. To be called when the port is
+    /// closed for good.
+    pub(crate) fn finish(&mut self) {
+        if let Some(file) = self.kept_timestamp.take() {
+            file.finish(&self.device);
+        }
     }
 }
 
-/// Does what is due by the device's timers.
-fn handle_timeout(device: &mut Device, drops: &Drops, now: Now) {
-    if device.poll_timeout().is_some_and(|at| at <= now.monotonic) {
-        device.handle_timeout(now);
-        drops.set(DropReason::HandshakeTimedOut, device.timed_out_packets());
+/// The endpoints of all peers.
+fn endpoints(device: &Device) -> Vec<Endpoint> {
+    device.peers().filter_map(|peer| peer.endpoint).collect()
+}
+
+/// Records the path MTUs, in bytes, that the network reported. Takes time for each peer.
+fn learn_path_mtus(device: &Device, now: Now, reports: &PathMtus) {
+    for peer in device.peers() {
+        let Some(Endpoint { remote, .. }) = peer.path.endpoint() else { continue };
+        if let Some(path_mtu) = reports.get(&remote.ip()) {
+            peer.path.learn_path_mtu(now.monotonic, *path_mtu);
+            tracing::debug!("the path MTU to {remote} is {path_mtu}");
+        }
     }
 }
 
-/// The sockets of a port that is open for all queues.
+/// The sockets of an open port.
 struct Sockets<U> {
-    first: U,
-    /// For the workers.
-    others: Vec<U>,
+    /// Of the control thread.
+    sender: U,
+    /// One for each worker.
+    workers: Vec<U>,
 }
 
 #[cfg(test)]

@@ -2,19 +2,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    io, process,
 };
 
 use wireloom_proto::Now;
 use wireloom_types::{LinkAddress, Mode, PrivateKey, PublicKey, SourceCheck, limits::MAX_PEERS};
 
-use super::{Engine, Sockets, handle_timeout};
+use super::{Engine, Sockets};
 use crate::{
     control::{
         AllowedIpChange, Errno, PeerChange, Reply, Request, Set,
         reply::{self, DeviceLines},
     },
-    tun::Tun,
+    tun::{Tun, tell_stack},
     udp::{Network, Udp},
 };
 
@@ -28,11 +28,12 @@ impl<T: Tun, N: Network> Engine<T, N> {
                     listen_port: self.chosen_port.unwrap_or(self.listen_port),
                     fwmark: self.fwmark,
                 };
-                reply::device(&lines, self.device.peers())
+                reply::device(lines, self.device.peers())
             }
             Request::GetDrops => reply::drops(&self.drops),
+            Request::GetHandover => reply::handover(process::id(), self.waited),
             Request::GetLink => {
-                reply::link(now.monotonic, self.mode, self.data_path.link(), self.device.peers())
+                reply::link(now.monotonic, self.mode, self.link.as_deref(), self.device.peers())
             }
             Request::GetPaths => reply::paths(now.monotonic, self.device.peers()),
             Request::Set(set) => match self.set(now, &set) {
@@ -59,7 +60,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
         let own = set.private_key.as_ref().and_then(Option::as_ref).map(PrivateKey::public_key);
         self.refuse_duplicate_link_address(set, own)?;
         // First what the system can refuse: the port, the mark and the link address.
-        self.change_port_and_address(set, own.map(LinkAddress::of))?;
+        self.change_port_and_address(now, set, own.map(LinkAddress::of))?;
 
         if mode != self.mode {
             self.mode = mode;
@@ -81,47 +82,45 @@ impl<T: Tun, N: Network> Engine<T, N> {
                 apply(configuration, peer);
             }
         });
-        self.count_forgotten();
-        self.update_link(all_are_replaced, touched);
-        // A keepalive that was turned on is due at once (`set_peer` in drivers/net/wireguard/netlink.c). The next
-        // request may turn it off again, and may come before the next turn.
-        if self.udp.is_some() {
-            handle_timeout(&mut self.device, &self.drops, now);
+        if let (Some(own), Some(file)) = (own, &mut self.kept_timestamp) {
+            file.take_up(own, &mut self.device, now);
         }
+        self.count_forgotten();
+        self.update_link(all_are_replaced, &touched);
+        self.publish_known_addresses();
         Ok(())
     }
 
     /// Makes the link follow the device's peers after a change, which `touched` the peers with these keys.
-    fn update_link(&mut self, all_are_replaced: bool, touched: Vec<PublicKey>) {
-        let Some(link) = self.data_path.link_mut() else { return };
-        if all_are_replaced {
-            link.clear();
-        }
-        for public_key in touched {
-            match self.device.peer(&public_key) {
-                Some(peer) => link.insert(peer.path),
-                None => link.remove(&public_key),
+    fn update_link(&mut self, all_are_replaced: bool, touched: &[PublicKey]) {
+        let Some(link) = &self.link else { return };
+        link.change(|table| {
+            if all_are_replaced {
+                table.clear();
             }
-        }
-        // Before the network stack is told: it may use the new neighbours at once, on any thread.
-        self.publish_link();
-        self.data_path.announce(self.tun.first());
+            for public_key in touched {
+                match self.device.peer(public_key) {
+                    Some(peer) => table.insert(peer.path),
+                    None => table.remove(public_key),
+                }
+            }
+        });
+        // The network stack may use the new neighbours at once, by any queue.
+        link.announce(|frame| tell_stack(&mut self.writer, frame));
     }
 
     fn check_sources(&mut self, check: bool) {
-        self.data_path.check_sources(check);
-        if let Some(workers) = &mut self.workers {
-            workers.change(|worker| worker.data_path_mut().check_sources(check));
-        }
+        self.workers.change(|worker| worker.data_path_mut().check_sources(check));
     }
 
     /// Refuses changes after which two nodes would have the same link address.
     fn refuse_duplicate_link_address(&self, set: &Set, own: Option<PublicKey>) -> Result<(), Errno> {
-        let Some(link) = self.data_path.link() else { return Ok(()) };
+        let Some(link) = &self.link else { return Ok(()) };
+        let table = link.table();
         let own = own.or_else(|| self.device.private_key().map(PrivateKey::public_key));
         let removed: BTreeSet<PublicKey> =
             set.peers.iter().filter(|peer| peer.remove).map(|peer| peer.public_key).collect();
-        let here = |address| link.key_at(address).filter(|key| !set.replace_peers && !removed.contains(key));
+        let here = |address| table.key_at(address).filter(|key| !set.replace_peers && !removed.contains(key));
         let stay = set.peers.iter().filter(|peer| !peer.remove).map(|peer| peer.public_key);
         let mut added = BTreeMap::new();
         for key in own.into_iter().chain(stay) {
@@ -139,7 +138,12 @@ impl<T: Tun, N: Network> Engine<T, N> {
     }
 
     /// Changes the port, the mark and the link address. Nothing has changed after an error.
-    fn change_port_and_address(&mut self, set: &Set, own: Option<LinkAddress>) -> Result<(), Errno> {
+    fn change_port_and_address(
+        &mut self,
+        now: Now,
+        set: &Set,
+        own: Option<LinkAddress>,
+    ) -> Result<(), Errno> {
         let port = set.listen_port.unwrap_or(self.listen_port);
         let mark = set.fwmark.unwrap_or(self.fwmark);
         let refused = |error: io::Error| {
@@ -167,6 +171,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
             (self.listen_port, self.chosen_port) = (port, None);
         }
         if let Some(sockets) = sockets.filter(|_| self.udp.is_some()) {
+            self.workers.read_rest(now);
             self.use_sockets(sockets);
         }
         // An attempt that failed may succeed now.
@@ -188,7 +193,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
 
     /// Gives the interface the link address that follows from our key.
     fn change_link_address(&mut self, own: LinkAddress) -> Result<(), Errno> {
-        let Some(link) = self.data_path.link_mut() else { return Ok(()) };
+        let Some(link) = &self.link else { return Ok(()) };
         if self.tun.link_address() != Some(own) {
             self.tun.set_link_address(own).map_err(|error| {
                 tracing::warn!("cannot set the interface's link address to {own}: {error}");
@@ -209,13 +214,11 @@ impl<T: Tun, N: Network> Engine<T, N> {
     /// Sets the firewall mark of all sockets. After an error, some may have it.
     fn set_mark(&mut self, mark: u32) -> io::Result<()> {
         let mut outcome = self.udp.as_mut().map_or(Ok(()), |udp| udp.set_mark(mark));
-        if let Some(workers) = &mut self.workers {
-            workers.change(|worker| {
-                if let (Some(udp), Ok(())) = (worker.udp_mut(), &outcome) {
-                    outcome = udp.set_mark(mark);
-                }
-            });
-        }
+        self.workers.change(|worker| {
+            if let (Some(udp), Ok(())) = (worker.udp_mut(), &outcome) {
+                outcome = udp.set_mark(mark);
+            }
+        });
         outcome
     }
 }

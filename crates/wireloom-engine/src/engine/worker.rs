@@ -6,20 +6,20 @@ use wireloom_proto::Now;
 
 use crate::{
     data_path::{DataPath, Turn},
-    punt::{Punt, Punter, SlowPath},
+    punt::Punter,
     runtime::{
-        turn::{Backlog, NextTurn, Ready},
+        turn::{Backlog, Ready},
         wake_up::WakeUp,
     },
     tun::TunQueue,
     udp::{Patience, Udp},
 };
 
-/// Carries packets between one queue of the interface and one set of sockets, and punts to the engine whatever needs
-/// the device.
+/// Carries packets between one queue of the interface and one set of sockets, and punts to the control thread whatever
+/// needs the device.
 ///
-/// No call blocks, as with the [`Engine`](super::Engine), which serves the first queue itself. Settings are changed
-/// while no thread has the worker: see [`Runner`].
+/// No call blocks, as with the [`Engine`](super::Engine). Settings are changed while no thread has the worker: see
+/// [`Runner`].
 pub(crate) struct Worker<T, U> {
     data_path: DataPath,
     punter: Punter,
@@ -28,6 +28,7 @@ pub(crate) struct Worker<T, U> {
     udp: Option<U>,
     /// The interface's MTU, in bytes.
     mtu: usize,
+    wake_up: WakeUp,
 }
 
 /// Runs workers, each on a thread of its own.
@@ -43,8 +44,8 @@ pub(crate) trait Runner<W> {
 }
 
 impl<T: TunQueue, U: Udp> Worker<T, U> {
-    pub(crate) fn new(data_path: DataPath, punter: Punter, tun: T) -> Self {
-        Self { data_path, punter, tun, udp: None, mtu: 0 }
+    pub(crate) fn new(data_path: DataPath, punter: Punter, tun: T) -> io::Result<Self> {
+        Ok(Self { data_path, punter, tun, udp: None, mtu: 0, wake_up: WakeUp::new()? })
     }
 
     pub(crate) fn data_path_mut(&mut self) -> &mut DataPath {
@@ -64,28 +65,45 @@ impl<T: TunQueue, U: Udp> Worker<T, U> {
         self.mtu = mtu;
     }
 
-    /// Does the pending work, for a bounded time.
+    /// Does the pending work, for a bounded time. Returns what is left.
     ///
     /// # Errors
     /// When the interface can no longer be used.
-    pub(crate) fn turn(&mut self, now: Now, ready: Ready) -> io::Result<NextTurn> {
-        self.punter.wake_up().clear();
-        let Some(udp) = &mut self.udp else { return Ok(NextTurn::Wait(None)) };
-        let (slow_path, tun) = (&mut self.punter, &mut self.tun);
-        let mut turn = Turn { now, mtu: self.mtu, slow_path, tun, udp, patience: Patience::default() };
+    pub(crate) fn turn(&mut self, now: Now, ready: Ready) -> io::Result<Backlog> {
+        let Some(udp) = &mut self.udp else { return Ok(Backlog::Empty) };
+        let (punter, tun) = (&mut self.punter, &mut self.tun);
+        let mut turn = Turn { now, mtu: self.mtu, punter, tun, udp, patience: Patience::default() };
         let mut backlog = Backlog::Empty;
         if ready.datagrams {
             backlog = self.data_path.receive(&mut turn);
         }
-        if (ready.packets || self.data_path.has_unsent()) && turn.slow_path.may_have_more() {
+        if ready.packets || self.data_path.has_unsent() {
             backlog = backlog.max(self.data_path.send(&mut turn)?);
         }
-        Ok(backlog.next_turn(None))
+        Ok(backlog)
     }
 
-    /// Whether to wait for packets from the interface. If not, they have to wait until [`Self::wake_up`] is signalled.
-    pub(crate) fn takes_packets(&self) -> bool {
-        self.punter.may_have_more()
+    /// Sends the rest of a super-packet that was sent in part, and reads nothing more.
+    pub(crate) fn send_unsent(&mut self, now: Now) {
+        let (Some(udp), punter, tun) = (&mut self.udp, &mut self.punter, &mut self.tun) else { return };
+        let mut turn = Turn { now, mtu: self.mtu, punter, tun, udp, patience: Patience::default() };
+        self.data_path.send_unsent(&mut turn);
+    }
+
+    /// Delivers what has arrived by now at the sockets, which are about to be closed, in at most this many rounds.
+    pub(crate) fn read_rest(&mut self, now: Now, rounds: usize) {
+        let (Some(udp), punter, tun) = (&mut self.udp, &mut self.punter, &mut self.tun) else { return };
+        let mut turn = Turn { now, mtu: self.mtu, punter, tun, udp, patience: Patience::default() };
+        for _ in 0..rounds {
+            if self.data_path.receive(&mut turn) != Backlog::More {
+                break;
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn into_parts(self) -> (T, Option<U>) {
+        (self.tun, self.udp)
     }
 
     pub(crate) fn tun(&self) -> &T {
@@ -96,13 +114,13 @@ impl<T: TunQueue, U: Udp> Worker<T, U> {
         self.udp.as_ref()
     }
 
-    /// Signalled when there is something to do besides packets and datagrams.
+    /// Signalled when the worker has to halt.
     pub(crate) fn wake_up(&self) -> &WakeUp {
-        self.punter.wake_up()
+        &self.wake_up
     }
 
-    /// Tells the engine that the worker's thread has ended without being told to.
+    /// Tells the control thread that the worker's thread has ended without being told to.
     pub(crate) fn report_end(&self) {
-        self.punter.punt(Punt::Ended);
+        self.punter.report_end();
     }
 }

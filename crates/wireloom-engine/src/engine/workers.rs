@@ -1,62 +1,53 @@
 //! The workers, as the engine sees them.
 
-use std::{io, sync::Arc};
+use std::{io, mem, sync::Arc};
 
-use arc_swap::ArcSwap;
-use wireloom_proto::{Device, DropReason};
+use wireloom_proto::{DropReason, Now};
 
 use super::worker::{Runner, Worker};
 use crate::{
-    data_path::{DataPath, Forwarder, PublishedTable, Turn},
+    data_path::DataPath,
     drops::Drops,
-    icmp::Limiter,
-    link::{Link, NeighbourTable},
-    punt::{Punt, Punted, SlowPath, punts},
-    runtime::{turn::Backlog, wake_up::WakeUp},
+    punt::{KnownAddresses, Punted, punts},
+    runtime::wake_up::WakeUp,
     tun::TunQueue,
     udp::Udp,
 };
 
-/// The most packets' worth of work that is done for one worker before the others, and the engine's own packets, have
-/// their turn.
-const WORK_IN_A_ROW: usize = 256;
+/// The most rounds of receiving before sockets are closed, by all workers together. Each takes up to half a megabyte,
+/// so those of one worker empty the receive buffers of both families; a flood that fills these meanwhile is not waited
+/// for.
+const REST_MAX: usize = 32;
 
-/// The workers for all queues but the engine's own. They run while the port is open.
+/// The workers for all queues. They run while the port is open.
 pub(super) struct Workers<T, U> {
     runner: Box<dyn Runner<Worker<T, U>>>,
     /// Workers that do not run.
     idle: Vec<Worker<T, U>>,
     punted: Vec<Punted>,
     wake_up: WakeUp,
-    /// The neighbour table that the workers read, in link mode.
-    neighbours: Option<PublishedTable>,
     /// Why the engine cannot go on: one of the threads has ended.
     failure: Option<io::Error>,
 }
 
 impl<T: TunQueue, U: Udp> Workers<T, U> {
-    /// Makes a worker for each queue, with a data path for each forwarder. `link` is given in link mode.
+    /// Makes a worker for each queue.
     pub(super) fn new(
         queues: Vec<T>,
-        data_path: impl Fn(Forwarder) -> DataPath,
-        link: Option<&Link>,
+        data_path: impl Fn() -> DataPath,
+        known_addresses: &KnownAddresses,
         drops: &Arc<Drops>,
         runner: Box<dyn Runner<Worker<T, U>>>,
     ) -> io::Result<Self> {
         let wake_up = WakeUp::new()?;
-        let neighbours = link.map(|link| Arc::new(ArcSwap::new(Arc::clone(link.table()))));
         let mut idle = Vec::with_capacity(queues.len());
         let mut punted = Vec::with_capacity(queues.len());
         for tun in queues {
-            let (punter, engine_end) = punts(&wake_up, drops)?;
-            let forwarder = match &neighbours {
-                None => Forwarder::AllowedIps(Limiter::default()),
-                Some(table) => Forwarder::Neighbours { table: Arc::clone(table), punter: punter.clone() },
-            };
-            idle.push(Worker::new(data_path(forwarder), punter, tun));
-            punted.push(engine_end);
+            let (punter, from_worker) = punts(&wake_up, known_addresses, drops);
+            idle.push(Worker::new(data_path(), punter, tun)?);
+            punted.push(from_worker);
         }
-        Ok(Self { runner, idle, punted, wake_up, neighbours, failure: None })
+        Ok(Self { runner, idle, punted, wake_up, failure: None })
     }
 
     /// The number of workers.
@@ -69,28 +60,53 @@ impl<T: TunQueue, U: Udp> Workers<T, U> {
         &self.wake_up
     }
 
-    /// Lets the workers see the neighbour table as it is now.
-    pub(super) fn publish(&self, table: &Arc<NeighbourTable>) {
-        if let Some(published) = &self.neighbours
-            && !Arc::ptr_eq(&published.load(), table)
-        {
-            published.store(Arc::clone(table));
-        }
+    /// What the workers have punted.
+    pub(super) fn punted(&self) -> &[Punted] {
+        &self.punted
     }
 
-    /// Gives each worker its sockets, and runs it.
-    pub(super) fn open(&mut self, sockets: Vec<U>, mtu: usize) {
+    /// Looks whether all threads run that should.
+    ///
+    /// # Errors
+    /// Why one of them has ended.
+    pub(super) fn check(&mut self) -> io::Result<()> {
+        if self.punted.iter().any(Punted::has_ended) {
+            self.stop();
+        }
+        self.failure.take().map_or(Ok(()), Err)
+    }
+
+    /// Gives each worker its sockets. [`Self::resume`] runs them.
+    pub(super) fn give(&mut self, sockets: Vec<U>, mtu: usize) {
         for (worker, udp) in self.idle.iter_mut().zip(sockets) {
             worker.set_udp(Some(udp));
             worker.set_mtu(mtu);
         }
-        self.runner.start(std::mem::take(&mut self.idle));
+    }
+
+    /// Runs the workers, if they have sockets.
+    pub(super) fn resume(&mut self) {
+        if self.idle.iter().any(|worker| worker.udp().is_some()) {
+            self.runner.start(mem::take(&mut self.idle));
+        }
+    }
+
+    /// Stops the workers, and has each do something last. They keep their sockets.
+    pub(super) fn halt(&mut self, last: impl FnMut(&mut Worker<T, U>)) {
+        let mut stopped = self.stop();
+        stopped.iter_mut().for_each(last);
+        self.idle.append(&mut stopped);
+    }
+
+    /// Stops the workers, and has them deliver what has arrived at their sockets, which are about to be closed.
+    pub(super) fn read_rest(&mut self, now: Now) {
+        let rounds = REST_MAX.div_ceil(self.len().max(1));
+        self.halt(|worker| worker.read_rest(now, rounds));
     }
 
     /// Stops the workers and closes their sockets before it returns. What they have punted stays.
     pub(super) fn close(&mut self) {
-        let mut stopped = self.stop();
-        self.idle.append(&mut stopped);
+        self.halt(|_| ());
         for worker in &mut self.idle {
             worker.set_udp(None);
         }
@@ -98,8 +114,8 @@ impl<T: TunQueue, U: Udp> Workers<T, U> {
 
     /// Discards what the workers have punted, and counts its packets: the sessions are about to go. Call
     /// [`Self::close`] first.
-    pub(super) fn forget_punts(&mut self, drops: &Drops) {
-        let packets: u64 = self.punted.iter_mut().map(Punted::clear).sum();
+    pub(super) fn forget_punts(&self, drops: &Drops) {
+        let packets: u64 = self.punted.iter().map(Punted::clear).sum();
         drops.count_many(DropReason::Forgotten, packets);
     }
 
@@ -110,72 +126,16 @@ impl<T: TunQueue, U: Udp> Workers<T, U> {
         self.runner.start(stopped);
     }
 
+    /// The workers that do not run.
+    #[cfg(test)]
+    pub(super) fn into_idle(self) -> Vec<Worker<T, U>> {
+        self.idle
+    }
+
     fn stop(&mut self) -> Vec<Worker<T, U>> {
         self.runner.stop().unwrap_or_else(|error| {
             self.failure = Some(error);
             Vec::new()
         })
-    }
-
-    /// Hands what the workers have punted to the device, and to `data_path`, which owns the link. Afterwards, send the
-    /// device's datagrams and then call [`Self::packets_are_sent`].
-    ///
-    /// # Errors
-    /// Why one of the threads has ended.
-    pub(super) fn serve(
-        &mut self,
-        data_path: &mut DataPath,
-        drops: &Drops,
-        turn: &mut Turn<'_, Device, T, U>,
-    ) -> io::Result<Backlog> {
-        self.wake_up.clear();
-        let mut backlog = Backlog::Empty;
-        for number in 0..self.punted.len() {
-            let mut work = 0;
-            while let Some(punt) = self.punted[number].poll() {
-                work += 1;
-                let outcome = match punt {
-                    Punt::Handshake { from, datagram } => {
-                        turn.slow_path.handle_handshake(turn.now, from, &datagram)
-                    }
-                    Punt::Packet { peer, packet } => {
-                        turn.slow_path.handle_outgoing(turn.now, peer, &packet, turn.mtu)
-                    }
-                    Punt::Frame { header, frame } => {
-                        work += data_path.handle_frame(header, frame, turn);
-                        Ok(())
-                    }
-                    Punt::PathMtus(reports) => {
-                        turn.slow_path.learn_path_mtus(turn.now, reports);
-                        Ok(())
-                    }
-                    Punt::Signal(signal) => {
-                        turn.slow_path.handle_signal(turn.now, signal);
-                        Ok(())
-                    }
-                    Punt::BeginHandshake(peer) => {
-                        turn.slow_path.begin_handshake(turn.now, peer);
-                        Ok(())
-                    }
-                    Punt::Ended => {
-                        self.stop();
-                        break;
-                    }
-                };
-                if let Err(reason) = outcome {
-                    drops.count(reason);
-                }
-                if work >= WORK_IN_A_ROW {
-                    backlog = Backlog::More;
-                    break;
-                }
-            }
-        }
-        self.failure.take().map_or(Ok(backlog), Err)
-    }
-
-    /// Releases the workers: the datagrams that the device had for them were sent.
-    pub(super) fn packets_are_sent(&mut self) {
-        self.punted.iter_mut().for_each(Punted::packets_are_sent);
     }
 }

@@ -23,6 +23,11 @@ pub(super) struct NeighbourCache {
 }
 
 impl NeighbourCache {
+    /// The answers, in the order of the first question.
+    pub(super) fn answers(&self) -> impl Iterator<Item = (IpAddr, LinkAddress)> {
+        self.order.iter().filter_map(|address| Some((*address, *self.answers.get(address)?)))
+    }
+
     /// Records the answer that the stack is given for an address.
     pub(super) fn note(&mut self, address: IpAddr, location: LinkAddress) {
         match self.answers.entry(address) {
@@ -52,12 +57,6 @@ impl NeighbourCache {
                 tell(*address, location);
             }
         }
-    }
-
-    /// Forgets everything, as the stack has.
-    pub(super) fn clear(&mut self) {
-        self.answers.clear();
-        self.order.clear();
     }
 }
 
@@ -100,7 +99,5 @@ mod tests {
         told.sort();
         assert_eq!(told, (10..MAX + 10).map(address).collect::<Vec<_>>());
         assert_eq!((cache.answers.len(), cache.order.len()), (MAX, MAX));
-        cache.clear();
-        cache.correct(|_| HERE, |address, _| panic!("{address}"));
     }
 }

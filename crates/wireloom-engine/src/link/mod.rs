@@ -13,22 +13,30 @@
 //! The module is pure: bytes and times in, bytes and decisions out, without I/O. Nothing is learnt from frames or
 //! peers: the keys and the allowed-IPs say who is where. When they change, `Link::announce` corrects what the network
 //! stack was told before.
+//!
+//! All queues share the link. What most frames need is the [`NeighbourTable`], a snapshot that is replaced as a whole.
+//! Only questions of the stack take a lock, of the memory of what it was told.
 
 mod cache;
 mod neighbour;
 mod table;
 
-use std::sync::Arc;
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use wireloom_proto::{Instant, PeerPath, Routes};
-use wireloom_types::{LinkAddress, PublicKey};
+use arc_swap::{ArcSwap, Guard};
+use wireloom_proto::{Instant, Transport};
+use wireloom_types::LinkAddress;
 
 pub use self::table::NeighbourTable;
 use self::{cache::NeighbourCache, table::Obstacle};
 use crate::{
+    answer::Answer,
     drops::EngineDrop,
     forwarding::Decision,
-    icmp::{self, Limiter, Problem, Way},
+    icmp::{Problem, Way},
     packet::{
         ethernet::Header,
         ipv4,
@@ -37,149 +45,148 @@ use crate::{
     },
 };
 
-/// The link: the neighbours, and what the network stack was told about them.
+/// The link: the neighbours, and what the network stack was told about them. One thread changes it, and any number of
+/// threads use it.
 #[derive(Debug)]
 pub struct Link {
-    /// Copied before a change while somebody else holds it, as other threads do.
-    table: Arc<NeighbourTable>,
-    cache: NeighbourCache,
-    limiter: Limiter,
+    transport: Arc<Transport>,
+    table: ArcSwap<NeighbourTable>,
+    /// Locked by whoever tells the stack something, before the table is read: so a change of the table either comes
+    /// before an answer, or [`Self::announce`] corrects it.
+    cache: Mutex<NeighbourCache>,
 }
 
 impl Link {
-    /// A link without peers. `own` is the interface's link address.
+    /// A link without peers. `own` is the interface's link address, and the transport has the peers' allowed-IPs.
     #[must_use]
-    pub fn new(own: LinkAddress) -> Self {
+    pub fn new(own: LinkAddress, transport: &Arc<Transport>) -> Self {
         Self {
-            table: Arc::new(NeighbourTable::new(own)),
-            cache: NeighbourCache::default(),
-            limiter: Limiter::default(),
+            transport: Arc::clone(transport),
+            table: ArcSwap::from_pointee(NeighbourTable::new(own)),
+            cache: Mutex::default(),
         }
     }
 
-    /// The neighbours.
+    /// The neighbours of this moment. Load them once per batch of packets.
     #[must_use]
-    pub fn table(&self) -> &Arc<NeighbourTable> {
-        &self.table
+    pub fn table(&self) -> Guard<Arc<NeighbourTable>> {
+        self.table.load()
     }
 
-    fn table_mut(&mut self) -> &mut NeighbourTable {
-        Arc::make_mut(&mut self.table)
+    /// Changes the neighbours: all queues see all of it or nothing. Takes time for each neighbour.
+    pub fn change(&self, change: impl FnOnce(&mut NeighbourTable)) {
+        let mut table = NeighbourTable::clone(&self.table.load());
+        change(&mut table);
+        self.table.store(Arc::new(table));
     }
 
-    /// The interface's link address.
-    pub(crate) fn own(&self) -> LinkAddress {
-        self.table.own
+    fn cache(&self) -> MutexGuard<'_, NeighbourCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the interface's link address. The network stack then forgets its neighbours.
-    pub(crate) fn set_own(&mut self, own: LinkAddress) {
-        if own != self.table.own {
-            self.table_mut().own = own;
-            self.cache.clear();
+    /// What the network stack was told, to be handed over: the oldest question first.
+    pub(crate) fn told(&self) -> Vec<(IpAddr, [u8; 6])> {
+        self.cache().answers().map(|(address, location)| (address, location.to_bytes())).collect()
+    }
+
+    /// Remembers what the network stack was told by another process.
+    pub(crate) fn remember(&self, told: &[(IpAddr, [u8; 6])]) {
+        let mut cache = self.cache();
+        told.iter().for_each(|(address, location)| cache.note(*address, LinkAddress::from_bytes(*location)));
+    }
+
+    /// Changes the interface's link address. The network stack then forgets its neighbours, and asks again; what was
+    /// told before is remembered all the same, because a correction of what it does not have changes nothing.
+    pub(crate) fn set_own(&self, own: LinkAddress) {
+        if own != self.table().own() {
+            self.change(|table| table.set_own(own));
         }
-    }
-
-    /// Adds a peer, in place of another peer with its link address.
-    pub fn insert(&mut self, path: &Arc<PeerPath>) {
-        if !self.table.has(path) {
-            self.table_mut().insert(path);
-        }
-    }
-
-    /// Removes the peer with this key, if it is there.
-    pub(crate) fn remove(&mut self, public_key: &PublicKey) {
-        if self.key_at(LinkAddress::of(*public_key)) == Some(*public_key) {
-            self.table_mut().remove(public_key);
-        }
-    }
-
-    /// Removes all peers.
-    pub(crate) fn clear(&mut self) {
-        self.table = Arc::new(NeighbourTable::new(self.table.own));
     }
 
     /// Corrects what the network stack was told about addresses that have moved since: passes a frame for each to
     /// `tell`. Call it after changes of peers and allowed-IPs.
-    pub(crate) fn announce(&mut self, routes: &Routes, mut tell: impl FnMut(&[u8])) {
-        let mut frame = Vec::new();
-        self.cache.correct(
-            |address| self.table.owner(address, routes).unwrap_or(LinkAddress::NOBODY),
-            |address, location| {
-                neighbour::announce(address, location, self.table.own, &mut frame);
-                tell(&frame);
-                frame.clear();
-            },
+    pub(crate) fn announce(&self, mut tell: impl FnMut(&[u8])) {
+        let mut moved = Vec::new();
+        let mut cache = self.cache();
+        let (table, routes) = (self.table(), self.transport.routes());
+        cache.correct(
+            |address| table.owner(address, &routes).unwrap_or(LinkAddress::NOBODY),
+            |address, location| moved.push((address, location)),
         );
-    }
-
-    /// The key of the peer with this link address.
-    pub(crate) fn key_at(&self, address: LinkAddress) -> Option<PublicKey> {
-        self.table.path_at(address).map(|path| *path.public_key())
+        // Who asks meanwhile gets the same answers: only this thread changes the table.
+        drop(cache);
+        let mut frame = Vec::new();
+        for (address, location) in moved {
+            neighbour::announce(address, location, table.own(), &mut frame);
+            tell(&frame);
+            frame.clear();
+        }
     }
 
     /// Decides what is done with a frame from the network stack.
     ///
-    /// `longest` is the length in bytes of the longest packet in the frame, which may be a super-packet; `mtu` is the
-    /// interface's, in bytes. An answer that the stack has to get at once is written to `answer`, as a frame.
-    pub fn decide(
-        &mut self,
+    /// `table` is [`Self::table`] of this batch. `longest` is the length in bytes of the longest packet in the frame,
+    /// which may be a super-packet; `mtu` is the interface's, in bytes. An answer that the stack has to get at once is
+    /// written to `answer`, as a frame.
+    pub fn decide<'t>(
+        &self,
+        table: &'t NeighbourTable,
         now: Instant,
         frame: &[u8],
         longest: usize,
-        routes: &Routes,
         mtu: usize,
-        answer: &mut Vec<u8>,
-    ) -> Decision<'_> {
+        answer: &mut Answer,
+    ) -> Decision<'t> {
         let Some((header, packet)) = Header::split(frame) else {
             return Decision::Drop(EngineDrop::NotIp.into());
         };
-        let obstacle = match self.table.path_of(now, header, packet, longest, mtu) {
+        let obstacle = match table.path_of(now, header, packet, longest, mtu) {
             Ok(path) => return Decision::Peer(path),
             Err(obstacle) => obstacle,
         };
         let mut report = |problem, from| {
-            if self.limiter.allows(now) {
-                icmp::report(problem, packet, Some(Way { from, to: header.source }), answer);
-            }
+            answer.report(now, problem, packet, Some(Way { from, to: header.source }));
         };
         match obstacle {
             Obstacle::NotIp => Decision::Drop(EngineDrop::NotIp.into()),
             Obstacle::NotForTheLink => Decision::Drop(EngineDrop::NotForTheLink.into()),
             Obstacle::Group => Decision::AllPeers,
-            Obstacle::NeighbourProtocol => {
-                if let Some(question) = neighbour::question(header, packet) {
-                    let owner = self.table.owner(question.target, routes);
-                    // Something else told the stack that a peer has the address. It is asking whether that is still so.
-                    let told = owner.is_none() && self.table.path_at(header.destination).is_some();
-                    // Without an answer the sender would wait for seconds. With the address of nobody, its packets come
-                    // back as errors at once.
-                    let location =
-                        if told { header.destination } else { owner.unwrap_or(LinkAddress::NOBODY) };
-                    // A peer that has stopped answering does not answer here either, so that the stack uses others.
-                    if let Some(path) = self.table.path_at(location).filter(|path| !path.is_reachable()) {
-                        return Decision::Unreachable(path.id());
-                    }
-                    if !told {
-                        self.cache.note(question.target, location);
-                    }
-                    neighbour::answer(&question, location, answer);
-                }
-                Decision::Local
-            }
+            Obstacle::NeighbourProtocol => self.answer(header, packet, answer),
             Obstacle::NoNeighbour => {
                 report(Problem::Unreachable, LinkAddress::NOBODY);
                 Decision::Drop(EngineDrop::NoNeighbour.into())
             }
-            Obstacle::Unreachable(peer) => {
+            Obstacle::Unreachable(path) => {
                 report(Problem::Unreachable, header.destination);
-                Decision::Unreachable(peer)
+                Decision::Unreachable(path.seek())
             }
             Obstacle::TooBig(room) => {
                 report(Problem::TooBig(room), header.destination);
                 Decision::Drop(EngineDrop::TooBig.into())
             }
         }
+    }
+
+    /// Answers a question of the network stack, if the packet is one.
+    fn answer<'t>(&self, header: Header, packet: &[u8], answer: &mut Answer) -> Decision<'t> {
+        let Some(question) = neighbour::question(header, packet) else { return Decision::Local };
+        let mut cache = self.cache();
+        let (table, routes) = (self.table(), self.transport.routes());
+        let owner = table.owner(question.target, &routes);
+        // Something else told the stack that a peer has the address. It is asking whether that is still so.
+        let told = owner.is_none() && table.path_at(header.destination).is_some();
+        // Without an answer the sender would wait for seconds. With the address of nobody, its packets come back as
+        // errors at once.
+        let location = if told { header.destination } else { owner.unwrap_or(LinkAddress::NOBODY) };
+        // A peer that has stopped answering does not answer here either, so that the stack uses others.
+        if let Some(path) = table.path_at(location).filter(|path| !path.is_reachable()) {
+            return Decision::Unreachable(path.seek());
+        }
+        if !told {
+            cache.note(question.target, location);
+        }
+        neighbour::answer(&question, location, &mut answer.bytes);
+        Decision::Local
     }
 }
 
@@ -199,7 +206,7 @@ impl Scope {
     /// The scope of an IPv6 packet.
     fn of_v6(packet: &[u8]) -> Self {
         match ipv6::carried(packet) {
-            Carried::Icmpv6([neighbour::REDIRECT, ..]) | Carried::Cut => Self::Nowhere,
+            Carried::Icmpv6([neighbour::REDIRECT, ..] | []) | Carried::Cut => Self::Nowhere,
             Carried::Icmpv6([kind, ..]) if neighbour::NEIGHBOUR_TYPES.contains(kind) => Self::Neighbours,
             Carried::Icmpv6(_) | Carried::Other => Self::Anywhere,
         }

@@ -16,18 +16,18 @@ use crate::{
     path_mtu::room_exceeded,
 };
 
-/// The peers by their link addresses. Its owner changes it; other threads read copies.
+/// The peers by their link addresses: a snapshot.
 #[derive(Clone, Debug)]
 pub struct NeighbourTable {
     /// The interface's link address.
-    pub(super) own: LinkAddress,
+    own: LinkAddress,
     neighbours: HashMap<LinkAddress, Arc<PeerPath>>,
     addresses: HashMap<PeerId, LinkAddress>,
 }
 
 /// Why a frame cannot simply be sent to one peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Obstacle {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Obstacle<'t> {
     /// It carries another protocol, or nothing.
     NotIp,
     /// It is ARP or neighbour discovery, which stays between neighbours.
@@ -39,7 +39,7 @@ pub(super) enum Obstacle {
     /// No peer has this link address.
     NoNeighbour,
     /// The peer is unreachable.
-    Unreachable(PeerId),
+    Unreachable(&'t Arc<PeerPath>),
     /// It is longer than the path to the peer carries, which is this many bytes, and must not be fragmented.
     TooBig(usize),
 }
@@ -58,7 +58,7 @@ impl NeighbourTable {
         packet: &[u8],
         longest: usize,
         mtu: usize,
-    ) -> Result<&Arc<PeerPath>, Obstacle> {
+    ) -> Result<&Arc<PeerPath>, Obstacle<'_>> {
         let scope = match header.kind {
             kind::IPV4 => Scope::of_v4(packet),
             kind::IPV6 => Scope::of_v6(packet),
@@ -75,24 +75,12 @@ impl NeighbourTable {
         }
         let path = self.neighbours.get(&header.destination).ok_or(Obstacle::NoNeighbour)?;
         if !path.is_reachable() {
-            return Err(Obstacle::Unreachable(path.id()));
+            return Err(Obstacle::Unreachable(path));
         }
         match room_exceeded(path, now, packet, longest, mtu) {
             Some(room) => Err(Obstacle::TooBig(room)),
             None => Ok(path),
         }
-    }
-
-    /// The peer that a frame can simply be sent to. `None` when only the link's owner can decide.
-    pub(crate) fn path_of_frame(
-        &self,
-        now: Instant,
-        frame: &[u8],
-        longest: usize,
-        mtu: usize,
-    ) -> Option<&Arc<PeerPath>> {
-        let (header, packet) = Header::split(frame)?;
-        self.path_of(now, header, packet, longest, mtu).ok()
     }
 
     /// The Ethernet header for a packet from a peer.
@@ -140,11 +128,29 @@ impl NeighbourTable {
             .or_else(|| self.address_of(routes.lookup(address)?.id()))
     }
 
+    /// The interface's link address.
+    pub(crate) fn own(&self) -> LinkAddress {
+        self.own
+    }
+
+    pub(super) fn set_own(&mut self, own: LinkAddress) {
+        self.own = own;
+    }
+
+    /// The key of the peer with this link address.
+    pub(crate) fn key_at(&self, address: LinkAddress) -> Option<PublicKey> {
+        self.path_at(address).map(|path| *path.public_key())
+    }
+
     pub(super) fn has(&self, path: &PeerPath) -> bool {
         self.addresses.contains_key(&path.id())
     }
 
-    pub(super) fn insert(&mut self, path: &Arc<PeerPath>) {
+    /// Adds a peer, in place of another peer with its link address.
+    pub fn insert(&mut self, path: &Arc<PeerPath>) {
+        if self.has(path) {
+            return;
+        }
         let address = LinkAddress::of(*path.public_key());
         self.addresses.insert(path.id(), address);
         if let Some(former) = self.neighbours.insert(address, Arc::clone(path)) {
@@ -152,9 +158,18 @@ impl NeighbourTable {
         }
     }
 
-    pub(super) fn remove(&mut self, public_key: &PublicKey) {
-        if let Entry::Occupied(place) = self.neighbours.entry(LinkAddress::of(*public_key)) {
+    /// Removes the peer with this key, if it is there.
+    pub(crate) fn remove(&mut self, public_key: &PublicKey) {
+        if let Entry::Occupied(place) = self.neighbours.entry(LinkAddress::of(*public_key))
+            && place.get().public_key() == public_key
+        {
             self.addresses.remove(&place.remove().id());
         }
+    }
+
+    /// Removes all peers.
+    pub(crate) fn clear(&mut self) {
+        self.neighbours.clear();
+        self.addresses.clear();
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use proptest::prelude::*;
 use wireloom_proto::{Device, Now, PeerId, UnixTime, inner};
-use wireloom_types::PrivateKey;
+use wireloom_types::{PrivateKey, PublicKey};
 
 use super::*;
 use crate::{
@@ -70,23 +70,17 @@ impl World {
             }
             configuration.add_peer(key(3)).unwrap().add_allowed_ip("0.0.0.0/0".parse().unwrap());
         });
-        let mut link = Link::new(OWN);
-        device.peers().for_each(|peer| link.insert(peer.path));
+        let link = Link::new(OWN, device.transport());
+        link.change(|table| device.peers().for_each(|peer| table.insert(peer.path)));
         Self { device, link }
     }
 
     /// The decision about a frame, and the answer to the network stack.
     fn route(&mut self, frame: &[u8]) -> (Decided, Vec<u8>) {
-        let mut answer = Vec::new();
-        let routes = self.device.transport().routes();
-        let decided = match self.link.decide(
-            at(5).monotonic,
-            frame,
-            frame.len().saturating_sub(HEADER_LEN),
-            &routes,
-            MTU,
-            &mut answer,
-        ) {
+        let mut answer = Answer::default();
+        let longest = frame.len().saturating_sub(HEADER_LEN);
+        let table = self.link.table();
+        let decided = match self.link.decide(&table, at(5).monotonic, frame, longest, MTU, &mut answer) {
             Decision::Peer(path) => Decided::Peer(*path.public_key()),
             Decision::AllPeers => Decided::AllPeers,
             Decision::Local => Decided::Local,
@@ -94,7 +88,7 @@ impl World {
             Decision::Unreachable(_) => Decided::Unreachable,
             Decision::Drop(Reason::Protocol(reason)) => panic!("{reason}"),
         };
-        (decided, answer)
+        (decided, answer.bytes)
     }
 
     fn set_path_mtu(&mut self, number: u8, bytes: Option<u16>) {
@@ -421,6 +415,11 @@ fn inbound_frames_come_from_their_peer_s_address_and_carry_no_neighbour_discover
     let (header, _) = Header::split(&header).unwrap();
     assert_eq!(header, Header { destination: OWN, source: address(1), kind: kind::IPV4 });
     let to: IpAddr = "fe80::1".parse().unwrap();
+    let mut cut = icmpv6(OWN, "fe80::2", "fe80::1", &[128, 0, 0, 0]);
+    cut.truncate(HEADER_LEN + ipv6::HEADER_LEN);
+    cut[HEADER_LEN + 4..HEADER_LEN + 6].fill(0);
+    let arrival = world.link.table().inbound_header(id, to, &cut[HEADER_LEN..]);
+    assert_eq!(arrival, Err(EngineDrop::NotForTheLink), "the type is missing");
     for kind in [133, 134, 135, 136, 137, 138] {
         let frame = icmpv6(OWN, "fe80::2", "fe80::1", &[kind, 0, 0, 0, 0, 0, 0, 0]);
         let arrival = world.link.table().inbound_header(id, to, &frame[HEADER_LEN..]);
@@ -431,12 +430,12 @@ fn inbound_frames_come_from_their_peer_s_address_and_carry_no_neighbour_discover
 /// The announcements to the network stack: each address, and the link address where it is now.
 fn announced(world: &mut World) -> Vec<(IpAddr, LinkAddress)> {
     let mut told = Vec::new();
-    let routes = world.device.transport().routes();
-    world.link.announce(&routes, |frame| {
+    let own = world.link.table().own();
+    world.link.announce(|frame| {
         let (header, packet) = Header::split(frame).unwrap();
         let there = header.source;
         if header.kind == kind::ARP {
-            assert_eq!(header.destination, OWN);
+            assert_eq!(header.destination, own);
             let target = Ipv4Addr::from(*packet[14..].first_chunk::<4>().unwrap());
             let half = [&there.to_bytes()[..], &target.octets()].concat();
             // The kernel accepts it as gratuitous when both halves are alike.
@@ -477,7 +476,7 @@ fn the_stack_is_told_of_new_locations_of_the_addresses_that_it_asked_for() {
         let mut peer = configuration.add_peer(new).unwrap();
         peer.add_allowed_ip("10.0.0.1/32".parse().unwrap()).add_allowed_ip("fd00::/64".parse().unwrap());
     });
-    world.link.insert(world.device.peer(&new).unwrap().path);
+    world.link.change(|table| table.insert(world.device.peer(&new).unwrap().path));
     let expected = [(v4, address(4)), (v6[1], address(4)), (link_local, address(4))];
     assert_eq!(announced(&mut world), {
         let mut expected = expected;
@@ -488,19 +487,20 @@ fn the_stack_is_told_of_new_locations_of_the_addresses_that_it_asked_for() {
 
     // It is removed. The third peer's default route covers one of its addresses; the others have no peer.
     world.device.configure(at(7), |configuration| configuration.remove_peer(&new));
-    world.link.remove(&new);
+    world.link.change(|table| table.remove(&new));
     let nobody = LinkAddress::NOBODY;
     let mut expected = [(v4, address(3)), (v6[1], nobody), (link_local, nobody)];
     expected.sort_by_key(|(target, _)| *target);
     assert_eq!(announced(&mut world), expected);
 
-    // With another link address of the interface, the stack has forgotten everything.
+    // What is told goes to the interface's link address.
     world.link.set_own(address(8));
     world.device.configure(at(8), |configuration| {
         configuration.remove_all_peers();
     });
-    world.link.clear();
-    assert_eq!(announced(&mut world), []);
+    world.link.change(NeighbourTable::clear);
+    let v6 = v6[0];
+    assert_eq!(announced(&mut world), [(v4, nobody), (v6, nobody)]);
 }
 
 #[test]
@@ -519,14 +519,16 @@ fn a_peer_replaces_one_with_the_same_link_address_in_either_order() {
         });
         let path = |key| Arc::clone(world.device.peer(&key).unwrap().path);
         let (one_path, other_path) = (path(one), path(other));
-        world.link.insert(&one_path);
+        world.link.change(|table| table.insert(&one_path));
         if removed_first {
-            world.link.remove(&one);
-            assert_eq!(world.link.key_at(LinkAddress::of(one)), None);
+            world.link.change(|table| table.remove(&one));
+            assert_eq!(world.link.table().key_at(LinkAddress::of(one)), None);
         }
-        world.link.insert(&other_path);
-        world.link.remove(&one);
-        assert_eq!(world.link.key_at(LinkAddress::of(one)), Some(other));
+        world.link.change(|table| {
+            table.insert(&other_path);
+            table.remove(&one);
+        });
+        assert_eq!(world.link.table().key_at(LinkAddress::of(one)), Some(other));
         assert_eq!(world.device.peers().filter(|peer| world.link.table().has(peer.path)).count(), 4);
         assert!(!world.link.table().has(&one_path));
     }

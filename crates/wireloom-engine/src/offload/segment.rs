@@ -1,8 +1,12 @@
 //! Splits super-packets into segments, as a network card would.
 
+use std::mem;
+
 use super::virtio::{PartialChecksum, SegmentationKind, VirtioHeader};
 use crate::packet::{
-    checksum::Sum, ip_version, ipv4, ipv6, read_u16, read_u32, tcp, udp, write_u16, write_u32,
+    checksum::Sum,
+    ecn::{self, Ecn},
+    ip_version, ipv4, ipv6, read_u16, read_u32, tcp, udp, write_u16, write_u32,
 };
 
 /// The packets in what was read from the interface: the segments of a super-packet, or one packet.
@@ -15,6 +19,8 @@ pub struct Segments {
     next: usize,
     /// The length of the packet.
     end: usize,
+    /// Whether the next segment is marked as having met congestion.
+    marks_next: bool,
     form: Form,
 }
 
@@ -92,7 +98,7 @@ impl Segments {
             Form::Single(_) => 0,
             Form::Super(whole) => whole.payload,
         };
-        Some(Self { next, end, form })
+        Some(Self { next, end, marks_next: false, form })
     }
 
     /// The length of the whole packet, in bytes.
@@ -119,6 +125,13 @@ impl Segments {
         };
     }
 
+    /// Marks the next segment as having met congestion, instead of the loss of a segment. Returns false when the packet
+    /// cannot be marked.
+    pub(crate) fn mark_next(&mut self, packet: &[u8]) -> bool {
+        self.marks_next = Ecn::of_packet(packet) != Ecn::NotEct;
+        self.marks_next
+    }
+
     /// Writes the next segment to the start of `room` and returns its length in bytes. `None` when there are no more.
     ///
     /// # Panics
@@ -128,7 +141,7 @@ impl Segments {
         if start >= self.end {
             return None;
         }
-        match &self.form {
+        let len = match &self.form {
             Form::Single(checksum) => {
                 let room = &mut room[..self.end];
                 room.copy_from_slice(packet);
@@ -138,14 +151,18 @@ impl Segments {
                     write_u16(room, field, if udp { sum.udp_complement() } else { sum.complement() });
                 }
                 self.next = self.end;
-                Some(self.end)
+                self.end
             }
             Form::Super(whole) => {
                 let stop = self.end.min(start + whole.size);
                 self.next = stop;
-                Some(whole.write(packet, start, stop, room))
+                whole.write(packet, start, stop, room)
             }
+        };
+        if mem::take(&mut self.marks_next) {
+            ecn::mark(&mut room[..len]);
         }
+        Some(len)
     }
 }
 

@@ -89,6 +89,11 @@ impl Packet {
         Self { v6: true, addresses: [from.octets(), to.octets()].concat(), ..v4 }
     }
 
+    /// The same with this type of service, or traffic class.
+    pub(crate) fn with_class(self, class: u8) -> Self {
+        Self { tos: class, ..self }
+    }
+
     fn transport(&self) -> usize {
         (if self.v6 { 40 } else { 20 }) + self.network_options * 8
     }

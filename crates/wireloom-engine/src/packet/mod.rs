@@ -4,6 +4,7 @@
 //! the protocol needs itself. Everything else that the engine wants to know about a packet is read here.
 
 pub mod checksum;
+pub(crate) mod ecn;
 pub mod ethernet;
 pub(crate) mod flow;
 pub(crate) mod ipv4;

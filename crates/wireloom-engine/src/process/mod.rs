@@ -1,42 +1,58 @@
 //! A userspace WireGuard interface as a process: `wireloom device`.
 
 mod clock;
+mod giving;
 mod poll;
 mod privileges;
+mod store;
+mod taking;
 mod threads;
 
-use std::{io, num::NonZero, os::fd::AsFd, time::Duration};
-
-use nix::{
-    poll::PollFd,
-    sys::{
-        signal::{SigSet, Signal},
-        signalfd::{SfdFlags, SignalFd},
-    },
+use std::{
+    io,
+    num::NonZero,
+    os::fd::AsFd,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
 };
-use wireloom_types::{Mode, PeerLookup, interface::control_socket};
+
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+    socket::{getsockopt, sockopt},
+};
+use wireloom_types::{
+    Mode, PeerLookup,
+    interface::{control_socket, handover_socket, holders_file},
+};
 use zeroize::Zeroizing;
 
 use self::{
+    giving::Giving,
     poll::{deleted, nothing, readable},
+    store::{Kept, Store, Stored},
     threads::Threads,
 };
 use crate::{
     control::{Inbox, Server},
     engine::Engine,
-    runtime::{
-        busy_poll::busy_poll,
-        crypto_pool::CryptoPool,
-        turn::{NextTurn, Ready},
-    },
-    tun::LinuxTun,
+    handover::{holders::Holders, socket::Listener},
+    kept_timestamp::{self, KeptTimestamp},
+    runtime::{crypto_pool::CryptoPool, turn::NextTurn},
+    socket_file::ENDING,
+    tun::{LinuxQueue, LinuxTun},
     udp::{LinuxNetwork, LinuxUdp},
 };
 
+pub use self::taking::TakeOverError;
 pub use crate::{
     control::OpenControlError,
     tun::{Offload, OpenTunError},
 };
+
+/// The most requests that are served before the next turn: one may take milliseconds, and clients may ask for ever.
+const CALLS_AT_ONCE: usize = 4;
 
 /// An interface that is open: it exists, and its control socket accepts clients.
 ///
@@ -48,6 +64,12 @@ pub struct Interface {
     server: Server,
     inbox: Inbox,
     signals: SignalFd,
+    giving: Giving,
+    store: Store,
+    /// [`Engine::port_changes`] when its sockets were stored last.
+    kept_port: Option<u64>,
+    /// Says that this process has the interface; `None` where that cannot be said.
+    holders: Option<Holders>,
 }
 
 /// Why the interface could not be opened. Nothing is left behind.
@@ -78,6 +100,8 @@ pub enum End {
     SocketRemoved,
     /// A signal asked for it.
     Signalled,
+    /// Another process has taken the interface over.
+    HandedOver,
 }
 
 impl Interface {
@@ -85,7 +109,8 @@ impl Interface {
     /// the same kind that an earlier process left is taken over with its addresses and routes, and stays persistent.
     /// `threads` threads carry its packets, or one if the interface that was left cannot have more. `persistent` makes
     /// a new interface persistent; in link mode ([`PeerLookup::Gateway`]) it always is. `offload` says whether the
-    /// network stack and the device exchange super-packets.
+    /// network stack and the device exchange super-packets. In the directory `state`, the file `NAME.timestamp` keeps
+    /// what the timestamps of handshakes have reached, if that is possible there.
     ///
     /// Call it before the process has other threads: it blocks the signals that [`Self::run`] handles (SIGINT, SIGTERM,
     /// SIGUSR1, SIGHUP), and gives up the privileges that are no longer needed.
@@ -98,30 +123,80 @@ impl Interface {
         threads: NonZero<usize>,
         persistent: bool,
         offload: Offload,
+        state: &Path,
     ) -> Result<Self, OpenError> {
         let failed = |operation| move |cause: io::Error| OpenError::Failed { operation, cause };
         let signals = block_signals().map_err(|error| failed("block signals")(error.into()))?;
         let mut seed = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *seed).map_err(|error| failed("draw randomness")(io::Error::other(error)))?;
-        let (tun, queues) = LinuxTun::open(name, mode.peer_lookup(), threads, offload)?;
-        let server = Server::open(control_socket(name))?;
+        let holders = Holders::open(&holders_file(name));
+        let holders = holders.and_then(|holders| holders.enter().map(|()| holders)).inspect_err(|error| {
+            tracing::warn!("if this process hangs while it takes over, the next one cannot find it: {error}");
+        });
+        let holders = holders.ok();
+        // Two processes must not have one queue: who has the interface now hands it over, or is seen dead first.
+        let is_free = holders.as_ref().is_none_or(|holders| !matches!(holders.another(), Ok(Some(_))));
+        let mut stored = Stored::take();
+        if !is_free {
+            stored.refuse();
+        }
+        let (tun, queues) = match open_stored(&mut stored, name, mode.peer_lookup()) {
+            Some(interface) => interface,
+            None => {
+                // The port without the interface would be half of what there was.
+                stored.refuse();
+                open_tun(name, mode.peer_lookup(), threads, offload)?
+            }
+        };
+        let listener = stored.control().map(|listener| Server::take_over(&control_socket(name), listener));
+        let mut server = match listener {
+            Some(Ok(server)) => server,
+            _ => Server::open(control_socket(name))?,
+        };
         privileges::drop_unneeded().map_err(failed("give up privileges"))?;
         let inbox = server.start().map_err(failed("serve the control socket"))?;
-        let mut engine = Engine::new(&seed, mode, tun, LinuxNetwork);
-        if !queues.is_empty() {
-            // Threads inherit the dropped privileges and the blocked signals, so they start only now.
-            let others = queues.len();
-            let pool = CryptoPool::start(others, 1 + others).map_err(failed("start threads"))?;
-            let threads = Threads::start(others).map_err(failed("start threads"))?;
-            engine = engine
-                .with_workers(queues, Box::new(threads), &pool)
-                .map_err(failed("create an event descriptor"))?;
+        // Threads inherit the dropped privileges and the blocked signals, so they start only now.
+        let threads = Threads::start(queues.len()).map_err(failed("start threads"))?;
+        let pool = match queues.len() {
+            1 => None,
+            queues => Some(CryptoPool::start(queues - 1, queues).map_err(failed("start threads"))?),
+        };
+        let interface = (tun, queues);
+        let mut engine = Engine::new(&seed, mode, interface, LinuxNetwork, Box::new(threads), pool.as_ref())
+            .map_err(failed("create an event descriptor"))?;
+        let now = clock::now().map_err(failed("read the clock"))?;
+        match KeptTimestamp::open(state, name) {
+            Ok(file) => engine = engine.with_kept_timestamp(file, now),
+            Err(error) => tracing::info!("{}", kept_timestamp::complaint(state, &error)),
         }
         // Last, so that a failure leaves nothing behind.
         if persistent || mode.peer_lookup() == PeerLookup::Gateway {
             engine.tun().set_persistent(true).map_err(failed("make the interface persistent"))?;
         }
-        Ok(Self { engine, server, inbox, signals })
+        let sockets = stored.sockets(engine.queues());
+        if sockets.len() == engine.queues() {
+            let mark = sockets[0].0.as_fd();
+            let mark = getsockopt(&mark, sockopt::Mark).unwrap_or_default();
+            let sockets = LinuxUdp::take_over(sockets, mark).map_err(failed("use the stored sockets"))?;
+            engine.adopt_unknown(now, sockets, mark).map_err(failed("use the stored sockets"))?;
+        }
+        let path = handover_socket(name);
+        // Without its file nobody can connect to it.
+        let listener = stored.handover().filter(|_| path.exists());
+        let giving = match listener.map(|socket| Listener::from_fd(socket, path.clone())) {
+            Some(Ok(listener)) => Giving::take_over(listener),
+            _ => Giving::open(path),
+        };
+        let store = Store::start();
+        store.forget_rest(stored);
+        let mut interface = Self { engine, server, inbox, signals, giving, store, kept_port: None, holders };
+        interface.keep_all();
+        Ok(interface)
+    }
+
+    /// Tells systemd or `wireloom engine`, if one of them supervises this process, that the interface is ready.
+    pub fn say_ready(&self) {
+        self.store.say_ready();
     }
 
     /// Carries packets until something ends it.
@@ -129,35 +204,47 @@ impl Interface {
     /// # Errors
     /// When the system fails in a way that makes it impossible to go on.
     pub fn run(mut self) -> io::Result<End> {
-        let end = self.carry_packets();
+        let end = self.control();
+        if matches!(end, Ok(End::HandedOver)) {
+            // Whatever is left is the other process's.
+            self.server.leave();
+            return end;
+        }
+        self.giving.close();
+        if let Some(holders) = &self.holders {
+            holders.remove();
+        }
         // Before anything else shows that this process ends: the next one may want the port.
         self.engine.close_port();
+        self.engine.finish();
         end
     }
 
-    fn carry_packets(&mut self) -> io::Result<End> {
-        let mut ready = Ready::ALL;
+    fn control(&mut self) -> io::Result<End> {
+        let mut events = true;
         loop {
             let now = clock::now()?;
-            while let Some(call) = self.inbox.poll() {
+            let mut calls = 0;
+            while calls < CALLS_AT_ONCE
+                && let Some(call) = self.inbox.poll()
+            {
                 call.reply.send(self.engine.handle(now, call.request));
+                calls += 1;
             }
-            let timeout = match self.engine.turn(now, ready) {
+            let timeout = match self.engine.turn(now, events) {
                 Ok(NextTurn::Never) => return Ok(End::InterfaceDeleted),
                 Ok(NextTurn::Now) => Some(Duration::ZERO),
+                Ok(NextTurn::Wait(_)) if calls == CALLS_AT_ONCE => Some(Duration::ZERO),
                 Ok(NextTurn::Wait(at)) => at.map(|at| at.since(now.monotonic)),
-                Ok(NextTurn::BusyPoll(at)) => {
-                    if busy_poll(&mut self.traffic())? {
-                        Some(Duration::ZERO)
-                    } else {
-                        at.map(|at| at.since(now.monotonic))
-                    }
-                }
                 // The interface was deleted. Its descriptor says so before rtnetlink does.
                 Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return Ok(End::InterfaceDeleted),
                 Err(error) => return Err(error),
             };
-            let woken = self.wait(timeout)?;
+            self.keep_port();
+            if self.give()? {
+                return Ok(End::HandedOver);
+            }
+            let woken = self.wait(self.no_longer_than(timeout))?;
             if woken.interface_deleted {
                 return Ok(End::InterfaceDeleted);
             }
@@ -171,7 +258,7 @@ impl Interface {
             if woken.signalled && self.handle_signals()? {
                 return Ok(End::Signalled);
             }
-            ready = woken.ready;
+            events = woken.events;
         }
     }
 }
@@ -179,46 +266,61 @@ impl Interface {
 /// Why a wait ended.
 #[derive(Default)]
 struct Woken {
-    ready: Ready,
-    /// Noticed while the port is closed. While it is open, reading from the interface fails.
+    events: bool,
     interface_deleted: bool,
     socket_touched: bool,
     signalled: bool,
 }
 
 impl Interface {
-    /// The sources of packets and datagrams, to be polled: the interface and the port's sockets.
-    fn traffic(&self) -> [PollFd<'_>; 3] {
-        let port = self.engine.udp();
-        let tun = self.engine.tun().packets();
-        let [packets, v4, v6] = poll::traffic(Some(tun), port, self.signals.as_fd());
-        // Without a port to send them from, packets stay in the kernel.
-        [if port.is_some() { packets } else { deleted(tun) }, v4, v6]
+    /// Has all descriptors stored for the next process, but for those of the port.
+    fn keep_all(&mut self) {
+        for (queue, descriptor) in self.engine.tun().queues().enumerate() {
+            self.store.keep(&Kept::Queue(queue), descriptor);
+        }
+        self.store.keep(&Kept::Control, self.server.as_fd());
+        if let Some(listener) = self.giving.takers() {
+            self.store.keep(&Kept::Handover, listener);
+        }
+    }
+
+    /// Has the sockets of the port stored whenever it is another one.
+    fn keep_port(&mut self) {
+        let changes = self.engine.port_changes();
+        if !self.store.is_there() || self.kept_port == Some(changes) {
+            return;
+        }
+        self.kept_port = Some(changes);
+        self.engine.note_port_stored();
+        let sockets = self.engine.sockets(LinuxUdp::duplicates).unwrap_or_default();
+        for queue in 0..self.engine.queues() {
+            let of_queue = sockets.get(queue).map(Vec::as_slice).unwrap_or_default();
+            for v6 in [false, true] {
+                let kept = Kept::Udp { queue, v6 };
+                match of_queue.iter().find(|(_, is_v6)| *is_v6 == v6) {
+                    Some((socket, _)) => self.store.keep(&kept, socket.as_fd()),
+                    None => self.store.forget(&kept),
+                }
+            }
+        }
     }
 
     /// Waits until there is something to do, but no longer than `timeout`; `None` means for ever.
     fn wait(&self, timeout: Option<Duration>) -> io::Result<Woken> {
-        let [packets, v4, v6] = self.traffic();
-        let wake_up = self.engine.wake_up().map(|wake_up| readable(wake_up.as_fd()));
         let routes = self.engine.udp().and_then(LinuxUdp::routes).map(readable);
         let fds = [
-            packets,
-            v4,
-            v6,
+            deleted(self.engine.writer().packets()),
             readable(self.engine.tun().events()),
             readable(self.inbox.as_fd()),
             readable(self.server.watch()),
             readable(self.signals.as_fd()),
-            wake_up.unwrap_or(nothing(self.signals.as_fd())),
+            readable(self.engine.wake_up().as_fd()),
             routes.unwrap_or(nothing(self.signals.as_fd())),
+            self.giving.takers().map_or(nothing(self.signals.as_fd()), readable),
+            self.giving.taker().map_or(nothing(self.signals.as_fd()), readable),
         ];
-        let [packets, v4, v6, events, _calls, socket, signals, _punts, routes] = poll::wait(fds, timeout)?;
-        Ok(Woken {
-            ready: Ready { packets, events, datagrams: v4 || v6 || routes },
-            interface_deleted: packets && self.engine.udp().is_none(),
-            socket_touched: socket,
-            signalled: signals,
-        })
+        let [deleted, events, _calls, socket, signals, ..] = poll::wait(fds, timeout)?;
+        Ok(Woken { events, interface_deleted: deleted, socket_touched: socket, signalled: signals })
     }
 
     /// Handles the signals that have arrived. Returns true when one of them asks for the end.
@@ -234,6 +336,42 @@ impl Interface {
             }
         }
         Ok(false)
+    }
+}
+
+/// The interface that an earlier process of the same supervisor had, if its descriptors were stored.
+fn open_stored(
+    stored: &mut Stored,
+    name: &str,
+    peer_lookup: PeerLookup,
+) -> Option<(LinuxTun, Vec<LinuxQueue>)> {
+    let queues = stored.queues();
+    if queues.is_empty() {
+        return None;
+    }
+    let count = queues.len();
+    let opened = LinuxTun::take_over_unknown(queues, peer_lookup)
+        .inspect_err(|error| tracing::warn!("cannot use the stored interface: {error}"));
+    let opened = opened.ok().filter(|(tun, _)| tun.is_called(name));
+    if opened.is_none() {
+        stored.refuse_queues(count);
+    }
+    opened
+}
+
+/// Opens the interface. The process that had the name before may be about to end: it is waited for.
+fn open_tun(
+    name: &str,
+    peer_lookup: PeerLookup,
+    queues: NonZero<usize>,
+    offload: Offload,
+) -> Result<(LinuxTun, Vec<LinuxQueue>), OpenTunError> {
+    let deadline = Instant::now() + ENDING;
+    loop {
+        match LinuxTun::open(name, peer_lookup, queues, offload) {
+            Err(OpenTunError::NameTaken(_)) if Instant::now() < deadline => thread::sleep(ENDING / 50),
+            outcome => return outcome,
+        }
     }
 }
 

@@ -8,8 +8,6 @@ use nix::{
     sys::time::TimeSpec,
 };
 
-use crate::udp::LinuxUdp;
-
 /// An entry that waits until a descriptor is readable.
 pub(super) fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::POLLIN)
@@ -24,17 +22,6 @@ pub(super) fn nothing(fd: BorrowedFd<'_>) -> PollFd<'_> {
 /// who waits for urgent data then, too (`tun_detach_all` in drivers/net/tun.c), of which there is none.
 pub(super) fn deleted(fd: BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::POLLPRI)
-}
-
-/// The entries for packets and datagrams: the interface's descriptor, unless no packets are wanted, and the sockets of
-/// the port, one for each family. `open` is any open descriptor, for entries that wait for nothing.
-pub(super) fn traffic<'f>(
-    packets: Option<BorrowedFd<'f>>,
-    port: Option<&'f LinuxUdp>,
-    open: BorrowedFd<'f>,
-) -> [PollFd<'f>; 3] {
-    let mut sockets = port.into_iter().flat_map(LinuxUdp::sockets);
-    [packets, sockets.next(), sockets.next()].map(|fd| fd.map_or(nothing(open), readable))
 }
 
 /// Waits until an entry is ready, a signal handler has run, or `timeout` is over; `None` means for ever. Returns which

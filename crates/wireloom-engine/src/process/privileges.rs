@@ -13,7 +13,7 @@ const NEEDED: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_
 /// core dumps, because the process's memory holds keys.
 pub(crate) fn drop_unneeded() -> io::Result<()> {
     prctl::set_no_new_privs()?;
-    prctl::set_dumpable(false)?;
+    forbid_core_dumps()?;
     let keep: CapsHashSet = NEEDED.into_iter().collect();
     let permitted = caps::read(None, CapSet::Permitted).map_err(io::Error::other)?;
     let keep = &keep & &permitted;
@@ -24,4 +24,9 @@ pub(crate) fn drop_unneeded() -> io::Result<()> {
         caps::set(None, set, keep).map_err(io::Error::other)?;
     }
     Ok(())
+}
+
+/// Turns off core dumps: the process's memory holds keys, or will soon.
+pub(crate) fn forbid_core_dumps() -> io::Result<()> {
+    Ok(prctl::set_dumpable(false)?)
 }

@@ -15,12 +15,15 @@ use std::{
 
 use nix::poll::PollFd;
 
-use super::{clock, poll};
+use super::{
+    clock,
+    poll::{self, nothing, readable},
+};
 use crate::{
     engine::{Runner, Worker},
     runtime::{
         busy_poll::busy_poll,
-        turn::{NextTurn, Ready},
+        turn::{Backlog, Ready},
         wake_up::WakeUp,
     },
     tun::LinuxQueue,
@@ -121,27 +124,30 @@ fn run(worker: &mut LinuxWorker, halt: &AtomicBool) -> io::Result<()> {
     let mut ready = Ready::ALL;
     while !halt.load(Ordering::Relaxed) {
         let timeout = match worker.turn(clock::now()?, ready)? {
-            NextTurn::Now => Some(Duration::ZERO),
-            NextTurn::BusyPoll(_) if busy_poll(&mut traffic(worker))? => Some(Duration::ZERO),
-            NextTurn::BusyPoll(_) | NextTurn::Wait(_) | NextTurn::Never => None,
+            Backlog::More => Some(Duration::ZERO),
+            Backlog::MoreExpected if busy_poll(&mut traffic(worker))? => Some(Duration::ZERO),
+            Backlog::MoreExpected | Backlog::Empty => None,
         };
         ready = wait(worker, timeout)?;
     }
     Ok(())
 }
 
-/// The sources of packets and datagrams, to be polled: the interface, unless its packets have to wait, and the port's
-/// sockets.
+/// The sources of packets and datagrams, to be polled: the interface, and the port's sockets, one for each family.
 fn traffic(worker: &LinuxWorker) -> [PollFd<'_>; 3] {
-    let packets = worker.takes_packets().then(|| worker.tun().packets());
-    poll::traffic(packets, worker.udp(), worker.wake_up().as_fd())
+    let mut sockets = worker.udp().into_iter().flat_map(LinuxUdp::sockets);
+    let mut socket = || sockets.next().map_or(nothing(worker.wake_up().as_fd()), readable);
+    [readable(worker.tun().packets()), socket(), socket()]
 }
 
 /// Waits until there is something to do, but no longer than `timeout`; `None` means for ever.
 fn wait(worker: &LinuxWorker, timeout: Option<Duration>) -> io::Result<Ready> {
     let [packets, v4, v6] = traffic(worker);
-    let fds = [packets, v4, v6, poll::readable(worker.wake_up().as_fd())];
-    let [packets, v4, v6, wake_up] = poll::wait(fds, timeout)?;
-    // The wake-up may mean that packets have to wait no longer.
-    Ok(Ready { packets: packets || wake_up, events: false, datagrams: v4 || v6 })
+    let fds = [packets, v4, v6, readable(worker.wake_up().as_fd())];
+    let [packets, v4, v6, woken] = poll::wait(fds, timeout)?;
+    if woken {
+        // To halt, or it was meant for the last time that this worker ran.
+        worker.wake_up().clear();
+    }
+    Ok(Ready { packets, datagrams: v4 || v6 })
 }

@@ -1,229 +1,195 @@
-//! Punting, in the sense of routers: packets that the fast path cannot handle go to the thread that has the device.
+//! Punting, in the sense of routers: what the fast path cannot handle goes to the control thread, which has the device.
 //!
 //! ```text
-//!   worker 1 ── Punter ──▶ handshakes, signals, packets without a session ──▶ Punted ┐
-//!   worker 2 ── Punter ──▶          …, frames that are not for one peer   ──▶ Punted ┴─▶ engine, Device
-//!            ◀── wake-up: the device has taken your packets, and has sent or kept them
+//!   worker 1 ── Punter ──▶ signals, handshakes, multicasts, path MTUs ──▶ Punted ┐
+//!   worker 2 ── Punter ──▶                  …                         ──▶ Punted ┴─▶ control thread, Device
 //! ```
 //!
-//! Neither end ever waits for the other. Anything that a stranger can send without limit (handshakes, ICMP errors) is
-//! bounded here, and dropped beyond the bound. Packets are bounded because a worker reads no more of them until the
-//! device has taken the last ones ([`SlowPath::is_taking_packets`]). Frames are bounded because a worker reads nothing
-//! more while too many wait. Signals are rare by nature and never dropped.
+//! Neither end ever waits for the other. Whatever can come without limit is bounded here, and dropped beyond the bound.
+//! Signals are few by nature, and never dropped. Packets that wait for a session are not punted:
+//! [`Transport::reserve_or_stage`](wireloom_proto::Transport::reserve_or_stage) keeps them.
 
-mod slow_path;
+mod sieve;
 
 use std::{
     collections::BTreeMap,
-    io, iter, mem,
     net::IpAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
-        mpsc::{Receiver, Sender, channel},
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
 };
 
-use wireloom_proto::{DropReason, Endpoint, Now, PeerId, Signal, Transmit};
+use wireloom_proto::{Endpoint, Instant, Signal};
 
-pub(crate) use self::slow_path::SlowPath;
+pub(crate) use self::sieve::{KnownAddresses, Lane};
+use self::sieve::{LANE, Sieve};
 use crate::{
     drops::{Drops, EngineDrop},
-    offload::virtio::VirtioHeader,
+    offload::segment::Segments,
     runtime::wake_up::WakeUp,
 };
 
-/// Handshake messages of one queue that may wait. A device under load answers about 4,000 a second, so the last one
-/// waits for an eighth of a second.
-const HANDSHAKES_MAX: usize = 512;
-
-/// Frames of one queue that may wait, 4 MB of the longest ones: enough that a burst of ARP requests and neighbour
-/// solicitations does not stop the queue.
-const FRAMES_MAX: usize = 64;
+/// Multicasts of one queue that may wait: 16 MB of the longest super-packets, and usually less than 400 KB.
+const MULTICASTS_MAX: usize = 256;
 
 /// Lots of path MTUs of one queue that may wait. What is dropped is reported again for the next packet that is too big.
 const PATH_MTUS_MAX: usize = 4;
 
-/// An item that is handed over. Bytes are copied, which is affordable because few packets come this way.
+/// A handshake message, and where it came from. Bytes are copied, which is affordable because few come this way.
 #[derive(Debug)]
-pub(crate) enum Punt {
-    Handshake {
-        from: Endpoint,
-        datagram: Box<[u8]>,
-    },
-    Packet {
-        peer: PeerId,
-        packet: Box<[u8]>,
-    },
-    /// A frame as it was read from the interface, for the owner of the link. It may be a super-packet.
-    Frame {
-        header: VirtioHeader,
-        frame: Box<[u8]>,
-    },
-    /// The network reported the MTUs of the paths to these addresses, in bytes.
-    PathMtus(BTreeMap<IpAddr, usize>),
-    Signal(Signal),
-    BeginHandshake(PeerId),
-    /// The worker's thread has ended without being told to.
-    Ended,
+pub(crate) struct Handshake {
+    pub(crate) from: Endpoint,
+    pub(crate) datagram: Box<[u8]>,
 }
 
+/// A packet for every peer. It may be a super-packet.
+#[derive(Debug)]
+pub(crate) struct Multicast {
+    pub(crate) segments: Segments,
+    pub(crate) packet: Box<[u8]>,
+}
+
+/// The path MTUs, in bytes, that the network reported for these addresses.
+pub(crate) type PathMtus = BTreeMap<IpAddr, usize>;
+
 /// A worker's end.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Punter {
-    punts: Sender<Punt>,
-    waiting: Arc<Waiting>,
-    engine: WakeUp,
-    worker: WakeUp,
+    sieve: Sieve,
+    signals: Sender<Signal>,
+    known: SyncSender<Handshake>,
+    strangers: SyncSender<Handshake>,
+    multicasts: SyncSender<Multicast>,
+    path_mtus: SyncSender<PathMtus>,
+    ended: Arc<AtomicBool>,
+    control: WakeUp,
     drops: Arc<Drops>,
 }
 
-/// The engine's end for one worker.
+/// The control thread's end for one worker.
 #[derive(Debug)]
 pub(crate) struct Punted {
-    punts: Receiver<Punt>,
-    waiting: Arc<Waiting>,
-    worker: WakeUp,
-    /// Packets and frames taken since the last call of [`Self::packets_are_sent`].
-    packets: usize,
-    frames: usize,
+    signals: Receiver<Signal>,
+    known: Receiver<Handshake>,
+    strangers: Receiver<Handshake>,
+    multicasts: Receiver<Multicast>,
+    path_mtus: Receiver<PathMtus>,
+    ended: Arc<AtomicBool>,
 }
 
-/// How many items were punted and not dealt with yet.
-#[derive(Debug, Default)]
-struct Waiting {
-    handshakes: AtomicUsize,
-    packets: AtomicUsize,
-    frames: AtomicUsize,
-    path_mtus: AtomicUsize,
-}
-
-/// Makes both ends for one worker. `engine` is signalled when there is something to take.
-pub(crate) fn punts(engine: &WakeUp, drops: &Arc<Drops>) -> io::Result<(Punter, Punted)> {
-    let (sender, receiver) = channel();
-    let (waiting, worker) = (Arc::<Waiting>::default(), WakeUp::new()?);
+/// Makes both ends for one worker. `control` is signalled when there is something to take.
+pub(crate) fn punts(
+    control: &WakeUp,
+    known_addresses: &KnownAddresses,
+    drops: &Arc<Drops>,
+) -> (Punter, Punted) {
+    let (signals, from_signals) = channel();
+    let (known, from_known) = sync_channel(LANE);
+    let (strangers, from_strangers) = sync_channel(LANE);
+    let (multicasts, from_multicasts) = sync_channel(MULTICASTS_MAX);
+    let (path_mtus, from_path_mtus) = sync_channel(PATH_MTUS_MAX);
+    let ended = Arc::<AtomicBool>::default();
     let punter = Punter {
-        punts: sender,
-        waiting: Arc::clone(&waiting),
-        engine: engine.clone(),
-        worker: worker.clone(),
+        sieve: Sieve::new(Arc::clone(known_addresses)),
+        signals,
+        known,
+        strangers,
+        multicasts,
+        path_mtus,
+        ended: Arc::clone(&ended),
+        control: control.clone(),
         drops: Arc::clone(drops),
     };
-    Ok((punter, Punted { punts: receiver, waiting, worker, packets: 0, frames: 0 }))
+    let punted = Punted {
+        signals: from_signals,
+        known: from_known,
+        strangers: from_strangers,
+        multicasts: from_multicasts,
+        path_mtus: from_path_mtus,
+        ended,
+    };
+    (punter, punted)
 }
 
 impl Punter {
-    /// Signalled when the device has taken the worker's packets.
-    pub(crate) fn wake_up(&self) -> &WakeUp {
-        &self.worker
-    }
-
-    /// Punts a frame that the fast path of the link cannot handle.
-    pub(crate) fn punt_frame(&self, header: VirtioHeader, frame: &[u8]) {
-        self.waiting.frames.fetch_add(1, Ordering::Relaxed);
-        self.punt(Punt::Frame { header, frame: frame.into() });
-    }
-
-    /// Hands an item over.
-    pub(crate) fn punt(&self, punt: Punt) {
-        // It fails when the engine is gone, and with it the need for this.
-        let _ = self.punts.send(punt);
-        self.engine.signal();
-    }
-}
-
-impl SlowPath for Punter {
-    fn handle_handshake(&mut self, _: Now, from: Endpoint, datagram: &[u8]) -> Result<(), DropReason> {
-        // Only this end adds, so the bound holds.
-        if self.waiting.handshakes.load(Ordering::Relaxed) < HANDSHAKES_MAX {
-            self.waiting.handshakes.fetch_add(1, Ordering::Relaxed);
-            self.punt(Punt::Handshake { from, datagram: datagram.into() });
-        } else {
-            self.drops.count(EngineDrop::DeviceBusy);
-        }
-        Ok(())
-    }
-
-    fn handle_outgoing(&mut self, _: Now, peer: PeerId, packet: &[u8], _: usize) -> Result<(), DropReason> {
-        self.waiting.packets.fetch_add(1, Ordering::Relaxed);
-        self.punt(Punt::Packet { peer, packet: packet.into() });
-        Ok(())
-    }
-
-    fn handle_signal(&mut self, _: Now, signal: Signal) {
-        self.punt(Punt::Signal(signal));
-    }
-
-    fn begin_handshake(&mut self, _: Now, peer: PeerId) {
-        self.punt(Punt::BeginHandshake(peer));
-    }
-
-    fn learn_path_mtus(&mut self, _: Now, reports: BTreeMap<IpAddr, usize>) {
-        // Only this end adds, so the bound holds.
-        if self.waiting.path_mtus.load(Ordering::Relaxed) < PATH_MTUS_MAX {
-            self.waiting.path_mtus.fetch_add(1, Ordering::Relaxed);
-            self.punt(Punt::PathMtus(reports));
+    /// Tells the device what sealing, staging or opening reported.
+    pub(crate) fn signal(&self, signal: Option<Signal>) {
+        if let Some(signal) = signal {
+            // It fails when the control thread is gone, and with it the need for this.
+            let _ = self.signals.send(signal);
+            self.control.signal();
         }
     }
 
-    fn endpoints(&self) -> Vec<Endpoint> {
-        Vec::new()
+    /// Punts a handshake message, unless there are too many.
+    pub(crate) fn punt_handshake(&mut self, now: Instant, from: Endpoint, datagram: &[u8]) {
+        let lane = match self.sieve.lane(now, from.remote.ip()) {
+            Some(Lane::Known) => &self.known,
+            Some(Lane::Strangers) => &self.strangers,
+            None => return self.drops.count(EngineDrop::DeviceBusy),
+        };
+        self.punt(lane, Handshake { from, datagram: datagram.into() });
     }
 
-    fn poll_transmit(&mut self, _: Now) -> Option<Transmit<'_>> {
-        None
+    /// Punts a packet that goes to every peer, unless too many wait.
+    pub(crate) fn punt_multicast(&self, segments: Segments, packet: &[u8]) {
+        self.punt(&self.multicasts, Multicast { segments, packet: packet.into() });
     }
 
-    fn is_taking_packets(&self) -> bool {
-        // Acquire: whatever the engine did with the packets happened before this.
-        self.waiting.packets.load(Ordering::Acquire) > 0
+    /// Punts what the network reported, unless too much waits.
+    pub(crate) fn punt_path_mtus(&self, reports: PathMtus) {
+        if self.path_mtus.try_send(reports).is_ok() {
+            self.control.signal();
+        }
     }
 
-    fn may_have_more(&self) -> bool {
-        // Only this end adds, so the bound holds.
-        !self.is_taking_packets() && self.waiting.frames.load(Ordering::Relaxed) < FRAMES_MAX
+    /// Tells the control thread that the worker's thread has ended without being told to.
+    pub(crate) fn report_end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.control.signal();
+    }
+
+    fn punt<P>(&self, lane: &SyncSender<P>, punt: P) {
+        match lane.try_send(punt) {
+            Ok(()) => self.control.signal(),
+            Err(_) => self.drops.count(EngineDrop::DeviceBusy),
+        }
     }
 }
 
 impl Punted {
-    /// The next item.
-    pub(crate) fn poll(&mut self) -> Option<Punt> {
-        let punt = self.punts.try_recv().ok()?;
-        match punt {
-            Punt::Handshake { .. } => {
-                self.waiting.handshakes.fetch_sub(1, Ordering::Relaxed);
-            }
-            Punt::Packet { .. } => self.packets += 1,
-            Punt::Frame { .. } => self.frames += 1,
-            Punt::PathMtus(_) => {
-                self.waiting.path_mtus.fetch_sub(1, Ordering::Relaxed);
-            }
-            Punt::Signal(_) | Punt::BeginHandshake(_) | Punt::Ended => {}
-        }
-        Some(punt)
+    pub(crate) fn next_signal(&self) -> Option<Signal> {
+        self.signals.try_recv().ok()
     }
 
-    /// Releases the worker: the packets that were taken are on the wire or wait for a session, so later ones may be
-    /// sealed.
-    pub(crate) fn packets_are_sent(&mut self) {
-        let packets = mem::take(&mut self.packets);
-        if packets > 0 && self.waiting.packets.fetch_sub(packets, Ordering::Release) == packets {
-            self.worker.signal();
-        }
-        let frames = mem::take(&mut self.frames);
-        // The worker waits for the wake-up only when it had reached the bound.
-        if frames > 0 && self.waiting.frames.fetch_sub(frames, Ordering::Relaxed) == FRAMES_MAX {
-            self.worker.signal();
-        }
+    pub(crate) fn next_multicast(&self) -> Option<Multicast> {
+        self.multicasts.try_recv().ok()
+    }
+
+    pub(crate) fn next_path_mtus(&self) -> Option<PathMtus> {
+        self.path_mtus.try_recv().ok()
+    }
+
+    pub(crate) fn next_handshake(&self, lane: Lane) -> Option<Handshake> {
+        let lane = match lane {
+            Lane::Known => &self.known,
+            Lane::Strangers => &self.strangers,
+        };
+        lane.try_recv().ok()
+    }
+
+    /// Whether the worker's thread has ended without being told to.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// Discards whatever waits. Returns how many packets and datagrams that were.
-    pub(crate) fn clear(&mut self) -> u64 {
-        let punts = iter::from_fn(|| self.poll());
-        let packets = punts
-            .filter(|punt| matches!(punt, Punt::Handshake { .. } | Punt::Packet { .. } | Punt::Frame { .. }));
-        let packets = packets.count() as u64;
-        self.packets_are_sent();
-        packets
+    pub(crate) fn clear(&self) -> u64 {
+        self.signals.try_iter().for_each(drop);
+        self.path_mtus.try_iter().for_each(drop);
+        let handshakes = self.known.try_iter().chain(self.strangers.try_iter()).count();
+        (handshakes + self.multicasts.try_iter().count()) as u64
     }
 }

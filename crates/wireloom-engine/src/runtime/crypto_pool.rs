@@ -15,10 +15,12 @@
 use std::{
     io, mem,
     panic::{self, AssertUnwindSafe},
-    thread::{self, JoinHandle},
 };
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crate::sync::{
+    channel::{Receiver, Sender, bounded},
+    thread::{self, JoinHandle},
+};
 
 /// Batches of one queue and one direction that may be in the pool at a time.
 pub(crate) const IN_POOL_MAX: usize = 8;
@@ -155,8 +157,14 @@ impl<W: Work, J: Job + From<BatchJob<W>>> InPool<W, J> {
 }
 
 #[cfg(test)]
+mod models;
+
+#[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::{
+        thread,
+        time::{Duration, Instant},
+    };
 
     use proptest::prelude::*;
 

@@ -3,5 +3,6 @@
 
 pub(crate) mod busy_poll;
 pub(crate) mod crypto_pool;
+pub(crate) mod limiter;
 pub(crate) mod turn;
 pub(crate) mod wake_up;

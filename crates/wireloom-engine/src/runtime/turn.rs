@@ -1,4 +1,4 @@
-//! A turn: one bounded round of work of the engine or of a worker.
+//! A turn: one bounded round of work of the control thread or of a worker.
 
 use wireloom_proto::Instant;
 
@@ -7,27 +7,22 @@ use wireloom_proto::Instant;
 pub(crate) struct Ready {
     /// The interface has packets.
     pub(crate) packets: bool,
-    /// The interface's state has changed.
-    pub(crate) events: bool,
     /// The UDP port has datagrams.
     pub(crate) datagrams: bool,
 }
 
 impl Ready {
     /// Every source has to be looked at.
-    pub(crate) const ALL: Self = Self { packets: true, events: true, datagrams: true };
+    pub(crate) const ALL: Self = Self { packets: true, datagrams: true };
 }
 
-/// When the next turn is due.
+/// When the control thread's next turn is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NextTurn {
     /// At once: there is more to do than one turn may take.
     Now,
     /// When a source becomes ready, and at this moment at the latest.
     Wait(Option<Instant>),
-    /// The same, but probably soon: during a bulk transfer, busy polling for a while is cheaper than a sleep and a
-    /// wake-up.
-    BusyPoll(Option<Instant>),
     /// Never: the interface is gone.
     Never,
 }
@@ -37,7 +32,8 @@ pub(crate) enum NextTurn {
 pub(crate) enum Backlog {
     /// Nothing.
     Empty,
-    /// Nothing, but the turn moved so many bytes that more is likely to follow soon.
+    /// Nothing, but the turn moved so many bytes that more is likely to follow soon: busy polling for a while is
+    /// cheaper than a sleep and a wake-up.
     MoreExpected,
     /// More than one turn may do.
     More,
@@ -50,14 +46,5 @@ impl Backlog {
     /// The backlog of a turn that moved `bytes` and left nothing behind.
     pub(crate) fn after(bytes: usize) -> Self {
         if bytes >= BULK { Self::MoreExpected } else { Self::Empty }
-    }
-
-    /// When the next turn is due if a timer expires at `deadline`.
-    pub(crate) fn next_turn(self, deadline: Option<Instant>) -> NextTurn {
-        match self {
-            Self::More => NextTurn::Now,
-            Self::MoreExpected => NextTurn::BusyPoll(deadline),
-            Self::Empty => NextTurn::Wait(deadline),
-        }
     }
 }

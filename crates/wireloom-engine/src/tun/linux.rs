@@ -1,11 +1,13 @@
 //! TUN and TAP interfaces of Linux (Documentation/networking/tuntap.rst).
 
+mod handover;
+
 use std::{
     fs::{File, OpenOptions},
     io::{self, IoSlice, IoSliceMut, Read, Write},
     num::NonZero,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd},
         unix::fs::OpenOptionsExt,
     },
     sync::{Arc, Once},
@@ -16,9 +18,14 @@ use wireloom_types::{LinkAddress, PeerLookup};
 
 use super::{
     Tun, TunEvent, TunQueue,
+    descriptor::{
+        InterfaceRequest, hardware_address, interface_request, is_persistent, set_hardware_address,
+        set_persistent,
+    },
+    monitor::InterfaceMonitor,
     offloads::{self, Offload, Offloads},
     place::Place,
-    rtnetlink::{self, InterfaceMonitor},
+    rtnetlink,
 };
 use crate::{
     offload::{
@@ -37,11 +44,11 @@ const CLONE_DEVICE: &str = "/dev/net/tun";
 /// data message (32) add.
 const DEFAULT_MTU: usize = 1420;
 
-/// A TUN interface, or a TAP interface in link mode. It lives as long as this value, unless it is persistent
-/// ([`Self::set_persistent`]): then it outlives the value, with its addresses and routes, for the next one of the same
-/// name.
+/// A TUN interface, or a TAP interface in link mode. It lives as long as this value or one of its queues, unless it is
+/// persistent ([`Self::set_persistent`]): then it outlives them, with its addresses and routes, for the next one of the
+/// same name.
 pub(crate) struct LinuxTun {
-    first: LinuxQueue,
+    writer: LinuxQueue,
     monitor: InterfaceMonitor,
     /// The link address of a TAP.
     link_address: Option<LinkAddress>,
@@ -56,6 +63,7 @@ pub(crate) struct LinuxTun {
 /// The kernel sends the answers to a flow through the queue that the flow was written to (`tun_flow_update` in
 /// drivers/net/tun.c). So writes are spread over all queues by flow. Otherwise all answers to a peer, whose datagrams
 /// arrive at one socket, would be read by one thread.
+#[derive(Clone)]
 pub(crate) struct LinuxQueue {
     queues: Arc<[File]>,
     own: usize,
@@ -98,8 +106,8 @@ pub enum OpenTunError {
 
 impl LinuxTun {
     /// Creates the interface `name`, down, with an MTU of 1420 bytes; or takes over the persistent interface of that
-    /// name as it is, if an earlier process left one. Returns the interface and its queues except the first. There are
-    /// `queues` in all, or just one if the interface that was left cannot have more.
+    /// name as it is, if an earlier process left one. Returns the interface and its queues: `queues` of them, or just
+    /// one if the interface that was left cannot have more.
     ///
     /// # Errors
     /// [`OpenTunError`]; nothing is left behind then.
@@ -163,22 +171,18 @@ impl LinuxTun {
         }
         let ethernet_len = link_address.map_or(0, |_| ethernet::HEADER_LEN);
         let files: Arc<[File]> = files.into();
-        let mut queues = (0..files.len()).map(|own| LinuxQueue {
-            queues: Arc::clone(&files),
-            own,
-            offloads,
-            ethernet_len,
-        });
-        let first = queues.next().expect("there is at least one queue");
-        let others = queues.collect();
+        let queues: Vec<_> = (0..files.len())
+            .map(|own| LinuxQueue { queues: Arc::clone(&files), own, offloads, ethernet_len })
+            .collect();
         // The first event is the present state.
-        let tun = Self { first, monitor, link_address, mtu: DEFAULT_MTU, persists_here: false };
+        let writer = queues[0].clone();
+        let tun = Self { writer, monitor, link_address, mtu: DEFAULT_MTU, persists_here: false };
         tun.bound_super_packets();
-        Ok((tun, others))
+        Ok((tun, queues))
     }
 
     fn file(&self) -> &File {
-        self.first.file()
+        self.writer.file()
     }
 
     /// Sets whether the interface outlives this value. A new one does not; one that was left does.
@@ -194,14 +198,9 @@ impl LinuxTun {
         set_persistent(self.file(), persistent)
     }
 
-    /// Readable when [`TunQueue::receive`] has a packet.
-    pub(crate) fn packets(&self) -> BorrowedFd<'_> {
-        self.first.packets()
-    }
-
     /// Bounds super-packets so that their messages fit one send.
     fn bound_super_packets(&self) {
-        if self.first.offloads.joinable.tcp
+        if self.writer.offloads.joinable.tcp
             && let Some(Place { namespace: None, index }) = self.monitor.place()
             && let Err(error) = rtnetlink::set_gso_max_size(index, offloads::gso_max_size(self.mtu))
         {
@@ -278,8 +277,8 @@ impl TunQueue for LinuxQueue {
 impl Tun for LinuxTun {
     type Queue = LinuxQueue;
 
-    fn first(&mut self) -> &mut LinuxQueue {
-        &mut self.first
+    fn writer(&self) -> LinuxQueue {
+        self.writer.clone()
     }
 
     fn link_address(&self) -> Option<LinkAddress> {
@@ -291,7 +290,9 @@ impl Tun for LinuxTun {
         if before != address {
             set_hardware_address(self.file(), address)?;
             // The kernel keeps the link-local address that it derived from the old one.
-            self.monitor.replace_link_local(before.link_local(), address.link_local());
+            if let Some(Place { namespace: None, index }) = self.monitor.place() {
+                rtnetlink::replace_link_local(index, before.link_local(), address.link_local());
+            }
         }
         self.link_address = Some(address);
         Ok(())
@@ -299,7 +300,7 @@ impl Tun for LinuxTun {
 
     fn poll_event(&mut self) -> io::Result<Option<TunEvent>> {
         let was_here = self.monitor.is_here();
-        let event = self.monitor.poll(self.first.file(), self.mtu)?;
+        let event = self.monitor.poll(self.writer.file(), self.mtu)?;
         if self.monitor.is_here() != was_here {
             self.adapt_persistence();
         }
@@ -317,7 +318,7 @@ impl LinuxTun {
     /// While the interface is in another network namespace, as <https://www.wireguard.com/netns/> proposes, it goes
     /// with this value: the next process of the name looks for it in ours, and would make a second one.
     fn adapt_persistence(&mut self) {
-        let file = self.first.file();
+        let file = self.writer.file();
         let adapted = if self.monitor.is_here() {
             if std::mem::take(&mut self.persists_here) { set_persistent(file, true) } else { Ok(()) }
         } else {
@@ -328,15 +329,6 @@ impl LinuxTun {
             tracing::warn!("cannot change whether the interface outlives this process: {error}");
         }
     }
-}
-
-fn open_clone_device(name: &str) -> Result<File, OpenTunError> {
-    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(CLONE_DEVICE).map_err(
-        |error| match error.kind() {
-            io::ErrorKind::PermissionDenied => OpenTunError::NotPermitted(name.into()),
-            _ => OpenTunError::NoTunSupport(error),
-        },
-    )
 }
 
 /// Attaches to the interface that an earlier process left, and adapts the request to it: whether an interface can have
@@ -362,138 +354,11 @@ fn attach_to_left(
     Ok(NonZero::<usize>::MIN)
 }
 
-/// The argument of `TUNSETIFF`.
-#[derive(Clone, Copy)]
-struct InterfaceRequest {
-    name: [libc::c_char; libc::IFNAMSIZ],
-    flags: libc::c_int,
-}
-
-impl InterfaceRequest {
-    fn add_flags(&mut self, flags: libc::c_int) {
-        self.flags |= flags;
-    }
-
-    fn toggle_flags(&mut self, flags: libc::c_int) {
-        self.flags ^= flags;
-    }
-
-    fn with_flags(self, flags: libc::c_int) -> Self {
-        Self { flags: self.flags | flags, ..self }
-    }
-
-    /// Makes the descriptor a queue of the interface, which is created first if there is none.
-    #[expect(unsafe_code, reason = "an ioctl takes the address of its argument")]
-    fn attach(self, file: &File) -> io::Result<()> {
-        let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_flags: self.flags as libc::c_short };
-        let mut request = libc::ifreq { ifr_name: self.name, ifr_ifru };
-        // SAFETY: TUNSETIFF reads and writes one `struct ifreq` at the address, which `request` is.
-        let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
-}
-
-/// The request for an interface of this name. `None` when no interface can have it (`dev_valid_name` in net/core/dev.c;
-/// '%' would make it a pattern).
-fn interface_request(name: &str, peer_lookup: PeerLookup) -> Option<InterfaceRequest> {
-    let bytes = name.as_bytes();
-    let forbidden = |byte: &u8| matches!(byte, b'/' | b':' | b'%') || byte.is_ascii_whitespace();
-    if bytes.is_empty()
-        || bytes.len() >= libc::IFNAMSIZ
-        || bytes.iter().any(|byte| forbidden(byte) || *byte == 0)
-        || matches!(name, "." | ".." | "all" | "default")
-    {
-        return None;
-    }
-    let mut terminated = [0; libc::IFNAMSIZ];
-    for (to, from) in terminated.iter_mut().zip(bytes) {
-        *to = *from as libc::c_char;
-    }
-    let kind = match peer_lookup {
-        PeerLookup::Destination => libc::IFF_TUN,
-        PeerLookup::Gateway => libc::IFF_TAP,
-    };
-    Some(InterfaceRequest { name: terminated, flags: kind | libc::IFF_NO_PI })
-}
-
-/// The interface's name in its network namespace; `None` when it does not exist any more.
-pub(super) fn interface_name(file: &File) -> Option<String> {
-    let name = present_interface(file)?.ifr_name.map(|byte| byte as u8);
-    Some(String::from_utf8_lossy(name.split(|byte| *byte == 0).next()?).into_owned())
-}
-
-/// Whether the interface outlives its descriptors.
-fn is_persistent(file: &File) -> bool {
-    #[expect(unsafe_code, reason = "the request is a C union")]
-    // SAFETY: TUNGETIFF succeeded, so that this is the field that was written.
-    let flags = present_interface(file).map(|request| unsafe { request.ifr_ifru.ifru_flags });
-    flags.is_some_and(|flags| libc::c_int::from(flags) & libc::IFF_PERSIST != 0)
-}
-
-/// What the kernel says of the interface; `None` when it does not exist any more.
-#[expect(unsafe_code, reason = "an ioctl takes the address of its argument")]
-fn present_interface(file: &File) -> Option<libc::ifreq> {
-    let mut request = empty_request();
-    // SAFETY: TUNGETIFF writes one `struct ifreq` at the address, which `request` is.
-    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
-    (done == 0).then_some(request)
-}
-
-/// Sets whether the interface outlives its descriptors.
-#[expect(unsafe_code, reason = "neither nix nor the standard library know this ioctl")]
-fn set_persistent(file: &File, persistent: bool) -> io::Result<()> {
-    // SAFETY: TUNSETPERSIST takes its argument by value.
-    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, libc::c_int::from(persistent)) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn hardware_address(file: &File) -> io::Result<LinkAddress> {
-    let mut request = empty_request();
-    address_request(file, libc::SIOCGIFHWADDR, &mut request)?;
-    #[expect(unsafe_code, reason = "the request is a C union")]
-    // SAFETY: SIOCGIFHWADDR succeeded, so that this is the field that was written.
-    let [a, b, c, d, e, f, ..] = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data.map(|byte| byte as u8);
-    Ok(LinkAddress::from_bytes([a, b, c, d, e, f]))
-}
-
-/// Works in whichever network namespace the interface is: the descriptor leads there.
-fn set_hardware_address(file: &File, address: LinkAddress) -> io::Result<()> {
-    let mut sa_data = [0; 14];
-    for (to, from) in sa_data.iter_mut().zip(address.to_bytes()) {
-        *to = from as libc::c_char;
-    }
-    let ifru_hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data };
-    let mut request = empty_request();
-    request.ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_hwaddr };
-    address_request(file, libc::SIOCSIFHWADDR, &mut request)
-}
-
-fn empty_request() -> libc::ifreq {
-    libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 } }
-}
-
-#[expect(unsafe_code, reason = "an ioctl takes the address of its argument")]
-fn address_request(file: &File, operation: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
-    // SAFETY: SIOCGIFHWADDR and SIOCSIFHWADDR write and read one `struct ifreq` at the address.
-    let done = unsafe { libc::ioctl(file.as_raw_fd(), operation, std::ptr::from_mut(request)) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn interface_request(name: &str) -> Option<InterfaceRequest> {
-        super::interface_request(name, PeerLookup::Destination)
-    }
-
-    #[test]
-    fn interface_names_are_validated() {
-        for good in ["wg0", "a", "fifteen-bytes-x", "wg0.100", "größe"] {
-            assert!(interface_request(good).is_some(), "{good}");
-        }
-        for bad in ["", "sixteen-bytes-xy", "a b", "a/b", "wg%d", "a:1", ".", "..", "a\0b", "all"] {
-            assert!(interface_request(bad).is_none(), "{bad}");
-        }
-    }
+fn open_clone_device(name: &str) -> Result<File, OpenTunError> {
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(CLONE_DEVICE).map_err(
+        |error| match error.kind() {
+            io::ErrorKind::PermissionDenied => OpenTunError::NotPermitted(name.into()),
+            _ => OpenTunError::NoTunSupport(error),
+        },
+    )
 }

@@ -4,7 +4,6 @@ use std::{
     cell::RefCell,
     collections::VecDeque,
     io::{self, IoSlice},
-    iter,
     num::NonZero,
     sync::{
         Arc,
@@ -29,7 +28,8 @@ use crate::{
 /// The engine's end: a [`Tun`].
 #[derive(Debug)]
 pub(crate) struct MemoryTun {
-    first: MemoryQueue,
+    to_host: Sender<(VirtioHeader, Vec<u8>)>,
+    refuses_super_packets: Arc<AtomicBool>,
     events: Receiver<TunEvent>,
     link_address: Option<LinkAddress>,
     refuses_link_addresses: Arc<AtomicBool>,
@@ -41,7 +41,7 @@ pub(crate) struct MemoryQueue {
     to_host: Sender<(VirtioHeader, Vec<u8>)>,
     from_host: Receiver<(VirtioHeader, Vec<u8>)>,
     joinable: Joinable,
-    /// Whether the host refuses_super_packets super-packets.
+    /// Whether the host refuses super-packets.
     refuses_super_packets: Arc<AtomicBool>,
 }
 
@@ -61,64 +61,63 @@ pub(crate) struct MemoryTunHost {
 }
 
 /// Makes both ends. The interface is down until the host says otherwise.
-pub(crate) fn memory_tun() -> (MemoryTun, MemoryTunHost) {
-    let (tun, _, host) = memory_tun_of(NonZero::<usize>::MIN);
-    (tun, host)
+pub(crate) fn memory_tun() -> (MemoryTun, Vec<MemoryQueue>, MemoryTunHost) {
+    memory_tun_of(NonZero::<usize>::MIN)
 }
 
-/// Makes both ends of an interface with several queues, and its queues except the first.
+/// Makes both ends of an interface with several queues, and all of these.
 pub(crate) fn memory_tun_of(queues: NonZero<usize>) -> (MemoryTun, Vec<MemoryQueue>, MemoryTunHost) {
     let (to_host, from_tun) = channel();
     let (tell, events) = channel();
     let refuses_super_packets = Arc::<AtomicBool>::default();
-    let queue = || {
-        let (to_tun, from_host) = channel();
-        let to_host = to_host.clone();
-        let joinable = Joinable { tcp: true, udp: true };
-        (
-            to_tun,
-            MemoryQueue {
-                to_host,
-                from_host,
-                joinable,
-                refuses_super_packets: Arc::clone(&refuses_super_packets),
-            },
-        )
-    };
-    let (to_first, first) = queue();
-    let (to_others, others): (Vec<_>, Vec<_>) = (1..queues.get()).map(|_| queue()).unzip();
-    let to_tun = iter::once(to_first).chain(to_others).collect();
     let refuses_link_addresses = Arc::<AtomicBool>::default();
     let tun = MemoryTun {
-        first,
+        to_host,
+        refuses_super_packets: Arc::clone(&refuses_super_packets),
         events,
         link_address: None,
         refuses_link_addresses: Arc::clone(&refuses_link_addresses),
     };
+    let (to_tun, queues) = (0..queues.get())
+        .map(|_| {
+            let (to_tun, from_host) = channel();
+            (to_tun, tun.queue(from_host))
+        })
+        .unzip();
     let host = MemoryTunHost {
         to_tun,
         from_tun,
         ethernet_len: 0,
         segments: RefCell::default(),
         events: tell,
-        refuses_super_packets: Arc::clone(&refuses_super_packets),
+        refuses_super_packets,
         refuses_link_addresses,
     };
-    (tun, others, host)
+    (tun, queues, host)
 }
 
 /// Makes both ends of an interface that carries frames. Its link address is an arbitrary one.
-pub(crate) fn memory_tap() -> (MemoryTun, MemoryTunHost) {
-    let (tun, _, host) = memory_tap_of(NonZero::<usize>::MIN);
-    (tun, host)
+pub(crate) fn memory_tap() -> (MemoryTun, Vec<MemoryQueue>, MemoryTunHost) {
+    memory_tap_of(NonZero::<usize>::MIN)
 }
 
 /// The same with several queues, returned as by [`memory_tun_of`].
 pub(crate) fn memory_tap_of(queues: NonZero<usize>) -> (MemoryTun, Vec<MemoryQueue>, MemoryTunHost) {
-    let (mut tun, others, mut host) = memory_tun_of(queues);
+    let (mut tun, queues, mut host) = memory_tun_of(queues);
     host.ethernet_len = ethernet::HEADER_LEN;
     tun.link_address = Some(LinkAddress::from_bytes([0x1e, 0x35, 0x89, 0, 0, 7]));
-    (tun, others, host)
+    (tun, queues, host)
+}
+
+impl MemoryTun {
+    fn queue(&self, from_host: Receiver<(VirtioHeader, Vec<u8>)>) -> MemoryQueue {
+        MemoryQueue {
+            to_host: self.to_host.clone(),
+            from_host,
+            joinable: Joinable { tcp: true, udp: true },
+            refuses_super_packets: Arc::clone(&self.refuses_super_packets),
+        }
+    }
 }
 
 impl TunQueue for MemoryQueue {
@@ -150,8 +149,9 @@ impl TunQueue for MemoryQueue {
 impl Tun for MemoryTun {
     type Queue = MemoryQueue;
 
-    fn first(&mut self) -> &mut MemoryQueue {
-        &mut self.first
+    /// The host has no other end for what it could read.
+    fn writer(&self) -> MemoryQueue {
+        self.queue(channel().1)
     }
 
     fn link_address(&self) -> Option<LinkAddress> {

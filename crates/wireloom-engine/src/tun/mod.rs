@@ -1,8 +1,12 @@
 //! The interface: IP packets, or Ethernet frames, from and to this machine's network stack.
 
+mod descriptor;
 mod linux;
-#[cfg(test)]
+mod locate;
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "fuzzing needs only some of it"))]
 mod memory;
+mod monitor;
 mod offloads;
 mod place;
 mod rtnetlink;
@@ -18,7 +22,8 @@ use crate::offload::{
 
 pub use linux::OpenTunError;
 pub(crate) use linux::{LinuxQueue, LinuxTun};
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), expect(unused_imports, reason = "fuzzing needs only some of them"))]
 pub(crate) use memory::{
     MemoryQueue, MemoryTun, MemoryTunHost, memory_tap, memory_tap_of, memory_tun, memory_tun_of,
 };
@@ -56,13 +61,21 @@ pub(crate) trait TunQueue {
     fn stop_joining(&mut self, kind: SegmentationKind);
 }
 
-/// An interface: its state, and its first queue. No call blocks.
+/// Sends a packet of our own to the network stack, in link mode a frame. While the interface is down, the stack refuses
+/// it and does not need it.
+pub(crate) fn tell_stack(tun: &mut impl TunQueue, frame: &[u8]) {
+    let header = VirtioHeader::default().to_bytes();
+    let _ = tun.send(&[IoSlice::new(&header), IoSlice::new(frame)]);
+}
+
+/// An interface: its state, and what does not belong to one queue. No call blocks.
 pub(crate) trait Tun {
     /// The type of its queues.
     type Queue: TunQueue;
 
-    /// The first queue, which every interface has.
-    fn first(&mut self) -> &mut Self::Queue;
+    /// A queue for packets that this process makes itself. It is only written to: another thread may read the packets
+    /// of any queue.
+    fn writer(&self) -> Self::Queue;
 
     /// The interface's own link address, in link mode.
     fn link_address(&self) -> Option<LinkAddress>;

@@ -1,11 +1,13 @@
 //! UDP sockets of Linux: one for each address family, on the same port.
 
+mod handover;
+
 use std::{
     fs,
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use nix::{
@@ -14,12 +16,14 @@ use nix::{
     sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, getsockopt, recvmsg, setsockopt, sockopt},
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use wireloom_proto::Endpoint;
+use wireloom_proto::{Endpoint, LocalAddress};
 
 use super::{
     Network, Patience, Udp,
     mmsg::{Receiver, Sender},
-    sources::{self, Moved, RouteWatch},
+    route_watch::RouteWatch,
+    routing::{Origin, Refusals},
+    sources::Sources,
 };
 use crate::{
     batch::{GsoRun, InboundBatch, SealedBatch},
@@ -32,6 +36,9 @@ const SOCKET_BUFFER: usize = 8 << 20;
 const PICK_ATTEMPTS: usize = 100;
 /// How long to wait for room in a full send buffer, in milliseconds.
 const SEND_PATIENCE: u8 = 20;
+
+/// How often a datagram is tried again after an error that others may have caused.
+const TRIES_MAX: u32 = 8;
 
 /// The most datagrams in one GSO run: `UDP_MAX_SEGMENTS` in include/linux/udp.h has never been less than 64.
 const RUN_DATAGRAMS: usize = 64;
@@ -52,13 +59,15 @@ pub(crate) struct LinuxUdp {
     v6_first: bool,
     /// Whether IPv4 paths are probed.
     probes_v4: bool,
-    /// Source addresses of earlier datagrams that this machine no longer has.
-    gone: Vec<IpAddr>,
-    /// The ways whose source addresses are left to routing.
-    moved: Moved,
-    /// Finds these. The first of several sockets on a port does it for all.
+    /// The source addresses that are left to routing.
+    sources: Sources,
+    /// Finds these, in one of those that have the port open.
     watch: Option<RouteWatch>,
+    refusals: Refusals,
     mark: u32,
+    /// Held for writing while the sockets forbid fragments, and for reading by whoever sends datagrams that may need
+    /// them: a sender shares the option with the queue whose sockets it has.
+    fragments: Arc<RwLock<()>>,
 }
 
 /// One socket for each family, on the same port.
@@ -90,13 +99,13 @@ impl Network for LinuxNetwork {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => continue,
                 Err(error) => return Err(error),
             };
-            let moved = Moved::default();
-            let watch = RouteWatch::open(&moved).map_err(|error| {
+            let sources = Sources::default();
+            let watch = RouteWatch::open(&sources).inspect_err(|error| {
                 tracing::warn!("changes of routes are not followed: {error}");
             });
             return Ok(LinuxUdp {
                 watch: watch.ok(),
-                ..LinuxUdp::new(bound, Sockets { v4, v6 }, mark, moved)
+                ..LinuxUdp::new(bound, Sockets { v4, v6 }, mark, sources)
             });
         }
     }
@@ -114,7 +123,17 @@ impl Network for LinuxNetwork {
             }
             None => None,
         };
-        Ok(LinuxUdp::new(first.port, Sockets { v4, v6 }, mark, Arc::clone(&first.moved)))
+        Ok(LinuxUdp::new(first.port, Sockets { v4, v6 }, mark, first.sources.clone()))
+    }
+
+    fn sender(&self, first: &mut LinuxUdp) -> io::Result<LinuxUdp> {
+        let v4 = first.sockets.v4.try_clone()?;
+        let v6 = first.sockets.v6.as_ref().map(Socket::try_clone).transpose()?;
+        Ok(LinuxUdp {
+            watch: first.watch.take(),
+            fragments: Arc::clone(&first.fragments),
+            ..LinuxUdp::new(first.port, Sockets { v4, v6 }, first.mark, first.sources.clone())
+        })
     }
 }
 
@@ -140,9 +159,11 @@ impl LinuxNetwork {
             socket.set_only_v6(true)?;
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
             setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+            socket.set_recv_tclass_v6(true)?;
         } else {
             setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
             setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+            socket.set_recv_tos_v4(true)?;
         }
         // Like the kernel's WireGuard (`send4` in drivers/net/wireguard/socket.c): a tunnel whose MTU is too big for
         // the path is slow, not dead, even where ICMP is filtered.
@@ -215,7 +236,7 @@ fn grow_buffers(socket: &Socket) {
 }
 
 impl LinuxUdp {
-    fn new(port: u16, sockets: Sockets, mark: u32, moved: Moved) -> Self {
+    fn new(port: u16, sockets: Sockets, mark: u32, sources: Sources) -> Self {
         Self {
             port,
             run_max: if getsockopt(&sockets.v4, sockopt::UdpGsoSegment).is_ok() { RUN_DATAGRAMS } else { 1 },
@@ -224,10 +245,11 @@ impl LinuxUdp {
             sender: Sender::default(),
             v6_first: false,
             probes_v4: has_v4_discovery(),
-            gone: Vec::new(),
-            moved,
+            sources,
             watch: None,
+            refusals: Refusals::default(),
             mark,
+            fragments: Arc::default(),
         }
     }
 
@@ -236,7 +258,7 @@ impl LinuxUdp {
         std::iter::once(&self.sockets.v4).chain(&self.sockets.v6).map(AsFd::as_fd)
     }
 
-    /// Readable when [`Udp::follow_routes`] has something to do, which the turn for datagrams asks.
+    /// Readable when [`Udp::follow_routes`] has something to do, which the control thread asks.
     pub(crate) fn routes(&self) -> Option<BorrowedFd<'_>> {
         self.watch.as_ref().map(AsFd::as_fd)
     }
@@ -252,17 +274,16 @@ impl LinuxUdp {
     ) -> io::Result<usize> {
         let socket = self.sockets.towards(to)?;
         let same_family = |other: Endpoint| other.remote.is_ipv4() == to.remote.is_ipv4();
-        let (gone, moved) = (&self.gone, self.moved.load());
+        let unusable = self.sources.unusable();
         let goes_along = |run: &GsoRun<'_>| same_family(run.to) && !run.lone_probe;
         let runs = batch.runs_from(next, most).take_while(goes_along).map(|mut run| {
             let remote = run.to.remote.ip();
-            run.to.local = run.to.local.filter(|local| {
-                (gone.is_empty() || !gone.contains(&local.address))
-                    && (moved.is_empty() || !moved.contains(&(remote, *local)))
-            });
+            run.to.local = run.to.local.filter(|local| unusable.allow(remote, *local));
             run
         });
+        let may_fragment = self.fragments.read().unwrap_or_else(PoisonError::into_inner);
         let sent = self.sender.send(socket.as_fd(), runs)?;
+        drop(may_fragment);
         Ok(batch.runs_from(next, most).take(sent).map(|run| run.count).sum())
     }
 
@@ -279,7 +300,11 @@ impl LinuxUdp {
         let positions: Vec<usize> = there.collect();
         let socket = if is_v4 { Some(&self.sockets.v4) } else { self.sockets.v6.as_ref() };
         let (Some(socket), false) = (socket, positions.is_empty()) else { return };
-        if (self.probes_v4 || !is_v4) && Fragments::Forbidden.set(socket, is_v4).is_ok() {
+        if !self.probes_v4 && is_v4 {
+            return;
+        }
+        let _forbidden = self.fragments.write().unwrap_or_else(PoisonError::into_inner);
+        if Fragments::Forbidden.set(socket, is_v4).is_ok() {
             let mut left = &positions[..];
             while !left.is_empty() {
                 let runs = left.iter().flat_map(|position| batch.runs_from(*position, 1).take(1));
@@ -289,6 +314,19 @@ impl LinuxUdp {
             }
             let _ = Fragments::Allowed.set(socket, is_v4);
         }
+    }
+
+    /// What routing sees of our datagrams.
+    fn origin(&self) -> Origin {
+        Origin { port: self.port, mark: self.mark }
+    }
+
+    /// Whether a datagram that the kernel did not take could go if it had another source address. There is only one way
+    /// from an IPv6 link-local address.
+    fn is_refused_for_source(&mut self, to: Endpoint, local: LocalAddress) -> bool {
+        let is_link_local = matches!(local.address, IpAddr::V6(address) if address.is_unicast_link_local());
+        let origin = self.origin();
+        !is_link_local && self.refusals.are_for_the_source(to.remote, local.address, origin)
     }
 
     /// Waits for room in the send buffer. Returns false when there is none in time.
@@ -322,17 +360,14 @@ impl Udp for LinuxUdp {
                 self.receiver.receive(socket.as_fd(), batch);
             }
         }
-        if !self.gone.is_empty() {
-            // A datagram that arrived at an address proves that the machine has it, perhaps again.
-            for from in batch.sources() {
-                self.gone.retain(|gone| from.local.is_none_or(|local| local.address != *gone));
-            }
-        }
+        let locals = batch.sources().filter_map(|from| from.local);
+        self.sources.note_arrivals(locals.map(|local| local.address));
     }
 
     fn send(&mut self, batch: SealedBatch<'_>, patience: &mut Patience) -> u64 {
         let mut next = 0;
-        let mut tried_again = None;
+        // The datagram that was tried again, and how often.
+        let mut again = (usize::MAX, 0);
         let mut lost = 0;
         let mut most = self.run_max;
         while let Some(to) = batch.destination(next) {
@@ -353,9 +388,10 @@ impl Udp for LinuxUdp {
                     patience.wait(|| self.wait_for_room(to));
                     continue;
                 }
-                // The error may have been raised by ICMP for an earlier datagram, to any peer.
-                (Some(number), _) if number != libc::EAGAIN && tried_again != Some(next) => {
-                    tried_again = Some(next);
+                // The error may have been raised by ICMP for an earlier datagram, to any peer, and when thousands do
+                // not answer, there may be several such errors in a row.
+                (Some(number), _) if number != libc::EAGAIN && (again.0 != next || again.1 < TRIES_MAX) => {
+                    again = (next, if again.0 == next { again.1 + 1 } else { 1 });
                     continue;
                 }
                 // The kernel refuses GSO runs that leave through a device without checksum offload (EIO, before Linux
@@ -370,17 +406,17 @@ impl Udp for LinuxUdp {
                     continue;
                 }
                 // This machine no longer has the address that the peer sent to: let routing choose one.
-                (Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH), Some(local))
-                    if !self.gone.contains(&local.address) =>
+                (Some(libc::EINVAL | libc::EADDRNOTAVAIL), Some(local))
+                    if self.sources.note_gone(local.address) =>
                 {
-                    self.gone.push(local.address);
                     continue;
                 }
-                // There is no way with this source address, as rules may say: let routing choose one here, too.
-                (Some(libc::EHOSTUNREACH | libc::EACCES), Some(local))
-                    if !self.moved.load().contains(&(to.remote.ip(), local)) =>
+                // There may be no way with this source address, as rules may say: let routing choose one here, too. Or
+                // one more ICMP error has arrived.
+                (Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES), Some(local))
+                    if self.is_refused_for_source(to, local)
+                        && self.sources.note_ways(&[((to.remote.ip(), local), true)]) =>
                 {
-                    sources::note(&self.moved, to.remote.ip(), local, true);
                     continue;
                 }
                 _ => tracing::debug!("cannot send to {}: {error}", to.remote),
@@ -396,8 +432,8 @@ impl Udp for LinuxUdp {
     }
 
     fn follow_routes(&mut self, endpoints: impl FnOnce() -> Vec<Endpoint>) -> bool {
-        let (port, mark) = (self.port, self.mark);
-        self.watch.as_mut().is_some_and(|watch| watch.follow(endpoints, port, mark))
+        let origin = self.origin();
+        self.watch.as_mut().is_some_and(|watch| watch.follow(endpoints, origin))
     }
 
     fn path_mtus(&mut self, at_most: usize, mut take: impl FnMut(IpAddr, usize)) {

@@ -13,6 +13,7 @@ use wireloom_proto::Endpoint;
 use super::{Network, Patience, Udp};
 use crate::{
     batch::{InboundBatch, SealedBatch},
+    packet::ecn::Ecn,
     path_mtu::outer_headers,
 };
 
@@ -28,6 +29,10 @@ struct Wire {
     ports: BTreeMap<SocketAddr, Port>,
     /// Every datagram that was ever sent, but for probes: source, destination, content.
     seen: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+    /// The type of service, or traffic class, of each of these.
+    classes: Vec<u8>,
+    /// The congestion notification with which every datagram arrives, if the network changes it.
+    marks: Option<Ecn>,
     /// The narrow paths, by their destinations.
     narrow: BTreeMap<IpAddr, NarrowPath>,
     /// How many datagrams had to be fragmented.
@@ -40,8 +45,21 @@ struct Wire {
     stuck: Option<usize>,
 }
 
-/// The sockets that have opened one port, each with the datagrams that have arrived; `None` once it is closed.
-type Port = Vec<Option<VecDeque<(SocketAddr, Vec<u8>)>>>;
+/// The sockets that have opened one port; `None` once one is closed.
+type Port = Vec<Option<Socket>>;
+
+#[derive(Debug)]
+struct Socket {
+    arrived: VecDeque<(SocketAddr, Vec<u8>, Ecn)>,
+    /// By how many [`MemoryUdp`] it is held: a sender holds the socket that it is made from.
+    holders: usize,
+}
+
+impl Socket {
+    fn open() -> Option<Self> {
+        Some(Self { arrived: VecDeque::new(), holders: 1 })
+    }
+}
 
 /// A path that carries IP packets of at most `mtu` bytes without fragments.
 #[derive(Debug)]
@@ -79,6 +97,23 @@ impl MemoryNetwork {
     /// Every datagram that was ever sent, but for probes, as an eavesdropper sees it: source, destination, content.
     pub(crate) fn seen(&self) -> Vec<(SocketAddr, SocketAddr, Vec<u8>)> {
         self.wire().seen.clone()
+    }
+
+    /// The type of service, or traffic class, of each datagram that [`Self::seen`] returns.
+    pub(crate) fn classes(&self) -> Vec<u8> {
+        self.wire().classes.clone()
+    }
+
+    /// Has every datagram arrive with this congestion notification, whatever it was sent with; `None` has the network
+    /// leave it alone.
+    pub(crate) fn mark(&self, ecn: Option<Ecn>) {
+        self.wire().marks = ecn;
+    }
+
+    /// The same since the last call, which are forgotten.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn take_seen(&self) -> Vec<(SocketAddr, SocketAddr, Vec<u8>)> {
+        std::mem::take(&mut self.wire().seen)
     }
 
     /// Reports to a socket that has `port` open on this host that the path to `remote` carries packets of this many
@@ -128,12 +163,13 @@ impl Wire {
 
     /// Brings a datagram to its destination. One to a port that nobody has open is lost on the way, without the
     /// sender's knowledge.
-    fn carry(&mut self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
+    fn carry(&mut self, from: SocketAddr, to: SocketAddr, datagram: &[u8], class: u8) {
+        let ecn = self.marks.unwrap_or(Ecn::of_class(class));
         if let Some(port) = self.ports.get_mut(&to) {
             let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(from);
             let mut open: Vec<_> = port.iter_mut().flatten().collect();
             let position = (hash % open.len() as u64) as usize;
-            open[position].push_back((from, datagram.to_vec()));
+            open[position].arrived.push_back((from, datagram.to_vec(), ecn));
         }
     }
 }
@@ -149,15 +185,23 @@ impl Network for MemoryNetwork {
             port => Some(port).filter(free),
         };
         let port = port.ok_or_else(|| io::Error::from_raw_os_error(libc::EADDRINUSE))?;
-        wire.ports.insert(SocketAddr::new(self.address, port), vec![Some(VecDeque::new())]);
+        wire.ports.insert(SocketAddr::new(self.address, port), vec![Socket::open()]);
         Ok(MemoryUdp { network: self.clone(), port, position: 0 })
     }
 
     fn join(&self, first: &MemoryUdp, _mark: u32) -> io::Result<MemoryUdp> {
         let mut wire = self.wire();
         let port = wire.ports.get_mut(&first.address()).ok_or(io::ErrorKind::NotConnected)?;
-        port.push(Some(VecDeque::new()));
+        port.push(Socket::open());
         Ok(MemoryUdp { network: self.clone(), port: first.port, position: port.len() - 1 })
+    }
+
+    fn sender(&self, first: &mut MemoryUdp) -> io::Result<MemoryUdp> {
+        let mut wire = self.wire();
+        let port = wire.ports.get_mut(&first.address()).ok_or(io::ErrorKind::NotConnected)?;
+        let socket = port[first.position].as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        socket.holders += 1;
+        Ok(MemoryUdp { network: self.clone(), port: first.port, position: first.position })
     }
 }
 
@@ -180,12 +224,12 @@ impl Udp for MemoryUdp {
         batch.clear();
         let mut wire = self.network.wire();
         let port = wire.ports.get_mut(&self.address());
-        let Some(queue) = port.and_then(|port| port[self.position].as_mut()) else { return };
+        let Some(socket) = port.and_then(|port| port[self.position].as_mut()) else { return };
         loop {
             let Some(room) = batch.rooms().next() else { return };
-            let Some((from, datagram)) = queue.pop_front() else { return };
+            let Some((from, datagram, ecn)) = socket.arrived.pop_front() else { return };
             room[..datagram.len()].copy_from_slice(&datagram);
-            batch.push(Endpoint::from(from), datagram.len(), datagram.len());
+            batch.push(Endpoint::from(from), datagram.len(), datagram.len(), ecn);
         }
     }
 
@@ -201,20 +245,21 @@ impl Udp for MemoryUdp {
             batch.clear();
             return lost;
         }
-        for (position, (to, datagram)) in batch.datagrams().enumerate() {
+        for (position, (to, datagram, class)) in batch.datagrams().enumerate() {
             if batch.is_lone_probe(position) {
                 continue;
             }
             wire.seen.push((from, to.remote, datagram.to_vec()));
+            wire.classes.push(class);
             wire.fragmented += usize::from(wire.excess(to.remote, datagram).is_some());
-            wire.carry(from, to.remote, datagram);
+            wire.carry(from, to.remote, datagram, class);
         }
         for position in batch.probes() {
-            let (to, probe) = batch.datagrams().nth(position).expect("a datagram of the batch");
+            let (to, probe, class) = batch.datagrams().nth(position).expect("a datagram of the batch");
             match wire.excess(to.remote, probe) {
                 None => {
                     *wire.probes.entry(to.remote).or_default() += 1;
-                    wire.carry(from, to.remote, probe);
+                    wire.carry(from, to.remote, probe, class);
                 }
                 Some(path) if path.is_known => {
                     let report = (from, (to.remote.ip(), path.mtu));
@@ -249,10 +294,43 @@ impl Drop for MemoryUdp {
         let address = self.address();
         let mut wire = self.network.wire();
         if let Some(port) = wire.ports.get_mut(&address) {
-            port[self.position] = None;
+            if let Some(socket) = &mut port[self.position] {
+                socket.holders -= 1;
+            }
+            port[self.position].take_if(|socket| socket.holders == 0);
             if port.iter().all(Option::is_none) {
                 wire.ports.remove(&address);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wireloom_proto::Transmit;
+
+    use super::*;
+    use crate::batch::OutboundBatch;
+
+    fn send(udp: &mut MemoryUdp, to: SocketAddr) {
+        let mut batch = OutboundBatch::default();
+        batch.push_transmit(&Transmit { endpoint: Endpoint::from(to), datagram: b"hello", ecn: 0 });
+        assert_eq!(udp.send(batch.seal(), &mut Patience::default()), 0);
+    }
+
+    #[test]
+    fn a_sender_sends_from_the_port_and_keeps_it_open_and_what_arrives_is_the_first_ones() {
+        let network = MemoryNetwork::new([192, 0, 2, 1].into());
+        let mut first = network.bind(0, 0).unwrap();
+        let mut sender = network.sender(&mut first).unwrap();
+        let own = first.address();
+        send(&mut sender, own);
+        let mut batch = InboundBatch::default();
+        first.receive(&mut batch);
+        assert_eq!(batch.sources().map(|from| from.remote).collect::<Vec<_>>(), [own]);
+        drop(first);
+        assert!(network.bind(own.port(), 0).is_err(), "the sender has it");
+        drop(sender);
+        network.bind(own.port(), 0).expect("it is closed");
     }
 }

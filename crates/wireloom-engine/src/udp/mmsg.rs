@@ -13,17 +13,16 @@ use std::{
     ptr,
 };
 
-use wireloom_proto::{Endpoint, LocalAddress, MessageKind};
+use wireloom_proto::{Endpoint, LocalAddress};
 
-use crate::batch::{GsoRun, INBOUND_MAX, InboundBatch, OUTBOUND_MAX};
+use crate::{
+    batch::{GsoRun, INBOUND_MAX, InboundBatch, OUTBOUND_MAX},
+    packet::ecn::Ecn,
+};
 
 /// Room for three control messages, in bytes: one with a local address of the larger family, one with the size of a
-/// run's datagrams, which is an int when received and shorter when sent, and one with the service class, an int.
+/// run's datagrams, which is an int when received and shorter when sent, and one with the class, an int or shorter.
 const CONTROL_LEN: usize = space(size_of::<libc::in6_pktinfo>()) + 2 * space(size_of::<libc::c_int>());
-
-/// The type of service of initiations and responses: AF41, so that they get through where data is queued; the kernel's
-/// `HANDSHAKE_DSCP` (drivers/net/wireguard/messages.h). All other datagrams have 0.
-const HANDSHAKE_SERVICE: libc::c_int = 0x88;
 
 /// The room that a control message with `len` bytes of data takes.
 const fn space(len: usize) -> usize {
@@ -110,12 +109,14 @@ impl Receiver {
         // An error means that nothing has arrived, or was raised by ICMP, which does not affect later calls.
         let received = usize::try_from(received).unwrap_or(0);
         for (header, targets) in self.0.headers[..received].iter().zip(&self.0.targets) {
-            let (local, size) = control_messages(&header.msg_hdr);
+            let Received { local, size, ecn } = control_messages(&header.msg_hdr);
             // A source that is no IP address cannot occur. The datagram would be dropped as a message of length 0.
             let remote = remote_address(&targets.address);
             let len = if remote.is_some() { header.msg_len as usize } else { 0 };
             let remote = remote.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
-            batch.push(Endpoint { remote, local }, len, size.unwrap_or(len));
+            // Nothing can be sent to port 0, which the kernel refuses as it does a source address that is gone.
+            let local = local.filter(|_| remote.port() != 0);
+            batch.push(Endpoint { remote, local }, len, size.unwrap_or(len), ecn);
         }
     }
 }
@@ -151,9 +152,8 @@ impl Sender {
             if let Some(local) = run.to.local {
                 control.write_local(local);
             }
-            if matches!(MessageKind::classify(run.bytes), Ok(MessageKind::Initiation | MessageKind::Response))
-            {
-                control.write_service(run.to.remote.is_ipv4(), HANDSHAKE_SERVICE);
+            if run.class != 0 {
+                control.write_class(run.to.remote.is_ipv4(), run.class.into());
             }
             if run.count > 1 {
                 control.write(libc::SOL_UDP, libc::UDP_SEGMENT, run.size as u16);
@@ -224,10 +224,18 @@ fn write_address(storage: &mut libc::sockaddr_storage, address: SocketAddr) -> l
     }
 }
 
-/// The control messages of a received datagram: its local address, and the size of the datagrams if it is a run of
-/// them.
-fn control_messages(header: &libc::msghdr) -> (Option<LocalAddress>, Option<usize>) {
-    let (mut local, mut size) = (None, None);
+/// What the control messages of a received datagram say.
+#[derive(Default)]
+struct Received {
+    /// Its local address.
+    local: Option<LocalAddress>,
+    /// The size of the datagrams, if it is a run of them.
+    size: Option<usize>,
+    ecn: Ecn,
+}
+
+fn control_messages(header: &libc::msghdr) -> Received {
+    let mut received = Received::default();
     // SAFETY: the kernel wrote `msg_controllen` bytes of control messages, and the macros stay within these. The data
     // of a control message is read unaligned, as the type that its level and type stand for.
     unsafe {
@@ -237,24 +245,33 @@ fn control_messages(header: &libc::msghdr) -> (Option<LocalAddress>, Option<usiz
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                     let info: libc::in_pktinfo = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
                     let address = Ipv4Addr::from_bits(u32::from_be(info.ipi_spec_dst.s_addr));
-                    local =
+                    received.local =
                         Some(LocalAddress { address: address.into(), interface: info.ipi_ifindex as u32 });
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     let info: libc::in6_pktinfo = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
                     let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                    local = Some(LocalAddress { address: address.into(), interface: info.ipi6_ifindex });
+                    received.local =
+                        Some(LocalAddress { address: address.into(), interface: info.ipi6_ifindex });
                 }
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     let len: libc::c_int = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
-                    size = usize::try_from(len).ok().filter(|size| *size > 0);
+                    received.size = usize::try_from(len).ok().filter(|size| *size > 0);
+                }
+                // One byte (`ip_cmsg_recv_tos` in net/ipv4/ip_sockglue.c).
+                (libc::IPPROTO_IP, libc::IP_TOS) => {
+                    received.ecn = Ecn::of_class(ptr::read(libc::CMSG_DATA(message)));
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    let class: libc::c_int = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
+                    received.ecn = Ecn::of_class(class as u8);
                 }
                 _ => {}
             }
             message = libc::CMSG_NXTHDR(header, message);
         }
     }
-    (local, size)
+    received
 }
 
 /// The control messages of a datagram to be sent, as they are written.
@@ -289,11 +306,11 @@ impl Control<'_> {
     }
 
     /// Sets the datagram's type of service, or traffic class.
-    fn write_service(&mut self, is_v4: bool, service: libc::c_int) {
+    fn write_class(&mut self, is_v4: bool, class: libc::c_int) {
         if is_v4 {
-            self.write(libc::IPPROTO_IP, libc::IP_TOS, service);
+            self.write(libc::IPPROTO_IP, libc::IP_TOS, class);
         } else {
-            self.write(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, service);
+            self.write(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, class);
         }
     }
 

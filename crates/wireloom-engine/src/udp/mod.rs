@@ -1,9 +1,12 @@
 //! The UDP port: datagrams to and from the peers.
 
 mod linux;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "fuzzing needs only some of it"))]
 mod memory;
 mod mmsg;
+mod route_watch;
+mod routing;
 mod sources;
 
 use std::{io, net::IpAddr};
@@ -11,7 +14,7 @@ use std::{io, net::IpAddr};
 use wireloom_proto::Endpoint;
 
 pub(crate) use linux::{LinuxNetwork, LinuxUdp};
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use memory::{MemoryNetwork, MemoryUdp};
 
 use crate::batch::{InboundBatch, SealedBatch};
@@ -57,6 +60,14 @@ pub(crate) trait Network {
     /// # Errors
     /// When the system refuses.
     fn join(&self, first: &Self::Udp, mark: u32) -> io::Result<Self::Udp>;
+
+    /// The sockets of `first` once more, for another thread that sends by them and never receives. From now on it
+    /// follows routes in place of `first`. The port stays open as long as either is, and a mark that is set on one
+    /// counts for both.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    fn sender(&self, first: &mut Self::Udp) -> io::Result<Self::Udp>;
 }
 
 /// An open UDP port. No call blocks, except that [`Udp::send`] may wait for a short time.
@@ -80,7 +91,8 @@ pub(crate) trait Udp {
     fn send(&mut self, batch: SealedBatch<'_>, patience: &mut Patience) -> u64;
 
     /// Follows changes of routing: datagrams to those of these endpoints whose routes have moved to another interface
-    /// leave from the address that routing chooses. Returns whether there is more to do.
+    /// leave from the address that routing chooses, by whichever queue. Returns whether there is more to do. Only one
+    /// of those that have a port open does so: the [sender](Network::sender), or the first one where there is none.
     fn follow_routes(&mut self, endpoints: impl FnOnce() -> Vec<Endpoint>) -> bool;
 
     /// Takes the path MTUs that the network reported: for which destination, and the size of an IP packet in bytes.

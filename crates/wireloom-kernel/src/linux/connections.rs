@@ -38,7 +38,7 @@ fn dump(family: u8) -> Result<Vec<Socket>, Cause> {
 
 /// A socket of the kernel's answer, or the request for those of interest.
 #[derive(Debug, Clone)]
-struct Socket(Option<Connection>, Vec<u8>);
+pub(super) struct Socket(Option<Connection>, Vec<u8>);
 
 impl Socket {
     /// `struct inet_diag_req_v2` of include/uapi/linux/inet_diag.h, for established connections, with a filter: a node
@@ -63,7 +63,7 @@ impl Socket {
     }
 
     /// `struct inet_diag_msg`: family, state, timer and retransmissions, then ports and addresses, here and there.
-    fn connection(answer: &[u8]) -> Option<Connection> {
+    pub(super) fn connection(answer: &[u8]) -> Option<Connection> {
         let port = |at: usize| Some(u16::from_be_bytes(answer.get(at..at + 2)?.try_into().ok()?));
         let remote = answer.get(24..40)?;
         let remote = match *answer.first()? {

@@ -1,11 +1,14 @@
 //! The kernel that runs this process.
 
+mod adopting;
 mod apply;
 mod asking;
 pub(crate) mod backend;
 mod borrowed;
 mod bypass;
 mod connections;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod greeting;
 mod host;
 mod machine;

@@ -31,7 +31,7 @@ impl FlowTables {
 }
 
 /// `NFTA_FLOWTABLE_…`: the family is in the header, the table's name in the first attribute. `None` without a name.
-fn decode(payload: &[u8]) -> Option<FlowTable> {
+pub(super) fn decode(payload: &[u8]) -> Option<FlowTable> {
     const NAME: u16 = 2;
     const HOOK: u16 = 3;
     // NFPROTO_… of include/uapi/linux/netfilter.h: the only families that may have flowtables.

@@ -18,6 +18,8 @@ mod errors;
 mod exempt;
 mod expression;
 mod flow_tables;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod guard;
 mod guard_sets;
 mod listing;

@@ -27,7 +27,7 @@ impl Others {
         Ok(Self::of(&netlink::dump(GET_CHAIN)?))
     }
 
-    fn of(chains: &[Vec<u8>]) -> Self {
+    pub(super) fn of(chains: &[Vec<u8>]) -> Self {
         let chains = || chains.iter().filter_map(|chain| Chain::read(chain)).filter(|chain| !chain.is_ours());
         Self {
             droppers: chains().filter_map(|chain| chain.drops()).collect(),

@@ -39,13 +39,8 @@ impl Saved {
 
     /// Saves a table; it is on disk when it returns.
     pub(super) fn write(&self, table: &Table, firewall: &Firewall, interface: &str) -> io::Result<()> {
-        let mut ops = vec![FirewallOp::Set { firewall: firewall.clone(), anew: true }];
-        ops.extend(table.judged_peers.iter().map(|peer| FirewallOp::JudgePeer { peer: *peer }));
-        ops.extend(table.sources.iter().copied().map(FirewallOp::AdmitSource));
-        ops.extend(table.guarded.iter().copied().map(FirewallOp::Guard));
-        let script = script::of(&ops.iter().collect::<Vec<_>>(), interface);
         self.state.create()?;
-        write_atomically(&self.state.guard_path(), format!("{COMMENT}{script}").as_bytes())
+        write_atomically(&self.state.guard_path(), script_of(table, firewall, interface).as_bytes())
     }
 
     /// Removes the file, so that the table does not come back.
@@ -88,9 +83,18 @@ impl Saved {
     }
 }
 
+/// What is saved of a table.
+pub(super) fn script_of(table: &Table, firewall: &Firewall, interface: &str) -> String {
+    let mut ops = vec![FirewallOp::Set { firewall: firewall.clone(), anew: true }];
+    ops.extend(table.judged_peers.iter().map(|peer| FirewallOp::JudgePeer { peer: *peer }));
+    ops.extend(table.sources.iter().copied().map(FirewallOp::AdmitSource));
+    ops.extend(table.guarded.iter().copied().map(FirewallOp::Guard));
+    format!("{COMMENT}{}", script::of(&ops.iter().collect::<Vec<_>>(), interface))
+}
+
 /// The saved script.
 #[derive(Debug, PartialEq)]
-struct Scripts {
+pub(super) struct Scripts {
     /// As saved: it takes the place of what there is.
     anew: String,
     /// Changed to fail where there is a table already.
@@ -99,7 +103,7 @@ struct Scripts {
 
 impl Scripts {
     /// `None` unless [`Saved::write`] wrote it.
-    fn of(saved: String) -> Option<Self> {
+    pub(super) fn of(saved: String) -> Option<Self> {
         let anew = format!("add table inet {TABLE}\ndelete table inet {TABLE}\nadd table inet {TABLE}\n");
         let rest = saved.strip_prefix(COMMENT)?.strip_prefix(&anew)?;
         let if_absent = format!("create table inet {TABLE}\n{rest}");

@@ -47,14 +47,14 @@ pub(crate) fn observe(netlink: &mut Rtnetlink, interface: u32) -> Result<BTreeSe
     Ok(programs)
 }
 
-fn place(message: &TcMessage) -> Option<u32> {
+pub(super) fn place(message: &TcMessage) -> Option<u32> {
     let is_place =
         |kind: &TcAttribute| matches!(kind, TcAttribute::Kind(kind) if kind == "clsact" || kind == "ingress");
     message.attributes.iter().any(is_place).then_some(message.header.index.cast_unsigned())
 }
 
 /// `None` for a filter of another kind, and for the message that begins a list of filters, which has no handle.
-fn program(message: &TcMessage) -> Option<Program> {
+pub(super) fn program(message: &TcMessage) -> Option<Program> {
     let kind = TcAttribute::Kind(TcFilterBpf::KIND.to_owned());
     if !message.attributes.contains(&kind) || message.header.handle == TcHandle::UNSPEC {
         return None;

@@ -8,6 +8,8 @@ use wireloom_plan::routing::Family;
 
 pub(crate) mod address;
 pub(crate) mod classifier;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub(crate) mod interface;
 pub(crate) mod link;
 pub(crate) mod monitor;

@@ -92,25 +92,28 @@ impl Monitor {
         }
     }
 
-    fn concerns(&self, mut messages: Messages<'_>) -> bool {
-        let interest = self.interest.lock().unwrap_or_else(PoisonError::into_inner);
+    fn concerns(&self, messages: Messages<'_>) -> bool {
+        self.interest.lock().unwrap_or_else(PoisonError::into_inner).holds_any(messages)
+    }
+}
+
+impl Interest {
+    pub(super) fn holds_any(&self, mut messages: Messages<'_>) -> bool {
         messages.any(|message| match message {
-            Ok(message) if message.header.port_number == interest.own_port => false,
+            Ok(message) if message.header.port_number == self.own_port => false,
             // netlink-packet-route does not know these.
             Ok(message) if message.header.message_type == netconf::NEW => {
-                netconf::decode(message.payload()).is_some_and(|place| interest.holds_settings_of(&place))
+                netconf::decode(message.payload()).is_some_and(|place| self.holds_settings_of(&place))
             }
             Ok(message) => match message.parse::<RouteNetlinkMessage>() {
-                Ok(NetlinkPayload::InnerMessage(message)) => interest.holds(&message),
+                Ok(NetlinkPayload::InnerMessage(message)) => self.holds(&message),
                 Ok(_) => false,
                 Err(_) => true,
             },
             Err(_) => true,
         })
     }
-}
 
-impl Interest {
     fn holds(&self, message: &RouteNetlinkMessage) -> bool {
         match message {
             RouteNetlinkMessage::NewRule(message) | RouteNetlinkMessage::DelRule(message) => {

@@ -66,7 +66,7 @@ fn encode(interface: u32, address: IpAddr) -> NeighbourMessage {
     message
 }
 
-fn decode(message: &NeighbourMessage) -> Option<(IpAddr, LinkAddress)> {
+pub(super) fn decode(message: &NeighbourMessage) -> Option<(IpAddr, LinkAddress)> {
     let (mut address, mut link_address) = (None, None);
     for attribute in &message.attributes {
         match attribute {

@@ -255,7 +255,7 @@ fn table_of(message: &RouteMessage) -> u32 {
     attribute.unwrap_or(message.header.table.into())
 }
 
-fn encode(route: &Route, table: u32, interface: Option<u32>) -> Result<RouteMessage, Cause> {
+pub(super) fn encode(route: &Route, table: u32, interface: Option<u32>) -> Result<RouteMessage, Cause> {
     let mut message = RouteMessage::default();
     let mut scope = RouteScope::Universe;
     let mut flags = RouteFlags::empty();
@@ -313,7 +313,7 @@ fn next_hop(gateway: IpAddr, destination: IpNet) -> RouteAttribute {
 }
 
 /// `None` for a route of another family, and for one that does not parse.
-fn decode(message: &RouteMessage, interface: Option<u32>) -> Option<Route> {
+pub(super) fn decode(message: &RouteMessage, interface: Option<u32>) -> Option<Route> {
     let mut destination = unspecified(super::family(message.header.address_family)?);
     let mut metric = 0;
     let (mut gateway, mut source, mut out, mut mtu) = (None, None, None, None);

@@ -60,7 +60,7 @@ pub(crate) fn concerns(message: &RuleMessage, table: u32) -> bool {
     decode(message).is_some_and(|rule| rule.table == table)
 }
 
-fn encode(rule: &Rule) -> RuleMessage {
+pub(super) fn encode(rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header = RuleHeader {
         family: address_family(rule.family),
@@ -98,7 +98,7 @@ fn decode(message: &RuleMessage) -> Option<Rule> {
 }
 
 /// `None` for a rule of another family, and for one that does what the kernel's headers do not have yet.
-fn decode_any(message: &RuleMessage) -> Option<PolicyRule> {
+pub(super) fn decode_any(message: &RuleMessage) -> Option<PolicyRule> {
     let mut action = match message.header.action {
         RuleAction::ToTable => Action::Lookup,
         RuleAction::Goto => Action::Goto(0),

@@ -47,7 +47,7 @@ fn is_no_way(errno: Errno) -> bool {
     matches!(errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL)
 }
 
-fn decode(message: &RouteMessage) -> Option<Way> {
+pub(super) fn decode(message: &RouteMessage) -> Option<Way> {
     let (mut interface, mut mtu, mut reported) = (None, None, false);
     for attribute in &message.attributes {
         match attribute {

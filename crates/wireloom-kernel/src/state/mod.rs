@@ -9,6 +9,8 @@ use std::{
 mod creating;
 mod directory;
 mod file;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod identity;
 mod left;
 mod lock;

@@ -20,6 +20,7 @@ use wireloom_types::{
 use crate::error::Cause;
 
 pub(crate) mod in_kernel;
+pub mod supervisor;
 pub(crate) mod userspace;
 
 /// A back end: it carries the packets of our interface.

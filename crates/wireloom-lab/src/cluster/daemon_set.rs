@@ -18,6 +18,7 @@ use crate::{
 /// The namespace and the name of the DaemonSet, and the names of its pods' containers.
 const DAEMON_SET: &str = "--namespace wireloom daemonset/wireloom";
 const CONTAINER: &str = "agent";
+const ENGINE: &str = "engine";
 const INIT_CONTAINER: &str = "boot-guard";
 
 /// The name under which `deploy/kubernetes` expects Wireloom's image.
@@ -211,7 +212,8 @@ impl DaemonSet {
     /// As [`DaemonSet::install`].
     pub fn roll_out(&self, cluster: &Cluster, tag: &str) -> Result<()> {
         let image = format!("{IMAGE}:{tag}");
-        cluster.kubectl(&format!("set image {DAEMON_SET} {INIT_CONTAINER}={image} {CONTAINER}={image}"))?;
+        let containers = [INIT_CONTAINER, CONTAINER, ENGINE].map(|container| format!("{container}={image}"));
+        cluster.kubectl(&format!("set image {DAEMON_SET} {}", containers.join(" ")))?;
         self.wait(cluster)
     }
 
@@ -255,7 +257,7 @@ impl DaemonSet {
     /// # Errors
     /// When no agent runs there.
     pub fn agent(&self, cluster: &Cluster, node: usize) -> Result<u32> {
-        let output = cluster.nodes()[node].run("pgrep --oldest --full wireloom.agent$")?;
+        let output = cluster.nodes()[node].run("pgrep --oldest --full wireloom.agent.--take-over$")?;
         let unexpected = || Error::Output { what: "pgrep".into(), output: output.clone() };
         output.trim().parse().map_err(|_| unexpected())
     }

@@ -4,11 +4,14 @@
 //!   an encrypted packet shows. Handshakes and acknowledgements of TCP, WireGuard's handshakes and keepalives, and a
 //!   cluster's own traffic do not count: they are shorter, or not encrypted, or use other ports.
 //! - *By the client's port*, in plaintext. It finds the TCP handshakes of connections that carry nothing, too. A
-//!   masquerading node may change it, so there the length has to do, together with a port of a server.
+//!   masquerading node may change it, so there the length has to do, together with a port of a server. It may even
+//!   change it to a port of another cell (kube-proxy leaves the choice to chance): what goes to and fro with the length
+//!   of one cell is not another's, whatever its ports.
 //!
 //! So of a TCP connection that never opens, what went through the tunnel is not seen.
 
 use std::{
+    net::IpAddr,
     ops::Range,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -23,6 +26,9 @@ use crate::{Content, Packet, Wire, traffic::probe::LENGTHS};
 
 /// WireGuard pads what it encrypts to a multiple of 16 bytes.
 const PADDING: usize = 16;
+
+/// The least length of an IP packet with a request or an answer, in bytes.
+const SHORTEST: usize = 320;
 
 /// How many cells can be told apart at a time: as many as there are lengths.
 pub(super) const AT_A_TIME: usize = LENGTHS;
@@ -78,7 +84,8 @@ impl Mark {
 
     /// What the underlay saw of the cell.
     pub(super) fn wire(self, packets: &[Packet]) -> Wire {
-        let direct = packets.iter().any(|packet| self.is_plaintext(packet));
+        let direct =
+            packets.iter().any(|packet| self.is_plaintext(packet) && !self.is_of_another(packet, packets));
         let encrypted = packets.iter().any(|packet| self.is_encrypted(packet));
         match (encrypted, direct) {
             (true, true) => Wire::Both,
@@ -91,7 +98,7 @@ impl Mark {
     /// The length of the IP packet with a request or an answer, in bytes: from 320 to 1,200, a multiple of
     /// [`PADDING`]. That is longer than handshakes, shorter than every MTU.
     fn length(self) -> usize {
-        PADDING * (20 + self.number % AT_A_TIME)
+        SHORTEST + PADDING * (self.number % AT_A_TIME)
     }
 
     /// Whether this packet belongs to the cell and everybody can read it.
@@ -106,6 +113,15 @@ impl Mark {
         ports.iter().any(|port| self.ports().contains(port) || has_length && is_server_port(*port))
     }
 
+    /// Whether a request or an answer of another cell has the same ends as this packet.
+    fn is_of_another(self, packet: &Packet, packets: &[Packet]) -> bool {
+        let ends = ends(packet);
+        packets.iter().any(|other| {
+            let length = other.length.next_multiple_of(PADDING);
+            length >= SHORTEST && length != self.length() && self::ends(other) == ends
+        })
+    }
+
     /// Whether this is a WireGuard data message with a request or an answer inside: a header of 16 bytes, the packet,
     /// and a tag of 16 bytes.
     fn is_encrypted(self, packet: &Packet) -> bool {
@@ -115,6 +131,18 @@ impl Mark {
     fn ports(self) -> Range<u16> {
         self.port(0)..self.port(0) + CALLS as u16
     }
+}
+
+/// The protocol and the ends of a connection or an exchange in plaintext, in either direction.
+fn ends(packet: &Packet) -> Option<(Protocol, [(IpAddr, u16); 2])> {
+    let (protocol, source, destination) = match packet.content {
+        Content::Tcp { source, destination } => (Protocol::Tcp, source, destination),
+        Content::Udp { source, destination } => (Protocol::Udp, source, destination),
+        _ => return None,
+    };
+    let mut ends = [(packet.source, source), (packet.destination, destination)];
+    ends.sort_unstable();
+    Some((protocol, ends))
 }
 
 #[cfg(test)]
@@ -175,5 +203,22 @@ mod tests {
             packet(mark.length(), Content::Udp { source: mark.port(0), destination: 8080 }),
         ];
         assert_eq!(mark.wire(&others), Wire::Nothing);
+    }
+
+    #[test]
+    fn a_connection_that_masquerading_gave_a_port_of_the_cell_is_another_cells() {
+        let mark = mark();
+        let syn = packet(60, Content::Tcp { source: mark.port(0), destination: 8080 });
+        let answer = |length| Packet {
+            source: syn.destination,
+            destination: syn.source,
+            ..packet(length, Content::Tcp { source: 8080, destination: mark.port(0) })
+        };
+        assert_eq!(mark.wire(&[syn.clone(), answer(mark.length())]), Wire::Direct);
+        assert_eq!(mark.wire(&[syn.clone(), answer(mark.length() + 16)]), Wire::Nothing);
+        // From another client, or by UDP.
+        let elsewhere = packet(mark.length() + 16, Content::Tcp { source: 8080, destination: mark.port(0) });
+        let udp = Packet { content: Content::Udp { source: 8080, destination: mark.port(0) }, ..answer(600) };
+        assert_eq!(mark.wire(&[syn, elsewhere, udp]), Wire::Direct);
     }
 }

@@ -29,9 +29,26 @@ impl Agent {
     /// # Errors
     /// [`Error::Io`] when it cannot be started.
     pub fn start(wireloom: &Path, node: &Node) -> Result<Self> {
-        let space = &node.host.space;
+        Self::start_command(Command::new(wireloom).arg("agent"), node)
+    }
+
+    /// Starts an agent that takes over from the one that runs (`--take-over`). What concerns this instance alone is in
+    /// this directory; so is the socket of its supervisor, if it is to have its device run.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn take_over(wireloom: &Path, node: &Node, instance: &str, is_supervised: bool) -> Result<Self> {
         let mut command = Command::new(wireloom);
-        command.arg("agent").env("NO_COLOR", "1").stdin(Stdio::null()).process_group(0);
+        let command = command.args(["agent", "--take-over"]).env("WIRELOOM_INSTANCE", instance);
+        if is_supervised {
+            command.env("WIRELOOM_ENGINE_SOCKET", format!("{instance}/engine.sock"));
+        }
+        Self::start_command(command, node)
+    }
+
+    fn start_command(command: &mut Command, node: &Node) -> Result<Self> {
+        let space = &node.host.space;
+        command.env("NO_COLOR", "1").stdin(Stdio::null()).process_group(0);
         let log = space.open(&format!("open {LOG}"), || {
             std::fs::OpenOptions::new().create(true).append(true).open(LOG)
         })?;

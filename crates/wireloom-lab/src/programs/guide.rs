@@ -27,6 +27,8 @@ guide! {
     BIRD_BGP = "bird-bgp.conf";
     /// OSPFv2 and OSPFv3 with FRR.
     FRR_OSPF = "frr-ospf.conf";
+    /// OSPFv2 with FRR on the routers of [`Topology::Hub`](crate::Topology::Hub), the hub and the spokes.
+    FRR_OSPF_HUB = "frr-ospf-hub.conf";
     /// BGP with FRR: IPv4 routes with IPv6 next hops.
     FRR_BGP = "frr-bgp.conf";
     /// Babel with babeld.

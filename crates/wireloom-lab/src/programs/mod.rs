@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod control;
+pub mod device;
 pub mod felix;
 pub mod guide;
 pub mod mesh;

@@ -1,10 +1,8 @@
 //! A capture of the underlay: what an eavesdropper on its cables sees.
 
 use std::{
-    io::{ErrorKind, IoSliceMut},
     mem,
     net::IpAddr,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -13,28 +11,9 @@ use std::{
 };
 
 use etherparse::{Icmpv4Type, Icmpv6Type, Ipv6Header, LaxNetSlice, LaxSlicedPacket, TransportSlice};
-use nix::{
-    cmsg_space,
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{
-        AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg,
-        setsockopt, socket, sockopt,
-    },
-};
 
+use super::packet_socket::PacketSocket;
 use crate::{Error, Result, Space, mesh};
-
-/// `PACKET_OUTGOING` of `include/uapi/linux/if_packet.h`. The bridge sends out of one cable what came in by another,
-/// so every packet is seen once more as an outgoing one.
-const OUTGOING: u8 = 4;
-
-/// Bytes of the socket's receive buffer. Root of the machine gets all of them, other users what
-/// `net.core.rmem_max` allows.
-const BUFFER: usize = 64 << 20;
-
-/// Milliseconds between two checks whether the capture is over.
-const POLL_MS: u8 = 100;
 
 /// The UDP port of VXLAN (RFC 7348, section 5).
 const VXLAN_PORT: u16 = 4789;
@@ -106,7 +85,7 @@ pub struct Capture(Arc<Listener>);
 
 #[derive(Debug)]
 struct Listener {
-    socket: OwnedFd,
+    socket: PacketSocket,
     captured: Mutex<Captured>,
     over: AtomicBool,
 }
@@ -123,14 +102,7 @@ impl Capture {
     /// # Errors
     /// [`Error::Io`] when the kernel refuses the socket.
     pub fn open(underlay: &Space) -> Result<Self> {
-        let socket = underlay.open("open a packet socket", || {
-            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
-            setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)
-                .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER))?;
-            setsockopt(&socket, sockopt::RxqOvfl, &1)?;
-            Ok::<_, Errno>(socket)
-        })?;
+        let socket = PacketSocket::open(underlay)?;
         let listener =
             Arc::new(Listener { socket, captured: Mutex::default(), over: AtomicBool::new(false) });
         let thread = Arc::clone(&listener);
@@ -164,8 +136,7 @@ impl Drop for Capture {
 impl Listener {
     fn listen(&self) {
         while !self.over.load(Ordering::Relaxed) {
-            let mut sockets = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            let _ = poll(&mut sockets, PollTimeout::from(POLL_MS));
+            self.socket.wait();
             let mut captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
             self.receive(&mut captured);
         }
@@ -173,39 +144,11 @@ impl Listener {
 
     /// Empties the socket's buffer.
     fn receive(&self, captured: &mut Captured) {
+        let Captured { packets, error } = captured;
         let mut frame = vec![0; 1 << 16];
-        loop {
-            match self.receive_one(&mut frame) {
-                Ok(packet) => captured.packets.extend(packet),
-                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    captured.error = Some(error);
-                    return;
-                }
-            }
+        if let Err(failure) = self.socket.receive(&mut frame, |frame| packets.extend(parse(frame))) {
+            *error = Some(failure);
         }
-    }
-
-    /// Receives one frame; `None` when it is an outgoing copy or not an IP packet.
-    fn receive_one(&self, frame: &mut [u8]) -> Result<Option<Packet>> {
-        let mut control = cmsg_space!(u32);
-        let mut buffer = [IoSliceMut::new(frame)];
-        let flags = MsgFlags::empty();
-        let received = recvmsg::<LinkAddr>(self.socket.as_raw_fd(), &mut buffer, Some(&mut control), flags);
-        let message = match received {
-            Ok(message) => message,
-            // ENETDOWN: a cable was removed. Packets from the others still come.
-            Err(Errno::EINTR | Errno::ENETDOWN) => return Ok(None),
-            Err(error) => return Err(Error::io("read the capture")(error)),
-        };
-        for control in message.cmsgs().map_err(Error::io("read the capture"))? {
-            if let ControlMessageOwned::RxqOvfl(packets) = control {
-                return Err(Error::Overflow { packets });
-            }
-        }
-        let outgoing = message.address.is_some_and(|from| from.pkttype() == OUTGOING);
-        let length = message.bytes;
-        Ok(if outgoing { None } else { parse(&frame[..length]) })
     }
 }
 

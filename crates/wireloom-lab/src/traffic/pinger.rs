@@ -46,6 +46,8 @@ pub struct PingReport {
     pub lost: usize,
     /// The longest time in which no request was answered.
     pub outage: Duration,
+    /// The longest round trip.
+    pub slowest: Duration,
 }
 
 impl Pinger {
@@ -113,6 +115,7 @@ fn run(
 ) -> Result<PingReport> {
     let mut answered = BTreeSet::new();
     let mut sent_at = Vec::new();
+    let mut slowest = Duration::ZERO;
     // One more than the last request that was answered.
     let mut heard = 0;
     let mut next = Instant::now();
@@ -124,6 +127,7 @@ fn run(
         next = Instant::now().max(next + if is_slow { SLOWER * interval } else { interval });
         while let Some(seq) = ping.reply(next)? {
             answered.insert(seq);
+            slowest = slowest.max(sent_at.get(usize::from(seq)).map_or(Duration::ZERO, Instant::elapsed));
             count.store(answered.len(), Ordering::Relaxed);
             heard = heard.max(seq + 1);
             if is_slow {
@@ -132,9 +136,13 @@ fn run(
         }
     }
     let ended = Instant::now();
+    let on_time = answered.len();
     wait_for_late_replies(ping, sequence_number(sent_at.len()), interval, &mut answered)?;
+    if answered.len() > on_time {
+        slowest = slowest.max(ended.elapsed());
+    }
     let outage = longest_outage(&sent_at, &answered, ended);
-    Ok(PingReport { sent: sent_at.len(), lost: sent_at.len() - answered.len(), outage })
+    Ok(PingReport { sent: sent_at.len(), lost: sent_at.len() - answered.len(), outage, slowest })
 }
 
 /// Waits for replies to the first `sent` requests that are still on the way.

@@ -154,7 +154,8 @@ impl PeerConfiguration<'_> {
     }
 
     /// Sets the interval of persistent keepalives in seconds, or turns them off. When they are turned on, the first
-    /// one is due at once.
+    /// one is due at once, and is sent even if they are turned off before that (`set_peer` in
+    /// drivers/net/wireguard/netlink.c).
     pub fn set_persistent_keepalive(&mut self, interval: Option<NonZeroU16>) -> &mut Self {
         let now = self.now;
         let peer = self.peer();
@@ -165,7 +166,13 @@ impl PeerConfiguration<'_> {
                 now
             }
         };
+        let first_is_due =
+            peer.persistent_keepalive.is_some() && peer.path.activity.last_traffic.get().is_none();
         peer.persistent_keepalive = interval.map(|interval| PersistentKeepalive { interval, since });
+        if interval.is_none() && first_is_due {
+            peer.keepalive_wanted = true;
+            self.device.queue(now, self.id);
+        }
         self.device.reschedule(self.id);
         self
     }
@@ -221,6 +228,7 @@ impl Device {
         let peer = Peer::new(id, public_key, self.jitter());
         self.ids.insert(public_key, id);
         self.peers.insert(id, Box::new(peer));
+        self.transport.staging.add_peer(id);
         id
     }
 
@@ -228,7 +236,10 @@ impl Device {
     fn remove_peer(&mut self, id: PeerId) {
         self.forget_sessions(id);
         self.unschedule(id);
+        self.forgotten_packets += self.transport.staging.remove_peer(id);
         if let Some(peer) = self.peers.remove(&id) {
+            // It may be added again, and the clock be set back until then.
+            self.timestamps.raise_floor(peer.timestamp_sent);
             self.ids.remove(peer.path.public_key());
         }
     }

@@ -11,7 +11,6 @@ use crate::drop_reason::DropReason;
 use crate::endpoint::Endpoint;
 use crate::handshake::cookie::Proof;
 use crate::handshake::noise::{ClaimedInitiation, InitiatorHandshake};
-use crate::handshake::timestamp::Tai64N;
 use crate::limits::WIPE_AFTER_TIME;
 use crate::message::{CookieReply, INITIATION_LEN, Initiation, Macs, RESPONSE_LEN, Response};
 use crate::peer_id::PeerId;
@@ -27,8 +26,7 @@ impl Device {
     /// [`REKEY_ATTEMPT_TIME`](wireloom_types::limits::REKEY_ATTEMPT_TIME). Does nothing when the device has no
     /// private key or the peer has no endpoint.
     ///
-    /// [`Self::handle_outgoing`] does so by itself. Call this when a packet is dropped because its peer is not
-    /// [reachable](crate::PeerPath::is_reachable).
+    /// Staged packets and [`PeerPath::seek`](crate::PeerPath::seek) have the device do so by itself.
     pub fn begin_handshake(&mut self, now: Now, peer: PeerId) {
         let id = peer;
         let retry_at = now.monotonic + REKEY_TIMEOUT + self.jitter();
@@ -66,7 +64,7 @@ impl Device {
         }
         attempt.retry_at = now.monotonic + REKEY_TIMEOUT + jitter;
 
-        let timestamp = Tai64N::next(now.unix, peer.timestamp_sent);
+        let timestamp = self.timestamps.next(now.unix, peer.timestamp_sent);
         let (public_key, static_static) = (peer.path.public_key(), &mut peer.static_static);
         let begun = on_wiped_stack(|| {
             InitiatorHandshake::begin(identity, public_key, static_static, timestamp, &mut self.randomness)
@@ -148,7 +146,7 @@ impl Device {
         peer.path.note_received(now.monotonic, from, RESPONSE_LEN, false);
         // The session takes over its index.
         peer.pending = None;
-        peer.staged.ensure_one();
+        peer.keepalive_wanted = true;
         self.begin_session(now, id, &keys, Role::Initiator, response.receiver, response.sender);
         self.finish_attempt(now, id);
         self.ready.push_back(id);
@@ -186,12 +184,14 @@ impl Device {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
+        // First: what a worker stages or sends after the rest has been forgotten is news.
+        peer.path.news.take();
         peer.handshake_sent = None;
         peer.wipe_at = None;
-        self.forgotten_packets += peer.staged.clear();
+        peer.keepalive_wanted = false;
+        self.forgotten_packets += self.transport.staging.clear(id);
         peer.path.set_reachable(true);
         peer.path.activity.reset();
-        peer.path.news.take();
     }
 
     /// Ends a peer's sessions. Their keys are wiped when nobody uses them any more.
@@ -246,17 +246,6 @@ impl Device {
         peer.wipe_at = Some(now.monotonic + WIPE_AFTER_TIME);
         self.end_sessions(ended);
         self.use_current(id);
-    }
-
-    /// Has the data path send with the current session from now on.
-    fn use_current(&self, id: PeerId) {
-        let Some(peer) = self.peers.get(&id) else {
-            return;
-        };
-        let current = peer.sessions.current();
-        let last_minute = current.and_then(|session| session.last_minute());
-        peer.path.activity.last_minute.set(last_minute);
-        peer.path.set_session(current.cloned());
     }
 
     fn end_sessions(&mut self, ended: Ended) {

@@ -5,12 +5,16 @@
 //! | `configuration` | changing keys, peers and allowed-IPs |
 //! | `peer`, `sessions` | what the device knows about a peer |
 //! | `handshakes` | beginning, answering and finishing handshakes |
-//! | `staging` | packets that wait for a session |
+//! | `staging` | sending what waited for a session |
 //! | `timers` | what is due, and when |
 //! | `status` | reading the state back |
+//! | `handover` | handing the state over to a successor, and being one |
 
 mod configuration;
+mod handover;
 mod handshakes;
+#[cfg(test)]
+mod models;
 mod peer;
 mod sessions;
 mod staging;
@@ -24,6 +28,7 @@ use std::time::Duration;
 use wireloom_types::{PrivateKey, PublicKey};
 
 pub use self::configuration::{Configuration, ConfigureError, PeerConfiguration};
+pub use self::handover::Successor;
 use self::peer::Peer;
 pub use self::status::PeerStatus;
 use crate::drop_reason::DropReason;
@@ -33,15 +38,25 @@ use crate::handshake::index_table::IndexTable;
 use crate::handshake::load::LoadGauge;
 use crate::handshake::noise::Identity;
 use crate::handshake::rate_limiter::RateLimiter;
+use crate::handshake::timestamp::OwnTimestamps;
 use crate::index_permutation::IndexPermutation;
 use crate::message::{INITIATION_LEN, MessageKind};
 use crate::peer_id::PeerId;
 use crate::randomness::Randomness;
-use crate::time::{Instant, Now};
+use crate::time::{Instant, Now, UnixTime};
 use crate::transport::Transport;
 use crate::transport::allowed_ips::AllowedIps;
 use crate::transport::peer_path::PeerPath;
 use crate::transport::signal::{Events, Signal};
+use crate::transport::staging::STAGED_MAX;
+
+/// The most peers for which [`Device::handle_timeout`] does what is due. To begin a handshake takes about 100 µs, so
+/// all of them take less than a millisecond, and whatever else is to be done is done in between.
+const DUE_AT_ONCE: usize = 8;
+
+/// The most peers of which it looks whether a handshake that was asked for can begin now. Mostly it cannot: the last
+/// initiation was sent less than 5 seconds ago.
+const WANTED_AT_ONCE: usize = 64;
 
 /// How far the clock of a worker that signals something may be ahead of the turn that handles it.
 const SIGNAL_AHEAD: Duration = Duration::from_secs(1);
@@ -53,6 +68,7 @@ pub struct Device {
     identity: Option<Identity>,
     /// The keys for the codes of messages that we receive.
     own_mac_keys: Option<MacKeys>,
+    timestamps: OwnTimestamps,
     transport: Arc<Transport>,
     /// Boxed, because a tree moves its entries and would leave copies of their secrets behind.
     peers: BTreeMap<PeerId, Box<Peer>>,
@@ -67,8 +83,20 @@ pub struct Device {
     outbox: VecDeque<HandshakeMessage>,
     /// Peers whose staged packets can be sent now, unless their session is gone.
     ready: VecDeque<PeerId>,
+    /// How many packets were taken from the first of these in a row.
+    taken: usize,
+    /// What sealing staged packets reported.
+    put_aside: Vec<Signal>,
+    /// Peers whose staged packets are sealed, and which may use their sessions once these are sent.
+    drained: Vec<PeerId>,
+    /// Peers that packets wait for. They come before those of `wanted`.
+    urgent: VecDeque<(Instant, PeerId)>,
+    /// Peers to which a keepalive or an initiation is to be sent, and since when.
+    wanted: VecDeque<(Instant, PeerId)>,
     /// The datagram that [`Self::poll_transmit`] returned last.
     transmitting: Vec<u8>,
+    /// See [`Transmit::ecn`].
+    transmitting_ecn: u8,
     /// When each peer's timers are checked next.
     deadlines: BTreeSet<(Instant, PeerId)>,
     timed_out_packets: u64,
@@ -89,8 +117,11 @@ pub struct Transmit<'a> {
     /// Where to send it.
     pub endpoint: Endpoint,
     /// Its bytes: a handshake message, a keepalive, or a packet that waited for a session. The longest one is
-    /// [`data_len`](crate::message::data_len) of the longest packet given to [`Device::handle_outgoing`].
+    /// that of the longest message given to [`Transport::reserve_or_stage`].
     pub datagram: &'a [u8],
+    /// The congestion notification of the packet in it ([`inner::ecn`](crate::inner::ecn)), which the outer header
+    /// shows (RFC 6040, section 4.1); 0 where there is no packet.
+    pub ecn: u8,
 }
 
 impl Device {
@@ -105,6 +136,7 @@ impl Device {
             randomness,
             identity: None,
             own_mac_keys: None,
+            timestamps: OwnTimestamps::default(),
             transport: Arc::new(Transport::new(permutation)),
             peers: BTreeMap::new(),
             ids: BTreeMap::new(),
@@ -116,7 +148,13 @@ impl Device {
             limiter: RateLimiter::default(),
             outbox: VecDeque::new(),
             ready: VecDeque::new(),
+            taken: 0,
+            put_aside: Vec::new(),
+            drained: Vec::new(),
+            urgent: VecDeque::new(),
+            wanted: VecDeque::new(),
             transmitting: Vec::new(),
+            transmitting_ecn: 0,
             deadlines: BTreeSet::new(),
             timed_out_packets: 0,
             forgotten_packets: 0,
@@ -153,8 +191,8 @@ impl Device {
         self.peers.get(id).map(|peer| peer.status())
     }
 
-    /// The number of packets that [`Self::handle_outgoing`] kept and that were dropped when their handshake was given
-    /// up, since the device was created: [`DropReason::HandshakeTimedOut`].
+    /// The number of packets that waited for a session and were dropped when their handshake was given up, since the
+    /// device was created: [`DropReason::HandshakeTimedOut`].
     #[must_use]
     pub fn timed_out_packets(&self) -> u64 {
         self.timed_out_packets
@@ -164,6 +202,29 @@ impl Device {
     /// the last call: [`DropReason::Forgotten`].
     pub fn take_forgotten_packets(&mut self) -> u64 {
         std::mem::take(&mut self.forgotten_packets)
+    }
+
+    /// Makes the timestamps of our initiations greater than what an earlier device with our key [had
+    /// kept](Self::timestamp_to_keep). Peers refuse lesser ones, and so would ignore us after a restart with a clock
+    /// that was set back. Call it after the private key is set, before anything is sent.
+    pub fn continue_timestamps_after(&mut self, kept: UnixTime) {
+        self.timestamps.continue_after(kept);
+    }
+
+    /// What to keep for the next device with our key: a time, in whole seconds, that no timestamp of our initiations is
+    /// after, nor will be in the next 2 minutes, unless the clock jumps. Ask when the private key is set, and when
+    /// [`Self::timestamp_reached`] changes. It need not be written unless it is greater than what is kept, which
+    /// happens every 4 minutes at most.
+    #[must_use]
+    pub fn timestamp_to_keep(&self, now: Now) -> UnixTime {
+        self.timestamps.to_keep(now.unix)
+    }
+
+    /// A time, in whole seconds, that no timestamp of our initiations so far is after: what to keep of a device that
+    /// sends nothing more. `None` when there were none.
+    #[must_use]
+    pub fn timestamp_reached(&self) -> Option<UnixTime> {
+        self.timestamps.reached()
     }
 
     /// Handles an initiation, a response or a cookie reply.
@@ -188,31 +249,6 @@ impl Device {
         self.load.note_backlog(now.monotonic, more_wait);
     }
 
-    /// Keeps a packet that could not be sealed until there is a session with the peer, and begins a handshake unless
-    /// one is under way. An empty packet becomes a keepalive. `mtu` is the interface's, in bytes; padding does not
-    /// exceed it (see [`padded_len`](crate::message::padded_len)).
-    ///
-    /// # Errors
-    /// * [`DropReason::NoPeerForDestination`] when there is no such peer any more: the packet is dropped.
-    /// * [`DropReason::NoEndpoint`] when the peer has no endpoint: the packet is dropped.
-    /// * [`DropReason::QueueFull`] when 128 packets wait already: the packet is kept, and the oldest one is dropped.
-    pub fn handle_outgoing(
-        &mut self,
-        now: Now,
-        peer: PeerId,
-        packet: &[u8],
-        mtu: usize,
-    ) -> Result<(), DropReason> {
-        let id = peer;
-        let peer = self.peers.get_mut(&id).ok_or(DropReason::NoPeerForDestination)?;
-        if peer.path.endpoint().is_none() {
-            return Err(DropReason::NoEndpoint);
-        }
-        let fits = peer.staged.push(packet, mtu);
-        self.send_staged(now, id);
-        if fits { Ok(()) } else { Err(DropReason::QueueFull) }
-    }
-
     /// Handles what sealing or opening reported.
     pub fn handle_signal(&mut self, now: Now, signal: Signal) {
         let id = signal.peer;
@@ -230,24 +266,83 @@ impl Device {
         if events.contains(Events::SESSION_CONFIRMED) {
             self.promote_confirmed(now, id);
         }
-        if rekey || last_minute {
-            self.begin_handshake(now, id);
+        if events.contains(Events::PACKETS_WAIT) {
+            self.ask_for_session(now, id);
+        }
+        if rekey || last_minute || events.contains(Events::SOUGHT) {
+            self.ask_for_handshake(now, id);
         }
         self.reschedule(id);
     }
 
-    /// Does what is due. Call it at the moment that [`Self::poll_timeout`] returns. Early and late calls are harmless.
+    /// Sends what waits for a session with the peer, or has a handshake begin for it.
+    fn ask_for_session(&mut self, now: Now, id: PeerId) {
+        let current = self.peers.get(&id).and_then(|peer| peer.sessions.current());
+        if current.is_some_and(|session| !session.is_expired(now.monotonic)) {
+            self.send_staged(now, id);
+        } else if !self.transport.staging.is_empty(id)
+            && let Some(peer) = self.peers.get_mut(&id)
+        {
+            peer.handshake_wanted = true;
+            self.urgent.push_back((now.monotonic, id));
+        }
+    }
+
+    /// Has a handshake begin at the next [`Self::handle_timeout`].
+    fn ask_for_handshake(&mut self, now: Now, id: PeerId) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.handshake_wanted = true;
+            self.queue(now.monotonic, id);
+        }
+    }
+
+    /// Has the next [`Self::handle_timeout`] send what is wanted of a peer.
+    fn queue(&mut self, now: Instant, id: PeerId) {
+        if let Some(peer) = self.peers.get_mut(&id)
+            && !std::mem::replace(&mut peer.is_queued, true)
+        {
+            self.wanted.push_back((now, id));
+        }
+    }
+
+    /// Does what is due, for at most [`DUE_AT_ONCE`] peers, and begins at most as many handshakes that were asked for.
+    /// Call it at the moment that [`Self::poll_timeout`] returns, which is still that moment when more is due. Early
+    /// and late calls are harmless.
     pub fn handle_timeout(&mut self, now: Now) {
-        while let Some((at, id)) = self.deadlines.first().copied() {
-            if at > now.monotonic {
+        let full = self.outbox.len() + DUE_AT_ONCE;
+        for _ in 0..WANTED_AT_ONCE {
+            if self.outbox.len() >= full {
                 break;
             }
+            let (id, is_urgent) = match (self.urgent.pop_front(), self.wanted.front()) {
+                (Some((_, id)), _) => (id, true),
+                (None, Some((_, id))) => (*id, false),
+                (None, None) => break,
+            };
+            if !is_urgent {
+                self.wanted.pop_front();
+            }
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            peer.is_queued &= is_urgent;
+            if std::mem::take(&mut peer.handshake_wanted) {
+                self.begin_handshake(now, id);
+            } else {
+                self.send_staged(now, id);
+            }
+            self.reschedule(id);
+        }
+        let mut budget = DUE_AT_ONCE;
+        while budget > 0
+            && let Some((at, id)) = self.deadlines.first().copied()
+            && at <= now.monotonic
+        {
             while let Some((at, due)) = self.peers.get(&id).and_then(|peer| peer.next_due())
                 && at <= now.monotonic
             {
                 self.handle_due(now, id, due);
             }
             self.reschedule(id);
+            budget -= 1;
         }
     }
 
@@ -255,6 +350,7 @@ impl Device {
     /// [`Self::handle_up`], the device may be configured but must not be driven.
     pub fn handle_down(&mut self) {
         self.outbox.clear();
+        self.forget_wanted();
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
             self.forget_sessions(id);
@@ -262,39 +358,57 @@ impl Device {
         }
     }
 
+    fn forget_wanted(&mut self) {
+        let urgent = std::mem::take(&mut self.urgent);
+        for (_, id) in std::mem::take(&mut self.wanted).into_iter().chain(urgent) {
+            if let Some(peer) = self.peers.get_mut(&id) {
+                (peer.is_queued, peer.handshake_wanted, peer.keepalive_wanted) = (false, false, false);
+            }
+        }
+    }
+
     /// Handles that the interface went up: persistent keepalives begin.
     pub fn handle_up(&mut self) {
+        self.forget_wanted();
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
             self.reschedule(id);
         }
     }
 
-    /// The next datagram to be sent, or `None` when there is nothing to send.
+    /// The next datagram to be sent, or `None` when there is nothing to send. Call [`Self::note_transmitted`] when what
+    /// it returned was sent.
     pub fn poll_transmit(&mut self, now: Now) -> Option<Transmit<'_>> {
         let endpoint = self.next_transmit(now)?;
-        Some(Transmit { endpoint, datagram: &self.transmitting })
+        Some(Transmit { endpoint, datagram: &self.transmitting, ecn: self.transmitting_ecn })
     }
 
     /// Moves the next datagram to `transmitting` and returns where to send it.
     fn next_transmit(&mut self, now: Now) -> Option<Endpoint> {
         loop {
             if let Some(message) = self.outbox.pop_front() {
+                self.transmitting_ecn = 0;
                 self.transmitting.clear();
                 self.transmitting.extend_from_slice(&message.bytes[..message.len]);
                 return Some(message.endpoint);
             }
             let id = *self.ready.front()?;
-            if let Some(endpoint) = self.seal_staged(now, id) {
+            if self.taken < STAGED_MAX
+                && let Some(endpoint) = self.seal_staged(now, id)
+            {
+                self.taken += 1;
                 return Some(endpoint);
             }
-            self.ready.pop_front();
+            self.taken = 0;
+            self.drained.extend(self.ready.pop_front());
         }
     }
 
     /// When to call [`Self::handle_timeout`] next, or `None` when nothing is scheduled.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.first().map(|(at, _)| *at)
+        let wanted = self.urgent.front().or(self.wanted.front()).map(|(at, _)| *at);
+        let due = self.deadlines.first().map(|(at, _)| *at);
+        wanted.into_iter().chain(due).min()
     }
 }

@@ -9,7 +9,6 @@ use ipnet::IpNet;
 use wireloom_types::{PresharedKey, PublicKey, limits::REKEY_ATTEMPT_TIME};
 
 use super::sessions::Sessions;
-use super::staging::StagedPackets;
 use crate::handshake::cookie::{CookieJar, MacKeys};
 use crate::handshake::noise::{InitiatorHandshake, StaticStatic};
 use crate::handshake::timestamp::{InitiationFilter, Tai64N};
@@ -37,7 +36,14 @@ pub(super) struct Peer {
     pub(super) last_handshake: Option<UnixTime>,
     pub(super) timestamp_sent: Option<Tai64N>,
     pub(super) initiations: InitiationFilter,
-    pub(super) staged: StagedPackets,
+    /// Whether a keepalive is to be sent, unless a staged packet is.
+    pub(super) keepalive_wanted: bool,
+    /// How many more times staged packets are sent before the data path uses the current session.
+    pub(super) rounds_left: usize,
+    /// Whether a handshake is to begin, even if there is a session.
+    pub(super) handshake_wanted: bool,
+    /// Whether the peer is in the device's queue of those to which one of these is to be sent.
+    pub(super) is_queued: bool,
 
     /// When all key material is wiped.
     pub(super) wipe_at: Option<Instant>,
@@ -64,9 +70,9 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// Whether it has taken so long that it is given up.
-    pub(super) fn is_over(&self, now: Instant) -> bool {
-        now.since(self.since) >= REKEY_ATTEMPT_TIME
+    /// Whether it has taken so long that it is given up. `asked` is when a packet last asked for a session, if one did.
+    pub(super) fn is_over(&self, now: Instant, asked: Option<Instant>) -> bool {
+        now.since(asked.map_or(self.since, |asked| asked.max(self.since))) >= REKEY_ATTEMPT_TIME
     }
 }
 
@@ -96,7 +102,10 @@ impl Peer {
             last_handshake: None,
             timestamp_sent: None,
             initiations: InitiationFilter::default(),
-            staged: StagedPackets::default(),
+            keepalive_wanted: false,
+            rounds_left: 0,
+            handshake_wanted: false,
+            is_queued: false,
             wipe_at: None,
             jitter,
             scheduled: None,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::handover::SessionState;
 use crate::transport::session::Session;
 
 /// The sessions of a peer. Only the current one sends. All of them receive, so that a renewal loses no message that is
@@ -18,6 +19,24 @@ pub(super) struct Sessions {
 pub(super) type Ended = [Option<Arc<Session>>; 3];
 
 impl Sessions {
+    /// The previous, the current and the next one, to be handed over.
+    pub(super) fn state(&self) -> [Option<SessionState>; 3] {
+        [&self.previous, &self.current, &self.next]
+            .map(|session| session.as_ref().map(|session| session.state()))
+    }
+
+    /// The sessions that were handed over. A damaged one is left out.
+    pub(super) fn from_state(state: [Option<&SessionState>; 3]) -> Self {
+        let [previous, current, next] =
+            state.map(|session| session.and_then(Session::from_state).map(Arc::new));
+        Self { previous, current, next }
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Session>> {
+        [&self.previous, &self.current, &self.next].into_iter().flatten()
+    }
+
     pub(super) fn current(&self) -> Option<&Arc<Session>> {
         self.current.as_ref()
     }

@@ -1,22 +1,26 @@
-//! Staged packets: those that wait for a session.
+//! Sends what waited for a session, and keepalives.
 
-use std::collections::VecDeque;
-use std::fmt;
+use std::sync::Arc;
 
 use super::Device;
 use crate::endpoint::Endpoint;
-use crate::message::{self, DATA_HEADER_LEN, DATA_OVERHEAD};
+use crate::inner;
+use crate::message::{DATA_HEADER_LEN, DATA_OVERHEAD};
 use crate::peer_id::PeerId;
 use crate::time::Now;
 use crate::transport::session::SealError;
 
+/// How often the device goes through a peer's staged packets, as many at a time as can wait, before the data path may
+/// use the session all the same: a thread can stage them as fast as they are sent.
+const ROUNDS_MAX: usize = 8;
+
 impl Device {
-    /// Sends a keepalive, or the staged packets, which serve as one.
-    pub(super) fn send_keepalive(&mut self, now: Now, id: PeerId) {
+    /// Sends a keepalive, or the staged packets, which serve as one. Begins a handshake when there is no session.
+    pub fn send_keepalive(&mut self, now: Now, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        peer.staged.ensure_one();
+        peer.keepalive_wanted = true;
         self.send_staged(now, id);
     }
 
@@ -25,7 +29,7 @@ impl Device {
         let Some(peer) = self.peers.get(&id) else {
             return;
         };
-        if peer.staged.is_empty() {
+        if !peer.keepalive_wanted && self.transport.staging.is_empty(id) {
             return;
         }
         let current = peer.sessions.current();
@@ -36,77 +40,80 @@ impl Device {
         }
     }
 
-    /// Seals the first staged packet of a peer, moves it to `transmitting` and returns where to send it. `None` when
-    /// nothing is staged or there is no session.
+    /// Seals the first staged packet of a peer, or the keepalive that it is due, moves it to `transmitting` and returns
+    /// where to send it. `None` when nothing is to be sent or there is no session.
     pub(super) fn seal_staged(&mut self, now: Now, id: PeerId) -> Option<Endpoint> {
         let peer = self.peers.get_mut(&id)?;
-        let message = peer.staged.front_mut()?;
-        match peer.path.seal(now.monotonic, std::iter::once(message)) {
+        let session = peer.sessions.current().filter(|session| !session.is_expired(now.monotonic)).cloned();
+        let Some(session) = session else {
+            self.send_staged(now, id);
+            return None;
+        };
+        self.transmitting = match self.transport.staging.pop(id) {
+            Some(message) => message,
+            None if peer.keepalive_wanted => vec![0; DATA_OVERHEAD],
+            None => return None,
+        };
+        self.transmitting_ecn = inner::ecn(&self.transmitting[DATA_HEADER_LEN..]);
+        // A packet serves as a keepalive.
+        peer.keepalive_wanted = false;
+        match peer.path.seal_in(&session, now.monotonic, std::iter::once(&mut *self.transmitting)) {
             Ok(sealed) => {
-                self.transmitting = peer.staged.pop().unwrap_or_default();
-                if let Some(signal) = sealed.signal {
-                    self.handle_signal(now, signal);
-                }
+                // Not before what was sealed is sent: the signal may bring a session into use.
+                self.put_aside.extend(sealed.signal);
                 Some(sealed.endpoint)
             }
             Err(SealError::NoSession) => {
+                // It has no counters left, which takes longer than any session lasts.
                 self.begin_handshake(now, id);
                 None
             }
             Err(SealError::NoEndpoint) => None,
         }
     }
-}
 
-/// The most packets that are staged for one peer; the kernel's `MAX_STAGED_PACKETS`.
-const STAGED_MAX: usize = 128;
-
-/// Packets that wait for a session, laid out as messages to be sealed.
-#[derive(Default)]
-pub(super) struct StagedPackets(VecDeque<Vec<u8>>);
-
-impl fmt::Debug for StagedPackets {
-    /// Shows their number only: their contents are private.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("StagedPackets").field(&self.0.len()).finish()
-    }
-}
-
-impl StagedPackets {
-    /// Adds a packet. Returns false when the oldest one had to be dropped for it.
-    pub(super) fn push(&mut self, packet: &[u8], mtu: usize) -> bool {
-        let mut message = vec![0; message::data_len(packet.len(), mtu)];
-        message[DATA_HEADER_LEN..][..packet.len()].copy_from_slice(packet);
-        self.0.push_back(message);
-        let fits = self.0.len() <= STAGED_MAX;
-        if !fits {
-            self.0.pop_front();
-        }
-        fits
-    }
-
-    /// Adds a keepalive if nothing is staged.
-    pub(super) fn ensure_one(&mut self) {
-        if self.0.is_empty() {
-            self.0.push_back(vec![0; DATA_OVERHEAD]);
+    /// Has the data path send with the current session from now on, or, if packets wait for it, once they are sent.
+    pub(super) fn use_current(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let current = peer.sessions.current();
+        let last_minute = current.and_then(|session| session.last_minute());
+        peer.path.activity.last_minute.set(last_minute);
+        peer.rounds_left = ROUNDS_MAX;
+        let current = current.cloned();
+        if current.is_none() {
+            peer.path.set_session(None);
+        } else if !self.transport.staging.publish_if_empty(id, || peer.path.set_session(current)) {
+            self.ready.push_back(id);
         }
     }
 
-    pub(super) fn front_mut(&mut self) -> Option<&mut [u8]> {
-        self.0.front_mut().map(Vec::as_mut_slice)
-    }
-
-    pub(super) fn pop(&mut self) -> Option<Vec<u8>> {
-        self.0.pop_front()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Drops everything, and returns the number of packets, without keepalives.
-    pub(super) fn clear(&mut self) -> u64 {
-        let packets = self.0.drain(..).filter(|message| message.len() > DATA_OVERHEAD);
-        packets.count() as u64
+    /// Takes note that all datagrams which [`Self::poll_transmit`] returned were sent. The data path may use new
+    /// sessions from now on if nothing waits for them any more. Returns whether something does: poll again then.
+    pub fn note_transmitted(&mut self, now: Now) -> bool {
+        for signal in std::mem::take(&mut self.put_aside) {
+            self.handle_signal(now, signal);
+        }
+        let mut drained = std::mem::take(&mut self.drained);
+        // A peer may have become ready more than once.
+        drained.sort_unstable();
+        drained.dedup();
+        for id in drained {
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            let current = peer.sessions.current().filter(|session| !session.is_expired(now.monotonic));
+            let Some(current) = current.cloned() else {
+                self.ask_for_session(now, id);
+                continue;
+            };
+            if peer.rounds_left == 0 {
+                peer.path.set_session(Some(Arc::clone(&current)));
+            }
+            peer.rounds_left = peer.rounds_left.saturating_sub(1);
+            if !self.transport.staging.publish_if_empty(id, || peer.path.set_session(Some(current))) {
+                self.ready.push_back(id);
+            }
+        }
+        !self.ready.is_empty()
     }
 }

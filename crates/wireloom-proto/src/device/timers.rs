@@ -95,8 +95,11 @@ impl Device {
         if last.is_none_or(|last| now.monotonic.since(last) >= UNANSWERED_TIMEOUT) {
             peer.path.set_reachable(false);
         }
-        if peer.attempt.is_none_or(|attempt| attempt.is_over(now.monotonic)) {
-            self.timed_out_packets += peer.staged.clear();
+        // A packet that was staged since asks for as much time (paper, section 6.4).
+        let asked = self.transport.staging.last(id);
+        if peer.attempt.is_none_or(|attempt| attempt.is_over(now.monotonic, asked)) {
+            peer.keepalive_wanted = false;
+            self.timed_out_packets += self.transport.staging.clear(id);
             self.end_attempt(id);
             return;
         }

@@ -66,6 +66,19 @@ impl CookieMaker {
         Self { secret: Zeroizing::new([0; 32]), drawn: None }
     }
 
+    /// The secret and when it was drawn, to be handed over.
+    pub(crate) fn state(&self) -> Option<(Zeroizing<[u8; 32]>, Instant)> {
+        self.drawn.map(|drawn| (self.secret.clone(), drawn))
+    }
+
+    /// The maker that was handed over.
+    pub(crate) fn from_state(state: &Option<(Zeroizing<[u8; 32]>, Instant)>) -> Self {
+        match state {
+            Some((secret, drawn)) => Self { secret: secret.clone(), drawn: Some(*drawn) },
+            None => Self::new(),
+        }
+    }
+
     #[cfg(test)]
     pub(crate) fn with_secret(secret: [u8; 32], drawn: Instant) -> Self {
         Self { secret: Zeroizing::new(secret), drawn: Some(drawn) }
@@ -150,6 +163,24 @@ pub(crate) struct CookieJar {
 }
 
 impl CookieJar {
+    /// The cookie and when it arrived, to be handed over.
+    pub(crate) fn cookie(&self) -> Option<([u8; MAC_LEN], Instant)> {
+        self.cookie
+    }
+
+    /// The code that a reply must answer, to be handed over.
+    pub(crate) fn last_mac1(&self) -> Option<[u8; MAC_LEN]> {
+        self.last_mac1
+    }
+
+    /// The jar that was handed over.
+    pub(crate) fn from_state(
+        cookie: Option<([u8; MAC_LEN], Instant)>,
+        last_mac1: Option<[u8; MAC_LEN]>,
+    ) -> Self {
+        Self { cookie, last_mac1 }
+    }
+
     /// Writes the codes at the end of an initiation or a response.
     pub(crate) fn sign(&mut self, keys: &MacKeys, now: Instant, message: &mut [u8]) {
         let mac1_at = message.len() - Macs::LEN;

@@ -32,6 +32,38 @@ impl IndexTable {
         Self { permutation, slots: Vec::new(), free: VecDeque::new() }
     }
 
+    /// The permutation.
+    pub(crate) fn permutation(&self) -> IndexPermutation {
+        self.permutation
+    }
+
+    /// The generation of each slot, to be handed over.
+    pub(crate) fn generations(&self) -> Vec<u32> {
+        self.slots.iter().map(|slot| slot.generation).collect()
+    }
+
+    /// The table that was handed over: these are the slots' generations and the indices in use. One that the slots do
+    /// not have is left out.
+    pub(crate) fn from_state(
+        permutation: IndexPermutation,
+        generations: &[u32],
+        owned: impl IntoIterator<Item = (u32, PeerId)>,
+    ) -> Self {
+        let slot = |generation: &u32| Slot { generation: generation % GENERATIONS, owner: None };
+        let mut slots: Vec<Slot> = generations.iter().take(SLOTS as usize).map(slot).collect();
+        for (index, owner) in owned {
+            let number = permutation.number(index);
+            if let Some(slot) = slots.get_mut((number % SLOTS) as usize)
+                && slot.generation == number / SLOTS
+            {
+                slot.owner = Some(owner);
+            }
+        }
+        let is_free = |(number, slot): (usize, &Slot)| slot.owner.is_none().then_some(number as u32);
+        let free = slots.iter().enumerate().filter_map(is_free).collect();
+        Self { permutation, slots, free }
+    }
+
     /// Allocates an index for a peer. A peer has at most four, and there are enough slots for that.
     pub(crate) fn allocate(&mut self, owner: PeerId) -> u32 {
         let number = self.free.pop_front().unwrap_or_else(|| {

@@ -5,12 +5,13 @@
 //! So a packet costs a few relaxed stores, and the data path signals the device only when it arms a timer that is due
 //! before the device's next check of the peer.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use wireloom_types::limits::KEEPALIVE_TIMEOUT;
 
+use crate::handover::ActivityState;
 use crate::limits::UNANSWERED_TIMEOUT;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::time::{Instant, nanos};
 
 /// A moment or never, shared between threads.
@@ -21,7 +22,7 @@ pub(crate) struct AtomicInstant(AtomicU64);
 const NEVER: u64 = u64::MAX;
 
 impl AtomicInstant {
-    pub(crate) const fn never() -> Self {
+    pub(crate) fn never() -> Self {
         Self(AtomicU64::new(NEVER))
     }
 
@@ -99,7 +100,7 @@ pub(crate) struct Activity {
 }
 
 impl Activity {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             unanswered_since: AtomicInstant::never(),
             keepalive_owed_since: AtomicInstant::never(),
@@ -108,6 +109,26 @@ impl Activity {
             next_check: AtomicInstant::never(),
             last_minute: AtomicInstant::never(),
         }
+    }
+
+    /// The causes, to be handed over.
+    pub(crate) fn state(&self) -> ActivityState {
+        ActivityState {
+            unanswered_since: self.unanswered_since.get(),
+            keepalive_owed_since: self.keepalive_owed_since.get(),
+            last_received: self.last_received.get(),
+            last_traffic: self.last_traffic.get(),
+            last_minute: self.last_minute.get(),
+        }
+    }
+
+    /// Takes the causes that were handed over.
+    pub(crate) fn set_state(&self, state: &ActivityState) {
+        self.unanswered_since.set(state.unanswered_since);
+        self.keepalive_owed_since.set(state.keepalive_owed_since);
+        self.last_received.set(state.last_received);
+        self.last_traffic.set(state.last_traffic);
+        self.last_minute.set(state.last_minute);
     }
 
     /// Records that a message was sent: of any type, with `data` when it was more than a keepalive or handshake

@@ -8,12 +8,15 @@
 //! | `allowed_ips`, `routes` | from an inner address to the peer |
 //! | `peer_path` | what sending to a peer needs |
 //! | `path_mtu` | the largest packet that the underlay carries to a peer |
+//! | `staging` | packets that wait for a session |
 //! | `activity`, `signal` | what the timers need to know, and when the device must be told |
 //! | `two_steps` | opening with the help of another thread |
 
 pub(crate) mod activity;
 mod aead;
 pub(crate) mod allowed_ips;
+#[cfg(test)]
+mod models;
 mod path_mtu;
 pub(crate) mod peer_path;
 mod peer_session;
@@ -22,12 +25,11 @@ mod routes;
 pub(crate) mod session;
 mod session_table;
 pub(crate) mod signal;
+pub(crate) mod staging;
 mod two_steps;
 
 use std::sync::Arc;
 use std::{fmt, iter};
-
-use arc_swap::{ArcSwap, Guard};
 
 pub use self::path_mtu::PATH_MTU_MIN;
 pub use self::peer_path::{PeerPath, Reserved, Sealed};
@@ -35,20 +37,24 @@ pub use self::routes::Routes;
 pub use self::session::{Role, SealError, Session, SessionKeys};
 pub(crate) use self::session_table::SLOTS;
 pub use self::signal::Signal;
+pub use self::staging::Staged;
 pub use self::two_steps::Decrypted;
-use self::{peer_session::PeerSession, session_table::SessionTable};
+use self::{peer_session::PeerSession, session_table::SessionTable, staging::Staging};
 use crate::drop_reason::DropReason;
 use crate::endpoint::Endpoint;
 use crate::index_permutation::IndexPermutation;
 use crate::message::{DataHeader, MessageKind};
+use crate::sync::{ArcSwap, Guard};
 use crate::time::Instant;
 
 /// The data path of a device: opens data messages and looks up peers. Any number of threads share it. Nothing in it
-/// takes a lock of the [`Device`](crate::Device), which writes it, or allocates per packet.
+/// allocates per packet or takes a lock of the [`Device`](crate::Device), which writes it, but for packets that have to
+/// wait for a session.
 #[derive(Debug)]
 pub struct Transport {
     sessions: SessionTable,
     routes: ArcSwap<Routes>,
+    pub(crate) staging: Staging,
 }
 
 /// A data message that was authenticated and decrypted.
@@ -91,13 +97,33 @@ pub enum Outcome<'p, 'm> {
 
 impl Transport {
     pub(crate) fn new(permutation: IndexPermutation) -> Self {
-        Self { sessions: SessionTable::new(permutation), routes: ArcSwap::default() }
+        Self {
+            sessions: SessionTable::new(permutation),
+            routes: ArcSwap::default(),
+            staging: Staging::default(),
+        }
     }
 
     /// The current routes. Load them once per batch of packets.
     #[must_use]
     pub fn routes(&self) -> Guard<Arc<Routes>> {
         self.routes.load()
+    }
+
+    /// Reserves what sealing these messages for the peer takes, as [`PeerPath::reserve`] does. Without a session, it
+    /// keeps copies of them, behind those that wait already, until the device has one. `bytes` is their length in all.
+    ///
+    /// # Errors
+    /// [`Staged`], when they were not reserved: they wait, or there is nobody to wait for.
+    pub fn reserve_or_stage<'m>(
+        &self,
+        now: Instant,
+        path: &PeerPath,
+        messages: impl ExactSizeIterator<Item = &'m [u8]>,
+        bytes: usize,
+    ) -> Result<Reserved, Staged> {
+        path.reserve(now, messages.len(), bytes)
+            .or_else(|_| self.staging.reserve_or_stage(now, path, messages, bytes))
     }
 
     /// Opens one data message in place. This authenticates the peer. Whether the peer may send the inner packet is for
@@ -167,8 +193,11 @@ impl Transport {
         self.sessions.set(index, Some(PeerSession { session, path }));
     }
 
+    /// Accepts no messages for this index any more. Its slot may be another session's by now, which stays.
     pub(crate) fn remove(&self, index: u32) {
-        self.sessions.set(index, None);
+        if self.peer_session(index).is_some() {
+            self.sessions.set(index, None);
+        }
     }
 
     pub(crate) fn publish(&self, routes: Routes) {

@@ -4,9 +4,10 @@
 //! All fields are atomic, and all threads share them: a thread that reads while another one writes sees the old value
 //! or the new one. A thread that has lost a race probes once too often.
 
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::handover::PathMtuState;
+use crate::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use crate::time::Instant;
 
 /// How long a path MTU from the network is used (RFC 1191, section 6.3).
@@ -70,6 +71,25 @@ impl Probing {
 }
 
 impl PathMtu {
+    /// What is known, to be handed over.
+    pub(crate) fn state(&self) -> PathMtuState {
+        PathMtuState {
+            configured: self.configured.load(Ordering::Relaxed),
+            learnt: self.learnt.load(Ordering::Relaxed),
+            probing: self.probing.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What was handed over. Probing begins anew if it had come to a step that there is not.
+    pub(crate) fn from_state(state: &PathMtuState) -> Self {
+        let is_possible = Probing::unpack(state.probing).step < INTERVALS.len();
+        Self {
+            configured: AtomicU16::new(state.configured),
+            learnt: AtomicU64::new(state.learnt),
+            probing: AtomicU64::new(if is_possible { state.probing } else { 0 }),
+        }
+    }
+
     /// The path MTU that counts at this time: the smaller one of those that are known, in bytes.
     #[inline]
     pub(crate) fn at(&self, now: Instant) -> Option<usize> {
@@ -158,6 +178,13 @@ mod tests {
         assert_eq!(probes(&path, 0, 30_000, 1480), expected);
         assert_eq!(probes(&path, 30_000, 30_010, 1000), [], "it would not tell about longer ones");
         assert_eq!(probes(&path, 30_010, 30_200, 1484), [30_010, 30_060, 30_160], "longer than all before");
+    }
+
+    #[test]
+    fn a_step_that_there_is_not_begins_anew() {
+        let mut state = PathMtu::default().state();
+        state.probing = Probing { due: millis(at(0)), step: INTERVALS.len(), len: 1480 }.pack();
+        assert_eq!(probes(&PathMtu::from_state(&state), 0, 200, 1480), [0, 50, 150]);
     }
 
     #[test]

@@ -2,14 +2,15 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arc_swap::ArcSwapOption;
 use wireloom_types::PublicKey;
 
 use crate::endpoint::Endpoint;
+use crate::handover::PathState;
 use crate::message::DATA_OVERHEAD;
 use crate::peer_id::PeerId;
+use crate::sync::ArcSwapOption;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::time::Instant;
 use crate::transport::activity::Activity;
 use crate::transport::path_mtu::PathMtu;
@@ -82,6 +83,34 @@ impl PeerPath {
         }
     }
 
+    /// A path that was handed over, without a session.
+    pub(crate) fn from_state(id: PeerId, public_key: PublicKey, state: &PathState) -> Self {
+        let path = Self {
+            sent_bytes: AtomicU64::new(state.sent_bytes),
+            received_bytes: AtomicU64::new(state.received_bytes),
+            reachable: AtomicBool::new(state.reachable),
+            path_mtu: PathMtu::from_state(&state.path_mtu),
+            ..Self::new(id, public_key)
+        };
+        path.endpoint.store(state.endpoint.map(Arc::new));
+        path.activity.set_state(&state.activity);
+        path.news.add_bits(state.news);
+        path
+    }
+
+    /// What is to be handed over.
+    pub(crate) fn state(&self) -> PathState {
+        PathState {
+            endpoint: self.endpoint(),
+            sent_bytes: self.sent_bytes(),
+            received_bytes: self.received_bytes(),
+            reachable: self.reachable.load(Ordering::Relaxed),
+            path_mtu: self.path_mtu.state(),
+            activity: self.activity.state(),
+            news: self.news.bits(),
+        }
+    }
+
     /// The peer's identifier.
     #[must_use]
     pub fn id(&self) -> PeerId {
@@ -105,7 +134,7 @@ impl PeerPath {
     /// False while the peer has no endpoint, and after it left an initiation unanswered for
     /// [`REKEY_TIMEOUT`](wireloom_types::limits::REKEY_TIMEOUT) while nothing had arrived from it for 15 seconds.
     /// True again when a message arrives from it or its endpoint is configured. To try it, call
-    /// [`Device::begin_handshake`](crate::Device::begin_handshake).
+    /// [`Self::seek`].
     #[must_use]
     pub fn is_reachable(&self) -> bool {
         self.reachable.load(Ordering::Relaxed) && self.endpoint.load().is_some()
@@ -153,8 +182,7 @@ impl PeerPath {
     /// them in this order to the endpoint that is returned. A message without payload is a keepalive.
     ///
     /// # Errors
-    /// [`SealError`]. No message was changed then; give the packets to
-    /// [`Device::handle_outgoing`](crate::Device::handle_outgoing).
+    /// [`SealError`]. No message was changed then.
     ///
     /// # Panics
     /// When a message is shorter than [`DATA_OVERHEAD`].
@@ -165,6 +193,16 @@ impl PeerPath {
     ) -> Result<Sealed, SealError> {
         let session = self.session.load();
         let session = session.as_deref().ok_or(SealError::NoSession)?;
+        self.seal_in(session, now, messages)
+    }
+
+    /// Seals in a session that need not be the one that the data path uses. Otherwise this is [`Self::seal`].
+    pub(crate) fn seal_in<'m>(
+        &self,
+        session: &Session,
+        now: Instant,
+        messages: impl ExactSizeIterator<Item = &'m mut [u8]>,
+    ) -> Result<Sealed, SealError> {
         let endpoint = self.endpoint().ok_or(SealError::NoEndpoint)?;
         let mut bytes = 0;
         let mut data = false;
@@ -201,9 +239,21 @@ impl PeerPath {
         Ok(Reserved { session, counters, endpoint, signal: self.report(events) })
     }
 
+    /// Has the device begin a handshake, because a packet was dropped: the peer is not [reachable](Self::is_reachable).
+    /// Returns the signal that tells it so.
+    pub fn seek(&self) -> Option<Signal> {
+        self.report_once(Events::SOUGHT)
+    }
+
     /// Keeps news for the device. Returns the signal that tells it to take them.
     pub(crate) fn report(&self, events: Events) -> Option<Signal> {
         self.news.add(events).then_some(Signal { peer: self.id })
+    }
+
+    /// As [`Self::report`], for what may be reported for every packet. Returns no signal while the device has not taken
+    /// the last one.
+    pub(crate) fn report_once(&self, events: Events) -> Option<Signal> {
+        self.news.add_once(events).then_some(Signal { peer: self.id })
     }
 
     /// Whether messages to the peer have this receiver index now.
@@ -250,6 +300,19 @@ impl PeerPath {
     pub(crate) fn set_reachable(&self, reachable: bool) {
         if self.reachable.load(Ordering::Relaxed) != reachable {
             self.reachable.store(reachable, Ordering::Relaxed);
+        }
+    }
+
+    /// Sends in a session that the peer has just confirmed, if the one in use is older. A peer that has started again
+    /// does not know that one, and answers may leave before the device hears the news.
+    ///
+    /// Without a session in use nothing changes: packets may wait, and the device has them sent first.
+    pub(crate) fn use_confirmed(&self, now: Instant, session: &Arc<Session>) {
+        let current = self.session.load();
+        let is_older = |current: &Session| !current.is_expired(now) && current.born() <= session.born();
+        if current.as_deref().is_some_and(is_older) {
+            // Unless the device has chosen meanwhile.
+            self.session.compare_and_swap(&*current, Some(Arc::clone(session)));
         }
     }
 

@@ -66,6 +66,7 @@ impl PeerSession {
     fn note_received(&self, now: Instant, from: Endpoint, accepted: &Accepted) -> Events {
         let mut events = self.path.note_received(now, from, accepted.bytes, accepted.data);
         if self.session.confirm() {
+            self.path.use_confirmed(now, &self.session);
             events |= Events::SESSION_CONFIRMED;
         }
         if self.path.activity.last_minute.take_if_due(now) {
@@ -97,6 +98,54 @@ impl Accepted {
                 Outcome::Opened { path, payload }
             }
             Err(reason) => Outcome::Dropped(reason),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use wireloom_types::PublicKey;
+
+    use super::*;
+    use crate::peer_id::PeerId;
+    use crate::transport::session::{Role, SessionKeys};
+
+    /// Both ends of a session that was born after this many seconds: ours, the responder's, first.
+    fn ends(index: u32, seconds: u64) -> [Arc<Session>; 2] {
+        let born = Instant::from_origin(Duration::from_secs(seconds));
+        let keys = |sending, receiving| SessionKeys {
+            sending: [sending; 32].into(),
+            receiving: [receiving; 32].into(),
+        };
+        let ours = Session::new(&keys(1, 2), Role::Responder, index, index + 100, born);
+        let theirs = Session::new(&keys(2, 1), Role::Initiator, index + 100, index, born);
+        [ours, theirs].map(Arc::new)
+    }
+
+    /// A peer that has started again knows only the session that it has just made: what it is answered must not be
+    /// sealed in the one before, and the answer may be on its way before the device has heard the news.
+    #[test]
+    fn answers_to_the_message_that_confirms_a_newer_session_are_sealed_in_it() {
+        const OLD: u32 = 7;
+        const NEW: u32 = 8;
+        for (in_use, confirmed, sends_in) in
+            [(Some(5), 10, Some(NEW)), (Some(5), 5, Some(NEW)), (Some(10), 5, Some(OLD)), (None, 10, None)]
+        {
+            let path = Arc::new(PeerPath::new(PeerId(1), PublicKey::from_bytes([1; 32])));
+            path.set_session(in_use.map(|seconds| Arc::clone(&ends(OLD, seconds)[0])));
+            let [ours, theirs] = ends(NEW, confirmed);
+            let now = Instant::from_origin(Duration::from_secs(11));
+            let mut message = [0; DATA_OVERHEAD + 16];
+            theirs.seal(now, [&mut message[..]].into_iter()).expect("it is young");
+            let from = Endpoint::from(SocketAddr::from(([192, 0, 2, 1], 1)));
+            let session = PeerSession { session: ours, path: Arc::clone(&path) };
+            session.open(now, from, [&mut message[..]].into_iter(), &mut |_| ());
+            for index in [OLD, NEW] {
+                assert_eq!(path.sends_to(index + 100), sends_in == Some(index), "{in_use:?} {confirmed}");
+            }
         }
     }
 }

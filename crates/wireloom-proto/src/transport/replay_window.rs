@@ -1,5 +1,7 @@
 //! The replay window: which counters of a session were received (RFC 6479).
 
+use crate::handover::WindowState;
+
 const WORD_BITS: u64 = u64::BITS as u64;
 /// The bitmap has 8,192 bits, as the kernel's has (`COUNTER_BITS_TOTAL`).
 const WORDS: u64 = 8192 / WORD_BITS;
@@ -24,6 +26,17 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
+    /// The window, to be handed over.
+    pub(crate) fn state(&self) -> WindowState {
+        WindowState { next: self.next, seen: self.seen.into() }
+    }
+
+    /// The window that was handed over. `None` when its bitmap has another size.
+    pub(crate) fn from_state(state: &WindowState) -> Option<Self> {
+        let seen = state.seen.as_slice().try_into().ok()?;
+        Some(Self { next: state.next, seen })
+    }
+
     /// Marks a counter as received. Returns whether it was new and not behind the window. Call this for authentic
     /// messages only: forgeries must not move the window.
     #[must_use]

@@ -4,23 +4,26 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
+use serde::{Deserialize, Serialize};
 use wireloom_types::limits::{
     REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, REKEY_TIMEOUT,
 };
 use zeroize::Zeroizing;
 
 use crate::drop_reason::DropReason;
+use crate::handover::SessionState;
 use crate::limits::LAST_MINUTE_AFTER_TIME;
 use crate::message::{DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, TAG_LEN};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::time::Instant;
 use crate::transport::aead::TransportKey;
 use crate::transport::replay_window::ReplayWindow;
 
 /// Which side of the handshake we were.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
     /// We sent the initiation. We renew the session when it gets old.
     Initiator,
@@ -32,6 +35,7 @@ pub enum Role {
 const MARKED_AT_ONCE: usize = 16;
 
 /// The keys that a handshake yields. They are wiped on drop.
+#[derive(Clone)]
 pub struct SessionKeys {
     /// Encrypts what we send.
     pub sending: Zeroizing<[u8; 32]>,
@@ -50,8 +54,8 @@ pub(crate) struct Counters(Range<u64>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     /// There is no session that may send: none at all, one that is too old or has sent too many messages, or one that
-    /// waits for its first message from the peer. Give the packet to
-    /// [`Device::handle_outgoing`](crate::Device::handle_outgoing), which keeps it and begins a handshake.
+    /// waits for its first message from the peer. See
+    /// [`Transport::reserve_or_stage`](crate::Transport::reserve_or_stage).
     #[error("there is no session with the peer")]
     NoSession,
     /// The peer's endpoint is unknown. It becomes known when it is configured or when the peer sends to us.
@@ -69,6 +73,9 @@ pub struct Session {
     remote_index: u32,
     role: Role,
     born: Instant,
+    /// The keys themselves, for whoever the session is handed over to. They lie on the heap, where they stay until they
+    /// are wiped.
+    keys: Box<SessionKeys>,
     sending: TransportKey,
     receiving: TransportKey,
     next_counter: AtomicU64,
@@ -90,6 +97,7 @@ impl Session {
             remote_index,
             role,
             born,
+            keys: Box::new(keys.clone()),
             sending: TransportKey::new(&keys.sending),
             receiving: TransportKey::new(&keys.receiving),
             next_counter: AtomicU64::new(0),
@@ -97,6 +105,35 @@ impl Session {
             confirmed: AtomicBool::new(role == Role::Initiator),
             rekey_quiet_until: AtomicU64::new(0),
         }
+    }
+
+    /// The session, to be handed over. It is exact once nobody seals or opens any more.
+    pub(crate) fn state(&self) -> SessionState {
+        SessionState {
+            local_index: self.local_index,
+            remote_index: self.remote_index,
+            role: self.role,
+            born: self.born,
+            sending: self.keys.sending.clone(),
+            receiving: self.keys.receiving.clone(),
+            next_counter: self.next_counter.load(Ordering::Relaxed),
+            window: self.window.lock().unwrap_or_else(PoisonError::into_inner).state(),
+            confirmed: self.confirmed.load(Ordering::Relaxed),
+            rekey_quiet_until: self.rekey_quiet_until.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The session that was handed over. `None` when its replay window is damaged.
+    pub(crate) fn from_state(state: &SessionState) -> Option<Self> {
+        let keys = SessionKeys { sending: state.sending.clone(), receiving: state.receiving.clone() };
+        let window = ReplayWindow::from_state(&state.window)?;
+        Some(Self {
+            next_counter: AtomicU64::new(state.next_counter),
+            window: Mutex::new(window),
+            confirmed: AtomicBool::new(state.confirmed),
+            rekey_quiet_until: AtomicU64::new(state.rekey_quiet_until),
+            ..Self::new(&keys, state.role, state.local_index, state.remote_index, state.born)
+        })
     }
 
     /// The receiver index of the peer's messages.
@@ -308,5 +345,7 @@ fn payload_of(message: &mut [u8]) -> &mut [u8] {
     &mut message[DATA_HEADER_LEN..end]
 }
 
+#[cfg(test)]
+mod models;
 #[cfg(test)]
 mod tests;

@@ -3,10 +3,9 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::{ArcSwapOption, Guard};
-
 use super::peer_session::PeerSession;
 use crate::index_permutation::IndexPermutation;
+use crate::sync::{ArcSwapOption, Guard};
 
 /// Sessions by local index. The low bits of an index, behind the permutation, are its slot, so a lookup is two loads.
 /// Slots come in blocks; a block is allocated when the first index in it is used, and then stays.
@@ -17,7 +16,8 @@ pub(super) struct SessionTable {
 
 type Block = [ArcSwapOption<PeerSession>; SLOTS_IN_BLOCK];
 
-const SLOTS_IN_BLOCK: usize = 1 << 10;
+/// Few in unit tests: loom keeps a history for each of them.
+const SLOTS_IN_BLOCK: usize = if cfg!(test) { 1 << 4 } else { 1 << 10 };
 const BLOCKS: usize = 1 << 12;
 /// The number of slots: enough for three sessions and a pending handshake of each of
 /// [`MAX_PEERS`](wireloom_types::limits::MAX_PEERS) peers.

@@ -1,16 +1,17 @@
 //! Signals: what the data path reports to the device.
 
 use std::ops::{BitOr, BitOrAssign};
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::peer_id::PeerId;
+use crate::sync::atomic::{AtomicU8, Ordering};
 
 /// What sealing or opening found out that the device must know. Give it to
 /// [`Device::handle_signal`](crate::Device::handle_signal) on the thread that owns the device.
 ///
-/// Signals are rare: a few per session, not one per packet. A late one is harmless, because the device checks whether
-/// its cause still holds. The news themselves stay with the peer until the device takes them, so
-/// that the next signal makes up for one that was lost.
+/// Signals are few: some per session, one when a first packet waits, and one for packets to an unreachable peer until
+/// the device has taken the last. A late one is harmless, because the device checks whether its cause still holds. The
+/// news themselves stay with the peer until the device takes them, so that the next signal makes up for one that was
+/// lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "without it the device does not use a confirmed session, renew a session or run a timer"]
 pub struct Signal {
@@ -29,6 +30,22 @@ impl News {
             self.0.fetch_or(events.0, Ordering::Release);
             true
         }
+    }
+
+    /// Adds events. Returns whether one of them is new, so that the device must be told.
+    pub(crate) fn add_once(&self, events: Events) -> bool {
+        let known = Events(self.0.load(Ordering::Relaxed));
+        !known.contains(events) && !Events(self.0.fetch_or(events.0, Ordering::AcqRel)).contains(events)
+    }
+
+    /// All events as bits, to be handed over.
+    pub(crate) fn bits(&self) -> u8 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Adds events that were handed over.
+    pub(crate) fn add_bits(&self, bits: u8) {
+        self.0.fetch_or(bits, Ordering::Release);
     }
 
     /// Takes all events.
@@ -54,6 +71,11 @@ impl Events {
     pub(crate) const LAST_MINUTE: Self = Self(1 << 2);
     /// A timer was armed that is due before the device's next check of the peer.
     pub(crate) const TIMER_ARMED: Self = Self(1 << 3);
+
+    /// Packets wait for a session.
+    pub(crate) const PACKETS_WAIT: Self = Self(1 << 4);
+    /// A packet was dropped because the peer is unreachable.
+    pub(crate) const SOUGHT: Self = Self(1 << 5);
 
     /// Whether this set contains all events of `other`.
     pub(crate) const fn contains(self, other: Self) -> bool {

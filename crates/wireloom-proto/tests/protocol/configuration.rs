@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use wireloom_proto::{ConfigureError, Device, DropReason, MessageKind};
+use wireloom_proto::{ConfigureError, Device, DropReason, MessageKind, Staged};
 use wireloom_types::{PresharedKey, PublicKey};
 
 use crate::world::{ALICE, BOB, World, address, private_key};
@@ -131,8 +131,9 @@ fn a_removed_peer_neither_sends_nor_receives() {
     // Its path cannot seal any more, and no packet is kept for it.
     let mut message = [0; 64];
     assert!(path.seal(now.monotonic, std::iter::once(&mut message[..])).is_err());
-    let waiting = bob.handle_outgoing(now, path.id(), &[0; 20], 1420);
-    assert_eq!(waiting, Err(DropReason::NoPeerForDestination));
+    let waiting = bob.transport().reserve_or_stage(now.monotonic, &path, [&message[..]].into_iter(), 64);
+    let refused = Staged { signal: None, dropped: Some((DropReason::NoPeerForDestination, 1)) };
+    assert_eq!(waiting.err(), Some(refused));
 
     world.send(ALICE, BOB, b"hello");
     world.settle();
@@ -211,8 +212,16 @@ fn debug_output_shows_no_secrets() {
     world.run(121 * SECOND);
     world.send(ALICE, BOB, b"renew");
     let path = world.path(ALICE, BOB);
+    world.run(181 * SECOND);
     let now = world.now();
-    world.nodes[ALICE].device.handle_outgoing(now, path.id(), &[0xcd; 100], 1420).unwrap();
+    let waits = [0xcd; 100];
+    let staged = world.nodes[ALICE].device.transport().reserve_or_stage(
+        now.monotonic,
+        &path,
+        [&waits[..]].into_iter(),
+        100,
+    );
+    assert!(staged.is_err(), "the session has expired");
     let shown = format!("{:?} {:#?}", world.nodes[ALICE].device, world.nodes[BOB].device);
     let secret = |bytes: &[u8]| format!("{:?}", &bytes[1..4]).trim_matches(['[', ']']).to_string();
     assert!(!shown.contains(&secret(private_key(1).expose_bytes())));

@@ -54,7 +54,7 @@ fn an_initiator_without_data_confirms_with_a_keepalive() {
     let mut world = World::pair();
     let path = world.path(ALICE, BOB);
     let now = world.now();
-    world.nodes[ALICE].device.handle_outgoing(now, path.id(), &[], 1420).unwrap();
+    world.nodes[ALICE].device.send_keepalive(now, path.id());
     world.poll(ALICE);
     world.settle();
     let data = world.seen_of(MessageKind::Data);
@@ -261,7 +261,7 @@ fn nothing_is_sent_to_a_public_key_of_low_order() {
         configuration.add_peer(zero).unwrap().set_endpoint(address(9));
     });
     let id = alice.peer(&zero).unwrap().id;
-    alice.handle_outgoing(now, id, &[], 1420).unwrap();
+    alice.send_keepalive(now, id);
     world.poll(ALICE);
     world.run(200 * SECOND);
     assert!(world.seen.is_empty());

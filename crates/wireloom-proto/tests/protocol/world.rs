@@ -74,6 +74,8 @@ pub(crate) struct World {
     pub(crate) seen: Vec<Seen>,
     /// Datagrams to these addresses are lost.
     pub(crate) unreachable: Vec<SocketAddr>,
+    /// By how much the wall clocks were set back.
+    pub(crate) set_back: Duration,
     elapsed: Duration,
     rng: ChaCha20Rng,
     /// When each datagram arrives, with its index in `datagrams`.
@@ -100,6 +102,7 @@ impl World {
             link: Link::default(),
             seen: Vec::new(),
             unreachable: Vec::new(),
+            set_back: Duration::ZERO,
             elapsed: START,
             rng: ChaCha20Rng::from_seed([seed; 32]),
             under_way: BinaryHeap::new(),
@@ -157,7 +160,7 @@ impl World {
     pub(crate) fn now(&self) -> Now {
         Now {
             monotonic: Instant::from_origin(self.elapsed),
-            unix: UnixTime::from_epoch(EPOCH + self.elapsed),
+            unix: UnixTime::from_epoch(EPOCH + self.elapsed - self.set_back),
         }
     }
 
@@ -191,17 +194,22 @@ impl World {
         let mut buffer = vec![0; message::data_len(packet.len(), MTU)];
         buffer[message::DATA_HEADER_LEN..][..packet.len()].copy_from_slice(packet);
         let framed = message::frame(&mut buffer, packet.len(), MTU);
-        match path.seal(now.monotonic, std::iter::once(framed)) {
-            Ok(sealed) => {
-                if let Some(signal) = sealed.signal {
+        let len = framed.len();
+        match node.device.transport().reserve_or_stage(now.monotonic, path, [&*framed].into_iter(), len) {
+            Ok(reserved) => {
+                let endpoint = reserved.endpoint;
+                if let Some(signal) = reserved.signal {
                     node.signals += 1;
                     node.device.handle_signal(now, signal);
                 }
-                self.post(from, sealed.endpoint, buffer);
+                reserved.seal([framed].into_iter());
+                self.post(from, endpoint, buffer);
             }
-            Err(_) => {
-                let outcome = node.device.handle_outgoing(now, path.id(), packet, MTU);
-                node.drops.extend(outcome.err());
+            Err(staged) => {
+                if let Some(signal) = staged.signal {
+                    node.device.handle_signal(now, signal);
+                }
+                node.drops.extend(staged.dropped.map(|(reason, _)| reason));
             }
         }
     }
@@ -209,9 +217,17 @@ impl World {
     /// Sends everything that a device has to send.
     pub(crate) fn poll(&mut self, node: usize) {
         let now = self.now();
-        while let Some(transmit) = self.nodes[node].device.poll_transmit(now) {
-            let (endpoint, datagram) = (transmit.endpoint, transmit.datagram.to_vec());
-            self.post(node, endpoint, datagram);
+        while self.nodes[node].device.poll_timeout().is_some_and(|at| at <= now.monotonic) {
+            self.nodes[node].device.handle_timeout(now);
+        }
+        loop {
+            while let Some(transmit) = self.nodes[node].device.poll_transmit(now) {
+                let (endpoint, datagram) = (transmit.endpoint, transmit.datagram.to_vec());
+                self.post(node, endpoint, datagram);
+            }
+            if !self.nodes[node].device.note_transmitted(now) {
+                break;
+            }
         }
     }
 

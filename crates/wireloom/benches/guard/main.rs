@@ -9,6 +9,8 @@
 //! | [`fleet`] | the nodes, their agents and their settings |
 //! | [`measuring`] | what it shares with `benches/tunnel`: loads, medians |
 
+#[path = "../measuring/datagrams.rs"]
+mod datagrams;
 mod fleet;
 #[path = "../measuring/mod.rs"]
 mod measuring;
@@ -21,7 +23,7 @@ use wireloom_lab::{become_root, require};
 use self::{
     fleet::{Fleet, Route, Setting},
     measuring::{
-        Way, datagrams,
+        Way,
         machine::other_work,
         streams,
         summary::{median, surroundings},

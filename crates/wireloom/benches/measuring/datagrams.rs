@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context as _;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::Way;
+use crate::measuring::Way;
 
 /// How long each load is offered.
 const OFFERED: Duration = Duration::from_secs(1);

@@ -1,6 +1,6 @@
-//! Loads and their figures, for all benches of the program.
+//! Loads and their figures, for all benches of the program. `datagrams` and `pings` beside it are for some of them.
 
-pub(crate) mod datagrams;
+mod congestion;
 pub(crate) mod machine;
 pub(crate) mod streams;
 pub(crate) mod summary;
@@ -9,9 +9,7 @@ use std::net::IpAddr;
 
 use wireloom_lab::Space;
 
-/// A sysctl for every machine. Its default may be an algorithm that probes for bandwidth and paces what it sends, which
-/// caps a fast tunnel. It must change before there is a socket: iperf3's own option comes too late for the pacing.
-pub(crate) const RENO: (&str, &str) = ("net/ipv4/tcp_congestion_control", "reno");
+pub(crate) use self::congestion::RENO;
 
 /// One end of a load.
 #[derive(Debug, Clone, Copy)]

@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use crate::program::Program;
+
 /// A program: its name in the table, and how it makes an interface.
 #[derive(Debug, Clone)]
 pub(crate) struct Contestant {
@@ -39,14 +41,10 @@ impl FromStr for Contestant {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((name, _)) if [CABLE, OURS, LINK].contains(&name) => {
-                Err(format!("the name {name:?} is taken"))
-            }
-            Some((name, command)) if !name.is_empty() && !command.trim().is_empty() => {
-                Ok(Self { name: name.to_owned(), command: Some(command.to_owned()) })
-            }
-            _ => Err("expected NAME=COMMAND".to_owned()),
+        let Program { name, command } = text.parse()?;
+        if [CABLE, OURS, LINK].contains(&name.as_str()) {
+            return Err(format!("the name {name:?} is taken"));
         }
+        Ok(Self { name, command: Some(command) })
     }
 }

@@ -10,14 +10,20 @@
 //! | [`measurement`] | the measurements by `iperf3` and `ping` |
 //! | [`processes`] | the cost: processor time and memory |
 //! | [`table`] | the figures and their medians |
-//! | [`measuring`] | what it shares with `benches/guard`: loads, medians |
+//! | [`measuring`], [`program`] | what it shares with other benches: loads, medians, `NAME=COMMAND` |
 
 mod contestant;
+#[path = "../measuring/datagrams.rs"]
+mod datagrams;
 mod ground;
 mod measurement;
 #[path = "../measuring/mod.rs"]
 mod measuring;
+#[path = "../measuring/pings.rs"]
+mod pings;
 mod processes;
+#[path = "../measuring/program.rs"]
+mod program;
 mod table;
 
 use std::{

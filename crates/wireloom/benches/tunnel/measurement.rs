@@ -1,19 +1,17 @@
 //! The measurements, by `iperf3` and `ping`.
 
-use std::{
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{process::Stdio, time::Duration};
 
 use clap::ValueEnum;
-use wireloom_lab::PATIENCE;
 
 use crate::{
+    datagrams,
     ground::Ground,
     measuring::{
-        datagrams, machine,
+        machine,
         streams::{self, Running},
     },
+    pings::{Pings, SLOW_PINGS},
     table::Metric,
 };
 
@@ -38,14 +36,8 @@ pub(crate) enum Measurement {
     Memory,
 }
 
-/// Between two pings.
-const PING_INTERVAL: Duration = Duration::from_millis(5);
-
 /// Time for the load to reach its full rate before the first ping.
 const RISE: Duration = Duration::from_millis(500);
-
-/// How many times longer pings may take beside a load that starves them.
-const SLOW_PINGS: u32 = 10;
 
 impl Measurement {
     pub(crate) fn all() -> Vec<Self> {
@@ -114,24 +106,10 @@ fn loaded_pings(ground: &Ground, length: Duration) -> anyhow::Result<Vec<f64>> {
     Ok(times)
 }
 
-/// Round-trip times in microseconds: the median and the 99th percentile. A lost ping counts as infinitely slow.
+/// Round-trip times in microseconds: the median and the 99th percentile.
 fn pings(ground: &Ground, length: Duration) -> anyhow::Result<Vec<f64>> {
-    let count = length.div_duration_f64(PING_INTERVAL) as usize;
-    let target = ground.b.address;
-    let mut command = Command::new("ping");
-    command.args(["-n", "-W1", "-i", &PING_INTERVAL.as_secs_f64().to_string(), "-c", &count.to_string()]);
-    let patience = SLOW_PINGS * (RISE + length) + PATIENCE;
-    let output = ground.a.space.output_within(command.arg(target.to_string()), patience)?;
-    let output = String::from_utf8_lossy(&output.stdout);
-    let answers =
-        output.lines().filter_map(|line| line.split_once(" time=")?.1.split(' ').next()?.parse().ok());
-    let mut times: Vec<f64> = answers.collect();
-    let answered = times.len();
-    anyhow::ensure!(answered <= count, "ping counted {answered} answers to {count} requests");
-    times.resize(count, f64::INFINITY);
-    times.sort_by(f64::total_cmp);
-    let percentile = |part: f64| times[((count as f64 * part).ceil() as usize).clamp(1, count) - 1];
-    let (median, high) = (percentile(0.5), percentile(0.99));
-    anyhow::ensure!(high.is_finite(), "{} of {count} pings unanswered", count - answered);
-    Ok(vec![median * 1e3, high * 1e3])
+    let pings = Pings::send(ground.way(), length)?;
+    let figures = [0.5, 0.99].map(|part| pings.percentile(part));
+    anyhow::ensure!(figures[1].is_finite(), "{} of {} pings unanswered", pings.unanswered(), pings.sent());
+    Ok(figures.to_vec())
 }

@@ -12,14 +12,17 @@ use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1},
     iterator::Signals,
 };
-use wireloom_kernel::{Interest, Linux, Monitor};
+use wireloom_kernel::{Interest, Linux, Monitor, state::StateDir};
 use wireloom_membership::{
     Following, Source, Start,
     config_file::{ReadError, TomlFile, Watch},
 };
 use wireloom_plan::cluster::Cluster;
 
-use super::resolving;
+use super::{
+    instance::{self, Asker, Listener},
+    resolving,
+};
 use crate::run_file::monotonic_time;
 
 pub(super) enum Event {
@@ -36,6 +39,8 @@ pub(super) enum Event {
     PresharedKey,
     /// SIGHUP or SIGUSR1 (`wireloom reload`), and what was there then.
     Reread(Reread),
+    /// Another instance of the agent asks for the lock.
+    Asked(Asker),
     /// SIGTERM or SIGINT.
     Stop,
 }
@@ -94,6 +99,16 @@ fn reread(config: &Path, mesh: &Source, meant: bool) -> Reread {
         let settings = TomlFile::read(config).ok();
         Reread { begun, meant, settings, membership: membership.join().ok().flatten(), arrived }
     })
+}
+
+/// Sends an event for every other instance that asks for the lock. Without the socket they wait until this one ends.
+pub(super) fn instances(state: &StateDir, events: Sender<Event>) -> Option<Listener> {
+    let asked = move |asker| {
+        let _ = events.send(Event::Asked(asker));
+    };
+    instance::listen(state, asked)
+        .inspect_err(|error| tracing::warn!("no other instance can take over from this one: {error}"))
+        .ok()
 }
 
 /// Sends what the membership source delivers.

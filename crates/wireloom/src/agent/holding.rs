@@ -172,6 +172,7 @@ impl Agent {
         let due = self.resolves_at().map_or(due, |resolves| due.min(resolves)).min(self.probing.next());
         let due = self.holding.record_due.map_or(due, |record| due.min(record));
         let due = self.publishing.due().map_or(due, |publish| due.min(publish));
+        let due = self.adopting.due().map_or(due, |adopt| due.min(adopt));
         let due = self.borrowing.due(Instant::now()).map_or(due, |borrow| due.min(borrow));
         self.holding.holdback.due().map_or(due, |let_go| due.min(self.started + let_go))
     }

@@ -141,6 +141,7 @@ impl Agent {
             (None, Some(mesh)) if !mesh.nodes.contains_key(node) => {
                 Some(format!("the mesh has no node {node}"))
             }
+            (None, Some(_)) if self.adopting.error.is_some() => self.adopting.error.clone(),
             (None, Some(_)) if self.reconciler.mirror().is_none() && self.metering.counts.passes == 0 => {
                 Some("nothing is programmed yet".to_owned())
             }

@@ -6,9 +6,11 @@
 //!                                                       └─────▶ this node's own record, in the membership source
 //! ```
 
+mod adopting;
 mod borrowing;
 mod event;
 mod holding;
+mod instance;
 mod key_watch;
 mod metering;
 mod orphans;
@@ -40,11 +42,12 @@ use wireloom_membership::{
 use wireloom_plan::{cluster::Cluster, refusal::Refusal, removals::Removals, warning::Warning};
 use wireloom_types::PublicKey;
 
-pub(crate) use self::start::run;
 use self::{
+    adopting::Adopting,
     borrowing::Borrowing,
     event::Event,
     holding::Holding,
+    instance::Listener,
     key_watch::KeyWatch,
     metering::Metering,
     orphans::Orphans,
@@ -56,8 +59,13 @@ use self::{
     resolving::Resolving,
     watching::Watching,
 };
+pub(crate) use self::{
+    instance::remove_socket,
+    start::{Asked, run},
+};
 use crate::{
     config::Config,
+    instance_file::{Instance, InstanceFile},
     key_file,
     reconcile::{Reconciler, Trouble},
     run_file::{RunFile, unix_time},
@@ -125,7 +133,14 @@ struct Agent {
     report: RunFile,
     /// What the run file says now.
     written: Option<RunFile>,
+    adopting: Adopting,
+    instance: Instance,
+    /// What the instance's file says now.
+    instance_written: Option<InstanceFile>,
+    /// This instance has let another one serve before.
+    gave_way: bool,
     state: StateDir,
+    _listener: Option<Listener>,
     _lock: AgentLock,
 }
 
@@ -142,6 +157,10 @@ impl Agent {
                             tracing::info!("stopping; the data path stays up (`wireloom down` removes it)");
                             return Ok(());
                         }
+                        if let Event::Asked(asker) = event {
+                            self.give_way(asker)?;
+                            continue;
+                        }
                         self.handle(event);
                     }
                 }
@@ -157,6 +176,9 @@ impl Agent {
             self.poll();
             if std::process::id() == 1 {
                 self.orphans.look(Instant::now());
+            }
+            if self.adopting.due().is_some_and(|due| Instant::now() >= due) {
+                self.adopt_device();
             }
             if Instant::now() >= self.due {
                 self.pass();
@@ -224,7 +246,7 @@ impl Agent {
                 self.publishing.following().reread();
                 self.holding.asked = Some(read);
             }
-            Event::Stop => {}
+            Event::Asked(_) | Event::Stop => {}
         }
     }
 
@@ -366,6 +388,7 @@ impl Agent {
             tracing::warn!("{error}");
         }
         self.end_silent_device();
+        self.adopt_device();
         let outcome = self.reconciler.pass();
         self.count_pass(&outcome, begun);
         let now = Instant::now();
@@ -445,8 +468,9 @@ impl Agent {
         }
     }
 
-    /// Writes the run file when it is out of date.
+    /// Writes the run file and the instance's own when they are out of date.
     fn write_report(&mut self) {
+        self.write_instance();
         if self.written.as_ref() == Some(&self.report) {
             return;
         }

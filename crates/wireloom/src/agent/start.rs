@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::mpsc::channel,
+    sync::{Arc, atomic::Ordering, mpsc::channel},
     time::Instant,
 };
 
@@ -17,10 +17,12 @@ use wireloom_types::PrivateKey;
 
 use super::{
     Agent, FIRST_RETRY, RESYNC,
+    adopting::Adopting,
     borrowing::Borrowing,
     choose_backend,
     event::{self, Event},
     holding::Holding,
+    instance,
     key_watch::KeyWatch,
     metering::Metering,
     orphans::Orphans,
@@ -34,22 +36,45 @@ use super::{
 };
 use crate::{
     config::{Config, DEFAULT_PATH, file_or_defaults},
+    instance_file::Instance,
     key_file,
     reconcile::Reconciler,
     run_file::RunFile,
 };
 
-/// Runs the agent until SIGTERM or SIGINT, and leaves the data path up. `config_path` is an `agent.toml` other than
-/// the default one, and `named` this node's name unless that file says it.
+/// What the agent is asked to do.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// An `agent.toml` other than the default one.
+    pub(crate) config: Option<PathBuf>,
+    /// This node's name unless that file says it.
+    pub(crate) node: Option<String>,
+    /// Take over from an agent that runs, or wait for its end.
+    pub(crate) take_over: bool,
+    /// This instance has let another one serve.
+    pub(crate) passive: bool,
+}
+
+/// Runs the agent until SIGTERM or SIGINT, and leaves the data path up.
 ///
 /// An error here keeps the agent from starting: a mistake in `agent.toml`, an unusable key, another agent, a foreign
 /// interface. Whatever goes wrong later is logged and tried again.
-pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow::Result<()> {
+pub(crate) fn run(asked: Asked) -> anyhow::Result<()> {
+    let Asked { config, node: named, take_over, passive } = asked;
     // Absolute, because a file is watched through its directory.
-    let config_path = config_path.map(std::path::absolute).transpose().context("cannot find agent.toml")?;
+    let config_path = config.map(std::path::absolute).transpose().context("cannot find agent.toml")?;
     let path = config_path.as_deref().unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
     let state = StateDir::locate();
-    let lock = lock(&state)?;
+    let instance = Instance::from_environment();
+    let (lock, stop) = if take_over || passive {
+        let rehearse = || instance::rehearse(config_path.as_deref(), named.as_deref(), &state);
+        match instance::wait_to_serve(&state, &instance, passive, rehearse)? {
+            Some(serving) => serving,
+            None => return Ok(()),
+        }
+    } else {
+        (lock(&state)?, Arc::default())
+    };
     // Before anything that can be mistaken or take time.
     match wireloom_kernel::restore_guard(&state) {
         Ok(true) => tracing::info!("restored the guard of the last agent"),
@@ -92,6 +117,10 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow
         ..Interest::default()
     };
     event::signals(path, config.membership.clone(), sender.clone())?;
+    if stop.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let listener = event::instances(&state, sender.clone());
     event::settings(watch, sender.clone())?;
     let monitor = event::kernel(&kernel, interest.clone(), sender.clone())?;
     let recorded = state.mesh()?;
@@ -109,6 +138,7 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow
     let holding = Holding::new(recorded, &config.membership);
     let probing = Probing::new(&config.settings.interface, public_key, before.probed());
     let proving = Proving::new(config.settings.node.clone(), public_key, &state)?;
+    let gave_way = passive || instance.read().is_some_and(|before| before.gave_way);
     let settings = Some(file.text().to_owned());
     let node = config.settings.node.clone();
     let mut agent = Agent {
@@ -149,7 +179,12 @@ pub(crate) fn run(config_path: Option<PathBuf>, named: Option<String>) -> anyhow
             ..RunFile::default()
         },
         written: None,
+        adopting: Adopting::new(gave_way),
+        gave_way,
+        instance,
+        instance_written: None,
         state,
+        _listener: listener,
         _lock: lock,
     };
     agent.serve_metrics();
@@ -183,7 +218,7 @@ fn lock(state: &StateDir) -> anyhow::Result<AgentLock> {
         Some(lock) => Ok(lock),
         None => bail!(
             "another agent is running on this node (it holds the lock in {directory}); stop it first, for instance \
-             with `systemctl stop wireloom`"
+             with `systemctl stop wireloom`, or take over from it with `wireloom agent --take-over`"
         ),
     }
 }
@@ -215,10 +250,17 @@ pub(super) fn settle_table(state: &StateDir, config: &mut Config) -> anyhow::Res
 
 /// Records what is about to be programmed. What an agent with other settings left behind must be removed first.
 pub(super) fn record(state: &StateDir, config: &Config) -> anyhow::Result<()> {
+    let Some(wanted) = check_recorded(state, config)? else { return Ok(()) };
+    let path = state.path().display();
+    state.set_programmed(&wanted).with_context(|| format!("cannot use the state directory {path}"))
+}
+
+/// What is to be recorded, unless it is recorded already.
+pub(super) fn check_recorded(state: &StateDir, config: &Config) -> anyhow::Result<Option<Programmed>> {
     let settings = &config.settings;
     let wanted = Programmed::new(settings.interface.clone(), settings.table).map_err(anyhow::Error::msg)?;
     match state.programmed()? {
-        Some(before) if before == wanted => return Ok(()),
+        Some(before) if before == wanted => Ok(None),
         Some(before) if !is_gone(state, &before)? => bail!(
             "agent.toml asks for interface {} and table {}, but interface {} and table {} are still programmed; \
              run `wireloom down` first",
@@ -227,10 +269,8 @@ pub(super) fn record(state: &StateDir, config: &Config) -> anyhow::Result<()> {
             before.interface(),
             before.table()
         ),
-        _ => {}
+        _ => Ok(Some(wanted)),
     }
-    let path = state.path().display();
-    state.set_programmed(&wanted).with_context(|| format!("cannot use the state directory {path}"))
 }
 
 /// Whether nothing is left of what was recorded: it never came to be, or a reboot removed it.

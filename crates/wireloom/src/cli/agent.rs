@@ -6,6 +6,7 @@ use clap::Args;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::SettingsFile;
+use crate::agent::Asked;
 
 /// The environment variable that sets how much is logged.
 const LOG: &str = "WIRELOOM_LOG";
@@ -22,6 +23,16 @@ const LOG: &str = "WIRELOOM_LOG";
 pub(super) struct Arguments {
     #[command(flatten)]
     settings: SettingsFile,
+    /// Take over from an agent that runs on this node, without a gap, or wait for its end if it cannot be asked
+    ///
+    /// Settings, key and mesh are read first, and nothing is touched if they have a mistake. The other agent then
+    /// waits passively, and serves again only if nobody has for 2 s. For units and pods whose next version starts
+    /// beside the one before.
+    #[arg(long)]
+    take_over: bool,
+    /// Wait as one that has let another instance serve
+    #[arg(long, hide = true)]
+    passive: bool,
 }
 
 pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -36,6 +47,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
              trace"
         );
     }
-    crate::agent::run(arguments.settings.config, arguments.settings.node)?;
+    let Arguments { settings: SettingsFile { config, node }, take_over, passive } = arguments;
+    crate::agent::run(Asked { config, node, take_over, passive })?;
     Ok(ExitCode::SUCCESS)
 }

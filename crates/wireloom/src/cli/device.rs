@@ -3,14 +3,17 @@
 use std::{
     io::{self, BufRead, BufReader, Write},
     num::NonZero,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
 use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use tracing_subscriber::EnvFilter;
-use wireloom_engine::process::{self, End, Interface};
-use wireloom_types::{Mode, PeerLookup, SourceCheck};
+use wireloom_engine::process::{self, End, Interface, OpenControlError, OpenError, OpenTunError};
+use wireloom_kernel::state::StateDir;
+use wireloom_types::{Mode, PeerLookup, SourceCheck, exit_status::HANDED_OVER};
 
 use super::device_log;
 
@@ -59,6 +62,13 @@ pub(super) struct Arguments {
     #[arg(long)]
     persistent: bool,
 
+    /// Take the interface over from the process that has it, if there is one, without a pause that anybody notices
+    ///
+    /// Sessions, settings and counters go over, and so do the mode and the number of threads: the arguments for these
+    /// count only if there is no such process. That one ends with status 10. If it does not answer, it is killed.
+    #[arg(long)]
+    take_over: bool,
+
     /// Whether the network stack and the device exchange super-packets, many segments in one
     ///
     /// `auto` uses what the kernel has, which is several times as fast. `on` refuses to start without. `off` is for
@@ -66,6 +76,13 @@ pub(super) struct Arguments {
     #[arg(long, value_enum, value_name = "on|off|auto", default_value_t)]
     #[arg(hide_possible_values = true)]
     offload: Offload,
+
+    /// Where to keep the time of the last handshake, so that peers heed this device after its clock was set back
+    ///
+    /// Peers refuse handshakes with an earlier time than the last one. It is kept in the file IFNAME.timestamp, if the
+    /// directory can be written to [default: $STATE_DIRECTORY, or /var/lib/wireloom]
+    #[arg(long, value_name = "DIR")]
+    state_directory: Option<PathBuf>,
 
     /// Stay in the foreground and log to standard error
     #[arg(short, long)]
@@ -157,6 +174,10 @@ impl LogLevel {
     }
 }
 
+/// How long another process may take to open the interface that this one wants. It takes milliseconds, and on a loaded
+/// machine longer.
+const OPENING: Duration = Duration::from_secs(5);
+
 /// The line that the background process prints when it is ready.
 const READY: &str = "ready\n";
 
@@ -182,6 +203,13 @@ fn start_in_background(arguments: &Arguments, level: LogLevel) -> anyhow::Result
         .args(["--threads", &arguments.threads.to_string()])
         .args(["--offload", arguments.offload.name()])
         .args(arguments.persistent.then_some("--persistent"))
+        .args(arguments.take_over.then_some("--take-over"))
+        .args(
+            arguments
+                .state_directory
+                .iter()
+                .flat_map(|path| ["--state-directory".as_ref(), path.as_os_str()]),
+        )
         .args(arguments.log_to_stdin.then_some("--log-to-stdin"))
         .arg("--")
         .arg(&arguments.interface)
@@ -208,8 +236,11 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
         false => super::log::start(filter),
     }
     let threads = NonZero::new(usize::from(arguments.threads)).unwrap_or(NonZero::<usize>::MIN);
-    let interface =
-        Interface::open(&arguments.interface, mode, threads, arguments.persistent, arguments.offload.into())?;
+    let state = arguments.state_directory.clone().unwrap_or_else(|| StateDir::locate().path().into());
+    let name = &arguments.interface;
+    let open =
+        || Interface::open(name, mode, threads, arguments.persistent, arguments.offload.into(), &state);
+    let interface = if arguments.take_over { take_over(name, mode, &state, open)? } else { open()? };
     if arguments.log_to_stdin {
         // Only now: threads inherit the privileges that were given up, and the blocked signals.
         device_log::start_thread().context("cannot start a thread")?;
@@ -217,6 +248,7 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
     if arguments.detach_when_ready {
         detach(arguments.log_to_stdin).context("cannot leave the terminal")?;
     }
+    interface.say_ready();
     let end = interface.run().with_context(|| format!("the interface {} failed", arguments.interface))?;
     tracing::info!(
         "ended: {}",
@@ -224,10 +256,33 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
             End::InterfaceDeleted => "the interface was deleted",
             End::SocketRemoved => "the control socket was removed",
             End::Signalled => "a signal asked for it",
+            End::HandedOver => "another process has taken the interface over",
         }
     );
     device_log::finish();
-    Ok(ExitCode::SUCCESS)
+    Ok(if end == End::HandedOver { ExitCode::from(HANDED_OVER) } else { ExitCode::SUCCESS })
+}
+
+/// Takes the interface over, or opens it if there is nobody to take it over from.
+fn take_over(
+    name: &str,
+    mode: Mode,
+    state: &Path,
+    open: impl Fn() -> Result<Interface, OpenError>,
+) -> anyhow::Result<Interface> {
+    let deadline = Instant::now() + OPENING;
+    loop {
+        if let Some(interface) = Interface::take_over(name, mode, state)? {
+            return Ok(interface);
+        }
+        match open() {
+            // Somebody has opened it meanwhile, and will hand it over.
+            Err(
+                OpenError::Tun(OpenTunError::NameTaken(_)) | OpenError::Control(OpenControlError::InUse(_)),
+            ) if Instant::now() < deadline => {}
+            opened => return Ok(opened?),
+        }
+    }
 }
 
 /// Becomes a background process: in a session of its own, in the root directory, without a terminal. Its log goes to

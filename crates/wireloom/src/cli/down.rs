@@ -21,7 +21,7 @@ use wireloom_kernel::{
     wording,
 };
 use wireloom_plan::{diff::teardown, settings::Settings};
-use wireloom_types::interface::control_socket;
+use wireloom_types::interface::{control_socket, handover_socket, holders_file};
 
 use super::{SettingsFile, boot_guard};
 use crate::run_file::RunFile;
@@ -93,6 +93,9 @@ fn remove(arguments: &Arguments, patience: Duration) -> anyhow::Result<ExitCode>
         );
     }
     remove_stale_socket(&control_socket(interface))?;
+    for left in [handover_socket(interface), holders_file(interface)] {
+        remove_if_there(&left).with_context(|| format!("cannot remove {}", left.display()))?;
+    }
     // Before the records: what it would load at the next boot goes with them.
     let boot_unit = boot_guard::remove(Path::new("/"))?;
     for path in &boot_unit {
@@ -103,6 +106,7 @@ fn remove(arguments: &Arguments, patience: Duration) -> anyhow::Result<ExitCode>
     // Whoever has left has told the others to expect nothing more.
     let has_left = state.left()?.is_some_and(|left| left.gone);
     RunFile::remove(interface).context("cannot remove the run file")?;
+    crate::agent::remove_socket().context("cannot remove the agent's socket")?;
     state.clear().with_context(|| format!("cannot clear {}", state.path().display()))?;
     if arguments.purge {
         purge(arguments, &state, &lock)?;

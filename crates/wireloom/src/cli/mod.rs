@@ -19,6 +19,7 @@ mod completions;
 mod device;
 mod device_log;
 mod down;
+mod engine;
 mod health;
 mod key;
 mod leave;
@@ -27,6 +28,7 @@ mod plan;
 mod reload;
 mod situation;
 mod status;
+mod upgrade;
 
 /// WireGuard with routing, encryption and filtering separated: a node agent, link mode, a userspace device
 #[derive(Debug, Parser)]
@@ -49,6 +51,8 @@ enum Command {
     Down(down::Arguments),
     BootGuard(boot_guard::Arguments),
     Device(device::Arguments),
+    Engine(engine::Arguments),
+    Upgrade(upgrade::Arguments),
     Key(key::Arguments),
     Completions(completions::Arguments),
     /// Says where the demo is now
@@ -72,6 +76,8 @@ impl Command {
             Self::Down(arguments) => down::run(&arguments),
             Self::BootGuard(arguments) => boot_guard::run(&arguments),
             Self::Device(arguments) => device::run(&arguments),
+            Self::Engine(arguments) => engine::run(&arguments),
+            Self::Upgrade(arguments) => upgrade::run(&arguments),
             Self::Key(arguments) => key::run(&arguments),
             Self::Completions(arguments) => completions::run(&arguments),
             Self::Demo { .. } => bail!(

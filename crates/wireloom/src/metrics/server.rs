@@ -39,6 +39,9 @@ const CONNECTIONS_MAX: usize = 16;
 /// How long after a failed attempt to listen the next one follows: the address may not be there yet.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// The same where another process has the port: the agent before this one, which is about to end.
+const RETRY_TAKEN: Duration = Duration::from_millis(100);
+
 /// A server on a thread of its own, which ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -60,12 +63,14 @@ impl Server {
                 tracing::info!("metrics are served at http://{address}/metrics");
                 serve(&listener, &ended, &board, &scrape)
             }) {
+                let is_taken = error.kind() == io::ErrorKind::AddrInUse;
+                let retry = if is_taken { RETRY_TAKEN } else { RETRY };
                 if !std::mem::replace(&mut is_logged, true) {
                     tracing::error!(
-                        "cannot serve metrics at {address}: {error}; it is tried again every 10 s"
+                        "cannot serve metrics at {address}: {error}; it is tried again every {retry:?}"
                     );
                 }
-                if wait(&[ended.as_fd()], Some(RETRY)) != Ok(None) {
+                if wait(&[ended.as_fd()], Some(retry)) != Ok(None) {
                     return;
                 }
             }

@@ -13,10 +13,13 @@ use Program::Wireloom;
 use wireloom_lab::{Capture, Content, PATIENCE, until};
 use wireloom_plan::routing::Family;
 
-use crate::fixtures::{
-    background::while_repeating,
-    transfer::uninterrupted,
-    tunnel::{PORT, Program, Tunnel, all_answered, inner, ping},
+use crate::{
+    device::handover::nobody_notices,
+    fixtures::{
+        background::while_repeating,
+        transfer::uninterrupted,
+        tunnel::{PORT, Program, Tunnel, all_answered, inner, ping},
+    },
 };
 
 /// A module of tests with this program at the other end.
@@ -70,6 +73,11 @@ macro_rules! tests_with {
                 super::a_peer_that_starts_again_is_heard_again($other);
             }
 
+            #[test]
+            fn it_does_not_notice_that_its_peer_hands_over() {
+                super::it_does_not_notice_that_its_peer_hands_over($other);
+            }
+
             #[cfg(feature = "slow")]
             #[test]
             fn a_session_is_renewed_without_losing_a_packet() {
@@ -82,6 +90,12 @@ macro_rules! tests_with {
 tests_with!(wireguard_go, WireguardGo);
 #[cfg(feature = "kernel-wireguard")]
 tests_with!(kernel, Kernel);
+
+fn it_does_not_notice_that_its_peer_hands_over(other: Program) {
+    let tunnel = shake_hands([Wireloom, other], Family::V4);
+    tunnel.set_endpoint(1, 0, Family::V4);
+    nobody_notices(&tunnel.lab, true);
+}
 
 fn either_begins(other: Program) -> [[Program; 2]; 2] {
     [[Wireloom, other], [other, Wireloom]]

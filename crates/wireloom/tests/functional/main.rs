@@ -15,6 +15,7 @@
 //! | `agent::mtu` | that packets are as long as the path to each peer carries, with and without ICMP |
 //! | `agent::repair` | how soon repairs are made, and what becomes of a device that hangs or an interface that moves |
 //! | [`agent::restart`] | that an agent's end costs no packet, and `down` leaves nothing behind |
+//! | `agent::instances` | that one agent takes over from another, and who serves when either dies |
 //! | [`agent::survival`] | that the interface outlives its device, and nothing leaves in plaintext meanwhile |
 //! | [`agent::upgrade`] | that an unscoped rule is replaced in the right order, and others' objects stay |
 //! | [`agent::ownership`] | that the table of another program is refused, and nothing of others is touched |
@@ -34,8 +35,12 @@
 //! | `device::lifecycle` | how it starts and ends, and what it refuses |
 //! | `device::configuration` | how `wg`, the control socket and keys configure it |
 //! | `device::packets` | which datagrams it sends, from where, and which it drops |
+//! | `device::netns` | what the kernel's own self-test asks beyond the others: NAT, tunnels in tunnels, long lists |
 //! | `device::path_mtu` | that transfers need no fragments where ICMP passes, and go on in fragments where not |
+//! | `device::supervisor` | that a supervised device is started again when it or its supervisor dies, or ends |
+//! | `device::handover` | that a hand-over to a new process is noticed by nobody, whoever dies or hangs meanwhile |
 //! | `device::threads` | that it does the same with several threads |
+//! | `device::timestamps` | that a restart after the clock was set back silences nobody |
 //! | `device::data_path` | that bytes arrive whole, in valid packets, over good networks and bad ones |
 //! | [`interop`] | the userspace interface with wireguard-go or the kernel's WireGuard at the other end |
 //! | **[`link`]** | **link mode, with peers as neighbours:** |
@@ -51,6 +56,7 @@
 //! | `kernel::twin` | that the planner's twin of the kernel does what the kernel does |
 //! | `kernel::backend` | the kernel's WireGuard as the agents' back end (feature `kernel-wireguard`) |
 //! | `kernel::fleets` | fleets on it: mixed, damaged, large (feature `kernel-wireguard`) |
+//! | `kernel::instances` | that agents come and go, and it is left alone (feature `kernel-wireguard`) |
 //!
 //! [`fixtures`] is what they are built with. No wait in them is without a bound and a message: a program that hangs,
 //! or dies, fails its test.
@@ -60,7 +66,7 @@
 //! `iproute2`, `iputils-ping`, `nftables`, `util-linux`, `procps`, `ethtool`, `tcpdump`, `wireguard-tools`,
 //! `wireguard-go`, `bird2`, `frr`, `babeld`, `etcd-server` and `prometheus`; a test without its program fails, and
 //! names it. Tests of the feature `kernel-wireguard` need a kernel that has WireGuard: they run in the virtual machine
-//! of `tests/vm`, as most of the others do once more.
+//! of `tests/vm`, as some of the others do once more.
 
 mod agent;
 mod boot_guard;
@@ -84,8 +90,8 @@ fn wireloom() -> &'static Path {
 }
 
 /// A program of the laboratory, beside `wireloom`. It belongs to another package, so cargo does not build it for these
-/// tests: they do, with the dependencies of the whole workspace, which are compiled already. In the virtual machine
-/// there is no cargo, and the image has the program.
+/// tests: they do, with the dependencies of the whole workspace, which are compiled already. Without cargo it must be
+/// there.
 fn laboratory_program(name: &str) -> PathBuf {
     if let Some(cargo) = env::var_os("CARGO") {
         let built = Command::new(cargo)

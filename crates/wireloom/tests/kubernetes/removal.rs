@@ -17,7 +17,8 @@ fn removal_leaves_the_keys_and_nothing_else_on_the_nodes() {
     for node in cluster.nodes() {
         let run = |line: &str| node.run(line).unwrap();
         assert_eq!(run("find /etc/systemd/system -mindepth 1"), "", "{}", node.name);
-        assert_eq!(run("ls -A /var/lib/wireloom"), "wg0.key\n", "{}", node.name);
+        // With the time of the last handshake that was made with it.
+        assert_eq!(run("ls -A /var/lib/wireloom"), "wg0.key\nwg0.timestamp\n", "{}", node.name);
         assert_eq!(run("ip rule show pref 99") + &run("ip -6 rule show pref 99"), "", "{}", node.name);
         assert!(!run("ip link show").contains("wg0"), "{}", node.name);
         assert!(!run("nft list tables").contains("wireloom"), "{}", node.name);

@@ -7,10 +7,8 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-/// Builds the executable as cargo does for a test run, with the tests that need a kernel with WireGuard; and the
-/// demo's program, beside `wireloom`.
+/// Builds the executable as cargo does for a test run, with the tests that need a kernel with WireGuard.
 pub(crate) fn functional_tests() -> anyhow::Result<PathBuf> {
-    cargo(&["build", "--locked", "--workspace", "--bin", "wireloom-demo"])?;
     let features = if cfg!(feature = "slow") {
         "functional,slow,kernel-wireguard"
     } else {

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::{machine::Job, runs_alone};
+use super::machine::Job;
 
 /// Programs that the tests run, and those that Debian's scripts among them run, with their packages. Busybox has the
 /// rest.
@@ -111,14 +111,16 @@ impl Image {
     /// The file system with the lists of a machine's tests, as a second archive: the kernel unpacks one after the
     /// other.
     pub(crate) fn with_tests(&self, job: &Job<'_>) -> anyhow::Result<PathBuf> {
-        let lists = self.initramfs.with_file_name(job.backend).with_extension("lists");
+        let place =
+            |extension| self.initramfs.with_file_name(job.name.replace(' ', "-")).with_extension(extension);
+        let lists = place("lists");
         recreate(&lists)?;
-        let (alone, together): (Vec<_>, Vec<_>) = job.tests.iter().partition(|test| runs_alone(test));
+        let (alone, together): (Vec<_>, Vec<_>) = job.tests.iter().partition(|test| test.runs_alone());
         for (name, tests) in [("alone", alone), ("together", together)] {
-            let lines: String = tests.iter().map(|test| format!("{test}\n")).collect();
-            fs::write(lists.join(name), lines)?;
+            let lines = tests.iter().map(|test| format!("{} {}\n", test.backend.name(), test.name));
+            fs::write(lists.join(name), lines.collect::<String>())?;
         }
-        let whole = self.initramfs.with_file_name(job.backend).with_extension("initramfs");
+        let whole = place("initramfs");
         fs::copy(&self.initramfs, &whole)?;
         pack(&lists, File::options().append(true).open(&whole)?)?;
         Ok(whole)
@@ -165,10 +167,9 @@ fn add_programs(root: &Path, tests: &Path) -> anyhow::Result<()> {
     }
     copy(&tool("busybox", "busybox-static")?, &root.join("usr/bin/busybox"))?;
     let strip = tool("strip", "binutils")?;
-    // The tests know `wireloom` by the path at which it was built, and the demo beside it.
+    // The tests know `wireloom` by the path at which it was built.
     let wireloom = Path::new(env!("CARGO_BIN_EXE_wireloom"));
-    let demo = wireloom.with_file_name("wireloom-demo");
-    for (program, place) in [(tests, Path::new("/functional")), (wireloom, wireloom), (&demo, &demo)] {
+    for (program, place) in [(tests, Path::new("/functional")), (wireloom, wireloom)] {
         let place = root.join(place.strip_prefix("/").unwrap_or(place));
         copy(program, &place)?;
         // Nine tenths of the file are for debuggers.

@@ -49,6 +49,7 @@ fn peer_key() -> PublicKey {
 fn gets_are_parsed() {
     assert_eq!(parse("get=1\n\n"), Ok(Some(Request::Get)));
     assert_eq!(parse("get_drops=1\n\n"), Ok(Some(Request::GetDrops)));
+    assert_eq!(parse("get_handover=1\n\n"), Ok(Some(Request::GetHandover)));
     assert_eq!(parse("get_paths=1\n\n"), Ok(Some(Request::GetPaths)));
     assert_eq!(parse("get_link=1\n\n"), Ok(Some(Request::GetLink)));
     assert_eq!(parse("get=1\n"), Ok(None), "not complete yet");

@@ -6,10 +6,14 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, SockAddr, Socket};
 use tempfile::TempDir;
 
 use super::*;
-use crate::control::{Errno, clients::MAX_CLIENTS};
+use crate::{
+    control::{Errno, clients::MAX_CLIENTS},
+    socket_file::ENDING,
+};
 
 /// A server, and a thread that answers its requests in place of an engine: a `get` with a line, a `set` with the listen
 /// port as the error number.
@@ -21,7 +25,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let server = Server::open(directory.path().join("run/wg0.sock")).expect("a socket");
+        let mut server = Server::open(directory.path().join("run/wg0.sock")).expect("a socket");
         let inbox = server.start().expect("a server");
         thread::spawn(move || answer(&inbox));
         Self { directory, server }
@@ -74,9 +78,11 @@ fn answer(inbox: &Inbox) {
                     None => Reply::Done,
                     Some(port) => Reply::Refused(Errno(port.into())),
                 },
-                Request::Get | Request::GetDrops | Request::GetLink | Request::GetPaths => {
-                    Reply::Lines(Zeroizing::new("fwmark=1\n".into()))
-                }
+                Request::Get
+                | Request::GetDrops
+                | Request::GetHandover
+                | Request::GetLink
+                | Request::GetPaths => Reply::Lines(Zeroizing::new("fwmark=1\n".into())),
             };
             call.reply.send(reply);
         }
@@ -322,4 +328,33 @@ fn removal_and_replacement_of_the_socket_are_noticed() {
         "the other file is left alone"
     );
     drop(successor);
+}
+
+#[test]
+fn a_socket_that_was_not_taken_over_in_the_end_stays_its_servers() {
+    let fixture = Fixture::new();
+    for _ in 0..2 {
+        let duplicate = fixture.server.as_fd().try_clone_to_owned().expect("a descriptor");
+        drop(Server::take_over(&fixture.path(), duplicate).expect("it is a listening socket"));
+        assert!(fixture.server.is_in_place());
+        assert_eq!(fixture.send(b"set=1\nlisten_port=7\n\n"), "errno=-7\n\n");
+    }
+}
+
+#[test]
+fn while_nobody_accepts_clients_wait_for_whoever_does_next() {
+    let mut fixture = Fixture::new();
+    fixture.server.pause();
+    let mut waits = fixture.connect();
+    waits.write_all(b"set=1\nlisten_port=7\n\n").expect("it is queued");
+    let duplicate = fixture.server.as_fd().try_clone_to_owned().expect("a descriptor");
+    let mut next = Server::take_over(&fixture.path(), duplicate).expect("it is a listening socket");
+    let inbox = next.start().expect("a server");
+    thread::spawn(move || answer(&inbox));
+    let mut reply = [0; 10];
+    waits.read_exact(&mut reply).expect("the next one answers");
+    assert_eq!(reply, *b"errno=-7\n\n");
+    fixture.server.leave();
+    drop(fixture.server);
+    assert!(next.is_in_place(), "what another process has taken over is not removed");
 }

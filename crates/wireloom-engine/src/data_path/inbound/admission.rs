@@ -4,7 +4,14 @@ use std::net::IpAddr;
 
 use wireloom_proto::{DropReason, PeerId, PeerPath, Routes, inner};
 
-use crate::{drops::Reason, link::NeighbourTable, packet::ethernet::HeaderBytes};
+use crate::{
+    drops::Reason,
+    link::NeighbourTable,
+    packet::{
+        ecn::{self, Ecn},
+        ethernet::HeaderBytes,
+    },
+};
 
 /// A packet that the network stack gets.
 pub(super) struct Admitted<'m> {
@@ -33,14 +40,16 @@ impl<'a> Admission<'a> {
         Self { routes, neighbours, check_sources, permitted: None }
     }
 
-    /// Checks the payload of a message from a peer. `None` when it is a keepalive, which has nothing for the stack.
+    /// Checks the payload of a message from a peer, whose datagram arrived with this congestion notification, and
+    /// passes that on to the packet. `None` when it is a keepalive, which has nothing for the stack.
     ///
     /// # Errors
     /// Why the packet is dropped.
     pub(super) fn admit<'m>(
         &mut self,
         path: &PeerPath,
-        payload: &'m [u8],
+        payload: &'m mut [u8],
+        ecn: Ecn,
     ) -> Result<Option<Admitted<'m>>, Reason> {
         if payload.is_empty() {
             return Ok(None);
@@ -49,6 +58,7 @@ impl<'a> Admission<'a> {
         if self.check_sources && !self.permits(path, packet.source) {
             return Err(DropReason::SourceNotAllowed.into());
         }
+        ecn::leave_tunnel(ecn, payload)?;
         let ip = &payload[..packet.len];
         let ethernet = match self.neighbours {
             Some(table) => Some(table.inbound_header(path.id(), packet.destination, ip)?),

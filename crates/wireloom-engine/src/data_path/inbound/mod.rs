@@ -9,12 +9,11 @@ use std::{io::IoSlice, mem, sync::Arc};
 use wireloom_proto::{Outcome, Transport};
 
 use self::{admission::Admission, deliver::deliver, path_reports::PathReports};
-use super::{BATCHES_IN_A_ROW, Forwarder, Turn, outbound::Outbound};
+use super::{BATCHES_IN_A_ROW, Forwarder, Turn};
 use crate::{
     batch::{CryptoJob, InboundBatch},
     drops::{Drops, EngineDrop},
     offload::coalesce::Coalescer,
-    punt::SlowPath,
     runtime::{
         crypto_pool::{IN_POOL_MAX, InPool},
         turn::Backlog,
@@ -58,34 +57,30 @@ impl Inbound {
     pub(super) fn receive(
         &mut self,
         forwarder: &Forwarder,
-        outbound: &mut Outbound,
-        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
+        turn: &mut Turn<'_, impl TunQueue, impl Udp>,
     ) -> Backlog {
         // Also when datagrams never stop: what the error queue holds takes room from them (`sock_queue_err_skb`).
         self.path_reports.take(turn);
-        let slow_path = &*turn.slow_path;
-        let routes_wait = turn.udp.follow_routes(|| slow_path.endpoints());
-        let rest = if routes_wait { Backlog::More } else { Backlog::Empty };
         let mut bytes = 0;
         let mut opened_here = 0;
         for _ in 0..IN_POOL_MAX {
             turn.udp.receive(&mut self.batch);
             if self.batch.is_empty() {
-                self.deliver_from_pool(forwarder, outbound, turn);
-                return rest.max(Backlog::after(bytes));
+                self.deliver_from_pool(forwarder, turn);
+                return Backlog::after(bytes);
             }
             bytes += self.batch.bytes();
             if self.submit() {
                 continue;
             }
-            self.deliver_from_pool(forwarder, outbound, turn);
-            self.deliver(forwarder, outbound, turn);
+            self.deliver_from_pool(forwarder, turn);
+            self.deliver(forwarder, turn);
             opened_here += 1;
             if opened_here == BATCHES_IN_A_ROW {
                 return Backlog::More;
             }
         }
-        self.deliver_from_pool(forwarder, outbound, turn);
+        self.deliver_from_pool(forwarder, turn);
         Backlog::More
     }
 
@@ -105,15 +100,10 @@ impl Inbound {
     }
 
     /// Delivers the batches that are in the pool.
-    fn deliver_from_pool(
-        &mut self,
-        forwarder: &Forwarder,
-        outbound: &mut Outbound,
-        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
-    ) {
+    fn deliver_from_pool(&mut self, forwarder: &Forwarder, turn: &mut Turn<'_, impl TunQueue, impl Udp>) {
         while let Some(mut batch) = self.in_pool.as_mut().and_then(InPool::take_back) {
             mem::swap(&mut self.batch, &mut batch);
-            self.deliver(forwarder, outbound, turn);
+            self.deliver(forwarder, turn);
             mem::swap(&mut self.batch, &mut batch);
             if let Some(in_pool) = &mut self.in_pool {
                 in_pool.recycle(batch);
@@ -121,37 +111,29 @@ impl Inbound {
         }
     }
 
-    /// Gives the packets of the present batch to the network stack, and handshake messages and signals to the device.
-    fn deliver(
-        &mut self,
-        forwarder: &Forwarder,
-        outbound: &mut Outbound,
-        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
-    ) {
+    /// Gives the packets of the present batch to the network stack, and punts handshake messages and signals.
+    fn deliver(&mut self, forwarder: &Forwarder, turn: &mut Turn<'_, impl TunQueue, impl Udp>) {
         let drops = &self.drops;
         let routes = self.transport.routes();
         let neighbours = forwarder.neighbours();
-        let mut admission = Admission::new(&routes, neighbours.as_deref(), self.check_sources);
+        let mut admission =
+            Admission::new(&routes, neighbours.as_deref().map(Arc::as_ref), self.check_sources);
         let mut coalescer = Coalescer::new(turn.tun.joinable());
         let mut write = |packets: u64, parts: &[IoSlice<'_>]| {
             drops.count_many(EngineDrop::NotDelivered, deliver(turn.tun, packets, parts));
         };
-        self.batch.open(turn.now.monotonic, &self.transport, |outcome| match outcome {
-            Outcome::Opened { path, payload } => match admission.admit(path, payload) {
+        self.batch.open(turn.now.monotonic, &self.transport, |outcome, ecn| match outcome {
+            Outcome::Opened { path, payload } => match admission.admit(path, payload, ecn) {
                 Ok(Some(packet)) => coalescer.push(packet.ethernet, packet.ip, &mut write),
                 Ok(None) => {}
                 Err(reason) => drops.count(reason),
             },
             Outcome::Handshake(from, datagram) => {
-                if let Err(reason) = turn.slow_path.handle_handshake(turn.now, from, datagram) {
-                    drops.count(reason);
-                }
+                turn.punter.punt_handshake(turn.now.monotonic, from, datagram);
             }
             Outcome::Dropped(reason) => drops.count(reason),
-            Outcome::Signal(signal) => turn.slow_path.handle_signal(turn.now, signal),
+            Outcome::Signal(signal) => turn.punter.signal(Some(signal)),
         });
         coalescer.flush(&mut write);
-        // Answers, and packets that waited for them, are sent before the next batch is delivered.
-        outbound.transmit(turn);
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, mem, net::IpAddr, time::Duration};
 use wireloom_proto::Instant;
 
 use super::super::Turn;
-use crate::{punt::SlowPath, tun::TunQueue, udp::Udp};
+use crate::{tun::TunQueue, udp::Udp};
 
 /// The most messages that a turn reads from each socket's error queue.
 const READS: usize = 32;
@@ -28,7 +28,7 @@ pub(super) struct PathReports {
 
 impl PathReports {
     /// Reads reports, and has the device take them now or in a later turn.
-    pub(super) fn take(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) {
+    pub(super) fn take(&mut self, turn: &mut Turn<'_, impl TunQueue, impl Udp>) {
         turn.udp.path_mtus(READS, |remote, path_mtu| {
             if self.waiting.len() < WAITING_MAX || self.waiting.contains_key(&remote) {
                 self.waiting.insert(remote, path_mtu);
@@ -37,7 +37,7 @@ impl PathReports {
         let now = turn.now.monotonic;
         if !self.waiting.is_empty() && self.next.is_none_or(|next| next <= now) {
             self.next = Some(now + PAUSE);
-            turn.slow_path.learn_path_mtus(turn.now, mem::take(&mut self.waiting));
+            turn.punter.punt_path_mtus(mem::take(&mut self.waiting));
         }
     }
 }

@@ -1,23 +1,22 @@
 //! Fills batches, has them sealed, and sends them.
 
-use std::{iter, sync::Arc};
+use std::sync::Arc;
 
-use wireloom_proto::{PeerPath, SealError, message};
+use wireloom_proto::{PeerPath, Reserved, Staged, Transport, message};
 
 use super::super::Turn;
 use crate::{
     batch::{CryptoJob, OutboundBatch, Pending},
     drops::{Drops, EngineDrop},
-    link::NeighbourTable,
     offload::segment::Segments,
     path_mtu::{is_path_probe, outer_headers},
-    punt::SlowPath,
     runtime::crypto_pool::InPool,
     tun::TunQueue,
     udp::Udp,
 };
 
 pub(super) struct Batcher {
+    transport: Arc<Transport>,
     drops: Arc<Drops>,
     batch: OutboundBatch,
     /// Batches that the crypto pool seals, if there is a pool.
@@ -29,8 +28,8 @@ pub(super) struct Batcher {
 #[derive(Default)]
 struct PeerRun {
     path: Option<Arc<PeerPath>>,
-    /// The lengths of each packet and of its message, in bytes.
-    lengths: Vec<(usize, usize)>,
+    /// The length of each message, in bytes.
+    lengths: Vec<usize>,
     bytes: usize,
     /// The position and the length in bytes of the longest message.
     longest: (usize, usize),
@@ -49,8 +48,8 @@ impl PeerRun {
 }
 
 impl Batcher {
-    pub(super) fn new(drops: Arc<Drops>) -> Self {
-        Self { drops, batch: OutboundBatch::default(), in_pool: None, run: PeerRun::default() }
+    pub(super) fn new(transport: Arc<Transport>, drops: Arc<Drops>) -> Self {
+        Self { transport, drops, batch: OutboundBatch::default(), in_pool: None, run: PeerRun::default() }
     }
 
     pub(super) fn set_pool(&mut self, in_pool: InPool<OutboundBatch, CryptoJob>) {
@@ -73,7 +72,7 @@ impl Batcher {
         packet: &[u8],
         segments: &mut Segments,
         path: &Arc<PeerPath>,
-        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
+        turn: &mut Turn<'_, impl TunQueue, impl Udp>,
     ) -> bool {
         loop {
             let Some(room) = self.batch.room(self.run.pending()) else { return false };
@@ -90,7 +89,7 @@ impl Batcher {
             if is_path_probe(packet) {
                 self.run.lone_probes.push(self.run.lengths.len());
             }
-            self.run.lengths.push((len, framed));
+            self.run.lengths.push(framed);
             self.run.bytes += framed;
         }
     }
@@ -100,7 +99,7 @@ impl Batcher {
         &mut self,
         path: &Arc<PeerPath>,
         framed: usize,
-        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
+        turn: &mut Turn<'_, impl TunQueue, impl Udp>,
     ) {
         let behind = self.run.bytes;
         let used = self.end_run(turn);
@@ -111,19 +110,15 @@ impl Batcher {
         self.run.path = Some(Arc::clone(path));
     }
 
-    /// Adds the run to the batch. Without a session, its packets go to the device instead, which keeps them until there
-    /// is one. Returns how many bytes of the batch's room were used up.
-    pub(super) fn end_run(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) -> usize {
+    /// Adds the run to the batch. Without a session, its packets have to wait for one. Returns how many bytes of the
+    /// batch's room were used up.
+    pub(super) fn end_run(&mut self, turn: &mut Turn<'_, impl TunQueue, impl Udp>) -> usize {
         let Some(path) = self.run.path.take() else { return 0 };
-        let reserved = if turn.slow_path.is_taking_packets() {
-            Err(SealError::NoSession)
-        } else {
-            path.reserve(turn.now.monotonic, self.run.lengths.len(), self.run.bytes)
-        };
-        let used = match reserved {
+        let used = match self.reserve_or_stage(&path, turn) {
             Ok(reserved) => {
-                let lengths = self.run.lengths.iter().map(|(_, framed)| *framed);
-                let (signal, remote) = (reserved.signal, reserved.endpoint.remote);
+                let lengths = self.run.lengths.iter().copied();
+                let remote = reserved.endpoint.remote;
+                turn.punter.signal(reserved.signal);
                 self.batch.push_unsealed(lengths, reserved);
                 let (position, longest) = self.run.longest;
                 if path.probe_path_mtu(turn.now.monotonic, outer_headers(remote) + longest) {
@@ -136,20 +131,12 @@ impl Batcher {
                     // While the messages are still in the cache.
                     self.batch.seal();
                 }
-                if let Some(signal) = signal {
-                    turn.slow_path.handle_signal(turn.now, signal);
-                }
                 self.run.bytes
             }
-            Err(_) => {
-                let mut room = &*self.batch.pending(self.run.bytes);
-                for (len, framed) in &self.run.lengths {
-                    let packet = &room[message::DATA_HEADER_LEN..][..*len];
-                    let taken = turn.slow_path.handle_outgoing(turn.now, path.id(), packet, turn.mtu);
-                    if let Err(reason) = taken {
-                        self.drops.count(reason);
-                    }
-                    room = &room[*framed..];
+            Err(staged) => {
+                turn.punter.signal(staged.signal);
+                if let Some((reason, packets)) = staged.dropped {
+                    self.drops.count_many(reason, packets);
                 }
                 0
             }
@@ -160,42 +147,19 @@ impl Batcher {
         used
     }
 
-    /// Sends copies of a packet to all neighbours whose endpoint is known, and returns their number. Call
-    /// [`Self::end_run`] first.
-    pub(super) fn send_to_all(
+    /// Reserves what the messages of the run need, or stages them.
+    fn reserve_or_stage(
         &mut self,
-        packet: &[u8],
-        neighbours: &NeighbourTable,
-        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
-    ) -> usize {
-        let mut copies = 0;
-        for path in neighbours.peers().filter(|path| path.endpoint().is_some()) {
-            if self.batch.room(Pending::default()).is_none() {
-                self.send(turn);
-            }
-            let Some(room) = self.batch.room(Pending::default()) else { break };
-            copies += 1;
-            room[message::DATA_HEADER_LEN..][..packet.len()].copy_from_slice(packet);
-            let message = message::frame(room, packet.len(), turn.mtu);
-            let framed = message.len();
-            match path.seal(turn.now.monotonic, iter::once(message)) {
-                Ok(sealed) => {
-                    self.batch.push_sealed(&sealed, framed);
-                    if let Some(signal) = sealed.signal {
-                        turn.slow_path.handle_signal(turn.now, signal);
-                    }
-                }
-                // A peer that becomes reachable again has no use for the multicasts that it has missed.
-                Err(_) if !path.is_reachable() => turn.slow_path.begin_handshake(turn.now, path.id()),
-                Err(_) => {
-                    let taken = turn.slow_path.handle_outgoing(turn.now, path.id(), packet, turn.mtu);
-                    if let Err(reason) = taken {
-                        self.drops.count(reason);
-                    }
-                }
-            }
-        }
-        copies
+        path: &PeerPath,
+        turn: &Turn<'_, impl TunQueue, impl Udp>,
+    ) -> Result<Reserved, Staged> {
+        let mut room = &*self.batch.pending(self.run.bytes);
+        let messages = self.run.lengths.iter().map(|len| {
+            let (message, rest) = room.split_at(*len);
+            room = rest;
+            message
+        });
+        self.transport.reserve_or_stage(turn.now.monotonic, path, messages, self.run.bytes)
     }
 
     /// Has the pool seal the present batch, and begins another one. Returns false when there is no pool, or too many
@@ -205,7 +169,7 @@ impl Batcher {
     }
 
     /// Sends the batches that are in the pool, and then the present one.
-    pub(super) fn send(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) {
+    pub(super) fn send(&mut self, turn: &mut Turn<'_, impl TunQueue, impl Udp>) {
         if let Some(in_pool) = &mut self.in_pool {
             while let Some(mut batch) = in_pool.take_back() {
                 self.drops.count_many(EngineDrop::NotSent, turn.udp.send(batch.seal(), &mut turn.patience));
@@ -214,26 +178,6 @@ impl Batcher {
         }
         if !self.batch.is_empty() {
             self.drops.count_many(EngineDrop::NotSent, turn.udp.send(self.batch.seal(), &mut turn.patience));
-        }
-    }
-
-    /// Sends the device's datagrams. Call [`Self::end_run`] first.
-    pub(super) fn transmit(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) {
-        loop {
-            let more = loop {
-                if self.batch.room(Pending::default()).is_none() {
-                    break true;
-                }
-                let Some(transmit) = turn.slow_path.poll_transmit(turn.now) else { break false };
-                self.batch.push_transmit(&transmit);
-            };
-            if !self.batch.is_empty() {
-                self.drops
-                    .count_many(EngineDrop::NotSent, turn.udp.send(self.batch.seal(), &mut turn.patience));
-            }
-            if !more {
-                return;
-            }
         }
     }
 }

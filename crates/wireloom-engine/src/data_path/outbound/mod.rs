@@ -5,31 +5,28 @@ mod read_packet;
 mod routing_loops;
 mod standing_queue;
 
-use std::{io, mem, sync::Arc};
+use std::{io, sync::Arc};
 
-use arc_swap::Guard;
-use wireloom_proto::{DropReason, Routes, Transport, inner};
+use wireloom_proto::{DropReason, Transport, inner};
 
 pub(crate) use self::routing_loops::RoutingLoops;
 use self::{batcher::Batcher, read_packet::ReadPacket, standing_queue::StandingQueue};
-use super::{BATCHES_IN_A_ROW, Forwarder, Turn, forwarder::Lookup, tell_stack};
+use super::{BATCHES_IN_A_ROW, Forwarder, Turn, forwarder::Lookup};
 use crate::{
+    answer::Answer,
     batch::{CryptoJob, OutboundBatch},
     drops::{Drops, EngineDrop},
     forwarding::Decision,
-    offload::{segment::Segments, virtio::VirtioHeader},
-    packet::MAX_PACKET,
-    punt::SlowPath,
+    offload::segment::Segments,
     runtime::{
         crypto_pool::{IN_POOL_MAX, InPool},
         turn::Backlog,
     },
-    tun::TunQueue,
+    tun::{TunQueue, tell_stack},
     udp::Udp,
 };
 
-/// The most packets' worth of work besides filling a batch: packets that are dropped or answered count once, those
-/// that are copied to every peer once for each copy. They take about as long as a batch.
+/// The most packets that are dropped, answered or punted while a batch is filled. They take about as long as a batch.
 const SIDE_WORK_MAX: usize = 256;
 
 pub(super) struct Outbound {
@@ -40,10 +37,7 @@ pub(super) struct Outbound {
     batcher: Batcher,
     /// The kernel's queue that packets are read from.
     queue: StandingQueue,
-    /// An answer to the network stack: a packet, in link mode a frame.
-    answer: Vec<u8>,
-    /// A segment that goes to every peer.
-    copy: Box<[u8]>,
+    answer: Answer,
 }
 
 /// Why reading stopped.
@@ -51,7 +45,7 @@ pub(super) struct Outbound {
 enum Stopped {
     /// The batch is full.
     Full,
-    /// The interface has no more packets, or the slow path can take no more.
+    /// The interface has no more packets.
     Drained,
 }
 
@@ -62,10 +56,9 @@ impl Outbound {
             drops: Arc::clone(drops),
             loops: Arc::clone(loops),
             packet: ReadPacket::default(),
-            batcher: Batcher::new(Arc::clone(drops)),
+            batcher: Batcher::new(Arc::clone(transport), Arc::clone(drops)),
             queue: StandingQueue::default(),
-            answer: Vec::new(),
-            copy: vec![0; MAX_PACKET].into_boxed_slice(),
+            answer: Answer::default(),
         }
     }
 
@@ -73,17 +66,18 @@ impl Outbound {
         self.batcher.set_pool(in_pool);
     }
 
-    pub(super) fn routes(&self) -> Guard<Arc<Routes>> {
-        self.transport.routes()
-    }
-
-    pub(super) fn routing_loops(&self) -> &Arc<RoutingLoops> {
-        &self.loops
-    }
-
     /// Whether a super-packet was sent in part.
     pub(super) fn has_unsent(&self) -> bool {
         self.packet.unsent.is_some()
+    }
+
+    /// Sends the rest of a super-packet that was sent in part.
+    pub(super) fn send_unsent(&mut self, turn: &mut Turn<'_, impl TunQueue, impl Udp>) {
+        while self.has_unsent() {
+            self.lay_out_unsent(turn);
+            self.batcher.end_run(turn);
+            self.batcher.send(turn);
+        }
     }
 
     /// Sends what the network stack routed into the interface. Full batches go to the crypto pool while further ones
@@ -93,8 +87,8 @@ impl Outbound {
     /// When the interface cannot be read any more.
     pub(super) fn send(
         &mut self,
-        forwarder: &mut Forwarder,
-        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
+        forwarder: &Forwarder,
+        turn: &mut Turn<'_, impl TunQueue, impl Udp>,
     ) -> io::Result<Backlog> {
         let mut bytes = 0;
         let batches = if self.batcher.has_pool() { IN_POOL_MAX } else { BATCHES_IN_A_ROW };
@@ -114,50 +108,17 @@ impl Outbound {
         Ok(Backlog::More)
     }
 
-    /// Sends the device's datagrams.
-    pub(super) fn transmit(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) {
-        self.batcher.transmit(turn);
-    }
-
-    /// Sends a frame that another queue's data path read, while one of our own may be only partly sent. Returns how
-    /// many packets' worth of work that was.
-    pub(super) fn send_frame(
-        &mut self,
-        header: VirtioHeader,
-        frame: Box<[u8]>,
-        forwarder: &mut Forwarder,
-        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
-    ) -> usize {
-        let own = mem::replace(&mut self.packet, ReadPacket::of_frame(header, frame));
-        let mut lookup = forwarder.lookup(&self.transport);
-        let work = self.dispatch(&mut lookup, turn);
-        loop {
-            let done = self.lay_out_unsent(turn);
-            self.batcher.end_run(turn);
-            self.batcher.send(turn);
-            if done {
-                break;
-            }
-        }
-        self.packet = own;
-        work
-    }
-
     /// Reads packets and lays them out in the batch.
     fn fill(
         &mut self,
-        forwarder: &mut Forwarder,
-        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
+        forwarder: &Forwarder,
+        turn: &mut Turn<'_, impl TunQueue, impl Udp>,
     ) -> io::Result<Stopped> {
         let mut lookup = forwarder.lookup(&self.transport);
         let mut side_work = 0;
         loop {
             if side_work >= SIDE_WORK_MAX || !self.lay_out_unsent(turn) {
                 return Ok(Stopped::Full);
-            }
-            // The slow path must be done with the packets that it has before it gets more.
-            if !turn.slow_path.may_have_more() {
-                return Ok(Stopped::Drained);
             }
             match self.packet.read(turn.tun, lookup.ethernet_len()) {
                 Ok(()) => side_work += self.dispatch(&mut lookup, turn),
@@ -178,11 +139,7 @@ impl Outbound {
     /// Decides what is done with the packet that was read, and does it. Only the packet for one peer is left unsent,
     /// for [`Self::lay_out_unsent`]. Returns how many packets' worth of side work was done.
     #[inline]
-    fn dispatch(
-        &mut self,
-        lookup: &mut Lookup<'_>,
-        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
-    ) -> usize {
+    fn dispatch(&mut self, lookup: &mut Lookup<'_>, turn: &mut Turn<'_, impl TunQueue, impl Udp>) -> usize {
         let ethernet_len = lookup.ethernet_len();
         let (header, frame) = (self.packet.header, self.packet.frame());
         let ip = frame.get(ethernet_len..).unwrap_or_default();
@@ -191,13 +148,9 @@ impl Outbound {
             ip.and_then(|ip| Segments::new(header, ethernet_len, ip).ok_or(DropReason::BadInnerPacket));
         let longest = segments.map_or(frame.len(), |segments| segments.longest());
         let decision = lookup.decide(turn.now.monotonic, frame, longest, turn.mtu, &mut self.answer);
-        let Some(decision) = decision else {
-            lookup.punt(header, frame);
-            return 1;
-        };
-        if !self.answer.is_empty() {
-            tell_stack(turn.tun, &self.answer);
-            self.answer.clear();
+        if !self.answer.bytes.is_empty() {
+            tell_stack(turn.tun, &self.answer.bytes);
+            self.answer.bytes.clear();
         }
         match (decision, segments) {
             (Decision::Peer(_) | Decision::AllPeers, Err(reason)) => self.drops.count(reason),
@@ -207,48 +160,33 @@ impl Outbound {
                     self.drops.count(EngineDrop::RoutingLoop);
                     return 1;
                 }
-                if self.queue.must_drop(turn.now.monotonic) {
+                if self.queue.must_drop(turn.now.monotonic) && !segments.mark_next(ip) {
                     segments.skip_next();
                     self.drops.count(EngineDrop::QueueStood);
                 }
                 self.packet.send_later(ethernet_len, segments, Arc::clone(path));
                 return 0;
             }
-            (Decision::AllPeers, Ok(segments)) => return self.send_to_all(lookup, segments, turn),
+            (Decision::AllPeers, Ok(segments)) => {
+                turn.punter.punt_multicast(segments, &frame[ethernet_len..][..segments.len()]);
+            }
             (Decision::Local, _) => {}
             (Decision::Drop(reason), _) => self.drops.count(reason),
-            (Decision::Unreachable(peer), _) => {
+            (Decision::Unreachable(signal), _) => {
                 self.drops.count(EngineDrop::PeerUnreachable);
-                turn.slow_path.begin_handshake(turn.now, peer);
+                turn.punter.signal(signal);
             }
         }
         1
     }
 
     /// Lays out the unsent segments of the packet. Returns false when the batch is full before that is done.
-    fn lay_out_unsent(&mut self, turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>) -> bool {
+    fn lay_out_unsent(&mut self, turn: &mut Turn<'_, impl TunQueue, impl Udp>) -> bool {
         let Some((mut segments, path)) = self.packet.unsent.take() else { return true };
         let done = self.batcher.lay_out(self.packet.ip(), &mut segments, &path, turn);
         if !done {
             self.packet.unsent = Some((segments, path));
         }
         done
-    }
-
-    /// Sends every segment of the packet to every peer. Returns the number of copies.
-    fn send_to_all(
-        &mut self,
-        lookup: &Lookup<'_>,
-        mut segments: Segments,
-        turn: &mut Turn<'_, impl SlowPath, impl TunQueue, impl Udp>,
-    ) -> usize {
-        let Some(neighbours) = lookup.own_neighbours() else { return 0 };
-        self.batcher.end_run(turn);
-        let mut copies = 0;
-        let ip = &self.packet.frame()[lookup.ethernet_len()..][..segments.len()];
-        while let Some(len) = segments.write_next(ip, &mut self.copy) {
-            copies += self.batcher.send_to_all(&self.copy[..len], &neighbours, turn);
-        }
-        copies
     }
 }

@@ -30,11 +30,6 @@ impl Default for ReadPacket {
 }
 
 impl ReadPacket {
-    /// A frame that was read elsewhere.
-    pub(super) fn of_frame(header: VirtioHeader, frame: Box<[u8]>) -> Self {
-        Self { len: frame.len(), memory: frame, header, ip: 0..0, unsent: None }
-    }
-
     /// Reads the next packet, which has an Ethernet header of `ethernet_len` bytes.
     ///
     /// # Errors

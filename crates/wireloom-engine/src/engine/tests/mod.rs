@@ -1,6 +1,9 @@
 //! Engines that are connected by an in-memory network, under virtual time.
 
+mod control;
+mod ecn;
 mod fairness;
+mod handover;
 mod link;
 mod path_mtu;
 mod requests;
@@ -12,23 +15,32 @@ use nix::libc;
 use wireloom_proto::{Transmit, UnixTime};
 use wireloom_types::{LinkAddress, PrivateKey, PublicKey};
 
-use super::*;
+use super::{
+    by_hand::{ByHand, MemoryWorker},
+    *,
+};
 use crate::{
     batch::OutboundBatch,
     control::{Errno, Parser, Reply},
     offload::tests::Packet as Stream,
-    tun::{MemoryTun, MemoryTunHost, memory_tap, memory_tun},
-    udp::MemoryNetwork,
+    runtime::turn::Backlog,
+    tun::{MemoryQueue, MemoryTun, MemoryTunHost, memory_tap, memory_tun},
+    udp::{MemoryNetwork, Patience},
 };
 
 /// A machine: an engine, its network stack, and its attachment to the network.
 struct Machine {
     engine: Engine<MemoryTun, MemoryNetwork>,
+    /// The workers that run, unless they have threads.
+    workers: ByHand,
     stack: MemoryTunHost,
     network: MemoryNetwork,
     key: PrivateKey,
     inner: Ipv4Addr,
 }
+
+/// An interface, its queues, and the network stack behind it.
+type Interface = (MemoryTun, Vec<MemoryQueue>, MemoryTunHost);
 
 const PORT: u16 = 51_820;
 const MTU: usize = 1420;
@@ -40,12 +52,34 @@ impl Machine {
     }
 
     /// The same as [`Self::on`], in this mode and with this interface.
-    fn with(network: &MemoryNetwork, number: u8, mode: Mode, tun: (MemoryTun, MemoryTunHost)) -> Self {
+    fn with(network: &MemoryNetwork, number: u8, mode: Mode, interface: Interface) -> Self {
+        let workers = ByHand::default();
+        let runner = workers.clone();
+        Self { workers, ..Self::with_runner(network, number, mode, interface, runner) }
+    }
+
+    /// The same as [`Self::with`], with threads or whatever else runs the workers.
+    fn with_runner(
+        network: &MemoryNetwork,
+        number: u8,
+        mode: Mode,
+        (tun, queues, stack): Interface,
+        runner: impl Runner<MemoryWorker> + 'static,
+    ) -> Self {
         let network = network.host(Ipv4Addr::new(192, 0, 2, number).into());
-        let (tun, stack) = tun;
-        let engine = Engine::new(&[number; 32], mode, tun, network.clone());
-        let key = PrivateKey::from_bytes([number + 100; 32]);
-        Self { engine, stack, network, key, inner: Ipv4Addr::new(10, 0, 0, number) }
+        let count = queues.len();
+        let pool = (count > 1).then(|| CryptoPool::start(count % 3, count).expect("threads"));
+        let seed = [number; 32];
+        let engine =
+            Engine::new(&seed, mode, (tun, queues), network.clone(), Box::new(runner), pool.as_ref());
+        Self {
+            engine: engine.expect("an event"),
+            workers: ByHand::default(),
+            stack,
+            network,
+            key: PrivateKey::from_bytes([number + 100; 32]),
+            inner: Ipv4Addr::new(10, 0, 0, number),
+        }
     }
 
     fn public_key(&self) -> PublicKey {
@@ -88,7 +122,7 @@ impl Machine {
         let mut parser = Parser::default();
         for line in lines.lines().chain([""]) {
             if let Some(request) = parser.line(line.as_bytes(), &|_| None).expect("well-formed") {
-                return self.engine.handle(now, request);
+                return self.engine.handle(now, request).into_lines();
             }
         }
         panic!("no request: {lines}");
@@ -102,8 +136,25 @@ impl Machine {
         self.stack.tell(TunEvent::State(TunState { up: false, mtu: MTU }));
     }
 
+    /// Gives a turn to the control thread, to each worker, and to the control thread again, which has what they have
+    /// punted. Returns whether one of them has more to do, or when the control thread has.
     fn turn(&mut self, now: Now) -> NextTurn {
-        self.engine.turn(now, Ready::ALL).expect("memory does not fail")
+        if self.control(now) == NextTurn::Never {
+            return NextTurn::Never;
+        }
+        let rest: Vec<_> = (0..).map_while(|queue| self.carry(now, queue)).collect();
+        let last = self.control(now);
+        if rest.contains(&Backlog::More) { NextTurn::Now } else { last }
+    }
+
+    /// Gives a turn to the control thread alone.
+    fn control(&mut self, now: Now) -> NextTurn {
+        self.engine.turn(now, true).expect("memory does not fail")
+    }
+
+    /// Gives a turn to the worker of a queue, if there is such a one.
+    fn carry(&self, now: Now, queue: usize) -> Option<Backlog> {
+        self.workers.turn(now, queue)
     }
 
     fn dropped(&self, name: &str) -> u64 {
@@ -163,7 +214,7 @@ fn pair() -> (Machine, Machine) {
 fn inject(network: &MemoryNetwork, from: IpAddr, to: SocketAddr, datagram: &[u8]) {
     let mut udp = network.host(from).bind(0, 0).expect("a free port");
     let mut batch = OutboundBatch::default();
-    batch.push_transmit(&Transmit { endpoint: to.into(), datagram });
+    batch.push_transmit(&Transmit { endpoint: to.into(), datagram, ecn: 0 });
     udp.send(batch.seal(), &mut Patience::default());
 }
 

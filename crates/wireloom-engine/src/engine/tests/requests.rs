@@ -179,3 +179,18 @@ fn a_keepalive_that_is_turned_on_and_off_again_before_a_turn_begins_a_handshake(
     settle(at(1), &mut [&mut a, &mut b]);
     assert!(!a.get(at(1)).contains("last_handshake_time_sec=0\n"), "{}", a.get(at(1)));
 }
+
+#[test]
+fn what_has_arrived_at_a_port_is_delivered_before_the_port_changes() {
+    const PACKETS: usize = 300;
+    let (mut a, mut b) = pair();
+    a.stack.send(&packet(a.inner, b.inner, b"first"));
+    settle(at(1), &mut [&mut a, &mut b]);
+    assert!(b.stack.receive().is_some());
+    for _ in 0..PACKETS {
+        a.stack.send(&packet(a.inner, b.inner, &[0; 1000]));
+    }
+    settle(at(1), &mut [&mut a]);
+    assert_eq!(b.set(at(1), "listen_port=999"), Reply::Done);
+    assert_eq!(std::iter::from_fn(|| b.stack.receive()).count(), PACKETS);
+}

@@ -1,14 +1,13 @@
 //! Interfaces with several queues. The tests give the workers turns themselves, in unlikely orders, or run them on
 //! threads.
 
+mod life;
 mod link;
 
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     mem,
     num::NonZero,
-    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,33 +19,7 @@ use proptest::prelude::*;
 use wireloom_proto::message::DATA_OVERHEAD;
 
 use super::*;
-use crate::{
-    tun::{MemoryQueue, memory_tun_of},
-    udp::MemoryUdp,
-};
-
-type MemoryWorker = Worker<MemoryQueue, MemoryUdp>;
-
-/// Workers that get their turns from the test.
-#[derive(Clone, Default)]
-struct ByHand(Rc<RefCell<Vec<MemoryWorker>>>);
-
-impl Runner<MemoryWorker> for ByHand {
-    fn start(&mut self, workers: Vec<MemoryWorker>) {
-        self.0.borrow_mut().extend(workers);
-    }
-
-    fn stop(&mut self) -> io::Result<Vec<MemoryWorker>> {
-        Ok(mem::take(&mut self.0.borrow_mut()))
-    }
-}
-
-impl ByHand {
-    fn turn(&self, now: Now, place: usize) -> Option<NextTurn> {
-        let mut workers = self.0.borrow_mut();
-        Some(workers.get_mut(place)?.turn(now, Ready::ALL).expect("memory does not fail"))
-    }
-}
+use crate::{runtime::turn::Ready, tun::memory_tun_of};
 
 /// Workers on threads that never wait.
 #[derive(Default)]
@@ -76,58 +49,32 @@ impl Runner<MemoryWorker> for Restless {
     }
 }
 
-/// A machine whose interface has this number of queues. The runner runs the workers.
-fn with_queues(
-    network: &MemoryNetwork,
-    number: u8,
-    queues: usize,
-    runner: impl Runner<MemoryWorker> + 'static,
-) -> Machine {
-    let interface = memory_tun_of(NonZero::new(queues).expect("at least one"));
-    with_interface(network, number, Mode::STANDARD, interface, runner)
+/// A machine whose interface has this number of queues.
+fn with_queues(network: &MemoryNetwork, number: u8, queues: usize) -> Machine {
+    Machine::with(network, number, Mode::STANDARD, interface(queues))
 }
 
-/// The same as [`with_queues`], in this mode and with this interface.
-fn with_interface(
-    network: &MemoryNetwork,
-    number: u8,
-    mode: Mode,
-    (tun, others, stack): (MemoryTun, Vec<MemoryQueue>, MemoryTunHost),
-    runner: impl Runner<MemoryWorker> + 'static,
-) -> Machine {
-    let queues = 1 + others.len();
-    let mut machine = Machine::with(network, number, mode, (tun, stack));
-    let pool = CryptoPool::start(queues % 3, queues).expect("threads");
-    machine.engine = machine.engine.with_workers(others, Box::new(runner), &pool).expect("an event");
-    machine
+fn interface(queues: usize) -> Interface {
+    memory_tun_of(NonZero::new(queues).expect("at least one"))
 }
 
 /// Two machines that are peers of each other, both up, with these numbers of queues.
-fn pair_with(queues: [usize; 2]) -> ([Machine; 2], [ByHand; 2]) {
+fn pair_with(queues: [usize; 2]) -> [Machine; 2] {
     let network = network();
-    let hands = [ByHand::default(), ByHand::default()];
-    let mut a = with_queues(&network, 1, queues[0], hands[0].clone());
-    let mut b = with_queues(&network, 2, queues[1], hands[1].clone());
+    let mut a = with_queues(&network, 1, queues[0]);
+    let mut b = with_queues(&network, 2, queues[1]);
     a.configure(at(0), &[&b]);
     b.configure(at(0), &[&a]);
     for machine in [&mut a, &mut b] {
         machine.up();
         machine.turn(at(0));
     }
-    ([a, b], hands)
+    [a, b]
 }
 
-/// Gives turns to all engines and workers until none has anything left to do.
-fn settle_all(now: Now, machines: &mut [Machine], hands: &[ByHand]) {
-    for _ in 0..40 {
-        for (machine, hand) in machines.iter_mut().zip(hands) {
-            while machine.turn(now) == NextTurn::Now {}
-            let mut place = 0;
-            while let Some(rest) = hand.turn(now, place) {
-                place += usize::from(rest != NextTurn::Now);
-            }
-        }
-    }
+/// Gives turns to all control threads and workers until none has anything left to do.
+fn settle_all(now: Now, machines: &mut [Machine]) {
+    settle(now, &mut machines.iter_mut().collect::<Vec<_>>());
 }
 
 /// Packet `number` of a flow. Each flow has ports of its own.
@@ -161,7 +108,7 @@ proptest! {
         queues in prop::array::uniform2(1..6_usize),
         steps in prop::collection::vec((0..20_u8, 0..FLOWS, 1..20_u8), 1..300),
     ) {
-        let (mut machines, hands) = pair_with(queues);
+        let mut machines = pair_with(queues);
         let addresses = [machines[0].inner, machines[1].inner];
         let mut sent = [[0; FLOWS as usize]; 2];
         let mut arrived = [BTreeMap::new(), BTreeMap::new()];
@@ -176,19 +123,19 @@ proptest! {
                     *number += 1;
                 },
                 8..11 => {
-                    machines[side].turn(at(1));
+                    machines[side].control(at(1));
                 }
                 place => {
-                    let _ = hands[side].turn(at(1), place - 11);
+                    let _ = machines[side].carry(at(1), place - 11);
                 }
             }
             collect(&machines[1 - side], &mut arrived[side]);
             if !settled && sent.iter().any(|sent| sent.iter().sum::<u32>() > 100) {
-                settle_all(at(1), &mut machines, &hands);
+                settle_all(at(1), &mut machines);
                 settled = true;
             }
         }
-        settle_all(at(2), &mut machines, &hands);
+        settle_all(at(2), &mut machines);
         for side in [0, 1] {
             collect(&machines[1 - side], &mut arrived[side]);
             for flow in 0..FLOWS {
@@ -197,17 +144,18 @@ proptest! {
                 prop_assert_eq!(numbers, all, "flow {}", flow);
             }
         }
-        prop_assert_eq!((machines[0].all_dropped(), machines[1].all_dropped()), (0, 0));
+        let drops = machines.each_ref().map(|machine| machine.engine.drops().to_string());
+        prop_assert_eq!((machines[0].all_dropped(), machines[1].all_dropped()), (0, 0), "{:?}", drops);
     }
 }
 
 #[test]
 fn the_crypto_pool_seals_a_backlog_in_order() {
     for queues in [2, 4] {
-        let (mut machines, hands) = pair_with([queues, 1]);
+        let mut machines = pair_with([queues, 1]);
         let [a, b] = [0, 1].map(|place: usize| machines[place].inner);
         machines[0].stack.send(&flow_packet(a, b, 0, 0));
-        settle_all(at(1), &mut machines, &hands);
+        settle_all(at(1), &mut machines);
         // Several batches for each queue, with packets of all sizes and super-packets.
         for number in 1..3000 {
             let flow = (number % u32::from(FLOWS)) as u8;
@@ -221,7 +169,7 @@ fn the_crypto_pool_seals_a_backlog_in_order() {
         for _ in 0..20 {
             machines[0].stack.send_super(stream.super_header(1368, 0), &stream.bytes(true));
         }
-        settle_all(at(1), &mut machines, &hands);
+        settle_all(at(1), &mut machines);
         let mut flows = BTreeMap::<_, Vec<_>>::new();
         let mut segments = 0;
         while let Some(packet) = machines[1].stack.receive() {
@@ -253,8 +201,10 @@ fn the_crypto_pool_seals_a_backlog_in_order() {
 #[test]
 fn threads_carry_all_flows_in_order() {
     let network = network();
-    let mut a = with_queues(&network, 1, 4, Restless::default());
-    let mut b = with_queues(&network, 2, 3, Restless::default());
+    let restless = |number, queues| {
+        Machine::with_runner(&network, number, Mode::STANDARD, interface(queues), Restless::default())
+    };
+    let (mut a, mut b) = (restless(1, 4), restless(2, 3));
     a.configure(at(0), &[&b]);
     b.configure(at(0), &[&a]);
     for machine in [&mut a, &mut b] {
@@ -300,12 +250,12 @@ fn threads_carry_all_flows_in_order() {
 
 #[test]
 fn a_change_of_port_applies_to_all_queues() {
-    let (mut machines, hands) = pair_with([3, 2]);
+    let mut machines = pair_with([3, 2]);
     let now = at(1);
     for flow in 0..FLOWS {
         machines[0].stack.send(&flow_packet(machines[0].inner, machines[1].inner, flow, 0));
     }
-    settle_all(now, &mut machines, &hands);
+    settle_all(now, &mut machines);
     let squatter = machines[0].network.bind(999, 0).expect("free");
     let refused = Reply::Refused(Errno(libc::EADDRINUSE));
     assert_eq!(machines[0].set(now, "listen_port=999\nfwmark=3"), refused);
@@ -320,7 +270,7 @@ fn a_change_of_port_applies_to_all_queues() {
     for flow in 0..FLOWS {
         machines[0].stack.send(&flow_packet(machines[0].inner, machines[1].inner, flow, 1));
     }
-    settle_all(now, &mut machines, &hands);
+    settle_all(now, &mut machines);
     let mut arrived = BTreeMap::new();
     collect(&machines[1], &mut arrived);
     assert!((0..FLOWS).all(|flow| arrived[&flow] == [0, 1]), "{arrived:?}");
@@ -329,7 +279,7 @@ fn a_change_of_port_applies_to_all_queues() {
 
 #[test]
 fn packets_that_wait_for_a_removed_peer_are_dropped() {
-    let (mut machines, hands) = pair_with([3, 1]);
+    let mut machines = pair_with([3, 1]);
     let now = at(1);
     let send_all = |machines: &[Machine; 2]| {
         for flow in 0..FLOWS {
@@ -337,23 +287,26 @@ fn packets_that_wait_for_a_removed_peer_are_dropped() {
         }
     };
     send_all(&machines);
-    settle_all(now, &mut machines, &hands);
+    settle_all(now, &mut machines);
     let mut arrived = BTreeMap::new();
     collect(&machines[1], &mut arrived);
     assert_eq!(arrived.len(), usize::from(FLOWS));
-    // Without sessions, the packets are punted. Then the peer is removed.
+    // Without sessions, the packets are staged. Then the peer is removed.
     machines[0].down();
     machines[0].turn(now);
     machines[0].up();
     machines[0].turn(now);
     send_all(&machines);
     for place in 0..2 {
-        let _ = hands[0].turn(now, place);
+        let _ = machines[0].carry(now, 1 + place);
     }
     let key = machines[1].public_key().to_hex();
     assert_eq!(machines[0].set(now, &format!("public_key={key}\nremove=true")), Reply::Done);
-    settle_all(now, &mut machines, &hands);
-    assert_eq!(machines[0].dropped("no-peer-for-destination"), u64::from(FLOWS));
+    settle_all(now, &mut machines);
+    assert_eq!(
+        machines[0].dropped("no-peer-for-destination") + machines[0].dropped("forgotten"),
+        u64::from(FLOWS)
+    );
     collect(&machines[1], &mut arrived);
     assert!(arrived.values().all(|numbers| numbers == &[0]), "{arrived:?}");
     // When the peer is back, the queues work as before.
@@ -361,14 +314,14 @@ fn packets_that_wait_for_a_removed_peer_are_dropped() {
     let [a, b] = &mut machines;
     a.configure(later, &[b]);
     send_all(&machines);
-    settle_all(later, &mut machines, &hands);
+    settle_all(later, &mut machines);
     collect(&machines[1], &mut arrived);
     assert!(arrived.values().all(|numbers| numbers == &[0, 0]), "{arrived:?}");
 }
 
 #[test]
 fn workers_follow_changes_of_the_mtu_and_the_source_check() {
-    let (mut machines, hands) = pair_with([2, 2]);
+    let mut machines = pair_with([2, 2]);
     let now = at(1);
     // Among the flows are some of the second queue.
     for mtu in [1420, 9000] {
@@ -381,7 +334,7 @@ fn workers_follow_changes_of_the_mtu_and_the_source_check() {
             machines[0].stack.send(&large);
         }
         let before = machines[0].network.seen().len();
-        settle_all(now, &mut machines, &hands);
+        settle_all(now, &mut machines);
         let seen = machines[0].network.seen();
         let data = seen[before..].iter().filter(|(from, _, datagram)| {
             *from == machines[0].endpoint() && datagram[0] == 4 && datagram.len() > 1000
@@ -398,7 +351,7 @@ fn workers_follow_changes_of_the_mtu_and_the_source_check() {
         for flow in 0..FLOWS {
             machines[0].stack.send(&flow_packet(stranger, machines[1].inner, flow, 0));
         }
-        settle_all(now, &mut machines, &hands);
+        settle_all(now, &mut machines);
         collect(&machines[1], &mut arrived);
         assert_eq!(arrived.len(), if passes { usize::from(FLOWS) } else { 0 }, "{check}");
     }
@@ -406,7 +359,7 @@ fn workers_follow_changes_of_the_mtu_and_the_source_check() {
 
 #[test]
 fn a_flood_of_handshakes_at_a_worker_is_bounded() {
-    let (mut machines, hands) = pair_with([2, 2]);
+    let mut machines = pair_with([2, 2]);
     let mut initiation = [0; 148];
     initiation[0] = 1;
     let to = machines[1].endpoint();
@@ -416,24 +369,24 @@ fn a_flood_of_handshakes_at_a_worker_is_bounded() {
         inject(&machines[1].network, from.into(), to, &initiation);
     }
     for _ in 0..100 {
-        let _ = hands[1].turn(at(1), 0);
+        let _ = machines[1].carry(at(1), 1);
     }
     let busy = machines[1].dropped("device-busy");
     assert!(busy > 500, "{busy} of about 1,500");
-    settle_all(at(1), &mut machines, &hands);
+    settle_all(at(1), &mut machines);
     let drops: Vec<_> = machines[1].engine.drops().iter().filter(|(_, count)| *count > 0).collect();
     assert_eq!(machines[1].all_dropped(), 3000, "each of them is counted: {drops:?}");
     machines[0].stack.send(&flow_packet(machines[0].inner, machines[1].inner, 0, 0));
-    settle_all(at(2), &mut machines, &hands);
+    settle_all(at(2), &mut machines);
     assert!(machines[1].stack.receive().is_some(), "the device still answers");
 }
 
 /// Sends `count` numbered packets from the first machine to the second, without giving the latter a turn. Returns the
 /// datagrams that carry them.
-fn backlog(machines: &mut [Machine; 2], hands: &[ByHand; 2], count: u32) -> Vec<Vec<u8>> {
+fn backlog(machines: &mut [Machine; 2], count: u32) -> Vec<Vec<u8>> {
     let [a, b] = [0, 1].map(|place: usize| machines[place].inner);
     machines[0].stack.send(&flow_packet(a, b, 0, 0));
-    settle_all(at(1), machines, hands);
+    settle_all(at(1), machines);
     assert!(machines[1].stack.receive().is_some());
     let before = machines[0].network.seen().len();
     for number in 0..count {
@@ -447,8 +400,8 @@ fn backlog(machines: &mut [Machine; 2], hands: &[ByHand; 2], count: u32) -> Vec<
 fn the_crypto_pool_opens_a_backlog_and_copies_and_forgeries_are_dropped() {
     // The pool has two helpers, none and one.
     for queues in [2, 3, 4] {
-        let (mut machines, hands) = pair_with([1, queues]);
-        let datagrams = backlog(&mut machines, &hands, 3000);
+        let mut machines = pair_with([1, queues]);
+        let datagrams = backlog(&mut machines, 3000);
         assert_eq!(datagrams.len(), 3000);
         // In the same turns arrive a copy of each datagram, and a forgery of each that would move the replay window.
         let to = machines[1].endpoint();
@@ -459,7 +412,7 @@ fn the_crypto_pool_opens_a_backlog_and_copies_and_forgeries_are_dropped() {
                 inject(&machines[1].network, Ipv4Addr::new(198, 51, 100, 7).into(), to, datagram);
             }
         }
-        settle_all(at(1), &mut machines, &hands);
+        settle_all(at(1), &mut machines);
         let mut flows = BTreeMap::new();
         collect(&machines[1], &mut flows);
         let mut numbers = flows.remove(&0).unwrap_or_default();
@@ -474,9 +427,9 @@ fn the_crypto_pool_opens_a_backlog_and_copies_and_forgeries_are_dropped() {
 #[test]
 fn the_crypto_pool_opens_a_backlog_in_order() {
     for queues in [2, 3, 4, 5] {
-        let (mut machines, hands) = pair_with([1, queues]);
-        backlog(&mut machines, &hands, 5000);
-        settle_all(at(1), &mut machines, &hands);
+        let mut machines = pair_with([1, queues]);
+        backlog(&mut machines, 5000);
+        settle_all(at(1), &mut machines);
         let mut flows = BTreeMap::new();
         collect(&machines[1], &mut flows);
         assert!(flows[&0].iter().copied().eq(0..5000), "{queues} queues");
@@ -486,17 +439,17 @@ fn the_crypto_pool_opens_a_backlog_in_order() {
 
 #[test]
 fn a_backlog_from_a_removed_peer_is_dropped() {
-    let (mut machines, hands) = pair_with([1, 2]);
-    backlog(&mut machines, &hands, 3000);
+    let mut machines = pair_with([1, 2]);
+    backlog(&mut machines, 3000);
     // After one turn of each queue, the peer is removed.
     machines[1].turn(at(1));
-    let _ = hands[1].turn(at(1), 0);
+    let _ = machines[1].carry(at(1), 1);
     let key = machines[0].public_key().to_hex();
     assert_eq!(machines[1].set(at(1), &format!("public_key={key}\nremove=true")), Reply::Done);
     let mut flows = BTreeMap::new();
     collect(&machines[1], &mut flows);
     let before = flows.remove(&0).unwrap_or_default();
-    settle_all(at(1), &mut machines, &hands);
+    settle_all(at(1), &mut machines);
     collect(&machines[1], &mut flows);
     assert!(flows.is_empty(), "no batch is away between turns");
     assert!(before.iter().copied().eq(0..before.len() as u32) && (1..3000).contains(&before.len()));
@@ -504,19 +457,18 @@ fn a_backlog_from_a_removed_peer_is_dropped() {
 }
 
 #[test]
-fn what_a_worker_has_punted_survives_a_change_of_the_port() {
-    let ([a, b], hands) = pair_with([2, 1]);
-    let mut machines = [a, b];
+fn what_a_worker_has_staged_and_signalled_survives_a_change_of_the_port() {
+    let mut machines = pair_with([2, 1]);
     let sent = packet(machines[0].inner, machines[1].inner, b"without a session");
     machines[0].stack.send_by(1, &sent);
-    hands[0].turn(at(1), 0);
+    machines[0].carry(at(1), 1);
     assert_eq!(machines[0].set(at(1), "listen_port=1000"), Reply::Done);
-    settle_all(at(1), &mut machines, &hands);
+    settle_all(at(1), &mut machines);
     assert_eq!(machines[1].stack.receive(), Some(sent));
 
     // Once more, with the news that a timer was armed.
     machines[0].stack.send_by(1, &packet(machines[0].inner, machines[1].inner, b"without an answer"));
-    hands[0].turn(at(40), 0);
+    machines[0].carry(at(40), 1);
     assert_eq!(machines[0].set(at(40), "listen_port=1001"), Reply::Done);
     let NextTurn::Wait(Some(next)) = machines[0].turn(at(40)) else { panic!("a timer runs") };
     assert!(next <= at(56).monotonic, "{next:?}");
@@ -526,7 +478,7 @@ fn what_a_worker_has_punted_survives_a_change_of_the_port() {
     machines[0]
         .stack
         .send_by(1, &packet(machines[0].inner, Ipv4Addr::new(10, 0, 0, 2), b"too old a session"));
-    hands[0].turn(at(400), 0);
+    machines[0].carry(at(400), 1);
     machines[0].down();
     machines[0].turn(at(400));
     assert_eq!(machines[0].dropped("forgotten"), 1);
@@ -534,17 +486,16 @@ fn what_a_worker_has_punted_survives_a_change_of_the_port() {
 
 #[test]
 fn a_turn_waits_once_for_room_in_the_send_buffer_however_many_batches_it_sends() {
-    let ([a, b], hands) = pair_with([3, 1]);
-    let mut machines = [a, b];
+    let mut machines = pair_with([3, 1]);
     let sent = packet(machines[0].inner, machines[1].inner, &[7; 1300]);
     machines[0].stack.send_by(1, &sent);
-    settle_all(at(1), &mut machines, &hands);
+    settle_all(at(1), &mut machines);
     let network = machines[0].network.clone();
     network.get_stuck();
     for _ in 0..1000 {
         machines[0].stack.send_by(1, &sent);
     }
-    hands[0].turn(at(2), 0);
+    machines[0].carry(at(2), 1);
     assert_eq!(network.waits(), 1);
     assert!(machines[0].dropped("not-sent") > 200, "several batches");
 }

@@ -25,6 +25,8 @@ use crate::{
 };
 
 mod family;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod message;
 mod programmer;
 mod transaction;

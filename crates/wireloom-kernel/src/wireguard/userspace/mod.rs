@@ -1,9 +1,14 @@
-//! The userspace engine: `wireloom device` in a process of its own, which its control socket identifies.
+//! The userspace engine: `wireloom device` in a process of its own, which its control socket identifies. A supervisor
+//! has it run where there is one; else we start it ourselves.
 
 mod conversation;
 mod drops;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod secret;
+mod serving;
 mod socket_file;
+mod supervised;
 #[cfg(test)]
 mod tests;
 mod uapi;
@@ -28,6 +33,10 @@ use wireloom_types::{PeerLookup, SourceCheck, interface::control_socket};
 use zeroize::Zeroizing;
 
 use self::{conversation::Conversation, socket_file::SocketFile, uapi::ReplyError};
+pub use self::{
+    serving::{Serving, serving},
+    supervised::Adoption,
+};
 use super::{Change, DeviceState, Silence, WireguardDevice};
 use crate::{error::Cause, state};
 
@@ -127,9 +136,14 @@ impl UserspaceDevice {
     /// Ends the process of a device that has not answered, and removes its socket.
     pub(crate) fn kill_silent(&mut self) -> Result<(), Cause> {
         let Some(unanswered) = &self.unanswered else { return Ok(()) };
-        match &unanswered.conversation {
-            Some(conversation) => kill_process(conversation)?,
-            None => return Err(Cause::Permanent("its control socket takes no connection; end it".into())),
+        // Our supervisor does not start it again: the next pass has a new one started.
+        if !self.stop_supervised()? {
+            match &unanswered.conversation {
+                Some(conversation) => kill_process(conversation)?,
+                None => {
+                    return Err(Cause::Permanent("its control socket takes no connection; end it".into()));
+                }
+            }
         }
         state::remove_if_there(&self.socket)?;
         self.unanswered = None;
@@ -151,6 +165,7 @@ impl UserspaceDevice {
         // This ends it, and removes its interface wherever that is.
         state::remove_if_there(&self.socket)?;
         match conversation.listen(Instant::now() + DISMISSAL_TIMEOUT) {
+            Ok(None) if self.stop_supervised()? => Ok(()),
             Ok(None) => kill_process(&conversation),
             _ => Ok(()),
         }
@@ -236,12 +251,17 @@ impl WireguardDevice for UserspaceDevice {
 
     fn create(&mut self, peer_lookup: PeerLookup, source_check: SourceCheck) -> Result<(), Cause> {
         self.unanswered = None;
+        let arguments = self.arguments(peer_lookup, source_check);
+        if self.create_supervised(&arguments)? {
+            self.note_socket();
+            self.reading_took = FIRST_READING;
+            return Ok(());
+        }
         // Its errors go to a file: the process that stays in the background would keep a pipe open.
         let mut errors = tempfile::tempfile()?;
         let mut child = Command::new(this_program()?)
-            .args(["device", "--persistent", "--log-to-stdin", &self.interface])
-            .args(["--peer-lookup", &peer_lookup.to_string()])
-            .args(["--source-check", &source_check.to_string()])
+            .args(["device", "--log-to-stdin"])
+            .args(arguments)
             .stdin(log()?)
             .stdout(Stdio::null())
             .stderr(errors.try_clone()?)
@@ -287,7 +307,9 @@ impl WireguardDevice for UserspaceDevice {
                 // Another device has taken the socket, in another network namespace.
                 Ok(Some(_)) if SocketFile::at(&self.socket) != own_socket => return Ok(()),
                 Ok(Some(conversation)) if Instant::now() > deadline => {
-                    kill_process(&conversation)?;
+                    if !self.stop_supervised()? {
+                        kill_process(&conversation)?;
+                    }
                     return Ok(state::remove_if_there(&self.socket)?);
                 }
                 Err(error) if Instant::now() > deadline => return Err(error.into()),

@@ -75,7 +75,10 @@ pub(super) enum ReplyError {
     /// It ends before `errno=`.
     #[error("the device's reply is cut off")]
     CutOff,
-    /// A line that is not `key=value`, or has a malformed value. Values are not shown: they may be secret.
+    /// A line that is not `key=value`. It is not shown: it may hold a secret.
+    #[error("the device's reply has a line that is not `key=value`")]
+    NoPair,
+    /// A line has a malformed value. It is not shown either.
     #[error("the device's reply has an unreadable value for `{0}`")]
     Unreadable(String),
 }
@@ -162,9 +165,7 @@ fn lines(text: &str) -> Result<impl Iterator<Item = Result<(&str, &str), ReplyEr
         None => ("", body),
     };
     match errno.strip_prefix("errno=").and_then(|number| number.parse::<i32>().ok()) {
-        Some(0) => Ok(body.lines().map(|line| {
-            line.split_once('=').ok_or_else(|| ReplyError::Unreadable(line.chars().take(20).collect()))
-        })),
+        Some(0) => Ok(body.lines().map(|line| line.split_once('=').ok_or(ReplyError::NoPair))),
         Some(number) => Err(ReplyError::Refused(number.saturating_abs())),
         None => Err(ReplyError::CutOff),
     }
@@ -298,6 +299,9 @@ mod tests {
         assert_eq!(parse_set_reply("errno=0\n"), Err(ReplyError::CutOff));
         assert_eq!(parse_get_reply("fwmark=1\n\n"), Err(ReplyError::CutOff));
         assert_eq!(parse_get_reply("fwmark=x\nerrno=0\n\n"), Err(ReplyError::Unreadable("fwmark".into())));
-        assert_eq!(parse_get_reply("nonsense\nerrno=0\n\n"), Err(ReplyError::Unreadable("nonsense".into())));
+        assert_eq!(parse_get_reply("nonsense\nerrno=0\n\n"), Err(ReplyError::NoPair));
+        let key = "07".repeat(32);
+        let error = parse_get_reply(&format!("fwmark=1\n{key}\nerrno=0\n\n")).unwrap_err().to_string();
+        assert!(!error.contains("0707"), "{error}");
     }
 }

@@ -102,6 +102,8 @@ impl Pings {
     pub(super) fn stop(self) -> anyhow::Result<PingReport> {
         let [v4, v6] = self.0.map(Pinger::stop);
         let (v4, v6) = (v4?, v6?);
-        Ok(PingReport { sent: v4.sent + v6.sent, lost: v4.lost + v6.lost, outage: v4.outage.max(v6.outage) })
+        let [sent, lost] = [v4.sent + v6.sent, v4.lost + v6.lost];
+        let [outage, slowest] = [v4.outage.max(v6.outage), v4.slowest.max(v6.slowest)];
+        Ok(PingReport { sent, lost, outage, slowest })
     }
 }

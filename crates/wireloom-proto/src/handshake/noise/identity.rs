@@ -1,6 +1,7 @@
 //! The device's static key pair, and the secret that it shares with a peer's.
 
-use wireloom_types::{PrivateKey, PublicKey};
+use wireloom_types::{KEY_LEN, PrivateKey, PublicKey};
+use zeroize::Zeroizing;
 
 use super::x25519::{LowOrder, SharedSecret};
 
@@ -30,6 +31,17 @@ impl StaticStatic {
     pub(crate) fn get(&mut self, own: &Identity, peer: &PublicKey) -> Result<&SharedSecret, LowOrder> {
         let secret = self.0.get_or_insert_with(|| SharedSecret::new(&own.private_key, peer));
         secret.as_ref().map_err(|low_order| *low_order)
+    }
+
+    /// The secret, if it has been computed, to be handed over.
+    pub(crate) fn state(&self) -> Option<Zeroizing<[u8; KEY_LEN]>> {
+        let secret = self.0.as_ref()?.as_ref().ok()?;
+        Some(Zeroizing::new(*secret.as_bytes()))
+    }
+
+    /// The secret that was handed over.
+    pub(crate) fn from_state(state: Option<&Zeroizing<[u8; KEY_LEN]>>) -> Self {
+        Self(state.and_then(SharedSecret::from_bytes).map(Ok))
     }
 
     /// Wipes the secret, because one of the keys changes.

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use wireloom_types::{PresharedKey, PublicKey};
+use wireloom_types::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
+use zeroize::Zeroizing;
 
 use super::fields;
 use super::identity::{Identity, StaticStatic};
@@ -42,6 +43,20 @@ impl InitiatorHandshake {
         let key = state.mix_secret_for_key(static_static);
         let timestamp = state.seal(&key, timestamp.as_bytes());
         Ok((Self { state, ephemeral }, fields::initiation(&e, &s, &timestamp)))
+    }
+
+    /// The chaining key, the hash and the ephemeral private key, to be handed over.
+    pub(crate) fn parts(&self) -> [Zeroizing<[u8; KEY_LEN]>; 3] {
+        let (chaining_key, hash) = self.state.parts();
+        [chaining_key, hash, self.ephemeral.private.expose_bytes()].map(|part| Zeroizing::new(*part))
+    }
+
+    /// The handshake that was handed over.
+    pub(crate) fn from_parts([chaining_key, hash, ephemeral]: [&[u8; KEY_LEN]; 3]) -> Self {
+        Self {
+            state: SymmetricState::from_parts(chaining_key, hash),
+            ephemeral: EphemeralKey::from_private(PrivateKey::from_bytes(*ephemeral)),
+        }
     }
 
     /// Reads the response and returns the keys of the session (paper, section 5.4.3): e, ee, se, psk, nothing. A forged

@@ -37,6 +37,16 @@ impl SymmetricState {
         Box::new(Self { chaining_key: *chaining_key, hash: *hash(before, responder.as_bytes()) })
     }
 
+    /// The chaining key and the hash, to be handed over.
+    pub(crate) fn parts(&self) -> (&[u8; HASH_LEN], &[u8; HASH_LEN]) {
+        (&self.chaining_key, &self.hash)
+    }
+
+    /// The state that was handed over.
+    pub(crate) fn from_parts(chaining_key: &[u8; HASH_LEN], hash: &[u8; HASH_LEN]) -> Box<Self> {
+        Box::new(Self { chaining_key: *chaining_key, hash: *hash })
+    }
+
     /// Mixes an ephemeral public key in: `C := Kdf1(C, E)`, `H := Hash(H ‖ E)`.
     pub(crate) fn mix_ephemeral(&mut self, ephemeral: &[u8; KEY_LEN]) {
         let [chaining_key] = derive(&self.chaining_key, ephemeral);

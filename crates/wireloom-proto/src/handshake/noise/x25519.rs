@@ -29,6 +29,11 @@ impl SharedSecret {
         if point == MontgomeryPoint([0; KEY_LEN]) { Err(LowOrder) } else { Ok(secret) }
     }
 
+    /// The secret that was handed over. `None` when it is zero.
+    pub(crate) fn from_bytes(bytes: &Zeroizing<[u8; KEY_LEN]>) -> Option<Self> {
+        (**bytes != [0; KEY_LEN]).then(|| Self(Box::new(bytes.clone())))
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
@@ -43,7 +48,12 @@ pub(crate) struct EphemeralKey {
 impl EphemeralKey {
     /// Draws a key pair that the generator forgets.
     pub(crate) fn draw(randomness: &mut Randomness) -> Self {
-        let private = Box::new(PrivateKey::from_bytes(*randomness.draw_secret()));
+        Self::from_private(PrivateKey::from_bytes(*randomness.draw_secret()))
+    }
+
+    /// The key pair with this private key.
+    pub(super) fn from_private(private: PrivateKey) -> Self {
+        let private = Box::new(private);
         let public = private.public_key();
         Self { private, public }
     }

@@ -33,7 +33,8 @@ pub(super) fn meaning(reason: &str) -> Option<&'static str> {
         "too-big" => "longer than the way to its peer takes; the sender was told",
         "not-for-the-link" => "a peer sent neighbour discovery, which is the device's own",
         "routing-loop" => "datagrams of the device that were routed into its own interface",
-        "device-busy" => "a handshake that came while too many others waited",
+        "device-busy" => "a handshake or a multicast that came while too many others waited",
+        "congested" => "marked as having met congestion on the way, which the packet inside cannot show",
         _ => return None,
     })
 }

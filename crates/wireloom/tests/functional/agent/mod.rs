@@ -8,6 +8,7 @@ mod felix;
 mod guard;
 mod holdback;
 mod host_mode;
+pub(crate) mod instances;
 pub(crate) mod matrix;
 pub(crate) mod membership;
 mod metrics;

@@ -122,7 +122,7 @@ fn an_agent_that_is_killed_while_it_tries_out_the_kernel_leaves_no_device() {
 }
 
 /// A socket that is told of every interface that comes or goes. A wait for such news is limited.
-fn link_news() -> netlink_sys::Socket {
+pub(super) fn link_news() -> netlink_sys::Socket {
     let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE).unwrap();
     socket.bind_auto().unwrap();
     socket.add_membership(RTNLGRP_LINK).unwrap();
@@ -146,7 +146,7 @@ fn the_back_end_is_switched_live_and_keeps_key_port_and_peers() {
             fleet.wait("the other back end", |_| has_it(node) && configuration(node) == before);
         });
         for (report, family) in reports.iter().zip(FAMILIES) {
-            let PingReport { sent, lost, outage } = report;
+            let PingReport { sent, lost, outage, .. } = report;
             println!(
                 "figure: to {backend}, {family}: {lost} of {sent} pings lost, {outage:?} without an answer"
             );

@@ -4,6 +4,8 @@
 mod backend;
 #[cfg(feature = "kernel-wireguard")]
 mod fleets;
+#[cfg(feature = "kernel-wireguard")]
+mod instances;
 mod machine;
 mod roundtrip;
 mod twin;

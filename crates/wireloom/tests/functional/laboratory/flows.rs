@@ -30,6 +30,10 @@ const LAYOUT: Layout =
 /// What the underlay's interfaces have: no check of sources, a strict one, a loose one.
 const RP_FILTERS: [u8; 3] = [0, 1, 2];
 
+/// What masquerading chooses from at random: the clients' own ports, so that a port alone proves nothing. `kube-proxy`
+/// leaves the kernel all ports, of which every seventh is one of these.
+const MASQUERADE_PORTS: &str = "20000-29999";
+
 /// The mark of packets that are to be masqueraded, as kube-proxy has it.
 const MASQUERADE: &str = "0x4000";
 
@@ -198,7 +202,7 @@ fn rules(lab: &Lab, n: usize, network: PodNetwork) -> String {
             chain output {{ type nat hook output priority -100; jump destinations; }}
             chain postrouting {{
                 type nat hook postrouting priority srcnat;
-                meta mark & {MASQUERADE} != 0 masquerade fully-random
+                meta mark & {MASQUERADE} != 0 meta l4proto {{ tcp, udp }} masquerade to :{MASQUERADE_PORTS} fully-random
                 {}
             }}
         }}",

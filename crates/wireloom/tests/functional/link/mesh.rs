@@ -72,4 +72,8 @@ on_a_link! {
         a_device_that_ends_is_replaced_behind_the_same_interface
         down_removes_an_interface_that_outlived_its_device
     }
+    instances {
+        one_agent_takes_over_from_another_and_back_when_it_dies
+        pods_take_over_with_their_engines_and_nobody_notices
+    }
 }

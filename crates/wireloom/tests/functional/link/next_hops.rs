@@ -72,6 +72,26 @@ fn two_tables_choose_their_gateways_by_source_and_by_mark() {
     }
 }
 
+/// The underlay's routes in a table of their own, for the device's own datagrams: everything else may take the link.
+#[test]
+fn with_a_mark_and_a_rule_even_the_way_to_the_endpoints_may_lead_over_the_link() {
+    let link = Link::new(2);
+    link.settle();
+    let [node, other] = [0, 1].map(|place| link.node(place));
+    put_behind(other);
+    let endpoint = other.host.addresses.v4;
+    node.run("wg set wg0 fwmark 51820").unwrap();
+    node.run("ip route add 192.168.1.0/24 dev eth0 table 51820").unwrap();
+    node.run("ip rule add fwmark 51820 lookup 51820").unwrap();
+    node.run(&format!("ip route add default via {} dev wg0", inner(1)[0])).unwrap();
+    node.run(&format!("ip route add {endpoint} via {} dev wg0", inner(1)[0])).unwrap();
+    reach(node, BEHIND[0].parse().unwrap());
+    reach(node, endpoint.into());
+    // Without the rule it is a loop.
+    node.run("ip rule del fwmark 51820 lookup 51820").unwrap();
+    assert!(!pings(node, BEHIND[0]));
+}
+
 #[test]
 fn flows_spread_over_two_gateways_and_each_stays_on_one() {
     let link = Link::new(3);

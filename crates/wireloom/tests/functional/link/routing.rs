@@ -1,6 +1,9 @@
 //! Routing daemons on a common link, with the configurations of docs/link-mode.md.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use wireloom_lab::{
     FAMILIES, Link, Node, PATIENCE, Topology, Wire, guide,
@@ -183,6 +186,53 @@ fn ospf_by_frr_and_by_bird_exchange_their_routes() {
             frr(node, &["ospfd", "ospf6d"], guide::FRR_OSPF).unwrap();
         } else {
             bird(node, guide::BIRD_OSPF).unwrap();
+        }
+    }
+    converge(&link);
+}
+
+/// FRR's `ospf6d` has no such interfaces: IPv4 alone.
+#[test]
+fn ospf_by_frr_routes_between_spokes_of_a_hub() {
+    let link = Link::new(wireloom(), 3, Topology::Hub).unwrap();
+    for node in &link.lab.nodes {
+        frr(node, &["ospfd"], guide::FRR_OSPF_HUB).unwrap();
+    }
+    let [hub, spokes @ ..] = &link.lab.nodes[..] else { panic!("a hub") };
+    let by_hub = format!("via {} dev wg0", link.address(0).v4);
+    for [from, to] in [[&spokes[0], &spokes[1]], [&spokes[1], &spokes[0]], [&spokes[0], hub]] {
+        let prefix = to.block[0];
+        learn(from, prefix).unwrap();
+        assert!(routes(from, Family::V4, &prefix.to_string()).contains(&by_hub));
+        let reached = || {
+            let [from, to] = [from, to].map(|node| &node.pods[0]);
+            let cell = probe(link.lab.underlay(), from, to, Family::V4, Exchange::Ping).unwrap();
+            (cell.reachable && cell.wire == Wire::Encrypted).then_some(())
+        };
+        until(PATIENCE, &format!("{} to reach {}", from.name, to.name), reached).unwrap();
+    }
+}
+
+/// Whoever sends by way of a third router is refused.
+#[test]
+fn babeld_soon_takes_the_direct_ways_that_the_source_check_wants() {
+    const SOON: Duration = Duration::from_secs(12);
+    let link = Link::new(wireloom(), 3, Topology::Full).unwrap();
+    for node in &link.lab.nodes {
+        node.host.space.feed("nft -f -", guide::SOURCE_CHECK).unwrap();
+        babeld(node, guide::BABELD).unwrap();
+    }
+    let start = Instant::now();
+    for (from, to) in (0..3).flat_map(|from| (0..3).map(move |to| (from, to))).filter(|(from, to)| from != to)
+    {
+        let gateways = link.gateways(to);
+        for (family, prefix) in FAMILIES.into_iter().zip(link.lab.nodes[to].block) {
+            let direct = || {
+                let routes = routes(&link.lab.nodes[from], family, &prefix.to_string());
+                gateways.iter().any(|gateway| routes.contains(&format!("via {gateway} "))).then_some(())
+            };
+            until(SOON.saturating_sub(start.elapsed()), &format!("the direct way to {prefix}"), direct)
+                .unwrap();
         }
     }
     converge(&link);

@@ -127,7 +127,7 @@ pub(super) fn failover(link: &mut Link) -> anyhow::Result<[Row; 2]> {
         };
         let (was, is) = (name(&first[k]), name(&last));
         moved.push(Measured { kept: was == before && is == after, words: format!("{was} → {is}") });
-        let PingReport { sent, lost, outage } = pinger.stop()?;
+        let PingReport { sent, lost, outage, .. } = pinger.stop()?;
         took.push(Measured {
             kept: lost < sent && outage < FAILOVER,
             words: format!("{:.2} s, {lost} pings", outage.as_secs_f64()),

@@ -1,0 +1,191 @@
+//! Descriptors that this process's supervisor keeps for the next one, in case this one dies: systemd, or `wireloom
+//! engine`, which speak the same protocol (sd_notify(3), sd_listen_fds(3)). Sessions are not kept: a process that died
+//! cannot say which nonces it has used.
+
+use std::{
+    env,
+    fs::File,
+    os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Sender, channel},
+    },
+    thread,
+};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use sd_notify::NotifyState;
+
+const CONTROL: &str = "control";
+const HANDOVER: &str = "handover";
+
+/// What the last process has left.
+#[derive(Default)]
+pub(super) struct Stored {
+    descriptors: Vec<(String, OwnedFd)>,
+    /// The names of what is of no use to this process.
+    refused: Vec<String>,
+}
+
+impl Stored {
+    /// What the supervisor gave to this process; nothing from the second time on.
+    pub(super) fn take() -> Self {
+        static TAKEN: AtomicBool = AtomicBool::new(false);
+        if TAKEN.swap(true, Ordering::Relaxed) {
+            return Self::default();
+        }
+        let given = sd_notify::listen_fds_with_names();
+        let given = given.inspect_err(|error| tracing::warn!("cannot use the stored descriptors: {error}"));
+        let own = given.into_iter().flatten().filter_map(|(number, name)| {
+            #[expect(unsafe_code, reason = "a supervisor passes descriptors by their numbers")]
+            // SAFETY: the supervisor has left them to this process (`LISTEN_PID` is its number), nothing else in it
+            // knows of them, and this runs once.
+            let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+            fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+            Some((name, descriptor))
+        });
+        Self { descriptors: own.collect(), refused: Vec::new() }
+    }
+
+    /// Closes it.
+    pub(super) fn refuse(&mut self) {
+        self.refused.extend(self.descriptors.drain(..).map(|(name, _)| name));
+    }
+
+    /// Refuses the interface's queues that it has given, so many.
+    pub(super) fn refuse_queues(&mut self, count: usize) {
+        self.refused.extend((0..count).map(tun));
+    }
+
+    /// The interface's queues, in their order.
+    pub(super) fn queues(&mut self) -> Vec<File> {
+        (0..).map_while(|queue| self.get(&tun(queue))).map(File::from).collect()
+    }
+
+    /// The sockets of each queue, IPv4 and IPv6; at most of as many.
+    pub(super) fn sockets(&mut self, queues: usize) -> Vec<(OwnedFd, Option<OwnedFd>)> {
+        let of = |queue| Some((self.get(&udp(queue, false))?, self.get(&udp(queue, true))));
+        (0..queues).map_while(of).collect()
+    }
+
+    /// The listening control socket.
+    pub(super) fn control(&mut self) -> Option<OwnedFd> {
+        self.get(CONTROL)
+    }
+
+    /// The listening hand-over socket.
+    pub(super) fn handover(&mut self) -> Option<OwnedFd> {
+        self.get(HANDOVER)
+    }
+
+    fn get(&mut self, name: &str) -> Option<OwnedFd> {
+        let position = self.descriptors.iter().position(|(stored, _)| stored == name)?;
+        Some(self.descriptors.swap_remove(position).1)
+    }
+}
+
+/// A descriptor to be stored.
+pub(super) enum Kept {
+    Queue(usize),
+    Udp { queue: usize, v6: bool },
+    Control,
+    Handover,
+}
+
+impl Kept {
+    fn name(&self) -> String {
+        match *self {
+            Self::Queue(queue) => tun(queue),
+            Self::Udp { queue, v6 } => udp(queue, v6),
+            Self::Control => CONTROL.to_owned(),
+            Self::Handover => HANDOVER.to_owned(),
+        }
+    }
+}
+
+fn tun(queue: usize) -> String {
+    format!("tun-{queue}")
+}
+
+fn udp(queue: usize, v6: bool) -> String {
+    format!("udp{}-{queue}", if v6 { 6 } else { 4 })
+}
+
+/// Has descriptors stored, on a thread of its own: a supervisor that hangs holds up nothing else.
+pub(super) struct Store {
+    /// `None` without a supervisor.
+    notes: Option<Sender<Note>>,
+}
+
+/// What becomes of the stored descriptor of this name.
+enum Note {
+    /// The device is ready.
+    Ready,
+    Keep(String, OwnedFd),
+    Forget(String),
+}
+
+impl Store {
+    /// Begins to store, if there is a supervisor.
+    pub(super) fn start() -> Self {
+        if env::var_os("NOTIFY_SOCKET").is_none() {
+            return Self { notes: None };
+        }
+        let (notes, waiting) = channel();
+        let told = thread::Builder::new().name("store".into()).spawn(move || waiting.iter().for_each(tell));
+        Self { notes: told.is_ok().then_some(notes) }
+    }
+
+    /// Has everything closed that this process did not get from `stored`, or has refused. Open, it would keep a port
+    /// taken, or packets in a queue that nobody reads.
+    pub(super) fn forget_rest(&self, mut stored: Stored) {
+        stored.refuse();
+        stored.refused.into_iter().for_each(|name| self.send(Note::Forget(name)));
+    }
+
+    /// Says that the device is ready, once what was to be stored before is stored.
+    pub(super) fn say_ready(&self) {
+        self.send(Note::Ready);
+    }
+
+    /// Whether somebody stores descriptors.
+    pub(super) fn is_there(&self) -> bool {
+        self.notes.is_some()
+    }
+
+    /// Has a descriptor stored, in place of an earlier one of that kind.
+    pub(super) fn keep(&self, kept: &Kept, descriptor: BorrowedFd<'_>) {
+        match descriptor.try_clone_to_owned() {
+            Ok(descriptor) => self.send(Note::Keep(kept.name(), descriptor)),
+            Err(error) => tracing::warn!("cannot have a descriptor stored for the next process: {error}"),
+        }
+    }
+
+    /// Has the stored descriptor of that kind closed, if there is one.
+    pub(super) fn forget(&self, kept: &Kept) {
+        self.send(Note::Forget(kept.name()));
+    }
+
+    fn send(&self, note: Note) {
+        if let Some(notes) = &self.notes {
+            // It fails when the thread has panicked.
+            let _ = notes.send(note);
+        }
+    }
+}
+
+fn tell(note: Note) {
+    let forget = |name: &str| sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+    let outcome = match note {
+        Note::Ready => sd_notify::notify(&[NotifyState::Ready]),
+        Note::Forget(name) => forget(&name),
+        Note::Keep(name, descriptor) => forget(&name).and_then(|()| {
+            // Unless it says FDPOLL=0, systemd drops a socket that has an error to report, such as an ICMP message.
+            let states = [NotifyState::FdStore, NotifyState::FdName(&name), NotifyState::Custom("FDPOLL=0")];
+            sd_notify::notify_with_fds(&states, &[descriptor.as_fd()])
+        }),
+    };
+    if let Err(error) = outcome {
+        tracing::warn!("cannot tell the supervisor: {error}");
+    }
+}

@@ -1,0 +1,383 @@
+//! Takes an interface over from the process that has it: carries out what [`Taker`] says.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io, mem,
+    os::fd::OwnedFd,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::{
+    signalfd::SignalFd,
+    socket::{getsockopt, sockopt},
+};
+use wireloom_proto::Instant as BootInstant;
+use wireloom_types::{
+    Mode,
+    interface::{control_socket, handover_socket, holders_file},
+};
+use zeroize::Zeroizing;
+
+use super::{
+    Interface, block_signals, clock,
+    giving::{Giving, VERSIONS},
+    privileges,
+    store::{Store, Stored},
+    threads::Threads,
+};
+use crate::{
+    batch::CryptoJob,
+    control::Server,
+    engine::Engine,
+    handover::{
+        envelope::Role,
+        holders::Holders,
+        memory::read_and_wipe,
+        socket::{Arrival, Connection, Listener, Peer},
+        state::Prepared as PreparedState,
+        taker::{Action, Event, Taker, Why},
+    },
+    kept_timestamp::{self, KeptTimestamp},
+    runtime::crypto_pool::CryptoPool,
+    tun::{LinuxQueue, LinuxTun},
+    udp::{LinuxNetwork, LinuxUdp},
+};
+
+/// How long a giver that was killed may take to end: milliseconds, unless it waits in the kernel. Beside it nothing may
+/// be opened.
+const DEATH: Duration = Duration::from_secs(10);
+/// How long it tries again when the giver is busy with another taker, or has resumed because this one was late. A
+/// silent taker keeps a giver busy for a second.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The pause before that: an attempt takes milliseconds.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Why an interface could not be taken over. The process that has it goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeOverError {
+    /// That process refuses. Another attempt may succeed.
+    #[error("the process that has the interface does not hand it over: {0}")]
+    Refused(String),
+    /// It sent what cannot be used.
+    #[error("what the process that has the interface handed over cannot be used")]
+    Unusable,
+    /// It does not answer, and cannot be killed.
+    #[error(
+        "the process that has the interface does not answer, and cannot be killed: end it, and start this again \
+         (in a container, share the host's PID namespace)"
+    )]
+    NotKilled,
+    /// The system refused something.
+    #[error("cannot take the interface over: {0}")]
+    System(#[from] io::Error),
+}
+
+/// What a taker has so far.
+struct Taking<'a> {
+    name: &'a str,
+    mode: Mode,
+    state: &'a Path,
+    connection: Connection,
+    peer: Option<Peer>,
+    seed: Zeroizing<[u8; 32]>,
+    /// Descriptors that came with the last message.
+    arrived: Vec<OwnedFd>,
+    descriptors: Vec<(Role, OwnedFd)>,
+    prepared: Option<Prepared>,
+    ready: Option<Ready>,
+    /// When the giver began to stop, in nanoseconds of `CLOCK_BOOTTIME`.
+    stopped_at: u64,
+}
+
+/// What was made from the copy.
+struct Prepared {
+    /// `None` without a copy.
+    state: Option<PreparedState>,
+    tun: LinuxTun,
+    queues: Vec<LinuxQueue>,
+    server: Server,
+    threads: Threads,
+    pool: Option<CryptoPool<CryptoJob>>,
+}
+
+/// What only waits for the giver's *Commit*.
+struct Ready {
+    engine: Engine<LinuxTun, LinuxNetwork>,
+    server: Server,
+}
+
+impl Interface {
+    /// Takes the interface `name` over from the process that has it, with its sessions: neither its peers nor the
+    /// programs that use it notice. `None` when there is no such process, or it has ended without answering; then
+    /// [`Self::open`] may open the interface. The mode is that of the other process, or this one if it is so much newer
+    /// or older that no state can go over; then there are no keys and peers, until somebody configures them. `state` is
+    /// as for [`Self::open`], and so is what to do before.
+    ///
+    /// # Errors
+    /// [`TakeOverError`].
+    pub fn take_over(name: &str, mode: Mode, state: &Path) -> Result<Option<Self>, TakeOverError> {
+        let signals = block_signals().map_err(io::Error::from)?;
+        // Keys are on their way to this process.
+        privileges::forbid_core_dumps()?;
+        let holders = Holders::open(&holders_file(name))?;
+        holders.enter()?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let Some(taking) = Taking::begin(name, mode, state)? else { return Ok(None) };
+            let error = match taking.run(&holders)? {
+                Ok(taken) => return taken.serve(signals, holders).map(Some),
+                Err(Why::Killed) => return Ok(None),
+                // A supervisor keeps the listening socket, and nobody has the interface.
+                Err(Why::Moved) if holders.another()?.is_none() => return Ok(None),
+                Err(Why::NotKilled) => return Err(TakeOverError::NotKilled),
+                Err(Why::Protocol | Why::Unusable) => return Err(TakeOverError::Unusable),
+                Err(Why::Refused(reason)) => TakeOverError::Refused(reason.to_string()),
+                Err(Why::Moved) => TakeOverError::Refused("another process has it by now".into()),
+                Err(Why::Gone) => TakeOverError::Refused("it has closed the connection".into()),
+            };
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            tracing::info!("{error}; trying again");
+            thread::sleep(PAUSE);
+        }
+    }
+}
+
+impl<'a> Taking<'a> {
+    /// Connects to the process that has the interface, if there is one.
+    fn begin(name: &'a str, mode: Mode, state: &'a Path) -> io::Result<Option<Self>> {
+        let Some(connection) = Connection::connect(&handover_socket(name))? else { return Ok(None) };
+        let peer = connection.peer()?;
+        let mut seed = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *seed).map_err(io::Error::other)?;
+        Ok(Some(Self {
+            name,
+            mode,
+            state,
+            connection,
+            peer,
+            seed,
+            arrived: Vec::new(),
+            descriptors: Vec::new(),
+            prepared: None,
+            ready: None,
+            stopped_at: 0,
+        }))
+    }
+
+    /// Goes through the attempt. Returns why it has failed, if it has.
+    fn run(mut self, holders: &Holders) -> io::Result<Result<Self, Why>> {
+        let mut taker = Taker::new(VERSIONS);
+        let mut deadline = None;
+        let mut actions = VecDeque::from(taker.begin());
+        let mut failed = false;
+        loop {
+            let event = match actions.pop_front() {
+                None if failed => self.last_event(),
+                None => self.next_event(deadline),
+                Some(Action::Send(message)) => {
+                    failed |= self.connection.send(&message, &[]).is_err();
+                    continue;
+                }
+                Some(Action::SetDeadline(after)) => {
+                    deadline = Some(Instant::now() + after);
+                    continue;
+                }
+                Some(Action::Keep(roles)) => {
+                    self.descriptors.extend(roles.into_iter().zip(mem::take(&mut self.arrived)));
+                    continue;
+                }
+                Some(Action::Prepare { version, len }) => {
+                    deadline = None;
+                    self.built(Event::Prepared, |taking| taking.prepare(version, len))
+                }
+                Some(Action::Apply { version: _, len, stopped_at }) => {
+                    (deadline, self.stopped_at) = (None, stopped_at);
+                    self.built(Event::Built, |taking| taking.apply(len))
+                }
+                Some(Action::Kill) => {
+                    deadline = None;
+                    self.kill(holders)
+                }
+                Some(Action::Serve) => return Ok(Ok(self)),
+                Some(Action::Wipe(why)) => return Ok(Err(why)),
+            };
+            actions.extend(taker.handle(event));
+        }
+    }
+
+    fn next_event(&mut self, deadline: Option<Instant>) -> Event {
+        match self.connection.receive_until(deadline.unwrap_or_else(Instant::now)) {
+            Ok(Arrival::Message(message, descriptors)) => {
+                self.arrived = descriptors;
+                Event::Received(message)
+            }
+            Ok(Arrival::Gone) => Event::Gone,
+            Ok(Arrival::Nothing) => Event::Deadline,
+            Err(error) => {
+                tracing::warn!("the process that has the interface does not keep to the protocol: {error}");
+                Event::Gone
+            }
+        }
+    }
+
+    /// What the giver said before it closed the connection, such as why it refuses.
+    fn last_event(&mut self) -> Event {
+        match self.next_event(None) {
+            Event::Deadline => Event::Gone,
+            event => event,
+        }
+    }
+
+    /// Kills whoever has the interface, and sees it dead.
+    fn kill(&self, holders: &Holders) -> Event {
+        tracing::warn!("the process that has the interface does not answer: it is killed");
+        match holders.kill(self.peer.as_ref(), DEATH) {
+            Ok(()) => Event::GiverDead,
+            Err(error) => {
+                tracing::error!("cannot kill the process that has the interface: {error}");
+                Event::KillFailed
+            }
+        }
+    }
+
+    /// Passes `done` when the step succeeds.
+    fn built(&mut self, done: Event, step: impl FnOnce(&mut Self) -> io::Result<()>) -> Event {
+        match step(self) {
+            Ok(()) => done,
+            Err(error) => {
+                tracing::warn!("cannot use what the process that has the interface hands over: {error}");
+                Event::Failed
+            }
+        }
+    }
+
+    /// Builds everything from the copy of `len` bytes.
+    fn prepare(&mut self, version: u32, len: u64) -> io::Result<()> {
+        let state = match version {
+            0 => None,
+            _ => {
+                let copy = self.arrived.pop().ok_or_else(missing)?;
+                let copy = read_and_wipe(copy, len)?;
+                Some(PreparedState::new(&self.seed, &copy).map_err(io::Error::other)?)
+            }
+        };
+        let queues = self.take_queues();
+        let (tun, queues) = match &state {
+            Some(state) => {
+                let engine = state.engine();
+                LinuxTun::take_over(queues, engine.peer_lookup, &engine.interface, engine.mtu as usize)?
+            }
+            None => LinuxTun::take_over_unknown(queues, self.mode.peer_lookup())?,
+        };
+        let listener = self.take(|role| role == Role::Control).ok_or_else(missing)?;
+        let server = Server::take_over(&control_socket(self.name), listener)?;
+        privileges::drop_unneeded()?;
+        // Threads inherit the dropped privileges and the blocked signals, so they start only now.
+        let threads = Threads::start(queues.len())?;
+        let pool = match queues.len() {
+            1 => None,
+            queues => Some(CryptoPool::start(queues - 1, queues)?),
+        };
+        self.prepared = Some(Prepared { state, tun, queues, server, threads, pool });
+        Ok(())
+    }
+
+    /// Applies the changes of `len` bytes.
+    fn apply(&mut self, len: u64) -> io::Result<()> {
+        let Prepared { state, tun, queues, server, threads, pool } =
+            self.prepared.take().ok_or_else(missing)?;
+        let (runner, pool) = (Box::new(threads), pool.as_ref());
+        let Some(state) = state else {
+            let mark = self.mark();
+            let sockets = self.take_sockets(queues.len(), mark)?;
+            let mut engine = Engine::new(&self.seed, self.mode, (tun, queues), LinuxNetwork, runner, pool)?;
+            engine.adopt_unknown(clock::now()?, sockets, mark)?;
+            self.ready = Some(Ready { engine, server });
+            return Ok(());
+        };
+        let changes = read_and_wipe(self.arrived.pop().ok_or_else(missing)?, len)?;
+        let received = state.with_changes(&changes).map_err(io::Error::other)?;
+        let sockets = self.take_sockets(queues.len(), received.shared.engine.fwmark)?;
+        let interface = (tun, queues);
+        let engine =
+            Engine::take_over(clock::now()?, received, interface, LinuxNetwork, sockets, runner, pool)?;
+        self.ready = Some(Ready { engine, server });
+        Ok(())
+    }
+
+    /// The mark of the sockets that have come.
+    fn mark(&self) -> u32 {
+        let socket = self.descriptors.iter().find(|(role, _)| matches!(role, Role::Udp { .. }));
+        socket.and_then(|(_, socket)| getsockopt(socket, sockopt::Mark).ok()).unwrap_or_default()
+    }
+
+    /// Takes the descriptor with a role out of those that have come.
+    fn take(&mut self, is_it: impl Fn(Role) -> bool) -> Option<OwnedFd> {
+        let position = self.descriptors.iter().position(|(role, _)| is_it(*role))?;
+        Some(self.descriptors.swap_remove(position).1)
+    }
+
+    /// The interface's queues, in their order.
+    fn take_queues(&mut self) -> Vec<File> {
+        (0..).map_while(|queue| self.take(|role| role == Role::TunQueue(queue))).map(File::from).collect()
+    }
+
+    /// The sockets of the queues; none when the port is closed.
+    fn take_sockets(&mut self, queues: usize, mark: u32) -> io::Result<Vec<LinuxUdp>> {
+        let mut sockets = Vec::new();
+        for queue in 0..queues as u16 {
+            let Some(v4) = self.take(|role| role == Role::Udp { queue, v6: false }) else { break };
+            sockets.push((v4, self.take(|role| role == Role::Udp { queue, v6: true })));
+        }
+        if !sockets.is_empty() && sockets.len() < queues {
+            return Err(missing());
+        }
+        LinuxUdp::take_over(sockets, mark)
+    }
+
+    /// Goes on where the giver has stopped: the interface is ours.
+    fn serve(mut self, signals: SignalFd, holders: Holders) -> Result<Interface, TakeOverError> {
+        let Ready { mut engine, mut server } = self.ready.take().ok_or_else(missing)?;
+        engine.resume();
+        let waited = clock::now()?.monotonic.since(BootInstant::from_nanos(self.stopped_at));
+        engine.note_waited(waited);
+        // They are for the case that the giver has died. Open, they would keep a port taken that is closed here.
+        drop(Stored::take());
+        let inbox = server.start()?;
+        let listener = self.take(|role| role == Role::Handover);
+        let listener = listener.map(|socket| Listener::from_fd(socket, handover_socket(self.name)));
+        let giving = match listener {
+            Some(Ok(listener)) => Giving::take_over(listener),
+            _ => Giving::open(handover_socket(self.name)),
+        };
+        match KeptTimestamp::open(self.state, self.name) {
+            Ok(file) => engine = engine.with_kept_timestamp(file, clock::now()?),
+            Err(error) => tracing::info!("{}", kept_timestamp::complaint(self.state, &error)),
+        }
+        tracing::info!(
+            "took over from another process; packets waited for {:.1} ms",
+            waited.as_secs_f64() * 1e3
+        );
+        let mut interface = Interface {
+            engine,
+            server,
+            inbox,
+            signals,
+            giving,
+            store: Store::start(),
+            kept_port: None,
+            holders: Some(holders),
+        };
+        interface.keep_all();
+        Ok(interface)
+    }
+}
+
+fn missing() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a descriptor that is needed has not come")
+}

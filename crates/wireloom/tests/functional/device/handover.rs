@@ -1,0 +1,226 @@
+//! A device hands its interface over to a new process, and nobody notices; whoever dies or hangs meanwhile, somebody
+//! serves, and no nonce is used twice.
+
+use std::{
+    net::IpAddr,
+    os::fd::{AsRawFd as _, OwnedFd},
+    thread::sleep,
+    time::Duration,
+};
+
+use nix::sys::{
+    signal::Signal,
+    socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, socket},
+};
+use wireloom_lab::{
+    Addresses, FAMILIES, Lab, Layout, Node, NonceReport, Nonces, Numbered, PATIENCE, Pinger, Place, Stream,
+    device::Device, until,
+};
+use wireloom_plan::routing::Family;
+
+use crate::{
+    fixtures::{
+        background::while_repeating,
+        device::{process, request},
+        link::{LINK, Link},
+        tunnel::{Program, Tunnel, inner, ping},
+    },
+    wireloom,
+};
+
+/// Hand-overs, one after the other.
+const ROUNDS: usize = 10;
+/// Answers to pings between two of them.
+const ANSWERS: usize = 3;
+/// Between two pings, and between two requests to the control socket. All that is sent meanwhile is so little that it
+/// fits into the device's queues (500 packets) and socket (212,992 bytes) while a busy machine leaves a device, or the
+/// kernel's own thread for packets, without a processor for seconds.
+const INTERVAL: Duration = Duration::from_millis(40);
+/// Numbered datagrams a second, and their length in bytes.
+const RATE: u32 = 50;
+const DATAGRAM: usize = 64;
+
+#[test]
+fn nobody_notices_with_one_queue() {
+    nobody_notices(&Tunnel::established_with(Program::Wireloom).lab, true);
+}
+
+#[test]
+fn nobody_notices_with_several_queues() {
+    nobody_notices(&Tunnel::established_with(Program::WireloomThreads).lab, false);
+}
+
+#[test]
+fn nobody_notices_on_a_link_with_one_queue() {
+    // The control thread sends a link's multicast packets, maybe before packets of the queue that were sealed earlier.
+    nobody_notices(&link("--peer-lookup gateway --source-check off --threads 1").lab, false);
+}
+
+#[test]
+fn nobody_notices_on_a_link_with_several_queues() {
+    nobody_notices(&link("--peer-lookup gateway --source-check off --threads 4").lab, false);
+}
+
+fn link(options: &'static str) -> Link {
+    let mut link = Link::without_devices(Layout { pods: 0, ..Layout::default() });
+    link.start(Family::V4, |_| options);
+    link.settle();
+    link
+}
+
+/// What a node's end of the tunnel has inside.
+fn end(node: &Node, place: usize) -> Place {
+    let [IpAddr::V4(v4), IpAddr::V6(v6)] = inner(place) else { panic!("one of each family") };
+    Place { name: node.name.clone(), space: node.host.space.clone(), addresses: Addresses { v4, v6 } }
+}
+
+/// What must be the same after a hand-over, and what must not become less.
+#[derive(Debug, PartialEq, Eq)]
+struct Shown {
+    /// The interface's index and queues, its port, keys, endpoints and allowed-IPs.
+    same: Vec<String>,
+    /// Of each peer: the time of the last handshake, the bytes received and sent.
+    grows: Vec<u64>,
+}
+
+impl Shown {
+    fn of(node: &Node) -> Self {
+        let link = node.run("ip -o link show wg0").unwrap();
+        let dump = node.run("wg show wg0 dump").unwrap();
+        let mut lines = dump.lines();
+        let index = link.split(':').next().unwrap();
+        let mut same = vec![index.to_owned(), lines.next().unwrap().to_owned()];
+        let mut grows = Vec::new();
+        for line in lines {
+            let fields: Vec<_> = line.split('\t').collect();
+            // PUBLIC-KEY PRESHARED-KEY ENDPOINT ALLOWED-IPS LATEST-HANDSHAKE RECEIVED SENT KEEPALIVE
+            same.extend(fields[..4].iter().chain(&fields[7..]).map(|&field| field.to_owned()));
+            grows.extend(fields[4..7].iter().map(|number| number.parse::<u64>().unwrap()));
+        }
+        Self { same, grows }
+    }
+
+    #[track_caller]
+    fn assert_goes_on(&self, before: &Self) {
+        assert_eq!(self.same, before.same);
+        let goes_on = self.grows.iter().zip(&before.grows).all(|(after, before)| after >= before);
+        assert!(goes_on, "{self:?}, before {before:?}");
+    }
+}
+
+/// Hands the first node's interface over again and again, under a stream, pings, datagrams, and requests to its control
+/// socket. With one queue messages leave in the order of their counters (`in_order`).
+#[track_caller]
+pub(crate) fn nobody_notices(lab: &Lab, in_order: bool) {
+    let [near, far] = [0, 1].map(|place| &lab.nodes[place]);
+    let [here, there] = [end(near, 0), end(far, 1)];
+    let nonces = Nonces::watch(lab.underlay()).unwrap();
+    let pingers = FAMILIES.map(|family| Pinger::start(&here, &there, family, INTERVAL).unwrap());
+    let stream = Stream::start(&here, &there, Family::V6).unwrap();
+    let numbered = Numbered::start(&there, &here, Family::V4, RATE, DATAGRAM).unwrap();
+    let before = Shown::of(near);
+    let mut pauses = Vec::new();
+    let hand_overs = || {
+        let mut device = Device::take_over(wireloom(), &near.host.space, "wg0", &[]).unwrap();
+        for _ in 1..ROUNDS {
+            let answered = pingers[0].answered();
+            let more = || (pingers[0].answered() >= answered + ANSWERS).then_some(());
+            until(PATIENCE, "answers to pings", more).unwrap();
+            pauses.push(device.hand_over().unwrap());
+        }
+        device
+    };
+    let ask = || {
+        let answer = request(near, "get=1\n\n");
+        // The process that ends closes what it has not answered.
+        assert!(answer.is_empty() || answer.ends_with("errno=0\n\n"), "{answer:?}");
+        sleep(INTERVAL);
+    };
+    let (_, device) = while_repeating(ask, hand_overs);
+    let pings = pingers.map(|pinger| pinger.stop().unwrap());
+    let numbered = numbered.stop().unwrap();
+    let stream = stream.stop().unwrap();
+    Shown::of(near).assert_goes_on(&before);
+    // Before the port is closed, which the kernel reports to who sends to it.
+    let NonceReport { messages, twice, backwards, plaintext, .. } = nonces.report().unwrap();
+    // The only one.
+    process(near);
+    drop(device);
+    println!("packets waited {pauses:?}");
+    println!("{pings:?}\n{numbered:?}\n{stream:?}");
+    assert!(pings.iter().all(|report| report.lost == 0), "{pings:?}");
+    assert_eq!((numbered.lost, numbered.twice), (0, 0), "{numbered:?}");
+    assert!(stream.intact && stream.received == stream.sent, "{stream:?}");
+    assert!(messages > 0);
+    assert_eq!((twice, plaintext), (0, 0));
+    assert!(!in_order || backwards == 0, "{backwards} of {messages} messages left late");
+}
+
+/// A process that has just taken a node's interface over, and would serve it in link mode if there were nobody.
+fn device(node: &Node) -> Device {
+    let arguments: Vec<_> = LINK.split(' ').collect();
+    Device::take_over(wireloom(), &node.host.space, "wg0", &arguments).unwrap()
+}
+
+/// Waits until the first node has reached the second one again.
+#[track_caller]
+fn works_again(link: &Link) {
+    until(PATIENCE, "an answer to a ping", || ping(link.node(0), inner(1)[0]).then_some(())).unwrap();
+}
+
+/// Connects to the hand-over socket of a node's interface.
+fn connect(node: &Node) -> OwnedFd {
+    let connected = node.host.space.inside(|| {
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        socket::connect(socket.as_raw_fd(), &UnixAddr::new("/run/wireloom/wg0.handover")?)?;
+        Ok::<_, nix::Error>(socket)
+    });
+    connected.unwrap().unwrap()
+}
+
+#[test]
+fn processes_that_connect_and_say_nothing_or_nonsense_change_nothing() {
+    let link = link(LINK);
+    let near = link.node(0);
+    let mut device = device(near);
+    let nonces = Nonces::watch(link.lab.underlay()).unwrap();
+    let pinger = Pinger::start(&end(near, 0), &end(link.node(1), 1), Family::V4, INTERVAL).unwrap();
+    let before = Shown::of(near);
+    drop(connect(near));
+    let nonsense = connect(near);
+    // It may be refused before, because the first one has not gone yet.
+    let _ = socket::send(nonsense.as_raw_fd(), b"give it to me", MsgFlags::MSG_NOSIGNAL);
+    drop(connect(near));
+    device.hand_over().unwrap();
+    Shown::of(near).assert_goes_on(&before);
+    assert_eq!(pinger.stop().unwrap().lost, 0);
+    assert_eq!(nonces.report().unwrap().twice, 0);
+}
+
+#[test]
+fn after_a_process_that_hangs_or_dies_the_next_one_serves_the_same_interface() {
+    let link = link(LINK);
+    let near = link.node(0);
+    let mut device = device(near);
+    let nonces = Nonces::watch(link.lab.underlay()).unwrap();
+    let index = || near.run("ip -o link show wg0").unwrap().split(':').next().unwrap().to_owned();
+    let before = index();
+
+    device.signal(Signal::SIGSTOP).unwrap();
+    let mut next = device.begin_hand_over().unwrap();
+    until(PATIENCE, "the process that hangs to be killed", || device.has_ended().then_some(())).unwrap();
+    until(PATIENCE, "the next one to answer", || near.run("wg show wg0").ok()).unwrap();
+    link.configure(0);
+    works_again(&link);
+
+    next.hand_over().unwrap();
+    works_again(&link);
+    drop(next);
+    let arguments: Vec<_> = LINK.split(' ').collect();
+    let _afresh = Device::start(wireloom(), &near.host.space, "wg0", &arguments).unwrap();
+    link.configure(0);
+    works_again(&link);
+    assert_eq!(index(), before);
+    let NonceReport { twice, plaintext, .. } = nonces.report().unwrap();
+    assert_eq!((twice, plaintext), (0, 0));
+}
