@@ -1,4 +1,4 @@
-//! `wireloom upgrade`: the interface goes over to a new process of this program.
+//! `wireloom upgrade`: a new process of this program takes the interface over.
 
 use std::{
     process::{Command, ExitCode},
@@ -15,7 +15,7 @@ use super::SettingsFile;
 
 /// Have a new process of this program carry the packets of the userspace engine, while they flow
 ///
-/// The interface, its sessions and its counters go over to it: peers and connections notice nothing. Packets wait for
+/// It takes over the interface, its sessions and its counters: peers and connections notice nothing. Packets wait for
 /// some milliseconds, which this command reports. Use it after an upgrade of the program, on hosts without Kubernetes.
 /// The kernel's WireGuard needs nothing of the kind.
 #[derive(Debug, clap::Args)]
@@ -84,7 +84,7 @@ fn start_in_background(interface: &str) -> anyhow::Result<()> {
     command.args(["device", "--take-over", "--persistent", "--", interface]);
     let status = command.status().context("cannot start a process")?;
     if !status.success() {
-        bail!("the new process has not taken over, and the old one goes on");
+        bail!("the new process has not taken over; see the error above, and `wg show {interface}`");
     }
     Ok(())
 }
