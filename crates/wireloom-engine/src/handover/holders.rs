@@ -81,8 +81,8 @@ impl Holders {
         Ok(None)
     }
 
-    /// The hard way: kills `named`, the process that does not answer and that the connection names, and waits until it
-    /// has ended. If it had ended before, another one that has descriptors hangs, and is killed instead.
+    /// Kills `named`, the process that does not answer and that the connection names, and waits until it has ended. If
+    /// it had ended before, another one that has descriptors hangs, and is killed instead.
     ///
     /// # Errors
     /// As [`Peer::kill_and_wait`] and [`Self::another`]: such a process may serve.

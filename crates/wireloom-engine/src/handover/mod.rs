@@ -15,9 +15,9 @@
 //!
 //! * [`envelope`]: the messages as bytes, in a layout that never changes;
 //! * [`giver`] and [`taker`]: who may do what when, as state machines without I/O. `model` proves them;
-//! * [`state`]: what goes over;
+//! * [`state`]: what is transferred;
 //! * [`socket`] and [`memory`]: how the messages, the descriptors and the state get there;
-//! * [`holders`]: who has the descriptors, for the hard way.
+//! * [`holders`]: who has the descriptors, to kill a process that hangs.
 //!
 //! docs/architecture/handover-faults.md says what becomes of a hand-over when one side dies or hangs.
 

@@ -14,9 +14,9 @@
 //! When an action fails, the driver carries out the rest of its list, then passes what the giver had sent before, and
 //! [`Event::Gone`]. It looks for messages before it looks at the deadline.
 //!
-//! The hard way: a giver that does not answer is killed and seen dead. It may have committed before, so the driver goes
-//! on with what is in the connection, up to [`Event::Gone`]. If the connection does not end, another process has it, or
-//! will have it.
+//! A giver that does not answer is killed and seen dead. It may have committed before, so the driver goes on with what
+//! is in the connection, up to [`Event::Gone`]. If the connection does not end, another process has it, or will have
+//! it.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ pub(crate) enum Action {
     /// Send a message.
     Send(Message),
     /// Pass [`Event::Deadline`] after this time, unless this action comes again before. What comes meanwhile does not
-    /// change it: not everything that comes is heeded.
+    /// change it: some of what comes is ignored.
     SetDeadline(Duration),
     /// Keep the descriptors that came, which have these roles. They must not be used before [`Self::Serve`].
     Keep(Vec<Role>),
@@ -84,7 +84,8 @@ pub(crate) enum Why {
     Protocol,
     /// The state that came could not be used. The giver serves on.
     Unusable,
-    /// The giver did not answer, was killed and is dead, and has not committed. The interface may be opened afresh.
+    /// The giver did not answer, was killed and is dead, and has not committed. The interface may be opened, with new
+    /// sessions.
     Killed,
     /// The process that was killed had handed over to another one meanwhile, or something keeps the listening socket
     /// for the next one. A later attempt reaches that.
@@ -195,7 +196,7 @@ impl Taker {
         }
     }
 
-    /// The hard way. What the giver sent before its end does not matter, but for *Commit*.
+    /// While the giver is killed. What it sent before its end does not matter, but for *Commit*.
     fn killing(&mut self, ready: bool, dead: bool, gone: bool, event: &Event) -> Vec<Action> {
         let (dead, gone) = match event {
             Event::Received(Message::Commit) if ready => {
