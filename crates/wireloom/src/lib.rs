@@ -5,7 +5,7 @@
 //! - `reconcile`: the agent's core, which observes, plans and applies, and knows no clock, thread or file.
 //! - `config`: `agent.toml`. `key_file`: the private key. `run_file`: what the agent tells `wireloom status`.
 //!   `instance_file`: what it tells the probes of its own pod.
-//! - `supervisor`: `wireloom engine`, which has the userspace device run.
+//! - `supervisor`: `wireloom engine`, which runs the userspace device.
 //! - `metrics`: what the agent tells monitoring.
 
 mod agent;

@@ -16,7 +16,7 @@ use crate::{
     udp::Network,
 };
 
-/// What goes over, as bytes: the copy, and the changes since.
+/// What is transferred, as bytes: the copy, and the changes since.
 pub type State = [Vec<u8>; 2];
 
 /// Reads a message and writes it again. `None` when something in it is of a later release, which this one cannot write.

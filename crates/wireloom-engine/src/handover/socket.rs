@@ -113,7 +113,7 @@ impl Listener {
 }
 
 impl AsFd for Listener {
-    /// Readable when [`Listener::accept`] has a connection. It is what goes over with [`Role::Handover`].
+    /// Readable when [`Listener::accept`] has a connection. It is what is sent with [`Role::Handover`].
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

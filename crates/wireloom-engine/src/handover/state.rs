@@ -1,4 +1,4 @@
-//! The state that goes over, as bytes.
+//! The state that is transferred, as bytes.
 //!
 //! A *copy* is the whole state while the giver is at work. *Changes* are what has changed when the giver has stopped:
 //! what belongs to no peer, the peers that are different now, and the packets that wait for a session.

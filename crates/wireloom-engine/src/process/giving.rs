@@ -47,7 +47,7 @@ struct Attempt {
     stopped_at: Option<u64>,
     /// What was copied.
     snapshot: Option<Snapshot>,
-    /// [`Engine::port_changes`](crate::engine::Engine::port_changes) when the sockets went over.
+    /// [`Engine::port_changes`](crate::engine::Engine::port_changes) when the sockets were sent.
     port_changes: u64,
     /// The interface's link address then.
     link_address: Option<LinkAddress>,

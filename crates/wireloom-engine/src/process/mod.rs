@@ -273,7 +273,7 @@ struct Woken {
 }
 
 impl Interface {
-    /// Has all descriptors stored for the next process, but for those of the port.
+    /// Stores all descriptors for the next process, but for those of the port.
     fn keep_all(&mut self) {
         for (queue, descriptor) in self.engine.tun().queues().enumerate() {
             self.store.keep(&Kept::Queue(queue), descriptor);
@@ -284,7 +284,7 @@ impl Interface {
         }
     }
 
-    /// Has the sockets of the port stored whenever it is another one.
+    /// Stores the sockets of the port whenever it is another one.
     fn keep_port(&mut self) {
         let changes = self.engine.port_changes();
         if !self.store.is_there() || self.kept_port == Some(changes) {

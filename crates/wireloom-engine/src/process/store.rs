@@ -111,7 +111,7 @@ fn udp(queue: usize, v6: bool) -> String {
     format!("udp{}-{queue}", if v6 { 6 } else { 4 })
 }
 
-/// Has descriptors stored, on a thread of its own: a supervisor that hangs holds up nothing else.
+/// Stores descriptors, on a thread of its own: a supervisor that hangs holds up nothing else.
 pub(super) struct Store {
     /// `None` without a supervisor.
     notes: Option<Sender<Note>>,
@@ -136,7 +136,7 @@ impl Store {
         Self { notes: told.is_ok().then_some(notes) }
     }
 
-    /// Has everything closed that this process did not get from `stored`, or has refused. Open, it would keep a port
+    /// Asks to close everything that this process did not get from `stored`, or has refused. Open, it would keep a port
     /// taken, or packets in a queue that nobody reads.
     pub(super) fn forget_rest(&self, mut stored: Stored) {
         stored.refuse();
@@ -153,15 +153,15 @@ impl Store {
         self.notes.is_some()
     }
 
-    /// Has a descriptor stored, in place of an earlier one of that kind.
+    /// Stores a descriptor, in place of an earlier one of that kind.
     pub(super) fn keep(&self, kept: &Kept, descriptor: BorrowedFd<'_>) {
         match descriptor.try_clone_to_owned() {
             Ok(descriptor) => self.send(Note::Keep(kept.name(), descriptor)),
-            Err(error) => tracing::warn!("cannot have a descriptor stored for the next process: {error}"),
+            Err(error) => tracing::warn!("cannot store a descriptor for the next process: {error}"),
         }
     }
 
-    /// Has the stored descriptor of that kind closed, if there is one.
+    /// Asks to close the stored descriptor of that kind, if there is one.
     pub(super) fn forget(&self, kept: &Kept) {
         self.send(Note::Forget(kept.name()));
     }

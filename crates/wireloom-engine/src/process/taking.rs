@@ -113,8 +113,8 @@ impl Interface {
     /// Takes the interface `name` over from the process that has it, with its sessions: neither its peers nor the
     /// programs that use it notice. `None` when there is no such process, or it has ended without answering; then
     /// [`Self::open`] may open the interface. The mode is that of the other process, or this one if it is so much newer
-    /// or older that no state can go over; then there are no keys and peers, until somebody configures them. `state` is
-    /// as for [`Self::open`], and so is what to do before.
+    /// or older that no state can be transferred; then there are no keys and peers, until somebody configures them.
+    /// `state` is as for [`Self::open`], and so is what to do before.
     ///
     /// # Errors
     /// [`TakeOverError`].

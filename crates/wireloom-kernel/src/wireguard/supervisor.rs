@@ -185,7 +185,7 @@ impl Supervisor {
         Self { path: path.into() }
     }
 
-    /// Has the device run with these arguments, and waits until it is ready ([`Request::Run`]): at most 25 s.
+    /// Asks for a device with these arguments, and waits until it is ready ([`Request::Run`]): at most 25 s.
     ///
     /// # Errors
     /// [`SupervisorError`]; `Failed` has the device's own words when it did not start.

@@ -33,7 +33,7 @@ impl Agent {
     }
 
     /// Starts an agent that takes over from the one that runs (`--take-over`). What concerns this instance alone is in
-    /// this directory; so is the socket of its supervisor, if it is to have its device run.
+    /// this directory; so is the socket of its supervisor, if one is to run its device.
     ///
     /// # Errors
     /// As [`Self::start`].

@@ -64,8 +64,9 @@ pub(super) struct Arguments {
 
     /// Take the interface over from the process that has it, if there is one, without a pause that anybody notices
     ///
-    /// Sessions, settings and counters go over, and so do the mode and the number of threads: the arguments for these
-    /// count only if there is no such process. That one ends with status 10. If it does not answer, it is killed.
+    /// Sessions, settings and counters are transferred, and so are the mode and the number of threads: the arguments
+    /// for these count only if there is no such process. That one ends with status 10. If it does not answer, it is
+    /// killed.
     #[arg(long)]
     take_over: bool,
 
@@ -77,7 +78,7 @@ pub(super) struct Arguments {
     #[arg(hide_possible_values = true)]
     offload: Offload,
 
-    /// Where to keep the time of the last handshake, so that peers heed this device after its clock was set back
+    /// Where to keep the time of the last handshake, so that peers accept handshakes after this clock was set back
     ///
     /// Peers refuse handshakes with an earlier time than the last one. It is kept in the file IFNAME.timestamp, if the
     /// directory can be written to [default: $STATE_DIRECTORY, or /var/lib/wireloom]

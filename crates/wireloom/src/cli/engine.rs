@@ -9,11 +9,11 @@ use crate::supervisor;
 
 /// Supervise the userspace device: start it when the agent asks for it, and again when it dies
 ///
-/// Of two containers or units, the one with `wireloom agent` decides, and this one has `wireloom device` run. It keeps
-/// the device's descriptors, so that a device that dies is replaced at once, on the same interface and port. With the
+/// Of two containers or units, the one with `wireloom agent` decides, and this one runs `wireloom device`. It keeps the
+/// device's descriptors, so that a device that dies is replaced at once, on the same interface and port. With the
 /// kernel's WireGuard it does nothing.
 ///
-/// It is asked on the socket /run/wireloom/engine.sock, or that of the environment variable WIRELOOM_ENGINE_SOCKET. It
+/// Requests go to the socket /run/wireloom/engine.sock, or that of the environment variable WIRELOOM_ENGINE_SOCKET. It
 /// stays in the foreground and logs to standard error, with the device. SIGTERM ends both.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

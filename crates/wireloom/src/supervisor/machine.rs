@@ -43,7 +43,7 @@ pub(super) enum Event<D> {
     Ready(DeviceId),
     /// A device stores a descriptor.
     Stored(DeviceId, String, D),
-    /// A device has the descriptors of a name dropped.
+    /// A device asks to drop the descriptors of a name.
     Removed(DeviceId, String),
     /// A device has ended.
     Ended(DeviceId, End),

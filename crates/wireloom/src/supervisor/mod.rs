@@ -1,4 +1,4 @@
-//! The supervisor, `wireloom engine`: a small process that has `wireloom device` run, and keeps its descriptors.
+//! The supervisor, `wireloom engine`: a small process that runs `wireloom device`, and keeps its descriptors.
 //!
 //! One thread waits for everything: signals, requests, what devices say and store, and time. What follows from it, the
 //! [`machine`] decides.

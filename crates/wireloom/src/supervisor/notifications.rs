@@ -38,7 +38,7 @@ pub(super) enum Message {
     Ready,
     /// It stores a descriptor under this name.
     Store(String, Descriptor),
-    /// It has what it stored under this name dropped.
+    /// It asks to drop what it stored under this name.
     Remove(String),
 }
 

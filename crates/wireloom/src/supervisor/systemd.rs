@@ -61,7 +61,7 @@ impl Systemd {
         Ok(Self { socket, kept: kept.iter().map(weak).collect(), trouble: None })
     }
 
-    /// Has it keep these, and nothing else. Nobody waits for it: what it does not take now it gets the next time, and
+    /// Lets it keep these, and nothing else. Nobody waits for it: what it does not take now it gets the next time, and
     /// that is due when [`Self::awaited`] is writable, or after [`Self::until_retry`].
     pub(super) fn keep(&mut self, wanted: &[(String, Rc<Descriptor>)]) {
         let trouble = self.tell(wanted).err();

@@ -1,4 +1,4 @@
-//! What goes over of the interface, and how the next process goes on with it.
+//! What is transferred of the interface, and how the next process goes on with it.
 //!
 //! The interface's queues keep their length: while it changes, the kernel drops what is sent (`dev_deactivate` in
 //! net/sched/sch_generic.c, by `dev_qdisc_change_tx_queue_len`), for longer than a hand-over takes.

@@ -1,5 +1,5 @@
 //! The userspace engine: `wireloom device` in a process of its own, which its control socket identifies. A supervisor
-//! has it run where there is one; else we start it ourselves.
+//! runs it where there is one; else we start it ourselves.
 
 mod conversation;
 mod drops;
@@ -136,7 +136,7 @@ impl UserspaceDevice {
     /// Ends the process of a device that has not answered, and removes its socket.
     pub(crate) fn kill_silent(&mut self) -> Result<(), Cause> {
         let Some(unanswered) = &self.unanswered else { return Ok(()) };
-        // Our supervisor does not start it again: the next pass has a new one started.
+        // Our supervisor does not start it again: the next pass asks for a new one.
         if !self.stop_supervised()? {
             match &unanswered.conversation {
                 Some(conversation) => kill_process(conversation)?,

@@ -209,7 +209,7 @@ impl LockId {
     }
 }
 
-/// Listens for other instances, until this one gives way.
+/// Listens for other instances, until this one hands over.
 pub(super) fn listen(state: &StateDir, asked: impl Fn(Asker) + Send + 'static) -> io::Result<Listener> {
     question::listen(LockId::of(state)?, asked)
 }

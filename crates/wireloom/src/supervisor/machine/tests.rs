@@ -1,4 +1,4 @@
-//! The supervisor's decisions, in made-up time.
+//! The supervisor's decisions, under virtual time.
 
 use proptest::prelude::*;
 
