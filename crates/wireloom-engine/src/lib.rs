@@ -26,12 +26,15 @@
 //! * `tun` and `udp`: the interface and the port, a trait each, with Linux behind it and an in-memory twin for tests;
 //! * `batch`: datagrams that are handled together, sealed or not yet;
 //! * [`forwarding`] and [`link`]: which peer gets a packet, by allowed-IPs or, in link mode, by the next hop;
+//! * [`answer`]: what the network stack is told at once about a packet that it sent;
+//! * [`drops`]: counters of dropped packets;
 //! * `path_mtu` and `icmp`: which packets are too long for their way, and how their senders are told;
 //! * [`offload`] and [`packet`]: super-packets, and the headers of all protocols;
 //! * `handover`: how one process gives the interface to the next, while packets flow;
-//! * `kept_timestamp`: what outlives the process, so that peers heed it after a clock was set back;
+//! * `kept_timestamp`: what outlives the process, so that peers accept its handshakes after a clock was set back;
 //! * `directory` and `socket_file`: directories that nobody else can put files in, sockets of processes that have died;
-//! * `runtime`: turns, wake-ups, busy polling, the crypto pool.
+//! * `runtime`: turns, wake-ups, busy polling, the crypto pool;
+//! * `sync`: what the crypto pool's threads share, with stand-ins for model checks.
 //!
 //! This crate is the only home of unsafe code and of the descriptors that packets pass through.
 

@@ -26,9 +26,21 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! Each kind of source has a module of its own. [`config_file`] reads and watches the TOML files that operators write:
-//! `mesh.toml` here, `agent.toml` in the binary. The asynchronous runtime that the stores' clients need stays inside
-//! this crate: a source is a thread that calls a function.
+//! The asynchronous runtime that the stores' clients need stays inside this crate: a source is a thread that calls a
+//! function.
+//!
+//! | module | has |
+//! |---|---|
+//! | `file`, [`etcd`], [`kubernetes`] | the kinds of sources |
+//! | [`config_file`] | the TOML files that operators write, read and watched: `mesh.toml`, and `agent.toml` |
+//! | [`store`], `follow` | what a store must do; lists and watches one of its collections |
+//! | `source`, `desk` | the thread that follows a store; what it takes in, gives out and writes |
+//! | `record`, [`values`] | a node's record, and the values in it |
+//! | `mesh` | the mesh that the records describe: claims, and what vanished |
+//! | `store_address` | where the store is, which no node may claim |
+//! | `publishing`, `backoff` | when this node's own record is written; the pauses between attempts |
+//! | `knowledge` | what a source knows, and the handlers that tell it |
+//! | `calico` | pools, blocks, and the keys shared with Felix, from Calico's objects |
 
 use std::{
     collections::BTreeSet,

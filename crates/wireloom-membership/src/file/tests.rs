@@ -1,3 +1,5 @@
+//! The documented `mesh.toml`, and its mistakes.
+
 use super::*;
 
 const KEY: &str = "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=";

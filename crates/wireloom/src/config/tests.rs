@@ -1,3 +1,5 @@
+//! The documented `agent.toml`, its defaults and its mistakes.
+
 use wireloom_plan::settings::{HostTransition, Scope, UnprovenPeers};
 use wireloom_types::{PeerLookup, SourceCheck};
 

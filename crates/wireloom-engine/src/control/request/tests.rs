@@ -1,3 +1,5 @@
+//! Requests that are parsed, and those that are refused with a line and a fix.
+
 use proptest::prelude::*;
 
 use super::*;

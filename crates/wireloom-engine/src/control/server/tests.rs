@@ -1,3 +1,5 @@
+//! Clients of the control socket, and what becomes of its file.
+
 use std::{
     fs::Permissions,
     io::BufReader,

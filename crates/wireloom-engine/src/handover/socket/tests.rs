@@ -1,3 +1,5 @@
+//! Messages, descriptors and processes, with the real kernel.
+
 use std::{
     env,
     fs::File,

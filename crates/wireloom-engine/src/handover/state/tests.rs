@@ -1,3 +1,5 @@
+//! A device goes on with the state of another one; the recorded bytes of each version; damaged bytes.
+
 use std::{fs, iter, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use proptest::prelude::*;
