@@ -5,7 +5,7 @@ use std::{fmt, io};
 use nix::errno::Errno;
 use wireloom_netlink::Refusal;
 
-use crate::wireguard::Silence;
+use crate::wireguard::silence::Silence;
 
 /// An operation that failed.
 #[derive(Debug, thiserror::Error)]

@@ -18,7 +18,7 @@ use crate::{
     Complaint, Error, Event, Health, Local, Request, Start,
     follow::News,
     knowledge::{Handler, Knowledge},
-    kubernetes::Report,
+    kubernetes::report::Report,
     mesh::Mesh,
     publishing::{Publishing, Step},
     record::{self, Spelling},

@@ -58,7 +58,7 @@ use crate::{
     desk::{Connected, Desk, Origin},
     follow::Follower,
     knowledge::{Handler, Knowledge},
-    kubernetes,
+    kubernetes::report::Report,
     mesh::Mesh,
     publishing::{Publishing, Step},
     record::Spelling,
@@ -78,7 +78,7 @@ pub(crate) struct Stores {
     /// The addresses of the store's own machines: no node's workloads hold them.
     pub(crate) addresses: BTreeSet<IpAddr>,
     /// Where state for people goes. Who listens decides what to do with it and when; failures are his.
-    pub(crate) reports: Option<mpsc::UnboundedSender<kubernetes::Report>>,
+    pub(crate) reports: Option<mpsc::UnboundedSender<Report>>,
 }
 
 /// A collection and what its objects mean.

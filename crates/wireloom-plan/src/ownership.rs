@@ -5,17 +5,16 @@
 //! Calico's Felix all use table 1. We never delete what is not ours, and two programs cannot share a table. So the
 //! agent refuses to start there. Once it runs, a stray rule or route is a warning: to stop encrypting would be worse.
 
-use std::{fmt, ops::RangeInclusive};
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
-use serde::Serialize;
 
 use crate::{
     desired::Desired,
-    diff::is_blocked,
     observed::Observed,
+    owner::Owner,
     refusal::Refusal,
-    routing::{Protocol, Route, Rule},
+    routing::{Route, Rule},
     settings::Settings,
     warning::Warning,
 };
@@ -26,33 +25,6 @@ const FELIX_TABLES: RangeInclusive<u32> = 1..=250;
 
 /// The tables to propose instead of one that is taken. Those that people and programs choose are small, or well known.
 pub const PROPOSALS: RangeInclusive<u32> = 15_700..=15_799;
-
-/// The program that a table probably belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Owner {
-    /// Calico's node agent.
-    Felix,
-    /// GKE's netd.
-    Gke,
-    /// OpenWrt's load balancer.
-    Mwan3,
-    /// A program known by its `rtm_protocol` or `FRA_PROTOCOL`.
-    Protocol(u8),
-}
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Felix => f.write_str("Felix of Calico"),
-            Self::Gke => f.write_str("netd of GKE"),
-            Self::Mwan3 => f.write_str("mwan3"),
-            // systemd-networkd and NetworkManager both write `static`.
-            Self::Protocol(4) => f.write_str("systemd-networkd or NetworkManager (protocol static)"),
-            Self::Protocol(number) => write!(f, "the program with protocol {}", Protocol(*number)),
-        }
-    }
-}
 
 /// Whether something of ours is in our table, or leads there.
 pub(crate) fn holds_table(observed: &Observed) -> bool {
@@ -113,7 +85,7 @@ fn foreign_routes(observed: &Observed) -> impl Iterator<Item = &Route> {
 
 fn is_blocked_by(observed: &Observed, desired: &Desired, destination: IpNet) -> bool {
     let ours = desired.routes.get(&destination);
-    ours.is_some_and(|kind| is_blocked(observed, &Route::ours(destination, kind.clone())))
+    ours.is_some_and(|kind| observed.is_blocked(&Route::ours(destination, kind.clone())))
 }
 
 /// Who made the rules and routes, as far as their shape tells.
@@ -121,33 +93,10 @@ fn likely_owner(observed: &Observed, rules: &[Rule], routes: &[Route]) -> Option
     if observed.felix {
         return Some(Owner::Felix);
     }
-    if let Some(owner) = rules.iter().find_map(owner_of_rule) {
+    if let Some(owner) = rules.iter().find_map(Owner::of_rule) {
         return Some(owner);
     }
     let protocols = rules.iter().map(|rule| rule.protocol).chain(routes.iter().map(|route| route.protocol));
     // 0 to 3 are unspecified, redirect, kernel and boot: `ip` writes them, for whoever calls it.
     protocols.into_iter().find(|protocol| *protocol > 3).map(Owner::Protocol)
-}
-
-fn owner_of_rule(rule: &Rule) -> Option<Owner> {
-    // netd's `policyRoutingRulePriority` and `customRouteTable` (pkg/config/policy_routing.go), new and old.
-    if rule.table == 1 && matches!(rule.priority, 76 | 30_003) {
-        return Some(Owner::Gke);
-    }
-    // mwan3 numbers its interfaces: interface N has table N, and rules at 1000 + N and 2000 + N, the latter with a mark
-    // under `mmx_mask`.
-    let mwan3 = match rule.priority.checked_sub(rule.table) {
-        Some(1000) => rule.other.attributes.contains_key(&3), // FRA_IIFNAME
-        Some(2000) => rule.mask == 0x3f00,
-        _ => false,
-    };
-    mwan3.then_some(Owner::Mwan3)
-}
-
-/// What to do about a table that is not ours alone.
-pub(crate) fn advice(free_table: Option<u32>) -> String {
-    match free_table {
-        Some(free) => format!("set [routing] table = {free} in agent.toml, which no rule and no route uses"),
-        None => "set [routing] table in agent.toml to one that no rule and no route uses".to_owned(),
-    }
 }

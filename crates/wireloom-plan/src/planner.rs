@@ -11,7 +11,6 @@ use wireloom_types::{PresharedKeyHash, PublicKey};
 
 use crate::{
     cluster::{Cluster, Node},
-    connections,
     desired::{Desired, Host, Index, View},
     diff::{diff, diff_guard, diff_touched},
     observed::Observed,
@@ -21,6 +20,7 @@ use crate::{
     settings::Settings,
     standing::{Standing, Standings},
     touched::Touched,
+    tunnel_only,
     warning::Warning,
 };
 
@@ -185,7 +185,7 @@ impl Planner {
         self.refuse_unknown_key()?;
         self.refuse_foreign_table(observed)?;
         let settings = self.inputs.settings.clone();
-        let tunnel_only = connections::warnings(
+        let tunnel_only = tunnel_only::warnings(
             &observed.connections,
             &self.inputs.cluster,
             &settings,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use wireloom_types::interface::AGENT_ALIAS;
 
 use crate::{
-    ownership::{self, Owner},
+    owner::{self, Owner},
     routing::{Route, Rule},
 };
 
@@ -42,7 +42,7 @@ pub enum Refusal {
         "table {table} belongs to {}: {}; no rule and no route is programmed, and theirs stay; {}",
         owner.map_or_else(|| "another program".to_owned(), |owner| owner.to_string()),
         uses(rules, routes, *table),
-        ownership::advice(*free_table)
+        owner::advice(*free_table)
     )]
     ForeignTable {
         /// The table.

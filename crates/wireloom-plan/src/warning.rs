@@ -12,7 +12,7 @@ use wireloom_types::{LinkAddress, PublicKey};
 
 use crate::{
     bypass::Bypass,
-    connections, ownership,
+    connections, owner,
     removals::Recurrence,
     routing::{Family, Route, Rule},
 };
@@ -479,7 +479,7 @@ impl fmt::Display for Warning {
                 "Felix of Calico runs here (nftables has `cali-` chains) and takes table {table} for its own, even \
                  with its WireGuard off: at every refresh, by default every 90 s, it deletes our rules there, and \
                  packets leave in plaintext until they are back; {}",
-                ownership::advice(*free_table),
+                owner::advice(*free_table),
             ),
             Self::RulesDeleted { table, recurrence } => write!(
                 f,

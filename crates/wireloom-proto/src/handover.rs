@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use crate::endpoint::Endpoint;
 use crate::handshake::timestamp::Tai64N;
 use crate::time::{Instant, UnixTime};
-use crate::transport::Role;
+use crate::transport::role::Role;
 
 pub use crate::device::Successor;
 

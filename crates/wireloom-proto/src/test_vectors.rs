@@ -13,7 +13,8 @@ use crate::handshake::timestamp::Tai64N;
 use crate::message::{CookieReply, DataHeader, Initiation, Macs, Response};
 use crate::randomness::Randomness;
 use crate::time::Instant;
-use crate::transport::session::{Role, Session};
+use crate::transport::role::Role;
+use crate::transport::session::Session;
 
 const INITIATOR_PUBLIC: &str = "\
      a4e09292b651c278b9772c569f5fa9bb13d906b46ab68c9df9dc2b4409f8a209";

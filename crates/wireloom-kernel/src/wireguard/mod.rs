@@ -17,9 +17,11 @@ use wireloom_types::{
     PeerLookup, PresharedKey, PresharedKeyHash, PrivateKey, PublicKey, SourceCheck, limits::REJECT_AFTER_TIME,
 };
 
+pub use self::silence::Silence;
 use crate::error::Cause;
 
 pub(crate) mod in_kernel;
+pub(crate) mod silence;
 pub mod supervisor;
 pub(crate) mod userspace;
 
@@ -57,26 +59,6 @@ pub(crate) trait WireguardDevice {
 
     /// Makes sure that the device ends, after its interface was removed.
     fn end(&mut self) -> Result<(), Cause>;
-}
-
-/// A device that does not answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Silence {
-    /// Its process, if that is in a PID namespace that we can see.
-    pub process: Option<i32>,
-    /// From when it was first asked in vain until it was last looked at in vain, without what this process slept
-    /// through.
-    pub lasted: Duration,
-}
-
-impl fmt::Display for Silence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the WireGuard device does not answer")?;
-        match self.process {
-            Some(process) => write!(f, " (process {process})"),
-            None => Ok(()),
-        }
-    }
 }
 
 /// A change of the device.

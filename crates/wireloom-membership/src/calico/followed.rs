@@ -14,9 +14,9 @@ use super::{
 use crate::{
     knowledge::Handler,
     kubernetes::{
-        Settings, Workloads,
         collection::{Objects, Selection},
         server::ApiServer,
+        settings::{Settings, Workloads},
     },
     source::{self, Followed},
     store::StoreError,

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     knowledge::{Handler, Knowledge},
-    kubernetes::Workloads,
+    kubernetes::settings::Workloads,
     store::Object,
 };
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{affinity::Block, annotations::Annotations};
-use crate::kubernetes::Workloads;
+use crate::kubernetes::settings::Workloads;
 
 /// What is known of the blocks of the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

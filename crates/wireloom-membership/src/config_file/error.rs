@@ -1,10 +1,14 @@
 //! Why a file cannot be read.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use nix::errno::Errno;
 
-use super::{follow::PATIENCE, linux::SIZE_LIMIT};
+/// The size of the largest file that is read, in bytes.
+pub(super) const SIZE_LIMIT: u64 = 64 << 20;
+
+/// How long a file may be unfinished before that is reported.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a file cannot be read now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    error::ReadError,
+    error::{PATIENCE, ReadError},
     whole::{Sign, Stamp, Verdict, Wholeness},
 };
 
@@ -14,9 +14,6 @@ const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// How long nothing may happen to the file after it was read: programs replace a file in several steps, and the sign of
 /// a change comes a moment after the change.
 const QUIET: Duration = Duration::from_millis(10);
-
-/// How long a file may be unfinished before that is reported.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a follower needs of the operating system. The tests have one in memory.
 pub(super) trait Disk {

@@ -21,13 +21,10 @@ use nix::{
 };
 
 use super::{
-    error::ReadError,
+    error::{ReadError, SIZE_LIMIT},
     follow::Disk,
     whole::{SETTLE, Sign, Stamp},
 };
-
-/// The size of the largest file that is read, in bytes.
-pub(super) const SIZE_LIMIT: u64 = 64 << 20;
 
 /// How long signs are gathered before they are handed out together: a program that never stops writing must not cost a
 /// processor.

@@ -10,7 +10,7 @@ use kube::{
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 
-use super::Settings;
+use super::settings::Settings;
 use crate::store::{StoreError, StoreProblem};
 
 /// Where the credentials are.

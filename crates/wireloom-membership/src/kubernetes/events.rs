@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sha3::{Digest, Sha3_256};
 use tokio::time::Instant;
 
-use super::Report;
+use super::report::Report;
 
 /// Where Events about objects without a namespace are.
 pub(super) const PATH: &str = "/apis/events.k8s.io/v1/namespaces/default/events";

@@ -13,7 +13,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    path::PathBuf,
     sync::Arc,
 };
 
@@ -27,8 +26,12 @@ use self::{
     credentials::Credentials,
     own_node::{OwnNodeHandler, Owner},
     own_record::OwnWireloomNode,
-    report::Reporter,
+    reporter::Reporter,
     server::ApiServer,
+};
+pub use self::{
+    report::Report,
+    settings::{Settings, Workloads},
 };
 use crate::{
     Error, Event, Following, Start,
@@ -46,59 +49,14 @@ mod events;
 mod lines;
 mod own_node;
 mod own_record;
-mod report;
+pub(crate) mod report;
+mod reporter;
 pub(crate) mod server;
+pub(crate) mod settings;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 pub(crate) mod twin;
-
-/// Which API server, and where this node's workloads come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// The kubeconfig; without it, the service account of the pod that the agent runs in.
-    pub kubeconfig: Option<PathBuf>,
-    /// Where this node's workloads come from.
-    pub workloads: Workloads,
-    /// The pools; empty: Calico's, or none.
-    pub pools: BTreeSet<IpNet>,
-    /// Whether keys and addresses are shared with Calico's Felix by annotations on Nodes.
-    pub felix_peers: bool,
-}
-
-/// Where a node's workloads come from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Workloads {
-    /// Calico's block affinities where this host has one, else the Node's `podCIDRs`.
-    #[default]
-    Auto,
-    /// The Node's `podCIDRs`.
-    PodCidrs,
-    /// Calico's block affinities of this host.
-    Calico,
-}
-
-/// The state of this node for people: `WireloomNodeStatus`, and an Event for each condition that begins. The default is
-/// that of a node that has left the mesh: it has no `WireloomNodeStatus`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
-    /// One word or two, such as "Encrypted" or "NotEncrypted": what `kubectl get` shows.
-    pub state: String,
-    /// The agent's version.
-    pub version: String,
-    /// The verdict in a sentence, as `wireloom status` prints it.
-    pub message: String,
-    /// Peers that this node encrypts with, and how many there are.
-    pub peers: (u32, u32),
-    /// The warnings in sentences, worst first.
-    pub warnings: Vec<String>,
-}
-
-impl Report {
-    fn has_left(&self) -> bool {
-        *self == Self::default()
-    }
-}
 
 /// Reads the mesh once.
 pub(crate) fn read(settings: &Settings) -> Result<Cluster, Error> {

@@ -29,7 +29,6 @@ use std::borrow::Cow;
 
 use wireloom_types::LinkAddress;
 
-pub(crate) use routes::is_blocked;
 pub use teardown::teardown;
 
 use crate::{
@@ -208,9 +207,8 @@ fn raise_interface<'a>(observed: &'a Observed, desired: &Desired, ops: &mut Vec<
 /// Routes that are not desired any more go with it.
 fn refuse_meanwhile(observed: &mut Observed, desired: &Desired) -> Vec<Route> {
     let through = |route: &&Route| route.is_ours() && matches!(route.kind, RouteKind::Device { .. });
-    let stay = |route: &&Route| {
-        desired.routes.contains_key(&route.destination) && !routes::is_blocked(observed, route)
-    };
+    let stay =
+        |route: &&Route| desired.routes.contains_key(&route.destination) && !observed.is_blocked(route);
     let refused: Vec<Route> = observed
         .routes
         .iter()

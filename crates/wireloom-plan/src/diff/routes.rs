@@ -32,11 +32,6 @@ pub(super) fn ours(destination: IpNet, kind: &RouteKind) -> Route {
     Route::ours(destination, kind.clone())
 }
 
-/// Whether somebody else's route is in the place of this one, so that setting ours would replace it.
-pub(crate) fn is_blocked(observed: &Observed, wanted: &Route) -> bool {
-    observed.routes_to(wanted.destination).any(|route| !route.is_ours() && route.metric == wanted.metric)
-}
-
 pub(super) fn changes(
     observed: &Observed,
     desired: &Desired,
@@ -65,7 +60,7 @@ impl RouteChanges {
             return self.late.extend(stale.into_iter().cloned().map(RtnetlinkOp::RemoveRoute));
         };
         if !observed.routes.contains(&wanted) {
-            if is_blocked(observed, &wanted) {
+            if observed.is_blocked(&wanted) {
                 return self.late.extend(stale.into_iter().cloned().map(RtnetlinkOp::RemoveRoute));
             }
             // Replaces the first route with its metric.

@@ -112,6 +112,11 @@ impl Observed {
         };
         self.routes.range(least..).take_while(move |route| route.destination == destination)
     }
+
+    /// Whether somebody else's route is in the place of this one, so that setting ours would replace it.
+    pub(crate) fn is_blocked(&self, wanted: &Route) -> bool {
+        self.routes_to(wanted.destination).any(|route| !route.is_ours() && route.metric == wanted.metric)
+    }
 }
 
 /// The interface with our name.

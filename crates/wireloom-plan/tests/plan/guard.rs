@@ -6,7 +6,7 @@ use wireloom_plan::{
     desired::Owners,
     firewall::{Firewall, GuardSet},
     op::{FirewallOp, Op},
-    ownership::Owner,
+    owner::Owner,
     refusal::Refusal,
     routing::RouteKind,
     settings::{HostTransition, UnprovenPeers},

@@ -2,7 +2,7 @@
 
 use wireloom_plan::{
     op::{Op, RtnetlinkOp},
-    ownership::Owner,
+    owner::Owner,
     planner::Planner,
     refusal::Refusal,
     routing::{OtherRoute, OtherSelectors, Route, RouteKind, Rule},

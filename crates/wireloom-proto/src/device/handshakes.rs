@@ -15,7 +15,8 @@ use crate::limits::WIPE_AFTER_TIME;
 use crate::message::{CookieReply, INITIATION_LEN, Initiation, Macs, RESPONSE_LEN, Response};
 use crate::peer_id::PeerId;
 use crate::time::Now;
-use crate::transport::session::{Role, Session, SessionKeys};
+use crate::transport::role::Role;
+use crate::transport::session::{Session, SessionKeys};
 use crate::wiped_stack::on_wiped_stack;
 
 /// Stands for the codes until [`CookieJar::sign`](crate::handshake::cookie::CookieJar::sign) writes them.

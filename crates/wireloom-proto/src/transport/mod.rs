@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `session` | one pair of keys: counters, limits, sealing and opening |
+//! | `session`, `role` | one pair of keys: counters, limits, sealing and opening; which side we were |
 //! | `replay_window`, `aead` | the cipher and the replay protection of a session |
 //! | `session_table`, `peer_session` | from a receiver index to the session and its peer |
 //! | `allowed_ips`, `routes` | from an inner address to the peer |
@@ -21,6 +21,7 @@ mod path_mtu;
 pub(crate) mod peer_path;
 mod peer_session;
 mod replay_window;
+pub(crate) mod role;
 mod routes;
 pub(crate) mod session;
 mod session_table;
@@ -33,8 +34,9 @@ use std::{fmt, iter};
 
 pub use self::path_mtu::PATH_MTU_MIN;
 pub use self::peer_path::{PeerPath, Reserved, Sealed};
+pub use self::role::Role;
 pub use self::routes::Routes;
-pub use self::session::{Role, SealError, Session, SessionKeys};
+pub use self::session::{SealError, Session, SessionKeys};
 pub(crate) use self::session_table::SLOTS;
 pub use self::signal::Signal;
 pub use self::staging::Staged;

@@ -111,7 +111,8 @@ mod tests {
 
     use super::*;
     use crate::peer_id::PeerId;
-    use crate::transport::session::{Role, SessionKeys};
+    use crate::transport::role::Role;
+    use crate::transport::session::SessionKeys;
 
     /// Both ends of a session that was born after this many seconds: ours, the responder's, first.
     fn ends(index: u32, seconds: u64) -> [Arc<Session>; 2] {

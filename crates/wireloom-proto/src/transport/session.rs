@@ -6,7 +6,6 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::PoisonError;
 
-use serde::{Deserialize, Serialize};
 use wireloom_types::limits::{
     REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, REKEY_TIMEOUT,
 };
@@ -21,15 +20,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::time::Instant;
 use crate::transport::aead::TransportKey;
 use crate::transport::replay_window::ReplayWindow;
-
-/// Which side of the handshake we were.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Role {
-    /// We sent the initiation. We renew the session when it gets old.
-    Initiator,
-    /// We sent the response. We send in the session once a message has arrived in it.
-    Responder,
-}
+use crate::transport::role::Role;
 
 /// The number of messages whose counters are marked as received under one lock.
 const MARKED_AT_ONCE: usize = 16;

@@ -122,7 +122,8 @@ mod tests {
     use crate::peer_id::PeerId;
     use crate::randomness::Randomness;
     use crate::transport::peer_path::PeerPath;
-    use crate::transport::session::{Role, Session, SessionKeys};
+    use crate::transport::role::Role;
+    use crate::transport::session::{Session, SessionKeys};
 
     const NOW: Instant = Instant::from_nanos(1_000_000_000);
 

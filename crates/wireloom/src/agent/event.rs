@@ -21,7 +21,7 @@ use wireloom_plan::cluster::Cluster;
 
 use super::{
     instance::{self, Asker, Listener},
-    resolving,
+    resolver::Found,
 };
 use crate::run_file::monotonic_time;
 
@@ -32,7 +32,7 @@ pub(super) enum Event {
     /// `agent.toml` changed, or cannot be read now.
     Settings(Result<TomlFile, ReadError>),
     /// The resolver's answer for the name that it was asked for.
-    Resolved(resolving::Found),
+    Resolved(Found),
     /// The file of the private key may have changed.
     Key,
     /// The file of the preshared key may have changed.

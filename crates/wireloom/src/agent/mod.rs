@@ -19,6 +19,7 @@ mod preshared;
 mod probing;
 mod proving;
 mod publishing;
+mod resolver;
 mod resolving;
 mod start;
 mod telling;

@@ -1,14 +1,12 @@
 //! Joins the endpoints by name into the agent's loop: a thread looks names up, and the mesh in force has the addresses.
 //!
-//! The system's resolver may take many seconds. It has a thread of its own, which looks up one name at a time; which
-//! one is decided in [`Names`]. The agent's thread never waits for it.
+//! Which name is looked up next is decided in [`Names`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{SocketAddr, ToSocketAddrs as _},
-    sync::mpsc::{Sender, SyncSender, sync_channel},
-    thread,
+    net::SocketAddr,
+    sync::mpsc::{Sender, SyncSender},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -22,7 +20,12 @@ use wireloom_plan::{
 };
 use wireloom_types::PublicKey;
 
-use super::{Agent, event::Event, seed};
+use super::{
+    Agent,
+    event::Event,
+    resolver::{self, Found},
+    seed,
+};
 use crate::run_file::Unresolved;
 
 /// Answers that come within this time are put in force together: thousands of names must not cost thousands of passes.
@@ -30,9 +33,6 @@ const TOGETHER: Duration = Duration::from_millis(500);
 
 /// How many changes are logged one by one.
 const LOGGED: usize = 20;
-
-/// Addresses in the resolver's order of preference, or why there are none.
-pub(super) type Found = Result<Vec<SocketAddr>, String>;
 
 /// The names and what is being done about them.
 pub(super) struct Resolving {
@@ -55,14 +55,7 @@ impl Resolving {
         recorded: Option<&Cluster>,
         events: Sender<Event>,
     ) -> io::Result<Self> {
-        let (resolver, names) = sync_channel::<EndpointName>(1);
-        thread::Builder::new().name("resolver".into()).spawn(move || {
-            for name in names {
-                if events.send(Event::Resolved(look_up(&name))).is_err() {
-                    return;
-                }
-            }
-        })?;
+        let resolver = resolver::start(move |found| events.send(Event::Resolved(found)).is_ok())?;
         Ok(Self {
             names: Names::new(seed(own_key), recorded),
             endpoints: Endpoints::default(),
@@ -73,12 +66,6 @@ impl Resolving {
             turns: false,
         })
     }
-}
-
-/// Blocks.
-fn look_up(name: &EndpointName) -> Found {
-    let found = (name.host(), name.port()).to_socket_addrs().map_err(|error| error.to_string())?;
-    Ok(found.filter(|it| !it.ip().is_unspecified() && !it.ip().is_multicast()).collect())
 }
 
 impl Agent {

@@ -9,8 +9,9 @@ use nix::errno::Errno;
 use proptest::{collection::vec, prelude::*};
 
 use super::super::{
+    error::PATIENCE,
     error::ReadError,
-    follow::{Disk, Follower, PATIENCE},
+    follow::{Disk, Follower},
     whole::{SETTLE, Sign, Stamp},
 };
 

@@ -10,7 +10,7 @@ use super::{
         Report,
         twin::{STATUSES, Twin},
     },
-    report::reporter,
+    reporter::reporter,
     twin_with_node,
 };
 use crate::record::{self, Spelling};

@@ -10,7 +10,7 @@ mod collection;
 mod crds;
 mod credentials;
 mod own_record;
-mod report;
+mod reporter;
 mod source;
 
 use std::sync::Arc;

@@ -17,7 +17,8 @@ use crate::message::DATA_OVERHEAD;
 use crate::peer_id::PeerId;
 use crate::time::Instant;
 use crate::transport::peer_path::PeerPath;
-use crate::transport::session::{Role, Session, SessionKeys};
+use crate::transport::role::Role;
+use crate::transport::session::{Session, SessionKeys};
 
 fn at(seconds: u64) -> Instant {
     Instant::from_origin(Duration::from_secs(seconds))

@@ -9,7 +9,7 @@ use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::model::{Bound, check, spawn};
 use crate::transport::Transport;
-use crate::transport::session::Role;
+use crate::transport::role::Role;
 use crate::transport::signal::{Events, News};
 
 /// Two workers report at once while the device takes what it was told of before. Its channel has room for one signal,

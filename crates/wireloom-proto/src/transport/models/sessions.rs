@@ -10,7 +10,7 @@ use crate::message::{DATA_OVERHEAD, DataHeader};
 use crate::randomness::Randomness;
 use crate::sync::model::{Bound, check, spawn};
 use crate::transport::peer_path::PeerPath;
-use crate::transport::session::Role;
+use crate::transport::role::Role;
 use crate::transport::{Decrypted, Outcome, Transport};
 
 /// A receiver index and a counter: what may be used once.

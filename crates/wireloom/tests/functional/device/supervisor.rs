@@ -313,7 +313,8 @@ fn the_next_supervisor_gets_the_descriptors_of_a_killed_one_from_the_service_man
         assert!(pings.contains(" 10 received"), "{pings}");
         kept(&mut manager);
         assert_eq!((what_stays(), status(node).descriptors), (before.clone(), 5));
-        assert!(!port_is_open(node, PORT + 1), "what the device does not know is closed");
+        let closed = || (!port_is_open(node, PORT + 1)).then_some(());
+        until(PATIENCE, "what the device does not know to be closed", closed).unwrap();
     }
 
     // What nobody wants, systemd has not either.
@@ -328,7 +329,9 @@ fn the_next_supervisor_gets_the_descriptors_of_a_killed_one_from_the_service_man
     until(PATIENCE, "the supervisor", || ask(node, Supervisor::status).ok()).unwrap();
     assert_eq!(status(node).state, State::Idle);
     nothing(&mut manager);
-    assert!(!port_is_open(node, PORT) && !what_stays().2);
+    // The supervisor closes its own copies once it has told systemd.
+    until(PATIENCE, "all to be closed", || (!port_is_open(node, PORT) && !what_stays().2).then_some(()))
+        .unwrap();
     run_device(node, "--persistent wg0").unwrap();
     kept(&mut manager);
     ask(node, Supervisor::stop).unwrap();

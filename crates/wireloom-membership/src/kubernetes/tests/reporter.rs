@@ -14,7 +14,7 @@ use super::{
         collection::Objects,
         events::Events,
         own_node::{self, OwnNodeHandler, Owner},
-        report::Reporter,
+        reporter::Reporter,
         twin::{EVENTS, Fault, STATUSES, Twin},
     },
     own_record::knowledge,
