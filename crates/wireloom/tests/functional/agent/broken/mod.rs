@@ -15,18 +15,14 @@ use std::{
 };
 
 use wireloom_lab::{
-    FAMILIES, Node, Wire,
+    FAMILIES, Node, PATIENCE, Wire,
     mesh::Mesh,
     probe::{Exchange, probe},
     until,
 };
-
 use wireloom_plan::routing::Family;
 
 use crate::fixtures::fleet::{Fleet, run};
-
-/// What shows over time shows within this: a peer is silent after 15 s, and several are watched on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 const SCOPED: &str = "encrypt_host_traffic = false";
 
