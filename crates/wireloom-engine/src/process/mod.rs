@@ -144,7 +144,7 @@ impl Interface {
             Some(interface) => interface,
             None => {
                 // The port without the interface would be half of what there was.
-                stored.refuse();
+                stored.refuse_traffic();
                 open_tun(name, mode.peer_lookup(), threads, offload)?
             }
         };

@@ -52,6 +52,16 @@ impl Stored {
         self.refused.extend(self.descriptors.drain(..).map(|(name, _)| name));
     }
 
+    /// Closes all but the listening sockets. Those who connect reach them as long as the supervisor has them: a process
+    /// that did not adopt them would take them for another one's.
+    pub(super) fn refuse_traffic(&mut self) {
+        let is_listener = |(name, _): &(String, OwnedFd)| [CONTROL, HANDOVER].contains(&name.as_str());
+        let (listeners, traffic) = self.descriptors.drain(..).partition(is_listener);
+        self.descriptors = listeners;
+        let traffic: Vec<(String, OwnedFd)> = traffic;
+        self.refused.extend(traffic.into_iter().map(|(name, _)| name));
+    }
+
     /// Refuses the interface's queues that it has given, so many.
     pub(super) fn refuse_queues(&mut self, count: usize) {
         self.refused.extend((0..count).map(tun));
