@@ -4,13 +4,14 @@ use std::{
     collections::VecDeque,
     fs::File,
     io, mem,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
 use nix::sys::{
+    signal::Signal,
     signalfd::SignalFd,
     socket::{getsockopt, sockopt},
 };
@@ -24,6 +25,7 @@ use zeroize::Zeroizing;
 use super::{
     Interface, block_signals, clock,
     giving::{Giving, VERSIONS},
+    poll::{self, readable},
     privileges,
     store::{Store, Stored},
     threads::Threads,
@@ -33,7 +35,7 @@ use crate::{
     control::Server,
     engine::Engine,
     handover::{
-        envelope::Role,
+        envelope::{Message, Role},
         holders::Holders,
         memory::read_and_wipe,
         socket::{Arrival, Connection, Listener, Peer},
@@ -70,6 +72,9 @@ pub enum TakeOverError {
          (in a container, share the host's PID namespace)"
     )]
     NotKilled,
+    /// A signal told this process to end first.
+    #[error("told to end before it had the interface: the process that has it goes on")]
+    Ended,
     /// The system refused something.
     #[error("cannot take the interface over: {0}")]
     System(#[from] io::Error),
@@ -126,8 +131,11 @@ impl Interface {
         holders.enter()?;
         let deadline = Instant::now() + PATIENCE;
         loop {
+            if asks_for_end(&signals)? {
+                return Err(TakeOverError::Ended);
+            }
             let Some(taking) = Taking::begin(name, mode, state)? else { return Ok(None) };
-            let error = match taking.run(&holders)? {
+            let error = match taking.run(&holders, &signals)? {
                 Ok(taken) => return taken.serve(signals, holders).map(Some),
                 Err(Why::Killed) => return Ok(None),
                 // A supervisor keeps the listening socket, and nobody has the interface.
@@ -169,17 +177,23 @@ impl<'a> Taking<'a> {
         }))
     }
 
-    /// Goes through the attempt. Returns why it has failed, if it has.
-    fn run(mut self, holders: &Holders) -> io::Result<Result<Self, Why>> {
+    /// Goes through the attempt. Returns why it has failed, if it has. A signal that asks for the end ends it until
+    /// *Ready*: from then on the giver may be gone.
+    fn run(mut self, holders: &Holders, signals: &SignalFd) -> Result<Result<Self, Why>, TakeOverError> {
         let mut taker = Taker::new(VERSIONS);
         let mut deadline = None;
         let mut actions = VecDeque::from(taker.begin());
-        let mut failed = false;
+        let (mut failed, mut said_ready) = (false, false);
         loop {
+            if !said_ready && asks_for_end(signals)? {
+                return Err(TakeOverError::Ended);
+            }
             let event = match actions.pop_front() {
                 None if failed => self.last_event(),
+                None if !said_ready && !self.wait(deadline, signals)? => continue,
                 None => self.next_event(deadline),
                 Some(Action::Send(message)) => {
+                    said_ready |= message == Message::Ready;
                     failed |= self.connection.send(&message, &[]).is_err();
                     continue;
                 }
@@ -207,6 +221,19 @@ impl<'a> Taking<'a> {
                 Some(Action::Wipe(why)) => return Ok(Err(why)),
             };
             actions.extend(taker.handle(event));
+        }
+    }
+
+    /// Waits until the giver has said something or the time is over. False when a signal came first.
+    fn wait(&self, deadline: Option<Instant>, signals: &SignalFd) -> io::Result<bool> {
+        loop {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now())).unwrap_or_default();
+            let awaited = [readable(self.connection.as_fd()), readable(signals.as_fd())];
+            match poll::wait(awaited, Some(left))? {
+                [false, true] => return Ok(false),
+                [false, false] if !left.is_zero() => {}
+                _ => return Ok(true),
+            }
         }
     }
 
@@ -376,6 +403,16 @@ impl<'a> Taking<'a> {
         interface.keep_all();
         Ok(interface)
     }
+}
+
+/// Whether a signal has come that asks for the end. The others are for a device that serves, and are forgotten.
+fn asks_for_end(signals: &SignalFd) -> io::Result<bool> {
+    while let Some(signal) = signals.read_signal()? {
+        if [Signal::SIGINT, Signal::SIGTERM].map(|asks| asks as u32).contains(&signal.ssi_signo) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn missing() -> io::Error {

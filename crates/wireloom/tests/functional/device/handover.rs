@@ -4,6 +4,7 @@
 use std::{
     net::IpAddr,
     os::fd::{AsRawFd as _, OwnedFd},
+    process::{Command, Stdio},
     thread::sleep,
     time::Duration,
 };
@@ -14,14 +15,14 @@ use nix::sys::{
 };
 use wireloom_lab::{
     Addresses, FAMILIES, Lab, Layout, Node, NonceReport, Nonces, Numbered, PATIENCE, Pinger, Place, Stream,
-    device::Device, until,
+    device::Device, finish, until,
 };
 use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::{
         background::while_repeating,
-        device::{process, request},
+        device::{process, processes, request},
         link::{LINK, Link},
         tunnel::{Program, Tunnel, inner, ping},
     },
@@ -195,6 +196,50 @@ fn processes_that_connect_and_say_nothing_or_nonsense_change_nothing() {
     Shown::of(near).assert_goes_on(&before);
     assert_eq!(pinger.stop().unwrap().lost, 0);
     assert_eq!(nonces.report().unwrap().twice, 0);
+}
+
+/// Nobody would have the interface otherwise.
+#[test]
+fn a_process_that_is_told_to_end_leaves_the_interface_where_it_is() {
+    const TERMINATE: u64 = 1 << (Signal::SIGTERM as u64 - 1);
+    let link = link(LINK);
+    let near = link.node(0);
+    let device = device(near);
+    let serves = process(near);
+    device.signal(Signal::SIGSTOP).unwrap();
+    let mut next = device.begin_hand_over().unwrap();
+    // Before, the signal ends every process.
+    let is_blocked = |id: &u32| {
+        let status = near.run(&format!("cat /proc/{id}/status")).unwrap();
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
+        u64::from_str_radix(blocked, 16).unwrap() & TERMINATE != 0
+    };
+    let waits = || processes(near).into_iter().find(|id| *id != serves).filter(is_blocked).map(drop);
+    until(PATIENCE, "the next one to block the signal", waits).unwrap();
+    next.signal(Signal::SIGTERM).unwrap();
+    until(PATIENCE, "the next one to end", || next.has_ended().then_some(())).unwrap();
+    assert!(next.said().contains("told to end"), "{}", next.said());
+    device.signal(Signal::SIGCONT).unwrap();
+    assert_eq!(process(near), serves);
+    works_again(&link);
+}
+
+#[test]
+fn a_process_that_has_taken_over_serves_although_who_started_it_is_gone() {
+    let link = link(LINK);
+    let near = link.node(0);
+    let mut device = device(near);
+    let before = Shown::of(near);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(wireloom());
+    command.args(["device", "--foreground", "--detach-when-ready", "--take-over"]).args(LINK.split(' '));
+    let taker = near.host.space.spawn(command.arg("wg0").stdin(Stdio::null()).stdout(writer)).unwrap();
+    until(PATIENCE, "the process before to end", || device.has_ended().then_some(())).unwrap();
+    works_again(&link);
+    Shown::of(near).assert_goes_on(&before);
+    near.run(&format!("kill {}", process(near))).unwrap();
+    assert!(finish(taker, "the process that has taken over", PATIENCE).unwrap().status.success());
 }
 
 #[test]
