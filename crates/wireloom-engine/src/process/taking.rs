@@ -134,7 +134,7 @@ impl Interface {
             if asks_for_end(&signals)? {
                 return Err(TakeOverError::Ended);
             }
-            let Some(taking) = Taking::begin(name, mode, state)? else { return Ok(None) };
+            let Some(taking) = Taking::begin(name, mode, state, &holders)? else { return Ok(None) };
             let error = match taking.run(&holders, &signals)? {
                 Ok(taken) => return taken.serve(signals, holders).map(Some),
                 Err(Why::Killed) => return Ok(None),
@@ -157,9 +157,14 @@ impl Interface {
 
 impl<'a> Taking<'a> {
     /// Connects to the process that has the interface, if there is one.
-    fn begin(name: &'a str, mode: Mode, state: &'a Path) -> io::Result<Option<Self>> {
+    fn begin(
+        name: &'a str,
+        mode: Mode,
+        state: &'a Path,
+        holders: &Holders,
+    ) -> io::Result<Option<Self>> {
         let Some(connection) = Connection::connect(&handover_socket(name))? else { return Ok(None) };
-        let peer = connection.peer()?;
+        let peer = connection.peer(holders)?;
         let mut seed = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *seed).map_err(io::Error::other)?;
         Ok(Some(Self {
