@@ -81,6 +81,9 @@ pub enum OpenError {
     /// The control socket could not be opened.
     #[error(transparent)]
     Control(#[from] OpenControlError),
+    /// This process got descriptors of the interface from its supervisor, and another process has some, too.
+    #[error("another process has the interface, or is about to")]
+    HasAnother,
     /// Another operation failed.
     #[error("cannot {operation}: {cause}")]
     Failed {
@@ -134,11 +137,11 @@ impl Interface {
             tracing::warn!("if this process hangs while it takes over, the next one cannot find it: {error}");
         });
         let holders = holders.ok();
-        // Two processes must not have one queue: who has the interface now hands it over, or is seen dead first.
-        let is_free = holders.as_ref().is_none_or(|holders| !matches!(holders.another(), Ok(Some(_))));
         let mut stored = Stored::take();
-        if !is_free {
-            stored.refuse();
+        // Two processes must not have one queue. The supervisor closes it once this process says so, and the other one
+        // can open the interface: it may be about to take over.
+        if !stored.is_empty() && holders.as_ref().is_some_and(|holders| !is_alone(holders)) {
+            return Err(OpenError::HasAnother);
         }
         let (tun, queues) = match open_stored(&mut stored, name, mode.peer_lookup()) {
             Some(interface) => interface,
@@ -336,6 +339,19 @@ impl Interface {
             }
         }
         Ok(false)
+    }
+}
+
+/// Whether no other process has descriptors of the interface. One that has handed over may be about to end: it is waited
+/// for. One that cannot be seen is there.
+fn is_alone(holders: &Holders) -> bool {
+    let deadline = Instant::now() + ENDING;
+    loop {
+        match holders.another() {
+            Ok(None) => return true,
+            _ if Instant::now() >= deadline => return false,
+            _ => thread::sleep(ENDING / 50),
+        }
     }
 }
 

@@ -47,8 +47,13 @@ impl Stored {
         Self { descriptors: own.collect(), refused: Vec::new() }
     }
 
+    /// Whether there is nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.descriptors.is_empty()
+    }
+
     /// Closes it.
-    pub(super) fn refuse(&mut self) {
+    fn refuse(&mut self) {
         self.refused.extend(self.descriptors.drain(..).map(|(name, _)| name));
     }
 

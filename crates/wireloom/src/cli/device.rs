@@ -240,8 +240,18 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
     let name = &arguments.interface;
     let open =
         || Interface::open(name, mode, threads, arguments.persistent, arguments.offload.into(), &state);
-    let (interface, is_taken) =
-        if arguments.take_over { take_over(name, mode, &state, open)? } else { (open()?, false) };
+    let opened = match arguments.take_over {
+        true => take_over(name, mode, &state, open),
+        false => open().map(|interface| (interface, false)).map_err(anyhow::Error::from),
+    };
+    let (interface, is_taken) = match opened {
+        Err(error) if matches!(error.downcast_ref(), Some(OpenError::HasAnother)) => {
+            tracing::info!("ended: {error}");
+            device_log::finish();
+            return Ok(ExitCode::from(HANDED_OVER));
+        }
+        opened => opened?,
+    };
     if arguments.log_to_stdin {
         // Only now: threads inherit the privileges that were given up, and the blocked signals.
         unless_taken(is_taken, device_log::start_thread().context("cannot start a thread"))?;
@@ -290,7 +300,9 @@ fn take_over(
         match open() {
             // Somebody has opened it meanwhile, and will hand it over.
             Err(
-                OpenError::Tun(OpenTunError::NameTaken(_)) | OpenError::Control(OpenControlError::InUse(_)),
+                OpenError::Tun(OpenTunError::NameTaken(_))
+                | OpenError::Control(OpenControlError::InUse(_))
+                | OpenError::HasAnother,
             ) if Instant::now() < deadline => {}
             opened => return Ok((opened?, false)),
         }

@@ -18,11 +18,12 @@ use wireloom_lab::{
     device::Device, finish, until,
 };
 use wireloom_plan::routing::Family;
+use wireloom_types::exit_status::HANDED_OVER;
 
 use crate::{
     fixtures::{
         background::while_repeating,
-        device::{process, processes, request},
+        device::{node, process, processes, request},
         link::{LINK, Link},
         tunnel::{Program, Tunnel, inner, ping},
     },
@@ -268,4 +269,23 @@ fn after_a_process_that_hangs_or_dies_the_next_one_serves_the_same_interface() {
     assert_eq!(index(), before);
     let NonceReport { twice, plaintext, .. } = nonces.report().unwrap();
     assert_eq!((twice, plaintext), (0, 0));
+}
+
+/// Its supervisor starts it again while another process takes over, or has done so. That one may be in a PID namespace
+/// that it does not see.
+#[test]
+fn a_device_that_got_descriptors_leaves_the_interface_to_the_process_that_has_it() {
+    let lab = node();
+    let node = &lab.nodes[0];
+    let _device = Device::start(wireloom(), &node.host.space, "wg0", &["--persistent"]).unwrap();
+    let serves = process(node);
+    let script = "exec 3</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=control
+                  exec \"$0\" device --foreground wg0";
+    for program in [&["sh"][..], &["unshare", "--pid", "--fork", "sh"]] {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).args(["-c", script]).arg(wireloom());
+        let output = node.host.space.output(&mut command).unwrap();
+        assert_eq!(output.status.code(), Some(i32::from(HANDED_OVER)), "{program:?}: {output:?}");
+    }
+    assert_eq!((process(node), request(node, "get=1\n\n")), (serves, "errno=0\n\n".into()));
 }
