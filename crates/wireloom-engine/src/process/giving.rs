@@ -209,7 +209,7 @@ impl Interface {
                     Err(_) => Event::SendFailed,
                 }),
                 Action::Resume => {
-                    self.resume(attempt)?;
+                    self.resume(attempt);
                     None
                 }
                 Action::Close => {
@@ -279,10 +279,10 @@ impl Interface {
         Ok(())
     }
 
-    fn resume(&mut self, attempt: &mut Attempt) -> io::Result<()> {
+    fn resume(&mut self, attempt: &mut Attempt) {
         attempt.stopped_at = None;
         self.engine.resume();
-        self.server.resume()
+        self.server.resume();
     }
 
     /// A wait that ends in time for what is due here.

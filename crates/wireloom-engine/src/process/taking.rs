@@ -15,7 +15,7 @@ use nix::sys::{
     signalfd::SignalFd,
     socket::{getsockopt, sockopt},
 };
-use wireloom_proto::Instant as BootInstant;
+use wireloom_proto::{Instant as BootInstant, Now};
 use wireloom_types::{
     Mode,
     interface::{control_socket, handover_socket, holders_file},
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     batch::CryptoJob,
-    control::Server,
+    control::{Inbox, Server},
     engine::Engine,
     handover::{
         envelope::{Message, Role},
@@ -104,6 +104,7 @@ struct Prepared {
     tun: LinuxTun,
     queues: Vec<LinuxQueue>,
     server: Server,
+    inbox: Inbox,
     threads: Threads,
     pool: Option<CryptoPool<CryptoJob>>,
 }
@@ -112,6 +113,8 @@ struct Prepared {
 struct Ready {
     engine: Engine<LinuxTun, LinuxNetwork>,
     server: Server,
+    inbox: Inbox,
+    now: Now,
 }
 
 impl Interface {
@@ -136,7 +139,7 @@ impl Interface {
             }
             let Some(taking) = Taking::begin(name, mode, state, &holders)? else { return Ok(None) };
             let error = match taking.run(&holders, &signals)? {
-                Ok(taken) => return taken.serve(signals, holders).map(Some),
+                Ok((taking, ready)) => return Ok(Some(taking.serve(ready, signals, holders))),
                 Err(Why::Killed) => return Ok(None),
                 // A supervisor keeps the listening socket, and nobody has the interface.
                 Err(Why::Moved) if holders.another()?.is_none() => return Ok(None),
@@ -184,7 +187,11 @@ impl<'a> Taking<'a> {
 
     /// Goes through the attempt. Returns why it has failed, if it has. A signal that asks for the end ends it until
     /// *Ready*: from then on the giver may be gone.
-    fn run(mut self, holders: &Holders, signals: &SignalFd) -> Result<Result<Self, Why>, TakeOverError> {
+    fn run(
+        mut self,
+        holders: &Holders,
+        signals: &SignalFd,
+    ) -> Result<Result<(Self, Ready), Why>, TakeOverError> {
         let mut taker = Taker::new(VERSIONS);
         let mut deadline = None;
         let mut actions = VecDeque::from(taker.begin());
@@ -222,7 +229,10 @@ impl<'a> Taking<'a> {
                     deadline = None;
                     self.kill(holders)
                 }
-                Some(Action::Serve) => return Ok(Ok(self)),
+                Some(Action::Serve) => {
+                    let ready = self.ready.take().expect("it was built before it was said to be ready");
+                    return Ok(Ok((self, ready)));
+                }
                 Some(Action::Wipe(why)) => return Ok(Err(why)),
             };
             actions.extend(taker.handle(event));
@@ -307,38 +317,39 @@ impl<'a> Taking<'a> {
             None => LinuxTun::take_over_unknown(queues, self.mode.peer_lookup())?,
         };
         let listener = self.take(|role| role == Role::Control).ok_or_else(missing)?;
-        let server = Server::take_over(&control_socket(self.name), listener)?;
+        let mut server = Server::take_over(&control_socket(self.name), listener)?;
         privileges::drop_unneeded()?;
         // Threads inherit the dropped privileges and the blocked signals, so they start only now.
+        let inbox = server.prepare()?;
         let threads = Threads::start(queues.len())?;
         let pool = match queues.len() {
             1 => None,
             queues => Some(CryptoPool::start(queues - 1, queues)?),
         };
-        self.prepared = Some(Prepared { state, tun, queues, server, threads, pool });
+        self.prepared = Some(Prepared { state, tun, queues, server, inbox, threads, pool });
         Ok(())
     }
 
     /// Applies the changes of `len` bytes.
     fn apply(&mut self, len: u64) -> io::Result<()> {
-        let Prepared { state, tun, queues, server, threads, pool } =
+        let Prepared { state, tun, queues, server, inbox, threads, pool } =
             self.prepared.take().ok_or_else(missing)?;
+        let now = clock::now()?;
         let (runner, pool) = (Box::new(threads), pool.as_ref());
         let Some(state) = state else {
             let mark = self.mark();
             let sockets = self.take_sockets(queues.len(), mark)?;
             let mut engine = Engine::new(&self.seed, self.mode, (tun, queues), LinuxNetwork, runner, pool)?;
-            engine.adopt_unknown(clock::now()?, sockets, mark)?;
-            self.ready = Some(Ready { engine, server });
+            engine.adopt_unknown(now, sockets, mark)?;
+            self.ready = Some(Ready { engine, server, inbox, now });
             return Ok(());
         };
         let changes = read_and_wipe(self.arrived.pop().ok_or_else(missing)?, len)?;
         let received = state.with_changes(&changes).map_err(io::Error::other)?;
         let sockets = self.take_sockets(queues.len(), received.shared.engine.fwmark)?;
         let interface = (tun, queues);
-        let engine =
-            Engine::take_over(clock::now()?, received, interface, LinuxNetwork, sockets, runner, pool)?;
-        self.ready = Some(Ready { engine, server });
+        let engine = Engine::take_over(now, received, interface, LinuxNetwork, sockets, runner, pool)?;
+        self.ready = Some(Ready { engine, server, inbox, now });
         Ok(())
     }
 
@@ -372,15 +383,16 @@ impl<'a> Taking<'a> {
         LinuxUdp::take_over(sockets, mark)
     }
 
-    /// Goes on where the giver has stopped: the interface is ours.
-    fn serve(mut self, signals: SignalFd, holders: Holders) -> Result<Interface, TakeOverError> {
-        let Ready { mut engine, mut server } = self.ready.take().ok_or_else(missing)?;
+    /// Goes on where the giver has stopped: the interface is ours. Nothing may fail any more, for nobody else has it.
+    fn serve(mut self, ready: Ready, signals: SignalFd, holders: Holders) -> Interface {
+        let Ready { mut engine, mut server, inbox, now } = ready;
         engine.resume();
-        let waited = clock::now()?.monotonic.since(BootInstant::from_nanos(self.stopped_at));
+        let now = clock::now().unwrap_or(now);
+        let waited = now.monotonic.since(BootInstant::from_nanos(self.stopped_at));
         engine.note_waited(waited);
         // They are for the case that the giver has died. Open, they would keep a port taken that is closed here.
         drop(Stored::take());
-        let inbox = server.start()?;
+        server.serve();
         let listener = self.take(|role| role == Role::Handover);
         let listener = listener.map(|socket| Listener::from_fd(socket, handover_socket(self.name)));
         let giving = match listener {
@@ -388,7 +400,7 @@ impl<'a> Taking<'a> {
             _ => Giving::open(handover_socket(self.name)),
         };
         match KeptTimestamp::open(self.state, self.name) {
-            Ok(file) => engine = engine.with_kept_timestamp(file, clock::now()?),
+            Ok(file) => engine = engine.with_kept_timestamp(file, now),
             Err(error) => tracing::info!("{}", kept_timestamp::complaint(self.state, &error)),
         }
         tracing::info!(
@@ -406,7 +418,7 @@ impl<'a> Taking<'a> {
             holders: Some(holders),
         };
         interface.keep_all();
-        Ok(interface)
+        interface
     }
 }
 
