@@ -87,9 +87,14 @@ impl Giving {
         }
     }
 
-    /// Readable when a taker has come.
+    /// The socket, whether takers are accepted or not.
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Readable when a taker has come that is accepted.
     pub(super) fn takers(&self) -> Option<BorrowedFd<'_>> {
-        self.listener.as_ref().filter(|_| !self.is_paused()).map(AsFd::as_fd)
+        self.listener().filter(|_| !self.is_paused())
     }
 
     fn is_paused(&self) -> bool {
@@ -243,7 +248,7 @@ impl Interface {
         let mut all: Vec<_> = queues.map(|(queue, file)| (Role::TunQueue(queue as u16), file)).collect();
         all.extend(sockets.iter().map(|(role, socket)| (*role, socket.as_fd())));
         all.push((Role::Control, self.server.as_fd()));
-        all.extend(self.giving.takers().map(|listener| (Role::Handover, listener)));
+        all.extend(self.giving.listener().map(|listener| (Role::Handover, listener)));
         attempt.connection.send_descriptors(&all)
     }
 
@@ -325,4 +330,18 @@ fn gone_unless(outcome: io::Result<()>) -> Option<Event> {
         tracing::warn!("cannot give the interface to another process: {error}");
         Event::Gone
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_socket_goes_over_while_takers_are_not_accepted() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut giving = Giving::open(directory.path().join("wg0.handover"));
+        assert!(giving.takers().is_some());
+        giving.paused = Some(Instant::now() + PAUSE * 100);
+        assert!(giving.takers().is_none() && giving.listener().is_some());
+    }
 }

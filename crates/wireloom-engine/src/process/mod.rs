@@ -282,7 +282,7 @@ impl Interface {
             self.store.keep(&Kept::Queue(queue), descriptor);
         }
         self.store.keep(&Kept::Control, self.server.as_fd());
-        if let Some(listener) = self.giving.takers() {
+        if let Some(listener) = self.giving.listener() {
             self.store.keep(&Kept::Handover, listener);
         }
     }
