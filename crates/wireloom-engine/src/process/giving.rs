@@ -292,7 +292,8 @@ impl Interface {
 
     /// A wait that ends in time for what is due here.
     pub(super) fn no_longer_than(&self, timeout: Option<Duration>) -> Option<Duration> {
-        let until = self.giving.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let due = self.giving.deadline().into_iter().chain(self.store.port_due());
+        let until = due.map(|at| at.saturating_duration_since(Instant::now()));
         timeout.into_iter().chain(until).min()
     }
 }

@@ -66,8 +66,6 @@ pub struct Interface {
     signals: SignalFd,
     giving: Giving,
     store: Store,
-    /// [`Engine::port_changes`] when its sockets were stored last.
-    kept_port: Option<u64>,
     /// Says that this process has the interface; `None` where that cannot be said.
     holders: Option<Holders>,
 }
@@ -192,7 +190,7 @@ impl Interface {
         };
         let store = Store::start();
         store.forget_rest(stored);
-        let mut interface = Self { engine, server, inbox, signals, giving, store, kept_port: None, holders };
+        let mut interface = Self { engine, server, inbox, signals, giving, store, holders };
         interface.keep_all();
         Ok(interface)
     }
@@ -290,21 +288,10 @@ impl Interface {
     /// Has the sockets of the port stored whenever it is another one.
     fn keep_port(&mut self) {
         let changes = self.engine.port_changes();
-        if !self.store.is_there() || self.kept_port == Some(changes) {
-            return;
-        }
-        self.kept_port = Some(changes);
-        self.engine.note_port_stored();
-        let sockets = self.engine.sockets(LinuxUdp::duplicates).unwrap_or_default();
-        for queue in 0..self.engine.queues() {
-            let of_queue = sockets.get(queue).map(Vec::as_slice).unwrap_or_default();
-            for v6 in [false, true] {
-                let kept = Kept::Udp { queue, v6 };
-                match of_queue.iter().find(|(_, is_v6)| *is_v6 == v6) {
-                    Some((socket, _)) => self.store.keep(&kept, socket.as_fd()),
-                    None => self.store.forget(&kept),
-                }
-            }
+        if self.store.lacks_port(changes) {
+            self.engine.note_port_stored();
+            let sockets = self.engine.sockets(LinuxUdp::duplicates);
+            self.store.keep_port(changes, self.engine.queues(), sockets);
         }
     }
 

@@ -5,19 +5,27 @@
 use std::{
     env,
     fs::File,
+    io,
     os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     sync::{
         atomic::{AtomicBool, Ordering},
         mpsc::{Sender, channel},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use sd_notify::NotifyState;
 
+/// When to try again after the sockets of the port could not be duplicated.
+const PORT_PAUSE: Duration = Duration::from_secs(1);
+
 const CONTROL: &str = "control";
 const HANDOVER: &str = "handover";
+
+/// The sockets of a queue, and whether each is for IPv6.
+type Sockets = Vec<(OwnedFd, bool)>;
 
 /// What the last process has left.
 #[derive(Default)]
@@ -102,7 +110,6 @@ impl Stored {
 /// A descriptor to be stored.
 pub(super) enum Kept {
     Queue(usize),
-    Udp { queue: usize, v6: bool },
     Control,
     Handover,
 }
@@ -111,7 +118,6 @@ impl Kept {
     fn name(&self) -> String {
         match *self {
             Self::Queue(queue) => tun(queue),
-            Self::Udp { queue, v6 } => udp(queue, v6),
             Self::Control => CONTROL.to_owned(),
             Self::Handover => HANDOVER.to_owned(),
         }
@@ -130,6 +136,10 @@ fn udp(queue: usize, v6: bool) -> String {
 pub(super) struct Store {
     /// `None` without a supervisor.
     notes: Option<Sender<Note>>,
+    /// How often the port had changed when its sockets were stored.
+    port: Option<u64>,
+    /// When to try again to store the sockets, if that failed.
+    port_due: Option<Instant>,
 }
 
 /// What becomes of the stored descriptor of this name.
@@ -144,11 +154,15 @@ impl Store {
     /// Begins to store, if there is a supervisor.
     pub(super) fn start() -> Self {
         if env::var_os("NOTIFY_SOCKET").is_none() {
-            return Self { notes: None };
+            return Self::telling(None);
         }
         let (notes, waiting) = channel();
         let told = thread::Builder::new().name("store".into()).spawn(move || waiting.iter().for_each(tell));
-        Self { notes: told.is_ok().then_some(notes) }
+        Self::telling(told.is_ok().then_some(notes))
+    }
+
+    fn telling(notes: Option<Sender<Note>>) -> Self {
+        Self { notes, port: None, port_due: None }
     }
 
     /// Has everything closed that this process did not get from `stored`, or has refused. Open, it would keep a port
@@ -163,11 +177,6 @@ impl Store {
         self.send(Note::Ready);
     }
 
-    /// Whether somebody stores descriptors.
-    pub(super) fn is_there(&self) -> bool {
-        self.notes.is_some()
-    }
-
     /// Has a descriptor stored, in place of an earlier one of that kind.
     pub(super) fn keep(&self, kept: &Kept, descriptor: BorrowedFd<'_>) {
         match descriptor.try_clone_to_owned() {
@@ -176,9 +185,40 @@ impl Store {
         }
     }
 
-    /// Has the stored descriptor of that kind closed, if there is one.
-    pub(super) fn forget(&self, kept: &Kept) {
-        self.send(Note::Forget(kept.name()));
+    /// Whether the sockets of the port, which has changed so often, are to be stored.
+    pub(super) fn lacks_port(&self, changes: u64) -> bool {
+        let may_try = self.port_due.is_none_or(|at| at <= Instant::now());
+        self.notes.is_some() && self.port != Some(changes) && may_try
+    }
+
+    /// When to look again at [`Self::lacks_port`], although the port is the same.
+    pub(super) fn port_due(&self) -> Option<Instant> {
+        self.port_due
+    }
+
+    /// Has the sockets of so many queues stored, of each family at most one, in place of those of the port before.
+    /// Without them, that one stays stored, and this is to be repeated.
+    pub(super) fn keep_port(&mut self, changes: u64, queues: usize, sockets: io::Result<Vec<Sockets>>) {
+        let mut sockets = match sockets {
+            Ok(sockets) => sockets.into_iter(),
+            Err(error) => {
+                tracing::warn!("cannot have the port stored for the next process: {error}");
+                self.port_due = Some(Instant::now() + PORT_PAUSE);
+                return;
+            }
+        };
+        for queue in 0..queues {
+            let mut of_queue = sockets.next().unwrap_or_default();
+            for v6 in [false, true] {
+                let name = udp(queue, v6);
+                let position = of_queue.iter().position(|(_, is_v6)| *is_v6 == v6);
+                self.send(match position.map(|position| of_queue.swap_remove(position)) {
+                    Some((socket, _)) => Note::Keep(name, socket),
+                    None => Note::Forget(name),
+                });
+            }
+        }
+        (self.port, self.port_due) = (Some(changes), None);
     }
 
     fn send(&self, note: Note) {
@@ -202,5 +242,48 @@ fn tell(note: Note) {
     };
     if let Err(error) = outcome {
         tracing::warn!("cannot tell the supervisor: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::mpsc::Receiver};
+
+    use super::*;
+
+    fn socket() -> OwnedFd {
+        File::open("/dev/null").expect("it is there").into()
+    }
+
+    /// What is said of each name, and whether it is to be stored.
+    fn said(waiting: &Receiver<Note>) -> BTreeMap<String, bool> {
+        let notes = waiting.try_iter().map(|note| match note {
+            Note::Keep(name, _) => (name, true),
+            Note::Forget(name) => (name, false),
+            Note::Ready => ("ready".to_owned(), true),
+        });
+        notes.collect()
+    }
+
+    #[test]
+    fn the_port_before_stays_stored_until_there_are_duplicates_of_the_next_one() {
+        let (notes, waiting) = channel();
+        let mut store = Store::telling(Some(notes));
+        assert!(store.lacks_port(1));
+        store.keep_port(1, 2, Ok(vec![vec![(socket(), false), (socket(), true)], vec![(socket(), false)]]));
+        let stored = [("udp4-0", true), ("udp6-0", true), ("udp4-1", true), ("udp6-1", false)];
+        assert_eq!(said(&waiting), stored.map(|(name, stays)| (name.to_owned(), stays)).into());
+        assert!(!store.lacks_port(1) && store.lacks_port(2));
+
+        store.keep_port(2, 2, Err(io::ErrorKind::OutOfMemory.into()));
+        assert_eq!(said(&waiting), BTreeMap::new());
+        assert!(!store.lacks_port(2), "not at once again");
+        let due = store.port_due().expect("it is tried again");
+        assert!(due <= Instant::now() + PORT_PAUSE);
+        store.port_due = Some(Instant::now());
+        assert!(store.lacks_port(2));
+        store.keep_port(2, 2, Ok(Vec::new()));
+        assert!(said(&waiting).values().all(|stays| !stays), "it was closed");
+        assert!(!store.lacks_port(2) && store.port_due().is_none());
     }
 }

@@ -414,7 +414,6 @@ impl<'a> Taking<'a> {
             signals,
             giving,
             store: Store::start(),
-            kept_port: None,
             holders: Some(holders),
         };
         interface.keep_all();
