@@ -274,7 +274,7 @@ struct Woken {
 }
 
 impl Interface {
-    /// Has all descriptors stored for the next process, but for those of the port.
+    /// Has all descriptors stored for the next process.
     fn keep_all(&mut self) {
         for (queue, descriptor) in self.engine.tun().queues().enumerate() {
             self.store.keep(&Kept::Queue(queue), descriptor);
@@ -283,6 +283,8 @@ impl Interface {
         if let Some(listener) = self.giving.listener() {
             self.store.keep(&Kept::Handover, listener);
         }
+        // Before this process says that it is ready: the supervisor forgets then what the one before has stored.
+        self.keep_port();
     }
 
     /// Has the sockets of the port stored whenever it is another one.

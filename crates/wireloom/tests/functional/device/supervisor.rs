@@ -185,6 +185,8 @@ fn a_second_run_hands_over_and_so_does_the_run_of_another_supervisor() {
     for path in [ENGINE, OTHER, OTHER, ENGINE, ENGINE] {
         let running = at(path, run).unwrap();
         assert!(running.state == State::Running && running.process != last, "{running:?}");
+        // If the new device died at once, the next one would need all of them.
+        assert_eq!(running.descriptors, 5, "they are stored before it is ready");
         assert_eq!(state(), before, "key, port and interface go over");
         last = running.process;
         // Both supervisors and this device; the one before is not started again.
