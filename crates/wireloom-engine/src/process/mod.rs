@@ -178,8 +178,12 @@ impl Interface {
         if sockets.len() == engine.queues() {
             let mark = sockets[0].0.as_fd();
             let mark = getsockopt(&mark, sockopt::Mark).unwrap_or_default();
-            let sockets = LinuxUdp::take_over(sockets, mark).map_err(failed("use the stored sockets"))?;
-            engine.adopt_unknown(now, sockets, mark).map_err(failed("use the stored sockets"))?;
+            match LinuxUdp::take_over(sockets, mark) {
+                Ok(sockets) => {
+                    engine.adopt_unknown(now, sockets, mark).map_err(failed("use the stored sockets"))?;
+                }
+                Err(error) => tracing::warn!("cannot use the stored port: {error}"),
+            }
         }
         let path = handover_socket(name);
         // Without its file nobody can connect to it.
