@@ -6,11 +6,11 @@
 //! keeps descriptors holds no lock: it carries no packets.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     mem::ManuallyDrop,
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -21,9 +21,9 @@ use super::socket::Peer;
 use crate::directory::create_directory;
 
 /// The file of an interface. It is never closed: that would end the locks that this process has on it, whichever of its
-/// descriptors they were made by (fcntl_locking(2)).
+/// descriptors they were made by (fcntl_locking(2)). Nor is it removed: a process that has just opened it would hold a
+/// lock that nobody sees.
 pub(crate) struct Holders {
-    path: PathBuf,
     file: ManuallyDrop<File>,
 }
 
@@ -39,7 +39,7 @@ impl Holders {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.custom_flags(libc::O_NOFOLLOW).open(path)?;
-        Ok(Self { path: path.into(), file: ManuallyDrop::new(file) })
+        Ok(Self { file: ManuallyDrop::new(file) })
     }
 
     /// Says that this process has descriptors of the interface: before it opens the interface, or asks a giver for it.
@@ -59,13 +59,6 @@ impl Holders {
     #[cfg(test)]
     pub(crate) fn leave(&self) -> io::Result<()> {
         self.lock(libc::F_UNLCK)
-    }
-
-    /// Removes the file when this process ends, unless another one has descriptors.
-    pub(crate) fn remove(&self) {
-        if matches!(self.another_pid(), Ok(None)) {
-            let _ = fs::remove_file(&self.path);
-        }
     }
 
     /// Another process that has descriptors; of several, any one. `None` when there is no other.

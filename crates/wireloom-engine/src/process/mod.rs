@@ -66,8 +66,6 @@ pub struct Interface {
     signals: SignalFd,
     giving: Giving,
     store: Store,
-    /// Says that this process has the interface; `None` where that cannot be said.
-    holders: Option<Holders>,
 }
 
 /// Why the interface could not be opened. Nothing is left behind.
@@ -194,7 +192,7 @@ impl Interface {
         };
         let store = Store::start();
         store.forget_rest(stored);
-        let mut interface = Self { engine, server, inbox, signals, giving, store, holders };
+        let mut interface = Self { engine, server, inbox, signals, giving, store };
         interface.keep_all();
         Ok(interface)
     }
@@ -216,9 +214,6 @@ impl Interface {
             return end;
         }
         self.giving.close();
-        if let Some(holders) = &self.holders {
-            holders.remove();
-        }
         // Before anything else shows that this process ends: the next one may want the port.
         self.engine.close_port();
         self.engine.finish();

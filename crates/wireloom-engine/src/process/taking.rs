@@ -139,7 +139,7 @@ impl Interface {
             }
             let Some(taking) = Taking::begin(name, mode, state, &holders)? else { return Ok(None) };
             let error = match taking.run(&holders, &signals)? {
-                Ok((taking, ready)) => return Ok(Some(taking.serve(ready, signals, holders))),
+                Ok((taking, ready)) => return Ok(Some(taking.serve(ready, signals))),
                 Err(Why::Killed) => return Ok(None),
                 // A supervisor keeps the listening socket, and nobody has the interface.
                 Err(Why::Moved) if holders.another()?.is_none() => return Ok(None),
@@ -384,7 +384,7 @@ impl<'a> Taking<'a> {
     }
 
     /// Goes on where the giver has stopped: the interface is ours. Nothing may fail any more, for nobody else has it.
-    fn serve(mut self, ready: Ready, signals: SignalFd, holders: Holders) -> Interface {
+    fn serve(mut self, ready: Ready, signals: SignalFd) -> Interface {
         let Ready { mut engine, mut server, inbox, now } = ready;
         engine.resume();
         let now = clock::now().unwrap_or(now);
@@ -414,7 +414,6 @@ impl<'a> Taking<'a> {
             signals,
             giving,
             store: Store::start(),
-            holders: Some(holders),
         };
         interface.keep_all();
         interface

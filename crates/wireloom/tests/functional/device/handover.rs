@@ -241,6 +241,8 @@ fn a_process_that_has_taken_over_serves_although_who_started_it_is_gone() {
     Shown::of(near).assert_goes_on(&before);
     near.run(&format!("kill {}", process(near))).unwrap();
     assert!(finish(taker, "the process that has taken over", PATIENCE).unwrap().status.success());
+    // A process that has just opened it would hold a lock that nobody sees.
+    near.run("ls /run/wireloom/wg0.holders").unwrap();
 }
 
 #[test]
