@@ -1,8 +1,8 @@
 //! Hands an engine's work over to another process, and takes it over.
 
-use std::{io, iter, time::Duration};
+use std::{io, iter};
 
-use wireloom_proto::Now;
+use wireloom_proto::{Instant, Now};
 use wireloom_types::Mode;
 
 use super::{AWAIT_PEERS, Engine, Runner, Worker};
@@ -134,9 +134,25 @@ impl<T: Tun, N: Network> Engine<T, N> {
         (self.tun, queues, sockets.into_iter().flatten().collect())
     }
 
-    /// Notes how long packets waited for the hand-over to this engine.
-    pub(crate) fn note_waited(&mut self, waited: Duration) {
-        self.waited = Some(waited);
+    /// Notes when the engine before has stopped, as its process says.
+    pub(crate) fn note_stopped(&mut self, at: Instant) {
+        self.stopped_at = Some(at);
+    }
+
+    /// Notes how long packets have waited since then, once this engine reads them. False while it awaits peers.
+    pub(crate) fn note_reading(&mut self, now: Instant) -> bool {
+        if self.awaits_peers.is_some() {
+            return false;
+        }
+        if let Some(stopped_at) = self.stopped_at.take() {
+            let waited = now.since(stopped_at);
+            tracing::info!(
+                "took over from another process; packets waited for {:.1} ms",
+                waited.as_secs_f64() * 1e3
+            );
+            self.waited = Some(waited);
+        }
+        true
     }
 
     /// The number of queues.

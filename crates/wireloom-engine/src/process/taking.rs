@@ -388,8 +388,10 @@ impl<'a> Taking<'a> {
         let Ready { mut engine, mut server, inbox, now } = ready;
         engine.resume();
         let now = clock::now().unwrap_or(now);
-        let waited = now.monotonic.since(BootInstant::from_nanos(self.stopped_at));
-        engine.note_waited(waited);
+        engine.note_stopped(BootInstant::from_nanos(self.stopped_at));
+        if !engine.note_reading(now.monotonic) {
+            tracing::info!("took over from another process; sessions are made anew, and packets wait for that");
+        }
         // They are for the case that the giver has died. Open, they would keep a port taken that is closed here.
         drop(Stored::take());
         server.serve();
@@ -403,10 +405,6 @@ impl<'a> Taking<'a> {
             Ok(file) => engine = engine.with_kept_timestamp(file, now),
             Err(error) => tracing::info!("{}", kept_timestamp::complaint(self.state, &error)),
         }
-        tracing::info!(
-            "took over from another process; packets waited for {:.1} ms",
-            waited.as_secs_f64() * 1e3
-        );
         let mut interface = Interface {
             engine,
             server,

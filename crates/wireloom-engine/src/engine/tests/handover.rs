@@ -128,6 +128,24 @@ fn what_waits_for_an_engine_that_knows_nothing_waits_until_it_has_peers() {
 }
 
 #[test]
+fn packets_wait_until_they_are_read() {
+    let (mut a, mut b) = pair();
+    a.hand_over(at(2), |_| ());
+    a.engine.note_stopped(at(1).monotonic);
+    assert!(a.engine.note_reading(at(2).monotonic));
+    assert_eq!(a.engine.waited, Some(Duration::from_secs(1)));
+
+    a.forget_everything(at(4));
+    a.engine.note_stopped(at(3).monotonic);
+    assert!(!a.engine.note_reading(at(4).monotonic), "it awaits peers");
+    a.turn(at(5));
+    assert_eq!(a.engine.waited, None);
+    a.configure(at(7), &[&b]);
+    settle(at(7), &mut [&mut a, &mut b]);
+    assert_eq!(a.engine.waited, Some(Duration::from_secs(4)));
+}
+
+#[test]
 fn what_waits_for_an_engine_that_gets_no_peers_is_refused() {
     let (mut a, b) = pair();
     a.forget_everything(at(2));
