@@ -99,22 +99,38 @@ struct Taking<'a> {
 
 /// What was made from the copy.
 struct Prepared {
-    /// `None` without a copy.
-    state: Option<PreparedState>,
-    tun: LinuxTun,
-    queues: Vec<LinuxQueue>,
+    copied: Copied,
     server: Server,
     inbox: Inbox,
     threads: Threads,
     pool: Option<CryptoPool<CryptoJob>>,
 }
 
+enum Copied {
+    State(PreparedState, LinuxTun, Vec<LinuxQueue>),
+    /// Without a state, just the queues. What the kernel takes and gives is agreed on with it after *Commit*: the giver
+    /// may know less.
+    Nothing(Vec<File>),
+}
+
 /// What only waits for the giver's *Commit*.
 struct Ready {
-    engine: Engine<LinuxTun, LinuxNetwork>,
+    next: Next,
     server: Server,
     inbox: Inbox,
     now: Now,
+}
+
+enum Next {
+    Engine(Box<Engine<LinuxTun, LinuxNetwork>>),
+    /// What an engine without sessions is made of.
+    Afresh {
+        queues: Vec<File>,
+        sockets: Vec<LinuxUdp>,
+        mark: u32,
+        threads: Threads,
+        pool: Option<CryptoPool<CryptoJob>>,
+    },
 }
 
 impl Interface {
@@ -139,7 +155,7 @@ impl Interface {
             }
             let Some(taking) = Taking::begin(name, mode, state, &holders)? else { return Ok(None) };
             let error = match taking.run(&holders, &signals)? {
-                Ok((taking, ready)) => return Ok(Some(taking.serve(ready, signals))),
+                Ok((taking, ready)) => return Ok(taking.serve(ready, signals)),
                 Err(Why::Killed) => return Ok(None),
                 // A supervisor keeps the listening socket, and nobody has the interface.
                 Err(Why::Moved) if holders.another()?.is_none() => return Ok(None),
@@ -309,48 +325,70 @@ impl<'a> Taking<'a> {
             }
         };
         let queues = self.take_queues();
-        let (tun, queues) = match &state {
+        let count = queues.len();
+        let copied = match state {
             Some(state) => {
                 let engine = state.engine();
-                LinuxTun::take_over(queues, engine.peer_lookup, &engine.interface, engine.mtu as usize)?
+                let (mtu, interface) = (engine.mtu as usize, &engine.interface);
+                let (tun, queues) = LinuxTun::take_over(queues, engine.peer_lookup, interface, mtu)?;
+                Copied::State(state, tun, queues)
             }
-            None => LinuxTun::take_over_unknown(queues, self.mode.peer_lookup())?,
+            None if queues.is_empty() => return Err(missing()),
+            None => Copied::Nothing(queues),
         };
         let listener = self.take(|role| role == Role::Control).ok_or_else(missing)?;
         let mut server = Server::take_over(&control_socket(self.name), listener)?;
         privileges::drop_unneeded()?;
         // Threads inherit the dropped privileges and the blocked signals, so they start only now.
         let inbox = server.prepare()?;
-        let threads = Threads::start(queues.len())?;
-        let pool = match queues.len() {
+        let threads = Threads::start(count)?;
+        let pool = match count {
             1 => None,
-            queues => Some(CryptoPool::start(queues - 1, queues)?),
+            count => Some(CryptoPool::start(count - 1, count)?),
         };
-        self.prepared = Some(Prepared { state, tun, queues, server, inbox, threads, pool });
+        self.prepared = Some(Prepared { copied, server, inbox, threads, pool });
         Ok(())
     }
 
     /// Applies the changes of `len` bytes.
     fn apply(&mut self, len: u64) -> io::Result<()> {
-        let Prepared { state, tun, queues, server, inbox, threads, pool } =
-            self.prepared.take().ok_or_else(missing)?;
+        let Prepared { copied, server, inbox, threads, pool } = self.prepared.take().ok_or_else(missing)?;
         let now = clock::now()?;
-        let (runner, pool) = (Box::new(threads), pool.as_ref());
-        let Some(state) = state else {
-            let mark = self.mark();
-            let sockets = self.take_sockets(queues.len(), mark)?;
-            let mut engine = Engine::new(&self.seed, self.mode, (tun, queues), LinuxNetwork, runner, pool)?;
-            engine.adopt_unknown(now, sockets, mark)?;
-            self.ready = Some(Ready { engine, server, inbox, now });
-            return Ok(());
+        let next = match copied {
+            Copied::State(state, tun, queues) => {
+                let changes = read_and_wipe(self.arrived.pop().ok_or_else(missing)?, len)?;
+                let received = state.with_changes(&changes).map_err(io::Error::other)?;
+                let sockets = self.take_sockets(queues.len(), received.shared.engine.fwmark)?;
+                let (interface, runner) = ((tun, queues), Box::new(threads));
+                let pool = pool.as_ref();
+                let engine =
+                    Engine::take_over(now, received, interface, LinuxNetwork, sockets, runner, pool)?;
+                Next::Engine(Box::new(engine))
+            }
+            Copied::Nothing(queues) => {
+                let mark = self.mark();
+                let sockets = self.take_sockets(queues.len(), mark)?;
+                Next::Afresh { queues, sockets, mark, threads, pool }
+            }
         };
-        let changes = read_and_wipe(self.arrived.pop().ok_or_else(missing)?, len)?;
-        let received = state.with_changes(&changes).map_err(io::Error::other)?;
-        let sockets = self.take_sockets(queues.len(), received.shared.engine.fwmark)?;
-        let interface = (tun, queues);
-        let engine = Engine::take_over(now, received, interface, LinuxNetwork, sockets, runner, pool)?;
-        self.ready = Some(Ready { engine, server, inbox, now });
+        self.ready = Some(Ready { next, server, inbox, now });
         Ok(())
+    }
+
+    /// An engine that knows nothing, on what has come.
+    fn engine_afresh(
+        &self,
+        now: Now,
+        queues: Vec<File>,
+        (sockets, mark): (Vec<LinuxUdp>, u32),
+        threads: Threads,
+        pool: Option<&CryptoPool<CryptoJob>>,
+    ) -> io::Result<Engine<LinuxTun, LinuxNetwork>> {
+        let interface = LinuxTun::take_over_unknown(queues, self.mode.peer_lookup())?;
+        let runner = Box::new(threads);
+        let mut engine = Engine::new(&self.seed, self.mode, interface, LinuxNetwork, runner, pool)?;
+        engine.adopt_unknown(now, sockets, mark)?;
+        Ok(engine)
     }
 
     /// The mark of the sockets that have come.
@@ -383,11 +421,20 @@ impl<'a> Taking<'a> {
         LinuxUdp::take_over(sockets, mark)
     }
 
-    /// Goes on where the giver has stopped: the interface is ours. Nothing may fail any more, for nobody else has it.
-    fn serve(mut self, ready: Ready, signals: SignalFd) -> Interface {
-        let Ready { mut engine, mut server, inbox, now } = ready;
-        engine.resume();
+    /// Goes on where the giver has stopped: the interface is ours. With sessions nothing may fail any more, for nobody
+    /// else has them. `None` when it fails without: the interface may be opened afresh.
+    fn serve(mut self, ready: Ready, signals: SignalFd) -> Option<Interface> {
+        let Ready { next, mut server, inbox, now } = ready;
         let now = clock::now().unwrap_or(now);
+        let made = match next {
+            Next::Engine(engine) => Ok(*engine),
+            Next::Afresh { queues, sockets, mark, threads, pool } => {
+                self.engine_afresh(now, queues, (sockets, mark), threads, pool.as_ref())
+            }
+        };
+        let failed = |error: &io::Error| tracing::warn!("cannot go on with the interface: {error}");
+        let mut engine = made.inspect_err(failed).ok()?;
+        engine.resume();
         engine.note_stopped(BootInstant::from_nanos(self.stopped_at));
         if !engine.note_reading(now.monotonic) {
             tracing::info!("took over from another process; sessions are made anew, and packets wait for that");
@@ -414,7 +461,7 @@ impl<'a> Taking<'a> {
             store: Store::start(),
         };
         interface.keep_all();
-        interface
+        Some(interface)
     }
 }
 
