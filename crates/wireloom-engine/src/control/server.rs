@@ -144,7 +144,9 @@ impl Server {
         // Clients learn by it who serves them: of a socket that was taken over, this process from now on
         // (`init_peercred` in `unix_listen`, net/unix/af_unix.c).
         if let Err(error) = listen(&self.listener, Backlog::MAXCONN) {
-            tracing::warn!("those who connect to the control socket are not told that this process serves it: {error}");
+            tracing::warn!(
+                "those who connect to the control socket are not told that this process serves it: {error}"
+            );
         }
         self.resume();
     }

@@ -15,7 +15,7 @@ use super::{Interface, clock};
 use crate::{
     handover::{
         envelope::{Message, Reason, Role, Versions},
-        giver::{Action, Event, Giver, busy, ready_limit},
+        giver::{Action, Event, Giver, Restraint, busy, ready_limit},
         memory::SecretFile,
         socket::{Arrival, Connection, Listener},
         state::{InterfaceState, Snapshot, VERSION},
@@ -35,6 +35,7 @@ pub(super) struct Giving {
     /// `None` when it could not be opened: nobody can take over then.
     listener: Option<Listener>,
     attempt: Option<Attempt>,
+    restraint: Restraint,
     /// Until when no taker is accepted, because there are no descriptors or no memory for one.
     paused: Option<Instant>,
 }
@@ -72,12 +73,13 @@ impl Giving {
                 None
             }
         };
-        Self { listener, attempt: None, paused: None }
+        Self { listener, attempt: None, restraint: Restraint::default(), paused: None }
     }
 
     /// Goes on with a socket that another process has made.
     pub(super) fn take_over(listener: Listener) -> Self {
-        Self { listener: Some(listener), attempt: None, paused: None }
+        let restraint = Restraint::default();
+        Self { listener: Some(listener), attempt: None, restraint, paused: None }
     }
 
     /// Removes the socket.
@@ -155,9 +157,11 @@ impl Interface {
                     return Ok(());
                 }
             };
-            if self.giving.attempt.is_some() {
+            let is_busy = self.giving.attempt.is_some();
+            let refusal = is_busy.then(busy).or_else(|| self.giving.restraint.refusal(Instant::now()));
+            if let Some(refusal) = refusal {
                 // It closes the connection, or finds it closed.
-                let _ = taker.send(&busy(), &[]);
+                let _ = taker.send(&refusal, &[]);
                 continue;
             }
             let giver = Giver::new(VERSIONS);
@@ -286,6 +290,7 @@ impl Interface {
 
     fn resume(&mut self, attempt: &mut Attempt) {
         attempt.stopped_at = None;
+        self.giving.restraint.note_failure(Instant::now());
         self.engine.resume();
         self.server.resume();
     }

@@ -176,12 +176,7 @@ impl Interface {
 
 impl<'a> Taking<'a> {
     /// Connects to the process that has the interface, if there is one.
-    fn begin(
-        name: &'a str,
-        mode: Mode,
-        state: &'a Path,
-        holders: &Holders,
-    ) -> io::Result<Option<Self>> {
+    fn begin(name: &'a str, mode: Mode, state: &'a Path, holders: &Holders) -> io::Result<Option<Self>> {
         let Some(connection) = Connection::connect(&handover_socket(name))? else { return Ok(None) };
         let peer = connection.peer(holders)?;
         let mut seed = Zeroizing::new([0; 32]);
@@ -437,7 +432,9 @@ impl<'a> Taking<'a> {
         engine.resume();
         engine.note_stopped(BootInstant::from_nanos(self.stopped_at));
         if !engine.note_reading(now.monotonic) {
-            tracing::info!("took over from another process; sessions are made anew, and packets wait for that");
+            tracing::info!(
+                "took over from another process; sessions are made anew, and packets wait for that"
+            );
         }
         // They are for the case that the giver has died. Open, they would keep a port taken that is closed here.
         drop(Stored::take());
@@ -452,14 +449,7 @@ impl<'a> Taking<'a> {
             Ok(file) => engine = engine.with_kept_timestamp(file, now),
             Err(error) => tracing::info!("{}", kept_timestamp::complaint(self.state, &error)),
         }
-        let mut interface = Interface {
-            engine,
-            server,
-            inbox,
-            signals,
-            giving,
-            store: Store::start(),
-        };
+        let mut interface = Interface { engine, server, inbox, signals, giving, store: Store::start() };
         interface.keep_all();
         Some(interface)
     }
