@@ -205,7 +205,8 @@ impl<'a> Taking<'a> {
     ) -> Result<Result<(Self, Ready), Why>, TakeOverError> {
         let mut taker = Taker::new(VERSIONS);
         let mut deadline = None;
-        let mut actions = VecDeque::from(taker.begin());
+        let named_lives = self.peer.as_ref().is_some_and(|peer| !peer.has_ended().unwrap_or(true));
+        let mut actions = VecDeque::from(taker.begin(named_lives));
         let (mut failed, mut said_ready) = (false, false);
         loop {
             if !said_ready && asks_for_end(signals)? {

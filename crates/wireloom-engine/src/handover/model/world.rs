@@ -333,7 +333,7 @@ impl World {
         });
         let process = self.process(number);
         let taker = Taker::new(process.versions);
-        process.todo.extend(taker.begin().into_iter().map(Action::Take));
+        process.todo.extend(taker.begin(true).into_iter().map(Action::Take));
         process.side = Side::Takes(taker);
     }
 
