@@ -1,8 +1,8 @@
 //! Hands an engine's work over to another process, and takes it over.
 
-use std::{io, iter};
+use std::{io, iter, mem};
 
-use wireloom_proto::{Instant, Now};
+use wireloom_proto::{DropReason, Instant, Now};
 use wireloom_types::Mode;
 
 use super::{AWAIT_PEERS, Engine, Runner, Worker};
@@ -14,8 +14,8 @@ use crate::{
     udp::{Network, Patience, Udp},
 };
 
-/// The most rounds of handling what the workers had punted before they stopped, each of about 8 handshake messages:
-/// packets wait meanwhile. What is left is lost, as on the network.
+/// The most rounds of handling what the workers had punted before they stopped, each of about 8 handshake messages, and
+/// of a segment of a multicast to all peers.
 const ROUNDS_MAX: usize = 4;
 
 impl<T: Tun, N: Network> Engine<T, N> {
@@ -43,21 +43,28 @@ impl<T: Tun, N: Network> Engine<T, N> {
     }
 
     /// Stops: sends and delivers all that was read, and then reads nothing more. [`Self::resume`] ends it. Between the
-    /// two, no other method may be called that changes something.
+    /// two, no other method may be called that changes something. Packets wait meanwhile, so that once `is_late` is true,
+    /// what the workers had punted is dropped.
     ///
     /// # Errors
     /// When the engine cannot go on at all.
-    pub(crate) fn stop(&mut self, now: Now) -> io::Result<()> {
-        self.workers.halt(|worker| worker.send_unsent(now));
-        self.workers.check()?;
+    pub(crate) fn stop(&mut self, now: Now, is_late: impl Fn() -> bool) -> io::Result<()> {
         let mut patience = Patience::default();
+        self.workers.halt(|worker| patience = worker.send_unsent(now, mem::take(&mut patience)));
+        self.workers.check()?;
+        let mut more = true;
         for _ in 0..ROUNDS_MAX {
-            let mut more = self.send_multicasts(now, &mut patience);
+            more = self.send_multicasts(now, &mut patience);
             more |= self.answer_handshakes(now);
-            more |= self.take_news(now);
-            if !more {
+            // All of them: they are short, and say what happened to sessions.
+            while self.take_news(now) {}
+            if !more || is_late() {
                 break;
             }
+        }
+        if more {
+            self.workers.forget_punts(&self.drops);
+            self.drops.count_many(DropReason::Forgotten, self.multicast.take().map_or(0, |_| 1));
         }
         // What the device has to send must be sent: it is not handed over.
         while let Some(udp) = &mut self.udp

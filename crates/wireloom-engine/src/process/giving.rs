@@ -30,6 +30,10 @@ pub(super) const VERSIONS: Versions = Versions { oldest: VERSION, newest: VERSIO
 /// The pause after a taker could not be accepted. Without one, the control thread would do nothing else.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How long the engine handles what its workers had punted when it stops. A multicast to thousands of peers takes as
+/// long.
+const STOP_MAX: Duration = Duration::from_millis(20);
+
 /// The hand-over socket, and the attempt of a taker.
 pub(super) struct Giving {
     /// `None` when it could not be opened: nobody can take over then.
@@ -274,7 +278,8 @@ impl Interface {
         self.server.pause();
         let now = clock::now()?;
         attempt.stopped_at = Some(now.monotonic.as_nanos());
-        self.engine.stop(now)
+        let until = now.monotonic + STOP_MAX;
+        self.engine.stop(now, || clock::now().is_ok_and(|now| now.monotonic >= until))
     }
 
     fn send_changes(&mut self, attempt: &mut Attempt, version: u32) -> io::Result<()> {
