@@ -355,13 +355,6 @@ impl Peer {
     }
 }
 
-impl AsFd for Peer {
-    /// Readable when [`Peer::has_ended`].
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
-    }
-}
-
 /// Waits until a descriptor is readable. False when `deadline` came first.
 fn wait_readable(descriptor: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
     loop {

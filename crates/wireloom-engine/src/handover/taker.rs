@@ -65,7 +65,7 @@ pub(crate) enum Action {
     Prepare { version: u32, len: u64 },
     /// Read the changes of `len` bytes that came, wipe and apply them, then pass [`Event::Built`]. The giver has
     /// stopped at `stopped_at`, in nanoseconds of `CLOCK_BOOTTIME`.
-    Apply { version: u32, len: u64, stopped_at: u64 },
+    Apply { len: u64, stopped_at: u64 },
     /// Kill whoever hangs, as [`Holders::kill`] does, then pass [`Event::GiverDead`].
     ///
     /// [`Holders::kill`]: super::holders::Holders::kill
@@ -109,12 +109,8 @@ enum Phase {
     Receiving {
         version: u32,
     },
-    Preparing {
-        version: u32,
-    },
-    Waiting {
-        version: u32,
-    },
+    Preparing,
+    Waiting,
     Applying,
     Ready,
     /// `ready`: the giver may have committed. `dead`, `gone`: it was seen dead, and the connection was read to its end.
@@ -158,7 +154,7 @@ impl Taker {
             (_, Event::Gone) => self.wipe(Why::Gone),
             (_, Event::Failed) => self.wipe(Why::Unusable),
             (
-                phase @ (Phase::Greeting | Phase::Receiving { .. } | Phase::Waiting { .. } | Phase::Ready),
+                phase @ (Phase::Greeting | Phase::Receiving { .. } | Phase::Waiting | Phase::Ready),
                 Event::Deadline,
             ) => {
                 self.phase = Phase::Killing { ready: phase == Phase::Ready, dead: false, gone: false };
@@ -175,16 +171,16 @@ impl Taker {
                 vec![Action::Keep(roles), Action::SetDeadline(BEFORE_STOP)]
             }
             (Phase::Receiving { version }, Event::Received(Message::Copy { len })) => {
-                self.phase = Phase::Preparing { version };
+                self.phase = Phase::Preparing;
                 vec![Action::Prepare { version, len }]
             }
-            (Phase::Preparing { version }, Event::Prepared) => {
-                self.phase = Phase::Waiting { version };
+            (Phase::Preparing, Event::Prepared) => {
+                self.phase = Phase::Waiting;
                 vec![Action::Send(Message::Prepared), Action::SetDeadline(AFTER_STOP)]
             }
-            (Phase::Waiting { version }, Event::Received(Message::Changes { len, stopped_at })) => {
+            (Phase::Waiting, Event::Received(Message::Changes { len, stopped_at })) => {
                 self.phase = Phase::Applying;
-                vec![Action::Apply { version, len, stopped_at }]
+                vec![Action::Apply { len, stopped_at }]
             }
             (Phase::Applying, Event::Built) => {
                 self.phase = Phase::Ready;
@@ -248,7 +244,7 @@ mod tests {
             (Event::Prepared, vec![Action::Send(Message::Prepared), wait.clone()]),
             (
                 received(Message::Changes { len: 3, stopped_at: 9 }),
-                vec![Action::Apply { version: 2, len: 3, stopped_at: 9 }],
+                vec![Action::Apply { len: 3, stopped_at: 9 }],
             ),
             (Event::Built, vec![Action::Send(Message::Ready), wait]),
             (received(Message::Commit), vec![Action::Serve]),

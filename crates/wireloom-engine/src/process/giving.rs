@@ -302,7 +302,7 @@ impl Interface {
 
     /// A wait that ends in time for what is due here.
     pub(super) fn no_longer_than(&self, timeout: Option<Duration>) -> Option<Duration> {
-        let due = self.giving.deadline().into_iter().chain(self.store.port_due());
+        let due = self.giving.deadline().into_iter().chain(self.service_manager.port_due());
         let until = due.map(|at| at.saturating_duration_since(Instant::now()));
         timeout.into_iter().chain(until).min()
     }

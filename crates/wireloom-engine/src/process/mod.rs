@@ -31,13 +31,13 @@ use zeroize::Zeroizing;
 use self::{
     giving::Giving,
     poll::{deleted, nothing, readable},
-    store::{Kept, Store, Stored},
+    store::{Inherited, ServiceManager},
     threads::Threads,
 };
 use crate::{
     control::{Inbox, Server},
     engine::Engine,
-    handover::{holders::Holders, socket::Listener},
+    handover::{envelope::Role, holders::Holders, socket::Listener},
     kept_timestamp::{self, KeptTimestamp},
     runtime::{crypto_pool::CryptoPool, turn::NextTurn},
     socket_file::ENDING,
@@ -65,7 +65,7 @@ pub struct Interface {
     inbox: Inbox,
     signals: SignalFd,
     giving: Giving,
-    store: Store,
+    service_manager: ServiceManager,
 }
 
 /// Why the interface could not be opened. Nothing is left behind.
@@ -133,21 +133,22 @@ impl Interface {
             tracing::warn!("if this process hangs while it takes over, the next one cannot find it: {error}");
         });
         let holders = holders.ok();
-        let mut stored = Stored::take();
+        let mut inherited = Inherited::receive();
         // Two processes must not have one queue. The supervisor closes it once this process says so, and the other one
         // can open the interface: it may be about to take over.
-        if !stored.is_empty() && holders.as_ref().is_some_and(|holders| !is_alone(holders)) {
+        if !inherited.is_empty() && holders.as_ref().is_some_and(|holders| !is_alone(holders)) {
             return Err(OpenError::HasAnother);
         }
-        let (tun, queues) = match open_stored(&mut stored, name, mode.peer_lookup()) {
+        let (tun, queues) = match open_stored(&mut inherited, name, mode.peer_lookup()) {
             Some(interface) => interface,
             None => {
                 // The port without the interface would be half of what there was.
-                stored.refuse_traffic();
+                inherited.refuse_traffic();
                 open_tun(name, mode.peer_lookup(), threads, offload)?
             }
         };
-        let listener = stored.control().map(|listener| Server::take_over(&control_socket(name), listener));
+        let listener =
+            inherited.take(Role::Control).map(|listener| Server::take_over(&control_socket(name), listener));
         let mut server = match listener {
             Some(Ok(server)) => server,
             _ => Server::open(control_socket(name))?,
@@ -172,7 +173,7 @@ impl Interface {
         if persistent || mode.peer_lookup() == PeerLookup::Gateway {
             engine.tun().set_persistent(true).map_err(failed("make the interface persistent"))?;
         }
-        let sockets = stored.sockets(engine.queues());
+        let sockets = inherited.sockets(engine.queues());
         if sockets.len() == engine.queues() {
             let mark = sockets[0].0.as_fd();
             let mark = getsockopt(&mark, sockopt::Mark).unwrap_or_default();
@@ -185,21 +186,21 @@ impl Interface {
         }
         let path = handover_socket(name);
         // Without its file nobody can connect to it.
-        let listener = stored.handover().filter(|_| path.exists());
+        let listener = inherited.take(Role::Handover).filter(|_| path.exists());
         let giving = match listener.map(|socket| Listener::from_fd(socket, path.clone())) {
             Some(Ok(listener)) => Giving::take_over(listener),
             _ => Giving::open(path),
         };
-        let store = Store::start();
-        store.forget_rest(stored);
-        let mut interface = Self { engine, server, inbox, signals, giving, store };
+        let service_manager = ServiceManager::start();
+        service_manager.forget_rest(inherited);
+        let mut interface = Self { engine, server, inbox, signals, giving, service_manager };
         interface.keep_all();
         Ok(interface)
     }
 
     /// Tells systemd or `wireloom engine`, if one of them supervises this process, that the interface is ready.
     pub fn say_ready(&self) {
-        self.store.say_ready();
+        self.service_manager.say_ready();
     }
 
     /// Carries packets until something ends it.
@@ -276,23 +277,23 @@ impl Interface {
     /// Has all descriptors stored for the next process.
     fn keep_all(&mut self) {
         for (queue, descriptor) in self.engine.tun().queues().enumerate() {
-            self.store.keep(&Kept::Queue(queue), descriptor);
+            self.service_manager.keep(Role::TunQueue(queue as u16), descriptor);
         }
-        self.store.keep(&Kept::Control, self.server.as_fd());
+        self.service_manager.keep(Role::Control, self.server.as_fd());
         if let Some(listener) = self.giving.listener() {
-            self.store.keep(&Kept::Handover, listener);
+            self.service_manager.keep(Role::Handover, listener);
         }
-        // Before this process says that it is ready: the supervisor forgets then what the one before has stored.
+        // Before this process says that it is ready: the supervisor forgets then what the one before has inherited.
         self.keep_port();
     }
 
     /// Has the sockets of the port stored whenever it is another one.
     fn keep_port(&mut self) {
         let changes = self.engine.port_changes();
-        if self.store.lacks_port(changes) {
+        if self.service_manager.lacks_port(changes) {
             self.engine.note_port_stored();
             let sockets = self.engine.sockets(LinuxUdp::duplicates);
-            self.store.keep_port(changes, self.engine.queues(), sockets);
+            self.service_manager.keep_port(changes, self.engine.queues(), sockets);
         }
     }
 
@@ -343,13 +344,13 @@ fn is_alone(holders: &Holders) -> bool {
     }
 }
 
-/// The interface that an earlier process of the same supervisor had, if its descriptors were stored.
+/// The interface that an earlier process of the same supervisor had, if its descriptors were inherited.
 fn open_stored(
-    stored: &mut Stored,
+    inherited: &mut Inherited,
     name: &str,
     peer_lookup: PeerLookup,
 ) -> Option<(LinuxTun, Vec<LinuxQueue>)> {
-    let queues = stored.queues();
+    let queues = inherited.queues();
     if queues.is_empty() {
         return None;
     }
@@ -358,7 +359,7 @@ fn open_stored(
         .inspect_err(|error| tracing::warn!("cannot use the stored interface: {error}"));
     let opened = opened.ok().filter(|(tun, _)| tun.is_called(name));
     if opened.is_none() {
-        stored.refuse_queues(count);
+        inherited.refuse_queues(count);
     }
     opened
 }

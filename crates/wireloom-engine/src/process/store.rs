@@ -18,26 +18,25 @@ use std::{
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use sd_notify::NotifyState;
 
+use crate::handover::envelope::Role;
+
 /// When to try again after the sockets of the port could not be duplicated.
 const PORT_PAUSE: Duration = Duration::from_secs(1);
-
-const CONTROL: &str = "control";
-const HANDOVER: &str = "handover";
 
 /// The sockets of a queue, and whether each is for IPv6.
 type Sockets = Vec<(OwnedFd, bool)>;
 
 /// What the last process has left.
 #[derive(Default)]
-pub(super) struct Stored {
+pub(super) struct Inherited {
     descriptors: Vec<(String, OwnedFd)>,
     /// The names of what is of no use to this process.
     refused: Vec<String>,
 }
 
-impl Stored {
+impl Inherited {
     /// What the supervisor gave to this process; nothing from the second time on.
-    pub(super) fn take() -> Self {
+    pub(super) fn receive() -> Self {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         if TAKEN.swap(true, Ordering::Relaxed) {
             return Self::default();
@@ -68,7 +67,8 @@ impl Stored {
     /// Closes all but the listening sockets. Those who connect reach them as long as the supervisor has them: a process
     /// that did not adopt them would take them for another one's.
     pub(super) fn refuse_traffic(&mut self) {
-        let is_listener = |(name, _): &(String, OwnedFd)| [CONTROL, HANDOVER].contains(&name.as_str());
+        let listeners = [Role::Control, Role::Handover].map(Role::stored_name);
+        let is_listener = |(name, _): &(String, OwnedFd)| listeners.contains(name);
         let (listeners, traffic) = self.descriptors.drain(..).partition(is_listener);
         self.descriptors = listeners;
         let traffic: Vec<(String, OwnedFd)> = traffic;
@@ -77,63 +77,33 @@ impl Stored {
 
     /// Refuses the interface's queues that it has given, so many.
     pub(super) fn refuse_queues(&mut self, count: usize) {
-        self.refused.extend((0..count).map(tun));
+        self.refused.extend((0..count as u16).map(|queue| Role::TunQueue(queue).stored_name()));
     }
 
     /// The interface's queues, in their order.
     pub(super) fn queues(&mut self) -> Vec<File> {
-        (0..).map_while(|queue| self.get(&tun(queue))).map(File::from).collect()
+        (0..).map_while(|queue| self.take(Role::TunQueue(queue))).map(File::from).collect()
     }
 
     /// The sockets of each queue, IPv4 and IPv6; at most of as many.
     pub(super) fn sockets(&mut self, queues: usize) -> Vec<(OwnedFd, Option<OwnedFd>)> {
-        let of = |queue| Some((self.get(&udp(queue, false))?, self.get(&udp(queue, true))));
-        (0..queues).map_while(of).collect()
+        let of = |queue| {
+            let v4 = self.take(Role::Udp { queue, v6: false })?;
+            Some((v4, self.take(Role::Udp { queue, v6: true })))
+        };
+        (0..queues as u16).map_while(of).collect()
     }
 
-    /// The listening control socket.
-    pub(super) fn control(&mut self) -> Option<OwnedFd> {
-        self.get(CONTROL)
-    }
-
-    /// The listening hand-over socket.
-    pub(super) fn handover(&mut self) -> Option<OwnedFd> {
-        self.get(HANDOVER)
-    }
-
-    fn get(&mut self, name: &str) -> Option<OwnedFd> {
-        let position = self.descriptors.iter().position(|(stored, _)| stored == name)?;
+    /// The descriptor with a role, once.
+    pub(super) fn take(&mut self, role: Role) -> Option<OwnedFd> {
+        let name = role.stored_name();
+        let position = self.descriptors.iter().position(|(stored, _)| *stored == name)?;
         Some(self.descriptors.swap_remove(position).1)
     }
 }
 
-/// A descriptor to be stored.
-pub(super) enum Kept {
-    Queue(usize),
-    Control,
-    Handover,
-}
-
-impl Kept {
-    fn name(&self) -> String {
-        match *self {
-            Self::Queue(queue) => tun(queue),
-            Self::Control => CONTROL.to_owned(),
-            Self::Handover => HANDOVER.to_owned(),
-        }
-    }
-}
-
-fn tun(queue: usize) -> String {
-    format!("tun-{queue}")
-}
-
-fn udp(queue: usize, v6: bool) -> String {
-    format!("udp{}-{queue}", if v6 { 6 } else { 4 })
-}
-
-/// Has descriptors stored, on a thread of its own: a supervisor that hangs holds up nothing else.
-pub(super) struct Store {
+/// The supervisor, which is told on a thread of its own: one that hangs holds up nothing else.
+pub(super) struct ServiceManager {
     /// `None` without a supervisor.
     notes: Option<Sender<Note>>,
     /// How often the port had changed when its sockets were stored.
@@ -150,14 +120,15 @@ enum Note {
     Forget(String),
 }
 
-impl Store {
-    /// Begins to store, if there is a supervisor.
+impl ServiceManager {
+    /// Reaches the supervisor, if there is one.
     pub(super) fn start() -> Self {
         if env::var_os("NOTIFY_SOCKET").is_none() {
             return Self::telling(None);
         }
         let (notes, waiting) = channel();
-        let told = thread::Builder::new().name("store".into()).spawn(move || waiting.iter().for_each(tell));
+        let told =
+            thread::Builder::new().name("supervisor".into()).spawn(move || waiting.iter().for_each(tell));
         Self::telling(told.is_ok().then_some(notes))
     }
 
@@ -165,11 +136,11 @@ impl Store {
         Self { notes, port: None, port_due: None }
     }
 
-    /// Has everything closed that this process did not get from `stored`, or has refused. Open, it would keep a port
+    /// Has everything closed that this process did not take out of `inherited`, or has refused. Open, it would keep a port
     /// taken, or packets in a queue that nobody reads.
-    pub(super) fn forget_rest(&self, mut stored: Stored) {
-        stored.refuse();
-        stored.refused.into_iter().for_each(|name| self.send(Note::Forget(name)));
+    pub(super) fn forget_rest(&self, mut inherited: Inherited) {
+        inherited.refuse();
+        inherited.refused.into_iter().for_each(|name| self.send(Note::Forget(name)));
     }
 
     /// Says that the device is ready, once what was to be stored before is stored.
@@ -177,10 +148,10 @@ impl Store {
         self.send(Note::Ready);
     }
 
-    /// Has a descriptor stored, in place of an earlier one of that kind.
-    pub(super) fn keep(&self, kept: &Kept, descriptor: BorrowedFd<'_>) {
+    /// Has a descriptor stored, in place of an earlier one with that role.
+    pub(super) fn keep(&self, role: Role, descriptor: BorrowedFd<'_>) {
         match descriptor.try_clone_to_owned() {
-            Ok(descriptor) => self.send(Note::Keep(kept.name(), descriptor)),
+            Ok(descriptor) => self.send(Note::Keep(role.stored_name(), descriptor)),
             Err(error) => tracing::warn!("cannot have a descriptor stored for the next process: {error}"),
         }
     }
@@ -207,10 +178,10 @@ impl Store {
                 return;
             }
         };
-        for queue in 0..queues {
+        for queue in 0..queues as u16 {
             let mut of_queue = sockets.next().unwrap_or_default();
             for v6 in [false, true] {
-                let name = udp(queue, v6);
+                let name = Role::Udp { queue, v6 }.stored_name();
                 let position = of_queue.iter().position(|(_, is_v6)| *is_v6 == v6);
                 self.send(match position.map(|position| of_queue.swap_remove(position)) {
                     Some((socket, _)) => Note::Keep(name, socket),
@@ -268,22 +239,22 @@ mod tests {
     #[test]
     fn the_port_before_stays_stored_until_there_are_duplicates_of_the_next_one() {
         let (notes, waiting) = channel();
-        let mut store = Store::telling(Some(notes));
-        assert!(store.lacks_port(1));
-        store.keep_port(1, 2, Ok(vec![vec![(socket(), false), (socket(), true)], vec![(socket(), false)]]));
+        let mut manager = ServiceManager::telling(Some(notes));
+        assert!(manager.lacks_port(1));
+        manager.keep_port(1, 2, Ok(vec![vec![(socket(), false), (socket(), true)], vec![(socket(), false)]]));
         let stored = [("udp4-0", true), ("udp6-0", true), ("udp4-1", true), ("udp6-1", false)];
         assert_eq!(said(&waiting), stored.map(|(name, stays)| (name.to_owned(), stays)).into());
-        assert!(!store.lacks_port(1) && store.lacks_port(2));
+        assert!(!manager.lacks_port(1) && manager.lacks_port(2));
 
-        store.keep_port(2, 2, Err(io::ErrorKind::OutOfMemory.into()));
+        manager.keep_port(2, 2, Err(io::ErrorKind::OutOfMemory.into()));
         assert_eq!(said(&waiting), BTreeMap::new());
-        assert!(!store.lacks_port(2), "not at once again");
-        let due = store.port_due().expect("it is tried again");
+        assert!(!manager.lacks_port(2), "not at once again");
+        let due = manager.port_due().expect("it is tried again");
         assert!(due <= Instant::now() + PORT_PAUSE);
-        store.port_due = Some(Instant::now());
-        assert!(store.lacks_port(2));
-        store.keep_port(2, 2, Ok(Vec::new()));
+        manager.port_due = Some(Instant::now());
+        assert!(manager.lacks_port(2));
+        manager.keep_port(2, 2, Ok(Vec::new()));
         assert!(said(&waiting).values().all(|stays| !stays), "it was closed");
-        assert!(!store.lacks_port(2) && store.port_due().is_none());
+        assert!(!manager.lacks_port(2) && manager.port_due().is_none());
     }
 }

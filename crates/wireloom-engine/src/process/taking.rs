@@ -27,7 +27,7 @@ use super::{
     giving::{Giving, VERSIONS},
     poll::{self, readable},
     privileges,
-    store::{Store, Stored},
+    store::{Inherited, ServiceManager},
     threads::Threads,
 };
 use crate::{
@@ -233,7 +233,7 @@ impl<'a> Taking<'a> {
                     deadline = None;
                     self.built(Event::Prepared, |taking| taking.prepare(version, len))
                 }
-                Some(Action::Apply { version: _, len, stopped_at }) => {
+                Some(Action::Apply { len, stopped_at }) => {
                     (deadline, self.stopped_at) = (None, stopped_at);
                     self.built(Event::Built, |taking| taking.apply(len))
                 }
@@ -438,7 +438,7 @@ impl<'a> Taking<'a> {
             );
         }
         // They are for the case that the giver has died. Open, they would keep a port taken that is closed here.
-        drop(Stored::take());
+        drop(Inherited::receive());
         server.serve();
         let listener = self.take(|role| role == Role::Handover);
         let listener = listener.map(|socket| Listener::from_fd(socket, handover_socket(self.name)));
