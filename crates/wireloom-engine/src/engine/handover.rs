@@ -43,8 +43,8 @@ impl<T: Tun, N: Network> Engine<T, N> {
     }
 
     /// Stops: sends and delivers all that was read, and then reads nothing more. [`Self::resume`] ends it. Between the
-    /// two, no other method may be called that changes something. Packets wait meanwhile, so that once `is_late` is true,
-    /// what the workers had punted is dropped.
+    /// two, no other method may be called that changes something. Packets wait meanwhile: once `is_late` is true, what
+    /// the workers had punted is dropped.
     ///
     /// # Errors
     /// When the engine cannot go on at all.

@@ -83,7 +83,7 @@ impl<T: TunQueue, U: Udp> Worker<T, U> {
         Ok(backlog)
     }
 
-    /// Sends the rest of a super-packet that was sent in part, and reads nothing more. Returns the patience that is left.
+    /// Sends the rest of a super-packet that was sent in part, and reads nothing more. Returns what patience is left.
     pub(crate) fn send_unsent(&mut self, now: Now, patience: Patience) -> Patience {
         let (Some(udp), punter, tun) = (&mut self.udp, &mut self.punter, &mut self.tun) else {
             return patience;

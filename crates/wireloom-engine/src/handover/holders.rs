@@ -93,8 +93,8 @@ impl Holders {
         }
     }
 
-    /// Whether this other process has descriptors. False also when it sees itself under another number, as in a PID namespace
-    /// of its own.
+    /// Whether this other process has descriptors. False also when it sees itself under another number, as in a PID
+    /// namespace of its own.
     ///
     /// # Errors
     /// The system's error.

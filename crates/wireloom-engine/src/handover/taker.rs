@@ -129,8 +129,8 @@ impl Taker {
         Self { versions, phase: Phase::Greeting }
     }
 
-    /// The first actions. `named_lives`: the process that the connection names has not ended. Otherwise a supervisor keeps
-    /// the listening socket, or another taker is about to listen: nobody is busy.
+    /// The first actions. `named_lives`: the process that the connection names has not ended. Otherwise a supervisor
+    /// keeps the listening socket, or another taker is about to listen: nobody is busy.
     pub(crate) fn begin(&self, named_lives: bool) -> Vec<Action> {
         let limit = if named_lives { BEFORE_STOP } else { AFTER_STOP };
         vec![Action::Send(Message::TakerHello(self.versions)), Action::SetDeadline(limit)]

@@ -283,7 +283,7 @@ impl Interface {
         if let Some(listener) = self.giving.listener() {
             self.service_manager.keep(Role::Handover, listener);
         }
-        // Before this process says that it is ready: the supervisor forgets then what the one before has inherited.
+        // Before this process says that it is ready: the supervisor forgets then what the one before has stored.
         self.keep_port();
     }
 
@@ -331,8 +331,8 @@ impl Interface {
     }
 }
 
-/// Whether no other process has descriptors of the interface. One that has handed over may be about to end: it is waited
-/// for. One that cannot be seen is there.
+/// Whether no other process has descriptors of the interface. One that has handed over may be about to end: it is
+/// waited for. One that cannot be seen is there.
 fn is_alone(holders: &Holders) -> bool {
     let deadline = Instant::now() + ENDING;
     loop {
@@ -344,7 +344,7 @@ fn is_alone(holders: &Holders) -> bool {
     }
 }
 
-/// The interface that an earlier process of the same supervisor had, if its descriptors were inherited.
+/// The interface that an earlier process of the same supervisor had, if its descriptors were stored.
 fn open_stored(
     inherited: &mut Inherited,
     name: &str,
