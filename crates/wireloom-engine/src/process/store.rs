@@ -136,8 +136,8 @@ impl ServiceManager {
         Self { notes, port: None, port_due: None }
     }
 
-    /// Has everything closed that this process did not take, or has refused. Open, it would keep a port taken, or packets
-    /// in a queue that nobody reads.
+    /// Has everything closed that this process did not take, or has refused. Open, it would keep a port taken, or
+    /// packets in a queue that nobody reads.
     pub(super) fn forget_rest(&self, mut inherited: Inherited) {
         inherited.refuse();
         inherited.refused.into_iter().for_each(|name| self.send(Note::Forget(name)));

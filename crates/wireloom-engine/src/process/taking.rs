@@ -450,7 +450,8 @@ impl<'a> Taking<'a> {
             Ok(file) => engine = engine.with_kept_timestamp(file, now),
             Err(error) => tracing::info!("{}", kept_timestamp::complaint(self.state, &error)),
         }
-        let mut interface = Interface { engine, server, inbox, signals, giving, store: Store::start() };
+        let service_manager = ServiceManager::start();
+        let mut interface = Interface { engine, server, inbox, signals, giving, service_manager };
         interface.keep_all();
         Some(interface)
     }

@@ -54,9 +54,9 @@ fn bound_port(socket: &Socket) -> io::Result<u16> {
 
 #[cfg(test)]
 mod tests {
-    use rustix::net::{
-        Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery,
-        sockopt::{ip_mtu_discover, ipv6_mtu_discover, set_ip_mtu_discover, set_ipv6_mtu_discover},
+    use rustix::net::sockopt::{
+        Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, ip_mtu_discover, ipv6_mtu_discover, set_ip_mtu_discover,
+        set_ipv6_mtu_discover,
     };
 
     use super::*;
