@@ -2,6 +2,7 @@
 //! which `wg` uses with every userspace implementation.
 
 mod clients;
+mod gate;
 mod inbox;
 pub(crate) mod reply;
 mod request;

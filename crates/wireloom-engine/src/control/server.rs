@@ -20,7 +20,6 @@ use std::{
 
 use nix::{
     net::if_::if_nametoindex,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         inotify::{AddWatchFlags, InitFlags, Inotify},
         socket::{Backlog, Shutdown, listen, shutdown},
@@ -33,9 +32,10 @@ use zeroize::Zeroizing;
 use super::{
     MAX_LINE, Parser, Reply, Request, RequestError, RequestErrorKind,
     clients::{Client, Clients},
+    gate::{self, Gate},
     inbox::{Inbox, Outbox, inbox},
 };
-use crate::{runtime::wake_up::WakeUp, socket_file::make_way};
+use crate::socket_file::make_way;
 
 /// How long a client may take for a request, counted from its connection or the last reply, and to read a reply.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -67,10 +67,8 @@ pub(crate) struct Server {
     identity: (u64, u64),
     listener: Arc<UnixListener>,
     watch: Inotify,
-    clients: Arc<Clients>,
-    outbox: Option<Outbox>,
-    /// Tells the thread that accepts clients to end, if there is one.
-    halt: Option<WakeUp>,
+    /// Of the thread that accepts clients, once there is one.
+    gate: Option<Arc<Gate>>,
     is_ours: bool,
 }
 
@@ -118,43 +116,55 @@ impl Server {
             identity,
             listener: Arc::new(listener),
             watch,
-            clients: Arc::default(),
-            outbox: None,
-            halt: None,
+            gate: None,
             is_ours: false,
         })
     }
 
     /// Begins to serve clients, on threads with the privileges of this one. Their requests arrive in the inbox.
     pub(crate) fn start(&mut self) -> io::Result<Inbox> {
-        let (inbox, outbox) = inbox()?;
-        self.outbox = Some(outbox);
-        self.is_ours = true;
-        // Clients learn by it who serves them: of a socket that was taken over, this process from now on
-        // (`init_peercred` in `unix_listen`, net/unix/af_unix.c).
-        listen(&self.listener, Backlog::MAXCONN)?;
-        self.resume()?;
+        let inbox = self.prepare()?;
+        self.serve();
         Ok(inbox)
     }
 
-    /// Accepts no more clients: they wait in the socket's queue, for whoever accepts next.
-    pub(crate) fn pause(&mut self) {
-        // Nobody waits for the thread: it may wait for a client to go.
-        if let Some(halt) = self.halt.take() {
-            halt.signal();
+    /// Does all of [`Self::start`] that may fail. Clients wait in the socket's queue until [`Self::serve`].
+    pub(crate) fn prepare(&mut self) -> io::Result<Inbox> {
+        let (inbox, outbox) = inbox()?;
+        let (listener, gate) = (Arc::clone(&self.listener), Arc::new(Gate::new()?));
+        self.gate = Some(Arc::clone(&gate));
+        let accept = move || accept(&listener, &gate, &outbox);
+        thread::Builder::new().name("control".into()).spawn(accept)?;
+        Ok(inbox)
+    }
+
+    /// Serves clients after [`Self::prepare`]: the socket is ours.
+    pub(crate) fn serve(&mut self) {
+        self.is_ours = true;
+        // Clients learn by it who serves them: of a socket that was taken over, this process from now on
+        // (`init_peercred` in `unix_listen`, net/unix/af_unix.c).
+        if let Err(error) = listen(&self.listener, Backlog::MAXCONN) {
+            tracing::warn!(
+                "those who connect to the control socket are not told that this process serves it: {error}"
+            );
         }
+        self.resume();
+    }
+
+    /// Accepts no more clients: they wait in the socket's queue, for whoever accepts next.
+    pub(crate) fn pause(&self) {
+        self.tell(gate::State::Closed);
     }
 
     /// Accepts clients again after [`Self::pause`].
-    pub(crate) fn resume(&mut self) -> io::Result<()> {
-        if let (None, Some(outbox)) = (&self.halt, self.outbox.clone()) {
-            let (listener, clients, halt) =
-                (Arc::clone(&self.listener), Arc::clone(&self.clients), WakeUp::new()?);
-            self.halt = Some(halt.clone());
-            let accept = move || accept(&listener, &clients, &halt, &outbox);
-            thread::Builder::new().name("control".into()).spawn(accept)?;
+    pub(crate) fn resume(&self) {
+        self.tell(gate::State::Open);
+    }
+
+    fn tell(&self, state: gate::State) {
+        if let Some(gate) = &self.gate {
+            gate.set(state);
         }
-        Ok(())
     }
 
     /// Leaves the socket and its file to the process that has taken them over.
@@ -178,15 +188,15 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if !self.is_ours {
-            return;
+        if self.is_ours {
+            if self.is_in_place() {
+                let _ = fs::remove_file(&self.path);
+            }
+            // Those who connect are refused from now on.
+            let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
         }
-        if self.is_in_place() {
-            let _ = fs::remove_file(&self.path);
-        }
-        // Those who connect are refused from now on.
-        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
-        self.pause();
+        // Nobody waits for the thread: it may wait for a client to go.
+        self.tell(gate::State::Ended);
     }
 }
 
@@ -196,18 +206,12 @@ impl AsFd for Server {
     }
 }
 
-/// Accepts clients until it is told to halt, or the socket is shut down.
-fn accept(listener: &UnixListener, clients: &Arc<Clients>, halt: &WakeUp, outbox: &Outbox) {
-    loop {
-        let mut awaited = [listener.as_fd(), halt.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        let _interrupted = poll(&mut awaited, PollTimeout::NONE);
-        if awaited[1].any().unwrap_or_default() {
-            return;
-        }
-        let stream = match listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+/// Accepts clients until it is told to end, or the socket is shut down.
+fn accept(listener: &UnixListener, gate: &Gate, outbox: &Outbox) {
+    let clients = Arc::<Clients>::default();
+    while let Some(accepted) = gate.accept(listener) {
+        let stream = match accepted {
+            Ok(stream) => stream,
             Err(error) => {
                 // A shortage of descriptors or memory, which may pass. The pause avoids a tight loop.
                 tracing::warn!("cannot accept a control client: {error}");

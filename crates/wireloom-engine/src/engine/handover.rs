@@ -1,8 +1,8 @@
 //! Hands an engine's work over to another process, and takes it over.
 
-use std::{io, iter, time::Duration};
+use std::{io, iter, mem};
 
-use wireloom_proto::Now;
+use wireloom_proto::{DropReason, Instant, Now};
 use wireloom_types::Mode;
 
 use super::{AWAIT_PEERS, Engine, Runner, Worker};
@@ -14,8 +14,8 @@ use crate::{
     udp::{Network, Patience, Udp},
 };
 
-/// The most rounds of handling what the workers had punted before they stopped, each of about 8 handshake messages:
-/// packets wait meanwhile. What is left is lost, as on the network.
+/// The most rounds of handling what the workers had punted before they stopped, each of about 8 handshake messages, and
+/// of a segment of a multicast to all peers.
 const ROUNDS_MAX: usize = 4;
 
 impl<T: Tun, N: Network> Engine<T, N> {
@@ -43,21 +43,28 @@ impl<T: Tun, N: Network> Engine<T, N> {
     }
 
     /// Stops: sends and delivers all that was read, and then reads nothing more. [`Self::resume`] ends it. Between the
-    /// two, no other method may be called that changes something.
+    /// two, no other method may be called that changes something. Packets wait meanwhile: once `is_late` is true, what
+    /// the workers had punted is dropped.
     ///
     /// # Errors
     /// When the engine cannot go on at all.
-    pub(crate) fn stop(&mut self, now: Now) -> io::Result<()> {
-        self.workers.halt(|worker| worker.send_unsent(now));
-        self.workers.check()?;
+    pub(crate) fn stop(&mut self, now: Now, is_late: impl Fn() -> bool) -> io::Result<()> {
         let mut patience = Patience::default();
+        self.workers.halt(|worker| patience = worker.send_unsent(now, mem::take(&mut patience)));
+        self.workers.check()?;
+        let mut more = true;
         for _ in 0..ROUNDS_MAX {
-            let mut more = self.send_multicasts(now, &mut patience);
+            more = self.send_multicasts(now, &mut patience);
             more |= self.answer_handshakes(now);
-            more |= self.take_news(now);
-            if !more {
+            // All of them: they are short, and say what happened to sessions.
+            while self.take_news(now) {}
+            if !more || is_late() {
                 break;
             }
+        }
+        if more {
+            self.workers.forget_punts(&self.drops);
+            self.drops.count_many(DropReason::Forgotten, self.multicast.take().map_or(0, |_| 1));
         }
         // What the device has to send must be sent: it is not handed over.
         while let Some(udp) = &mut self.udp
@@ -134,9 +141,25 @@ impl<T: Tun, N: Network> Engine<T, N> {
         (self.tun, queues, sockets.into_iter().flatten().collect())
     }
 
-    /// Notes how long packets waited for the hand-over to this engine.
-    pub(crate) fn note_waited(&mut self, waited: Duration) {
-        self.waited = Some(waited);
+    /// Notes when the engine before has stopped, as its process says.
+    pub(crate) fn note_stopped(&mut self, at: Instant) {
+        self.stopped_at = Some(at);
+    }
+
+    /// Notes how long packets have waited since then, once this engine reads them. False while it awaits peers.
+    pub(crate) fn note_reading(&mut self, now: Instant) -> bool {
+        if self.awaits_peers.is_some() {
+            return false;
+        }
+        if let Some(stopped_at) = self.stopped_at.take() {
+            let waited = now.since(stopped_at);
+            tracing::info!(
+                "took over from another process; packets waited for {:.1} ms",
+                waited.as_secs_f64() * 1e3
+            );
+            self.waited = Some(waited);
+        }
+        true
     }
 
     /// The number of queues.

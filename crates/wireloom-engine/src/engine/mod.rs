@@ -96,6 +96,8 @@ pub(crate) struct Engine<T: Tun, N: Network> {
     /// When to try again to open the port, if that failed.
     rebind_at: Option<Instant>,
     kept_timestamp: Option<KeptTimestamp>,
+    /// When the engine before has stopped, until packets are read.
+    stopped_at: Option<Instant>,
     /// How long packets waited for the hand-over to this engine.
     waited: Option<Duration>,
 }
@@ -163,6 +165,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
             awaits_peers: None,
             rebind_at: None,
             kept_timestamp: None,
+            stopped_at: None,
             waited: None,
         })
     }
@@ -252,6 +255,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
         if self.awaits_peers.is_some_and(|until| until <= now || self.device.peer_count() > 0) {
             self.awaits_peers = None;
             self.resume();
+            self.note_reading(now);
         }
     }
 

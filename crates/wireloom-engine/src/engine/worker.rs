@@ -83,11 +83,14 @@ impl<T: TunQueue, U: Udp> Worker<T, U> {
         Ok(backlog)
     }
 
-    /// Sends the rest of a super-packet that was sent in part, and reads nothing more.
-    pub(crate) fn send_unsent(&mut self, now: Now) {
-        let (Some(udp), punter, tun) = (&mut self.udp, &mut self.punter, &mut self.tun) else { return };
-        let mut turn = Turn { now, mtu: self.mtu, punter, tun, udp, patience: Patience::default() };
+    /// Sends the rest of a super-packet that was sent in part, and reads nothing more. Returns what patience is left.
+    pub(crate) fn send_unsent(&mut self, now: Now, patience: Patience) -> Patience {
+        let (Some(udp), punter, tun) = (&mut self.udp, &mut self.punter, &mut self.tun) else {
+            return patience;
+        };
+        let mut turn = Turn { now, mtu: self.mtu, punter, tun, udp, patience };
         self.data_path.send_unsent(&mut turn);
+        turn.patience
     }
 
     /// Delivers what has arrived by now at the sockets, which are about to be closed, in at most this many rounds.

@@ -68,7 +68,7 @@ impl Machine {
     pub fn hand_over(&mut self, now: Now) -> State {
         let interface = InterfaceState::default();
         let copied = self.engine.snapshot(interface);
-        self.engine.stop(now).expect("memory does not fail");
+        self.engine.stop(now, || false).expect("memory does not fail");
         let changes = self.engine.changes_since(&copied, interface);
         self.engine.resume();
         [copied.copy().to_vec(), changes.to_vec()]

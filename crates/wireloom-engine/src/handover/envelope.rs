@@ -231,6 +231,17 @@ impl Message {
 }
 
 impl Role {
+    /// The name of such a descriptor while a supervisor keeps it for the next process, which may be of another release.
+    pub(crate) fn stored_name(self) -> String {
+        match self {
+            Self::TunQueue(queue) => format!("tun-{queue}"),
+            Self::Udp { queue, v6 } => format!("udp{}-{queue}", if v6 { 6 } else { 4 }),
+            Self::Control => "control".to_owned(),
+            Self::Handover => "handover".to_owned(),
+            Self::Unknown => unreachable!("nobody stores what this release does not know"),
+        }
+    }
+
     fn encode(self) -> [u8; 4] {
         let (kind, ip, queue) = match self {
             Self::TunQueue(queue) => (1, 0, queue),

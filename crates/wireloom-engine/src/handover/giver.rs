@@ -4,7 +4,8 @@
 //! out what it is told ([`Action`]), in order, until [`Giver::is_over`]. Two actions are followed by an event at once,
 //! and are always the last of their list: [`Action::Stop`] by [`Event::Stopped`], [`Action::Commit`] by [`Event::Sent`]
 //! or [`Event::SendFailed`]. When another action fails, the driver carries out the rest of its list, then passes
-//! [`Event::Gone`]. While an attempt lasts, another taker gets [`busy`].
+//! [`Event::Gone`]. While an attempt lasts, another taker gets [`busy`]; after one that ended with [`Action::Resume`],
+//! it gets what [`Restraint`] says.
 //!
 //! ```text
 //! Greeting ─Hello─► Copying ─Prepared─► Stopping ─Stopped─► Stopped ─Ready─► Committing ─Sent─► Finished
@@ -14,7 +15,7 @@
 //! It serves in Greeting, Copying and Over. From Stopping to Committing nobody does, and from Finished on it never does
 //! again: *Commit* is in the taker's socket then.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::envelope::{Message, Reason, Versions};
 
@@ -28,6 +29,12 @@ const READY_MAX: Duration = Duration::from_millis(500);
 /// How many times longer than the giver had for its part. In memory, a taker needs 1.4 times as long for 5,000 peers
 /// that all had traffic since the copy; the rest is for a processor that it has to wait for.
 const READY_FACTOR: u32 = 10;
+
+/// The first and the longest time without takers after an attempt that stopped the engine in vain, and how long after
+/// one the next is the first again ([`Restraint`]).
+const RESTRAINT_MIN: Duration = Duration::from_secs(1);
+const RESTRAINT_MAX: Duration = Duration::from_secs(60);
+const FORGIVEN: Duration = Duration::from_secs(3600);
 
 /// What has happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +109,36 @@ pub(crate) fn busy() -> Message {
 /// machine is slow for both.
 pub(crate) fn ready_limit(took: Duration) -> Duration {
     took.saturating_mul(READY_FACTOR).clamp(READY_MIN, READY_MAX)
+}
+
+/// Keeps takers away for a while after attempts that stopped the engine in vain. Each costs all users of the device a
+/// pause, and a taker that is always too slow, or whose state is of no use, would try again for ever.
+#[derive(Debug, Default)]
+pub(crate) struct Restraint {
+    /// How often one after the other.
+    failures: u32,
+    last: Option<Instant>,
+}
+
+impl Restraint {
+    /// Notes that an attempt has ended with [`Action::Resume`].
+    pub(crate) fn note_failure(&mut self, now: Instant) {
+        let is_forgiven = self.last.is_none_or(|last| now.saturating_duration_since(last) >= FORGIVEN);
+        self.failures = if is_forgiven { 1 } else { self.failures.saturating_add(1) };
+        self.last = Some(now);
+    }
+
+    /// What a taker that comes at this time gets, if it is too soon. It may try again.
+    pub(crate) fn refusal(&self, now: Instant) -> Option<Message> {
+        let doublings = 1 << self.failures.saturating_sub(1).min(16);
+        let pause = RESTRAINT_MIN.saturating_mul(doublings).min(RESTRAINT_MAX);
+        let until = self.last? + pause;
+        (now < until).then(|| {
+            let left = (until - now).as_secs_f64().ceil();
+            let reason = format!("not so soon: the last attempt stopped it in vain; try again in {left} s");
+            Message::Refused(Reason::new(&reason))
+        })
+    }
 }
 
 impl Giver {
@@ -277,6 +314,24 @@ mod tests {
         for (took, limit) in [(0, 50), (5, 50), (20, 200), (80, 500)] {
             assert_eq!(ready_limit(Duration::from_millis(took)), Duration::from_millis(limit));
         }
+    }
+
+    #[test]
+    fn after_attempts_in_vain_takers_are_refused_for_longer_and_longer() {
+        let begun = Instant::now();
+        let mut restraint = Restraint::default();
+        assert_eq!(restraint.refusal(begun), None);
+        let mut now = begun;
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            restraint.note_failure(now);
+            let pause = Duration::from_secs(seconds);
+            let refused = restraint.refusal(now + pause - Duration::from_millis(1));
+            assert!(matches!(refused, Some(Message::Refused(_))), "for {seconds} s");
+            now += pause;
+            assert_eq!(restraint.refusal(now), None);
+        }
+        restraint.note_failure(now + FORGIVEN);
+        assert_eq!(restraint.refusal(now + FORGIVEN + RESTRAINT_MIN), None, "that one is the first again");
     }
 
     #[test]

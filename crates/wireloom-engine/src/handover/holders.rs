@@ -1,28 +1,29 @@
-//! Which processes have the interface's descriptors: each holds a lock on a file, which ends with it.
+//! Which processes have the interface's descriptors: each holds a lock on a byte of a file, which ends with it. The
+//! byte's position is its number, so that others can ask for it.
 //!
 //! The hand-over socket names one process, and not always the right one: a taker that hangs right after *Commit* has
 //! everything, but does not listen yet. So it is by this file that a process that hangs is found. A supervisor that
 //! keeps descriptors holds no lock: it carries no packets.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     mem::ManuallyDrop,
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
 use nix::fcntl::{FcntlArg, fcntl};
-use rustix::process::Pid;
+use rustix::process::{Pid, getpid};
 
 use super::socket::Peer;
 use crate::directory::create_directory;
 
 /// The file of an interface. It is never closed: that would end the locks that this process has on it, whichever of its
-/// descriptors they were made by (fcntl_locking(2)).
+/// descriptors they were made by (fcntl_locking(2)). Nor is it removed: a process that has just opened it would hold a
+/// lock that nobody sees.
 pub(crate) struct Holders {
-    path: PathBuf,
     file: ManuallyDrop<File>,
 }
 
@@ -38,7 +39,7 @@ impl Holders {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.custom_flags(libc::O_NOFOLLOW).open(path)?;
-        Ok(Self { path: path.into(), file: ManuallyDrop::new(file) })
+        Ok(Self { file: ManuallyDrop::new(file) })
     }
 
     /// Says that this process has descriptors of the interface: before it opens the interface, or asks a giver for it.
@@ -47,6 +48,7 @@ impl Holders {
     /// # Errors
     /// When the kernel has no memory for locks.
     pub(crate) fn enter(&self) -> io::Result<()> {
+        // Shared: one in another PID namespace may have the same number.
         self.lock(libc::F_RDLCK)
     }
 
@@ -57,13 +59,6 @@ impl Holders {
     #[cfg(test)]
     pub(crate) fn leave(&self) -> io::Result<()> {
         self.lock(libc::F_UNLCK)
-    }
-
-    /// Removes the file when this process ends, unless another one has descriptors.
-    pub(crate) fn remove(&self) {
-        if matches!(self.another_pid(), Ok(None)) {
-            let _ = fs::remove_file(&self.path);
-        }
     }
 
     /// Another process that has descriptors; of several, any one. `None` when there is no other.
@@ -98,13 +93,18 @@ impl Holders {
         }
     }
 
+    /// Whether this other process has descriptors. False also when it sees itself under another number, as in a PID
+    /// namespace of its own.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(super) fn is_holder(&self, pid: Pid) -> io::Result<bool> {
+        Ok(self.conflict(byte(libc::F_WRLCK, pid))?.is_some_and(|lock| lock.l_pid == pid.as_raw_pid()))
+    }
+
     fn another_pid(&self) -> io::Result<Option<Pid>> {
         // Whose lock would be in the way of one that nobody may share.
-        let mut lock = whole_file(libc::F_WRLCK);
-        fcntl(self.file.as_fd(), FcntlArg::F_GETLK(&mut lock))?;
-        if i32::from(lock.l_type) == libc::F_UNLCK {
-            return Ok(None);
-        }
+        let Some(lock) = self.conflict(whole_file(libc::F_WRLCK))? else { return Ok(None) };
         match Pid::from_raw(lock.l_pid) {
             Some(pid) => Ok(Some(pid)),
             None => Err(io::Error::other(
@@ -113,10 +113,21 @@ impl Holders {
         }
     }
 
+    /// Another process's lock that is in the way of this one.
+    fn conflict(&self, mut lock: libc::flock) -> io::Result<Option<libc::flock>> {
+        fcntl(self.file.as_fd(), FcntlArg::F_GETLK(&mut lock))?;
+        Ok((i32::from(lock.l_type) != libc::F_UNLCK).then_some(lock))
+    }
+
     fn lock(&self, kind: i32) -> io::Result<()> {
-        fcntl(self.file.as_fd(), FcntlArg::F_SETLK(&whole_file(kind)))?;
+        fcntl(self.file.as_fd(), FcntlArg::F_SETLK(&byte(kind, getpid())))?;
         Ok(())
     }
+}
+
+/// The byte of a process.
+fn byte(kind: i32, pid: Pid) -> libc::flock {
+    libc::flock { l_start: pid.as_raw_pid().into(), l_len: 1, ..whole_file(kind) }
 }
 
 fn whole_file(kind: i32) -> libc::flock {
@@ -130,7 +141,7 @@ fn whole_file(kind: i32) -> libc::flock {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{
         env,
         io::{BufRead, BufReader, Read},
@@ -159,7 +170,7 @@ mod tests {
         let _ = io::stdin().read(&mut [0]);
     }
 
-    fn holder(path: &Path) -> Child {
+    pub(in crate::handover) fn holder(path: &Path) -> Child {
         let mut child = Command::new(env::current_exe().expect("this program"))
             .args(["--exact", "handover::holders::tests::another_process", "--nocapture"])
             .env(HOLDS, path)
@@ -181,6 +192,9 @@ mod tests {
         assert!(holders.another().expect("no error").is_none(), "it is itself no other");
 
         let mut children = [(); 3].map(|()| holder(&path));
+        let is_holder = |pid| holders.is_holder(pid).expect("no error");
+        assert!(children.iter().all(|child| is_holder(Pid::from_child(child))));
+        assert!(!is_holder(getpid()), "asked about itself, it sees no other's lock");
         // As a process that has taken over or failed to.
         {
             let _again = Holders::open(&path).expect("it opens");

@@ -33,7 +33,10 @@ use rustix::{
 };
 use socket2::Type;
 
-use super::envelope::{MAX_DESCRIPTORS, MAX_MESSAGE, Message, Role};
+use super::{
+    envelope::{MAX_DESCRIPTORS, MAX_MESSAGE, Message, Role},
+    holders::Holders,
+};
 use crate::socket_file::make_way;
 
 /// How many takers can wait to be accepted. Each is refused at once, or served.
@@ -264,10 +267,11 @@ impl Connection {
     }
 
     /// The process at the other end; `None` when it has ended. Seen from a taker, it is the one that serves the socket.
+    /// Before Linux 6.5 it is `None` also when it is not among the holders, which say then whom to kill.
     ///
     /// # Errors
     /// When the system refuses, or that process is in a PID namespace that this one does not see.
-    pub(crate) fn peer(&self) -> io::Result<Option<Peer>> {
+    pub(crate) fn peer(&self, holders: &Holders) -> io::Result<Option<Peer>> {
         let pid = getsockopt(&self.socket, sockopt::PeerCredentials)?.pid();
         if pid == getpid().as_raw() {
             return Err(io::Error::other("this process serves the hand-over socket itself"));
@@ -281,7 +285,7 @@ impl Connection {
                 let pid = Pid::from_raw(pid).ok_or_else(|| {
                     io::Error::other("cannot see the process there: share its PID namespace (hostPID)")
                 })?;
-                Peer::open(pid)
+                Peer::by_number(pid, holders)
             }
             Err(error) => Err(error.into()),
         }
@@ -318,6 +322,14 @@ impl Peer {
         }
     }
 
+    /// The process of this number, which may be any process's by now: whoever listened may have ended long ago, while a
+    /// supervisor keeps the socket. `None` unless it is one of the holders.
+    fn by_number(pid: Pid, holders: &Holders) -> io::Result<Option<Self>> {
+        let Some(peer) = Self::open(pid)? else { return Ok(None) };
+        // Afterwards: it cannot change any more whose number it was.
+        Ok(holders.is_holder(pid)?.then_some(peer))
+    }
+
     /// Whether it has ended: all its descriptors are closed then (`do_exit` in kernel/exit.c closes them first).
     ///
     /// # Errors
@@ -340,13 +352,6 @@ impl Peer {
             return Ok(());
         }
         Err(io::Error::new(io::ErrorKind::TimedOut, "the process was killed, but does not end"))
-    }
-}
-
-impl AsFd for Peer {
-    /// Readable when [`Peer::has_ended`].
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
     }
 }
 

@@ -22,9 +22,12 @@ use std::time::Duration;
 
 use super::envelope::{Message, Reason, Role, Versions};
 
-/// How long a giver may take for each answer. The longest is that for *Prepared*, for which it stops: 20 ms with 5,000
-/// peers. A busy machine may leave it without a processor for a hundred times as long.
-const ANSWER: Duration = Duration::from_secs(2);
+/// How long a giver may take for each answer while it carries packets: its control thread may be at a request that
+/// changes 50,000 peers, or wait for a disk. With the time for its death, a supervisor still waits for the taker.
+const BEFORE_STOP: Duration = Duration::from_secs(8);
+/// How long for each answer once it stops, while nobody carries packets. The longest is that for *Prepared*: 20 ms with
+/// 5,000 peers. A busy machine may leave it without a processor for a hundred times as long.
+const AFTER_STOP: Duration = Duration::from_secs(2);
 
 /// What has happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +65,7 @@ pub(crate) enum Action {
     Prepare { version: u32, len: u64 },
     /// Read the changes of `len` bytes that came, wipe and apply them, then pass [`Event::Built`]. The giver has
     /// stopped at `stopped_at`, in nanoseconds of `CLOCK_BOOTTIME`.
-    Apply { version: u32, len: u64, stopped_at: u64 },
+    Apply { len: u64, stopped_at: u64 },
     /// Kill whoever hangs, as [`Holders::kill`] does, then pass [`Event::GiverDead`].
     ///
     /// [`Holders::kill`]: super::holders::Holders::kill
@@ -107,12 +110,8 @@ enum Phase {
     Receiving {
         version: u32,
     },
-    Preparing {
-        version: u32,
-    },
-    Waiting {
-        version: u32,
-    },
+    Preparing,
+    Waiting,
     Applying,
     Ready,
     /// `ready`: the giver may have committed. `dead`, `gone`: it was seen dead, and the connection was read to its end.
@@ -131,9 +130,11 @@ impl Taker {
         Self { versions, phase: Phase::Greeting }
     }
 
-    /// The first actions.
-    pub(crate) fn begin(&self) -> Vec<Action> {
-        vec![Action::Send(Message::TakerHello(self.versions)), Action::SetDeadline(ANSWER)]
+    /// The first actions. `named_lives`: the process that the connection names has not ended. Otherwise a supervisor
+    /// keeps the listening socket, or another taker is about to listen: nobody is busy.
+    pub(crate) fn begin(&self, named_lives: bool) -> Vec<Action> {
+        let limit = if named_lives { BEFORE_STOP } else { AFTER_STOP };
+        vec![Action::Send(Message::TakerHello(self.versions)), Action::SetDeadline(limit)]
     }
 
     /// Whether the attempt is over: this process serves, or has to wipe what came.
@@ -154,7 +155,7 @@ impl Taker {
             (_, Event::Gone) => self.wipe(Why::Gone),
             (_, Event::Failed) => self.wipe(Why::Unusable),
             (
-                phase @ (Phase::Greeting | Phase::Receiving { .. } | Phase::Waiting { .. } | Phase::Ready),
+                phase @ (Phase::Greeting | Phase::Receiving { .. } | Phase::Waiting | Phase::Ready),
                 Event::Deadline,
             ) => {
                 self.phase = Phase::Killing { ready: phase == Phase::Ready, dead: false, gone: false };
@@ -165,26 +166,26 @@ impl Taker {
                 if self.versions.allow(version) =>
             {
                 self.phase = Phase::Receiving { version };
-                vec![Action::SetDeadline(ANSWER)]
+                vec![Action::SetDeadline(BEFORE_STOP)]
             }
             (Phase::Receiving { .. }, Event::Received(Message::Descriptors(roles))) => {
-                vec![Action::Keep(roles), Action::SetDeadline(ANSWER)]
+                vec![Action::Keep(roles), Action::SetDeadline(BEFORE_STOP)]
             }
             (Phase::Receiving { version }, Event::Received(Message::Copy { len })) => {
-                self.phase = Phase::Preparing { version };
+                self.phase = Phase::Preparing;
                 vec![Action::Prepare { version, len }]
             }
-            (Phase::Preparing { version }, Event::Prepared) => {
-                self.phase = Phase::Waiting { version };
-                vec![Action::Send(Message::Prepared), Action::SetDeadline(ANSWER)]
+            (Phase::Preparing, Event::Prepared) => {
+                self.phase = Phase::Waiting;
+                vec![Action::Send(Message::Prepared), Action::SetDeadline(AFTER_STOP)]
             }
-            (Phase::Waiting { version }, Event::Received(Message::Changes { len, stopped_at })) => {
+            (Phase::Waiting, Event::Received(Message::Changes { len, stopped_at })) => {
                 self.phase = Phase::Applying;
-                vec![Action::Apply { version, len, stopped_at }]
+                vec![Action::Apply { len, stopped_at }]
             }
             (Phase::Applying, Event::Built) => {
                 self.phase = Phase::Ready;
-                vec![Action::Send(Message::Ready), Action::SetDeadline(ANSWER)]
+                vec![Action::Send(Message::Ready), Action::SetDeadline(AFTER_STOP)]
             }
             (Phase::Ready, Event::Received(Message::Commit)) => {
                 self.phase = Phase::Serving;
@@ -236,15 +237,15 @@ mod tests {
     /// What happens in a hand-over that succeeds, and what is done then.
     fn steps() -> Vec<(Event, Vec<Action>)> {
         let roles = vec![Role::TunQueue(0)];
-        let wait = Action::SetDeadline(ANSWER);
+        let [patient, wait] = [BEFORE_STOP, AFTER_STOP].map(Action::SetDeadline);
         vec![
-            (received(Message::GiverHello { version: 2 }), vec![wait.clone()]),
-            (received(Message::Descriptors(roles.clone())), vec![Action::Keep(roles), wait.clone()]),
+            (received(Message::GiverHello { version: 2 }), vec![patient.clone()]),
+            (received(Message::Descriptors(roles.clone())), vec![Action::Keep(roles), patient]),
             (received(Message::Copy { len: 7 }), vec![Action::Prepare { version: 2, len: 7 }]),
             (Event::Prepared, vec![Action::Send(Message::Prepared), wait.clone()]),
             (
                 received(Message::Changes { len: 3, stopped_at: 9 }),
-                vec![Action::Apply { version: 2, len: 3, stopped_at: 9 }],
+                vec![Action::Apply { len: 3, stopped_at: 9 }],
             ),
             (Event::Built, vec![Action::Send(Message::Ready), wait]),
             (received(Message::Commit), vec![Action::Serve]),
@@ -265,6 +266,10 @@ mod tests {
 
     #[test]
     fn a_hand_over_goes_step_by_step() {
+        for (named_lives, limit) in [(true, BEFORE_STOP), (false, AFTER_STOP)] {
+            let hello = Action::Send(Message::TakerHello(VERSIONS));
+            assert_eq!(Taker::new(VERSIONS).begin(named_lives), [hello, Action::SetDeadline(limit)]);
+        }
         assert!(after(7).is_over());
     }
 

@@ -15,7 +15,7 @@ use super::{Interface, clock};
 use crate::{
     handover::{
         envelope::{Message, Reason, Role, Versions},
-        giver::{Action, Event, Giver, busy, ready_limit},
+        giver::{Action, Event, Giver, Restraint, busy, ready_limit},
         memory::SecretFile,
         socket::{Arrival, Connection, Listener},
         state::{InterfaceState, Snapshot, VERSION},
@@ -30,11 +30,16 @@ pub(super) const VERSIONS: Versions = Versions { oldest: VERSION, newest: VERSIO
 /// The pause after a taker could not be accepted. Without one, the control thread would do nothing else.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How long the engine handles what its workers had punted when it stops. A multicast to thousands of peers takes as
+/// long.
+const STOP_MAX: Duration = Duration::from_millis(20);
+
 /// The hand-over socket, and the attempt of a taker.
 pub(super) struct Giving {
     /// `None` when it could not be opened: nobody can take over then.
     listener: Option<Listener>,
     attempt: Option<Attempt>,
+    restraint: Restraint,
     /// Until when no taker is accepted, because there are no descriptors or no memory for one.
     paused: Option<Instant>,
 }
@@ -72,12 +77,13 @@ impl Giving {
                 None
             }
         };
-        Self { listener, attempt: None, paused: None }
+        Self { listener, attempt: None, restraint: Restraint::default(), paused: None }
     }
 
     /// Goes on with a socket that another process has made.
     pub(super) fn take_over(listener: Listener) -> Self {
-        Self { listener: Some(listener), attempt: None, paused: None }
+        let restraint = Restraint::default();
+        Self { listener: Some(listener), attempt: None, restraint, paused: None }
     }
 
     /// Removes the socket.
@@ -87,9 +93,14 @@ impl Giving {
         }
     }
 
-    /// Readable when a taker has come.
+    /// The socket, whether takers are accepted or not.
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Readable when a taker has come that is accepted.
     pub(super) fn takers(&self) -> Option<BorrowedFd<'_>> {
-        self.listener.as_ref().filter(|_| !self.is_paused()).map(AsFd::as_fd)
+        self.listener().filter(|_| !self.is_paused())
     }
 
     fn is_paused(&self) -> bool {
@@ -150,9 +161,11 @@ impl Interface {
                     return Ok(());
                 }
             };
-            if self.giving.attempt.is_some() {
+            let is_busy = self.giving.attempt.is_some();
+            let refusal = is_busy.then(busy).or_else(|| self.giving.restraint.refusal(Instant::now()));
+            if let Some(refusal) = refusal {
                 // It closes the connection, or finds it closed.
-                let _ = taker.send(&busy(), &[]);
+                let _ = taker.send(&refusal, &[]);
                 continue;
             }
             let giver = Giver::new(VERSIONS);
@@ -209,7 +222,7 @@ impl Interface {
                     Err(_) => Event::SendFailed,
                 }),
                 Action::Resume => {
-                    self.resume(attempt)?;
+                    self.resume(attempt);
                     None
                 }
                 Action::Close => {
@@ -243,7 +256,7 @@ impl Interface {
         let mut all: Vec<_> = queues.map(|(queue, file)| (Role::TunQueue(queue as u16), file)).collect();
         all.extend(sockets.iter().map(|(role, socket)| (*role, socket.as_fd())));
         all.push((Role::Control, self.server.as_fd()));
-        all.extend(self.giving.takers().map(|listener| (Role::Handover, listener)));
+        all.extend(self.giving.listener().map(|listener| (Role::Handover, listener)));
         attempt.connection.send_descriptors(&all)
     }
 
@@ -265,7 +278,8 @@ impl Interface {
         self.server.pause();
         let now = clock::now()?;
         attempt.stopped_at = Some(now.monotonic.as_nanos());
-        self.engine.stop(now)
+        let until = now.monotonic + STOP_MAX;
+        self.engine.stop(now, || clock::now().is_ok_and(|now| now.monotonic >= until))
     }
 
     fn send_changes(&mut self, attempt: &mut Attempt, version: u32) -> io::Result<()> {
@@ -279,15 +293,17 @@ impl Interface {
         Ok(())
     }
 
-    fn resume(&mut self, attempt: &mut Attempt) -> io::Result<()> {
+    fn resume(&mut self, attempt: &mut Attempt) {
         attempt.stopped_at = None;
+        self.giving.restraint.note_failure(Instant::now());
         self.engine.resume();
-        self.server.resume()
+        self.server.resume();
     }
 
     /// A wait that ends in time for what is due here.
     pub(super) fn no_longer_than(&self, timeout: Option<Duration>) -> Option<Duration> {
-        let until = self.giving.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let due = self.giving.deadline().into_iter().chain(self.service_manager.port_due());
+        let until = due.map(|at| at.saturating_duration_since(Instant::now()));
         timeout.into_iter().chain(until).min()
     }
 }
@@ -325,4 +341,18 @@ fn gone_unless(outcome: io::Result<()>) -> Option<Event> {
         tracing::warn!("cannot give the interface to another process: {error}");
         Event::Gone
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_socket_goes_over_while_takers_are_not_accepted() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut giving = Giving::open(directory.path().join("wg0.handover"));
+        assert!(giving.takers().is_some());
+        giving.paused = Some(Instant::now() + PAUSE * 100);
+        assert!(giving.takers().is_none() && giving.listener().is_some());
+    }
 }

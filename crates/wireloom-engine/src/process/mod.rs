@@ -31,13 +31,13 @@ use zeroize::Zeroizing;
 use self::{
     giving::Giving,
     poll::{deleted, nothing, readable},
-    store::{Kept, Store, Stored},
+    store::{Inherited, ServiceManager},
     threads::Threads,
 };
 use crate::{
     control::{Inbox, Server},
     engine::Engine,
-    handover::{holders::Holders, socket::Listener},
+    handover::{envelope::Role, holders::Holders, socket::Listener},
     kept_timestamp::{self, KeptTimestamp},
     runtime::{crypto_pool::CryptoPool, turn::NextTurn},
     socket_file::ENDING,
@@ -65,11 +65,7 @@ pub struct Interface {
     inbox: Inbox,
     signals: SignalFd,
     giving: Giving,
-    store: Store,
-    /// [`Engine::port_changes`] when its sockets were stored last.
-    kept_port: Option<u64>,
-    /// Says that this process has the interface; `None` where that cannot be said.
-    holders: Option<Holders>,
+    service_manager: ServiceManager,
 }
 
 /// Why the interface could not be opened. Nothing is left behind.
@@ -81,6 +77,9 @@ pub enum OpenError {
     /// The control socket could not be opened.
     #[error(transparent)]
     Control(#[from] OpenControlError),
+    /// This process got descriptors of the interface from its supervisor, and another process has some, too.
+    #[error("another process has the interface, or is about to")]
+    HasAnother,
     /// Another operation failed.
     #[error("cannot {operation}: {cause}")]
     Failed {
@@ -134,21 +133,22 @@ impl Interface {
             tracing::warn!("if this process hangs while it takes over, the next one cannot find it: {error}");
         });
         let holders = holders.ok();
-        // Two processes must not have one queue: who has the interface now hands it over, or is seen dead first.
-        let is_free = holders.as_ref().is_none_or(|holders| !matches!(holders.another(), Ok(Some(_))));
-        let mut stored = Stored::take();
-        if !is_free {
-            stored.refuse();
+        let mut inherited = Inherited::receive();
+        // Two processes must not have one queue. The supervisor closes it once this process says so, and the other one
+        // can open the interface: it may be about to take over.
+        if !inherited.is_empty() && holders.as_ref().is_some_and(|holders| !is_alone(holders)) {
+            return Err(OpenError::HasAnother);
         }
-        let (tun, queues) = match open_stored(&mut stored, name, mode.peer_lookup()) {
+        let (tun, queues) = match open_stored(&mut inherited, name, mode.peer_lookup()) {
             Some(interface) => interface,
             None => {
                 // The port without the interface would be half of what there was.
-                stored.refuse();
+                inherited.refuse_traffic();
                 open_tun(name, mode.peer_lookup(), threads, offload)?
             }
         };
-        let listener = stored.control().map(|listener| Server::take_over(&control_socket(name), listener));
+        let listener =
+            inherited.take(Role::Control).map(|listener| Server::take_over(&control_socket(name), listener));
         let mut server = match listener {
             Some(Ok(server)) => server,
             _ => Server::open(control_socket(name))?,
@@ -173,30 +173,34 @@ impl Interface {
         if persistent || mode.peer_lookup() == PeerLookup::Gateway {
             engine.tun().set_persistent(true).map_err(failed("make the interface persistent"))?;
         }
-        let sockets = stored.sockets(engine.queues());
+        let sockets = inherited.sockets(engine.queues());
         if sockets.len() == engine.queues() {
             let mark = sockets[0].0.as_fd();
             let mark = getsockopt(&mark, sockopt::Mark).unwrap_or_default();
-            let sockets = LinuxUdp::take_over(sockets, mark).map_err(failed("use the stored sockets"))?;
-            engine.adopt_unknown(now, sockets, mark).map_err(failed("use the stored sockets"))?;
+            match LinuxUdp::take_over(sockets, mark) {
+                Ok(sockets) => {
+                    engine.adopt_unknown(now, sockets, mark).map_err(failed("use the stored sockets"))?;
+                }
+                Err(error) => tracing::warn!("cannot use the stored port: {error}"),
+            }
         }
         let path = handover_socket(name);
         // Without its file nobody can connect to it.
-        let listener = stored.handover().filter(|_| path.exists());
+        let listener = inherited.take(Role::Handover).filter(|_| path.exists());
         let giving = match listener.map(|socket| Listener::from_fd(socket, path.clone())) {
             Some(Ok(listener)) => Giving::take_over(listener),
             _ => Giving::open(path),
         };
-        let store = Store::start();
-        store.forget_rest(stored);
-        let mut interface = Self { engine, server, inbox, signals, giving, store, kept_port: None, holders };
+        let service_manager = ServiceManager::start();
+        service_manager.forget_rest(inherited);
+        let mut interface = Self { engine, server, inbox, signals, giving, service_manager };
         interface.keep_all();
         Ok(interface)
     }
 
     /// Tells systemd or `wireloom engine`, if one of them supervises this process, that the interface is ready.
     pub fn say_ready(&self) {
-        self.store.say_ready();
+        self.service_manager.say_ready();
     }
 
     /// Carries packets until something ends it.
@@ -211,9 +215,6 @@ impl Interface {
             return end;
         }
         self.giving.close();
-        if let Some(holders) = &self.holders {
-            holders.remove();
-        }
         // Before anything else shows that this process ends: the next one may want the port.
         self.engine.close_port();
         self.engine.finish();
@@ -273,35 +274,26 @@ struct Woken {
 }
 
 impl Interface {
-    /// Stores all descriptors for the next process, but for those of the port.
+    /// Stores all descriptors for the next process.
     fn keep_all(&mut self) {
         for (queue, descriptor) in self.engine.tun().queues().enumerate() {
-            self.store.keep(&Kept::Queue(queue), descriptor);
+            self.service_manager.keep(Role::TunQueue(queue as u16), descriptor);
         }
-        self.store.keep(&Kept::Control, self.server.as_fd());
-        if let Some(listener) = self.giving.takers() {
-            self.store.keep(&Kept::Handover, listener);
+        self.service_manager.keep(Role::Control, self.server.as_fd());
+        if let Some(listener) = self.giving.listener() {
+            self.service_manager.keep(Role::Handover, listener);
         }
+        // Before this process says that it is ready: the supervisor forgets then what the one before has stored.
+        self.keep_port();
     }
 
     /// Stores the sockets of the port whenever it is another one.
     fn keep_port(&mut self) {
         let changes = self.engine.port_changes();
-        if !self.store.is_there() || self.kept_port == Some(changes) {
-            return;
-        }
-        self.kept_port = Some(changes);
-        self.engine.note_port_stored();
-        let sockets = self.engine.sockets(LinuxUdp::duplicates).unwrap_or_default();
-        for queue in 0..self.engine.queues() {
-            let of_queue = sockets.get(queue).map(Vec::as_slice).unwrap_or_default();
-            for v6 in [false, true] {
-                let kept = Kept::Udp { queue, v6 };
-                match of_queue.iter().find(|(_, is_v6)| *is_v6 == v6) {
-                    Some((socket, _)) => self.store.keep(&kept, socket.as_fd()),
-                    None => self.store.forget(&kept),
-                }
-            }
+        if self.service_manager.lacks_port(changes) {
+            self.engine.note_port_stored();
+            let sockets = self.engine.sockets(LinuxUdp::duplicates);
+            self.service_manager.keep_port(changes, self.engine.queues(), sockets);
         }
     }
 
@@ -339,13 +331,26 @@ impl Interface {
     }
 }
 
+/// Whether no other process has descriptors of the interface. One that has handed over may be about to end: it is
+/// waited for. One that cannot be seen is there.
+fn is_alone(holders: &Holders) -> bool {
+    let deadline = Instant::now() + ENDING;
+    loop {
+        match holders.another() {
+            Ok(None) => return true,
+            _ if Instant::now() >= deadline => return false,
+            _ => thread::sleep(ENDING / 50),
+        }
+    }
+}
+
 /// The interface that an earlier process of the same supervisor had, if its descriptors were stored.
 fn open_stored(
-    stored: &mut Stored,
+    inherited: &mut Inherited,
     name: &str,
     peer_lookup: PeerLookup,
 ) -> Option<(LinuxTun, Vec<LinuxQueue>)> {
-    let queues = stored.queues();
+    let queues = inherited.queues();
     if queues.is_empty() {
         return None;
     }
@@ -354,7 +359,7 @@ fn open_stored(
         .inspect_err(|error| tracing::warn!("cannot use the stored interface: {error}"));
     let opened = opened.ok().filter(|(tun, _)| tun.is_called(name));
     if opened.is_none() {
-        stored.refuse_queues(count);
+        inherited.refuse_queues(count);
     }
     opened
 }

@@ -5,31 +5,38 @@
 use std::{
     env,
     fs::File,
+    io,
     os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     sync::{
         atomic::{AtomicBool, Ordering},
         mpsc::{Sender, channel},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use sd_notify::NotifyState;
 
-const CONTROL: &str = "control";
-const HANDOVER: &str = "handover";
+use crate::handover::envelope::Role;
+
+/// When to try again after the sockets of the port could not be duplicated.
+const PORT_PAUSE: Duration = Duration::from_secs(1);
+
+/// The sockets of a queue, and whether each is for IPv6.
+type Sockets = Vec<(OwnedFd, bool)>;
 
 /// What the last process has left.
 #[derive(Default)]
-pub(super) struct Stored {
+pub(super) struct Inherited {
     descriptors: Vec<(String, OwnedFd)>,
     /// The names of what is of no use to this process.
     refused: Vec<String>,
 }
 
-impl Stored {
+impl Inherited {
     /// What the supervisor gave to this process; nothing from the second time on.
-    pub(super) fn take() -> Self {
+    pub(super) fn receive() -> Self {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         if TAKEN.swap(true, Ordering::Relaxed) {
             return Self::default();
@@ -47,74 +54,62 @@ impl Stored {
         Self { descriptors: own.collect(), refused: Vec::new() }
     }
 
+    /// Whether there is nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.descriptors.is_empty()
+    }
+
     /// Closes it.
-    pub(super) fn refuse(&mut self) {
+    fn refuse(&mut self) {
         self.refused.extend(self.descriptors.drain(..).map(|(name, _)| name));
+    }
+
+    /// Closes all but the listening sockets. Those who connect reach them as long as the supervisor has them: a process
+    /// that did not adopt them would take them for another one's.
+    pub(super) fn refuse_traffic(&mut self) {
+        let listeners = [Role::Control, Role::Handover].map(Role::stored_name);
+        let is_listener = |(name, _): &(String, OwnedFd)| listeners.contains(name);
+        let (listeners, traffic) = self.descriptors.drain(..).partition(is_listener);
+        self.descriptors = listeners;
+        let traffic: Vec<(String, OwnedFd)> = traffic;
+        self.refused.extend(traffic.into_iter().map(|(name, _)| name));
     }
 
     /// Refuses the interface's queues that it has given, so many.
     pub(super) fn refuse_queues(&mut self, count: usize) {
-        self.refused.extend((0..count).map(tun));
+        self.refused.extend((0..count as u16).map(|queue| Role::TunQueue(queue).stored_name()));
     }
 
     /// The interface's queues, in their order.
     pub(super) fn queues(&mut self) -> Vec<File> {
-        (0..).map_while(|queue| self.get(&tun(queue))).map(File::from).collect()
+        (0..).map_while(|queue| self.take(Role::TunQueue(queue))).map(File::from).collect()
     }
 
     /// The sockets of each queue, IPv4 and IPv6; at most of as many.
     pub(super) fn sockets(&mut self, queues: usize) -> Vec<(OwnedFd, Option<OwnedFd>)> {
-        let of = |queue| Some((self.get(&udp(queue, false))?, self.get(&udp(queue, true))));
-        (0..queues).map_while(of).collect()
+        let of = |queue| {
+            let v4 = self.take(Role::Udp { queue, v6: false })?;
+            Some((v4, self.take(Role::Udp { queue, v6: true })))
+        };
+        (0..queues as u16).map_while(of).collect()
     }
 
-    /// The listening control socket.
-    pub(super) fn control(&mut self) -> Option<OwnedFd> {
-        self.get(CONTROL)
-    }
-
-    /// The listening hand-over socket.
-    pub(super) fn handover(&mut self) -> Option<OwnedFd> {
-        self.get(HANDOVER)
-    }
-
-    fn get(&mut self, name: &str) -> Option<OwnedFd> {
-        let position = self.descriptors.iter().position(|(stored, _)| stored == name)?;
+    /// The descriptor with a role, once.
+    pub(super) fn take(&mut self, role: Role) -> Option<OwnedFd> {
+        let name = role.stored_name();
+        let position = self.descriptors.iter().position(|(stored, _)| *stored == name)?;
         Some(self.descriptors.swap_remove(position).1)
     }
 }
 
-/// A descriptor to be stored.
-pub(super) enum Kept {
-    Queue(usize),
-    Udp { queue: usize, v6: bool },
-    Control,
-    Handover,
-}
-
-impl Kept {
-    fn name(&self) -> String {
-        match *self {
-            Self::Queue(queue) => tun(queue),
-            Self::Udp { queue, v6 } => udp(queue, v6),
-            Self::Control => CONTROL.to_owned(),
-            Self::Handover => HANDOVER.to_owned(),
-        }
-    }
-}
-
-fn tun(queue: usize) -> String {
-    format!("tun-{queue}")
-}
-
-fn udp(queue: usize, v6: bool) -> String {
-    format!("udp{}-{queue}", if v6 { 6 } else { 4 })
-}
-
-/// Stores descriptors, on a thread of its own: a supervisor that hangs holds up nothing else.
-pub(super) struct Store {
+/// The supervisor, which is told on a thread of its own: one that hangs holds up nothing else.
+pub(super) struct ServiceManager {
     /// `None` without a supervisor.
     notes: Option<Sender<Note>>,
+    /// How often the port had changed when its sockets were stored.
+    port: Option<u64>,
+    /// When to try again to store the sockets, if that failed.
+    port_due: Option<Instant>,
 }
 
 /// What becomes of the stored descriptor of this name.
@@ -125,22 +120,27 @@ enum Note {
     Forget(String),
 }
 
-impl Store {
-    /// Begins to store, if there is a supervisor.
+impl ServiceManager {
+    /// Reaches the supervisor, if there is one.
     pub(super) fn start() -> Self {
         if env::var_os("NOTIFY_SOCKET").is_none() {
-            return Self { notes: None };
+            return Self::telling(None);
         }
         let (notes, waiting) = channel();
-        let told = thread::Builder::new().name("store".into()).spawn(move || waiting.iter().for_each(tell));
-        Self { notes: told.is_ok().then_some(notes) }
+        let told =
+            thread::Builder::new().name("supervisor".into()).spawn(move || waiting.iter().for_each(tell));
+        Self::telling(told.is_ok().then_some(notes))
     }
 
-    /// Asks to close everything that this process did not get from `stored`, or has refused. Open, it would keep a port
-    /// taken, or packets in a queue that nobody reads.
-    pub(super) fn forget_rest(&self, mut stored: Stored) {
-        stored.refuse();
-        stored.refused.into_iter().for_each(|name| self.send(Note::Forget(name)));
+    fn telling(notes: Option<Sender<Note>>) -> Self {
+        Self { notes, port: None, port_due: None }
+    }
+
+    /// Asks to close everything that this process did not take, or has refused. Open, it would keep a port taken, or
+    /// packets in a queue that nobody reads.
+    pub(super) fn forget_rest(&self, mut inherited: Inherited) {
+        inherited.refuse();
+        inherited.refused.into_iter().for_each(|name| self.send(Note::Forget(name)));
     }
 
     /// Says that the device is ready, once what was to be stored before is stored.
@@ -148,22 +148,48 @@ impl Store {
         self.send(Note::Ready);
     }
 
-    /// Whether somebody stores descriptors.
-    pub(super) fn is_there(&self) -> bool {
-        self.notes.is_some()
-    }
-
-    /// Stores a descriptor, in place of an earlier one of that kind.
-    pub(super) fn keep(&self, kept: &Kept, descriptor: BorrowedFd<'_>) {
+    /// Stores a descriptor, in place of an earlier one with that role.
+    pub(super) fn keep(&self, role: Role, descriptor: BorrowedFd<'_>) {
         match descriptor.try_clone_to_owned() {
-            Ok(descriptor) => self.send(Note::Keep(kept.name(), descriptor)),
+            Ok(descriptor) => self.send(Note::Keep(role.stored_name(), descriptor)),
             Err(error) => tracing::warn!("cannot store a descriptor for the next process: {error}"),
         }
     }
 
-    /// Asks to close the stored descriptor of that kind, if there is one.
-    pub(super) fn forget(&self, kept: &Kept) {
-        self.send(Note::Forget(kept.name()));
+    /// Whether the sockets of the port, which has changed so often, are to be stored.
+    pub(super) fn lacks_port(&self, changes: u64) -> bool {
+        let may_try = self.port_due.is_none_or(|at| at <= Instant::now());
+        self.notes.is_some() && self.port != Some(changes) && may_try
+    }
+
+    /// When to look again at [`Self::lacks_port`], although the port is the same.
+    pub(super) fn port_due(&self) -> Option<Instant> {
+        self.port_due
+    }
+
+    /// Stores the sockets of so many queues, of each family at most one, in place of those of the port before.
+    /// Without them, that one stays stored, and this is to be repeated.
+    pub(super) fn keep_port(&mut self, changes: u64, queues: usize, sockets: io::Result<Vec<Sockets>>) {
+        let mut sockets = match sockets {
+            Ok(sockets) => sockets.into_iter(),
+            Err(error) => {
+                tracing::warn!("cannot store the port for the next process: {error}");
+                self.port_due = Some(Instant::now() + PORT_PAUSE);
+                return;
+            }
+        };
+        for queue in 0..queues as u16 {
+            let mut of_queue = sockets.next().unwrap_or_default();
+            for v6 in [false, true] {
+                let name = Role::Udp { queue, v6 }.stored_name();
+                let position = of_queue.iter().position(|(_, is_v6)| *is_v6 == v6);
+                self.send(match position.map(|position| of_queue.swap_remove(position)) {
+                    Some((socket, _)) => Note::Keep(name, socket),
+                    None => Note::Forget(name),
+                });
+            }
+        }
+        (self.port, self.port_due) = (Some(changes), None);
     }
 
     fn send(&self, note: Note) {
@@ -187,5 +213,48 @@ fn tell(note: Note) {
     };
     if let Err(error) = outcome {
         tracing::warn!("cannot tell the supervisor: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::mpsc::Receiver};
+
+    use super::*;
+
+    fn socket() -> OwnedFd {
+        File::open("/dev/null").expect("it is there").into()
+    }
+
+    /// What is said of each name, and whether it is to be stored.
+    fn said(waiting: &Receiver<Note>) -> BTreeMap<String, bool> {
+        let notes = waiting.try_iter().map(|note| match note {
+            Note::Keep(name, _) => (name, true),
+            Note::Forget(name) => (name, false),
+            Note::Ready => ("ready".to_owned(), true),
+        });
+        notes.collect()
+    }
+
+    #[test]
+    fn the_port_before_stays_stored_until_there_are_duplicates_of_the_next_one() {
+        let (notes, waiting) = channel();
+        let mut manager = ServiceManager::telling(Some(notes));
+        assert!(manager.lacks_port(1));
+        manager.keep_port(1, 2, Ok(vec![vec![(socket(), false), (socket(), true)], vec![(socket(), false)]]));
+        let stored = [("udp4-0", true), ("udp6-0", true), ("udp4-1", true), ("udp6-1", false)];
+        assert_eq!(said(&waiting), stored.map(|(name, stays)| (name.to_owned(), stays)).into());
+        assert!(!manager.lacks_port(1) && manager.lacks_port(2));
+
+        manager.keep_port(2, 2, Err(io::ErrorKind::OutOfMemory.into()));
+        assert_eq!(said(&waiting), BTreeMap::new());
+        assert!(!manager.lacks_port(2), "not at once again");
+        let due = manager.port_due().expect("it is tried again");
+        assert!(due <= Instant::now() + PORT_PAUSE);
+        manager.port_due = Some(Instant::now());
+        assert!(manager.lacks_port(2));
+        manager.keep_port(2, 2, Ok(Vec::new()));
+        assert!(said(&waiting).values().all(|stays| !stays), "it was closed");
+        assert!(!manager.lacks_port(2) && manager.port_due().is_none());
     }
 }

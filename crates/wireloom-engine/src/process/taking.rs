@@ -4,17 +4,18 @@ use std::{
     collections::VecDeque,
     fs::File,
     io, mem,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
 use nix::sys::{
+    signal::Signal,
     signalfd::SignalFd,
     socket::{getsockopt, sockopt},
 };
-use wireloom_proto::Instant as BootInstant;
+use wireloom_proto::{Instant as BootInstant, Now};
 use wireloom_types::{
     Mode,
     interface::{control_socket, handover_socket, holders_file},
@@ -24,16 +25,17 @@ use zeroize::Zeroizing;
 use super::{
     Interface, block_signals, clock,
     giving::{Giving, VERSIONS},
+    poll::{self, readable},
     privileges,
-    store::{Store, Stored},
+    store::{Inherited, ServiceManager},
     threads::Threads,
 };
 use crate::{
     batch::CryptoJob,
-    control::Server,
+    control::{Inbox, Server},
     engine::Engine,
     handover::{
-        envelope::Role,
+        envelope::{Message, Role},
         holders::Holders,
         memory::read_and_wipe,
         socket::{Arrival, Connection, Listener, Peer},
@@ -70,6 +72,9 @@ pub enum TakeOverError {
          (in a container, share the host's PID namespace)"
     )]
     NotKilled,
+    /// A signal told this process to end first.
+    #[error("told to end before it had the interface: the process that has it goes on")]
+    Ended,
     /// The system refused something.
     #[error("cannot take the interface over: {0}")]
     System(#[from] io::Error),
@@ -94,19 +99,38 @@ struct Taking<'a> {
 
 /// What was made from the copy.
 struct Prepared {
-    /// `None` without a copy.
-    state: Option<PreparedState>,
-    tun: LinuxTun,
-    queues: Vec<LinuxQueue>,
+    copied: Copied,
     server: Server,
+    inbox: Inbox,
     threads: Threads,
     pool: Option<CryptoPool<CryptoJob>>,
 }
 
+enum Copied {
+    State(PreparedState, LinuxTun, Vec<LinuxQueue>),
+    /// Without a state, just the queues. What the kernel takes and gives is agreed on with it after *Commit*: the giver
+    /// may know less.
+    Nothing(Vec<File>),
+}
+
 /// What only waits for the giver's *Commit*.
 struct Ready {
-    engine: Engine<LinuxTun, LinuxNetwork>,
+    next: Next,
     server: Server,
+    inbox: Inbox,
+    now: Now,
+}
+
+enum Next {
+    Engine(Box<Engine<LinuxTun, LinuxNetwork>>),
+    /// What an engine without sessions is made of.
+    Afresh {
+        queues: Vec<File>,
+        sockets: Vec<LinuxUdp>,
+        mark: u32,
+        threads: Threads,
+        pool: Option<CryptoPool<CryptoJob>>,
+    },
 }
 
 impl Interface {
@@ -126,9 +150,12 @@ impl Interface {
         holders.enter()?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let Some(taking) = Taking::begin(name, mode, state)? else { return Ok(None) };
-            let error = match taking.run(&holders)? {
-                Ok(taken) => return taken.serve(signals, holders).map(Some),
+            if asks_for_end(&signals)? {
+                return Err(TakeOverError::Ended);
+            }
+            let Some(taking) = Taking::begin(name, mode, state, &holders)? else { return Ok(None) };
+            let error = match taking.run(&holders, &signals)? {
+                Ok((taking, ready)) => return Ok(taking.serve(ready, signals)),
                 Err(Why::Killed) => return Ok(None),
                 // A supervisor keeps the listening socket, and nobody has the interface.
                 Err(Why::Moved) if holders.another()?.is_none() => return Ok(None),
@@ -149,9 +176,9 @@ impl Interface {
 
 impl<'a> Taking<'a> {
     /// Connects to the process that has the interface, if there is one.
-    fn begin(name: &'a str, mode: Mode, state: &'a Path) -> io::Result<Option<Self>> {
+    fn begin(name: &'a str, mode: Mode, state: &'a Path, holders: &Holders) -> io::Result<Option<Self>> {
         let Some(connection) = Connection::connect(&handover_socket(name))? else { return Ok(None) };
-        let peer = connection.peer()?;
+        let peer = connection.peer(holders)?;
         let mut seed = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *seed).map_err(io::Error::other)?;
         Ok(Some(Self {
@@ -169,17 +196,28 @@ impl<'a> Taking<'a> {
         }))
     }
 
-    /// Goes through the attempt. Returns why it has failed, if it has.
-    fn run(mut self, holders: &Holders) -> io::Result<Result<Self, Why>> {
+    /// Goes through the attempt. Returns why it has failed, if it has. A signal that asks for the end ends it until
+    /// *Ready*: from then on the giver may be gone.
+    fn run(
+        mut self,
+        holders: &Holders,
+        signals: &SignalFd,
+    ) -> Result<Result<(Self, Ready), Why>, TakeOverError> {
         let mut taker = Taker::new(VERSIONS);
         let mut deadline = None;
-        let mut actions = VecDeque::from(taker.begin());
-        let mut failed = false;
+        let named_lives = self.peer.as_ref().is_some_and(|peer| !peer.has_ended().unwrap_or(true));
+        let mut actions = VecDeque::from(taker.begin(named_lives));
+        let (mut failed, mut said_ready) = (false, false);
         loop {
+            if !said_ready && asks_for_end(signals)? {
+                return Err(TakeOverError::Ended);
+            }
             let event = match actions.pop_front() {
                 None if failed => self.last_event(),
+                None if !said_ready && !self.wait(deadline, signals)? => continue,
                 None => self.next_event(deadline),
                 Some(Action::Send(message)) => {
+                    said_ready |= message == Message::Ready;
                     failed |= self.connection.send(&message, &[]).is_err();
                     continue;
                 }
@@ -195,7 +233,7 @@ impl<'a> Taking<'a> {
                     deadline = None;
                     self.built(Event::Prepared, |taking| taking.prepare(version, len))
                 }
-                Some(Action::Apply { version: _, len, stopped_at }) => {
+                Some(Action::Apply { len, stopped_at }) => {
                     (deadline, self.stopped_at) = (None, stopped_at);
                     self.built(Event::Built, |taking| taking.apply(len))
                 }
@@ -203,10 +241,26 @@ impl<'a> Taking<'a> {
                     deadline = None;
                     self.kill(holders)
                 }
-                Some(Action::Serve) => return Ok(Ok(self)),
+                Some(Action::Serve) => {
+                    let ready = self.ready.take().expect("it was built before it was said to be ready");
+                    return Ok(Ok((self, ready)));
+                }
                 Some(Action::Wipe(why)) => return Ok(Err(why)),
             };
             actions.extend(taker.handle(event));
+        }
+    }
+
+    /// Waits until the giver has said something or the time is over. False when a signal came first.
+    fn wait(&self, deadline: Option<Instant>, signals: &SignalFd) -> io::Result<bool> {
+        loop {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now())).unwrap_or_default();
+            let awaited = [readable(self.connection.as_fd()), readable(signals.as_fd())];
+            match poll::wait(awaited, Some(left))? {
+                [false, true] => return Ok(false),
+                [false, false] if !left.is_zero() => {}
+                _ => return Ok(true),
+            }
         }
     }
 
@@ -267,47 +321,70 @@ impl<'a> Taking<'a> {
             }
         };
         let queues = self.take_queues();
-        let (tun, queues) = match &state {
+        let count = queues.len();
+        let copied = match state {
             Some(state) => {
                 let engine = state.engine();
-                LinuxTun::take_over(queues, engine.peer_lookup, &engine.interface, engine.mtu as usize)?
+                let (mtu, interface) = (engine.mtu as usize, &engine.interface);
+                let (tun, queues) = LinuxTun::take_over(queues, engine.peer_lookup, interface, mtu)?;
+                Copied::State(state, tun, queues)
             }
-            None => LinuxTun::take_over_unknown(queues, self.mode.peer_lookup())?,
+            None if queues.is_empty() => return Err(missing()),
+            None => Copied::Nothing(queues),
         };
         let listener = self.take(|role| role == Role::Control).ok_or_else(missing)?;
-        let server = Server::take_over(&control_socket(self.name), listener)?;
+        let mut server = Server::take_over(&control_socket(self.name), listener)?;
         privileges::drop_unneeded()?;
         // Threads inherit the dropped privileges and the blocked signals, so they start only now.
-        let threads = Threads::start(queues.len())?;
-        let pool = match queues.len() {
+        let inbox = server.prepare()?;
+        let threads = Threads::start(count)?;
+        let pool = match count {
             1 => None,
-            queues => Some(CryptoPool::start(queues - 1, queues)?),
+            count => Some(CryptoPool::start(count - 1, count)?),
         };
-        self.prepared = Some(Prepared { state, tun, queues, server, threads, pool });
+        self.prepared = Some(Prepared { copied, server, inbox, threads, pool });
         Ok(())
     }
 
     /// Applies the changes of `len` bytes.
     fn apply(&mut self, len: u64) -> io::Result<()> {
-        let Prepared { state, tun, queues, server, threads, pool } =
-            self.prepared.take().ok_or_else(missing)?;
-        let (runner, pool) = (Box::new(threads), pool.as_ref());
-        let Some(state) = state else {
-            let mark = self.mark();
-            let sockets = self.take_sockets(queues.len(), mark)?;
-            let mut engine = Engine::new(&self.seed, self.mode, (tun, queues), LinuxNetwork, runner, pool)?;
-            engine.adopt_unknown(clock::now()?, sockets, mark)?;
-            self.ready = Some(Ready { engine, server });
-            return Ok(());
+        let Prepared { copied, server, inbox, threads, pool } = self.prepared.take().ok_or_else(missing)?;
+        let now = clock::now()?;
+        let next = match copied {
+            Copied::State(state, tun, queues) => {
+                let changes = read_and_wipe(self.arrived.pop().ok_or_else(missing)?, len)?;
+                let received = state.with_changes(&changes).map_err(io::Error::other)?;
+                let sockets = self.take_sockets(queues.len(), received.shared.engine.fwmark)?;
+                let (interface, runner) = ((tun, queues), Box::new(threads));
+                let pool = pool.as_ref();
+                let engine =
+                    Engine::take_over(now, received, interface, LinuxNetwork, sockets, runner, pool)?;
+                Next::Engine(Box::new(engine))
+            }
+            Copied::Nothing(queues) => {
+                let mark = self.mark();
+                let sockets = self.take_sockets(queues.len(), mark)?;
+                Next::Afresh { queues, sockets, mark, threads, pool }
+            }
         };
-        let changes = read_and_wipe(self.arrived.pop().ok_or_else(missing)?, len)?;
-        let received = state.with_changes(&changes).map_err(io::Error::other)?;
-        let sockets = self.take_sockets(queues.len(), received.shared.engine.fwmark)?;
-        let interface = (tun, queues);
-        let engine =
-            Engine::take_over(clock::now()?, received, interface, LinuxNetwork, sockets, runner, pool)?;
-        self.ready = Some(Ready { engine, server });
+        self.ready = Some(Ready { next, server, inbox, now });
         Ok(())
+    }
+
+    /// An engine that knows nothing, on what has come.
+    fn engine_afresh(
+        &self,
+        now: Now,
+        queues: Vec<File>,
+        (sockets, mark): (Vec<LinuxUdp>, u32),
+        threads: Threads,
+        pool: Option<&CryptoPool<CryptoJob>>,
+    ) -> io::Result<Engine<LinuxTun, LinuxNetwork>> {
+        let interface = LinuxTun::take_over_unknown(queues, self.mode.peer_lookup())?;
+        let runner = Box::new(threads);
+        let mut engine = Engine::new(&self.seed, self.mode, interface, LinuxNetwork, runner, pool)?;
+        engine.adopt_unknown(now, sockets, mark)?;
+        Ok(engine)
     }
 
     /// The mark of the sockets that have come.
@@ -340,15 +417,29 @@ impl<'a> Taking<'a> {
         LinuxUdp::take_over(sockets, mark)
     }
 
-    /// Goes on where the giver has stopped: the interface is ours.
-    fn serve(mut self, signals: SignalFd, holders: Holders) -> Result<Interface, TakeOverError> {
-        let Ready { mut engine, mut server } = self.ready.take().ok_or_else(missing)?;
+    /// Goes on where the giver has stopped: the interface is ours. With sessions nothing may fail any more, for nobody
+    /// else has them. `None` when it fails without: the interface may be opened afresh.
+    fn serve(mut self, ready: Ready, signals: SignalFd) -> Option<Interface> {
+        let Ready { next, mut server, inbox, now } = ready;
+        let now = clock::now().unwrap_or(now);
+        let made = match next {
+            Next::Engine(engine) => Ok(*engine),
+            Next::Afresh { queues, sockets, mark, threads, pool } => {
+                self.engine_afresh(now, queues, (sockets, mark), threads, pool.as_ref())
+            }
+        };
+        let failed = |error: &io::Error| tracing::warn!("cannot go on with the interface: {error}");
+        let mut engine = made.inspect_err(failed).ok()?;
         engine.resume();
-        let waited = clock::now()?.monotonic.since(BootInstant::from_nanos(self.stopped_at));
-        engine.note_waited(waited);
+        engine.note_stopped(BootInstant::from_nanos(self.stopped_at));
+        if !engine.note_reading(now.monotonic) {
+            tracing::info!(
+                "took over from another process; sessions are made anew, and packets wait for that"
+            );
+        }
         // They are for the case that the giver has died. Open, they would keep a port taken that is closed here.
-        drop(Stored::take());
-        let inbox = server.start()?;
+        drop(Inherited::receive());
+        server.serve();
         let listener = self.take(|role| role == Role::Handover);
         let listener = listener.map(|socket| Listener::from_fd(socket, handover_socket(self.name)));
         let giving = match listener {
@@ -356,26 +447,24 @@ impl<'a> Taking<'a> {
             _ => Giving::open(handover_socket(self.name)),
         };
         match KeptTimestamp::open(self.state, self.name) {
-            Ok(file) => engine = engine.with_kept_timestamp(file, clock::now()?),
+            Ok(file) => engine = engine.with_kept_timestamp(file, now),
             Err(error) => tracing::info!("{}", kept_timestamp::complaint(self.state, &error)),
         }
-        tracing::info!(
-            "took over from another process; packets waited for {:.1} ms",
-            waited.as_secs_f64() * 1e3
-        );
-        let mut interface = Interface {
-            engine,
-            server,
-            inbox,
-            signals,
-            giving,
-            store: Store::start(),
-            kept_port: None,
-            holders: Some(holders),
-        };
+        let service_manager = ServiceManager::start();
+        let mut interface = Interface { engine, server, inbox, signals, giving, service_manager };
         interface.keep_all();
-        Ok(interface)
+        Some(interface)
     }
+}
+
+/// Whether a signal has come that asks for the end. The others are for a device that serves, and are forgotten.
+fn asks_for_end(signals: &SignalFd) -> io::Result<bool> {
+    while let Some(signal) = signals.read_signal()? {
+        if [Signal::SIGINT, Signal::SIGTERM].map(|asks| asks as u32).contains(&signal.ssi_signo) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn missing() -> io::Error {

@@ -241,13 +241,24 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
     let name = &arguments.interface;
     let open =
         || Interface::open(name, mode, threads, arguments.persistent, arguments.offload.into(), &state);
-    let interface = if arguments.take_over { take_over(name, mode, &state, open)? } else { open()? };
+    let opened = match arguments.take_over {
+        true => take_over(name, mode, &state, open),
+        false => open().map(|interface| (interface, false)).map_err(anyhow::Error::from),
+    };
+    let (interface, is_taken) = match opened {
+        Err(error) if matches!(error.downcast_ref(), Some(OpenError::HasAnother)) => {
+            tracing::info!("ended: {error}");
+            device_log::finish();
+            return Ok(ExitCode::from(HANDED_OVER));
+        }
+        opened => opened?,
+    };
     if arguments.log_to_stdin {
         // Only now: threads inherit the privileges that were given up, and the blocked signals.
-        device_log::start_thread().context("cannot start a thread")?;
+        unless_taken(is_taken, device_log::start_thread().context("cannot start a thread"))?;
     }
     if arguments.detach_when_ready {
-        detach(arguments.log_to_stdin).context("cannot leave the terminal")?;
+        unless_taken(is_taken, detach(arguments.log_to_stdin).context("cannot leave the terminal"))?;
     }
     interface.say_ready();
     let end = interface.run().with_context(|| format!("the interface {} failed", arguments.interface))?;
@@ -264,43 +275,53 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
     Ok(if end == End::HandedOver { ExitCode::from(HANDED_OVER) } else { ExitCode::SUCCESS })
 }
 
-/// Takes the interface over, or opens it if there is nobody to take it over from.
+/// The outcome, unless the interface was taken over: the process that had it is gone, and nobody would serve.
+fn unless_taken(is_taken: bool, outcome: anyhow::Result<()>) -> anyhow::Result<()> {
+    match outcome {
+        Err(error) if is_taken => {
+            tracing::warn!("{error:#}; this process serves nevertheless");
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}
+
+/// Takes the interface over, or opens it if there is nobody to take it over from. Returns whether it was taken over.
 fn take_over(
     name: &str,
     mode: Mode,
     state: &Path,
     open: impl Fn() -> Result<Interface, OpenError>,
-) -> anyhow::Result<Interface> {
+) -> anyhow::Result<(Interface, bool)> {
     let deadline = Instant::now() + OPENING;
     loop {
         if let Some(interface) = Interface::take_over(name, mode, state)? {
-            return Ok(interface);
+            return Ok((interface, true));
         }
         match open() {
             // Somebody has opened it meanwhile, and will hand it over.
             Err(
-                OpenError::Tun(OpenTunError::NameTaken(_)) | OpenError::Control(OpenControlError::InUse(_)),
+                OpenError::Tun(OpenTunError::NameTaken(_))
+                | OpenError::Control(OpenControlError::InUse(_))
+                | OpenError::HasAnother,
             ) if Instant::now() < deadline => {}
-            opened => return Ok(opened?),
+            opened => return Ok((opened?, false)),
         }
     }
 }
 
 /// Becomes a background process: in a session of its own, in the root directory, without a terminal. Its log goes to
-/// what standard input was, if that is asked for.
+/// what standard input was, if that is asked for. Whatever fails, the rest is done.
 fn detach(log_to_stdin: bool) -> anyhow::Result<()> {
-    setsid()?;
-    chdir("/")?;
+    let new_session = setsid().map(drop);
+    let moved = chdir("/");
     let nowhere = std::fs::File::options().read(true).write(true).open("/dev/null")?;
-    if log_to_stdin {
-        dup2_stderr(io::stdin())?;
-    } else {
-        dup2_stderr(&nowhere)?;
-    }
-    dup2_stdin(&nowhere)?;
+    let log = if log_to_stdin { dup2_stderr(io::stdin()) } else { dup2_stderr(&nowhere) };
+    let input = dup2_stdin(&nowhere);
+    // It fails when the process that waits for it has ended.
     let mut stdout = io::stdout();
-    stdout.write_all(READY.as_bytes())?;
-    stdout.flush()?;
-    dup2_stdout(&nowhere)?;
-    Ok(())
+    let told = stdout.write_all(READY.as_bytes()).and_then(|()| stdout.flush());
+    let output = dup2_stdout(&nowhere);
+    told?;
+    Ok(new_session.and(moved).and(log).and(input).and(output)?)
 }

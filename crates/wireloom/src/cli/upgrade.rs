@@ -39,8 +39,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let after = process_of(&interface)?;
     let Some(waited) = after.waited.filter(|_| after.process != before.process) else {
         bail!(
-            "the process that had {interface} ended meanwhile, and another one has opened the interface: sessions \
-             are made anew"
+            "another process has {interface} now, but not its sessions: they are made anew, once it is configured"
         );
     };
     println!(

@@ -12,7 +12,7 @@ impl Machine {
         let prepared = Prepared::new(&seed, &copied.copy()).expect("it was just written");
         between(self);
 
-        self.engine.stop(now).expect("memory does not fail");
+        self.engine.stop(now, || false).expect("memory does not fail");
         let changes = self.engine.changes_since(&copied, interface);
         let received = prepared.with_changes(&changes).expect("they were just written");
         let nowhere = Self::on(&network(), 1).engine;
@@ -28,7 +28,7 @@ impl Machine {
 
     /// Replaces the engine by one that has its interface and sockets, and knows nothing.
     fn forget_everything(&mut self, now: Now) {
-        self.engine.stop(now).expect("memory does not fail");
+        self.engine.stop(now, || false).expect("memory does not fail");
         let nowhere = Self::on(&network(), 1).engine;
         let (tun, queues, sockets) = std::mem::replace(&mut self.engine, nowhere).into_parts();
         let runner = Box::new(self.workers.clone());
@@ -128,6 +128,24 @@ fn what_waits_for_an_engine_that_knows_nothing_waits_until_it_has_peers() {
 }
 
 #[test]
+fn packets_wait_until_they_are_read() {
+    let (mut a, mut b) = pair();
+    a.hand_over(at(2), |_| ());
+    a.engine.note_stopped(at(1).monotonic);
+    assert!(a.engine.note_reading(at(2).monotonic));
+    assert_eq!(a.engine.waited, Some(Duration::from_secs(1)));
+
+    a.forget_everything(at(4));
+    a.engine.note_stopped(at(3).monotonic);
+    assert!(!a.engine.note_reading(at(4).monotonic), "it awaits peers");
+    a.turn(at(5));
+    assert_eq!(a.engine.waited, None);
+    a.configure(at(7), &[&b]);
+    settle(at(7), &mut [&mut a, &mut b]);
+    assert_eq!(a.engine.waited, Some(Duration::from_secs(4)));
+}
+
+#[test]
 fn what_waits_for_an_engine_that_gets_no_peers_is_refused() {
     let (mut a, b) = pair();
     a.forget_everything(at(2));
@@ -141,13 +159,34 @@ fn what_waits_for_an_engine_that_gets_no_peers_is_refused() {
 }
 
 #[test]
+fn an_engine_that_stops_late_drops_what_its_workers_have_punted() {
+    for (is_late, dropped) in [(false, 0), (true, 20 - HANDSHAKES_AT_ONCE as u64)] {
+        let (mut a, mut b) = pair();
+        a.stack.send(&from_to(&a, &b, 0));
+        settle(at(1), &mut [&mut a, &mut b]);
+        let seen = a.network.seen();
+        let (_, _, initiation) = seen.iter().find(|(_, _, datagram)| datagram[0] == 1).expect("one");
+        for _ in 0..20 {
+            inject(&a.network, a.engine_address(), b.endpoint(), initiation);
+        }
+        b.carry(at(2), 0);
+        b.engine.stop(at(2), || is_late).expect("memory does not fail");
+        assert_eq!(b.dropped("forgotten"), dropped);
+        b.engine.resume();
+        b.stack.send(&from_to(&b, &a, 1));
+        settle(at(2), &mut [&mut a, &mut b]);
+        assert_eq!(a.stack.receive(), Some(from_to(&b, &a, 1)));
+    }
+}
+
+#[test]
 fn an_engine_that_resumes_goes_on_as_if_nothing_had_been() {
     let (mut a, mut b) = pair();
     for number in 0..4 {
         a.stack.send(&from_to(&a, &b, number));
         let now = at(1 + u64::from(number));
         let copied = a.engine.snapshot(InterfaceState::default());
-        a.engine.stop(now).expect("memory does not fail");
+        a.engine.stop(now, || false).expect("memory does not fail");
         drop(a.engine.changes_since(&copied, InterfaceState::default()));
         a.engine.resume();
         settle(now, &mut [&mut a, &mut b]);

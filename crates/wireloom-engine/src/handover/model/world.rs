@@ -81,6 +81,8 @@ struct Process {
     failed: bool,
     /// A deadline is set.
     timed: bool,
+    /// It has resumed, and may refuse takers until it has accepted one.
+    restrained: bool,
     /// What came with the last message.
     came: Option<Sessions>,
 }
@@ -129,23 +131,18 @@ struct Connection {
     to_taker: VecDeque<(Message, Option<Sessions>)>,
 }
 
+impl Connection {
+    /// Whether nobody has accepted it.
+    fn waits(&self) -> bool {
+        self.giver.is_none() && self.giver_open
+    }
+}
+
 impl World {
     /// Process 0 serves, and each knows these versions of the state. So many messages are sent, and as many packets
     /// come in; so many processes die of themselves.
     pub(super) fn new(versions: &[Versions], packets: u8, deaths: u8) -> Self {
-        let idle = |versions: &Versions| Process {
-            versions: *versions,
-            alive: true,
-            holds: false,
-            serves: false,
-            sessions: None,
-            side: Side::Idle,
-            todo: VecDeque::new(),
-            failed: false,
-            timed: false,
-            came: None,
-        };
-        let mut processes: Vec<_> = versions.iter().map(idle).collect();
+        let mut processes: Vec<_> = versions.iter().map(|versions| Process::idle(*versions)).collect();
         processes[0].start(Sessions { fresh: false, next: 0, window: 0 });
         Self {
             processes,
@@ -221,6 +218,9 @@ impl World {
                 Side::Serves { attempt, .. } => {
                     if self.waiting().is_some() {
                         step("accepts a taker", &|world| world.accept(number));
+                        if attempt.is_none() && process.restrained {
+                            step("refuses a taker", &|world| world.refuse(number));
+                        }
                     }
                     if attempt.is_some() {
                         self.each_event(number, step);
@@ -265,10 +265,8 @@ impl World {
                 connection.to_giver.clear();
             }
         }
-        self.connections.retain(|connection| {
-            let waits = connection.giver.is_none() && connection.giver_open;
-            connection.taker_open || (connection.giver_open && !waits)
-        });
+        self.connections
+            .retain(|connection| connection.taker_open || (connection.giver_open && !connection.waits()));
     }
 
     fn process(&mut self, number: u8) -> &mut Process {
@@ -277,7 +275,7 @@ impl World {
 
     /// The first connection that nobody has accepted.
     fn waiting(&self) -> Option<usize> {
-        self.connections.iter().position(|connection| connection.giver.is_none() && connection.giver_open)
+        self.connections.iter().position(Connection::waits)
     }
 
     /// The connection of a process, whichever end it has.
@@ -296,18 +294,7 @@ impl World {
 
     fn die(&mut self, number: u8) {
         let versions = self.process(number).versions;
-        *self.process(number) = Process {
-            versions,
-            alive: false,
-            holds: false,
-            serves: false,
-            sessions: None,
-            side: Side::Finished,
-            todo: VecDeque::new(),
-            failed: false,
-            timed: false,
-            came: None,
-        };
+        *self.process(number) = Process { alive: false, side: Side::Finished, ..Process::idle(versions) };
         for connection in &mut self.connections {
             connection.taker_open &= connection.taker != number;
             connection.giver_open &= connection.giver != Some(number);
@@ -346,7 +333,7 @@ impl World {
         });
         let process = self.process(number);
         let taker = Taker::new(process.versions);
-        process.todo.extend(taker.begin().into_iter().map(Action::Take));
+        process.todo.extend(taker.begin(true).into_iter().map(Action::Take));
         process.side = Side::Takes(taker);
     }
 
@@ -360,17 +347,24 @@ impl World {
         self.process(number).side = Side::Serves { attempt: None, listens: true };
     }
 
-    fn accept(&mut self, number: u8) {
+    /// Says why, and closes the connection.
+    fn refuse(&mut self, number: u8) {
         let at = self.waiting().expect("somebody waits");
         let connection = &mut self.connections[at];
         connection.giver = Some(number);
+        connection.to_taker.push_back((busy(), None));
+        connection.giver_open = false;
+    }
+
+    fn accept(&mut self, number: u8) {
         let process = &mut self.processes[number as usize];
         let Side::Serves { attempt, .. } = &mut process.side else { unreachable!("it listens") };
         if attempt.is_some() {
-            connection.to_taker.push_back((busy(), None));
-            connection.giver_open = false;
-            return;
+            return self.refuse(number);
         }
+        let at = self.connections.iter().position(Connection::waits).expect("somebody waits");
+        self.connections[at].giver = Some(number);
+        process.restrained = false;
         let giver = Giver::new(process.versions);
         process.todo.extend(giver.begin().into_iter().map(Action::Give));
         *attempt = Some(giver);
@@ -449,7 +443,10 @@ impl World {
                 let sent = self.send_to_taker(number, Message::Commit, None);
                 return self.process(number).give(if sent { Event::Sent } else { Event::SendFailed });
             }
-            Action::Resume => return self.process(number).serves = true,
+            Action::Resume => {
+                let process = self.process(number);
+                return (process.serves, process.restrained) = (true, true);
+            }
             Action::Close => {
                 self.connection(number).giver_open = false;
                 let process = self.process(number);
@@ -523,6 +520,22 @@ impl World {
 }
 
 impl Process {
+    fn idle(versions: Versions) -> Self {
+        Self {
+            versions,
+            alive: true,
+            holds: false,
+            serves: false,
+            sessions: None,
+            side: Side::Idle,
+            todo: VecDeque::new(),
+            failed: false,
+            timed: false,
+            restrained: false,
+            came: None,
+        }
+    }
+
     /// Whether it can still do something.
     fn is_able(&self) -> bool {
         let gives_away =

@@ -5,15 +5,17 @@ use std::{
     fs::File,
     io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
 };
 
 use rustix::net::socketpair;
+use tempfile::TempDir;
 
 use super::*;
 use crate::handover::{
     envelope::{Reason, Versions},
+    holders::tests::holder,
     memory::{SecretFile, read_and_wipe},
 };
 
@@ -25,6 +27,11 @@ fn pair() -> (Connection, Connection) {
     let (one, other) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a pair of sockets");
     (Connection::checked(one).expect("our own"), Connection::checked(other).expect("our own"))
+}
+
+/// The holders of no interface.
+fn holders(directory: &TempDir) -> Holders {
+    Holders::open(&directory.path().join("wg0.holders")).expect("it opens")
 }
 
 fn receive(connection: &Connection) -> (Message, Vec<OwnedFd>) {
@@ -154,7 +161,7 @@ fn a_taker_connects_and_both_talk() {
     let refused = Message::Refused(Reason::new("busy"));
     giver.send(&refused, &[]).expect("it is sent");
     assert_eq!(receive(&taker).0, refused);
-    assert!(taker.peer().is_err(), "it would end itself");
+    assert!(taker.peer(&holders(&directory)).is_err(), "it would end itself");
 
     listener.remove();
     assert!(!path.exists());
@@ -218,6 +225,23 @@ fn a_process_that_hangs_is_killed_and_seen_dead() {
     assert!(Peer::open(pid).expect("no error").is_none());
 }
 
+/// As a supervisor may have the socket listen for hours after the device's death.
+#[test]
+fn a_number_that_is_another_process_s_by_now_names_nobody() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let holders = holders(&directory);
+    let mut stranger = Command::new("sleep").arg("60").spawn().expect("sleep");
+    let mut device = holder(&directory.path().join("wg0.holders"));
+    let named = |child: &Child| Peer::by_number(Pid::from_child(child), &holders).expect("no error");
+    assert!(named(&stranger).is_none());
+    assert!(named(&device).is_some());
+    for child in [&mut stranger, &mut device] {
+        child.kill().expect("it lives");
+        child.wait().expect("it was ours");
+        assert!(named(child).is_none());
+    }
+}
+
 /// Makes the test below another process, which takes over the listening socket that is its standard input.
 const LISTENS: &str = "WIRELOOM_TEST_LISTENS";
 
@@ -241,7 +265,8 @@ fn who_takes_the_socket_over_is_named_from_then_on_and_can_be_killed() {
     let path = directory.path().join("wg0.handover");
     let old = Listener::open(path.clone()).expect("it opens").expect("it is free");
     let early = Connection::connect(&path).expect("no error").expect("it is served");
-    assert!(early.peer().is_err(), "it is this process");
+    let holders = holders(&directory);
+    assert!(early.peer(&holders).is_err(), "it is this process");
     let mut child = Command::new(env::current_exe().expect("this program"))
         .args(["--exact", "handover::socket::tests::another_process", "--nocapture"])
         .env(LISTENS, &path)
@@ -254,7 +279,7 @@ fn who_takes_the_socket_over_is_named_from_then_on_and_can_be_killed() {
     assert!(output.lines().any(|line| line.expect("a line").contains("listens")));
 
     let late = Connection::connect(&path).expect("no error").expect("it is served");
-    let peer = late.peer().expect("no error").expect("it lives");
+    let peer = late.peer(&holders).expect("no error").expect("it lives");
     assert!(!peer.has_ended().expect("no error"));
     peer.kill_and_wait(LIMIT).expect("it ends");
     assert!(!child.wait().expect("it was ours").success());

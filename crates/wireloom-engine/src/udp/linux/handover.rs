@@ -4,7 +4,7 @@ use std::{io, os::fd::OwnedFd};
 
 use socket2::Socket;
 
-use super::{LinuxUdp, Sockets};
+use super::{Fragments, LinuxUdp, Sockets};
 use crate::udp::{route_watch::RouteWatch, sources::Sources};
 
 impl LinuxUdp {
@@ -22,19 +22,78 @@ impl LinuxUdp {
     /// The sockets of all queues, IPv4 and IPv6, with the mark that they have.
     ///
     /// # Errors
-    /// When one is no bound socket.
+    /// When they are not all bound to the same port, as after a process that died while it had another port stored.
     pub(crate) fn take_over(sockets: Vec<(OwnedFd, Option<OwnedFd>)>, mark: u32) -> io::Result<Vec<Self>> {
         let sources = Sources::default();
         let mut watch = RouteWatch::open(&sources)
             .inspect_err(|error| tracing::warn!("changes of routes are not followed: {error}"))
             .ok();
-        let mut queues = Vec::with_capacity(sockets.len());
+        let mut queues = Vec::<Self>::with_capacity(sockets.len());
         for (v4, v6) in sockets {
             let sockets = Sockets { v4: v4.into(), v6: v6.map(Socket::from) };
-            let bound = sockets.v4.local_addr()?.as_socket();
-            let port = bound.ok_or_else(|| io::Error::other("a UDP socket has no address"))?.port();
+            let port = bound_port(&sockets.v4)?;
+            let first = queues.first().map_or(port, |queue| queue.port);
+            for (socket, is_v4) in [Some(&sockets.v4), sockets.v6.as_ref()].into_iter().zip([true, false]) {
+                let Some(socket) = socket else { continue };
+                if bound_port(socket)? != first {
+                    return Err(io::Error::other("the UDP sockets have different ports"));
+                }
+                // That process may have died while it probed.
+                Fragments::Allowed.set(socket, is_v4)?;
+            }
             queues.push(Self { watch: watch.take(), ..Self::new(port, sockets, mark, sources.clone()) });
         }
         Ok(queues)
+    }
+}
+
+fn bound_port(socket: &Socket) -> io::Result<u16> {
+    let bound = socket.local_addr()?.as_socket();
+    bound.map(|address| address.port()).ok_or_else(|| io::Error::other("a UDP socket has no address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::sockopt::{
+        Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, ip_mtu_discover, ipv6_mtu_discover, set_ip_mtu_discover,
+        set_ipv6_mtu_discover,
+    };
+
+    use super::*;
+    use crate::udp::{LinuxNetwork, Network as _};
+
+    /// Sockets of a port, as they go to another process.
+    fn port() -> (OwnedFd, Option<OwnedFd>) {
+        let duplicates = LinuxNetwork.bind(0, 0).expect("a port").duplicates().expect("descriptors");
+        let mut duplicates = duplicates.into_iter().map(|(socket, _)| socket);
+        (duplicates.next().expect("IPv4"), duplicates.next())
+    }
+
+    #[test]
+    fn sockets_of_several_ports_are_refused() {
+        let [(v4, v6), other] = [port(), port()];
+        let duplicate = |socket: &OwnedFd| socket.try_clone().expect("a descriptor");
+        let queue = || (duplicate(&v4), v6.as_ref().map(duplicate));
+        assert_eq!(LinuxUdp::take_over(vec![queue(), queue()], 0).expect("the same port").len(), 2);
+        LinuxUdp::take_over(vec![queue(), other], 0).err().expect("two ports");
+        if v6.is_some() {
+            LinuxUdp::take_over(vec![(port().0, v6)], 0).err().expect("two ports");
+        }
+    }
+
+    #[test]
+    fn sockets_that_forbid_fragments_allow_them_again() {
+        let (v4, v6) = port();
+        set_ip_mtu_discover(&v4, Ipv4PathMtuDiscovery::DO).expect("an option");
+        let witness = v4.try_clone().expect("a descriptor");
+        let witness_v6 = v6.as_ref().map(|socket| {
+            set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO).expect("an option");
+            socket.try_clone().expect("a descriptor")
+        });
+        LinuxUdp::take_over(vec![(v4, v6)], 0).expect("a port");
+        assert_eq!(ip_mtu_discover(&witness), Ok(Ipv4PathMtuDiscovery::DONT));
+        if let Some(witness) = witness_v6 {
+            assert_eq!(ipv6_mtu_discover(&witness), Ok(Ipv6PathMtuDiscovery::WANT));
+        }
     }
 }

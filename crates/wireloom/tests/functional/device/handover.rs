@@ -2,26 +2,40 @@
 //! serves, and no nonce is used twice.
 
 use std::{
+    fs,
+    io::{IoSlice, IoSliceMut},
     net::IpAddr,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::{
+        fd::{AsRawFd as _, OwnedFd, RawFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    process::{Command, Stdio},
     thread::sleep,
     time::Duration,
 };
 
-use nix::sys::{
-    signal::Signal,
-    socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, socket},
+use nix::{
+    cmsg_space,
+    sys::{
+        signal::Signal,
+        socket::{
+            self, AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+            UnixAddr, recvmsg, sendmsg, socket,
+        },
+    },
+    unistd::close,
 };
 use wireloom_lab::{
     Addresses, FAMILIES, Lab, Layout, Node, NonceReport, Nonces, Numbered, PATIENCE, Pinger, Place, Stream,
-    device::Device, until,
+    at_this_pace, device::Device, finish, until,
 };
 use wireloom_plan::routing::Family;
+use wireloom_types::exit_status::HANDED_OVER;
 
 use crate::{
     fixtures::{
         background::while_repeating,
-        device::{process, request},
+        device::{node, process, processes, request},
         link::{LINK, Link},
         tunnel::{Program, Tunnel, inner, ping},
     },
@@ -197,6 +211,123 @@ fn processes_that_connect_and_say_nothing_or_nonsense_change_nothing() {
     assert_eq!(nonces.report().unwrap().twice, 0);
 }
 
+/// What a taker of a later release says first: that it reads version 99 of the state, and no other.
+const LATER: &[u8] = b"WLHO\x01\0\0\0\x08\0\0\0\x63\0\0\0\x63\0\0\0";
+
+/// Passes the next message on from one end of a hand-over to the other, with its descriptors.
+#[track_caller]
+fn pass_on(from: &UnixStream, to: &UnixStream, instead: Option<&[u8]>) {
+    let mut bytes = [0; 4096];
+    let mut space = cmsg_space!([RawFd; 253]);
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<UnixAddr>(from.as_raw_fd(), &mut parts, Some(&mut space), flags).unwrap();
+    let of = |part| match part {
+        ControlMessageOwned::ScmRights(descriptors) => descriptors,
+        _ => Vec::new(),
+    };
+    let (len, descriptors): (_, Vec<RawFd>) =
+        (message.bytes, message.cmsgs().unwrap().flat_map(of).collect());
+    assert!(len > 0, "an end has closed its connection");
+    let parts = [IoSlice::new(instead.unwrap_or(&bytes[..len]))];
+    let rights = (!descriptors.is_empty()).then_some(ControlMessage::ScmRights(&descriptors));
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    sendmsg::<UnixAddr>(to.as_raw_fd(), &parts, rights.as_slice(), flags, None).unwrap();
+    descriptors.into_iter().for_each(|descriptor| close(descriptor).unwrap());
+}
+
+/// Between two releases that have no version of the state in common, the interface and the port go over.
+#[test]
+fn without_a_common_version_sessions_are_made_anew_on_the_same_interface() {
+    const SOCKET: &str = "/run/wireloom/wg0.handover";
+    const ASIDE: &str = "/run/wireloom/wg0.aside";
+    let link = link(LINK);
+    let near = link.node(0);
+    let mut device = device(near);
+    let nonces = Nonces::watch(link.lab.underlay()).unwrap();
+    let index = || near.run("ip -o link show wg0").unwrap().split(':').next().unwrap().to_owned();
+    let before = index();
+    // The taker connects to us, and we to the giver.
+    let listener = near.host.space.inside(|| {
+        fs::rename(SOCKET, ASIDE).unwrap();
+        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        socket::bind(listener.as_raw_fd(), &UnixAddr::new(SOCKET)?)?;
+        socket::listen(&listener, Backlog::new(1)?)?;
+        Ok::<_, nix::Error>(UnixListener::from(listener))
+    });
+    let listener = listener.unwrap().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let next = device.begin_hand_over().unwrap();
+    let (taker, _) = until(PATIENCE, "the taker to connect", || listener.accept().ok()).unwrap();
+    near.host.space.inside(|| fs::rename(ASIDE, SOCKET).unwrap()).unwrap();
+    let giver = UnixStream::from(connect(near));
+    for end in [&taker, &giver] {
+        end.set_nonblocking(false).unwrap();
+        end.set_read_timeout(Some(at_this_pace(PATIENCE))).unwrap();
+    }
+    pass_on(&taker, &giver, Some(LATER));
+    // Hello, Descriptors, Copy; Prepared; Changes; Ready; Commit.
+    for to_giver in [false, false, false, true, false, true, false] {
+        let (from, to) = if to_giver { (&taker, &giver) } else { (&giver, &taker) };
+        pass_on(from, to, None);
+    }
+    let anew = || next.said().contains("sessions are made anew").then_some(());
+    until(PATIENCE, "the taker to serve", anew).unwrap();
+    assert_eq!(next.pause(), None, "packets still wait");
+    link.configure(0);
+    device.become_taker(next).unwrap();
+    works_again(&link);
+    assert_eq!(index(), before);
+    let NonceReport { twice, plaintext, .. } = nonces.report().unwrap();
+    assert_eq!((twice, plaintext), (0, 0));
+}
+
+/// Nobody would have the interface otherwise.
+#[test]
+fn a_process_that_is_told_to_end_leaves_the_interface_where_it_is() {
+    const TERMINATE: u64 = 1 << (Signal::SIGTERM as u64 - 1);
+    let link = link(LINK);
+    let near = link.node(0);
+    let device = device(near);
+    let serves = process(near);
+    device.signal(Signal::SIGSTOP).unwrap();
+    let mut next = device.begin_hand_over().unwrap();
+    // Before, the signal ends every process.
+    let is_blocked = |id: &u32| {
+        let status = near.run(&format!("cat /proc/{id}/status")).unwrap();
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
+        u64::from_str_radix(blocked, 16).unwrap() & TERMINATE != 0
+    };
+    let waits = || processes(near).into_iter().find(|id| *id != serves).filter(is_blocked).map(drop);
+    until(PATIENCE, "the next one to block the signal", waits).unwrap();
+    next.signal(Signal::SIGTERM).unwrap();
+    until(PATIENCE, "the next one to end", || next.has_ended().then_some(())).unwrap();
+    assert!(next.said().contains("told to end"), "{}", next.said());
+    device.signal(Signal::SIGCONT).unwrap();
+    assert_eq!(process(near), serves);
+    works_again(&link);
+}
+
+#[test]
+fn a_process_that_has_taken_over_serves_although_who_started_it_is_gone() {
+    let link = link(LINK);
+    let near = link.node(0);
+    let mut device = device(near);
+    let before = Shown::of(near);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(wireloom());
+    command.args(["device", "--foreground", "--detach-when-ready", "--take-over"]).args(LINK.split(' '));
+    let taker = near.host.space.spawn(command.arg("wg0").stdin(Stdio::null()).stdout(writer)).unwrap();
+    until(PATIENCE, "the process before to end", || device.has_ended().then_some(())).unwrap();
+    works_again(&link);
+    Shown::of(near).assert_goes_on(&before);
+    near.run(&format!("kill {}", process(near))).unwrap();
+    assert!(finish(taker, "the process that has taken over", PATIENCE).unwrap().status.success());
+    // A process that has just opened it would hold a lock that nobody sees.
+    near.run("ls /run/wireloom/wg0.holders").unwrap();
+}
+
 #[test]
 fn after_a_process_that_hangs_or_dies_the_next_one_serves_the_same_interface() {
     let link = link(LINK);
@@ -223,4 +354,23 @@ fn after_a_process_that_hangs_or_dies_the_next_one_serves_the_same_interface() {
     assert_eq!(index(), before);
     let NonceReport { twice, plaintext, .. } = nonces.report().unwrap();
     assert_eq!((twice, plaintext), (0, 0));
+}
+
+/// Its supervisor starts it again while another process takes over, or has done so. That one may be in a PID namespace
+/// that it does not see.
+#[test]
+fn a_device_that_got_descriptors_leaves_the_interface_to_the_process_that_has_it() {
+    let lab = node();
+    let node = &lab.nodes[0];
+    let _device = Device::start(wireloom(), &node.host.space, "wg0", &["--persistent"]).unwrap();
+    let serves = process(node);
+    let script = "exec 3</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=control
+                  exec \"$0\" device --foreground wg0";
+    for program in [&["sh"][..], &["unshare", "--pid", "--fork", "sh"]] {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).args(["-c", script]).arg(wireloom());
+        let output = node.host.space.output(&mut command).unwrap();
+        assert_eq!(output.status.code(), Some(i32::from(HANDED_OVER)), "{program:?}: {output:?}");
+    }
+    assert_eq!((process(node), request(node, "get=1\n\n")), (serves, "errno=0\n\n".into()));
 }

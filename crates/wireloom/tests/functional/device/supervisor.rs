@@ -133,6 +133,29 @@ fn a_supervised_device_is_started_again_when_it_dies_and_ends_when_it_is_stopped
     assert!(!left.iter().any(|name| name.to_string_lossy().starts_with("engine")), "{left:?}");
 }
 
+/// Nobody but the supervisor has the listening sockets then, and the interface that they belong to is gone.
+#[test]
+fn a_device_is_started_again_although_its_interface_was_deleted_or_renamed() {
+    let lab = node();
+    let node = &lab.nodes[0];
+    let engine = start(node);
+    let mut last = run_device(node, "--persistent wg0").unwrap().process.unwrap();
+    for change in ["ip link delete wg0", "ip link set wg0 name other0"] {
+        // It cannot see that the interface is gone, and end for that.
+        node.run(&format!("kill -STOP {last}")).unwrap();
+        node.run(change).unwrap();
+        node.run(&format!("kill -KILL {last}")).unwrap();
+        let back =
+            || Some(status(node)).filter(|now| now.state == State::Running && now.process != Some(last));
+        last = until(PATIENCE, "another device", back).unwrap().process.unwrap();
+        assert!(has_interface(node), "after {change}");
+        assert_eq!(request(node, "get=1\n\n"), "errno=0\n\n", "after {change}");
+    }
+    ask(node, Supervisor::stop).unwrap();
+    node.run(&format!("kill {}", supervisor(node))).unwrap();
+    assert!(finish(engine, "`wireloom engine`", PATIENCE).unwrap().status.success());
+}
+
 /// As an agent does after an upgrade of the program, and as the agent of another pod does beside this one.
 #[test]
 fn a_second_run_hands_over_and_so_does_the_run_of_another_supervisor() {
@@ -162,6 +185,8 @@ fn a_second_run_hands_over_and_so_does_the_run_of_another_supervisor() {
     for path in [ENGINE, OTHER, OTHER, ENGINE, ENGINE] {
         let running = at(path, run).unwrap();
         assert!(running.state == State::Running && running.process != last, "{running:?}");
+        // If the new device died at once, the next one would need all of them.
+        assert_eq!(running.descriptors, 5, "they are stored before it is ready");
         assert_eq!(state(), before, "key, port and interface go over");
         last = running.process;
         // Both supervisors and this device; the one before is not started again.
