@@ -85,6 +85,9 @@ pub struct Status {
     /// How many descriptors are kept for it.
     #[serde(default)]
     pub descriptors: usize,
+    /// The device is not started again when it ends ([`Request::Release`]).
+    #[serde(default)]
+    pub released: bool,
     /// How often it was started again because it had ended unasked, since the supervisor's start.
     #[serde(default)]
     pub restarts: u64,
@@ -94,6 +97,14 @@ pub struct Status {
     /// The version of the supervisor's program.
     #[serde(default)]
     pub version: String,
+}
+
+impl Status {
+    /// Whether the supervisor has a device and starts it again when it ends.
+    #[must_use]
+    pub fn keeps_a_device(&self) -> bool {
+        self.state != State::Idle && !self.released
+    }
 }
 
 /// What the device of a supervisor does.
@@ -318,6 +329,12 @@ mod tests {
             serde_json::from_str::<Request>(r#"{"run":{"arguments":["wg0"]}}"#).unwrap(),
             Request::Run { arguments: vec!["wg0".into()], take_over: false }
         );
+        // One of a version before does not say whether the device is released.
+        for (more, keeps) in [("", true), (",\"released\":false", true), (",\"released\":true", false)] {
+            let status: Status = serde_json::from_str(&format!("{{\"state\":\"running\"{more}}}")).unwrap();
+            assert_eq!(status.keeps_a_device(), keeps, "{more}");
+        }
+        assert!(!Status::default().keeps_a_device());
         let (request, said) = served("{\"error\":\"no /dev/net/tun\"}\n", Supervisor::stop);
         assert_eq!((request.as_str(), said.as_str()), ("{\"stop\":{}}\n", "no /dev/net/tun"));
         let (request, said) = served("{\"busy\":\"it starts\"}\n", Supervisor::release);

@@ -255,6 +255,11 @@ impl<D: Clone> Machine<D> {
         self.wanted().filter(|wanted| !is_other(wanted)).map(|_| self.store().all()).unwrap_or_default()
     }
 
+    /// Whether the device is not started again when it ends.
+    pub(super) fn is_released(&self) -> bool {
+        self.is_released
+    }
+
     pub(super) fn restarts(&self) -> u64 {
         self.restarts
     }

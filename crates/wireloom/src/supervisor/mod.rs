@@ -285,6 +285,7 @@ impl Supervisor {
             process: pid.and_then(|pid| u32::try_from(pid.as_raw()).ok()),
             arguments: self.machine.arguments(),
             descriptors: self.machine.descriptors(),
+            released: self.machine.is_released(),
             restarts: self.machine.restarts(),
             last_end: self.machine.last_end().map(str::to_owned),
             version: env!("CARGO_PKG_VERSION").into(),

@@ -230,12 +230,14 @@ fn a_released_device_goes_on_but_is_not_started_again() {
     let mut bench = Bench::running();
     assert_eq!(bench.handle(Event::Release(Call(2))), ["answer 2 done"]);
     assert_eq!((bench.machine.state(), bench.machine.descriptors()), (State::Running, 1));
+    assert!(bench.machine.is_released());
     // Who takes over has killed it.
     assert!(bench.end(1, killed()).is_empty());
     assert_eq!((bench.machine.state(), bench.machine.descriptors()), (State::Idle, 0));
     bench.calls = 2;
     assert_eq!(bench.run("wg0"), ["start 2 wg0"]);
     assert_eq!(bench.ready(2), ["answer 3 done"]);
+    assert!(!bench.machine.is_released());
     assert_eq!(bench.end(2, killed()), ["start 3 wg0"]);
     bench.end(3, failed("no"));
     bench.handle(Event::Release(Call(4)));
