@@ -1,12 +1,12 @@
 //! The supervisor, `wireloom engine`: a small process that has `wireloom device` run, and keeps its descriptors.
 //!
 //! One thread waits for everything: signals, requests, what devices say and store, and time. What follows from it, the
-//! [`machine`] decides.
+//! [`state_machine`] decides.
 
 mod backoff;
 mod descriptor;
 mod device;
-mod machine;
+mod state_machine;
 mod notifications;
 mod record;
 mod server;
@@ -41,7 +41,7 @@ use wireloom_kernel::supervisor::{Reply, Request, Status, socket_path};
 use self::{
     descriptor::Descriptor,
     device::Device,
-    machine::{Action, Answer, Call, DeviceId, End, Event, Machine},
+    state_machine::{Action, Answer, Call, DeviceId, End, Event, Machine},
     notifications::{Message, Notifications},
     record::Record,
     server::Server,

@@ -20,7 +20,7 @@ use wireloom_kernel::{
     supervisor::{LONGEST, Reply, Request, is_ours},
 };
 
-use super::machine::Call;
+use super::state_machine::Call;
 
 /// How long a client may take for its request.
 const PATIENCE: Duration = Duration::from_secs(5);

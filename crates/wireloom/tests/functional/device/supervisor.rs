@@ -183,7 +183,7 @@ fn a_second_run_hands_over_and_so_does_the_run_of_another_supervisor() {
     assert_eq!(link().split(':').next(), Some(index.as_str()));
     let idle = at(OTHER, Supervisor::status).unwrap();
     assert_eq!((idle.state, idle.restarts), (State::Idle, 0));
-    assert_eq!(idle.last_end.as_deref(), Some("the device has handed over to another one"));
+    assert_eq!(idle.last_end.as_deref(), Some("another device has the interface"));
     assert_eq!(at(ENGINE, Supervisor::stop).unwrap().restarts, 0);
     for id in processes(node) {
         node.run(&format!("kill {id}")).unwrap();

@@ -119,6 +119,24 @@ fn a_device_that_ends_because_it_was_asked_or_has_handed_over_is_not_started_aga
 }
 
 #[test]
+fn a_device_that_finds_another_one_on_the_interface_is_not_started_again() {
+    // A device of another supervisor has killed the first, and has the interface now.
+    let mut bench = Bench::running();
+    assert_eq!(bench.end(1, killed()), ["start 2 wg0 udp=51"]);
+    assert!(bench.end(2, End::Exited(HANDED_OVER, None)).is_empty());
+    assert_eq!((bench.machine.state(), bench.machine.descriptors()), (State::Idle, 0));
+    assert_eq!((bench.machine.wanted(), bench.machine.next_time()), (None, None));
+    // One with other arguments says nothing about the one that is wanted.
+    let mut bench = Bench::running();
+    bench.end(1, killed());
+    bench.end(2, failed("no"));
+    assert_eq!(bench.run("wg1"), ["start 3 wg1 udp=51"]);
+    let taken = End::Exited(HANDED_OVER, None);
+    assert_eq!(bench.end(3, taken), ["answer 2 failed: another device has the interface"]);
+    assert_eq!(bench.wait(), (100, vec!["start 4 wg0 udp=51".into()]));
+}
+
+#[test]
 fn a_start_that_fails_is_answered_with_the_devices_words_and_not_repeated() {
     let mut bench = Bench::new();
     assert_eq!(bench.run("wg0"), ["start 1 wg0"]);

@@ -68,6 +68,7 @@ impl End {
         matches!(self, Self::Exited(0, _))
     }
 
+    /// Whether another process has the interface: the device has handed over to it, or has found it at its start.
     fn is_handed_over(&self) -> bool {
         matches!(self, Self::Exited(HANDED_OVER, _))
     }
@@ -76,7 +77,7 @@ impl End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Exited(HANDED_OVER, _) => f.write_str("the device has handed over to another one"),
+            Self::Exited(HANDED_OVER, _) => f.write_str("another device has the interface"),
             Self::Exited(0, _) => f.write_str("the device has ended because somebody asked for it"),
             Self::Exited(_, Some(said)) => f.write_str(said),
             Self::Exited(status, None) => write!(f, "the device has ended with status {status}"),
@@ -414,7 +415,8 @@ impl<D: Clone> Machine<D> {
             if self.is_ending() {
                 return;
             }
-            let is_over = first.is_ready && (end.is_asked() || end.is_handed_over()) || self.is_released;
+            let is_wanted = self.wanted.as_ref() == Some(&first.arguments);
+            let is_over = is_wanted && (first.is_ready && end.is_asked() || end.is_handed_over());
             let life = now.saturating_sub(first.started);
             if self.second.is_some() {
                 // It gets everything. If it fails, this one is started again.
@@ -424,10 +426,10 @@ impl<D: Clone> Machine<D> {
                 }
             } else {
                 self.fail(&why(&first));
-                if self.wanted.as_ref() == Some(&first.arguments) {
+                if is_wanted {
                     self.kept = first.store;
                 }
-                if is_over {
+                if is_over || self.is_released {
                     self.forget();
                 }
                 self.start_again(now, life);
