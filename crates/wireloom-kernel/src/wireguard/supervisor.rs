@@ -17,7 +17,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::error::Cause;
+use crate::{error::Cause, local_socket::connect_at_once};
 
 /// The environment variable that names the socket, for the supervisor and its clients.
 pub const SOCKET_VARIABLE: &str = "WIRELOOM_ENGINE_SOCKET";
@@ -236,7 +236,10 @@ impl Supervisor {
             _ => SupervisorError::Io { path: path(), cause },
         };
         let foreign = |what: String| SupervisorError::Foreign { path: path(), what };
-        let stream = UnixStream::connect(&self.path).map_err(failed)?;
+        let stream = connect_at_once(&self.path).map_err(|cause| match cause.kind() {
+            io::ErrorKind::WouldBlock => SupervisorError::Busy("too many wait for its answer".into()),
+            _ => failed(cause),
+        })?;
         if !is_ours(&stream).map_err(failed)? {
             return Err(foreign("another user serves it".into()));
         }
@@ -292,6 +295,8 @@ mod tests {
         os::unix::net::UnixListener,
         thread,
     };
+
+    use nix::sys::socket::{Backlog, listen};
 
     use super::*;
 
@@ -352,7 +357,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("engine.sock");
         assert!(matches!(Supervisor::at(&path).status(), Err(SupervisorError::Absent(_))));
-        drop(UnixListener::bind(&path).unwrap());
+        let hangs = UnixListener::bind(&path).unwrap();
+        listen(&hangs, Backlog::new(0).unwrap()).unwrap();
+        let _waits = UnixStream::connect(&path).unwrap();
+        assert!(matches!(Supervisor::at(&path).status(), Err(SupervisorError::Busy(_))));
+        drop(hangs);
         assert!(matches!(Supervisor::at(&path).status(), Err(SupervisorError::Absent(_))));
     }
 }
