@@ -43,7 +43,7 @@ use self::{
     device::Device,
     state_machine::{Action, Answer, Call, DeviceId, End, Event, Machine},
     notifications::{Message, Notifications},
-    record::Record,
+    record::{Record, Wanted},
     server::Server,
     systemd::Systemd,
 };
@@ -66,8 +66,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
         .with_context(|| format!("cannot receive on {}", notifications.display()))?;
     let systemd = Systemd::connect(&kept).context("cannot connect to systemd")?;
     let (record, found) = Record::open(path.with_extension("json"));
+    // One that was asked to end may have been stopped. If it is restarted, systemd has its descriptors.
+    let found = found.filter(|wanted| !wanted.is_ended || !kept.is_empty());
     // Without arguments, nobody can say whose the descriptors are: they are closed, by systemd too.
-    let found = found.map(|arguments| Event::Found { arguments, descriptors: kept });
+    let found = found.map(|wanted| Event::Found { arguments: wanted.arguments, descriptors: kept });
     let program = env::current_exe().context("cannot find this program's own file")?;
     let mut supervisor = Supervisor {
         machine: Machine::new(),
@@ -119,7 +121,7 @@ impl Supervisor {
     /// Waits until there is something to do.
     fn wait(&self) -> io::Result<()> {
         let until_due = self.machine.next_time().map(|at| at.saturating_sub(self.now()));
-        let others = [self.server.until_late(), self.systemd.until_retry()];
+        let others = [self.server.until_late(), self.systemd.until_retry(), self.record.until_retry()];
         let timeout = until_due.into_iter().chain(others.into_iter().flatten()).min();
         let fixed = [self.signals.as_fd(), self.notifications.as_fd()];
         let words = self.devices.iter().filter_map(Device::words);
@@ -168,7 +170,9 @@ impl Supervisor {
 
     /// Says what the next supervisor is to know and to have.
     fn keep(&mut self) {
-        self.record.keep(self.machine.wanted());
+        let is_ended = self.machine.is_exiting();
+        let wanted = self.machine.wanted().filter(|_| !is_ended || self.systemd.is_there());
+        self.record.keep(wanted.map(|arguments| Wanted { arguments: arguments.to_vec(), is_ended }));
         self.systemd.keep(&self.machine.wanted_descriptors());
     }
 

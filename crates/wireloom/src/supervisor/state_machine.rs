@@ -181,12 +181,14 @@ impl<D: Clone> Machine<D> {
             Event::Run { call, arguments, take_over } => self.run(now, call, arguments, take_over),
             Event::Stop(call) => {
                 self.stoppers.push(call);
+                self.forget();
                 self.end_all(now, "somebody stopped the device");
             }
             Event::Release(call) => self.release(call),
             Event::Found { arguments, descriptors } => self.resume(now, arguments, descriptors),
             Event::Signalled => {
                 self.is_exiting = true;
+                self.restart_at = None;
                 self.end_all(now, "the supervisor ends");
             }
             Event::Ready(id) => self.ready(now, id),
@@ -216,7 +218,12 @@ impl<D: Clone> Machine<D> {
         devices.chain(self.restart_at).min()
     }
 
-    /// The arguments of the device that a next supervisor is to start, if this one is killed.
+    /// Whether the supervisor was asked to end.
+    pub(super) fn is_exiting(&self) -> bool {
+        self.is_exiting
+    }
+
+    /// The arguments of the device that a next supervisor is to start, if this one is killed or restarted.
     pub(super) fn wanted(&self) -> Option<&[String]> {
         self.wanted.as_deref().filter(|_| !self.is_released)
     }
@@ -248,7 +255,7 @@ impl<D: Clone> Machine<D> {
         self.store().len()
     }
 
-    /// The descriptors that a next supervisor is to have, if this one is killed: those of the device that is wanted. A
+    /// The descriptors that a next supervisor is to have, if this one is killed or restarted: those of the device that is wanted. A
     /// first device with other arguments is not wanted yet.
     pub(super) fn wanted_descriptors(&self) -> Vec<(String, D)> {
         let is_other =
@@ -350,7 +357,6 @@ impl<D: Clone> Machine<D> {
     }
 
     fn end_all(&mut self, now: Duration, why: &str) {
-        self.forget();
         if let Some(call) = self.runner.take() {
             self.actions.push(Action::Answer(call, Answer::Failed(why.into())));
         }
@@ -412,10 +418,14 @@ impl<D: Clone> Machine<D> {
             && let Some(first) = self.first.take()
         {
             self.last_end = Some(why(&first));
+            let is_wanted = self.wanted.as_ref() == Some(&first.arguments);
             if self.is_ending() {
+                // Whether this supervisor is restarted or stopped only systemd knows.
+                if is_wanted {
+                    self.kept = first.store;
+                }
                 return;
             }
-            let is_wanted = self.wanted.as_ref() == Some(&first.arguments);
             let is_over = is_wanted && (first.is_ready && end.is_asked() || end.is_handed_over());
             let life = now.saturating_sub(first.started);
             if self.second.is_some() {

@@ -1,4 +1,4 @@
-//! What systemd keeps for the next supervisor, if this one is killed (file descriptor store in systemd.service(5)).
+//! What systemd keeps for the next supervisor, if this one is killed or restarted (file descriptor store in systemd.service(5)).
 
 use std::{
     env, io,
@@ -59,6 +59,11 @@ impl Systemd {
         };
         let socket = env::var_os("NOTIFY_SOCKET").map(connect).transpose()?;
         Ok(Self { socket, kept: kept.iter().map(weak).collect(), trouble: None })
+    }
+
+    /// Whether there is one, which passes on what it keeps when it restarts this process.
+    pub(super) fn is_there(&self) -> bool {
+        self.socket.is_some()
     }
 
     /// Has it keep these, and nothing else. Nobody waits for it: what it does not take now it gets the next time, and

@@ -279,10 +279,49 @@ fn what_a_killed_supervisor_had_run_is_tried_once() {
     // Whoever ends it, or takes it over, does not want it again.
     bench.handle(Event::Release(Call(2)));
     assert_eq!(bench.machine.wanted(), None);
+}
+
+#[test]
+fn a_supervisor_that_is_asked_to_end_leaves_what_it_had_to_the_next() {
+    let wanted = |bench: &Bench| bench.machine.wanted().map(|words| words.join(" "));
+    let kept = |bench: &Bench| bench.machine.wanted_descriptors();
     let mut bench = Bench::running();
-    assert!(bench.machine.wanted().is_some());
+    assert!(!bench.machine.is_exiting());
+    assert_eq!(bench.handle(Event::Signalled), ["terminate 1"]);
+    assert!(bench.machine.is_exiting());
+    assert_eq!((wanted(&bench).as_deref(), kept(&bench)), (Some("wg0"), vec![("udp".into(), 51)]));
+    assert_eq!(bench.end(1, End::Exited(0, None)), ["exit"]);
+    assert_eq!((wanted(&bench).as_deref(), kept(&bench)), (Some("wg0"), vec![("udp".into(), 51)]));
+    // It waits to start one again.
+    let mut bench = Bench::running();
+    bench.end(1, killed());
+    bench.end(2, failed("no"));
+    assert_eq!(bench.handle(Event::Signalled), ["exit"]);
+    assert_eq!((wanted(&bench).as_deref(), kept(&bench)), (Some("wg0"), vec![("udp".into(), 51)]));
+    // Another device takes over, and may have done so: the next supervisor gets what the first one had.
+    let mut bench = Bench::running();
+    bench.run("wg0 --new");
+    bench.store(2, "udp", 61);
+    bench.end(1, End::Exited(HANDED_OVER, None));
+    assert_eq!(bench.handle(Event::Signalled), ["answer 2 failed: the supervisor ends", "terminate 2"]);
+    assert_eq!(bench.end(2, End::Exited(0, None)), ["exit"]);
+    assert_eq!((wanted(&bench).as_deref(), kept(&bench)), (Some("wg0"), vec![("udp".into(), 51)]));
+    // Nobody wants it: it was stopped, or released.
+    let mut bench = Bench::running();
+    bench.stop();
     bench.handle(Event::Signalled);
-    assert_eq!(bench.machine.wanted(), None);
+    bench.end(1, End::Exited(0, None));
+    assert_eq!((wanted(&bench), kept(&bench)), (None, Vec::new()));
+    let mut bench = Bench::running();
+    bench.handle(Event::Signalled);
+    bench.stop();
+    bench.end(1, End::Exited(0, None));
+    assert_eq!((wanted(&bench), kept(&bench)), (None, Vec::new()));
+    let mut bench = Bench::running();
+    bench.handle(Event::Release(Call(2)));
+    bench.handle(Event::Signalled);
+    bench.end(1, End::Exited(0, None));
+    assert_eq!((wanted(&bench), kept(&bench)), (None, Vec::new()));
 }
 
 #[test]
@@ -323,9 +362,6 @@ fn what_systemd_has_kept_goes_to_the_device_that_is_found_or_to_nobody() {
     let mut bench = Bench::running();
     assert_eq!(kept(&bench).len(), 1);
     assert_eq!(bench.stop(), ["terminate 1"]);
-    assert_eq!(kept(&bench), []);
-    let mut bench = Bench::running();
-    bench.handle(Event::Signalled);
     assert_eq!(kept(&bench), []);
     // It does not start: another instance may have the interface.
     let mut bench = Bench::new();
