@@ -30,7 +30,8 @@ pub(super) struct Wanted {
 impl Record {
     /// Opens it. Also returns the device that ran when the supervisor before ended.
     pub(super) fn open(path: PathBuf) -> (Self, Option<Wanted>) {
-        let found = read_file(&path).and_then(|text| Ok(text.map(|text| serde_json::from_slice(&text)).transpose()?));
+        let found = read_file(&path)
+            .and_then(|text| Ok(text.map(|text| serde_json::from_slice(&text)).transpose()?));
         let is_right = found.is_ok();
         let found = found.unwrap_or_else(|error| {
             tracing::warn!("cannot read {}, so no device is started again: {error}", path.display());

@@ -255,8 +255,8 @@ impl<D: Clone> Machine<D> {
         self.store().len()
     }
 
-    /// The descriptors that a next supervisor is to have, if this one is killed or restarted: those of the device that is wanted. A
-    /// first device with other arguments is not wanted yet.
+    /// The descriptors that a next supervisor is to have, if this one is killed or restarted: those of the device that
+    /// is wanted. A first device with other arguments is not wanted yet.
     pub(super) fn wanted_descriptors(&self) -> Vec<(String, D)> {
         let is_other =
             |wanted: &&[String]| self.first.as_ref().is_some_and(|first| first.arguments != *wanted);
