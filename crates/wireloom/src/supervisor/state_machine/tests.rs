@@ -133,7 +133,7 @@ fn a_device_that_finds_another_one_on_the_interface_is_not_started_again() {
     assert_eq!(bench.run("wg1"), ["start 3 wg1 udp=51"]);
     let taken = End::Exited(HANDED_OVER, None);
     assert_eq!(bench.end(3, taken), ["answer 2 failed: another device has the interface"]);
-    assert_eq!(bench.wait(), (100, vec!["start 4 wg0 udp=51".into()]));
+    assert_eq!(bench.wait(), (200, vec!["start 4 wg0 udp=51".into()]));
 }
 
 #[test]
