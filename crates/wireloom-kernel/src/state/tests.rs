@@ -233,6 +233,9 @@ fn a_look_at_the_lock_makes_nothing_and_a_removed_file_is_no_lock() {
     assert!(!state.is_locked().unwrap());
     assert!(state.lock_if_there().unwrap().is_none());
     assert!(!state.path().exists());
+    state.create().unwrap();
+    assert!(state.lock_if_there().unwrap().is_none());
+    assert!(!state.lock_path().exists());
     let held = state.lock(Duration::ZERO).unwrap();
     assert!(state.lock_if_there().unwrap().is_none());
     drop(held);
