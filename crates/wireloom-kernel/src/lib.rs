@@ -10,6 +10,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod linux;
+mod local_socket;
 mod nft;
 mod random_key;
 mod rtnetlink;
@@ -30,6 +31,7 @@ pub use self::{
         backend::{BackendChoice, BackendSetting},
         poll::Poll,
     },
+    local_socket::connect_at_once,
     nft::{GuardCounters, Refusals, restore_guard},
     random_key::{random_key, random_preshared_key},
     rtnetlink::monitor::{Interest, Monitor},

@@ -226,6 +226,30 @@ fn only_one_process_holds_the_lock() {
 }
 
 #[test]
+fn a_look_at_the_lock_makes_nothing_and_a_removed_file_is_no_lock() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::at(directory.path().join("state"));
+    // `wireloom down --purge` has removed everything.
+    assert!(!state.is_locked().unwrap());
+    assert!(state.lock_if_there().unwrap().is_none());
+    assert!(!state.path().exists());
+    state.create().unwrap();
+    assert!(state.lock_if_there().unwrap().is_none());
+    assert!(!state.lock_path().exists());
+    let held = state.lock(Duration::ZERO).unwrap();
+    assert!(state.lock_if_there().unwrap().is_none());
+    drop(held);
+    assert!(state.lock_if_there().unwrap().is_some());
+    // Who has opened it before it was removed does not have the lock.
+    let file = File::open(state.lock_path()).unwrap();
+    assert!(lock::is_at(&file, &state.lock_path()).unwrap());
+    state.clear().unwrap();
+    assert!(!lock::is_at(&file, &state.lock_path()).unwrap());
+    drop(state.lock(Duration::ZERO).unwrap().unwrap());
+    assert!(!lock::is_at(&file, &state.lock_path()).unwrap());
+}
+
+#[test]
 fn clearing_keeps_the_key() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDir::at(directory.path());

@@ -17,7 +17,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::error::Cause;
+use crate::{error::Cause, local_socket::connect_at_once};
 
 /// The environment variable that names the socket, for the supervisor and its clients.
 pub const SOCKET_VARIABLE: &str = "WIRELOOM_ENGINE_SOCKET";
@@ -85,6 +85,9 @@ pub struct Status {
     /// How many descriptors are kept for it.
     #[serde(default)]
     pub descriptors: usize,
+    /// The device is not started again when it ends ([`Request::Release`]).
+    #[serde(default)]
+    pub released: bool,
     /// How often it was started again because it had ended unasked, since the supervisor's start.
     #[serde(default)]
     pub restarts: u64,
@@ -94,6 +97,14 @@ pub struct Status {
     /// The version of the supervisor's program.
     #[serde(default)]
     pub version: String,
+}
+
+impl Status {
+    /// Whether the supervisor has a device and starts it again when it ends.
+    #[must_use]
+    pub fn keeps_a_device(&self) -> bool {
+        self.state != State::Idle && !self.released
+    }
 }
 
 /// What the device of a supervisor does.
@@ -225,7 +236,10 @@ impl Supervisor {
             _ => SupervisorError::Io { path: path(), cause },
         };
         let foreign = |what: String| SupervisorError::Foreign { path: path(), what };
-        let stream = UnixStream::connect(&self.path).map_err(failed)?;
+        let stream = connect_at_once(&self.path).map_err(|cause| match cause.kind() {
+            io::ErrorKind::WouldBlock => SupervisorError::Busy("too many wait for its answer".into()),
+            _ => failed(cause),
+        })?;
         if !is_ours(&stream).map_err(failed)? {
             return Err(foreign("another user serves it".into()));
         }
@@ -282,6 +296,8 @@ mod tests {
         thread,
     };
 
+    use nix::sys::socket::{Backlog, listen};
+
     use super::*;
 
     /// Serves one connection with this answer, and returns the request.
@@ -318,6 +334,12 @@ mod tests {
             serde_json::from_str::<Request>(r#"{"run":{"arguments":["wg0"]}}"#).unwrap(),
             Request::Run { arguments: vec!["wg0".into()], take_over: false }
         );
+        // One of a version before does not say whether the device is released.
+        for (more, keeps) in [("", true), (",\"released\":false", true), (",\"released\":true", false)] {
+            let status: Status = serde_json::from_str(&format!("{{\"state\":\"running\"{more}}}")).unwrap();
+            assert_eq!(status.keeps_a_device(), keeps, "{more}");
+        }
+        assert!(!Status::default().keeps_a_device());
         let (request, said) = served("{\"error\":\"no /dev/net/tun\"}\n", Supervisor::stop);
         assert_eq!((request.as_str(), said.as_str()), ("{\"stop\":{}}\n", "no /dev/net/tun"));
         let (request, said) = served("{\"busy\":\"it starts\"}\n", Supervisor::release);
@@ -335,7 +357,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("engine.sock");
         assert!(matches!(Supervisor::at(&path).status(), Err(SupervisorError::Absent(_))));
-        drop(UnixListener::bind(&path).unwrap());
+        let hangs = UnixListener::bind(&path).unwrap();
+        listen(&hangs, Backlog::new(0).unwrap()).unwrap();
+        let _waits = UnixStream::connect(&path).unwrap();
+        assert!(matches!(Supervisor::at(&path).status(), Err(SupervisorError::Busy(_))));
+        drop(hangs);
         assert!(matches!(Supervisor::at(&path).status(), Err(SupervisorError::Absent(_))));
     }
 }

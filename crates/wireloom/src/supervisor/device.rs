@@ -28,7 +28,7 @@ use nix::{
 
 use super::{
     descriptor::{Descriptor, receive_to_pass_on, send},
-    machine::DeviceId,
+    state_machine::DeviceId,
 };
 
 /// The first descriptor that is passed on: `SD_LISTEN_FDS_START` in sd_listen_fds(3).

@@ -1,15 +1,15 @@
 //! The supervisor, `wireloom engine`: a small process that runs `wireloom device`, and keeps its descriptors.
 //!
 //! One thread waits for everything: signals, requests, what devices say and store, and time. What follows from it, the
-//! [`machine`] decides.
+//! [`state_machine`] decides.
 
 mod backoff;
 mod descriptor;
 mod device;
-mod machine;
 mod notifications;
 mod record;
 mod server;
+mod state_machine;
 mod store;
 mod systemd;
 
@@ -41,14 +41,17 @@ use wireloom_kernel::supervisor::{Reply, Request, Status, socket_path};
 use self::{
     descriptor::Descriptor,
     device::Device,
-    machine::{Action, Answer, Call, DeviceId, End, Event, Machine},
     notifications::{Message, Notifications},
-    record::Record,
+    record::{Record, Wanted},
     server::Server,
+    state_machine::{Action, Answer, Call, DeviceId, End, Event, Machine},
     systemd::Systemd,
 };
 
 pub(crate) use self::device::become_device;
+
+/// How long an answer waits for systemd. It reads within milliseconds, unless it reads all its units again.
+const SETTLING_MAX: Duration = Duration::from_secs(2);
 
 /// Supervises until a signal ends it.
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -66,8 +69,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
         .with_context(|| format!("cannot receive on {}", notifications.display()))?;
     let systemd = Systemd::connect(&kept).context("cannot connect to systemd")?;
     let (record, found) = Record::open(path.with_extension("json"));
+    // One that was asked to end may have been stopped. If it is restarted, systemd has its descriptors.
+    let found = found.filter(|wanted| !wanted.is_ended || !kept.is_empty());
     // Without arguments, nobody can say whose the descriptors are: they are closed, by systemd too.
-    let found = found.map(|arguments| Event::Found { arguments, descriptors: kept });
+    let found = found.map(|wanted| Event::Found { arguments: wanted.arguments, descriptors: kept });
     let program = env::current_exe().context("cannot find this program's own file")?;
     let mut supervisor = Supervisor {
         machine: Machine::new(),
@@ -80,6 +85,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
         record,
         systemd,
         events: found.into_iter().collect(),
+        words: Vec::new(),
+        speaks_by: None,
         is_over: false,
     };
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("cannot tell systemd that it is ready")?;
@@ -107,6 +114,10 @@ struct Supervisor {
     /// What the next supervisor is to have.
     systemd: Systemd,
     events: VecDeque<Event<Rc<Descriptor>>>,
+    /// Answers, and that this process ends, which wait for systemd.
+    words: Vec<Action<Rc<Descriptor>>>,
+    /// Until when they wait at most, by the machine's clock; `None` when there are none.
+    speaks_by: Option<Duration>,
     is_over: bool,
 }
 
@@ -119,13 +130,15 @@ impl Supervisor {
     /// Waits until there is something to do.
     fn wait(&self) -> io::Result<()> {
         let until_due = self.machine.next_time().map(|at| at.saturating_sub(self.now()));
-        let others = [self.server.until_late(), self.systemd.until_retry()];
-        let timeout = until_due.into_iter().chain(others.into_iter().flatten()).min();
+        let others = [self.server.until_late(), self.systemd.until_retry(), self.record.until_retry()];
+        let until_spoken = self.speaks_by.map(|by| by.saturating_sub(self.now()));
+        let timeout = until_due.into_iter().chain(until_spoken).chain(others.into_iter().flatten()).min();
         let fixed = [self.signals.as_fd(), self.notifications.as_fd()];
         let words = self.devices.iter().filter_map(Device::words);
         let mut fds: Vec<_> =
             fixed.into_iter().chain(words).chain(self.server.awaited()).map(readable).collect();
         fds.extend(self.systemd.awaited().map(|fd| PollFd::new(fd, PollFlags::POLLOUT)));
+        fds.extend(self.systemd.barrier().map(readable));
         match ppoll(&mut fds, timeout.map(TimeSpec::from), None) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(error) => Err(error.into()),
@@ -148,27 +161,39 @@ impl Supervisor {
         }
         self.events.push_back(Event::Time);
         while let Some(event) = self.events.pop_front() {
-            let actions = self.machine.handle(self.now(), event).into_iter();
-            let (words, deeds): (Vec<_>, Vec<_>) =
-                actions.partition(|action| matches!(action, Action::Answer(..) | Action::Exit));
-            for action in deeds {
-                self.perform(action);
-            }
-            if !words.is_empty() {
-                // Before anybody hears that a device was stopped, so that systemd has been told to forget it.
-                self.keep();
-            }
-            for action in words {
-                self.perform(action);
+            for action in self.machine.handle(self.now(), event) {
+                match action {
+                    Action::Answer(..) | Action::Exit => {
+                        self.speaks_by.get_or_insert(self.begun.elapsed() + SETTLING_MAX);
+                        self.words.push(action);
+                    }
+                    deed => self.perform(deed),
+                }
             }
         }
         self.keep();
+        self.speak();
         Ok(())
+    }
+
+    /// Says what is to be said, but not before systemd has read what it is to close: then whoever hears that a device
+    /// was stopped finds port and interface free.
+    fn speak(&mut self) {
+        // Each time, because the barrier is waited for until this sees that it is hung up.
+        let is_settled = self.systemd.is_settled();
+        if self.speaks_by.is_some_and(|by| is_settled || self.now() >= by) {
+            self.speaks_by = None;
+            for action in std::mem::take(&mut self.words) {
+                self.perform(action);
+            }
+        }
     }
 
     /// Says what the next supervisor is to know and to have.
     fn keep(&mut self) {
-        self.record.keep(self.machine.wanted());
+        let is_ended = self.machine.is_exiting();
+        let wanted = self.machine.wanted().filter(|_| !is_ended || self.systemd.is_there());
+        self.record.keep(wanted.map(|arguments| Wanted { arguments: arguments.to_vec(), is_ended }));
         self.systemd.keep(&self.machine.wanted_descriptors());
     }
 
@@ -285,6 +310,7 @@ impl Supervisor {
             process: pid.and_then(|pid| u32::try_from(pid.as_raw()).ok()),
             arguments: self.machine.arguments(),
             descriptors: self.machine.descriptors(),
+            released: self.machine.is_released(),
             restarts: self.machine.restarts(),
             last_end: self.machine.last_end().map(str::to_owned),
             version: env!("CARGO_PKG_VERSION").into(),

@@ -16,11 +16,12 @@ use std::{
 };
 
 use wireloom_kernel::{
+    connect_at_once,
     state::{create_directory, remove_if_there},
     supervisor::{LONGEST, Reply, Request, is_ours},
 };
 
-use super::machine::Call;
+use super::state_machine::Call;
 
 /// How long a client may take for its request.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -54,7 +55,7 @@ impl Server {
             Ok(found) if !found.file_type().is_socket() => {
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the file there is not a socket"));
             }
-            Ok(_) if UnixStream::connect(path).is_ok() => {
+            Ok(_) if is_served(path) => {
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, "another supervisor serves it"));
             }
             // A killed process left it behind.
@@ -143,6 +144,12 @@ impl Server {
             tracing::debug!("a client did not take its answer: {error}");
         }
     }
+}
+
+/// Whether a process listens there, even one that hangs.
+fn is_served(path: &Path) -> bool {
+    let connected = connect_at_once(path);
+    connected.map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true)
 }
 
 impl Client {

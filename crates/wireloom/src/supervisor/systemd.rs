@@ -1,16 +1,22 @@
-//! What systemd keeps for the next supervisor, if this one is killed (file descriptor store in systemd.service(5)).
+//! What systemd keeps for the next supervisor, if this one is killed or restarted (file descriptor store in
+//! systemd.service(5)).
 
 use std::{
     env, io,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd},
         unix::net::UnixDatagram,
     },
     rc::{Rc, Weak},
     time::Duration,
 };
 
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd::pipe2,
+};
 
 use super::{
     descriptor::{Descriptor, send_at_once},
@@ -45,6 +51,11 @@ pub(super) struct Systemd {
     kept: Vec<(String, Weak<Descriptor>)>,
     /// Why it could not be told everything.
     trouble: Option<Errno>,
+    /// It was told to close something, and not asked since to say when it has read that.
+    has_removed: bool,
+    /// Closed at the other end when it has read what it was told to close (`BARRIER=1` in sd_notify(3)). Recent
+    /// versions close that in the background.
+    barrier: Option<OwnedFd>,
 }
 
 impl Systemd {
@@ -58,7 +69,18 @@ impl Systemd {
             socket.connect(path).map(|()| socket)
         };
         let socket = env::var_os("NOTIFY_SOCKET").map(connect).transpose()?;
-        Ok(Self { socket, kept: kept.iter().map(weak).collect(), trouble: None })
+        Ok(Self {
+            socket,
+            kept: kept.iter().map(weak).collect(),
+            trouble: None,
+            has_removed: false,
+            barrier: None,
+        })
+    }
+
+    /// Whether there is one, which passes on what it keeps when it restarts this process.
+    pub(super) fn is_there(&self) -> bool {
+        self.socket.is_some()
     }
 
     /// Lets it keep these, and nothing else. Nobody waits for it: what it does not take now it gets the next time, and
@@ -69,6 +91,17 @@ impl Systemd {
             tracing::warn!("cannot tell systemd what to keep: {error}");
         }
         self.trouble = trouble;
+    }
+
+    /// Whether it has read what it was told to close, as far as it can be told anything.
+    pub(super) fn is_settled(&mut self) -> bool {
+        self.barrier.take_if(|barrier| is_hung_up(barrier.as_fd()));
+        self.barrier.is_none() && self.trouble != Some(Errno::EAGAIN)
+    }
+
+    /// What is hung up when it has read what it was told to close.
+    pub(super) fn barrier(&self) -> Option<BorrowedFd<'_>> {
+        self.barrier.as_ref().map(AsFd::as_fd)
     }
 
     /// What has to become writable before there is more to be told.
@@ -92,6 +125,7 @@ impl Systemd {
             send_at_once(socket, &format!("FDSTOREREMOVE=1\nFDNAME={name}"), None)?;
             // All of that name; others that have it are added again.
             self.kept.retain(|(other, _)| *other != name);
+            self.has_removed = true;
         }
         for named in wanted {
             if !self.kept.iter().any(|(_, kept)| is(kept, &named.1)) {
@@ -101,8 +135,22 @@ impl Systemd {
                 self.kept.push(weak(named));
             }
         }
+        if self.has_removed {
+            let (near, far) = pipe2(OFlag::O_CLOEXEC)?;
+            // A message of its own, or systemd ignores it.
+            send_at_once(socket, "BARRIER=1", Some(&Descriptor::left(far.into_raw_fd())))?;
+            self.has_removed = false;
+            self.barrier = Some(near);
+        }
         Ok(())
     }
+}
+
+/// Whether the other end of a pipe is closed.
+fn is_hung_up(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::empty())];
+    // An error is no reason to wait.
+    !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
 }
 
 fn weak((name, descriptor): &(String, Rc<Descriptor>)) -> (String, Weak<Descriptor>) {
@@ -111,7 +159,7 @@ fn weak((name, descriptor): &(String, Rc<Descriptor>)) -> (String, Weak<Descript
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, os::fd::IntoRawFd};
+    use std::fs::File;
 
     use nix::sys::socket::{setsockopt, sockopt::SndBuf};
 
@@ -121,7 +169,8 @@ mod tests {
     /// One end of a socket pair as systemd, and the other one as its end.
     fn pair() -> (Systemd, UnixDatagram) {
         let (near, far) = UnixDatagram::pair().unwrap();
-        (Systemd { socket: Some(near), kept: Vec::new(), trouble: None }, far)
+        let kept = Vec::new();
+        (Systemd { socket: Some(near), kept, trouble: None, has_removed: false, barrier: None }, far)
     }
 
     fn named(name: &str) -> (String, Rc<Descriptor>) {
@@ -129,14 +178,15 @@ mod tests {
         (name.into(), Rc::new(Descriptor::left(file.into_raw_fd())))
     }
 
-    /// What it was told since, each as its first and its second line, and how many descriptors came with it.
+    /// What it was told since, each as its first and its second line, and how many descriptors came with it. Says when
+    /// it has read what it was to close.
     fn told(far: &UnixDatagram) -> Vec<String> {
         let mut text = [0; 256];
         let mut all = Vec::new();
         while let Ok(received) = receive(far, &mut text) {
             let text = std::str::from_utf8(&text[..received.length]).unwrap();
-            let words: Vec<&str> = text.lines().collect();
-            all.push(format!("{} {} {}", words[0], words[1], received.descriptors.len()));
+            let words: Vec<&str> = text.lines().take(2).collect();
+            all.push(format!("{} {}", words.join(" "), received.descriptors.len()));
         }
         all
     }
@@ -151,7 +201,7 @@ mod tests {
         assert_eq!(told(&far), [""; 0], "nothing is new");
         wanted[1] = named("udp4-0");
         systemd.keep(&wanted);
-        let other_port = ["FDSTOREREMOVE=1 FDNAME=udp4-0 0", "FDSTORE=1 FDNAME=udp4-0 1"];
+        let other_port = ["FDSTOREREMOVE=1 FDNAME=udp4-0 0", "FDSTORE=1 FDNAME=udp4-0 1", "BARRIER=1 1"];
         assert_eq!(told(&far), other_port);
         // Of two that have one name, one goes.
         wanted.push(named("udp4-0"));
@@ -161,7 +211,31 @@ mod tests {
         systemd.keep(&wanted);
         assert_eq!(told(&far), other_port);
         systemd.keep(&[]);
-        assert_eq!(told(&far), ["FDSTOREREMOVE=1 FDNAME=tun-0 0", "FDSTOREREMOVE=1 FDNAME=udp4-0 0"]);
+        assert_eq!(
+            told(&far),
+            ["FDSTOREREMOVE=1 FDNAME=tun-0 0", "FDSTOREREMOVE=1 FDNAME=udp4-0 0", "BARRIER=1 1"]
+        );
+    }
+
+    #[test]
+    fn it_says_when_it_has_read_what_it_is_to_close() {
+        let (mut systemd, far) = pair();
+        let wanted = [named("tun-0"), named("udp4-0")];
+        assert!(systemd.is_settled());
+        systemd.keep(&wanted);
+        assert!(systemd.is_settled(), "it is to close nothing");
+        systemd.keep(&wanted[..1]);
+        assert!(!systemd.is_settled() && systemd.barrier().is_some());
+        // Once more, before it has read the first.
+        systemd.keep(&[]);
+        assert!(!systemd.is_settled());
+        told(&far);
+        assert!(systemd.is_settled() && systemd.barrier().is_none());
+        // It reads nothing more.
+        systemd.keep(&wanted);
+        drop(far);
+        systemd.keep(&[]);
+        assert!(systemd.is_settled(), "nobody answers");
     }
 
     #[test]
@@ -194,9 +268,9 @@ mod tests {
         let kept = [named("tun-0"), named("udp4-0")];
         systemd.kept = kept.iter().map(weak).collect();
         systemd.keep(&kept[..1]);
-        assert_eq!(told(&far), ["FDSTOREREMOVE=1 FDNAME=udp4-0 0"]);
+        assert_eq!(told(&far), ["FDSTOREREMOVE=1 FDNAME=udp4-0 0", "BARRIER=1 1"]);
         drop(kept);
         systemd.keep(&[]);
-        assert_eq!(told(&far), ["FDSTOREREMOVE=1 FDNAME=tun-0 0"]);
+        assert_eq!(told(&far), ["FDSTOREREMOVE=1 FDNAME=tun-0 0", "BARRIER=1 1"]);
     }
 }

@@ -2,21 +2,19 @@
 
 use std::{
     io::{self, Read, Write},
-    os::{fd::AsRawFd as _, unix::net::UnixStream},
+    os::unix::net::UnixStream,
     path::Path,
     time::{Duration, Instant},
 };
 
 use nix::{
-    errno::Errno,
-    sys::socket::{
-        AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt::PeerCredentials,
-    },
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
     unistd::Pid,
 };
 use zeroize::Zeroizing;
 
 use super::secret::SecretBytes;
+use crate::local_socket::connect_at_once;
 
 /// A timeout of zero would mean none (setsockopt(2), `SO_RCVTIMEO`).
 const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
@@ -41,7 +39,14 @@ impl Conversation {
         replies: usize,
         limit: Duration,
     ) -> io::Result<Option<Self>> {
-        let Some(stream) = open(path)? else { return Ok(None) };
+        let stream = match connect_at_once(path) {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                return Ok(None);
+            }
+            stream => stream?,
+        };
         stream.set_write_timeout(Some(limit))?;
         (&stream).write_all(requests)?;
         Ok(Some(Self { stream, awaited: replies, received: SecretBytes::default() }))
@@ -78,18 +83,4 @@ impl Conversation {
         let whole = self.received[from..].windows(2).filter(|pair| pair == b"\n\n").count();
         self.awaited = self.awaited.saturating_sub(whole);
     }
-}
-
-/// Connects without waiting: the queue of a device that hangs may be full. `None` when nobody listens.
-fn open(path: &Path) -> io::Result<Option<UnixStream>> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let descriptor = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    match connect(descriptor.as_raw_fd(), &UnixAddr::new(path)?) {
-        Ok(()) => {}
-        Err(Errno::ENOENT | Errno::ECONNREFUSED) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    }
-    let stream = UnixStream::from(descriptor);
-    stream.set_nonblocking(false)?;
-    Ok(Some(stream))
 }

@@ -49,8 +49,9 @@ impl UserspaceDevice {
         anew: bool,
     ) -> Result<Adoption, Cause> {
         let Some(supervisor) = self.supervisor() else { return Ok(Adoption::Own) };
-        // One that is starting again serves in a moment.
-        if supervisor.status()?.state != State::Idle && !anew {
+        // One that is starting again serves in a moment. One that was released may be that of the agent before, where
+        // both agents have the same supervisor: only `run` has it started again when it ends.
+        if supervisor.status()?.keeps_a_device() && !anew {
             return Ok(Adoption::Own);
         }
         // A device of a version that hands nothing over stays until somebody ends it.

@@ -65,8 +65,8 @@ const NAP: Duration = Duration::from_millis(100);
 const BEAT: Duration = Duration::from_secs(20);
 
 /// Waits until this instance is to serve, and returns the lock, and what says that a signal has come since; `None` when
-/// one ends it first. `rehearse` reads
-/// everything and changes nothing. It is called when another instance has the lock, before that is asked for it.
+/// one ends it first. `rehearse` reads everything and changes nothing. It is called when another instance has the lock,
+/// before that is asked for it.
 ///
 /// # Errors
 /// Those of `rehearse`, and the lock's own.
@@ -113,7 +113,7 @@ pub(super) fn wait_to_serve(
                 let is_held = !state.lock_path().exists() || state.is_locked().with_context(locking)?;
                 waiting.looked(is_held, begun.elapsed());
             }
-            Step::Take => match state.lock(Duration::ZERO).with_context(locking)? {
+            Step::Take => match take(state, gave_way).with_context(locking)? {
                 Some(lock) => {
                     tracing::info!("this instance serves this node from now on");
                     report.role = Role::Starting;
@@ -123,8 +123,11 @@ pub(super) fn wait_to_serve(
                 None => waiting.failed(begun.elapsed()),
             },
             Step::Ask => {
-                let answer = LockId::of(state).map_or_else(|error| Answer::Silence(error.to_string()), ask);
-                if let Some(why) = waiting.answered(answer, begun.elapsed()) {
+                let answer = match LockId::of(state) {
+                    Ok(lock) => ask(lock, &stop),
+                    Err(error) => Some(Answer::Silence(error.to_string())),
+                };
+                if let Some(why) = answer.and_then(|answer| waiting.answered(answer, begun.elapsed())) {
                     tracing::info!("{why}; standing by until the lock in {} is free", state.path().display());
                     report.role = Role::Standby;
                     beat(instance, &mut report);
@@ -137,6 +140,11 @@ pub(super) fn wait_to_serve(
         }
     }
     Ok(None)
+}
+
+/// Takes the lock if nobody has it. One that gave way never makes the file: `wireloom down` may just have removed it.
+fn take(state: &StateDir, gave_way: bool) -> io::Result<Option<AgentLock>> {
+    if gave_way { state.lock_if_there() } else { state.lock(Duration::ZERO) }
 }
 
 /// Writes down how this instance is now.

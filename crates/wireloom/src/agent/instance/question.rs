@@ -16,15 +16,16 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::socket::{MsgFlags, recv};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use wireloom_kernel::{state, supervisor};
+use wireloom_kernel::{connect_at_once, state, supervisor};
 
-use super::waiting::Answer;
+use super::{NAP, waiting::Answer};
 
 const PATH: &str = "/run/wireloom/agent.sock";
 
@@ -57,28 +58,51 @@ enum Reply {
     Refusal { why: String },
 }
 
-/// Asks the instance that serves for its lock.
-pub(super) fn ask(lock: LockId) -> Answer {
-    ask_at(Path::new(PATH), lock)
+/// Asks the instance that serves for its lock. `None` when this instance is to `stop` before there is an answer.
+pub(super) fn ask(lock: LockId, stop: &AtomicBool) -> Option<Answer> {
+    ask_at(Path::new(PATH), lock, stop)
 }
 
-fn ask_at(path: &Path, lock: LockId) -> Answer {
-    let asked = || -> io::Result<Reply> {
-        let mut stream = UnixStream::connect(path)?;
+fn ask_at(path: &Path, lock: LockId, stop: &AtomicBool) -> Option<Answer> {
+    let asked = || -> io::Result<Option<Reply>> {
+        let mut stream = connect_at_once(path)?;
         check_peer(&stream)?;
-        stream.set_read_timeout(Some(ANSWER_PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         write_line(&mut stream, &Question::TakeOver(lock))?;
-        read_line(&stream)
+        await_reply(&stream, stop)
     };
-    match asked() {
-        Ok(Reply::Promise {}) => Answer::Promise,
-        Ok(Reply::Refusal { why }) => Answer::Refusal(why),
+    Some(match asked() {
+        Ok(None) => return None,
+        Ok(Some(Reply::Promise {})) => Answer::Promise,
+        Ok(Some(Reply::Refusal { why })) => Answer::Refusal(why),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             Answer::Nobody
         }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Answer::Silence("too many wait for its answer".into())
+        }
         Err(error) => Answer::Silence(error.to_string()),
+    })
+}
+
+/// Waits for the answer; `None` when this instance is to stop.
+fn await_reply(stream: &UnixStream, stop: &AtomicBool) -> io::Result<Option<Reply>> {
+    let deadline = Instant::now() + ANSWER_PATIENCE;
+    stream.set_read_timeout(Some(NAP))?;
+    let mut reader = BufReader::new(stream.take(LINE_MAX));
+    let mut line = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        match reader.read_until(b'\n', &mut line) {
+            Ok(_) => return parse(&line).map(Some),
+            // What has come is in the line.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "its answer is not there in time"));
+            }
+            Err(error) => return Err(error),
+        }
     }
+    Ok(None)
 }
 
 /// Where other instances are listened for.
@@ -201,12 +225,16 @@ fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> io::Result<()>
 /// # Errors
 /// [`io::ErrorKind::InvalidData`] when it is not understood; otherwise the operating system's error.
 fn read_line<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<T> {
-    let mut line = String::new();
-    BufReader::new(stream.take(LINE_MAX)).read_line(&mut line)?;
+    let mut line = Vec::new();
+    BufReader::new(stream.take(LINE_MAX)).read_until(b'\n', &mut line)?;
+    parse(&line)
+}
+
+fn parse<T: DeserializeOwned>(line: &[u8]) -> io::Result<T> {
     if line.is_empty() {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection"));
     }
-    serde_json::from_str(&line).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    serde_json::from_slice(line).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 #[cfg(test)]
@@ -217,28 +245,47 @@ mod tests {
 
     const LOCK: LockId = LockId { device: 1, inode: 2 };
 
+    static GOES_ON: AtomicBool = AtomicBool::new(false);
+
     #[test]
     fn the_lock_is_promised_to_whoever_means_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.sock");
-        assert_eq!(ask_at(&path, LOCK), Answer::Nobody);
+        assert_eq!(ask_at(&path, LOCK, &GOES_ON), Some(Answer::Nobody));
         let (sender, asked) = channel();
         let listener = listen_at(&path, LOCK, move |asker| sender.send(asker).unwrap()).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         let other = LockId { device: 1, inode: 3 };
-        assert_eq!(ask_at(&path, other), Answer::Refusal("it has another state directory".into()));
+        let refusal = Answer::Refusal("it has another state directory".into());
+        assert_eq!(ask_at(&path, other, &GOES_ON), Some(refusal));
         let path_there = path.clone();
-        let asker = thread::spawn(move || ask_at(&path_there, LOCK));
+        let asker = thread::spawn(move || ask_at(&path_there, LOCK, &GOES_ON));
         let question = asked.recv_timeout(Duration::from_secs(10)).unwrap();
         assert!(!question.is_gone());
         question.give().unwrap();
-        assert_eq!(asker.join().unwrap(), Answer::Promise);
+        assert_eq!(asker.join().unwrap(), Some(Answer::Promise));
         // An older one's end does not take the place of the one that serves next.
         let next = listen_at(&path, LOCK, drop).unwrap();
         drop(listener);
         assert!(path.exists());
         drop(next);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_asker_obeys_a_signal_while_it_waits() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        let (sender, asked) = channel();
+        let _listener = listen_at(&path, LOCK, move |asker| sender.send(asker).unwrap()).unwrap();
+        static STOP: AtomicBool = AtomicBool::new(false);
+        let begun = Instant::now();
+        let asker = thread::spawn(move || ask_at(&path, LOCK, &STOP));
+        let question = asked.recv_timeout(Duration::from_secs(10)).unwrap();
+        STOP.store(true, Ordering::Relaxed);
+        assert_eq!(asker.join().unwrap(), None);
+        assert!(begun.elapsed() < ANSWER_PATIENCE);
+        assert!(question.is_gone());
     }
 
     #[test]

@@ -115,6 +115,37 @@ pub(crate) fn one_agent_takes_over_from_another_and_back_when_it_dies() {
     fleet.settle(Promise::SCOPED);
 }
 
+/// As on a host, where the agents of two versions ask the same supervisor. The one that gives way releases its device.
+#[test]
+fn agents_that_share_a_supervisor_have_it_start_the_device_again() {
+    let mut fleet = Fleet::without_agents(Layout::default(), SCOPED);
+    let node = &fleet.lab.nodes[0];
+    let mut engine = node.host.space.spawn(Command::new(wireloom()).arg("engine")).unwrap();
+    let supervisor = |fleet: &Fleet| {
+        let ask = || Supervisor::at(Path::new("/run/wireloom/engine.sock")).status();
+        fleet.lab.nodes[0].host.space.inside(ask).unwrap()
+    };
+    until(PATIENCE, "the supervisor", || supervisor(&fleet).ok()).unwrap();
+    fleet.agents.push(arrives(&fleet, "old"));
+    fleet.agents.push(Agent::start(wireloom(), &fleet.lab.nodes[1]).unwrap());
+    fleet.settle(Promise::SCOPED);
+    let new = arrives(&fleet, "new");
+    serves(&fleet, &new, "new");
+    let device = supervisor(&fleet).unwrap();
+    assert!(device.keeps_a_device() && device.process.is_some(), "{device:?}");
+    fleet.lab.nodes[0].run(&format!("kill -KILL {}", device.process.unwrap())).unwrap();
+    let again = || {
+        let now = supervisor(&fleet).ok()?;
+        (now.state == State::Running && now.process != device.process).then_some(now)
+    };
+    let again = until(PATIENCE, "the device to be started again", again).unwrap();
+    assert_eq!(again.restarts, 1, "{again:?}");
+    fleet.settle(Promise::SCOPED);
+    drop((new, fleet));
+    engine.kill().unwrap();
+    engine.wait().unwrap();
+}
+
 /// What a pod has: an agent and a supervisor of its own.
 pub(crate) struct Pod {
     pub(crate) name: &'static str,

@@ -208,7 +208,7 @@ fn a_second_run_hands_over_and_so_does_the_run_of_another_supervisor() {
     assert_eq!(link().split(':').next(), Some(index.as_str()));
     let idle = at(OTHER, Supervisor::status).unwrap();
     assert_eq!((idle.state, idle.restarts), (State::Idle, 0));
-    assert_eq!(idle.last_end.as_deref(), Some("the device has handed over to another one"));
+    assert_eq!(idle.last_end.as_deref(), Some("another device has the interface"));
     assert_eq!(at(ENGINE, Supervisor::stop).unwrap().restarts, 0);
     for id in processes(node) {
         node.run(&format!("kill {id}")).unwrap();
@@ -263,7 +263,7 @@ fn a_device_ends_with_a_killed_supervisor_and_the_next_one_starts_it_again() {
 /// As on a host, where systemd starts the next supervisor. What waits for the device's death to be over is kept: the
 /// packets in the interface's queue, and the port.
 #[test]
-fn the_next_supervisor_gets_the_descriptors_of_a_killed_one_from_the_service_manager() {
+fn the_next_supervisor_gets_the_descriptors_of_the_one_before_from_the_service_manager() {
     const PORT: u16 = 7000;
     let lab = Lab::new(&Layout { nodes: 2, pods: 0, ..Layout::default() }).unwrap();
     let (node, far) = (&lab.nodes[0], &lab.nodes[1]);
@@ -350,7 +350,7 @@ fn the_next_supervisor_gets_the_descriptors_of_a_killed_one_from_the_service_man
     finish(engine, "`wireloom engine`", PATIENCE).unwrap();
     until(PATIENCE, "the device to end", || processes(node).is_empty().then_some(())).unwrap();
     node.run("rm /run/wireloom/engine.json").unwrap();
-    let engine = manager.start();
+    engine = manager.start();
     until(PATIENCE, "the supervisor", || ask(node, Supervisor::status).ok()).unwrap();
     assert_eq!(status(node).state, State::Idle);
     nothing(&mut manager);
@@ -362,9 +362,27 @@ fn the_next_supervisor_gets_the_descriptors_of_a_killed_one_from_the_service_man
     ask(node, Supervisor::stop).unwrap();
     assert!(manager.names().is_empty(), "it was told before the reply");
     run_device(node, "--persistent wg0").unwrap();
-    kept(&mut manager);
+    // One that is asked to end does not know whether it is restarted.
+    for is_stopped in [false, true] {
+        configure(0);
+        kept(&mut manager);
+        let before = what_stays();
+        until(PATIENCE, "the port", || (manager.inode("udp4-0") == before.0).then_some(())).unwrap();
+        node.run(&format!("kill {}", supervisor(node))).unwrap();
+        assert!(finish(engine, "`wireloom engine`", PATIENCE).unwrap().status.success());
+        assert!(manager.names() == all && what_stays() == before, "{before:?}");
+        if is_stopped {
+            manager.close();
+            assert!(!port_is_open(node, PORT) && !what_stays().2);
+        }
+        engine = manager.start();
+        until(PATIENCE, "the supervisor", || ask(node, Supervisor::status).ok()).unwrap();
+        let state = if is_stopped { State::Idle } else { State::Running };
+        until(PATIENCE, "its device", || (status(node).state == state).then_some(())).unwrap();
+        assert!(is_stopped || what_stays() == before, "{before:?}");
+    }
+    nothing(&mut manager);
     node.run(&format!("kill {}", supervisor(node))).unwrap();
     assert!(finish(engine, "`wireloom engine`", PATIENCE).unwrap().status.success());
-    nothing(&mut manager);
     drop(peer);
 }

@@ -119,6 +119,24 @@ fn a_device_that_ends_because_it_was_asked_or_has_handed_over_is_not_started_aga
 }
 
 #[test]
+fn a_device_that_finds_another_one_on_the_interface_is_not_started_again() {
+    // A device of another supervisor has killed the first, and has the interface now.
+    let mut bench = Bench::running();
+    assert_eq!(bench.end(1, killed()), ["start 2 wg0 udp=51"]);
+    assert!(bench.end(2, End::Exited(HANDED_OVER, None)).is_empty());
+    assert_eq!((bench.machine.state(), bench.machine.descriptors()), (State::Idle, 0));
+    assert_eq!((bench.machine.wanted(), bench.machine.next_time()), (None, None));
+    // One with other arguments says nothing about the one that is wanted.
+    let mut bench = Bench::running();
+    bench.end(1, killed());
+    bench.end(2, failed("no"));
+    assert_eq!(bench.run("wg1"), ["start 3 wg1 udp=51"]);
+    let taken = End::Exited(HANDED_OVER, None);
+    assert_eq!(bench.end(3, taken), ["answer 2 failed: another device has the interface"]);
+    assert_eq!(bench.wait(), (200, vec!["start 4 wg0 udp=51".into()]));
+}
+
+#[test]
 fn a_start_that_fails_is_answered_with_the_devices_words_and_not_repeated() {
     let mut bench = Bench::new();
     assert_eq!(bench.run("wg0"), ["start 1 wg0"]);
@@ -230,12 +248,14 @@ fn a_released_device_goes_on_but_is_not_started_again() {
     let mut bench = Bench::running();
     assert_eq!(bench.handle(Event::Release(Call(2))), ["answer 2 done"]);
     assert_eq!((bench.machine.state(), bench.machine.descriptors()), (State::Running, 1));
+    assert!(bench.machine.is_released());
     // Who takes over has killed it.
     assert!(bench.end(1, killed()).is_empty());
     assert_eq!((bench.machine.state(), bench.machine.descriptors()), (State::Idle, 0));
     bench.calls = 2;
     assert_eq!(bench.run("wg0"), ["start 2 wg0"]);
     assert_eq!(bench.ready(2), ["answer 3 done"]);
+    assert!(!bench.machine.is_released());
     assert_eq!(bench.end(2, killed()), ["start 3 wg0"]);
     bench.end(3, failed("no"));
     bench.handle(Event::Release(Call(4)));
@@ -259,10 +279,49 @@ fn what_a_killed_supervisor_had_run_is_tried_once() {
     // Whoever ends it, or takes it over, does not want it again.
     bench.handle(Event::Release(Call(2)));
     assert_eq!(bench.machine.wanted(), None);
+}
+
+#[test]
+fn a_supervisor_that_is_asked_to_end_leaves_what_it_had_to_the_next() {
+    let wanted = |bench: &Bench| bench.machine.wanted().map(|words| words.join(" "));
+    let kept = |bench: &Bench| bench.machine.wanted_descriptors();
     let mut bench = Bench::running();
-    assert!(bench.machine.wanted().is_some());
+    assert!(!bench.machine.is_exiting());
+    assert_eq!(bench.handle(Event::Signalled), ["terminate 1"]);
+    assert!(bench.machine.is_exiting());
+    assert_eq!((wanted(&bench).as_deref(), kept(&bench)), (Some("wg0"), vec![("udp".into(), 51)]));
+    assert_eq!(bench.end(1, End::Exited(0, None)), ["exit"]);
+    assert_eq!((wanted(&bench).as_deref(), kept(&bench)), (Some("wg0"), vec![("udp".into(), 51)]));
+    // It waits to start one again.
+    let mut bench = Bench::running();
+    bench.end(1, killed());
+    bench.end(2, failed("no"));
+    assert_eq!(bench.handle(Event::Signalled), ["exit"]);
+    assert_eq!((wanted(&bench).as_deref(), kept(&bench)), (Some("wg0"), vec![("udp".into(), 51)]));
+    // Another device takes over, and may have done so: the next supervisor gets what the first one had.
+    let mut bench = Bench::running();
+    bench.run("wg0 --new");
+    bench.store(2, "udp", 61);
+    bench.end(1, End::Exited(HANDED_OVER, None));
+    assert_eq!(bench.handle(Event::Signalled), ["answer 2 failed: the supervisor ends", "terminate 2"]);
+    assert_eq!(bench.end(2, End::Exited(0, None)), ["exit"]);
+    assert_eq!((wanted(&bench).as_deref(), kept(&bench)), (Some("wg0"), vec![("udp".into(), 51)]));
+    // Nobody wants it: it was stopped, or released.
+    let mut bench = Bench::running();
+    bench.stop();
     bench.handle(Event::Signalled);
-    assert_eq!(bench.machine.wanted(), None);
+    bench.end(1, End::Exited(0, None));
+    assert_eq!((wanted(&bench), kept(&bench)), (None, Vec::new()));
+    let mut bench = Bench::running();
+    bench.handle(Event::Signalled);
+    bench.stop();
+    bench.end(1, End::Exited(0, None));
+    assert_eq!((wanted(&bench), kept(&bench)), (None, Vec::new()));
+    let mut bench = Bench::running();
+    bench.handle(Event::Release(Call(2)));
+    bench.handle(Event::Signalled);
+    bench.end(1, End::Exited(0, None));
+    assert_eq!((wanted(&bench), kept(&bench)), (None, Vec::new()));
 }
 
 #[test]
@@ -303,9 +362,6 @@ fn what_systemd_has_kept_goes_to_the_device_that_is_found_or_to_nobody() {
     let mut bench = Bench::running();
     assert_eq!(kept(&bench).len(), 1);
     assert_eq!(bench.stop(), ["terminate 1"]);
-    assert_eq!(kept(&bench), []);
-    let mut bench = Bench::running();
-    bench.handle(Event::Signalled);
     assert_eq!(kept(&bench), []);
     // It does not start: another instance may have the interface.
     let mut bench = Bench::new();

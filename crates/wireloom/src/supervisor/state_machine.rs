@@ -68,6 +68,7 @@ impl End {
         matches!(self, Self::Exited(0, _))
     }
 
+    /// Whether another process has the interface: the device has handed over to it, or has found it at its start.
     fn is_handed_over(&self) -> bool {
         matches!(self, Self::Exited(HANDED_OVER, _))
     }
@@ -76,7 +77,7 @@ impl End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Exited(HANDED_OVER, _) => f.write_str("the device has handed over to another one"),
+            Self::Exited(HANDED_OVER, _) => f.write_str("another device has the interface"),
             Self::Exited(0, _) => f.write_str("the device has ended because somebody asked for it"),
             Self::Exited(_, Some(said)) => f.write_str(said),
             Self::Exited(status, None) => write!(f, "the device has ended with status {status}"),
@@ -180,12 +181,14 @@ impl<D: Clone> Machine<D> {
             Event::Run { call, arguments, take_over } => self.run(now, call, arguments, take_over),
             Event::Stop(call) => {
                 self.stoppers.push(call);
+                self.forget();
                 self.end_all(now, "somebody stopped the device");
             }
             Event::Release(call) => self.release(call),
             Event::Found { arguments, descriptors } => self.resume(now, arguments, descriptors),
             Event::Signalled => {
                 self.is_exiting = true;
+                self.restart_at = None;
                 self.end_all(now, "the supervisor ends");
             }
             Event::Ready(id) => self.ready(now, id),
@@ -215,7 +218,12 @@ impl<D: Clone> Machine<D> {
         devices.chain(self.restart_at).min()
     }
 
-    /// The arguments of the device that a next supervisor is to start, if this one is killed.
+    /// Whether the supervisor was asked to end.
+    pub(super) fn is_exiting(&self) -> bool {
+        self.is_exiting
+    }
+
+    /// The arguments of the device that a next supervisor is to start, if this one is killed or restarted.
     pub(super) fn wanted(&self) -> Option<&[String]> {
         self.wanted.as_deref().filter(|_| !self.is_released)
     }
@@ -247,12 +255,17 @@ impl<D: Clone> Machine<D> {
         self.store().len()
     }
 
-    /// The descriptors that a next supervisor is to have, if this one is killed: those of the device that is wanted. A
-    /// first device with other arguments is not wanted yet.
+    /// The descriptors that a next supervisor is to have, if this one is killed or restarted: those of the device that
+    /// is wanted. A first device with other arguments is not wanted yet.
     pub(super) fn wanted_descriptors(&self) -> Vec<(String, D)> {
         let is_other =
             |wanted: &&[String]| self.first.as_ref().is_some_and(|first| first.arguments != *wanted);
         self.wanted().filter(|wanted| !is_other(wanted)).map(|_| self.store().all()).unwrap_or_default()
+    }
+
+    /// Whether the device is not started again when it ends.
+    pub(super) fn is_released(&self) -> bool {
+        self.is_released
     }
 
     pub(super) fn restarts(&self) -> u64 {
@@ -344,7 +357,6 @@ impl<D: Clone> Machine<D> {
     }
 
     fn end_all(&mut self, now: Duration, why: &str) {
-        self.forget();
         if let Some(call) = self.runner.take() {
             self.actions.push(Action::Answer(call, Answer::Failed(why.into())));
         }
@@ -406,10 +418,15 @@ impl<D: Clone> Machine<D> {
             && let Some(first) = self.first.take()
         {
             self.last_end = Some(why(&first));
+            let is_wanted = self.wanted.as_ref() == Some(&first.arguments);
             if self.is_ending() {
+                // Whether this supervisor is restarted or stopped only systemd knows.
+                if is_wanted {
+                    self.kept = first.store;
+                }
                 return;
             }
-            let is_over = first.is_ready && (end.is_asked() || end.is_handed_over()) || self.is_released;
+            let is_over = is_wanted && (first.is_ready && end.is_asked() || end.is_handed_over());
             let life = now.saturating_sub(first.started);
             if self.second.is_some() {
                 // It gets everything. If it fails, this one is started again.
@@ -419,10 +436,10 @@ impl<D: Clone> Machine<D> {
                 }
             } else {
                 self.fail(&why(&first));
-                if self.wanted.as_ref() == Some(&first.arguments) {
+                if is_wanted {
                     self.kept = first.store;
                 }
-                if is_over {
+                if is_over || self.is_released {
                     self.forget();
                 }
                 self.start_again(now, life);
