@@ -107,7 +107,7 @@ struct Prepared {
 }
 
 enum Copied {
-    State(PreparedState, LinuxTun, Vec<LinuxQueue>),
+    State(Box<PreparedState>, LinuxTun, Vec<LinuxQueue>),
     /// Without a state, just the queues. What the kernel takes and gives is agreed on with it after *Commit*: the giver
     /// may know less.
     Nothing(Vec<File>),
@@ -327,7 +327,7 @@ impl<'a> Taking<'a> {
                 let engine = state.engine();
                 let (mtu, interface) = (engine.mtu as usize, &engine.interface);
                 let (tun, queues) = LinuxTun::take_over(queues, engine.peer_lookup, interface, mtu)?;
-                Copied::State(state, tun, queues)
+                Copied::State(Box::new(state), tun, queues)
             }
             None if queues.is_empty() => return Err(missing()),
             None => Copied::Nothing(queues),
