@@ -14,15 +14,20 @@ use std::{
 use nix::sys::socket::{setsockopt, sockopt};
 use wireloom_plan::routing::Family;
 
-use crate::{Error, Place, Result};
+use crate::{Error, Place, Result, at_this_pace};
 
 /// How often the sender looks at the clock and sends what is due, as a burst.
 const TICK: Duration = Duration::from_micros(200);
 /// The longest burst. A sender that falls further behind leaves out what it cannot send in time: a machine that is busy
 /// must not fill a queue at once.
 const BURST: u64 = 100;
-/// When nothing has come for this long, nothing more will.
+/// When all have come and nothing more for this long, nothing comes twice.
 const SILENCE: Duration = Duration::from_millis(500);
+/// When some are missing and nothing has come for this long, they are lost: a process on the way may be without a
+/// processor for seconds.
+const LATE: Duration = Duration::from_secs(5);
+/// In place of how many were sent, while more are.
+const SENDING: u64 = u64::MAX;
 /// Bytes of the receiver's buffer: the tunnel is measured, not how fast the receiver wakes up.
 const BUFFER: usize = 8 << 20;
 
@@ -30,6 +35,7 @@ const BUFFER: usize = 8 << 20;
 #[derive(Debug)]
 pub struct Numbered {
     over: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
     received: Arc<AtomicU64>,
     sender: JoinHandle<u64>,
     receiver: JoinHandle<IoResult<Received>>,
@@ -88,16 +94,17 @@ impl Numbered {
             Ok::<_, std::io::Error>(socket)
         })?;
         let over = Arc::new(AtomicBool::new(false));
+        let sent = Arc::new(AtomicU64::new(SENDING));
         let received = Arc::new(AtomicU64::new(0));
         let sender = thread::spawn({
             let over = Arc::clone(&over);
             move || send(&sender, &vec![0; length], rate, &over)
         });
         let receiver = thread::spawn({
-            let (over, received) = (Arc::clone(&over), Arc::clone(&received));
-            move || receive(&receiver, &over, &received)
+            let (sent, received) = (Arc::clone(&sent), Arc::clone(&received));
+            move || receive(&receiver, &sent, &received)
         });
-        Ok(Self { over, received, sender, receiver })
+        Ok(Self { over, sent, received, sender, receiver })
     }
 
     /// How many have arrived so far.
@@ -113,6 +120,7 @@ impl Numbered {
     pub fn stop(self) -> Result<NumberedReport> {
         self.over.store(true, Ordering::Relaxed);
         let sent = self.sender.join().expect("the sender does not panic");
+        self.sent.store(sent, Ordering::Relaxed);
         let received = self.receiver.join().expect("the receiver does not panic");
         let Received { count, twice, backwards, longest_silence, .. } =
             received.map_err(Error::io("receive numbered datagrams"))?;
@@ -141,10 +149,12 @@ fn send(socket: &UdpSocket, zeros: &[u8], rate: u32, over: &AtomicBool) -> u64 {
     sent
 }
 
-fn receive(socket: &UdpSocket, over: &AtomicBool, count: &AtomicU64) -> IoResult<Received> {
+/// Receives until all that were `sent` are there, or those that are missing count as lost.
+fn receive(socket: &UdpSocket, sent: &AtomicU64, count: &AtomicU64) -> IoResult<Received> {
     let mut so_far = Received::default();
     let mut number = [0; 8];
     let mut last: Option<Instant> = None;
+    let mut deadline: Option<Instant> = None;
     loop {
         match socket.recv(&mut number) {
             Ok(_) => {
@@ -153,12 +163,18 @@ fn receive(socket: &UdpSocket, over: &AtomicBool, count: &AtomicU64) -> IoResult
                 so_far.longest_silence = so_far.longest_silence.max(silence);
                 so_far.add(u64::from_le_bytes(number));
                 count.store(so_far.count, Ordering::Relaxed);
+                deadline = None;
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                if over.load(Ordering::Relaxed) {
-                    return Ok(so_far);
+            Err(error) if error.kind() == ErrorKind::WouldBlock => match sent.load(Ordering::Relaxed) {
+                SENDING => {}
+                sent if sent == so_far.count => return Ok(so_far),
+                _ => {
+                    let now = Instant::now();
+                    if now >= *deadline.get_or_insert(now + at_this_pace(LATE)) {
+                        return Ok(so_far);
+                    }
                 }
-            }
+            },
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -192,5 +208,22 @@ mod tests {
         [0, 1, 3, 2, 3, 200].into_iter().for_each(|number| received.add(number));
         let Received { count, twice, backwards, next, .. } = received;
         assert_eq!((count, twice, backwards, next), (5, 1, 1, 201));
+    }
+
+    #[test]
+    fn what_is_away_for_a_while_after_the_last_one_was_sent_is_not_lost() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        receiver.set_read_timeout(Some(SILENCE)).unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.connect(receiver.local_addr().unwrap()).unwrap();
+        let late = thread::spawn(move || {
+            for number in 0..2_u64 {
+                sender.send(&number.to_le_bytes()).unwrap();
+                thread::sleep(3 * SILENCE);
+            }
+        });
+        let received = receive(&receiver, &AtomicU64::new(2), &AtomicU64::new(0)).unwrap();
+        assert_eq!(received.count, 2);
+        late.join().unwrap();
     }
 }

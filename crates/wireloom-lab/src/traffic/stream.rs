@@ -25,8 +25,9 @@ const INTERVAL: Duration = Duration::from_millis(10);
 /// packets to a queue that overflows.
 const IN_FLIGHT: u64 = 50_000;
 
-/// How long to wait for the receiver to report duplicates, which means that a retransmission was unnecessary.
-const LATE_REPORTS: Duration = Duration::from_millis(500);
+/// How long to wait for the receiver to report duplicates, which means that a retransmission was unnecessary. A process
+/// on the way may be without a processor for seconds.
+const LATE_REPORTS: Duration = Duration::from_secs(5);
 
 /// A TCP stream of 1 MB/s, or as fast as the path carries it, that runs until [`Stream::stop`].
 #[derive(Debug)]

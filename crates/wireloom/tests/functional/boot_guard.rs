@@ -24,7 +24,9 @@ fn what_the_unit_runs_brings_the_whole_guard_back() {
     let mut fleet = Fleet::new(Layout::default(), "");
     fleet.settle(Promise::SCOPED);
     let node = &fleet.lab.nodes[0];
-    fleet.wait_until_done(node);
+    // 15 s after a proof the table changes.
+    fleet.wait_for_proofs();
+    fleet.wait_for_usual_keepalives(node);
     install(node);
     let before = table(node);
     fleet.agents.clear();

@@ -209,6 +209,7 @@ fn initiation_for_the_first_node(tunnel: &Tunnel) -> Vec<u8> {
 }
 
 fn a_responder_under_load_demands_a_cookie_and_gets_it(initiator: Program, responder: Program) {
+    const TRIES: usize = 5;
     let tunnel = Tunnel::new(&[responder, initiator, Wireloom]);
     let initiation = initiation_for_the_first_node(&tunnel);
     let victim = tunnel.endpoint(0, Family::V4);
@@ -221,20 +222,23 @@ fn a_responder_under_load_demands_a_cookie_and_gets_it(initiator: Program, respo
         }
         thread::sleep(Duration::from_millis(50));
     };
-    while_repeating(flood, || {
+    let [v4, v6] = inner(0);
+    let handshake = || {
+        let mut datagram = [0; 2048];
+        while flooder.recv_from(&mut datagram).is_ok() {}
         until(PATIENCE, &format!("a cookie reply of {responder:?} to the flood"), || {
-            let mut datagram = [0; 2048];
             let received = flooder.recv_from(&mut datagram);
             received.is_ok_and(|(len, _)| datagram[0] == 3 && len == 64).then_some(())
         })
         .unwrap();
         // What arrives at the initiator: the flood on the underlay would overflow a capture there.
         let capture = Capture::open(&tunnel.node(1).host.space).unwrap();
+        tunnel.set_peer(1, 0, &format!("allowed-ips {v4}/32,{v6}/128"));
         tunnel.set_endpoint(1, 0, Family::V4);
         let own = tunnel.endpoint(1, Family::V4).ip();
         let mut to_initiator = Vec::new();
         until(PATIENCE, &format!("a handshake with {responder:?} under load"), || {
-            let _ = ping(tunnel.node(1), inner(0)[0]);
+            let _ = ping(tunnel.node(1), v4);
             let done = tunnel.handshake(1) > 0;
             to_initiator.extend(capture.drain().unwrap().into_iter().filter_map(
                 |packet| match packet.content {
@@ -247,8 +251,19 @@ fn a_responder_under_load_demands_a_cookie_and_gets_it(initiator: Program, respo
         .unwrap();
         let cookie = to_initiator.iter().position(|message| *message == 3);
         let response = to_initiator.iter().position(|message| *message == 2);
-        assert!(cookie.is_some(), "{responder:?} demanded no cookie: {to_initiator:?}");
-        assert!(response > cookie, "{responder:?} answered without a cookie: {to_initiator:?}");
+        if cookie.is_some() && response > cookie { Ok(()) } else { Err(to_initiator) }
+    };
+    while_repeating(flood, || {
+        // Where the flood pauses for a second, because its thread has no processor, nobody is under load any more.
+        let mut seen = Vec::new();
+        for _ in 0..TRIES {
+            match handshake() {
+                Ok(()) => return,
+                Err(messages) => seen.push(messages),
+            }
+            tunnel.set_peer(1, 0, "remove");
+        }
+        panic!("{responder:?} answered without a cookie: {seen:?}");
     });
     tunnel.settle_from(1, 0);
     tunnel.settle_from(0, 1);

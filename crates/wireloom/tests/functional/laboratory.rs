@@ -99,8 +99,11 @@ fn a_borrowed_address_moves_from_node_to_node() {
         assert_eq!(pod.addresses, borrowed);
         for from in lab.nodes.iter().filter(|node| node.name != lab.nodes[home].name) {
             for family in [Family::V4, Family::V6] {
-                let cell = probe(lab.underlay(), &from.pods[0], pod, family, Exchange::Ping).unwrap();
-                assert_eq!((cell.reachable, cell.wire), (true, Wire::Direct), "{} at {home}", from.name);
+                let reached = || {
+                    let cell = probe(lab.underlay(), &from.pods[0], pod, family, Exchange::Ping).unwrap();
+                    (cell.reachable && cell.wire == Wire::Direct).then_some(())
+                };
+                until(PATIENCE, &format!("{} to reach it at {home}", from.name), reached).unwrap();
             }
         }
     }

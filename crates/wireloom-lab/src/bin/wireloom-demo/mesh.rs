@@ -15,8 +15,9 @@ use wireloom_plan::routing::Family;
 
 use super::state::State;
 
-/// How long a state may take to be reached; it usually takes about a second.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a state may take to be reached; it usually takes about a second. A handshake that is lost is tried again
+/// after 5 s.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Time between two pings.
 const INTERVAL: Duration = Duration::from_millis(10);

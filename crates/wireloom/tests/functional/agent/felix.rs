@@ -17,7 +17,7 @@ use crate::{
 pub(super) const OWN_TABLE: &str = "table = 15700";
 
 /// The time between two pings.
-pub(super) const INTERVAL: Duration = Duration::from_millis(10);
+const INTERVAL: Duration = Duration::from_millis(10);
 
 fn status(node: &Node) -> String {
     run(node, "status").1

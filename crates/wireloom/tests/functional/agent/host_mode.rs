@@ -54,7 +54,7 @@ fn a_node_that_lost_its_key_is_reached_by_its_exempt_addresses_and_nothing_else_
         for (from, to, expected) in cases {
             for exchange in [Exchange::Ping, Exchange::Udp] {
                 let what = format!("{} to {} over {family:?}, {exchange:?}", from.name, to.name);
-                assert_eq!(reach(from, to, family, exchange), expected, "{what}");
+                fleet.wait(&what, |_| reach(from, to, family, exchange) == expected);
             }
         }
     }

@@ -22,11 +22,19 @@ use crate::{
 /// median below 50 ms; that is what the printed figures are for, on a quiet machine.
 const ANNOUNCED: Duration = Duration::from_secs(1);
 
-/// What it does not announce is repaired within this.
-const POLLED: Duration = Duration::from_secs(5);
+/// What it does not announce is repaired within this: well below the 30 s between two periodic passes, which would find
+/// it, too. Polls are 2 s apart, and up to 4.5 s on a busy machine.
+const POLLED: Duration = Duration::from_secs(10);
 
-/// How often a fault is repeated whose median counts.
+/// A status takes no longer than this, whatever is broken.
+const PROMPT: Duration = Duration::from_secs(4);
+
+/// How long a device may be silent before another one replaces it.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+
+/// How often a fault is repeated whose median counts; and while a device hangs, for so long as it is not replaced.
 const REPEATED: usize = 9;
+const BRIEFLY: usize = 3;
 
 /// Runs the line, and returns how long it took until what it broke is repaired.
 #[track_caller]
@@ -44,8 +52,13 @@ fn repair_time(node: &Node, damage: &str, is_whole: impl Fn(&Node) -> bool) -> D
 
 /// The median of the repair times of a fault that is repeated.
 #[track_caller]
-fn median_repair_time(node: &Node, damage: &str, is_whole: impl Fn(&Node) -> bool) -> Duration {
-    let mut times: Vec<_> = (0..REPEATED)
+fn median_repair_time(
+    node: &Node,
+    damage: &str,
+    repeated: usize,
+    is_whole: impl Fn(&Node) -> bool,
+) -> Duration {
+    let mut times: Vec<_> = (0..repeated)
         .map(|_| {
             // Longer than the least time between three passes: the kernel announces some repairs, too.
             std::thread::sleep(Duration::from_millis(250));
@@ -53,7 +66,7 @@ fn median_repair_time(node: &Node, damage: &str, is_whole: impl Fn(&Node) -> boo
         })
         .collect();
     times.sort();
-    times[REPEATED / 2]
+    times[repeated / 2]
 }
 
 /// Prints a line of the table, and asserts that the repair took less than `limit`.
@@ -106,7 +119,7 @@ fn a_device_that_hangs_keeps_nothing_else_from_being_repaired_and_is_restarted()
     let fleet = Fleet::new(Layout::default(), "encrypt_host_traffic = false");
     settle(&fleet, Promise::SCOPED);
     let node = &fleet.lab.nodes[0];
-    let median = median_repair_time(node, "ip rule del pref 99", has_rule);
+    let median = median_repair_time(node, "ip rule del pref 99", REPEATED, has_rule);
     figure("rule 99 deleted", median, ANNOUNCED);
     let index = index_of_ours(node);
     assert!(log(&fleet).contains("device wg0: listening on UDP port 51820"), "{}", log(&fleet));
@@ -122,26 +135,32 @@ fn a_device_that_hangs_keeps_nothing_else_from_being_repaired_and_is_restarted()
 
     node.run(&format!("kill -STOP {device}")).unwrap();
     let stopped = Instant::now();
-    let median = median_repair_time(node, "ip rule del pref 99", has_rule);
+    fleet.wait("the status to say so", |_| {
+        let begun = Instant::now();
+        let (_, shown, _) = run(node, "status --json");
+        let took = begun.elapsed();
+        println!("figure: status while the device hangs: {} ms", took.as_millis());
+        assert!(took < at_this_pace(PROMPT), "{took:?}");
+        shown.contains("does not answer")
+    });
+    let median = median_repair_time(node, "ip rule del pref 99", BRIEFLY, has_rule);
     figure("rule 99 deleted while the device hangs", median, ANNOUNCED);
-    let median = median_repair_time(node, "ip route flush table 1", |node| {
+    let median = median_repair_time(node, "ip route flush table 1", BRIEFLY, |node| {
         shows(node, "ip route show table 1", "dev wg0")
     });
     figure("routes deleted while the device hangs", median, ANNOUNCED);
-    let begun = Instant::now();
-    let (_, shown, _) = run(node, "status --json");
-    let took = begun.elapsed();
-    println!("figure: status while the device hangs: {} ms", took.as_millis());
-    assert!(took < at_this_pace(Duration::from_secs(1)), "{took:?}");
-    assert!(shown.contains("does not answer"), "{shown}");
-    assert_eq!(devices(&fleet), [device]);
+    let now = devices(&fleet);
+    // On a busy machine, all this may have taken longer.
+    if stopped.elapsed() < SILENCE_MAX {
+        assert_eq!(now, [device]);
+    }
 
     fleet.wait("another device", |fleet| {
         let now = devices(fleet);
         now.len() == 1 && now != [device]
     });
     println!("figure: a device that hangs is replaced after {} ms", stopped.elapsed().as_millis());
-    assert!(stopped.elapsed() > Duration::from_secs(15));
+    assert!(stopped.elapsed() > SILENCE_MAX);
     assert_eq!(index_of_ours(node), index);
     fleet.settle(Promise::SCOPED);
     fleet.wait_until_done(node);
@@ -157,7 +176,7 @@ fn what_the_kernel_does_not_announce_is_repaired_within_seconds() {
     for interface in [underlay, "wg0"] {
         let path = format!("net.ipv4.conf.{interface}.rp_filter");
         let before = node.run(&format!("sysctl -n {path}")).unwrap();
-        let median = median_repair_time(node, &format!("sysctl -qw {path}=1"), |node| {
+        let median = median_repair_time(node, &format!("sysctl -qw {path}=1"), REPEATED, |node| {
             node.run(&format!("sysctl -n {path}")).unwrap() == before
         });
         figure(&format!("rp_filter of {interface} reset"), median, ANNOUNCED);
@@ -219,8 +238,10 @@ fn an_interface_that_is_renamed_or_moved_away_is_made_anew() {
         fleet.settle(Promise::SCOPED);
         fleet.wait_until_done(node);
         // The old one left nothing behind.
-        let now = devices(&fleet);
-        assert!(now.len() == 1 && now != before, "{before:?} {now:?}");
+        fleet.wait("the old device to end", |fleet| {
+            let now = devices(fleet);
+            now.len() == 1 && now != before
+        });
         for place in ["", "-n elsewhere"] {
             let shown = node.run(&format!("ip {place} -o link show")).unwrap();
             assert_eq!(
@@ -250,7 +271,8 @@ fn the_hardware_address_of_a_link_is_set_back() {
     };
     let known = neighbours(node);
     assert!(!known.is_empty());
-    let median = median_repair_time(node, "ip link set wg0 address 02:00:00:00:00:01", |node| {
+    let damage = "ip link set wg0 address 02:00:00:00:00:01";
+    let median = median_repair_time(node, damage, REPEATED, |node| {
         hardware_address(node) == before && neighbours(node) == known
     });
     figure("the hardware address changed", median, ANNOUNCED);

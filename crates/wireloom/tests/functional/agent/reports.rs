@@ -137,8 +137,12 @@ fn status_shows_mode_peers_and_rules_and_no_private_key() {
     let fleet = Fleet::new(Layout::default(), SCOPED);
     fleet.settle(Promise::SCOPED);
     let node = &fleet.lab.nodes[0];
-    let (status, stdout, stderr) = run(node, "status --verbose");
-    assert_eq!(status, 0, "{stdout}{stderr}");
+    let mut stdout = String::new();
+    fleet.wait("a status without a fault", |_| {
+        let (status, shown, _) = run(node, "status --verbose");
+        stdout = shown;
+        status == 0
+    });
     assert!(stdout.starts_with("node-a: encrypted\n"), "{stdout}");
     for words in ["node-b  up", "endpoint 192.168.1.2:51820", "from 10.161.0.0/16 fwmark 0/0xa lookup 1"] {
         assert!(stdout.contains(words), "{words}: {stdout}");

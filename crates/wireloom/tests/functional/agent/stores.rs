@@ -122,7 +122,7 @@ fn write_settings(node: &Node, name: &str) {
 pub(super) fn fleet(nodes: u8) -> Fleet {
     let lab = Lab::new(&Layout { nodes, ..Layout::default() }).unwrap();
     lab.nodes.iter().for_each(|node| write_settings(node, &node.name));
-    Fleet { lab, mesh: Mesh::default(), keys: Vec::new(), agents: Vec::new() }
+    Fleet { lab, mesh: Mesh::default(), keys: Vec::new(), agents: Vec::new(), patience: PATIENCE }
 }
 
 fn status(node: &Node) -> Value {

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use serde_json::Value;
 use wireloom_lab::{
-    Layout, Node, PATIENCE, Promise,
+    Layout, Node, Promise,
     agent::{self, Agent},
     mesh::{KEY, KeyPair, MEMBERS, SETTINGS, write_key},
     until,
@@ -12,7 +12,7 @@ use wireloom_lab::{
 use wireloom_plan::routing::Family;
 
 use crate::{
-    fixtures::fleet::{Fleet, rules, run},
+    fixtures::fleet::{Fleet, LONG, rules, run},
     wireloom,
 };
 
@@ -57,10 +57,7 @@ fn settle(fleet: &Fleet) {
 fn settle_for_good(fleet: &Fleet) -> String {
     settle(fleet);
     let node = &fleet.lab.nodes[0];
-    fleet.wait("the frequent keepalives after a proof to end", |_| {
-        node.run("wg show wg0 persistent-keepalive").unwrap().trim().ends_with("\toff")
-    });
-    fleet.wait_until_done(node);
+    fleet.wait_for_usual_keepalives(node);
     programmed(node)
 }
 
@@ -145,7 +142,11 @@ fn a_mistake_in_the_settings_leaves_the_last_good_ones_in_force() {
     assert!(code == 1 && shown.contains(&place), "{code} {shown}{errors}");
     assert!(shown.starts_with("node-a: encrypted\n") && shown.contains("node-b  up"), "{shown}");
     node.host.space.write(SETTINGS, &good).unwrap();
-    fleet.wait("the error to go from the status", |_| status(node)["agent"]["settings_error"].is_null());
+    // Until the agent has read the file, the status ends with 1.
+    fleet.wait("the error to go from the status", |_| {
+        let report: Value = serde_json::from_str(&run(node, "status --json").1).unwrap_or_default();
+        report["agent"].as_object().is_some_and(|agent| agent["settings_error"].is_null())
+    });
 }
 
 #[test]
@@ -354,6 +355,7 @@ fn status_shows_the_same_to_people_and_as_json() {
 #[test]
 fn five_thousand_nodes_are_programmed_and_one_of_them_changed() {
     let mut fleet = Fleet::without_agents(Layout { nodes: 1, ..Layout::default() }, SCOPED);
+    fleet.patience = LONG;
     let node = &fleet.lab.nodes[0];
     let mut mesh = node.host.space.read(MEMBERS).unwrap().unwrap();
     // Nobody answers for them. An earlier agent has had a proof of each, so that they have routes, and elements in the
@@ -400,7 +402,7 @@ fn five_thousand_nodes_are_programmed_and_one_of_them_changed() {
     assert!(routes(node).contains("10.100.77.0/24"));
     fleet.wait_until_done(node);
     assert_eq!(["out4", "in4"].map(refused), [5_000; 2]);
-    until(Duration::from_secs(60) + PATIENCE, "what it gave up to go", || {
+    until(Duration::from_secs(60) + LONG, "what it gave up to go", || {
         (!routes(node).contains("10.100.77.0/24")).then_some(())
     })
     .unwrap();

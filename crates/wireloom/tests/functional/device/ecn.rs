@@ -3,12 +3,13 @@
 use std::net::{IpAddr, UdpSocket};
 
 use socket2::SockRef;
-use wireloom_lab::PATIENCE;
+use wireloom_lab::{PATIENCE, until};
 use wireloom_plan::routing::Family;
 
 use crate::fixtures::{
     device::request,
     frames::Listener,
+    transfer::uninterrupted,
     tunnel::{PORT, Program, Tunnel, inner},
 };
 
@@ -21,19 +22,20 @@ const EF: u8 = 0xb8;
 /// Congestion experienced.
 const CE: u8 = 0b11;
 
-/// The type of service or traffic class of an IP packet to this UDP port, and the length of the UDP payload.
-fn class_of(packet: &[u8], port: u16) -> Option<(u8, usize)> {
+/// The type of service or traffic class of an IP packet to this UDP port, and the UDP payload.
+fn class_of(packet: &[u8], port: u16) -> Option<(u8, &[u8])> {
     let (class, udp) = match packet.first()? >> 4 {
         4 if packet[9] == 17 => (packet[1], packet.get(20..)?),
         6 if packet[6] == 17 => (packet[0] << 4 | packet[1] >> 4, packet.get(40..)?),
         _ => return None,
     };
-    (udp[2..4] == port.to_be_bytes()).then(|| (class, udp.len() - 8))
+    (udp[2..4] == port.to_be_bytes()).then(|| (class, &udp[8..]))
 }
 
-/// Sends datagrams of these classes through the tunnel, the last of which arrives. Returns the class of each as the
-/// network of the second node shows it, and as it came out of that node's interface.
-fn cross(tunnel: &Tunnel, to: IpAddr, classes: &[u8]) -> [Vec<u8>; 2] {
+/// Sends datagrams of these classes through the tunnel, of which so many arrive. Returns the class of each as the
+/// network of the second node shows it, and number and class of each that came out of that node's interface. Both are in
+/// the order in which they were sent: they may change places where the sender changes processors.
+fn cross(tunnel: &Tunnel, to: IpAddr, classes: &[u8], arrive: usize) -> (Vec<u8>, Vec<(u8, u8)>) {
     let [from_space, to_space] = [0, 1].map(|place| &tunnel.node(place).host.space);
     let receiver = to_space.inside(|| UdpSocket::bind((to, INSIDE)).unwrap()).unwrap();
     receiver.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -49,18 +51,27 @@ fn cross(tunnel: &Tunnel, to: IpAddr, classes: &[u8]) -> [Vec<u8>; 2] {
         .unwrap();
         sender.send_to(&[number as u8; LEN], (to, INSIDE)).unwrap();
     }
-    let mut datagram = [0; LEN];
-    while usize::from(datagram[0]) + 1 < classes.len() {
-        receiver.recv(&mut datagram).expect("the last one arrives");
+    for _ in 0..arrive {
+        uninterrupted(|| receiver.recv(&mut [0; LEN])).expect("all of them arrive");
     }
-    // Several that were sent or received in one piece are shown as one.
-    let each = |packets: Vec<Vec<u8>>, header: usize, port: u16, len: usize| -> Vec<u8> {
-        let found = packets.iter().filter_map(|packet| class_of(&packet[header..], port));
-        found.flat_map(|(class, payload)| std::iter::repeat_n(class, payload / len)).collect()
-    };
     // The header of the packet inside, padding to 16 bytes, header and tag of the message.
     let sealed = (LEN + 8 + if to.is_ipv4() { 20 } else { 40 }).next_multiple_of(16) + 32;
-    [each(wire.stop(), 14, PORT, sealed), each(out.stop(), 0, INSIDE, LEN)]
+    // Several that were sent or received in one piece are shown as one.
+    let wire = wire.stop();
+    let wire = wire.iter().filter_map(|packet| class_of(&packet[14..], PORT));
+    // The counter is in the bytes from the ninth on.
+    let counter = |message: &[u8]| u64::from_le_bytes(message[8..16].try_into().unwrap());
+    let mut wire: Vec<_> = wire
+        .flat_map(|(class, payload)| payload.chunks_exact(sealed).map(move |each| (counter(each), class)))
+        .collect();
+    wire.sort_unstable();
+    let wire = wire.into_iter().map(|(_, class)| class).collect();
+    let out = out.stop();
+    let out = out.iter().filter_map(|packet| class_of(packet, INSIDE));
+    let mut out: Vec<_> =
+        out.flat_map(|(class, payload)| payload.chunks(LEN).map(move |each| (each[0], class))).collect();
+    out.sort_unstable();
+    (wire, out)
 }
 
 fn inner_of(is_v4: bool) -> IpAddr {
@@ -83,9 +94,9 @@ fn congestion_notification_crosses_the_tunnel_and_marks_of_the_network_reach_the
         // In runs of two, as the device receives and sends them in one piece.
         let sent: Vec<u8> = (0..64).map(|number| EF | (number / 2 % 4)).collect();
         for to in inner(1) {
-            let [wire, out] = cross(&tunnel, to, &sent);
+            let (wire, out) = cross(&tunnel, to, &sent, sent.len());
             assert_eq!(wire, sent.iter().map(|class| class & 0b11).collect::<Vec<_>>(), "{to}, {underlay:?}");
-            assert_eq!(out, sent, "{to}, {underlay:?}");
+            assert_eq!(out, (0..).zip(sent.clone()).collect::<Vec<_>>(), "{to}, {underlay:?}");
         }
         let marks = format!(
             "table inet test {{ chain marks {{\n type filter hook prerouting priority -300\n \
@@ -94,11 +105,13 @@ fn congestion_notification_crosses_the_tunnel_and_marks_of_the_network_reach_the
         receiving.feed("nft -f -", &marks).unwrap();
         for to in inner(1) {
             let before = congested(&tunnel);
-            let [_, out] = cross(&tunnel, to, &sent);
-            let able = sent.iter().filter(|class| **class & 0b11 != 0);
-            assert_eq!(out, able.map(|_| EF | CE).collect::<Vec<_>>(), "{to}, {underlay:?}");
+            let able = (0..).zip(&sent).filter(|(_, class)| **class & 0b11 != 0);
+            let able: Vec<(u8, u8)> = able.map(|(number, _)| (number, EF | CE)).collect();
+            let (_, out) = cross(&tunnel, to, &sent, able.len());
+            assert_eq!(out, able, "{to}, {underlay:?}");
             // Other packets of the machine, such as neighbour discovery, may be dropped as well.
-            assert!(congested(&tunnel) >= before + 16, "{to}, {underlay:?}");
+            let counted = || (congested(&tunnel) >= before + 16).then_some(());
+            until(PATIENCE, &format!("drops to be counted, {to}, {underlay:?}"), counted).unwrap();
         }
         receiving.run("nft delete table inet test").unwrap();
     }

@@ -1,28 +1,20 @@
 //! Fleets on the kernel's WireGuard: mixed with userspace nodes, damaged by others, and large.
 
-use std::{
-    collections::BTreeSet,
-    fmt::Write as _,
-    ops::Range,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, fmt::Write as _, ops::Range, time::Instant};
 
 use wireloom_lab::{
-    Layout, Node, PATIENCE, Promise, agent,
+    Layout, Node, Promise, agent,
     mesh::{MEMBERS, SETTINGS},
     until,
 };
 
-use crate::fixtures::fleet::{Fleet, run};
+use crate::fixtures::fleet::{Fleet, LONG, run};
 
 const SCOPED: &str = "encrypt_host_traffic = false";
 const HOST: &str = "encrypt_host_traffic = true";
 
 /// About the device alone.
 const WITHOUT_GUARD: &str = "encrypt_host_traffic = false\nguard = false";
-
-/// How long thousands of peers may take, in a debug build.
-const LONG: Duration = PATIENCE.saturating_mul(3);
 
 /// A fleet whose nodes have these back ends.
 fn fleet(backends: &[&str], routing: &str) -> Fleet {

@@ -279,8 +279,9 @@ fn nodes_ping_pods(lab: &Lab) {
     let nodes = &lab.nodes[..NODES.len()];
     for (from, to) in nodes.iter().flat_map(|from| nodes.iter().map(move |to| (from, to))) {
         for family in FAMILIES.into_iter().filter(|_| from.name != to.name) {
-            let cell = probe(lab.underlay(), &from.host, &to.pods[0], family, Exchange::Ping).unwrap();
-            assert!(cell.reachable, "{} → {}, {family:?}: {cell}", from.name, to.pods[0].name);
+            let probe = || probe(lab.underlay(), &from.host, &to.pods[0], family, Exchange::Ping).unwrap();
+            let what = format!("{} → {}, {family:?}", from.name, to.pods[0].name);
+            until(PATIENCE, &what, || probe().reachable.then_some(())).unwrap();
         }
     }
 }

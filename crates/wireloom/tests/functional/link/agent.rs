@@ -11,7 +11,7 @@ use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::device::request,
-    fixtures::fleet::{Fleet, run},
+    fixtures::fleet::{Fleet, LONG, run},
     fixtures::link::assert_unreachable_at_once,
     wireloom,
 };
@@ -257,6 +257,7 @@ fn rules_that_match_a_peer_by_link_address_refuse_and_count_forged_sources() {
 fn the_neighbours_of_two_thousand_peers_are_programmed() {
     const PEERS: u32 = 2_000;
     let mut fleet = Fleet::without_agents(Layout { nodes: 1, ..Layout::default() }, SCOPED);
+    fleet.patience = LONG;
     fleet.edit(|mesh| {
         let own = mesh.nodes[0].clone();
         for number in 1..=PEERS {

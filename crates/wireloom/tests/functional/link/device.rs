@@ -8,7 +8,7 @@ use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::device::request,
-    fixtures::link::{BEHIND, LINK, Link, pings, put_behind, reach, reached_at_once, start},
+    fixtures::link::{BEHIND, LINK, Link, answered, pings, put_behind, reach, reached_at_once, start},
     fixtures::transfer::streams,
     fixtures::tunnel::{PORT, Program, inner},
     wireloom,
@@ -22,7 +22,7 @@ fn peers_are_neighbours_with_link_addresses_of_their_keys() {
             reach(link.node(0), address);
         }
         let there = link.link_local(1);
-        assert!(pings(link.node(0), &format!("{there}%wg0")));
+        answered(link.node(0), &format!("{there}%wg0"));
         let neighbours = link.node(0).run("ip neigh show dev wg0").unwrap();
         let known = neighbours.lines().filter(|line| line.contains(&link.link_address(1))).count();
         assert_eq!(known, 3, "{neighbours}");
@@ -119,7 +119,7 @@ fn with_another_private_key_a_node_is_another_neighbour() {
     let [a, b] = [0, 1].map(|place| link.node(place));
     let own = a.run("ip -o link show wg0").unwrap();
     assert!(own.contains(&after.0), "{own}");
-    assert!(pings(b, &format!("{}%wg0", after.1)));
+    answered(b, &format!("{}%wg0", after.1));
     assert!(!pings(b, &format!("{}%wg0", before.1)));
     let neighbours = b.run("ip neigh show dev wg0").unwrap();
     for address in [v4, v6, after.1.into()] {
@@ -139,8 +139,8 @@ fn on_a_link_without_a_source_check_packets_from_any_source_arrive() {
         a.run(&format!("ip address add {address} dev lo")).unwrap();
         b.run(&format!("ip route add {prefix} via {gateway}")).unwrap();
     }
-    assert!(pings(a, &format!("-I 172.31.0.9 {}", inner(1)[0])));
-    assert!(pings(a, &format!("-I fd31::9 {}", inner(1)[1])));
+    answered(a, &format!("-I 172.31.0.9 {}", inner(1)[0]));
+    answered(a, &format!("-I fd31::9 {}", inner(1)[1]));
 }
 
 /// The first node checks no sources, on a TUN interface; the second does.

@@ -17,7 +17,7 @@ use wireloom_types::LinkAddress;
 
 use crate::{
     fixtures::device::request,
-    fixtures::fleet::{Fleet, run},
+    fixtures::fleet::{Fleet, LONG, run},
     fixtures::link::assert_unreachable_at_once,
     wireloom,
 };
@@ -251,7 +251,6 @@ fn whatever_somebody_does_to_the_table_is_repaired_at_once() {
     take_forged(b);
     fleet.wait_until_done(a);
     let good = contents(a);
-    let begun = Instant::now();
     for line in [
         "nft delete table inet wireloom",
         "nft flush chain inet wireloom judge_sources",
@@ -261,19 +260,20 @@ fn whatever_somebody_does_to_the_table_is_repaired_at_once() {
         "nft insert rule inet wireloom judge_sources accept",
         "nft add chain inet wireloom stranger",
     ] {
+        let begun = Instant::now();
         a.run(line).unwrap();
         fleet.wait(&format!("the table to be as it was before `{line}`"), |_| contents(a) == good);
+        let took = begun.elapsed();
+        assert!(took < ANNOUNCED, "{line}: repaired after {took:?}, by the periodic pass");
     }
-    assert!(begun.elapsed() < PERIODIC, "the periodic pass repaired it: {:?} in all", begun.elapsed());
     fleet.settle(Promise::SCOPED);
     forge(b, ["100.64.0.1", "fd64::1"]);
     assert_refused(&fleet, [a, b], 2);
     assert!(seen(a, 0));
 }
 
-/// The time between two periodic passes of the agent. When several repairs take less than this in all, at most one of
-/// them waited for a periodic pass.
-const PERIODIC: Duration = Duration::from_secs(30);
+/// What the kernel announces is repaired within this: well below the 30 s between two periodic passes of the agent.
+const ANNOUNCED: Duration = Duration::from_secs(20);
 
 #[test]
 fn the_devices_own_errors_and_answers_pass_the_firewall() {
@@ -432,6 +432,7 @@ fn the_sources_of_two_thousand_peers_are_programmed_and_one_of_them_changed() {
     let uids = std::fs::read_to_string("/proc/self/uid_map").unwrap();
     let peers: u32 = if uids.trim_end().ends_with(&u32::MAX.to_string()) { 2_000 } else { 100 };
     let mut fleet = Fleet::without_agents(Layout { nodes: 1, ..Layout::default() }, SCOPED);
+    fleet.patience = LONG;
     fleet.edit(|mesh| {
         let own = mesh.nodes[0].clone();
         for number in 1..=peers {

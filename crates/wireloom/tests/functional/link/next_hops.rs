@@ -9,7 +9,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use wireloom_lab::{Layout, PATIENCE, until};
 
 use crate::{
-    fixtures::link::{BEHIND, Link, pings, put_behind, reach},
+    fixtures::link::{BEHIND, Link, answered, pings, put_behind, reach},
     fixtures::tunnel::inner,
 };
 
@@ -65,8 +65,7 @@ fn two_tables_choose_their_gateways_by_source_and_by_mark() {
         (format!("-m 7 -I 10.99.0.1 {}", BEHIND[0]), 102),
         (format!("-m 7 -I fd99::1 {}", BEHIND[1]), 102),
     ] {
-        let sent =
-            link.sent_meanwhile([1, 2], || assert!(pings(node, &format!("-s 1200 {words}")), "{words}"));
+        let sent = link.sent_meanwhile([1, 2], || answered(node, &format!("-s 1200 {words}")));
         let [used, other] = if table == 101 { sent } else { [sent[1], sent[0]] };
         assert!(used > 1200 && other < 1200, "{words}: {sent:?}");
     }

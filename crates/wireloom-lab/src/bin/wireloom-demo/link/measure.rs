@@ -66,15 +66,20 @@ fn knows(from: &Node, to: &Node, family: usize) -> bool {
 /// Probes from the host behind each router to the host behind each other one.
 pub(super) fn hosts(link: &Link) -> anyhow::Result<Row> {
     let nodes = &link.lab.nodes;
+    let began = Instant::now();
     let mut measured = Vec::new();
     for family in FAMILIES {
         let (mut all, mut kept) = (0, 0);
         for (from, to) in nodes.iter().flat_map(|from| nodes.iter().map(move |to| (from, to))) {
             if from.name != to.name {
                 let [from, to] = [&from.pods[0], &to.pods[0]];
-                let cell = probe(link.lab.underlay(), from, to, family, Exchange::Ping)?;
+                let reached = || {
+                    let cell = probe(link.lab.underlay(), from, to, family, Exchange::Ping).ok()?;
+                    (cell.reachable && cell.wire == Wire::Encrypted).then_some(())
+                };
                 all += 1;
-                kept += usize::from(cell.reachable && cell.wire == Wire::Encrypted);
+                let patience = CONVERGENCE.saturating_sub(began.elapsed());
+                kept += usize::from(until(patience, "a host to reach another", reached).is_ok());
             }
         }
         measured.push(Measured { words: format!("{kept} of {all} pairs"), kept: kept == all });
@@ -169,9 +174,12 @@ pub(super) fn forgery(link: &Link) -> anyhow::Result<Row> {
         for len in 1..=FORGED {
             forger.send_to(&[b'!'; FORGED][..len], SocketAddr::new(target.addresses.of(family), 9))?;
         }
+        let counted = || Ok::<_, anyhow::Error>(refused(victim, family)? - before);
+        let all = || counted().is_ok_and(|counted| counted == FORGED).then_some(());
+        let _ = until(CONVERGENCE, "the firewall to count all", all);
         let mut buffer = [0; 64];
         let arrived = std::iter::from_fn(|| server.recv(&mut buffer).ok()).count();
-        let counted = refused(victim, family)? - before;
+        let counted = counted()?;
         measured.push(Measured {
             words: format!("{counted} of {FORGED}, {arrived} arrived"),
             kept: counted == FORGED && arrived == 0,

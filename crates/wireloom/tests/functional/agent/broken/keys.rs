@@ -29,8 +29,11 @@ fn nodes_that_do_not_agree_say_so_and_whom_to_ask() {
     let mut fleet = Fleet::without_agents(Layout { nodes: 6, ..Layout::default() }, SCOPED);
     let mut tcpdump = std::process::Command::new("tcpdump");
     tcpdump.args(["-i", "eth0", "-c", "1", "-U", "-w", CAPTURE, "udp[8] == 1 and host 192.168.1.6"]);
-    let mut tcpdump =
-        fleet.lab.nodes[0].host.space.spawn(tcpdump.stdout(Stdio::null()).stderr(Stdio::null())).unwrap();
+    let said = tempfile::NamedTempFile::new().unwrap();
+    tcpdump.stdout(Stdio::null()).stderr(said.reopen().unwrap());
+    let mut tcpdump = fleet.lab.nodes[0].host.space.spawn(&mut tcpdump).unwrap();
+    // There is one handshake in two minutes.
+    fleet.wait("tcpdump to listen", |_| std::fs::read_to_string(&said).unwrap().contains("listening on"));
     fleet.start();
     fleet.wait_for_proofs();
     let nodes = &fleet.lab.nodes;

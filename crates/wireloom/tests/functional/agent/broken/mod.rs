@@ -9,10 +9,7 @@ mod machine;
 mod mesh;
 mod underlay;
 
-use std::{
-    fmt::Write as _,
-    time::{Duration, Instant},
-};
+use std::{fmt::Write as _, time::Instant};
 
 use wireloom_lab::{
     FAMILIES, Node, PATIENCE, Wire,

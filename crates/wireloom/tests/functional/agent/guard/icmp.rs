@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use wireloom_lab::{Addresses, FAMILIES, Layout, Node, Place, at_this_pace};
+use wireloom_lab::{Addresses, FAMILIES, Layout, Node, PATIENCE, Place, at_this_pace, until};
 use wireloom_plan::routing::Family;
 
 use super::{Mode, Watched, carries_streams};
@@ -183,14 +183,17 @@ fn errors_leak_nothing_in(mode: Mode, source: Source) {
         |_, ()| {},
     );
     let (from, to) = ends(&watched.fleet);
-    let know = families_that_know_the_mtu(from, to);
+    let know = || families_that_know_the_mtu(from, to);
     if source.is_carried_in(mode) {
-        watched.check("the path MTU is learnt over both families", know == FAMILIES.len());
+        let both = || (know() == FAMILIES.len()).then_some(());
+        let both = until(PATIENCE, "the path MTU", both).is_ok();
+        watched.check("the path MTU is learnt over both families", both);
         streams_find_the_path_mtu(&mut watched);
     } else {
-        watched.check("the path MTU is learnt over neither family", know == 0);
-        let all_refused = refused(&watched.fleet.lab.nodes[1]) >= 20;
-        watched.check("errors about ten pings of each family are refused", all_refused);
+        let all = || (refused(&watched.fleet.lab.nodes[1]) >= 20).then_some(());
+        let (all, none) = (until(PATIENCE, "all to be refused", all).is_ok(), know() == 0);
+        watched.check("errors about ten pings of each family are refused", all);
+        watched.check("the path MTU is learnt over neither family", none);
         set_bridge_mtu(&watched.fleet.lab.nodes[1], 1500);
     }
     other_errors_leak_nothing(&mut watched);

@@ -16,8 +16,12 @@ const INGRESS_DELAY: Duration = Duration::from_secs(15);
 const PORT: u16 = 4321;
 const DATAGRAMS: usize = 10;
 
-/// How many datagrams a pod receives of those that a machine sends it from these addresses, over each family.
-fn received(from: &Node, source: Addresses, to: &Place) -> [usize; 2] {
+/// The source that is not refused.
+const OUTSIDE: &str = "outside of the pool";
+
+/// How many datagrams a pod receives of those that a machine sends it from these addresses, over each family. Waits for
+/// `expected` over IPv6.
+fn received(from: &Node, source: Addresses, to: &Place, expected: usize) -> [usize; 2] {
     for single in source.single() {
         let nodad = if single.addr().is_ipv6() { "nodad" } else { "" };
         from.run(&format!("ip address add {single} dev lo {nodad}")).unwrap();
@@ -30,17 +34,22 @@ fn received(from: &Node, source: Addresses, to: &Place) -> [usize; 2] {
             let _ = socket.send_to(b"forged", (to.addresses.of(family), PORT));
         }
     }
+    // That nothing is received can only be seen by waiting.
     thread::sleep(at_this_pace(Duration::from_millis(100)));
-    let packets = capture.drain().unwrap();
+    let mut received = [0; 2];
+    let _ = until(PATIENCE, "the datagrams that are not refused", || {
+        for packet in capture.drain().unwrap() {
+            let forged = Content::Udp { source: PORT, destination: PORT };
+            for (family, received) in FAMILIES.into_iter().zip(&mut received) {
+                *received += usize::from(packet.content == forged && packet.source == source.of(family));
+            }
+        }
+        (received[1] >= expected).then_some(())
+    });
     for single in source.single() {
         from.run(&format!("ip address del {single} dev lo")).unwrap();
     }
-    FAMILIES.map(|family| {
-        let forged = Content::Udp { source: PORT, destination: PORT };
-        let is_forged =
-            |packet: &&wireloom_lab::Packet| packet.content == forged && packet.source == source.of(family);
-        packets.iter().filter(is_forged).count()
-    })
+    received
 }
 
 fn forged_packets_are_refused_in(mode: Mode) {
@@ -59,7 +68,7 @@ fn forged_packets_are_refused_in(mode: Mode) {
         let [a, b, c] = &watched.fleet.lab.nodes[..] else { panic!("three nodes") };
         // Nothing else says when it begins. If it never does, the cases below show it.
         let _ = until(INGRESS_DELAY + PATIENCE, "ingress to be refused", || {
-            (received(c, b.pods[0].addresses, &a.pods[0]) == [0, 0]).then_some(())
+            (received(c, b.pods[0].addresses, &a.pods[0], 0) == [0, 0]).then_some(())
         });
         let nobodys = |last: u8| Addresses {
             v4: [10, 161, 1, last].into(),
@@ -72,7 +81,7 @@ fn forged_packets_are_refused_in(mode: Mode) {
             ("a peer's node", b.host.addresses, mode == Mode::Host),
             ("the local node's block", nobodys(77), mode == Mode::Reject),
             ("no node's block", unclaimed, mode == Mode::Reject),
-            ("outside of the pool", stranger, false),
+            (OUTSIDE, stranger, false),
         ]
     };
     for rp_filter in ["0", "2"] {
@@ -83,7 +92,8 @@ fn forged_packets_are_refused_in(mode: Mode) {
         }
         for (name, source, refused) in sources {
             let [a, _, c] = &watched.fleet.lab.nodes[..] else { panic!("three nodes") };
-            let [v4, v6] = received(c, source, &a.pods[0]);
+            let expected = if name == OUTSIDE { DATAGRAMS } else { 0 };
+            let [v4, v6] = received(c, source, &a.pods[0], expected);
             println!(
                 "figure: {mode}: forged from {name}, rp_filter {rp_filter}: {v4} of {DATAGRAMS} received over IPv4, \
                  {v6} over IPv6"
@@ -91,14 +101,16 @@ fn forged_packets_are_refused_in(mode: Mode) {
             if refused {
                 let what = format!("packets forged from {name} are refused with rp_filter {rp_filter}");
                 watched.check(&what, [v4, v6] == [0, 0]);
-            } else if name == "outside of the pool" {
+            } else if name == OUTSIDE {
                 // Source validation drops what no route leads back to (rp_filter(7), loose mode), of IPv4 only.
                 watched.check("packets from outside of the pool pass over IPv6", v6 == DATAGRAMS);
             }
         }
         // From its own address, the same machine reaches the pod.
         let [a, _, c] = &watched.fleet.lab.nodes[..] else { panic!("three nodes") };
-        let reached = a.pods[0].addresses.both().iter().all(|pod| reaches(&c.host, *pod));
+        let reached = a.pods[0].addresses.both().iter().all(|pod| {
+            until(PATIENCE, "an answer to a ping", || reaches(&c.host, *pod).then_some(())).is_ok()
+        });
         watched.check("a machine reaches pods from its own address", reached);
     }
     watched.settle();
