@@ -19,6 +19,9 @@ use crate::transport::role::Role;
 use crate::transport::session::{Session, SessionKeys};
 use crate::wiped_stack::on_wiped_stack;
 
+/// How many responses may claim to answer a handshake of ours, and not do so, before others need a cookie under load.
+const FAILED_MAX: u32 = 2;
+
 /// Stands for the codes until [`CookieJar::sign`](crate::handshake::cookie::CookieJar::sign) writes them.
 const UNSIGNED: Macs = Macs { mac1: [0; 16], mac2: [0; 16] };
 
@@ -35,12 +38,13 @@ impl Device {
             return;
         };
         if self.identity.is_none() || peer.path.endpoint().is_none() {
+            peer.path.news.end_search();
             return;
         }
         let attempt = peer.attempt.get_or_insert(Attempt { since: now.monotonic, retry_at });
         attempt.since = now.monotonic;
         self.send_initiation(now, id);
-        self.reschedule(id);
+        self.reschedule(now.monotonic, id);
     }
 
     /// Sends an initiation, unless the last handshake message to the peer was sent less than [`REKEY_TIMEOUT`] ago. The
@@ -51,7 +55,7 @@ impl Device {
             return;
         };
         let (Some(identity), Some(endpoint)) = (&self.identity, peer.path.endpoint()) else {
-            peer.attempt = None;
+            peer.end_attempt();
             return;
         };
         let Some(attempt) = &mut peer.attempt else {
@@ -78,7 +82,7 @@ impl Device {
             self.indices.release(pending.index);
         }
         let index = self.indices.allocate(id);
-        peer.pending = Some(PendingHandshake { noise, index });
+        peer.pending = Some(PendingHandshake { noise, index, failed: 0 });
         peer.timestamp_sent = Some(timestamp);
         let mut bytes = Initiation { sender: index, noise: message, macs: UNSIGNED }.to_bytes();
         peer.cookies.sign(&peer.mac_keys, now.monotonic, &mut bytes);
@@ -116,8 +120,10 @@ impl Device {
         peer.handshake_sent = Some(now.monotonic);
         peer.path.note_sent(now.monotonic, bytes.len(), false);
         self.outbox.push_back(HandshakeMessage::new(from, &bytes));
+        // The peer may have confirmed the session before this one, and use it, and the news are still on their way.
+        self.promote_confirmed(now, id);
         self.begin_session(now, id, &keys, Role::Responder, local_index, initiation.sender);
-        self.reschedule(id);
+        self.reschedule(now.monotonic, id);
         Ok(())
     }
 
@@ -128,8 +134,22 @@ impl Device {
         datagram: &[u8],
     ) -> Result<(), DropReason> {
         let response = Response::parse(datagram)?;
-        self.admit(now, from, datagram, response.sender)?;
+        if self.is_awaited(response.receiver) {
+            let keys = self.own_mac_keys.as_ref().ok_or(DropReason::NoPrivateKey)?;
+            self.cookies.check(keys, now.monotonic, from.remote, datagram, false)?;
+        } else {
+            self.admit(now, from, datagram, response.sender)?;
+        }
         on_wiped_stack(|| self.finish(now, from, &response))
+    }
+
+    /// Whether a response with this receiver index is one that we have asked for. It needs no cookie, and is no sign of
+    /// load: nobody can guess the index, and there are no more of them than we have begun handshakes. Who has seen the
+    /// index on its way gets only a few responses answered for nothing.
+    fn is_awaited(&self, receiver: u32) -> bool {
+        let peer = self.indices.owner(receiver).and_then(|id| self.peers.get(&id));
+        let pending = peer.and_then(|peer| peer.pending.as_ref());
+        pending.is_some_and(|pending| pending.index == receiver && pending.failed < FAILED_MAX)
     }
 
     /// Ends the handshake that a response answers.
@@ -139,10 +159,11 @@ impl Device {
         let peer = self.peers.get_mut(&id).ok_or(DropReason::UnknownIndex)?;
         let pending = peer
             .pending
-            .as_ref()
+            .as_mut()
             .filter(|pending| pending.index == response.receiver)
             .ok_or(DropReason::UnknownIndex)?;
-        let keys = pending.noise.finish(identity, peer.preshared_key.as_ref(), &response.noise)?;
+        let finished = pending.noise.finish(identity, peer.preshared_key.as_ref(), &response.noise);
+        let keys = finished.inspect_err(|_| pending.failed += 1)?;
 
         peer.path.note_received(now.monotonic, from, RESPONSE_LEN, false);
         // The session takes over its index.
@@ -151,7 +172,7 @@ impl Device {
         self.begin_session(now, id, &keys, Role::Initiator, response.receiver, response.sender);
         self.finish_attempt(now, id);
         self.ready.push_back(id);
-        self.reschedule(id);
+        self.reschedule(now.monotonic, id);
         Ok(())
     }
 
@@ -187,6 +208,7 @@ impl Device {
         };
         // First: what a worker stages or sends after the rest has been forgotten is news.
         peer.path.news.take();
+        peer.path.news.end_search();
         peer.handshake_sent = None;
         peer.wipe_at = None;
         peer.keepalive_wanted = false;
@@ -240,13 +262,19 @@ impl Device {
         };
         let session = Arc::new(Session::new(keys, role, local_index, remote_index, now.monotonic));
         self.transport.insert(Arc::clone(&session), Arc::clone(&peer.path));
-        let ended = match role {
-            Role::Initiator => peer.sessions.use_initiated(session),
-            Role::Responder => peer.sessions.keep_answered(session),
-        };
         peer.wipe_at = Some(now.monotonic + WIPE_AFTER_TIME);
-        self.end_sessions(ended);
-        self.use_current(id);
+        match role {
+            Role::Initiator => {
+                let ended = peer.sessions.use_initiated(session);
+                self.end_sessions(ended);
+                self.use_current(id);
+            }
+            // The current session is the same as before.
+            Role::Responder => {
+                let ended = peer.sessions.keep_answered(session);
+                self.end_sessions(ended);
+            }
+        }
     }
 
     fn end_sessions(&mut self, ended: Ended) {
@@ -269,7 +297,7 @@ impl Device {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        peer.attempt = None;
+        peer.end_attempt();
         if let Some(pending) = peer.pending.take() {
             self.indices.release(pending.index);
         }

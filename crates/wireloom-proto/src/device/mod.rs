@@ -256,6 +256,15 @@ impl Device {
             return;
         };
         let events = peer.path.news.take();
+        // An attempt that is under way seeks the peer already.
+        let sought = events.contains(Events::SOUGHT) && peer.attempt.is_none();
+        // First: the rest is about the session that this brings into use, or does not concern it.
+        if events.contains(Events::SESSION_CONFIRMED) {
+            self.promote_confirmed(now, id);
+        }
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
         // The session may have been renewed since. The worker's clock may be ahead of this turn's, which began before.
         let there = now.monotonic + SIGNAL_AHEAD;
         let current = peer.sessions.current();
@@ -263,16 +272,13 @@ impl Device {
             && current.is_some_and(|session| session.is_due_for_rekey(there));
         let last_minute = events.contains(Events::LAST_MINUTE)
             && current.and_then(|session| session.last_minute()).is_some_and(|at| at <= there);
-        if events.contains(Events::SESSION_CONFIRMED) {
-            self.promote_confirmed(now, id);
-        }
         if events.contains(Events::PACKETS_WAIT) {
             self.ask_for_session(now, id);
         }
-        if rekey || last_minute || events.contains(Events::SOUGHT) {
+        if rekey || last_minute || sought {
             self.ask_for_handshake(now, id);
         }
-        self.reschedule(id);
+        self.reschedule(now.monotonic, id);
     }
 
     /// Sends what waits for a session with the peer, or has a handshake begin for it.
@@ -309,28 +315,7 @@ impl Device {
     /// Call it at the moment that [`Self::poll_timeout`] returns, which is still that moment when more is due. Early
     /// and late calls are harmless.
     pub fn handle_timeout(&mut self, now: Now) {
-        let full = self.outbox.len() + DUE_AT_ONCE;
-        for _ in 0..WANTED_AT_ONCE {
-            if self.outbox.len() >= full {
-                break;
-            }
-            let (id, is_urgent) = match (self.urgent.pop_front(), self.wanted.front()) {
-                (Some((_, id)), _) => (id, true),
-                (None, Some((_, id))) => (*id, false),
-                (None, None) => break,
-            };
-            if !is_urgent {
-                self.wanted.pop_front();
-            }
-            let Some(peer) = self.peers.get_mut(&id) else { continue };
-            peer.is_queued &= is_urgent;
-            if std::mem::take(&mut peer.handshake_wanted) {
-                self.begin_handshake(now, id);
-            } else {
-                self.send_staged(now, id);
-            }
-            self.reschedule(id);
-        }
+        self.do_wanted(now, |device| device.next_urgent().or_else(|| device.next_wanted()));
         let mut budget = DUE_AT_ONCE;
         while budget > 0
             && let Some((at, id)) = self.deadlines.first().copied()
@@ -341,9 +326,45 @@ impl Device {
             {
                 self.handle_due(now, id, due);
             }
-            self.reschedule(id);
+            self.reschedule(now.monotonic, id);
             budget -= 1;
         }
+    }
+
+    /// Begins handshakes that packets wait for, at most [`DUE_AT_ONCE`]. [`Self::handle_timeout`] does so first. A caller
+    /// who pauses before he calls that again, because much is due, can let these pass.
+    pub fn handle_urgent(&mut self, now: Now) {
+        self.do_wanted(now, Self::next_urgent);
+    }
+
+    /// Sends what is wanted of the peers that `next` takes out of a queue.
+    fn do_wanted(&mut self, now: Now, next: impl Fn(&mut Self) -> Option<PeerId>) {
+        let full = self.outbox.len() + DUE_AT_ONCE;
+        for _ in 0..WANTED_AT_ONCE {
+            if self.outbox.len() >= full {
+                break;
+            }
+            let Some(id) = next(self) else { break };
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            if std::mem::take(&mut peer.handshake_wanted) {
+                self.begin_handshake(now, id);
+            } else {
+                self.send_staged(now, id);
+            }
+            self.reschedule(now.monotonic, id);
+        }
+    }
+
+    fn next_urgent(&mut self) -> Option<PeerId> {
+        self.urgent.pop_front().map(|(_, id)| id)
+    }
+
+    fn next_wanted(&mut self) -> Option<PeerId> {
+        let (_, id) = self.wanted.pop_front()?;
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.is_queued = false;
+        }
+        Some(id)
     }
 
     /// Handles that the interface went down: drops all sessions, handshakes and waiting packets. Until
@@ -363,6 +384,7 @@ impl Device {
         for (_, id) in std::mem::take(&mut self.wanted).into_iter().chain(urgent) {
             if let Some(peer) = self.peers.get_mut(&id) {
                 (peer.is_queued, peer.handshake_wanted, peer.keepalive_wanted) = (false, false, false);
+                peer.path.news.end_search();
             }
         }
     }
@@ -372,7 +394,7 @@ impl Device {
         self.forget_wanted();
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
-            self.reschedule(id);
+            self.schedule(id);
         }
     }
 

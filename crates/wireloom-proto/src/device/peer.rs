@@ -58,6 +58,8 @@ pub(super) struct Peer {
 pub(super) struct PendingHandshake {
     pub(super) noise: InitiatorHandshake,
     pub(super) index: u32,
+    /// How many responses claimed to answer it, and did not.
+    pub(super) failed: u32,
 }
 
 /// An attempt to get a session, with as many initiations as it takes.
@@ -110,5 +112,11 @@ impl Peer {
             jitter,
             scheduled: None,
         }
+    }
+
+    /// Ends the attempt, if there is one: the next packet for the peer may ask for another.
+    pub(super) fn end_attempt(&mut self) {
+        self.attempt = None;
+        self.path.news.end_search();
     }
 }

@@ -240,8 +240,9 @@ impl PeerPath {
     }
 
     /// Has the device begin a handshake, because a packet was dropped: the peer is not [reachable](Self::is_reachable).
-    /// Returns the signal that tells it so.
+    /// Returns the signal that tells it so, unless it knows, or has no endpoint to try.
     pub fn seek(&self) -> Option<Signal> {
+        self.endpoint.load().as_ref()?;
         self.report_once(Events::SOUGHT)
     }
 
@@ -250,8 +251,7 @@ impl PeerPath {
         self.news.add(events).then_some(Signal { peer: self.id })
     }
 
-    /// As [`Self::report`], for what may be reported for every packet. Returns no signal while the device has not taken
-    /// the last one.
+    /// As [`Self::report`], for what may be reported for every packet. Returns no signal while the event is there.
     pub(crate) fn report_once(&self, events: Events) -> Option<Signal> {
         self.news.add_once(events).then_some(Signal { peer: self.id })
     }
@@ -313,6 +313,20 @@ impl PeerPath {
         if current.as_deref().is_some_and(is_older) {
             // Unless the device has chosen meanwhile.
             self.session.compare_and_swap(&*current, Some(Arc::clone(session)));
+        }
+    }
+
+    /// Sends in this session from now on, unless the `upcoming` one is in use: see [`Self::use_confirmed`].
+    pub(crate) fn use_unless(&self, upcoming: Option<&Arc<Session>>, session: &Arc<Session>) {
+        loop {
+            let seen = self.session.load();
+            let is_used =
+                |session: &Arc<Session>| seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, session));
+            if is_used(session) || upcoming.is_some_and(is_used) {
+                return;
+            }
+            // Unless a worker has confirmed another one meanwhile.
+            self.session.compare_and_swap(&*seen, Some(Arc::clone(session)));
         }
     }
 
