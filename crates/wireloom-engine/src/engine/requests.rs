@@ -5,7 +5,7 @@ use std::{
     io, process,
 };
 
-use wireloom_proto::Now;
+use wireloom_proto::{Now, on_wiped_stack};
 use wireloom_types::{LinkAddress, Mode, PrivateKey, PublicKey, SourceCheck, limits::MAX_PEERS};
 
 use super::{Engine, Sockets};
@@ -57,7 +57,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
             })?,
             None => self.mode,
         };
-        let own = set.private_key.as_ref().and_then(Option::as_ref).map(PrivateKey::public_key);
+        let own = set.private_key.as_ref().and_then(Option::as_ref).map(public_key_of);
         self.refuse_duplicate_link_address(set, own)?;
         // First what the system can refuse: the port, the mark and the link address.
         self.change_port_and_address(now, set, own.map(LinkAddress::of))?;
@@ -117,7 +117,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
     fn refuse_duplicate_link_address(&self, set: &Set, own: Option<PublicKey>) -> Result<(), Errno> {
         let Some(link) = &self.link else { return Ok(()) };
         let table = link.table();
-        let own = own.or_else(|| self.device.private_key().map(PrivateKey::public_key));
+        let own = own.or_else(|| self.device.private_key().map(public_key_of));
         let removed: BTreeSet<PublicKey> =
             set.peers.iter().filter(|peer| peer.remove).map(|peer| peer.public_key).collect();
         let here = |address| table.key_at(address).filter(|key| !set.replace_peers && !removed.contains(key));
@@ -224,6 +224,11 @@ impl<T: Tun, N: Network> Engine<T, N> {
 }
 
 /// Applies the changes to one peer.
+/// Computes a public key, and leaves nothing of the private one on the stack: the request may be refused.
+fn public_key_of(private_key: &PrivateKey) -> PublicKey {
+    on_wiped_stack(|| private_key.public_key())
+}
+
 fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: &PeerChange) {
     if change.remove {
         configuration.remove_peer(&change.public_key);
