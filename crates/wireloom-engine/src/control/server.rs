@@ -27,6 +27,7 @@ use nix::{
     },
 };
 use socket2::Type;
+use wireloom_proto::on_wiped_stack;
 use zeroize::Zeroizing;
 
 use super::{
@@ -239,7 +240,9 @@ fn serve(client: &Client, outbox: &Outbox) -> io::Result<()> {
     let mut reader = WipedReader::new(Timed::new(client.stream()));
     loop {
         reader.inner.begin(PATIENCE);
-        let Some(Received { to_a_set, outcome, len }) = read_request(&mut reader)? else { return Ok(()) };
+        // A thread's stack is kept for the next thread.
+        let received = on_wiped_stack(|| read_request(&mut reader))?;
+        let Some(Received { to_a_set, outcome, len }) = received else { return Ok(()) };
         let kind = outcome.as_ref().err().map(|error| error.kind.clone());
         if !client.is_served() {
             return Ok(());

@@ -54,7 +54,7 @@ impl Outgoing {
     }
 
     /// Sends copies of the next segment of a multicast to all neighbours whose endpoint is known. Returns the number of
-    /// copies; `None` when there is no segment left.
+    /// copies, with those that were dropped; `None` when there is no segment left.
     #[expect(clippy::too_many_arguments, reason = "what a turn works with")]
     pub(super) fn send_to_all(
         &mut self,
@@ -88,6 +88,7 @@ impl Outgoing {
         let reserved = path.reserve(now.monotonic, 1, framed).or_else(|_| {
             // A peer that becomes reachable again has no use for the multicasts that it has missed.
             if !path.is_reachable() {
+                self.drops.count(EngineDrop::PeerUnreachable);
                 return Err(path.seek());
             }
             let message = iter::once(&*message);
@@ -115,5 +116,73 @@ impl Outgoing {
         if !self.batch.is_empty() {
             self.drops.count_many(EngineDrop::NotSent, udp.send(self.batch.seal(), patience));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, time::Duration};
+
+    use wireloom_proto::{Instant, UnixTime};
+    use wireloom_types::{LinkAddress, PrivateKey};
+
+    use super::*;
+    use crate::{
+        link::Link,
+        offload::{segment::Segments, virtio::VirtioHeader},
+        udp::{MemoryNetwork, Network as _},
+    };
+
+    fn at(seconds: u64) -> Now {
+        let elapsed = Duration::from_secs(1000 + seconds);
+        Now { monotonic: Instant::from_origin(elapsed), unix: UnixTime::from_epoch(elapsed) }
+    }
+
+    #[test]
+    fn copies_for_peers_that_have_stopped_answering_are_counted_as_dropped() {
+        let key = |number| PrivateKey::from_bytes([number; 32]);
+        let peers = [2, 3, 4].map(|number| key(number).public_key());
+        let mut device = Device::new(&[1; 32]);
+        device.configure(at(0), |configuration| {
+            configuration.set_private_key(Some(key(1)));
+            for (last, peer) in (1..).zip(peers) {
+                let mut peer = configuration.add_peer(peer).expect("not our own key");
+                // There is no copy for the last one.
+                if last < 3 {
+                    peer.set_endpoint(([192, 0, 2, last], 51820).into());
+                }
+            }
+        });
+        let [silent, path] = [0, 1].map(|place| device.peer(&peers[place]).expect("a peer"));
+        let (silent, id) = (Arc::clone(silent.path), silent.id);
+        assert!(path.path.is_reachable());
+        device.send_keepalive(at(0), id);
+        let given_up = (0..100).find(|seconds| {
+            while device.poll_transmit(at(*seconds)).is_some() {}
+            device.handle_timeout(at(*seconds));
+            !silent.is_reachable()
+        });
+        let now = at(given_up.expect("nobody answers"));
+
+        let link = Link::new(LinkAddress::of(key(1).public_key()), device.transport());
+        link.change(|table| {
+            peers.iter().for_each(|peer| table.insert(device.peer(peer).expect("a peer").path))
+        });
+        let packet = vec![0x45; 40];
+        let segments = Segments::new(VirtioHeader::default(), 14, &packet).expect("one packet");
+        let mut multicast = Multicast { segments, packet: packet.into() };
+        let drops = Arc::default();
+        let mut udp = MemoryNetwork::new(Ipv4Addr::LOCALHOST.into()).bind(51820, 0).expect("a port");
+        let copies = Outgoing::new(&drops).send_to_all(
+            now,
+            &mut multicast,
+            1420,
+            &link.table(),
+            &mut device,
+            &mut udp,
+            &mut Patience::default(),
+        );
+        // The one that has not been tried yet gets its copy once there is a session.
+        assert_eq!((copies, drops.to_string().as_str()), (Some(2), "peer-lost=1"));
     }
 }

@@ -5,7 +5,7 @@ use std::{
     io, process,
 };
 
-use wireloom_proto::Now;
+use wireloom_proto::{Now, on_wiped_stack};
 use wireloom_types::{LinkAddress, Mode, PrivateKey, PublicKey, SourceCheck, limits::MAX_PEERS};
 
 use super::{Engine, Sockets};
@@ -57,7 +57,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
             })?,
             None => self.mode,
         };
-        let own = set.private_key.as_ref().and_then(Option::as_ref).map(PrivateKey::public_key);
+        let own = set.private_key.as_ref().and_then(Option::as_ref).map(public_key_of);
         self.refuse_duplicate_link_address(set, own)?;
         // First what the system can refuse: the port, the mark and the link address.
         self.change_port_and_address(now, set, own.map(LinkAddress::of))?;
@@ -87,7 +87,8 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
         self.count_forgotten();
         self.update_link(all_are_replaced, &touched);
-        self.publish_known_addresses();
+        // With the next handshake message: nobody needs the addresses before, and a client may send thousands of requests.
+        self.publish_known_at = now.monotonic;
         Ok(())
     }
 
@@ -117,7 +118,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
     fn refuse_duplicate_link_address(&self, set: &Set, own: Option<PublicKey>) -> Result<(), Errno> {
         let Some(link) = &self.link else { return Ok(()) };
         let table = link.table();
-        let own = own.or_else(|| self.device.private_key().map(PrivateKey::public_key));
+        let own = own.or_else(|| self.device.private_key().map(public_key_of));
         let removed: BTreeSet<PublicKey> =
             set.peers.iter().filter(|peer| peer.remove).map(|peer| peer.public_key).collect();
         let here = |address| table.key_at(address).filter(|key| !set.replace_peers && !removed.contains(key));
@@ -223,6 +224,11 @@ impl<T: Tun, N: Network> Engine<T, N> {
     }
 }
 
+/// Computes a public key, and leaves nothing of the private one on the stack: the request may be refused.
+fn public_key_of(private_key: &PrivateKey) -> PublicKey {
+    on_wiped_stack(|| private_key.public_key())
+}
+
 /// Applies the changes to one peer.
 fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: &PeerChange) {
     if change.remove {
@@ -256,5 +262,62 @@ fn apply(configuration: &mut wireloom_proto::Configuration<'_>, change: &PeerCha
     }
     if let Some(interval) = change.persistent_keepalive {
         peer.set_persistent_keepalive(interval);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{IpAddr, Ipv4Addr},
+        time::Duration,
+    };
+
+    use wireloom_proto::{Instant, Transmit, UnixTime};
+
+    use super::*;
+    use crate::{
+        batch::OutboundBatch,
+        control::Parser,
+        engine::by_hand::ByHand,
+        tun::{TunEvent, TunState, memory_tun},
+        udp::{MemoryNetwork, Patience},
+    };
+
+    #[test]
+    fn the_addresses_of_all_peers_are_collected_for_the_next_handshake_message_and_not_for_each_request() {
+        let elapsed = Duration::from_secs(1000);
+        let now = Now { monotonic: Instant::from_origin(elapsed), unix: UnixTime::from_epoch(elapsed) };
+        let address = |last| IpAddr::from(Ipv4Addr::new(192, 0, 2, last));
+        let (tun, queues, stack) = memory_tun();
+        let (network, workers) = (MemoryNetwork::new(address(1)), ByHand::default());
+        let runner = Box::new(workers.clone());
+        let mut engine =
+            Engine::new(&[1; 32], Mode::STANDARD, (tun, queues), network.clone(), runner, None).unwrap();
+        stack.tell(TunEvent::State(TunState { up: true, mtu: 1420 }));
+        engine.turn(now, true).unwrap();
+        let set = |engine: &mut Engine<_, _>, lines: String| {
+            let (mut parser, lines) = (Parser::default(), format!("set=1\n{lines}\n"));
+            let mut requests = lines.split('\n').map(|line| parser.line(line.as_bytes(), &|_| None).unwrap());
+            assert_eq!(engine.handle(now, requests.find_map(|request| request).unwrap()), Reply::Done);
+        };
+        set(&mut engine, "listen_port=51820".into());
+        let before = engine.known_addresses.load_full();
+        for last in 2..10 {
+            set(&mut engine, format!("public_key={last:064x}\nendpoint={}:51820", address(last)));
+        }
+        assert!(std::sync::Arc::ptr_eq(&before, &engine.known_addresses.load_full()));
+
+        let mut stranger = network.host(address(99)).bind(0, 0).unwrap();
+        let mut batch = OutboundBatch::default();
+        let endpoint = std::net::SocketAddr::new(address(1), 51820).into();
+        batch.push_transmit(&Transmit {
+            endpoint,
+            datagram: &[&[1, 0, 0, 0][..], &[0; 144]].concat(),
+            ecn: 0,
+        });
+        stranger.send(batch.seal(), &mut Patience::default());
+        workers.turn(now, 0);
+        engine.turn(now, true).unwrap();
+        assert_eq!(*engine.known_addresses.load_full(), (2..10).map(address).collect());
     }
 }

@@ -44,19 +44,16 @@ impl NeighbourCache {
         }
     }
 
-    /// Compares the answers with the addresses' locations `now`. Passes those that differ to `tell`, and records them.
-    pub(super) fn correct(
-        &mut self,
-        now: impl Fn(IpAddr) -> LinkAddress,
-        mut tell: impl FnMut(IpAddr, LinkAddress),
-    ) {
-        for (address, answer) in &mut self.answers {
-            let location = now(*address);
-            if *answer != location {
-                *answer = location;
-                tell(*address, location);
-            }
-        }
+    /// A copy of the answers, in no order.
+    pub(super) fn copy(&self) -> Vec<(IpAddr, LinkAddress)> {
+        self.answers.iter().map(|(address, answer)| (*address, *answer)).collect()
+    }
+
+    /// Records that an address is at a location now. Returns whether the stack has to be told: it was given another
+    /// answer.
+    pub(super) fn correct(&mut self, address: IpAddr, location: LinkAddress) -> bool {
+        let differs = |answer: &&mut LinkAddress| **answer != location;
+        self.answers.get_mut(&address).filter(differs).map(|answer| *answer = location).is_some()
     }
 }
 
@@ -80,11 +77,12 @@ mod tests {
         cache.note(address(2), THERE);
         cache.note(address(3), HERE);
         cache.note(address(3), THERE);
-        for expected in [vec![(address(1), THERE)], vec![]] {
-            let mut told = Vec::new();
-            cache.correct(|_| THERE, |address, location| told.push((address, location)));
-            assert_eq!(told, expected);
+        for expected in [[true, false, false, false], [false; 4]] {
+            assert_eq!([1, 2, 3, 4].map(|number| cache.correct(address(number), THERE)), expected);
         }
+        let mut all = cache.copy();
+        all.sort();
+        assert_eq!(all, [1, 2, 3].map(|number| (address(number), THERE)));
     }
 
     #[test]
@@ -94,10 +92,9 @@ mod tests {
             cache.note(address(number), HERE);
             cache.note(address(number), HERE);
         }
-        let mut told = Vec::new();
-        cache.correct(|_| THERE, |address, _| told.push(address));
-        told.sort();
-        assert_eq!(told, (10..MAX + 10).map(address).collect::<Vec<_>>());
+        let mut left: Vec<_> = cache.copy().into_iter().map(|(address, _)| address).collect();
+        left.sort();
+        assert_eq!(left, (10..MAX + 10).map(address).collect::<Vec<_>>());
         assert_eq!((cache.answers.len(), cache.order.len()), (MAX, MAX));
     }
 }

@@ -106,21 +106,26 @@ impl Link {
     /// Corrects what the network stack was told about addresses that have moved since: passes a frame for each to
     /// `tell`. Call it after changes of peers and allowed-IPs.
     pub(crate) fn announce(&self, mut tell: impl FnMut(&[u8])) {
-        let mut moved = Vec::new();
-        let mut cache = self.cache();
         let (table, routes) = (self.table(), self.transport.routes());
-        cache.correct(
-            |address| table.owner(address, &routes).unwrap_or(LinkAddress::NOBODY),
-            |address, location| moved.push((address, location)),
-        );
-        // Who asks meanwhile gets the same answers: only this thread changes the table.
-        drop(cache);
+        let moved = self.moved(|address| table.owner(address, &routes).unwrap_or(LinkAddress::NOBODY));
         let mut frame = Vec::new();
         for (address, location) in moved {
             neighbour::announce(address, location, table.own(), &mut frame);
             tell(&frame);
             frame.clear();
         }
+    }
+
+    /// The addresses whose locations are `now` others than the stack was told, and these locations, which count as told
+    /// from now on. Workers answer questions meanwhile, for the comparison may take milliseconds. Whoever asks gets the
+    /// same answers: only this thread changes the table.
+    fn moved(&self, now: impl Fn(IpAddr) -> LinkAddress) -> Vec<(IpAddr, LinkAddress)> {
+        let told = self.cache().copy();
+        let compare = |(address, answer)| Some((address, now(address))).filter(|(_, now)| *now != answer);
+        let mut moved: Vec<_> = told.into_iter().filter_map(compare).collect();
+        let mut cache = self.cache();
+        moved.retain(|(address, location)| cache.correct(*address, *location));
+        moved
     }
 
     /// Decides what is done with a frame from the network stack.

@@ -504,6 +504,23 @@ fn the_stack_is_told_of_new_locations_of_the_addresses_that_it_asked_for() {
 }
 
 #[test]
+fn questions_are_answered_while_answers_are_compared_with_a_new_table() {
+    let link = World::new().link;
+    let [moved, asked_meanwhile, stays] = [1, 2, 3].map(|last| IpAddr::from([10, 9, 9, last]));
+    for told in [moved, asked_meanwhile, stays] {
+        link.cache().note(told, address(1));
+    }
+    let now = |of| if of == stays { address(1) } else { address(2) };
+    let found = link.moved(|of| {
+        let mut cache = link.cache.try_lock().expect("no worker that answers would wait");
+        cache.note(asked_meanwhile, now(asked_meanwhile));
+        now(of)
+    });
+    assert_eq!(found, [(moved, address(2))]);
+    assert!(link.moved(now).is_empty(), "it was told");
+}
+
+#[test]
 fn a_peer_replaces_one_with_the_same_link_address_in_either_order() {
     // As in the engine's test: the link address ends with 08:53:19:43:ce for both keys.
     let [one, other] = [542_000_u32, 1_144_960].map(|number| {

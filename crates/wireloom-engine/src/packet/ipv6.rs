@@ -12,6 +12,9 @@ pub(crate) const PAYLOAD_LENGTH: usize = 4;
 /// Source and destination.
 pub(crate) const ADDRESSES: Range<usize> = 8..40;
 
+/// The extension header of fragments (RFC 8200, section 4.5).
+pub(crate) const FRAGMENT: u8 = 44;
+
 /// The smallest MTU that a link may have, in bytes (RFC 8200, section 5).
 pub(crate) const MTU_MIN: usize = 1280;
 
@@ -87,36 +90,36 @@ pub(crate) fn icmpv6(packet: &[u8]) -> Option<&[u8]> {
 
 /// What a packet carries.
 pub(crate) fn carried(packet: &[u8]) -> Carried<'_> {
-    walk(packet).unwrap_or(Carried::Cut)
+    match payload(packet) {
+        Some((ICMPV6, message)) if !message.is_empty() => Carried::Icmpv6(message),
+        Some((ICMPV6, _)) | None => Carried::Cut,
+        Some(_) => Carried::Other,
+    }
 }
 
-/// What a packet carries. `None` when it ends before that.
-fn walk(packet: &[u8]) -> Option<Carried<'_>> {
+/// What is behind any extension headers: its protocol, and its bytes. That of a later fragment begins anywhere, so its
+/// protocol is [`FRAGMENT`], and its bytes begin with that header. `None` when the packet ends before that.
+#[inline]
+pub(crate) fn payload(packet: &[u8]) -> Option<(u8, &[u8])> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
-    const FRAGMENT: u8 = 44;
     const AUTHENTICATION: u8 = 51;
     const DESTINATION: u8 = 60;
 
     let mut kind = Header::read(packet)?.next_header();
     let mut rest = packet.get(HEADER_LEN..)?;
-    while kind != ICMPV6 {
-        if ![HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION].contains(&kind) {
-            return Some(Carried::Other);
-        }
+    while [HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION].contains(&kind) {
         let (next, len) = (*rest.first()?, usize::from(*rest.get(1)?));
         let len = match kind {
             // The offset is in the upper 13 bits.
-            FRAGMENT if u16::from_be_bytes([*rest.get(2)?, *rest.get(3)?]) >> 3 != 0 => {
-                return Some(Carried::Other);
-            }
+            FRAGMENT if u16::from_be_bytes([*rest.get(2)?, *rest.get(3)?]) >> 3 != 0 => break,
             FRAGMENT => 8,
             AUTHENTICATION => 4 * (len + 2),
             _ => 8 * (len + 1),
         };
         (kind, rest) = (next, rest.get(len..)?);
     }
-    (!rest.is_empty()).then_some(Carried::Icmpv6(rest))
+    Some((kind, rest))
 }
 
 #[cfg(test)]

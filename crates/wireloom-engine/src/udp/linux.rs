@@ -1,6 +1,7 @@
 //! UDP sockets of Linux: one for each address family, on the same port.
 
 mod handover;
+mod tries;
 
 use std::{
     fs,
@@ -18,6 +19,7 @@ use nix::{
 use socket2::{Domain, Protocol, Socket, Type};
 use wireloom_proto::{Endpoint, LocalAddress};
 
+use self::tries::Tries;
 use super::{
     Network, Patience, Udp,
     mmsg::{Receiver, Sender},
@@ -36,9 +38,6 @@ const SOCKET_BUFFER: usize = 8 << 20;
 const PICK_ATTEMPTS: usize = 100;
 /// How long to wait for room in a full send buffer, in milliseconds.
 const SEND_PATIENCE: u8 = 20;
-
-/// How often a datagram is tried again after an error that others may have caused.
-const TRIES_MAX: u32 = 8;
 
 /// The most datagrams in one GSO run: `UDP_MAX_SEGMENTS` in include/linux/udp.h has never been less than 64.
 const RUN_DATAGRAMS: usize = 64;
@@ -366,8 +365,7 @@ impl Udp for LinuxUdp {
 
     fn send(&mut self, batch: SealedBatch<'_>, patience: &mut Patience) -> u64 {
         let mut next = 0;
-        // The datagram that was tried again, and how often.
-        let mut again = (usize::MAX, 0);
+        let mut tries = Tries::default();
         let mut lost = 0;
         let mut most = self.run_max;
         while let Some(to) = batch.destination(next) {
@@ -388,10 +386,9 @@ impl Udp for LinuxUdp {
                     patience.wait(|| self.wait_for_room(to));
                     continue;
                 }
-                // The error may have been raised by ICMP for an earlier datagram, to any peer, and when thousands do
-                // not answer, there may be several such errors in a row.
-                (Some(number), _) if number != libc::EAGAIN && (again.0 != next || again.1 < TRIES_MAX) => {
-                    again = (next, if again.0 == next { again.1 + 1 } else { 1 });
+                (Some(number), _)
+                    if number != libc::EAGAIN && tries.allow_another(next, to.remote, number) =>
+                {
                     continue;
                 }
                 // The kernel refuses GSO runs that leave through a device without checksum offload (EIO, before Linux
@@ -419,7 +416,10 @@ impl Udp for LinuxUdp {
                 {
                     continue;
                 }
-                _ => tracing::debug!("cannot send to {}: {error}", to.remote),
+                (number, _) => {
+                    tries.note_refused(to.remote, number);
+                    tracing::debug!("cannot send to {}: {error}", to.remote);
+                }
             }
             next += 1;
             lost += 1;

@@ -66,9 +66,11 @@ impl RoutingLoops {
     fn is_on_a_ring(&self, way: Way) -> bool {
         let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
         ways.retain(|other| way.seen.since(other.seen) < WAY_LASTS && other.to != way.to);
-        if ways.len() < WAYS_MAX {
-            ways.push(way);
+        if ways.len() == WAYS_MAX {
+            // The oldest one: others may come by all the time, and those of a loop come most often.
+            ways.remove(0);
         }
+        ways.push(way);
         let next = |at| ways.iter().find(|other| other.to == at).map(|other| other.by);
         let mut at = Some(way.by);
         for _ in 0..ways.len() {
@@ -85,20 +87,19 @@ impl RoutingLoops {
 /// The destination and the header of a data message in a UDP packet from this port.
 #[inline]
 fn data_message(packet: &[u8], port: u16) -> Option<(SocketAddr, DataHeader)> {
-    let (transport, destination) = match ip_version(packet)? {
+    let (protocol, datagram, destination) = match ip_version(packet)? {
         4 => {
-            let header = ipv4::Header::read(packet)?;
-            let carries_udp = header.protocol() == UDP && !header.is_later_fragment();
-            carries_udp.then(|| (header.len(), ipv4::ADDRESSES.start + 4))?
+            let header = ipv4::Header::read(packet).filter(|header| !header.is_later_fragment())?;
+            (header.protocol(), packet.get(header.len()..)?, ipv4::ADDRESSES.start + 4)
         }
+        // A datagram that is longer than the interface's MTU comes in fragments, and the first one shows what it is.
         6 => {
-            let header = ipv6::Header::read(packet)?;
-            (header.next_header() == UDP).then_some((ipv6::HEADER_LEN, ipv6::ADDRESSES.start + 16))?
+            let (protocol, payload) = ipv6::payload(packet)?;
+            (protocol, payload, ipv6::ADDRESSES.start + 16)
         }
         _ => return None,
     };
-    let datagram = packet.get(transport..).filter(|datagram| datagram.len() > udp::HEADER_LEN)?;
-    if read_u16(datagram, 0) != port {
+    if protocol != UDP || datagram.len() <= udp::HEADER_LEN || read_u16(datagram, 0) != port {
         return None;
     }
     let header = DataHeader::parse(&datagram[udp::HEADER_LEN..]).ok()?;
@@ -147,6 +148,16 @@ mod tests {
     }
 
     #[test]
+    fn a_first_fragment_is_recognised_and_a_later_one_is_not() {
+        for (offset, is_found) in [(0, true), (8, false)] {
+            let mut packet = packet(false, 51820);
+            packet[6] = ipv6::FRAGMENT;
+            packet.splice(ipv6::HEADER_LEN..ipv6::HEADER_LEN, [UDP, 0, 0, offset | 1, 0, 0, 0, 7]);
+            assert_eq!(data_message(&packet, 51820).is_some(), is_found, "{offset}");
+        }
+    }
+
+    #[test]
     fn a_way_that_leads_back_to_its_start_closes_and_a_tunnel_in_a_tunnel_does_not() {
         let loops = RoutingLoops::default();
         let way = |to, by, seconds| {
@@ -158,9 +169,10 @@ mod tests {
         assert!(way(1, 2, 10) && way(2, 3, 10));
         assert!(!way(3, 4, 10) && !way(1, 2, 10), "the routes have changed");
         assert!(!way(3, 1, 20), "the other ways were left long ago");
-        // However many there are, the check ends.
+        // However many there are, the check ends, and finds the ring among them.
         for last in 10..100 {
             assert!(!way(last, last + 1, 30));
         }
+        assert!(!way(1, 2, 30) && way(2, 1, 30));
     }
 }

@@ -8,6 +8,7 @@ mod lifecycle;
 mod netns;
 mod packets;
 mod path_mtu;
+mod secrets;
 mod source_address;
 mod supervisor;
 mod threads;
