@@ -15,10 +15,9 @@ use std::{
 
 use crate::{Error, Result};
 
-/// How long to wait for something that should happen soon: 60 s. On a busy machine several of WireGuard's own waits can
-/// follow one another (a handshake is tried again after 5 s, a silent peer noticed after 15 s), and who waits for a state
-/// that comes loses nothing by patience.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait for something that should happen soon: 25 s, generous enough for a busy machine. An agent looks at
+/// everything again every 30 s; within that, it repairs only what it was told of.
+pub const PATIENCE: Duration = Duration::from_secs(25);
 
 /// How long to wait for a program to end, unless the caller says otherwise.
 pub(crate) const PROGRAM: Duration = Duration::from_secs(60);

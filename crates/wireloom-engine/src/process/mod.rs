@@ -133,12 +133,12 @@ impl Interface {
             tracing::warn!("if this process hangs while it takes over, the next one cannot find it: {error}");
         });
         let holders = holders.ok();
-        let mut inherited = Inherited::receive();
-        // Two processes must not have one queue. The supervisor closes it once this process says so, and the other one
-        // can open the interface: it may be about to take over.
-        if !inherited.is_empty() && holders.as_ref().is_some_and(|holders| !is_alone(holders)) {
+        // Two processes must not have one queue. The supervisor closes it once this process has ended, and the other
+        // one can open the interface: it may be about to take over.
+        if Inherited::waits() && holders.as_ref().is_some_and(|holders| !is_alone(holders)) {
             return Err(OpenError::HasAnother);
         }
+        let mut inherited = Inherited::receive();
         let (tun, queues) = match open_stored(&mut inherited, name, mode.peer_lookup()) {
             Some(interface) => interface,
             None => {

@@ -26,6 +26,9 @@ const PORT_PAUSE: Duration = Duration::from_secs(1);
 /// The sockets of a queue, and whether each is for IPv6.
 type Sockets = Vec<(OwnedFd, bool)>;
 
+/// Whether this process has taken what it was given.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
 /// What the last process has left.
 #[derive(Default)]
 pub(super) struct Inherited {
@@ -35,9 +38,17 @@ pub(super) struct Inherited {
 }
 
 impl Inherited {
+    /// Whether [`Self::receive`] would return something: as long as it does, that is open and nobody uses it.
+    pub(super) fn waits() -> bool {
+        let is =
+            |name, wanted: &dyn Fn(u32) -> bool| env::var(name).is_ok_and(|it| it.parse().is_ok_and(wanted));
+        let given = is("LISTEN_PID", &|process| process == std::process::id())
+            && is("LISTEN_FDS", &|count| count > 0);
+        given && !TAKEN.load(Ordering::Relaxed)
+    }
+
     /// What the supervisor gave to this process; nothing from the second time on.
     pub(super) fn receive() -> Self {
-        static TAKEN: AtomicBool = AtomicBool::new(false);
         if TAKEN.swap(true, Ordering::Relaxed) {
             return Self::default();
         }
@@ -52,11 +63,6 @@ impl Inherited {
             Some((name, descriptor))
         });
         Self { descriptors: own.collect(), refused: Vec::new() }
-    }
-
-    /// Whether there is nothing.
-    pub(super) fn is_empty(&self) -> bool {
-        self.descriptors.is_empty()
     }
 
     /// Closes it.

@@ -51,9 +51,15 @@ use crate::{
 /// How long a giver that was killed may take to end: milliseconds, unless it waits in the kernel. Beside it nothing may
 /// be opened.
 const DEATH: Duration = Duration::from_secs(10);
-/// How long it tries again when the giver is busy with another taker, or has resumed because this one was late. A
-/// silent taker keeps a giver busy for a second.
+/// How long after its first failure it tries again, when the giver is busy with another taker, or has resumed because
+/// this one was late. A silent taker keeps a giver busy for a second.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// No attempt begins later than this after the start: a giver that hangs then is killed 8 s later (`BEFORE_STOP`), when
+/// a supervisor still waits (`START_TIMEOUT`, 20 s).
+const LAST_ATTEMPT: Duration = Duration::from_secs(10);
+/// How much longer it tries when the giver is gone: a process that is started again in its place gives way to this one
+/// after half a second.
+const GIVING_WAY: Duration = Duration::from_secs(1);
 /// The pause before that: an attempt takes milliseconds.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -148,24 +154,27 @@ impl Interface {
         privileges::forbid_core_dumps()?;
         let holders = Holders::open(&holders_file(name))?;
         holders.enter()?;
-        let deadline = Instant::now() + PATIENCE;
+        let last = Instant::now() + LAST_ATTEMPT;
+        let mut deadline = None;
         loop {
             if asks_for_end(&signals)? {
                 return Err(TakeOverError::Ended);
             }
             let Some(taking) = Taking::begin(name, mode, state, &holders)? else { return Ok(None) };
-            let error = match taking.run(&holders, &signals)? {
+            let (error, longer) = match taking.run(&holders, &signals)? {
                 Ok((taking, ready)) => return Ok(taking.serve(ready, signals)),
                 Err(Why::Killed) => return Ok(None),
                 // A supervisor keeps the listening socket, and nobody has the interface.
-                Err(Why::Moved) if holders.another()?.is_none() => return Ok(None),
+                Err(Why::Moved | Why::Gone) if holders.another()?.is_none() => return Ok(None),
                 Err(Why::NotKilled) => return Err(TakeOverError::NotKilled),
                 Err(Why::Protocol | Why::Unusable) => return Err(TakeOverError::Unusable),
-                Err(Why::Refused(reason)) => TakeOverError::Refused(reason.to_string()),
-                Err(Why::Moved) => TakeOverError::Refused("another process has it by now".into()),
-                Err(Why::Gone) => TakeOverError::Refused("it has closed the connection".into()),
+                Err(Why::Refused(reason)) => (reason.to_string(), Duration::ZERO),
+                Err(Why::Moved) => ("another process has it by now".into(), GIVING_WAY),
+                Err(Why::Gone) => ("it has closed the connection".into(), GIVING_WAY),
             };
-            if Instant::now() >= deadline {
+            let error = TakeOverError::Refused(error);
+            let now = Instant::now();
+            if now >= *deadline.get_or_insert(last.min(now + PATIENCE)) + longer {
                 return Err(error);
             }
             tracing::info!("{error}; trying again");
@@ -197,7 +206,7 @@ impl<'a> Taking<'a> {
     }
 
     /// Goes through the attempt. Returns why it has failed, if it has. A signal that asks for the end ends it until
-    /// *Ready*: from then on the giver may be gone.
+    /// *Ready*, or until the giver is killed: from then on nobody else may have the interface.
     fn run(
         mut self,
         holders: &Holders,
@@ -207,17 +216,17 @@ impl<'a> Taking<'a> {
         let mut deadline = None;
         let named_lives = self.peer.as_ref().is_some_and(|peer| !peer.has_ended().unwrap_or(true));
         let mut actions = VecDeque::from(taker.begin(named_lives));
-        let (mut failed, mut said_ready) = (false, false);
+        let (mut failed, mut must_go_on) = (false, false);
         loop {
-            if !said_ready && asks_for_end(signals)? {
+            if !must_go_on && asks_for_end(signals)? {
                 return Err(TakeOverError::Ended);
             }
             let event = match actions.pop_front() {
                 None if failed => self.last_event(),
-                None if !said_ready && !self.wait(deadline, signals)? => continue,
+                None if !must_go_on && !self.wait(deadline, signals)? => continue,
                 None => self.next_event(deadline),
                 Some(Action::Send(message)) => {
-                    said_ready |= message == Message::Ready;
+                    must_go_on |= message == Message::Ready;
                     failed |= self.connection.send(&message, &[]).is_err();
                     continue;
                 }
@@ -238,7 +247,7 @@ impl<'a> Taking<'a> {
                     self.built(Event::Built, |taking| taking.apply(len))
                 }
                 Some(Action::Kill) => {
-                    deadline = None;
+                    (deadline, must_go_on) = (None, true);
                     self.kill(holders)
                 }
                 Some(Action::Serve) => {

@@ -40,9 +40,8 @@ impl StateDir {
         loop {
             match self.try_lock(true)? {
                 Attempt::Taken(lock) => return Ok(Some(lock)),
-                Attempt::Held if Instant::now() >= deadline => return Ok(None),
-                Attempt::Held => thread::sleep(POLL_INTERVAL),
-                Attempt::Gone => {}
+                Attempt::Held | Attempt::Gone if Instant::now() >= deadline => return Ok(None),
+                Attempt::Held | Attempt::Gone => thread::sleep(POLL_INTERVAL),
             }
         }
     }

@@ -242,9 +242,9 @@ impl Device {
 
     /// Takes note of whether more datagrams wait to be handled. Call it after each round of handling datagrams.
     ///
-    /// A device is under load, and demands cookies, when more than 256 handshake messages arrive within 250 ms. If
-    /// datagrams have been waiting after every round for that long, more than 16 are enough, because a slow processor
-    /// never gets to 256.
+    /// A device is under load, and demands cookies, when more than 256 handshake messages arrive within 250 ms; answers
+    /// to its own handshakes do not count. If datagrams have been waiting after every round for that long, more than 16
+    /// are enough, because a slow processor never gets to 256.
     pub fn note_backlog(&mut self, now: Now, more_wait: bool) {
         self.load.note_backlog(now.monotonic, more_wait);
     }

@@ -11,7 +11,7 @@ use std::{
     },
     process::{Command, Stdio},
     thread::sleep,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -214,9 +214,12 @@ fn processes_that_connect_and_say_nothing_or_nonsense_change_nothing() {
 /// What a taker of a later release says first: that it reads version 99 of the state, and no other.
 const LATER: &[u8] = b"WLHO\x01\0\0\0\x08\0\0\0\x63\0\0\0\x63\0\0\0";
 
-/// Passes the next message on from one end of a hand-over to the other, with its descriptors.
-#[track_caller]
-fn pass_on(from: &UnixStream, to: &UnixStream, instead: Option<&[u8]>) {
+/// Machines may be too slow for what a giver or taker waits for some milliseconds or seconds. So often they may try.
+const TRIES: usize = 5;
+
+/// Passes the next message on from one end of a hand-over to the other, with its descriptors. False when there is none:
+/// an end has closed its connection.
+fn pass_on(from: &UnixStream, to: &UnixStream, instead: Option<&[u8]>) -> bool {
     let mut bytes = [0; 4096];
     let mut space = cmsg_space!([RawFd; 253]);
     let mut parts = [IoSliceMut::new(&mut bytes)];
@@ -228,17 +231,24 @@ fn pass_on(from: &UnixStream, to: &UnixStream, instead: Option<&[u8]>) {
     };
     let (len, descriptors): (_, Vec<RawFd>) =
         (message.bytes, message.cmsgs().unwrap().flat_map(of).collect());
-    assert!(len > 0, "an end has closed its connection");
     let parts = [IoSlice::new(instead.unwrap_or(&bytes[..len]))];
     let rights = (!descriptors.is_empty()).then_some(ControlMessage::ScmRights(&descriptors));
     let flags = MsgFlags::MSG_NOSIGNAL;
-    sendmsg::<UnixAddr>(to.as_raw_fd(), &parts, rights.as_slice(), flags, None).unwrap();
+    let passed =
+        len > 0 && sendmsg::<UnixAddr>(to.as_raw_fd(), &parts, rights.as_slice(), flags, None).is_ok();
     descriptors.into_iter().for_each(|descriptor| close(descriptor).unwrap());
+    passed
 }
 
 /// Between two releases that have no version of the state in common, the interface and the port go over.
 #[test]
 fn without_a_common_version_sessions_are_made_anew_on_the_same_interface() {
+    // The giver waits 50 ms for an answer that goes by way of this process.
+    assert!((0..TRIES).any(|_| one_hands_over_to_a_later_release()), "each time a message came too late");
+}
+
+/// False when a message came too late.
+fn one_hands_over_to_a_later_release() -> bool {
     const SOCKET: &str = "/run/wireloom/wg0.handover";
     const ASIDE: &str = "/run/wireloom/wg0.aside";
     let link = link(LINK);
@@ -265,11 +275,14 @@ fn without_a_common_version_sessions_are_made_anew_on_the_same_interface() {
         end.set_nonblocking(false).unwrap();
         end.set_read_timeout(Some(at_this_pace(PATIENCE))).unwrap();
     }
-    pass_on(&taker, &giver, Some(LATER));
     // Hello, Descriptors, Copy; Prepared; Changes; Ready; Commit.
-    for to_giver in [false, false, false, true, false, true, false] {
-        let (from, to) = if to_giver { (&taker, &giver) } else { (&giver, &taker) };
-        pass_on(from, to, None);
+    let passed = pass_on(&taker, &giver, Some(LATER))
+        && [false, false, false, true, false, true, false].into_iter().all(|to_giver| {
+            let (from, to) = if to_giver { (&taker, &giver) } else { (&giver, &taker) };
+            pass_on(from, to, None)
+        });
+    if !passed {
+        return false;
     }
     let anew = || next.said().contains("sessions are made anew").then_some(());
     until(PATIENCE, "the taker to serve", anew).unwrap();
@@ -280,17 +293,26 @@ fn without_a_common_version_sessions_are_made_anew_on_the_same_interface() {
     assert_eq!(index(), before);
     let NonceReport { twice, plaintext, .. } = nonces.report().unwrap();
     assert_eq!((twice, plaintext), (0, 0));
+    true
 }
 
 /// Nobody would have the interface otherwise.
 #[test]
 fn a_process_that_is_told_to_end_leaves_the_interface_where_it_is() {
+    // It kills a process that does not answer for 8 s.
+    assert!((0..TRIES).any(|_| one_is_told_to_end()), "each time the signal came too late");
+}
+
+/// False when the signal may have come too late.
+fn one_is_told_to_end() -> bool {
     const TERMINATE: u64 = 1 << (Signal::SIGTERM as u64 - 1);
+    const SOON: Duration = Duration::from_secs(6);
     let link = link(LINK);
     let near = link.node(0);
     let device = device(near);
     let serves = process(near);
     device.signal(Signal::SIGSTOP).unwrap();
+    let begun = Instant::now();
     let mut next = device.begin_hand_over().unwrap();
     // Before, the signal ends every process.
     let is_blocked = |id: &u32| {
@@ -302,10 +324,14 @@ fn a_process_that_is_told_to_end_leaves_the_interface_where_it_is() {
     until(PATIENCE, "the next one to block the signal", waits).unwrap();
     next.signal(Signal::SIGTERM).unwrap();
     until(PATIENCE, "the next one to end", || next.has_ended().then_some(())).unwrap();
+    if begun.elapsed() > SOON {
+        return false;
+    }
     assert!(next.said().contains("told to end"), "{}", next.said());
     device.signal(Signal::SIGCONT).unwrap();
     assert_eq!(process(near), serves);
     works_again(&link);
+    true
 }
 
 #[test]

@@ -12,14 +12,14 @@ mod underlay;
 use std::{fmt::Write as _, time::Instant};
 
 use wireloom_lab::{
-    FAMILIES, Node, PATIENCE, Wire,
+    FAMILIES, Node, Wire,
     mesh::Mesh,
     probe::{Exchange, probe},
     until,
 };
 use wireloom_plan::routing::Family;
 
-use crate::fixtures::fleet::{Fleet, run};
+use crate::fixtures::fleet::{Fleet, LONG, run};
 
 const SCOPED: &str = "encrypt_host_traffic = false";
 
@@ -43,7 +43,7 @@ struct Broken<'a> {
 fn expect_told(fleet: &Fleet, since: Instant, states: &[Broken<'_>]) {
     let mut told: Vec<Option<String>> = vec![None; states.len()];
     let mut last = String::new();
-    let all = until(PATIENCE, "all states to be told", || {
+    let all = until(LONG, "all states to be told", || {
         last.clear();
         for (place, state) in
             states.iter().enumerate().filter(|(place, _)| told[*place].is_none()).collect::<Vec<_>>()
