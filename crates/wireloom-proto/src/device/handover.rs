@@ -119,7 +119,7 @@ impl PendingHandshake {
 
     fn from_state(state: &PendingState) -> Self {
         let parts = [&*state.chaining_key, &*state.hash, &*state.ephemeral];
-        Self { noise: InitiatorHandshake::from_parts(parts), index: state.index }
+        Self { noise: InitiatorHandshake::from_parts(parts), index: state.index, failed: 0 }
     }
 }
 

@@ -18,6 +18,9 @@ use crate::time::Now;
 use crate::transport::session::{Role, Session, SessionKeys};
 use crate::wiped_stack::on_wiped_stack;
 
+/// How many responses may claim to answer a handshake of ours, and not do so, before others need a cookie under load.
+const FAILED_MAX: u32 = 2;
+
 /// Stands for the codes until [`CookieJar::sign`](crate::handshake::cookie::CookieJar::sign) writes them.
 const UNSIGNED: Macs = Macs { mac1: [0; 16], mac2: [0; 16] };
 
@@ -77,7 +80,7 @@ impl Device {
             self.indices.release(pending.index);
         }
         let index = self.indices.allocate(id);
-        peer.pending = Some(PendingHandshake { noise, index });
+        peer.pending = Some(PendingHandshake { noise, index, failed: 0 });
         peer.timestamp_sent = Some(timestamp);
         let mut bytes = Initiation { sender: index, noise: message, macs: UNSIGNED }.to_bytes();
         peer.cookies.sign(&peer.mac_keys, now.monotonic, &mut bytes);
@@ -127,8 +130,22 @@ impl Device {
         datagram: &[u8],
     ) -> Result<(), DropReason> {
         let response = Response::parse(datagram)?;
-        self.admit(now, from, datagram, response.sender)?;
+        if self.is_awaited(response.receiver) {
+            let keys = self.own_mac_keys.as_ref().ok_or(DropReason::NoPrivateKey)?;
+            self.cookies.check(keys, now.monotonic, from.remote, datagram, false)?;
+        } else {
+            self.admit(now, from, datagram, response.sender)?;
+        }
         on_wiped_stack(|| self.finish(now, from, &response))
+    }
+
+    /// Whether a response with this receiver index is one that we have asked for. It needs no cookie, and is no sign of
+    /// load: nobody can guess the index, and there are no more of them than we have begun handshakes. Who has seen the
+    /// index on its way gets only a few responses answered for nothing.
+    fn is_awaited(&self, receiver: u32) -> bool {
+        let peer = self.indices.owner(receiver).and_then(|id| self.peers.get(&id));
+        let pending = peer.and_then(|peer| peer.pending.as_ref());
+        pending.is_some_and(|pending| pending.index == receiver && pending.failed < FAILED_MAX)
     }
 
     /// Ends the handshake that a response answers.
@@ -138,10 +155,11 @@ impl Device {
         let peer = self.peers.get_mut(&id).ok_or(DropReason::UnknownIndex)?;
         let pending = peer
             .pending
-            .as_ref()
+            .as_mut()
             .filter(|pending| pending.index == response.receiver)
             .ok_or(DropReason::UnknownIndex)?;
-        let keys = pending.noise.finish(identity, peer.preshared_key.as_ref(), &response.noise)?;
+        let finished = pending.noise.finish(identity, peer.preshared_key.as_ref(), &response.noise);
+        let keys = finished.inspect_err(|_| pending.failed += 1)?;
 
         peer.path.note_received(now.monotonic, from, RESPONSE_LEN, false);
         // The session takes over its index.

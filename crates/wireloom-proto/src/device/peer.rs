@@ -58,6 +58,8 @@ pub(super) struct Peer {
 pub(super) struct PendingHandshake {
     pub(super) noise: InitiatorHandshake,
     pub(super) index: u32,
+    /// How many responses claimed to answer it, and did not.
+    pub(super) failed: u32,
 }
 
 /// An attempt to get a session, with as many initiations as it takes.

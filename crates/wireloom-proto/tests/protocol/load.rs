@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wireloom_proto::{DropReason, MessageKind, message};
 
-use crate::world::{ALICE, BOB, LATENCY, World, address};
+use crate::world::{ALICE, BOB, LATENCY, World, address, sign_mac1};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Handshake messages within 250 ms that are not yet load.
@@ -160,6 +160,46 @@ fn under_load_one_source_gets_5_answers_at_once_and_20_per_second() {
     world.run(SECOND / 10);
     flood(&mut world, &initiation);
     assert_eq!(answered(&mut world), 2);
+}
+
+/// Bob is under load, and begins a handshake. Returns Alice's response, which he has not got.
+fn response_under_load(world: &mut World) -> Vec<u8> {
+    world.assert_connected();
+    let old = world.seen_of(MessageKind::Initiation)[0].bytes.clone();
+    world.run(300 * SECOND);
+    flood(world, &old);
+    world.unreachable = vec![address(2)];
+    world.send(BOB, ALICE, b"hello");
+    world.settle();
+    world.unreachable.clear();
+    world.nodes[BOB].drops.clear();
+    world.seen_of(MessageKind::Response).pop().expect("a response").bytes.clone()
+}
+
+#[test]
+fn the_answer_to_our_own_handshake_needs_no_cookie() {
+    let mut world = World::pair();
+    let response = response_under_load(&mut world);
+    world.deliver(address(1), address(2), response.clone());
+    world.settle();
+    assert_eq!(world.take_received(ALICE), [b"hello".to_vec()]);
+    assert!(world.nodes[BOB].drops.is_empty());
+    world.deliver(address(1), address(2), response);
+    assert_eq!(world.nodes[BOB].drops, [DropReason::CookieRequired], "nobody waits for it any more");
+}
+
+#[test]
+fn who_forges_answers_to_our_own_handshake_is_asked_for_a_cookie_soon() {
+    let mut world = World::pair();
+    let response = response_under_load(&mut world);
+    let mut forged = response.clone();
+    forged[50] ^= 1;
+    sign_mac1(&mut forged, &world.nodes[BOB].public_key);
+    for bytes in [&forged, &forged, &forged, &response] {
+        world.deliver(address(1), address(2), bytes.clone());
+    }
+    let [failed, asked] = [DropReason::BadCiphertext, DropReason::CookieRequired];
+    assert_eq!(world.nodes[BOB].drops, [failed, failed, asked, asked]);
 }
 
 #[test]

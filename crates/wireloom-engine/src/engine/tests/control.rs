@@ -49,33 +49,96 @@ fn a_burst_for_a_dead_peer_tells_the_control_thread_once() {
     assert_eq!(a.all_dropped(), 1001, "{}", a.engine.drops());
 }
 
+/// Many peers of one machine, all at one address.
+struct Crowd {
+    network: MemoryNetwork,
+    keys: Vec<PrivateKey>,
+    /// How many of the datagrams that were seen it has looked at.
+    looked_at: usize,
+}
+
+impl Crowd {
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
+
+    /// Makes `count` peers of the machine. It greets them at once.
+    fn of(machine: &mut Machine, count: u16) -> Self {
+        let keys = (1..=count).map(|number| {
+            let mut key = [7; 32];
+            // The lowest bits of a private key do not count.
+            key[1..3].copy_from_slice(&number.to_le_bytes());
+            PrivateKey::from_bytes(key)
+        });
+        let keys: Vec<_> = keys.collect();
+        let mut lines = format!("private_key={}\n", machine.key.expose_hex().as_str());
+        for (key, port) in keys.iter().zip(1..) {
+            let key = key.public_key().to_hex();
+            let endpoint = SocketAddr::from((Self::ADDRESS, port));
+            lines += &format!("public_key={key}\nendpoint={endpoint}\npersistent_keepalive_interval=25\n");
+        }
+        assert_eq!(machine.set(at(0), &lines), Reply::Done);
+        machine.up();
+        let network = machine.network.host(Self::ADDRESS.into());
+        Self { network, keys, looked_at: 0 }
+    }
+
+    /// Answers the initiations that were sent since the last time.
+    fn answer(&mut self, now: Now, to: &Machine) {
+        for (from, reached, datagram) in self.network.seen().split_off(self.looked_at) {
+            self.looked_at += 1;
+            if (reached.ip(), datagram[0]) != (Self::ADDRESS.into(), 1) {
+                continue;
+            }
+            // It has no load: it is a device of its own for each.
+            let mut device = Device::new(&[9; 32]);
+            let key = self.keys[usize::from(reached.port()) - 1].clone();
+            let configured = device.configure(now, |configuration| {
+                configuration.set_private_key(Some(key));
+                configuration.add_peer(to.public_key()).map(drop)
+            });
+            configured.expect("it is another key");
+            device.handle_handshake(now, from.into(), &datagram).expect("it is for this key");
+            let mut udp = self.network.bind(reached.port(), 0).expect("a free port");
+            let mut batch = OutboundBatch::default();
+            batch.push_transmit(&device.poll_transmit(now).expect("a response"));
+            udp.send(batch.seal(), &mut Patience::default());
+        }
+    }
+}
+
+/// The initiations that were sent so far.
+fn initiations(machine: &Machine) -> usize {
+    machine.network.seen().iter().filter(|(_, _, datagram)| datagram[0] == 1).count()
+}
+
+#[test]
+fn many_peers_that_answer_at_once_get_their_sessions_by_one_initiation_each() {
+    const PEERS: u16 = 600;
+    let mut a = Machine::on(&network(), 1);
+    let mut crowd = Crowd::of(&mut a, PEERS);
+    let mut now = at(0);
+    for _ in 0..2 * PEERS / 8 {
+        a.turn(now);
+        crowd.answer(now, &a);
+        now.monotonic = now.monotonic + DUE_PAUSE;
+    }
+    assert_eq!(a.dropped("cookie-required"), 0);
+    assert!(a.engine.device.peers().all(|peer| peer.last_handshake.is_some()), "{}", a.engine.drops());
+    assert_eq!((initiations(&a), a.all_dropped()), (usize::from(PEERS), 0));
+}
+
 #[test]
 fn greetings_to_many_peers_are_sent_eight_at_a_time() {
-    const PEERS: u32 = 200;
-    let network = network();
-    let mut a = Machine::on(&network, 1);
-    let mut lines = format!("private_key={}\n", a.key.expose_hex().as_str());
-    for number in 0..PEERS {
-        let mut key = [7; 32];
-        // The lowest bits of a private key do not count.
-        key[1..5].copy_from_slice(&number.to_le_bytes());
-        let key = PrivateKey::from_bytes(key).public_key().to_hex();
-        lines += &format!(
-            "public_key={key}\nendpoint=192.0.2.9:{}\npersistent_keepalive_interval=25\n",
-            1 + number
-        );
-    }
-    assert_eq!(a.set(at(0), &lines), Reply::Done);
-    a.up();
+    const PEERS: usize = 200;
+    let mut a = Machine::on(&network(), 1);
+    Crowd::of(&mut a, PEERS as u16);
     let mut now = at(0);
-    while network.seen().len() < PEERS as usize {
-        let before = network.seen().len();
+    while initiations(&a) < PEERS {
+        let before = initiations(&a);
         let next = a.control(now);
-        let sent = network.seen().len() - before;
+        let sent = initiations(&a) - before;
         assert!((1..=8).contains(&sent), "{sent} at once");
         let NextTurn::Wait(Some(at)) = next else { panic!("{next:?}") };
-        let is_last = network.seen().len() == PEERS as usize;
-        assert!(is_last || at == now.monotonic + DUE_PAUSE, "{at:?}");
+        assert!(initiations(&a) == PEERS || at == now.monotonic + DUE_PAUSE, "{at:?}");
         now.monotonic = at;
     }
 }
