@@ -48,7 +48,8 @@ const COPIES_AT_ONCE: usize = 256;
 /// The most signals of each worker that a turn takes.
 const SIGNALS_AT_ONCE: usize = 256;
 /// The pause before more of what is due is done, when it is more than a turn does: thousands of keepalives or
-/// handshakes at once leave the processor to the packets in between.
+/// handshakes at once leave the processor to the packets in between. Nothing cuts it short, such as the answers to
+/// these handshakes, but handshakes that packets wait for do not wait for it.
 const DUE_PAUSE: Duration = Duration::from_millis(2);
 /// How often the workers get the addresses of the peers anew while handshake messages come.
 const KNOWN_INTERVAL: Duration = Duration::from_secs(1);
@@ -76,6 +77,8 @@ pub(crate) struct Engine<T: Tun, N: Network> {
     workers: Workers<T::Queue, N::Udp>,
     /// The multicast that is being sent to all.
     multicast: Option<Multicast>,
+    /// When the device does what is due next, at the earliest: see [`DUE_PAUSE`].
+    due_at: Instant,
     known_addresses: KnownAddresses,
     /// When they are published again, at the earliest.
     publish_known_at: Instant,
@@ -152,6 +155,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
             udp: None,
             workers,
             multicast: None,
+            due_at: Instant::from_origin(Duration::ZERO),
             known_addresses,
             publish_known_at: Instant::from_origin(Duration::ZERO),
             listen_port: 0,
@@ -232,7 +236,11 @@ impl<T: Tun, N: Network> Engine<T, N> {
         let handshakes_wait = self.answer_handshakes(now);
         self.device.note_backlog(now, handshakes_wait);
         more |= self.take_news(now);
-        self.device.handle_timeout(now);
+        if self.due_at <= now.monotonic {
+            self.device.handle_timeout(now);
+        } else {
+            self.device.handle_urgent(now);
+        }
         self.drops.set(DropReason::HandshakeTimedOut, self.device.timed_out_packets());
         if let Some(file) = &mut self.kept_timestamp {
             file.follow(&self.device, now);
@@ -240,11 +248,15 @@ impl<T: Tun, N: Network> Engine<T, N> {
         if let Some(udp) = &mut self.udp {
             more |= self.outgoing.transmit(now, &mut self.device, udp, &mut patience);
         }
+        let due = self.device.poll_timeout();
+        if self.due_at <= now.monotonic && due.is_some_and(|at| at <= now.monotonic) {
+            self.due_at = now.monotonic + DUE_PAUSE;
+        }
         if more || handshakes_wait {
             return Ok(NextTurn::Now);
         }
-        let due = self.device.poll_timeout().into_iter().chain(self.awaits_peers).min();
-        Ok(NextTurn::Wait(due.map(|at| if at > now.monotonic { at } else { now.monotonic + DUE_PAUSE })))
+        let due = due.map(|at| at.max(self.due_at));
+        Ok(NextTurn::Wait(due.into_iter().chain(self.awaits_peers).min()))
     }
 
     /// Reads what has waited since the port was adopted, once there are peers or the time is over.

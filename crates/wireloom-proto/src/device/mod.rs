@@ -309,28 +309,7 @@ impl Device {
     /// Call it at the moment that [`Self::poll_timeout`] returns, which is still that moment when more is due. Early
     /// and late calls are harmless.
     pub fn handle_timeout(&mut self, now: Now) {
-        let full = self.outbox.len() + DUE_AT_ONCE;
-        for _ in 0..WANTED_AT_ONCE {
-            if self.outbox.len() >= full {
-                break;
-            }
-            let (id, is_urgent) = match (self.urgent.pop_front(), self.wanted.front()) {
-                (Some((_, id)), _) => (id, true),
-                (None, Some((_, id))) => (*id, false),
-                (None, None) => break,
-            };
-            if !is_urgent {
-                self.wanted.pop_front();
-            }
-            let Some(peer) = self.peers.get_mut(&id) else { continue };
-            peer.is_queued &= is_urgent;
-            if std::mem::take(&mut peer.handshake_wanted) {
-                self.begin_handshake(now, id);
-            } else {
-                self.send_staged(now, id);
-            }
-            self.reschedule(id);
-        }
+        self.do_wanted(now, |device| device.next_urgent().or_else(|| device.next_wanted()));
         let mut budget = DUE_AT_ONCE;
         while budget > 0
             && let Some((at, id)) = self.deadlines.first().copied()
@@ -344,6 +323,42 @@ impl Device {
             self.reschedule(id);
             budget -= 1;
         }
+    }
+
+    /// Begins handshakes that packets wait for, at most [`DUE_AT_ONCE`]. [`Self::handle_timeout`] does so first. A
+    /// caller who pauses before he calls that again, because much is due, can let these pass.
+    pub fn handle_urgent(&mut self, now: Now) {
+        self.do_wanted(now, Self::next_urgent);
+    }
+
+    /// Sends what is wanted of the peers that `next` takes out of a queue.
+    fn do_wanted(&mut self, now: Now, next: impl Fn(&mut Self) -> Option<PeerId>) {
+        let full = self.outbox.len() + DUE_AT_ONCE;
+        for _ in 0..WANTED_AT_ONCE {
+            if self.outbox.len() >= full {
+                break;
+            }
+            let Some(id) = next(self) else { break };
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            if std::mem::take(&mut peer.handshake_wanted) {
+                self.begin_handshake(now, id);
+            } else {
+                self.send_staged(now, id);
+            }
+            self.reschedule(id);
+        }
+    }
+
+    fn next_urgent(&mut self) -> Option<PeerId> {
+        self.urgent.pop_front().map(|(_, id)| id)
+    }
+
+    fn next_wanted(&mut self) -> Option<PeerId> {
+        let (_, id) = self.wanted.pop_front()?;
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.is_queued = false;
+        }
+        Some(id)
     }
 
     /// Handles that the interface went down: drops all sessions, handshakes and waiting packets. Until

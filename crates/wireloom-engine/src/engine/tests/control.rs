@@ -130,7 +130,7 @@ fn many_peers_that_answer_at_once_get_their_sessions_by_one_initiation_each() {
 fn greetings_to_many_peers_are_sent_eight_at_a_time() {
     const PEERS: usize = 200;
     let mut a = Machine::on(&network(), 1);
-    Crowd::of(&mut a, PEERS as u16);
+    let mut crowd = Crowd::of(&mut a, PEERS as u16);
     let mut now = at(0);
     while initiations(&a) < PEERS {
         let before = initiations(&a);
@@ -139,8 +139,29 @@ fn greetings_to_many_peers_are_sent_eight_at_a_time() {
         assert!((1..=8).contains(&sent), "{sent} at once");
         let NextTurn::Wait(Some(at)) = next else { panic!("{next:?}") };
         assert!(initiations(&a) == PEERS || at == now.monotonic + DUE_PAUSE, "{at:?}");
+        // Answers and whatever else wakes the control thread meanwhile do not cut the pause short.
+        for quarter in 0..4 {
+            let early = Now { monotonic: now.monotonic + DUE_PAUSE * quarter / 4, ..now };
+            crowd.answer(early, &a);
+            while a.turn(early) == NextTurn::Now {}
+        }
+        assert_eq!(initiations(&a) - before, sent);
         now.monotonic = at;
     }
+}
+
+#[test]
+fn a_peer_that_packets_wait_for_is_greeted_amid_greetings_to_many() {
+    let mut a = Machine::on(&network(), 1);
+    Crowd::of(&mut a, 200);
+    a.control(at(0));
+    let key = PrivateKey::from_bytes([77; 32]).public_key().to_hex();
+    let lines = format!("public_key={key}\nendpoint=192.0.2.77:1\nallowed_ip=10.0.0.77/32");
+    assert_eq!(a.set(at(0), &lines), Reply::Done);
+    let before = initiations(&a);
+    a.stack.send(&packet(a.inner, Ipv4Addr::new(10, 0, 0, 77), b"waits"));
+    a.turn(at(0));
+    assert_eq!(initiations(&a) - before, 1, "and nobody else");
 }
 
 #[test]
