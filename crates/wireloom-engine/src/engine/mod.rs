@@ -24,7 +24,7 @@ use crate::{
     drops::Drops,
     kept_timestamp::KeptTimestamp,
     link::Link,
-    punt::{KnownAddresses, Lane, Multicast, PathMtus, Punted},
+    punt::{KnownAddresses, LANES, Multicast, PathMtus, Punted},
     runtime::{crypto_pool::CryptoPool, turn::NextTurn, wake_up::WakeUp},
     tun::{Tun, TunEvent, TunState},
     udp::{Network, Patience, Udp},
@@ -40,8 +40,7 @@ const STORED_TRIES: u32 = 250;
 /// How long nothing is read of a port that was adopted, unless there are peers before: as long as packets may wait for
 /// a new agent, which takes a second or two for its first pass. Afterwards packets for nobody are refused again.
 const AWAIT_PEERS: Duration = Duration::from_secs(30);
-/// A turn begins no further round, of one message of each lane of each worker, after this many handshake messages: each
-/// takes up to 200 µs, and timers have their turn in between.
+/// The most handshake messages that a turn answers: each takes up to 200 µs, and timers have their turn in between.
 const HANDSHAKES_AT_ONCE: usize = 8;
 /// A turn begins no further segment of a multicast after this many copies: timers and handshakes have their turn.
 const COPIES_AT_ONCE: usize = 256;
@@ -77,6 +76,8 @@ pub(crate) struct Engine<T: Tun, N: Network> {
     workers: Workers<T::Queue, N::Udp>,
     /// The multicast that is being sent to all.
     multicast: Option<Multicast>,
+    /// The lane of handshake messages that is served next.
+    next_lane: usize,
     /// When the device does what is due next, at the earliest: see [`DUE_PAUSE`].
     due_at: Instant,
     known_addresses: KnownAddresses,
@@ -155,6 +156,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
             udp: None,
             workers,
             multicast: None,
+            next_lane: 0,
             due_at: Instant::from_origin(Duration::ZERO),
             known_addresses,
             publish_known_at: Instant::from_origin(Duration::ZERO),
@@ -303,32 +305,31 @@ impl<T: Tun, N: Network> Engine<T, N> {
         more
     }
 
-    /// Answers handshake messages: those from addresses of peers first, and a stranger's after each. Returns whether
-    /// there may be more.
+    /// Answers handshake messages: one of each lane of each worker, and so on, from where the last turn stopped.
+    /// Returns whether there are more.
     fn answer_handshakes(&mut self, now: Now) -> bool {
-        let mut answered = 0;
-        loop {
-            let before = answered;
-            for punted in self.workers.punted() {
-                for lane in [Lane::Known, Lane::Strangers] {
-                    let Some(handshake) = punted.next_handshake(lane) else { continue };
-                    answered += 1;
-                    if let Err(reason) =
-                        self.device.handle_handshake(now, handshake.from, &handshake.datagram)
-                    {
-                        self.drops.count(reason);
-                    }
-                }
-            }
-            if answered == before || answered >= HANDSHAKES_AT_ONCE {
-                break;
+        let punted = self.workers.punted();
+        let lanes = punted.len() * LANES.len();
+        let (mut answered, mut empty) = (0, 0);
+        while answered < HANDSHAKES_AT_ONCE && empty < lanes {
+            let place = self.next_lane % lanes;
+            self.next_lane = place + 1;
+            let Some(handshake) = punted[place / LANES.len()].next_handshake(LANES[place % LANES.len()])
+            else {
+                empty += 1;
+                continue;
+            };
+            (answered, empty) = (answered + 1, 0);
+            if let Err(reason) = self.device.handle_handshake(now, handshake.from, &handshake.datagram) {
+                self.drops.count(reason);
             }
         }
+        let more_wait = punted.iter().any(Punted::has_handshakes);
         if answered > 0 && self.publish_known_at <= now.monotonic {
             self.publish_known_at = now.monotonic + KNOWN_INTERVAL;
             self.publish_known_addresses();
         }
-        answered >= HANDSHAKES_AT_ONCE
+        more_wait
     }
 
     fn publish_known_addresses(&self) {

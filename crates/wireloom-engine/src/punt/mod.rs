@@ -17,7 +17,6 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
 };
 
@@ -29,7 +28,11 @@ use crate::{
     drops::{Drops, EngineDrop},
     offload::segment::Segments,
     runtime::wake_up::WakeUp,
+    sync::channel::{Receiver, Sender, bounded, unbounded},
 };
+
+/// The lanes of handshake messages, in the order in which they are served.
+pub(crate) const LANES: [Lane; 2] = [Lane::Known, Lane::Strangers];
 
 /// Multicasts of one queue that may wait: 16 MB of the longest super-packets, and usually less than 400 KB.
 const MULTICASTS_MAX: usize = 256;
@@ -59,10 +62,10 @@ pub(crate) type PathMtus = BTreeMap<IpAddr, usize>;
 pub(crate) struct Punter {
     sieve: Sieve,
     signals: Sender<Signal>,
-    known: SyncSender<Handshake>,
-    strangers: SyncSender<Handshake>,
-    multicasts: SyncSender<Multicast>,
-    path_mtus: SyncSender<PathMtus>,
+    known: Sender<Handshake>,
+    strangers: Sender<Handshake>,
+    multicasts: Sender<Multicast>,
+    path_mtus: Sender<PathMtus>,
     ended: Arc<AtomicBool>,
     control: WakeUp,
     drops: Arc<Drops>,
@@ -85,11 +88,11 @@ pub(crate) fn punts(
     known_addresses: &KnownAddresses,
     drops: &Arc<Drops>,
 ) -> (Punter, Punted) {
-    let (signals, from_signals) = channel();
-    let (known, from_known) = sync_channel(LANE);
-    let (strangers, from_strangers) = sync_channel(LANE);
-    let (multicasts, from_multicasts) = sync_channel(MULTICASTS_MAX);
-    let (path_mtus, from_path_mtus) = sync_channel(PATH_MTUS_MAX);
+    let (signals, from_signals) = unbounded();
+    let (known, from_known) = bounded(LANE);
+    let (strangers, from_strangers) = bounded(LANE);
+    let (multicasts, from_multicasts) = bounded(MULTICASTS_MAX);
+    let (path_mtus, from_path_mtus) = bounded(PATH_MTUS_MAX);
     let ended = Arc::<AtomicBool>::default();
     let punter = Punter {
         sieve: Sieve::new(Arc::clone(known_addresses)),
@@ -151,7 +154,7 @@ impl Punter {
         self.control.signal();
     }
 
-    fn punt<P>(&self, lane: &SyncSender<P>, punt: P) {
+    fn punt<P>(&self, lane: &Sender<P>, punt: P) {
         match lane.try_send(punt) {
             Ok(()) => self.control.signal(),
             Err(_) => self.drops.count(EngineDrop::DeviceBusy),
@@ -173,11 +176,19 @@ impl Punted {
     }
 
     pub(crate) fn next_handshake(&self, lane: Lane) -> Option<Handshake> {
-        let lane = match lane {
+        self.lane(lane).try_recv().ok()
+    }
+
+    /// Whether handshake messages wait.
+    pub(crate) fn has_handshakes(&self) -> bool {
+        LANES.into_iter().any(|lane| !self.lane(lane).is_empty())
+    }
+
+    fn lane(&self, lane: Lane) -> &Receiver<Handshake> {
+        match lane {
             Lane::Known => &self.known,
             Lane::Strangers => &self.strangers,
-        };
-        lane.try_recv().ok()
+        }
     }
 
     /// Whether the worker's thread has ended without being told to.

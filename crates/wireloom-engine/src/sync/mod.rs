@@ -1,4 +1,4 @@
-//! What the crypto pool's threads share: channels, and the threads themselves.
+//! What threads share: channels, and the threads themselves.
 //!
 //! They are crossbeam's and std's. In this crate's unit tests they are [`model`]'s, which do the same, but which loom,
 //! a model checker, takes over within [`model::check`].

@@ -197,6 +197,48 @@ fn a_peer_is_answered_at_once_amid_a_flood_from_forged_addresses() {
     assert!(b.network.seen()[before..].iter().any(is_answer));
 }
 
+/// Injects messages that are no handshakes but look like ones, from many strangers.
+fn strangers(to: &Machine, count: u32) {
+    let mut initiation = [0; 148];
+    initiation[0] = 1;
+    for number in 0..count {
+        let stranger = Ipv4Addr::from_bits(0xc633_6400 + number);
+        inject(&to.network, stranger.into(), to.endpoint(), &initiation);
+    }
+}
+
+#[test]
+fn a_turn_answers_eight_handshakes_however_many_queues_there_are() {
+    const QUEUES: usize = 8;
+    const FLOOD: u32 = 401;
+    let interface = crate::tun::memory_tun_of(std::num::NonZero::new(QUEUES).expect("not zero"));
+    let mut a = Machine::with(&network(), 1, Mode::STANDARD, interface);
+    a.configure(at(0), &[]);
+    a.up();
+    a.turn(at(0));
+    strangers(&a, FLOOD);
+    for queue in 0..QUEUES {
+        while a.carry(at(1), queue) == Some(Backlog::More) {}
+    }
+    for answered in (0..FLOOD.into()).step_by(8) {
+        assert_eq!(a.all_dropped(), answered);
+        let is_last = answered + 8 >= FLOOD.into();
+        assert_eq!(a.control(at(1)) == NextTurn::Now, !is_last);
+    }
+    assert_eq!(a.all_dropped(), FLOOD.into(), "each of them has been answered");
+}
+
+#[test]
+fn a_turn_that_answers_all_there_is_leaves_no_backlog() {
+    let mut a = Machine::on(&network(), 1);
+    a.configure(at(0), &[]);
+    a.up();
+    a.turn(at(0));
+    strangers(&a, 8);
+    assert_ne!(a.turn(at(1)), NextTurn::Now);
+    assert_eq!(a.all_dropped(), 8);
+}
+
 #[test]
 fn a_control_thread_that_is_late_keeps_the_order_of_packets_that_wait_for_a_session() {
     let (mut a, mut b) = pair();

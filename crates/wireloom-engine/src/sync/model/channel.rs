@@ -1,6 +1,6 @@
-//! Channels. They have those of crossbeam's methods that the crypto pool uses.
+//! Channels. They have those of crossbeam's methods that are used.
 
-use std::{collections::VecDeque, iter, sync::Arc, thread};
+use std::{collections::VecDeque, fmt, iter, sync::Arc, thread};
 
 use crossbeam_channel::{RecvError, SendError, TryRecvError, TrySendError};
 use loom::sync::{Condvar, Mutex, MutexGuard};
@@ -21,13 +21,25 @@ pub(crate) enum Receiver<T> {
 
 /// A channel with room for `capacity` messages.
 pub(crate) fn bounded<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
+    channel(capacity, || crossbeam_channel::bounded(capacity))
+}
+
+/// A channel with room for any number of messages.
+pub(crate) fn unbounded<T>() -> (Sender<T>, Receiver<T>) {
+    channel(usize::MAX, crossbeam_channel::unbounded)
+}
+
+fn channel<T>(
+    capacity: usize,
+    real: impl FnOnce() -> (crossbeam_channel::Sender<T>, crossbeam_channel::Receiver<T>),
+) -> (Sender<T>, Receiver<T>) {
     if is_running() {
         let state = State { messages: VecDeque::new(), capacity, senders: 1, receivers: 1 };
         let channel = Arc::new(Channel { state: Mutex::new(state), changed: Condvar::new() });
         let sender = ModelledSender(Arc::clone(&channel));
         (Sender::Modelled(sender), Receiver::Modelled(ModelledReceiver(channel)))
     } else {
-        let (sender, receiver) = crossbeam_channel::bounded(capacity);
+        let (sender, receiver) = real();
         (Sender::Real(sender), Receiver::Real(receiver))
     }
 }
@@ -63,8 +75,31 @@ impl<T> Receiver<T> {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::Real(receiver) => receiver.is_empty(),
+            Self::Modelled(ModelledReceiver(channel)) => channel.lock().messages.is_empty(),
+        }
+    }
+
+    pub(crate) fn try_iter(&self) -> impl Iterator<Item = T> {
+        iter::from_fn(|| self.try_recv().ok())
+    }
+
     pub(crate) fn into_iter(self) -> impl Iterator<Item = T> {
         iter::from_fn(move || self.recv().ok())
+    }
+}
+
+impl<T> fmt::Debug for Sender<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender").finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for Receiver<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver").finish_non_exhaustive()
     }
 }
 
