@@ -37,6 +37,7 @@ impl Device {
             return;
         };
         if self.identity.is_none() || peer.path.endpoint().is_none() {
+            peer.path.news.end_search();
             return;
         }
         let attempt = peer.attempt.get_or_insert(Attempt { since: now.monotonic, retry_at });
@@ -53,7 +54,7 @@ impl Device {
             return;
         };
         let (Some(identity), Some(endpoint)) = (&self.identity, peer.path.endpoint()) else {
-            peer.attempt = None;
+            peer.end_attempt();
             return;
         };
         let Some(attempt) = &mut peer.attempt else {
@@ -204,6 +205,7 @@ impl Device {
         };
         // First: what a worker stages or sends after the rest has been forgotten is news.
         peer.path.news.take();
+        peer.path.news.end_search();
         peer.handshake_sent = None;
         peer.wipe_at = None;
         peer.keepalive_wanted = false;
@@ -286,7 +288,7 @@ impl Device {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        peer.attempt = None;
+        peer.end_attempt();
         if let Some(pending) = peer.pending.take() {
             self.indices.release(pending.index);
         }

@@ -256,6 +256,8 @@ impl Device {
             return;
         };
         let events = peer.path.news.take();
+        // An attempt that is under way seeks the peer already.
+        let sought = events.contains(Events::SOUGHT) && peer.attempt.is_none();
         // The session may have been renewed since. The worker's clock may be ahead of this turn's, which began before.
         let there = now.monotonic + SIGNAL_AHEAD;
         let current = peer.sessions.current();
@@ -269,7 +271,7 @@ impl Device {
         if events.contains(Events::PACKETS_WAIT) {
             self.ask_for_session(now, id);
         }
-        if rekey || last_minute || events.contains(Events::SOUGHT) {
+        if rekey || last_minute || sought {
             self.ask_for_handshake(now, id);
         }
         self.reschedule(id);
@@ -378,6 +380,7 @@ impl Device {
         for (_, id) in std::mem::take(&mut self.wanted).into_iter().chain(urgent) {
             if let Some(peer) = self.peers.get_mut(&id) {
                 (peer.is_queued, peer.handshake_wanted, peer.keepalive_wanted) = (false, false, false);
+                peer.path.news.end_search();
             }
         }
     }

@@ -113,4 +113,10 @@ impl Peer {
             scheduled: None,
         }
     }
+
+    /// Ends the attempt, if there is one: the next packet for the peer may ask for another.
+    pub(super) fn end_attempt(&mut self) {
+        self.attempt = None;
+        self.path.news.end_search();
+    }
 }

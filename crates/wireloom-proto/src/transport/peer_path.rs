@@ -240,8 +240,9 @@ impl PeerPath {
     }
 
     /// Has the device begin a handshake, because a packet was dropped: the peer is not [reachable](Self::is_reachable).
-    /// Returns the signal that tells it so.
+    /// Returns the signal that tells it so, unless it knows, or has no endpoint to try.
     pub fn seek(&self) -> Option<Signal> {
+        self.endpoint.load().as_ref()?;
         self.report_once(Events::SOUGHT)
     }
 
@@ -250,8 +251,7 @@ impl PeerPath {
         self.news.add(events).then_some(Signal { peer: self.id })
     }
 
-    /// As [`Self::report`], for what may be reported for every packet. Returns no signal while the device has not taken
-    /// the last one.
+    /// As [`Self::report`], for what may be reported for every packet. Returns no signal while the event is there.
     pub(crate) fn report_once(&self, events: Events) -> Option<Signal> {
         self.news.add_once(events).then_some(Signal { peer: self.id })
     }

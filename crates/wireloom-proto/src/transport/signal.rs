@@ -8,8 +8,8 @@ use crate::sync::atomic::{AtomicU8, Ordering};
 /// What sealing or opening found out that the device must know. Give it to
 /// [`Device::handle_signal`](crate::Device::handle_signal) on the thread that owns the device.
 ///
-/// Signals are few: some per session, one when a first packet waits, and one for packets to an unreachable peer until
-/// the device has taken the last. A late one is harmless, because the device checks whether its cause still holds. The
+/// Signals are few: some per session, one when a first packet waits, and one for all packets to an unreachable peer
+/// while the device seeks it. A late one is harmless, because the device checks whether its cause still holds. The
 /// news themselves stay with the peer until the device takes them, so that the next signal makes up for one that was
 /// lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,12 +48,20 @@ impl News {
         self.0.fetch_or(bits, Ordering::Release);
     }
 
-    /// Takes all events.
+    /// Takes all events, but leaves [`Events::SOUGHT`] behind if it is there: until [`Self::end_search`], nobody has to
+    /// tell the device again.
     pub(crate) fn take(&self) -> Events {
         if self.0.load(Ordering::Relaxed) == 0 {
             return Events::NONE;
         }
-        Events(self.0.swap(0, Ordering::Acquire))
+        Events(self.0.fetch_and(Events::SOUGHT.0, Ordering::Acquire))
+    }
+
+    /// Has the next packet for the peer, if it is unreachable still, tell the device.
+    pub(crate) fn end_search(&self) {
+        if Events(self.0.load(Ordering::Relaxed)).contains(Events::SOUGHT) {
+            self.0.fetch_and(!Events::SOUGHT.0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -74,7 +82,7 @@ impl Events {
 
     /// Packets wait for a session.
     pub(crate) const PACKETS_WAIT: Self = Self(1 << 4);
-    /// A packet was dropped because the peer is unreachable.
+    /// A packet was dropped because the peer is unreachable. This stays while an attempt to get a session is under way.
     pub(crate) const SOUGHT: Self = Self(1 << 5);
 
     /// Whether this set contains all events of `other`.

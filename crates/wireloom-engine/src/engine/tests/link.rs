@@ -43,6 +43,56 @@ fn a_frame_goes_to_the_peer_it_is_addressed_to_and_comes_from_its_sender_s_link_
 }
 
 #[test]
+fn a_stream_to_an_unreachable_peer_rarely_signals_the_control_thread() {
+    let network = network();
+    let (mut a, b) = (on_link(&network, 1), on_link(&network, 2));
+    a.configure(at(0), &[&b]);
+    a.up();
+    a.turn(at(0));
+    let data = frame(&a, &b, &packet(a.inner, b.inner, b"hello?"));
+    a.stack.send(&data);
+    let mut second = 1;
+    while a.dropped("peer-lost") == 0 {
+        a.turn(at(second));
+        a.stack.send(&data);
+        second += 1;
+        assert!(second < 10, "it leaves an initiation unanswered");
+    }
+    // Sends this many more, with a turn of the control thread after each. Returns how many signals it got.
+    let stream = |a: &mut Machine, second, count| {
+        let mut signals = 0;
+        for _ in 0..count {
+            a.stack.send(&data);
+            a.carry(at(second), 0);
+            while let Some(signal) = a.engine.workers.punted()[0].next_signal() {
+                signals += 1;
+                a.engine.device.handle_signal(at(second), signal);
+            }
+            a.control(at(second));
+            while a.stack.receive().is_some() {}
+        }
+        signals
+    };
+    let signals = stream(&mut a, second, 1000);
+    assert!(signals <= 2, "{signals}");
+    // When the attempt has been given up, the next frame begins another one.
+    for second in second..second + 100 {
+        a.turn(at(second));
+    }
+    let initiations = || network.seen().iter().filter(|(_, _, datagram)| datagram[0] == 1).count();
+    let before = initiations();
+    let signals = stream(&mut a, second + 100, 1000);
+    assert_eq!((signals, initiations() - before), (1, 1));
+    // Without an endpoint there is nothing to try.
+    let key = PrivateKey::from_bytes([77; 32]).public_key();
+    assert_eq!(a.set(at(second), &format!("public_key={}", key.to_hex())), Reply::Done);
+    let to = LinkAddress::of(key).to_bytes();
+    a.stack.send(&[&to[..], &data[6..]].concat());
+    a.carry(at(second), 0);
+    assert_eq!(a.engine.workers.punted()[0].next_signal(), None);
+}
+
+#[test]
 fn a_request_whose_link_address_is_refused_changes_nothing() {
     let network = network();
     let (mut a, b) = (on_link(&network, 1), on_link(&network, 2));

@@ -63,7 +63,7 @@ macro_rules! stored {
 }
 
 atomic!(AtomicBool, bool, swap(value));
-atomic!(AtomicU8, u8, swap(value), fetch_or(bits));
+atomic!(AtomicU8, u8, fetch_and(bits), fetch_or(bits));
 atomic!(AtomicU16, u16);
 atomic!(AtomicU64, u64, fetch_add(n), fetch_min(value));
 
