@@ -83,7 +83,7 @@ impl Configuration<'_> {
             if let Some(peer) = self.device.peers.get_mut(&id) {
                 peer.static_static.forget();
             }
-            self.device.reschedule(id);
+            self.device.reschedule(self.now, id);
         }
     }
 
@@ -149,7 +149,7 @@ impl PeerConfiguration<'_> {
         let path = &self.peer().path;
         path.set_endpoint(Some(remote.into()));
         path.set_reachable(true);
-        self.device.reschedule(self.id);
+        self.device.reschedule(self.now, self.id);
         self
     }
 
@@ -173,7 +173,7 @@ impl PeerConfiguration<'_> {
             peer.keepalive_wanted = true;
             self.device.queue(now, self.id);
         }
-        self.device.reschedule(self.id);
+        self.device.reschedule(self.now, self.id);
         self
     }
 

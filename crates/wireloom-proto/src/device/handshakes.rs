@@ -43,7 +43,7 @@ impl Device {
         let attempt = peer.attempt.get_or_insert(Attempt { since: now.monotonic, retry_at });
         attempt.since = now.monotonic;
         self.send_initiation(now, id);
-        self.reschedule(id);
+        self.reschedule(now.monotonic, id);
     }
 
     /// Sends an initiation, unless the last handshake message to the peer was sent less than [`REKEY_TIMEOUT`] ago. The
@@ -120,7 +120,7 @@ impl Device {
         peer.path.note_sent(now.monotonic, bytes.len(), false);
         self.outbox.push_back(HandshakeMessage::new(from, &bytes));
         self.begin_session(now, id, &keys, Role::Responder, local_index, initiation.sender);
-        self.reschedule(id);
+        self.reschedule(now.monotonic, id);
         Ok(())
     }
 
@@ -169,7 +169,7 @@ impl Device {
         self.begin_session(now, id, &keys, Role::Initiator, response.receiver, response.sender);
         self.finish_attempt(now, id);
         self.ready.push_back(id);
-        self.reschedule(id);
+        self.reschedule(now.monotonic, id);
         Ok(())
     }
 

@@ -274,7 +274,7 @@ impl Device {
         if rekey || last_minute || sought {
             self.ask_for_handshake(now, id);
         }
-        self.reschedule(id);
+        self.reschedule(now.monotonic, id);
     }
 
     /// Sends what waits for a session with the peer, or has a handshake begin for it.
@@ -322,7 +322,7 @@ impl Device {
             {
                 self.handle_due(now, id, due);
             }
-            self.reschedule(id);
+            self.reschedule(now.monotonic, id);
             budget -= 1;
         }
     }
@@ -347,7 +347,7 @@ impl Device {
             } else {
                 self.send_staged(now, id);
             }
-            self.reschedule(id);
+            self.reschedule(now.monotonic, id);
         }
     }
 
@@ -390,7 +390,7 @@ impl Device {
         self.forget_wanted();
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
-            self.reschedule(id);
+            self.schedule(id);
         }
     }
 

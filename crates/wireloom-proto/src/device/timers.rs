@@ -42,6 +42,16 @@ impl Peer {
         armed.min_by_key(|(at, _)| *at)
     }
 
+    /// When the device checks the timers next: when the first one fires, or sooner while a packet is unanswered. Its
+    /// answer may be a request, which arms a timer that fires before the present one. To check when that can be at the
+    /// earliest is a needless check every 10 seconds, and spares a signal for each request that is answered at once.
+    fn next_check(&self, now: Instant) -> Option<Instant> {
+        let due = self.next_due().map(|(at, _)| at);
+        let unanswered = self.path.activity.unanswered_since.get();
+        let sooner = unanswered.map(|since| since + KEEPALIVE_TIMEOUT).filter(|at| *at > now);
+        due.into_iter().chain(sooner).min()
+    }
+
     fn persistent_keepalive_at(&self) -> Option<Instant> {
         let keepalive = self.persistent_keepalive?;
         self.path.endpoint()?;
@@ -107,12 +117,21 @@ impl Device {
         self.send_initiation(now, id);
     }
 
+    /// Schedules the next check of a peer's timers.
+    pub(super) fn reschedule(&mut self, now: Instant, id: PeerId) {
+        self.schedule_by(id, |peer| peer.next_check(now));
+    }
+
     /// Schedules the check of a peer for the moment when its first timer fires.
-    pub(super) fn reschedule(&mut self, id: PeerId) {
+    pub(super) fn schedule(&mut self, id: PeerId) {
+        self.schedule_by(id, |peer| peer.next_due().map(|(at, _)| at));
+    }
+
+    fn schedule_by(&mut self, id: PeerId, next: impl FnOnce(&Peer) -> Option<Instant>) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        let check = peer.path.activity.schedule_check(|| peer.next_due().map(|(at, _)| at));
+        let check = peer.path.activity.schedule_check(|| next(peer));
         if check != peer.scheduled {
             if let Some(at) = peer.scheduled {
                 self.deadlines.remove(&(at, id));

@@ -274,6 +274,35 @@ fn steady_traffic_rarely_signals_the_device() {
     assert!(world.nodes.iter().all(|node| node.signals <= 10));
 }
 
+/// The network stack may answer a request before the device hears of it: it often does on one core.
+#[test]
+fn requests_that_are_answered_before_the_device_hears_of_them_rarely_signal_it() {
+    let mut world = World::pair();
+    world.assert_connected();
+    let paths = [world.path(ALICE, BOB), world.path(BOB, ALICE)];
+    let mut signals = 0;
+    for _ in 0..2000 {
+        let now = world.now();
+        let mut reported = [Vec::new(), Vec::new()];
+        for (from, to) in [(ALICE, BOB), (BOB, ALICE)] {
+            let mut packet = [0; DATA_OVERHEAD + 32];
+            let sealed =
+                paths[from].seal(now.monotonic, std::iter::once(&mut packet[..])).expect("a session");
+            reported[from].extend(sealed.signal);
+            let transport = world.nodes[to].device.transport();
+            let source = Endpoint::from(world.nodes[from].address);
+            reported[to].extend(transport.open(now.monotonic, source, &mut packet).expect("a packet").signal);
+        }
+        signals += reported[BOB].len();
+        for (node, reported) in world.nodes.iter_mut().zip(reported) {
+            reported.into_iter().for_each(|signal| node.device.handle_signal(now, signal));
+        }
+        world.run(SECOND / 50);
+    }
+    assert_eq!(world.count(MessageKind::Initiation), 1, "40 seconds have passed");
+    assert!(signals <= 10, "{signals}");
+}
+
 /// Delivers a packet from Bob to an address of Alice, which becomes part of his endpoint. Returns that endpoint.
 fn learn_local_address(world: &mut World) -> Endpoint {
     let local = LocalAddress { address: address(1).ip(), interface: 7 };
