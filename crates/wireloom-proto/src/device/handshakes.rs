@@ -259,13 +259,19 @@ impl Device {
         };
         let session = Arc::new(Session::new(keys, role, local_index, remote_index, now.monotonic));
         self.transport.insert(Arc::clone(&session), Arc::clone(&peer.path));
-        let ended = match role {
-            Role::Initiator => peer.sessions.use_initiated(session),
-            Role::Responder => peer.sessions.keep_answered(session),
-        };
         peer.wipe_at = Some(now.monotonic + WIPE_AFTER_TIME);
-        self.end_sessions(ended);
-        self.use_current(id);
+        match role {
+            Role::Initiator => {
+                let ended = peer.sessions.use_initiated(session);
+                self.end_sessions(ended);
+                self.use_current(id);
+            }
+            // The current session is the same as before.
+            Role::Responder => {
+                let ended = peer.sessions.keep_answered(session);
+                self.end_sessions(ended);
+            }
+        }
     }
 
     fn end_sessions(&mut self, ended: Ended) {

@@ -258,6 +258,13 @@ impl Device {
         let events = peer.path.news.take();
         // An attempt that is under way seeks the peer already.
         let sought = events.contains(Events::SOUGHT) && peer.attempt.is_none();
+        // First: the rest is about the session that this brings into use, or does not concern it.
+        if events.contains(Events::SESSION_CONFIRMED) {
+            self.promote_confirmed(now, id);
+        }
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
         // The session may have been renewed since. The worker's clock may be ahead of this turn's, which began before.
         let there = now.monotonic + SIGNAL_AHEAD;
         let current = peer.sessions.current();
@@ -265,9 +272,6 @@ impl Device {
             && current.is_some_and(|session| session.is_due_for_rekey(there));
         let last_minute = events.contains(Events::LAST_MINUTE)
             && current.and_then(|session| session.last_minute()).is_some_and(|at| at <= there);
-        if events.contains(Events::SESSION_CONFIRMED) {
-            self.promote_confirmed(now, id);
-        }
         if events.contains(Events::PACKETS_WAIT) {
             self.ask_for_session(now, id);
         }

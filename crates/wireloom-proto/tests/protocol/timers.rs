@@ -168,6 +168,20 @@ fn an_initiator_that_only_receives_renews_at_165_seconds_once() {
 }
 
 #[test]
+fn a_peer_that_starts_again_in_the_last_minute_of_a_session_is_not_greeted_as_well() {
+    let mut world = World::pair();
+    world.assert_connected();
+    world.run(166 * SECOND);
+    world.seen.clear();
+    world.restart(BOB);
+    world.introduce(BOB, ALICE);
+    world.send(BOB, ALICE, b"I am back");
+    world.run(20 * SECOND);
+    assert_eq!(world.take_received(ALICE).last(), Some(&b"I am back".to_vec()));
+    assert_eq!(world.count(MessageKind::Initiation), 1, "it has just made a session");
+}
+
+#[test]
 fn persistent_keepalives_begin_at_once_and_keep_the_session_alive() {
     let mut world = World::pair();
     set_keepalive(&mut world, ALICE, BOB, 25);

@@ -2,20 +2,17 @@
 
 use std::time::Duration;
 
-use wireloom_proto::{Device, DropReason, MessageKind, UnixTime};
+use wireloom_proto::{DropReason, MessageKind, UnixTime};
 
-use crate::world::{ALICE, BOB, World, private_key};
+use crate::world::{ALICE, BOB, World};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Replaces Alice's device by a new one with the same key, as when its process starts again.
 fn restart_alice(world: &mut World, kept: Option<UnixTime>) {
-    let now = world.now();
-    let device = &mut world.nodes[ALICE].device;
-    *device = Device::new(&[42; 32]);
-    device.configure(now, |configuration| configuration.set_private_key(Some(private_key(1))));
+    world.restart(ALICE);
     if let Some(kept) = kept {
-        device.continue_timestamps_after(kept);
+        world.nodes[ALICE].device.continue_timestamps_after(kept);
     }
     world.introduce(ALICE, BOB);
 }

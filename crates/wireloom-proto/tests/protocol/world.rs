@@ -144,6 +144,15 @@ impl World {
         self.nodes.len() - 1
     }
 
+    /// Replaces a node's device by a new one with the same key and without peers, as when its process starts again.
+    pub(crate) fn restart(&mut self, node: usize) {
+        let now = self.now();
+        let device = &mut self.nodes[node].device;
+        *device = Device::new(&[42; 32]);
+        let key = private_key(node as u8 + 1);
+        device.configure(now, |configuration| configuration.set_private_key(Some(key)));
+    }
+
     /// Makes `other` a peer of `node`, with its endpoint and inner address.
     pub(crate) fn introduce(&mut self, node: usize, other: usize) {
         let now = self.now();
