@@ -119,6 +119,8 @@ impl Device {
         peer.handshake_sent = Some(now.monotonic);
         peer.path.note_sent(now.monotonic, bytes.len(), false);
         self.outbox.push_back(HandshakeMessage::new(from, &bytes));
+        // The peer may have confirmed the session before this one, and use it, and the news are still on their way.
+        self.promote_confirmed(now, id);
         self.begin_session(now, id, &keys, Role::Responder, local_index, initiation.sender);
         self.reschedule(now.monotonic, id);
         Ok(())

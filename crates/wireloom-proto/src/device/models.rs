@@ -28,7 +28,11 @@ fn endpoint(of: u8) -> Endpoint {
 }
 
 fn device(own: u8, peer: u8) -> Device {
-    let mut device = Device::new(&[own; 32]);
+    device_with_seed(own, own, peer)
+}
+
+fn device_with_seed(seed: u8, own: u8, peer: u8) -> Device {
+    let mut device = Device::new(&[seed; 32]);
     let configured = device.configure(NOW, |configuration| {
         configuration.set_private_key(Some(private_key(own)));
         configuration.add_peer(private_key(peer).public_key())?.set_endpoint(endpoint(peer).remote);
@@ -109,6 +113,11 @@ fn turn(device: &mut Device, data_path: &DataPath) -> Vec<Vec<u8>> {
         device.handle_signal(NOW, signal);
     }
     device.handle_timeout(NOW);
+    transmit(device, data_path)
+}
+
+/// The end of a turn.
+fn transmit(device: &mut Device, data_path: &DataPath) -> Vec<Vec<u8>> {
     let mut handshake = Vec::new();
     loop {
         while let Some(transmit) = device.poll_transmit(NOW) {
@@ -191,6 +200,46 @@ fn packets_leave_once_and_in_order_while_a_session_is_confirmed() {
         sender.join().unwrap();
         turn(&mut device, &data_path);
         data_path.assert_sent(&[1, 2]);
+    });
+}
+
+/// The peer has started again, and its first message confirms its new session, while the device sends a keepalive in
+/// the one before.
+#[test]
+fn a_session_that_is_confirmed_stays_in_use() {
+    let (_, _, initiation) = waiting();
+    let mut peer = device(THEIRS, OURS);
+    peer.handle_handshake(NOW, endpoint(OURS), &initiation).expect("it is for the peer");
+    let response = peer.poll_transmit(NOW).expect("an answer").datagram.to_vec();
+    let mut peer = device_with_seed(9, THEIRS, OURS);
+    let theirs = DataPath::of(&peer);
+    theirs.send(1);
+    let again = turn(&mut peer, &theirs).pop().expect("a packet waits");
+    let receiver = u32::from_le_bytes(*again[4..].first_chunk().expect("a sender index"));
+    let answered = move || {
+        let (mut device, data_path, _) = waiting();
+        device.handle_handshake(NOW, endpoint(THEIRS), &response).expect("it is for this initiation");
+        turn(&mut device, &data_path);
+        device.handle_handshake(NOW, endpoint(THEIRS), &again).expect("it is for us");
+        let answer = turn(&mut device, &data_path).pop().expect("an answer");
+        (device, data_path, answer)
+    };
+    let (_, _, answer) = answered();
+    peer.handle_handshake(NOW, endpoint(OURS), &answer).expect("it is for this initiation");
+    let first = peer.poll_transmit(NOW).expect("the packet that waits").datagram.to_vec();
+    check(Bound::Preemptions(2), move || {
+        let (mut device, data_path, _) = answered();
+        assert!(!data_path.path.sends_to(receiver), "the session before is in use");
+        device.send_keepalive(NOW, data_path.path.id());
+        let worker = {
+            let (data_path, first) = (Arc::clone(&data_path), first.clone());
+            spawn(move || data_path.receive(&first))
+        };
+        transmit(&mut device, &data_path);
+        worker.join().unwrap();
+        assert!(data_path.path.sends_to(receiver), "the peer knows no other");
+        turn(&mut device, &data_path);
+        assert!(data_path.path.sends_to(receiver));
     });
 }
 

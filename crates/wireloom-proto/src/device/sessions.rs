@@ -41,6 +41,16 @@ impl Sessions {
         self.current.as_ref()
     }
 
+    /// The `next` session, if it becomes the current one as soon as the peer confirms it.
+    pub(super) fn upcoming(&self) -> Option<&Arc<Session>> {
+        self.next.as_ref().filter(|next| self.is_newer(next))
+    }
+
+    /// Whether a session is no older than the current one.
+    fn is_newer(&self, session: &Session) -> bool {
+        self.current.as_ref().is_none_or(|current| current.born() <= session.born())
+    }
+
     /// Makes a session that we initiated the current one: the response has proved that the peer has the keys.
     ///
     /// A `next` session stays. It means that both sides have begun a handshake at once, and the peer may send with it
@@ -61,11 +71,11 @@ impl Sessions {
     /// side stayed with its own, both would renew at the same time again and again, which loses packets. So the side
     /// that yields changes to the other's session, and the other side stays with its own.
     pub(super) fn promote_confirmed(&mut self, we_yield: bool) -> Option<Ended> {
-        let current = self.current.as_ref();
-        let next = self.next.take_if(|next| {
-            let newer = current.is_none_or(|current| current.born() <= next.born());
-            next.is_confirmed() && (newer || we_yield)
-        })?;
+        let is_used = |next: &Session| next.is_confirmed() && (self.is_newer(next) || we_yield);
+        if !self.next.as_deref().is_some_and(is_used) {
+            return None;
+        }
+        let next = self.next.take()?;
         let replaced = self.current.replace(next);
         Some([std::mem::replace(&mut self.previous, replaced), None, None])
     }

@@ -1,7 +1,5 @@
 //! Sends what waited for a session, and keepalives.
 
-use std::sync::Arc;
-
 use super::Device;
 use crate::endpoint::Endpoint;
 use crate::inner;
@@ -107,11 +105,14 @@ impl Device {
                 self.ask_for_session(now, id);
                 continue;
             };
+            // The data path may have got as far as the session that comes after it.
+            let publish = || peer.path.use_unless(peer.sessions.upcoming(), &current);
             if peer.rounds_left == 0 {
-                peer.path.set_session(Some(Arc::clone(&current)));
+                publish();
             }
+            let is_published = self.transport.staging.publish_if_empty(id, publish);
             peer.rounds_left = peer.rounds_left.saturating_sub(1);
-            if !self.transport.staging.publish_if_empty(id, || peer.path.set_session(Some(current))) {
+            if !is_published {
                 self.ready.push_back(id);
             }
         }

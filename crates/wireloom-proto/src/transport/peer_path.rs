@@ -316,6 +316,20 @@ impl PeerPath {
         }
     }
 
+    /// Sends in this session from now on, unless the `upcoming` one is in use: see [`Self::use_confirmed`].
+    pub(crate) fn use_unless(&self, upcoming: Option<&Arc<Session>>, session: &Arc<Session>) {
+        loop {
+            let seen = self.session.load();
+            let is_used =
+                |session: &Arc<Session>| seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, session));
+            if is_used(session) || upcoming.is_some_and(is_used) {
+                return;
+            }
+            // Unless a worker has confirmed another one meanwhile.
+            self.session.compare_and_swap(&*seen, Some(Arc::clone(session)));
+        }
+    }
+
     pub(crate) fn set_session(&self, session: Option<Arc<Session>>) {
         self.session.store(session);
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wireloom_proto::{MessageKind, Staged};
+use wireloom_proto::{Device, DropReason, MessageKind, Staged};
 
 use crate::world::{ALICE, BOB, World, address, ipv4};
 
@@ -111,6 +111,65 @@ fn packets_that_were_staged_when_the_session_expired_wait_for_the_next_one() {
     let lengths: Vec<_> =
         std::iter::from_fn(|| alice.poll_transmit(later).map(|transmit| transmit.datagram.len())).collect();
     assert_eq!(lengths, [64, 64], "both packets");
+}
+
+/// Has Bob begin a session, and returns the index at which he receives in it and what he sends first. Nobody else gets
+/// anything of it.
+fn answer_bob(world: &mut World) -> (u32, Vec<u8>) {
+    let now = world.now();
+    world.unreachable = vec![address(1), address(2)];
+    let to_alice = world.path(BOB, ALICE).id();
+    world.nodes[BOB].device.begin_handshake(now, to_alice);
+    let [alice, bob] = &mut world.nodes[..] else { panic!("two nodes") };
+    let next = |device: &mut Device| device.poll_transmit(now).expect("a message").datagram.to_vec();
+    let initiation = next(&mut bob.device);
+    alice.device.handle_handshake(now, address(2).into(), &initiation).expect("it is genuine");
+    let response = next(&mut alice.device);
+    bob.device.handle_handshake(now, address(1).into(), &response).expect("it is genuine");
+    let first = next(&mut bob.device);
+    assert!(bob.device.poll_transmit(now).is_none());
+    assert!(!alice.device.note_transmitted(now) && !bob.device.note_transmitted(now));
+    (u32::from_le_bytes(*initiation[4..].first_chunk().expect("an index")), first)
+}
+
+/// A worker of Alice's opens a message. She does not hear its signal yet.
+fn open(world: &World, mut message: Vec<u8>) -> Result<(), DropReason> {
+    let now = world.now().monotonic;
+    world.nodes[ALICE].device.transport().open(now, address(2).into(), &mut message).map(drop)
+}
+
+#[test]
+fn a_session_that_the_peer_has_confirmed_stays_in_use_until_the_device_hears_of_it() {
+    let mut world = World::pair();
+    world.assert_connected();
+    world.run(Duration::from_secs(30));
+    world.restart(BOB);
+    world.introduce(BOB, ALICE);
+    let (receiver, first) = answer_bob(&mut world);
+    let (now, path) = (world.now(), world.path(ALICE, BOB));
+    assert!(!path.sends_to(receiver), "Alice has one already");
+    open(&world, first).expect("it is genuine");
+    assert!(path.sends_to(receiver), "Bob has forgotten the other one");
+    let alice = &mut world.nodes[ALICE].device;
+    alice.send_keepalive(now, path.id());
+    assert!(alice.poll_transmit(now).is_some() && alice.poll_transmit(now).is_none());
+    alice.note_transmitted(now);
+    assert!(path.sends_to(receiver));
+}
+
+#[test]
+fn a_confirmed_session_that_the_device_has_not_heard_of_outlives_the_next_handshake() {
+    let mut world = World::pair();
+    let (receiver, first) = answer_bob(&mut world);
+    open(&world, first).expect("it is genuine");
+    let path = world.path(BOB, ALICE);
+    let mut under_way = [0; 64];
+    path.seal(world.now().monotonic, std::iter::once(&mut under_way[..])).expect("a session");
+    world.run(Duration::from_secs(6));
+    let (next, _) = answer_bob(&mut world);
+    assert_eq!(open(&world, under_way.to_vec()), Ok(()));
+    let path = world.path(ALICE, BOB);
+    assert!(path.sends_to(receiver) && !path.sends_to(next), "Bob has not confirmed that one");
 }
 
 /// A device that starts again greets all its peers, which takes it a while when there are thousands.
