@@ -9,6 +9,8 @@
 //! Signals are few by nature, and never dropped. Packets that wait for a session are not punted:
 //! [`Transport::reserve_or_stage`](wireloom_proto::Transport::reserve_or_stage) keeps them.
 
+#[cfg(test)]
+mod models;
 mod sieve;
 
 use std::{

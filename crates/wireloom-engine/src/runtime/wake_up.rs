@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use crate::sync::event::{EfdFlags, EventFd};
 
 /// A descriptor that is readable from [`WakeUp::signal`] until [`WakeUp::clear`]. Clones share it.
 #[derive(Clone, Debug)]
@@ -21,6 +21,12 @@ impl WakeUp {
     pub(crate) fn signal(&self) {
         // It fails only when the counter is full: the descriptor is readable then.
         let _ = self.0.write(1);
+    }
+
+    /// Whether it is signalled, which it is not any more then.
+    #[cfg(test)]
+    pub(crate) fn take(&self) -> bool {
+        self.0.read().is_ok()
     }
 
     /// Call it before looking at what the wake-up announces: whatever is added later signals again.

@@ -4,6 +4,7 @@
 //! of one thread of the system. `wireloom-proto` has the same for atomics, in its own unit tests.
 
 pub(crate) mod channel;
+pub(crate) mod event;
 pub(crate) mod thread;
 
 use std::{

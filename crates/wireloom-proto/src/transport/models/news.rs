@@ -53,34 +53,38 @@ fn the_device_hears_every_event_and_sees_its_cause() {
     });
 }
 
-/// A worker stages two packets while the device takes what it was told of. It is told once for all that wait, and looks
-/// at them after it has taken the news.
+/// A worker drops two packets for an unreachable peer. Meanwhile the device begins an attempt, if it is told of one by
+/// then, and gives it up.
 #[test]
-fn the_device_looks_again_after_the_last_packet_was_staged() {
+fn the_device_seeks_an_unreachable_peer_or_is_told_of_the_next_packet() {
     check(Bound::Exhaustive, || {
-        let news = Arc::new(News::default());
-        let (staged, told) = (Arc::new(Mutex::new(0)), Arc::new(Mutex::new(false)));
+        let path = path();
+        let told = Arc::new(Mutex::new(0));
         let worker = {
-            let (news, staged, told) = (Arc::clone(&news), Arc::clone(&staged), Arc::clone(&told));
+            let (path, told) = (Arc::clone(&path), Arc::clone(&told));
             spawn(move || {
                 for _ in 0..2 {
-                    *staged.lock().unwrap() += 1;
-                    if news.add_once(Events::PACKETS_WAIT) {
-                        *told.lock().unwrap() = true;
+                    if path.seek().is_some() {
+                        *told.lock().unwrap() += 1;
                     }
                 }
             })
         };
-        let mut seen = 0;
-        let mut look = || {
-            if std::mem::take(&mut *told.lock().unwrap()) && news.take().contains(Events::PACKETS_WAIT) {
-                seen = *staged.lock().unwrap();
-            }
-            seen
+        let mut heard = 0;
+        let mut hears = || {
+            let more = std::mem::take(&mut *told.lock().unwrap());
+            heard += more;
+            more > 0 && path.news.take().contains(Events::SOUGHT)
         };
-        look();
+        let mut attempts = 0;
+        if hears() {
+            path.news.end_search();
+            attempts += 1;
+        }
         worker.join().unwrap();
-        assert_eq!(look(), 2);
+        let seeks = hears();
+        assert!(heard <= 1 + attempts, "once for each attempt");
+        assert_eq!(seeks, path.seek().is_none(), "the next packet is heard of where no attempt is under way");
     });
 }
 
