@@ -21,8 +21,13 @@ use crate::time::Instant;
 
 /// The most packets that are staged for one peer; the kernel's `MAX_STAGED_PACKETS`.
 pub(crate) const STAGED_MAX: usize = 128;
-/// The most bytes that are staged for all peers: 20 packets of 1,500 bytes for each of two thousand peers.
+/// The most bytes of memory that staged packets of all peers take: 20 packets of 1,500 bytes for each of two thousand
+/// peers.
 const BYTES_MAX: usize = 64 << 20;
+/// What a packet takes beside its message: its place in the queue, and what the allocator adds.
+const EXTRA: usize = 64;
+/// A queue that is empty keeps room for this many packets at most. A burst leaves more behind.
+const ROOM_KEPT: usize = 16;
 /// The lengths of a message: from that of an empty packet to that of the longest one, whose length has 16 bits.
 const MESSAGE: RangeInclusive<usize> = DATA_OVERHEAD..=DATA_OVERHEAD + u16::MAX as usize;
 
@@ -49,6 +54,7 @@ struct Packets {
     by_age: BTreeMap<u64, PeerId>,
     /// The number of the next packet.
     next: u64,
+    /// What all packets take, with [`EXTRA`] for each.
     bytes: usize,
 }
 
@@ -199,7 +205,7 @@ impl Packets {
         if self.by_peer.get(&peer).is_some_and(|waiting| waiting.packets.len() >= STAGED_MAX) {
             dropped += u64::from(self.pop(peer).is_some());
         }
-        while self.bytes + message.len() > bytes_max
+        while self.bytes + message.len() + EXTRA > bytes_max
             && let Some((_, oldest)) = self.by_age.first_key_value()
         {
             dropped += u64::from(self.pop(*oldest).is_some());
@@ -212,7 +218,7 @@ impl Packets {
         }
         waiting.last = Some(now);
         waiting.packets.push_back(Packet { number, message: message.into() });
-        self.bytes += message.len();
+        self.bytes += message.len() + EXTRA;
         dropped
     }
 
@@ -222,8 +228,10 @@ impl Packets {
         self.by_age.remove(&number);
         if let Some(next) = waiting.front() {
             self.by_age.insert(next.number, peer);
+        } else if waiting.capacity() > ROOM_KEPT {
+            *waiting = VecDeque::new();
         }
-        self.bytes -= message.len();
+        self.bytes -= message.len() + EXTRA;
         Some(message)
     }
 
@@ -277,6 +285,33 @@ mod tests {
         assert!(staging.publish_if_empty(path.id(), || {}));
     }
 
+    /// What a packet takes is counted, and nothing of it is left behind.
+    #[test]
+    fn short_packets_take_no_more_memory_than_is_allowed() {
+        const PEERS: u64 = 50;
+        let staging = Staging { bytes_max: 200_000, ..Staging::default() };
+        let paths: Vec<_> = (0..PEERS).map(path).collect();
+        let mut staged = 0;
+        for path in &paths {
+            staging.add_peer(path.id());
+            for _ in 0..STAGED_MAX {
+                staged += 1;
+                stage(&staging, path, &[0; DATA_OVERHEAD + 16]);
+            }
+        }
+        let memory = || {
+            let packets = staging.lock();
+            let queues = packets.by_peer.values().map(|waiting| &waiting.packets);
+            let messages = queues.clone().flatten().map(|packet| packet.message.capacity() + 16);
+            let places = queues.map(|queue| queue.capacity() * size_of::<Packet>());
+            messages.sum::<usize>() + places.sum::<usize>()
+        };
+        assert!((100_000..=200_000).contains(&memory()), "{} bytes", memory());
+        let dropped: u64 = paths.iter().map(|path| staging.clear(path.id())).sum();
+        assert!((1000..staged).contains(&dropped), "{dropped} of {staged}");
+        assert!(memory() <= PEERS as usize * ROOM_KEPT * size_of::<Packet>(), "{} bytes", memory());
+    }
+
     #[test]
     fn of_what_was_handed_over_only_messages_are_staged() {
         let staging = Staging::default();
@@ -295,7 +330,7 @@ mod tests {
         #[test]
         fn each_peer_keeps_its_latest_packets_and_all_of_them_together_the_latest_bytes(
             steps in prop::collection::vec((0..6_u8, 0..5_u64, 1..60_usize), 0..800),
-            bytes_max in 500..5000_usize,
+            bytes_max in 1000..15_000_usize,
         ) {
             let staging = Staging { bytes_max, ..Staging::default() };
             let paths: Vec<_> = (0..4).map(path).collect();
@@ -303,6 +338,9 @@ mod tests {
                 staging.add_peer(path.id());
             }
             let mut model: Vec<(u64, Vec<u8>)> = Vec::new();
+            let taken = |model: &[(u64, Vec<u8>)]| -> usize {
+                model.iter().map(|(_, message)| message.len() + EXTRA).sum()
+            };
             for (number, (what, peer, len)) in steps.into_iter().enumerate() {
                 let Some(path) = paths.get(peer as usize) else { continue };
                 match what {
@@ -323,7 +361,7 @@ mod tests {
                             let oldest = model.iter().position(|(owner, _)| *owner == peer);
                             model.remove(oldest.expect("there are some"));
                         }
-                        while model.iter().map(|(_, message)| message.len()).sum::<usize>() + len > bytes_max {
+                        while taken(&model) + len + EXTRA > bytes_max {
                             model.remove(0);
                         }
                         let dropped = (before - model.len()) as u64;
@@ -333,7 +371,7 @@ mod tests {
                     }
                 }
                 let packets = staging.lock();
-                prop_assert_eq!(packets.bytes, model.iter().map(|(_, message)| message.len()).sum::<usize>());
+                prop_assert_eq!(packets.bytes, taken(&model));
                 let peers: std::collections::BTreeSet<_> = model.iter().map(|(owner, _)| PeerId(*owner)).collect();
                 prop_assert!(packets.by_age.values().copied().collect::<std::collections::BTreeSet<_>>() == peers);
                 prop_assert_eq!(packets.by_age.len(), peers.len());
