@@ -1,18 +1,20 @@
 //! What the control half of a userspace WireGuard costs its data path: the round-trip time of a lone packet beside
-//! thousands of handshakes, beside `wg show dump`, beside a flood of handshake messages, beside a stream to a peer that
-//! is dead; the throughput beside a flood; and how soon a peer's own attempt is answered in it. Programs run in turn,
-//! round after round. Prints a table of medians in Markdown.
+//! thousands of handshakes, answered or not, beside `wg show dump`, beside a flood of handshake messages, beside a
+//! stream to a peer that is dead; the throughput beside a flood; and how soon a peer's own attempt is answered in it.
+//! Programs run in turn, round after round. Prints a table of medians in Markdown.
 //!
 //! `scripts/bench control` runs this.
 //!
 //! | module | has |
 //! |---|---|
+//! | [`answers`] | thousands of peers that answer |
 //! | [`attempts`] | how soon a peer's attempts are answered |
 //! | [`flood`] | handshake messages with a valid MAC1, from any source |
 //! | [`ground`] | the machines, and the tunnel between two of them |
 //! | [`row`] | the situations and their figures |
 //! | [`measuring`], [`pings`], [`program`] | what it shares with the other benches: loads, medians |
 
+mod answers;
 mod attempts;
 mod flood;
 mod ground;

@@ -10,6 +10,7 @@ use std::{
 use clap::ValueEnum;
 
 use crate::{
+    answers::Answering,
     attempts::Attempts,
     flood::Flood,
     ground::{DEAD, Ground, PORT, from_outside},
@@ -33,6 +34,7 @@ const UNREAD: u16 = 778;
 pub(crate) enum Row {
     Alone,
     Handshakes,
+    AnsweredHandshakes,
     Dump,
     DeadPeer,
     Flood,
@@ -54,6 +56,12 @@ impl Row {
             Self::Handshakes => {
                 &[("ping beside 5,000 handshakes at once, p50, µs", 0), ("p99", 0), ("lost, %", 1)]
             }
+            Self::AnsweredHandshakes => &[
+                ("ping beside 5,000 handshakes that are answered, p50, µs", 0),
+                ("p99", 0),
+                ("lost, %", 1),
+                ("peers with a session after that, %", 1),
+            ],
             Self::Dump => {
                 &[("ping beside `wg show dump` of 5,000 peers, p50, µs", 0), ("p99", 0), ("lost, %", 1)]
             }
@@ -103,6 +111,17 @@ impl Row {
                     ground.add_silent_peers(PEERS, true)
                 };
                 beside(begin, pings).map(|((), figures)| figures)
+            }
+            Self::AnsweredHandshakes => {
+                let peers = Answering::new(ground, PEERS)?;
+                let load = |over: &AtomicBool| peers.answer(over);
+                let begin = |_: &AtomicBool| {
+                    thread::sleep(RISE);
+                    peers.introduce(ground)
+                };
+                let ((), mut figures) = beside(load, || beside(begin, pings).map(|((), figures)| figures))?;
+                figures.push(peers.connected(ground)?);
+                Ok(figures)
             }
             Self::Dump => {
                 ground.add_silent_peers(PEERS, false)?;
