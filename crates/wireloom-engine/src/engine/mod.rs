@@ -47,8 +47,8 @@ const COPIES_AT_ONCE: usize = 256;
 /// The most signals of each worker that a turn takes.
 const SIGNALS_AT_ONCE: usize = 256;
 /// The pause before more of what is due is done, when it is more than a turn does: thousands of keepalives or
-/// handshakes at once leave the processor to the packets in between. Nothing cuts it short, such as the answers to these
-/// handshakes, but handshakes that packets wait for do not wait for it.
+/// handshakes at once leave the processor to the packets in between. Nothing cuts it short, such as the answers to
+/// these handshakes, but handshakes that packets wait for do not wait for it.
 const DUE_PAUSE: Duration = Duration::from_millis(2);
 /// How often the workers get the addresses of the peers anew while handshake messages come.
 const KNOWN_INTERVAL: Duration = Duration::from_secs(1);
@@ -309,8 +309,8 @@ impl<T: Tun, N: Network> Engine<T, N> {
         more
     }
 
-    /// Answers handshake messages: one of each lane of each worker, and so on, from where the last turn stopped. Returns
-    /// whether there are more.
+    /// Answers handshake messages: one of each lane of each worker, and so on, from where the last turn stopped.
+    /// Returns whether there are more.
     fn answer_handshakes(&mut self, now: Now) -> bool {
         let punted = self.workers.punted();
         let lanes = punted.len() * LANES.len();

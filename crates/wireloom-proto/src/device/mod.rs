@@ -331,8 +331,8 @@ impl Device {
         }
     }
 
-    /// Begins handshakes that packets wait for, at most [`DUE_AT_ONCE`]. [`Self::handle_timeout`] does so first. A caller
-    /// who pauses before he calls that again, because much is due, can let these pass.
+    /// Begins handshakes that packets wait for, at most [`DUE_AT_ONCE`]. [`Self::handle_timeout`] does so first. A
+    /// caller who pauses before he calls that again, because much is due, can let these pass.
     pub fn handle_urgent(&mut self, now: Now) {
         self.do_wanted(now, Self::next_urgent);
     }

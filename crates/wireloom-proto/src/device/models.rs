@@ -203,8 +203,8 @@ fn packets_leave_once_and_in_order_while_a_session_is_confirmed() {
     });
 }
 
-/// The peer has started again, and its first message confirms its new session, while the device sends a keepalive in the
-/// one before.
+/// The peer has started again, and its first message confirms its new session, while the device sends a keepalive in
+/// the one before.
 #[test]
 fn a_session_that_is_confirmed_stays_in_use() {
     let (_, _, initiation) = waiting();

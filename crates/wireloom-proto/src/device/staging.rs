@@ -70,8 +70,8 @@ impl Device {
         }
     }
 
-    /// Has the data path send with the current session from now on, or, if packets wait for it, once they are sent. Call
-    /// it when the current session has changed.
+    /// Has the data path send with the current session from now on, or, if packets wait for it, once they are sent.
+    /// Call it when the current session has changed.
     pub(super) fn use_current(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;

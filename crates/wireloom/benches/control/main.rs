@@ -1,7 +1,7 @@
 //! What the control half of a userspace WireGuard costs its data path: the round-trip time of a lone packet beside
-//! thousands of handshakes, answered or not, beside `wg show dump`, beside a flood of handshake messages, beside a stream to a peer that
-//! is dead; the throughput beside a flood; and how soon a peer's own attempt is answered in it. Programs run in turn,
-//! round after round. Prints a table of medians in Markdown.
+//! thousands of handshakes, answered or not, beside `wg show dump`, beside a flood of handshake messages, beside a
+//! stream to a peer that is dead; the throughput beside a flood; and how soon a peer's own attempt is answered in it.
+//! Programs run in turn, round after round. Prints a table of medians in Markdown.
 //!
 //! `scripts/bench control` runs this.
 //!
