@@ -87,7 +87,8 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
         self.count_forgotten();
         self.update_link(all_are_replaced, &touched);
-        // With the next handshake message: nobody needs the addresses before, and a client may send thousands of requests.
+        // With the next handshake message: nobody needs the addresses before, and a client may send thousands of
+        // requests.
         self.publish_known_at = now.monotonic;
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Numbers and bytes that look random, and are the same in each run.
 
-/// Numbers and bytes that follow from a seed (SplitMix64, <https://doi.org/10.1145/2714064.2660195>), so that a receiver
-/// can compute them too. Nobody may take them for secret.
+/// Numbers and bytes that follow from a seed (SplitMix64, <https://doi.org/10.1145/2714064.2660195>), so that a
+/// receiver can compute them too. Nobody may take them for secret.
 #[derive(Debug)]
 pub struct Noise(u64);
 

@@ -84,8 +84,8 @@ const LINK_ROWS: [&str; 5] = [
     "forged sources: dropped and counted     none arrives        ✓ 20 of 20, 0 arrived     ✓ 20 of 20, 0 arrived",
 ];
 
-/// Whether the demo of link mode broke no promise but that of a short outage. BIRD notices a dead router by BFD within a
-/// second, and loses living ones where it has no processor for as long: a busy machine may break that promise.
+/// Whether the demo of link mode broke no promise but that of a short outage. BIRD notices a dead router by BFD within
+/// a second, and loses living ones where it has no processor for as long: a busy machine may break that promise.
 fn only_the_outage_was_long(output: &Output) -> bool {
     let stderr = String::from_utf8_lossy(&output.stderr);
     let broken: Vec<_> = stderr.lines().filter(|line| line.contains(": should be \"")).collect();

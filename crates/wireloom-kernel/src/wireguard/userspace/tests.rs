@@ -65,12 +65,17 @@ fn a_late_answer_is_taken_and_ends_the_silence() {
 fn a_silent_device_is_not_waited_for_again() {
     let (mut device, _listener, _directory) = device();
     device.read().unwrap_err();
-    let begun = Instant::now();
-    for _ in 0..10 {
-        silence(&device.read().unwrap_err());
-        silence(&device.change(&[]).unwrap_err());
-    }
-    assert!(begun.elapsed() < READ_TIMEOUTS.1, "{:?}", begun.elapsed());
+    let mut in_vain = || {
+        let begun = Instant::now();
+        for _ in 0..10 {
+            silence(&device.read().unwrap_err());
+            silence(&device.change(&[]).unwrap_err());
+        }
+        begun.elapsed()
+    };
+    // On a busy machine, the best of a few.
+    let least = (0..5).map(|_| in_vain()).min().unwrap();
+    assert!(least < READ_TIMEOUTS.1, "{least:?}");
 }
 
 #[test]

@@ -53,6 +53,9 @@ pub(crate) fn one_agent_takes_over_from_another_and_back_when_it_dies() {
     fleet.agents.push(Agent::start(wireloom(), &fleet.lab.nodes[1]).unwrap());
     fleet.settle(Promise::SCOPED);
     let node = &fleet.lab.nodes[0];
+    // What an agent programs for some time after a proof would change its files.
+    fleet.wait_for_proofs();
+    fleet.wait_for_usual_keepalives(node);
     let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
     let pinger = Pinger::start(&a.pods[0], &b.pods[0], Family::V6, Duration::from_millis(10)).unwrap();
     let old = &fleet.agents[0];

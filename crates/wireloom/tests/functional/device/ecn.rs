@@ -33,8 +33,8 @@ fn class_of(packet: &[u8], port: u16) -> Option<(u8, &[u8])> {
 }
 
 /// Sends datagrams of these classes through the tunnel, of which so many arrive. Returns the class of each as the
-/// network of the second node shows it, and number and class of each that came out of that node's interface. Both are in
-/// the order in which they were sent: they may change places where the sender changes processors.
+/// network of the second node shows it, and number and class of each that came out of that node's interface. Both are
+/// in the order in which they were sent: they may change places where the sender changes processors.
 fn cross(tunnel: &Tunnel, to: IpAddr, classes: &[u8], arrive: usize) -> (Vec<u8>, Vec<(u8, u8)>) {
     let [from_space, to_space] = [0, 1].map(|place| &tunnel.node(place).host.space);
     let receiver = to_space.inside(|| UdpSocket::bind((to, INSIDE)).unwrap()).unwrap();

@@ -337,7 +337,8 @@ fn the_next_supervisor_gets_the_descriptors_of_the_one_before_from_the_service_m
         let pings = String::from_utf8(finish(ping, "ping", PATIENCE).unwrap().stdout).unwrap();
         assert!(pings.contains(" 10 received"), "{pings}");
         kept(&mut manager);
-        assert_eq!((what_stays(), status(node).descriptors), (before.clone(), 5));
+        assert_eq!(what_stays(), before);
+        until(PATIENCE, "the descriptors", || (status(node).descriptors == 5).then_some(())).unwrap();
         let closed = || (!port_is_open(node, PORT + 1)).then_some(());
         until(PATIENCE, "what the device does not know to be closed", closed).unwrap();
     }
