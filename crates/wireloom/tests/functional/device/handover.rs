@@ -173,7 +173,9 @@ pub(crate) fn nobody_notices(lab: &Lab, in_order: bool) {
 /// A process that has just taken a node's interface over, and would serve it in link mode if there were nobody.
 fn device(node: &Node) -> Device {
     let arguments: Vec<_> = LINK.split(' ').collect();
-    Device::take_over(wireloom(), &node.host.space, "wg0", &arguments).unwrap()
+    let device = Device::take_over(wireloom(), &node.host.space, "wg0", &arguments).unwrap();
+    until(PATIENCE, "the process before to end", || (processes(node).len() == 1).then_some(())).unwrap();
+    device
 }
 
 /// Waits until the first node has reached the second one again.
