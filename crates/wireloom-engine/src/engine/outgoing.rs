@@ -166,7 +166,7 @@ mod tests {
 
         let link = Link::new(LinkAddress::of(key(1).public_key()), device.transport());
         link.change(|table| {
-            peers.iter().for_each(|peer| table.insert(device.peer(peer).expect("a peer").path))
+            peers.iter().for_each(|peer| table.insert(device.peer(peer).expect("a peer").path));
         });
         let packet = vec![0x45; 40];
         let segments = Segments::new(VirtioHeader::default(), 14, &packet).expect("one packet");
