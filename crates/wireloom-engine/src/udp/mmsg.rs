@@ -7,7 +7,7 @@
 
 use std::{
     io,
-    mem::zeroed,
+    mem::{offset_of, zeroed},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsRawFd, BorrowedFd},
     ptr,
@@ -109,7 +109,9 @@ impl Receiver {
         // An error means that nothing has arrived, or was raised by ICMP, which does not affect later calls.
         let received = usize::try_from(received).unwrap_or(0);
         for (header, targets) in self.0.headers[..received].iter().zip(&self.0.targets) {
-            let Received { local, size, ecn } = control_messages(&header.msg_hdr);
+            let control_len: usize = header.msg_hdr.msg_controllen as _;
+            let control = targets.control.get(..control_len);
+            let Received { local, size, ecn } = control_messages(control.unwrap_or_default());
             // A source that is no IP address cannot occur. The datagram would be dropped as a message of length 0.
             let remote = remote_address(&targets.address);
             let len = if remote.is_some() { header.msg_len as usize } else { 0 };
@@ -234,44 +236,57 @@ struct Received {
     ecn: Ecn,
 }
 
-fn control_messages(header: &libc::msghdr) -> Received {
+/// Reads the control messages of a received datagram. One that is too short for its kind is passed over.
+fn control_messages(mut control: &[u8]) -> Received {
     let mut received = Received::default();
-    // SAFETY: the kernel wrote `msg_controllen` bytes of control messages, and the macros stay within these. The data
-    // of a control message is read unaligned, as the type that its level and type stand for.
-    unsafe {
-        let mut message = libc::CMSG_FIRSTHDR(header);
-        while !message.is_null() {
-            match ((*message).cmsg_level, (*message).cmsg_type) {
-                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                    let info: libc::in_pktinfo = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
-                    let address = Ipv4Addr::from_bits(u32::from_be(info.ipi_spec_dst.s_addr));
-                    received.local =
-                        Some(LocalAddress { address: address.into(), interface: info.ipi_ifindex as u32 });
-                }
-                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                    let info: libc::in6_pktinfo = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
-                    let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                    received.local =
-                        Some(LocalAddress { address: address.into(), interface: info.ipi6_ifindex });
-                }
-                (libc::SOL_UDP, libc::UDP_GRO) => {
-                    let len: libc::c_int = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
-                    received.size = usize::try_from(len).ok().filter(|size| *size > 0);
-                }
-                // One byte (`ip_cmsg_recv_tos` in net/ipv4/ip_sockglue.c).
-                (libc::IPPROTO_IP, libc::IP_TOS) => {
-                    received.ecn = Ecn::of_class(ptr::read(libc::CMSG_DATA(message)));
-                }
-                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
-                    let class: libc::c_int = ptr::read_unaligned(libc::CMSG_DATA(message).cast());
-                    received.ecn = Ecn::of_class(class as u8);
-                }
-                _ => {}
+    while let Some((level, kind, data)) = next_message(&mut control) {
+        match (level, kind) {
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                let address = field::<4>(data, offset_of!(libc::in_pktinfo, ipi_spec_dst));
+                let interface = field(data, offset_of!(libc::in_pktinfo, ipi_ifindex));
+                received.local = local_address(address.map(IpAddr::from), interface).or(received.local);
             }
-            message = libc::CMSG_NXTHDR(header, message);
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                let address = field::<16>(data, offset_of!(libc::in6_pktinfo, ipi6_addr));
+                let interface = field(data, offset_of!(libc::in6_pktinfo, ipi6_ifindex));
+                received.local = local_address(address.map(IpAddr::from), interface).or(received.local);
+            }
+            (libc::SOL_UDP, libc::UDP_GRO) => {
+                let len = field(data, 0).map(libc::c_int::from_ne_bytes);
+                received.size = len.and_then(|len| usize::try_from(len).ok()).filter(|size| *size > 0);
+            }
+            // One byte (`ip_cmsg_recv_tos` in net/ipv4/ip_sockglue.c).
+            (libc::IPPROTO_IP, libc::IP_TOS) => {
+                received.ecn = data.first().map_or(received.ecn, |class| Ecn::of_class(*class));
+            }
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                let class = field(data, 0).map(libc::c_int::from_ne_bytes);
+                received.ecn = class.map_or(received.ecn, |class| Ecn::of_class(class as u8));
+            }
+            _ => {}
         }
     }
     received
+}
+
+fn local_address(address: Option<IpAddr>, interface: Option<[u8; 4]>) -> Option<LocalAddress> {
+    Some(LocalAddress { address: address?, interface: u32::from_ne_bytes(interface?) })
+}
+
+/// The next control message, which is taken off: its level, kind and data. `None` at the end, and when it is cut.
+fn next_message<'c>(control: &mut &'c [u8]) -> Option<(libc::c_int, libc::c_int, &'c [u8])> {
+    let header = control.first_chunk::<{ size_of::<libc::cmsghdr>() }>()?;
+    // SAFETY: these are as many bytes as a `cmsghdr` has, which consists of integers: any bytes are one. It is read
+    // unaligned.
+    let header: libc::cmsghdr = unsafe { ptr::read_unaligned(header.as_ptr().cast()) };
+    let data = control.get(space(0)..header.cmsg_len as usize)?;
+    *control = control.get(space(data.len())..).unwrap_or_default();
+    Some((header.cmsg_level, header.cmsg_type, data))
+}
+
+/// The bytes of a field of a C struct that `data` begins with.
+fn field<const LEN: usize>(data: &[u8], at: usize) -> Option<[u8; LEN]> {
+    data.get(at..)?.first_chunk().copied()
 }
 
 /// The control messages of a datagram to be sent, as they are written.
@@ -328,5 +343,40 @@ impl Control<'_> {
             ptr::write_unaligned(libc::CMSG_DATA(message).cast(), data);
         }
         self.used += space(size_of::<T>());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_messages_are_read_as_they_are_written_and_not_beyond_their_end() {
+        let mut bytes = [0; CONTROL_LEN];
+        let mut control = Control { bytes: &mut bytes, used: 0 };
+        let local = LocalAddress { address: "fe80::7".parse().unwrap(), interface: 7 };
+        control.write_local(local);
+        control.write(libc::SOL_UDP, libc::UDP_GRO, 1400 as libc::c_int);
+        control.write_class(false, 3);
+        let used = control.used;
+        let read = |len: usize| {
+            let received = control_messages(&bytes[..len]);
+            (received.local, received.size, received.ecn)
+        };
+        assert_eq!(read(used), (Some(local), Some(1400), Ecn::of_class(3)));
+        let ends = [space(size_of::<libc::in6_pktinfo>()), space(4), space(4)];
+        for len in 0..used {
+            // The last bytes of each are padding.
+            let is_whole = |message: usize| len + 8 > ends[..=message].iter().sum();
+            let (local, size, ecn) = read(len);
+            assert!(local.is_none() || is_whole(0), "{len}");
+            assert!(size.is_none() || is_whole(1), "{len}");
+            assert!(ecn == Ecn::default() || is_whole(2), "{len}");
+        }
+        // A message that says that it is longer, or shorter than its header.
+        for len in [used + 1, 3, 0] {
+            bytes[..size_of::<usize>()].copy_from_slice(&len.to_ne_bytes());
+            assert!(control_messages(&bytes[..used]).local.is_none(), "{len}");
+        }
     }
 }
