@@ -17,7 +17,7 @@ use std::{
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::process::{Pid, getpid};
 
-use super::socket::Peer;
+use super::peer::Peer;
 use crate::directory::create_directory;
 
 /// The file of an interface. It is never closed: that would end the locks that this process has on it, whichever of its
@@ -93,12 +93,20 @@ impl Holders {
         }
     }
 
+    /// The process of this number, which may be any process's by now: whoever listened may have ended long ago, while a
+    /// supervisor keeps the socket. `None` unless it is one of the holders.
+    pub(super) fn by_number(&self, pid: Pid) -> io::Result<Option<Peer>> {
+        let Some(peer) = Peer::open(pid)? else { return Ok(None) };
+        // Afterwards: it cannot change any more whose number it was.
+        Ok(self.is_holder(pid)?.then_some(peer))
+    }
+
     /// Whether this other process has descriptors. False also when it sees itself under another number, as in a PID
     /// namespace of its own.
     ///
     /// # Errors
     /// The system's error.
-    pub(super) fn is_holder(&self, pid: Pid) -> io::Result<bool> {
+    fn is_holder(&self, pid: Pid) -> io::Result<bool> {
         Ok(self.conflict(byte(libc::F_WRLCK, pid))?.is_some_and(|lock| lock.l_pid == pid.as_raw_pid()))
     }
 

@@ -17,7 +17,7 @@
 //! * [`giver`] and [`taker`]: who may do what when, as state machines without I/O. `model` proves them;
 //! * [`state`]: what is transferred;
 //! * [`socket`] and [`memory`]: how the messages, the descriptors and the state get there;
-//! * [`holders`]: who has the descriptors, to kill a process that hangs.
+//! * [`holders`] and [`peer`]: who has the descriptors, to kill a process that hangs.
 //!
 //! docs/architecture/handover-faults.md says what becomes of a hand-over when one side dies or hangs.
 
@@ -27,6 +27,7 @@ pub(crate) mod holders;
 pub(crate) mod memory;
 #[cfg(test)]
 mod model;
+pub(crate) mod peer;
 pub(crate) mod socket;
 pub(crate) mod state;
 pub(crate) mod taker;

@@ -9,16 +9,14 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, ppoll},
     sys::{
         socket::{getsockopt, sockopt},
         stat::{Mode, fchmod},
-        time::TimeSpec,
     },
     unistd::{geteuid, getpid},
 };
@@ -29,13 +27,14 @@ use rustix::{
         SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
         accept_with, bind, connect, listen, recvmsg, sendmsg, socket_with, sockopt as options,
     },
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+    process::Pid,
 };
 use socket2::Type;
 
 use super::{
     envelope::{MAX_DESCRIPTORS, MAX_MESSAGE, Message, Role},
     holders::Holders,
+    peer::{Peer, wait_readable},
 };
 use crate::socket_file::make_way;
 
@@ -285,7 +284,7 @@ impl Connection {
                 let pid = Pid::from_raw(pid).ok_or_else(|| {
                     io::Error::other("cannot see the process there: share its PID namespace (hostPID)")
                 })?;
-                Peer::by_number(pid, holders)
+                holders.by_number(pid)
             }
             Err(error) => Err(error.into()),
         }
@@ -304,68 +303,6 @@ fn descriptors(message: RecvAncillaryMessage<'_>) -> Option<impl Iterator<Item =
     match message {
         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
         _ => None,
-    }
-}
-
-/// A process, whatever else gets its number after its end.
-pub(crate) struct Peer {
-    pidfd: OwnedFd,
-}
-
-impl Peer {
-    /// `None` when there is no such process.
-    pub(super) fn open(pid: Pid) -> io::Result<Option<Self>> {
-        match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Some(Self { pidfd })),
-            Err(rustix::io::Errno::SRCH) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// The process of this number, which may be any process's by now: whoever listened may have ended long ago, while a
-    /// supervisor keeps the socket. `None` unless it is one of the holders.
-    fn by_number(pid: Pid, holders: &Holders) -> io::Result<Option<Self>> {
-        let Some(peer) = Self::open(pid)? else { return Ok(None) };
-        // Afterwards: it cannot change any more whose number it was.
-        Ok(holders.is_holder(pid)?.then_some(peer))
-    }
-
-    /// Whether it has ended: all its descriptors are closed then (`do_exit` in kernel/exit.c closes them first).
-    ///
-    /// # Errors
-    /// When the system refuses.
-    pub(crate) fn has_ended(&self) -> io::Result<bool> {
-        wait_readable(self.pidfd.as_fd(), Instant::now())
-    }
-
-    /// Kills it, and waits until it has ended.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::TimedOut`] when it has not ended within `limit`, [`io::ErrorKind::PermissionDenied`] when this
-    /// process may not kill it. It may serve then.
-    pub(crate) fn kill_and_wait(&self, limit: Duration) -> io::Result<()> {
-        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(error.into()),
-        }
-        if wait_readable(self.pidfd.as_fd(), Instant::now() + limit)? {
-            return Ok(());
-        }
-        Err(io::Error::new(io::ErrorKind::TimedOut, "the process was killed, but does not end"))
-    }
-}
-
-/// Waits until a descriptor is readable. False when `deadline` came first.
-fn wait_readable(descriptor: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut entries = [PollFd::new(descriptor, PollFlags::POLLIN)];
-        match ppoll(&mut entries, Some(TimeSpec::from(left)), None) {
-            Ok(0) if left.is_zero() => return Ok(false),
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(true),
-            Err(error) => return Err(error.into()),
-        }
     }
 }
 

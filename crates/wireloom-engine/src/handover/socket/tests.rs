@@ -7,9 +7,10 @@ use std::{
     os::unix::fs::PermissionsExt,
     process::{Child, Command, Stdio},
     thread,
+    time::Duration,
 };
 
-use rustix::net::socketpair;
+use rustix::{net::socketpair, process::Signal};
 use tempfile::TempDir;
 
 use super::*;
@@ -242,7 +243,7 @@ fn a_number_that_is_another_process_s_by_now_names_nobody() {
     let holders = holders(&directory);
     let mut stranger = Command::new("sleep").arg("60").spawn().expect("sleep");
     let mut device = holder(&directory.path().join("wg0.holders"));
-    let named = |child: &Child| Peer::by_number(Pid::from_child(child), &holders).expect("no error");
+    let named = |child: &Child| holders.by_number(Pid::from_child(child)).expect("no error");
     assert!(named(&stranger).is_none());
     assert!(named(&device).is_some());
     for child in [&mut stranger, &mut device] {
