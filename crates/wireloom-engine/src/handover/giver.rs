@@ -30,8 +30,8 @@ const READY_MAX: Duration = Duration::from_millis(500);
 /// that all had traffic since the copy; the rest is for a processor that it has to wait for.
 const READY_FACTOR: u32 = 10;
 
-/// The first and the longest time without takers after an attempt that stopped the engine in vain, and how long after
-/// one the next is the first again ([`Restraint`]).
+/// The first and the longest time without takers after a failed attempt that stopped the engine, and how long after one
+/// the next counts as the first again ([`Restraint`]).
 const RESTRAINT_MIN: Duration = Duration::from_secs(1);
 const RESTRAINT_MAX: Duration = Duration::from_secs(60);
 const FORGIVEN: Duration = Duration::from_secs(3600);
@@ -111,7 +111,7 @@ pub(crate) fn ready_limit(took: Duration) -> Duration {
     took.saturating_mul(READY_FACTOR).clamp(READY_MIN, READY_MAX)
 }
 
-/// Keeps takers away for a while after attempts that stopped the engine in vain. Each costs all users of the device a
+/// Keeps takers away for a while after failed attempts that stopped the engine. Each costs all users of the device a
 /// pause, and a taker that is always too slow, or whose state is of no use, would try again for ever.
 #[derive(Debug, Default)]
 pub(crate) struct Restraint {
@@ -135,7 +135,7 @@ impl Restraint {
         let until = self.last? + pause;
         (now < until).then(|| {
             let left = (until - now).as_secs_f64().ceil();
-            let reason = format!("not so soon: the last attempt stopped it in vain; try again in {left} s");
+            let reason = format!("the last attempt stopped the traffic and failed; try again in {left} s");
             Message::Refused(Reason::new(&reason))
         })
     }
