@@ -23,9 +23,13 @@ use super::envelope::{Message, Reason, Versions};
 const HELLO: Duration = Duration::from_secs(1);
 /// How long it may build from the copy, while packets flow: 5,000 peers take it less than a second.
 const PREPARE: Duration = Duration::from_secs(30);
-/// The least and the most that it may take to apply the changes, while packets wait ([`ready_limit`]).
+/// The least and the most that it may take to apply the changes in a first attempt, while packets wait
+/// ([`Restraint::ready_limit`]).
 const READY_MIN: Duration = Duration::from_millis(50);
 const READY_MAX: Duration = Duration::from_millis(500);
+/// How often both double, once for each attempt that has failed: to 2 s at most. A pause that ends in a hand-over is
+/// better than another in vain.
+const READY_DOUBLINGS: u32 = 2;
 /// How many times longer than the giver had for its part. In memory, a taker needs 1.4 times as long for 5,000 peers
 /// that all had traffic since the copy; the rest is for a processor that it has to wait for.
 const READY_FACTOR: u32 = 10;
@@ -71,7 +75,7 @@ pub(crate) enum Action {
     SendChanges { version: u32 },
     /// Send [`Message::Commit`], then pass [`Event::Sent`] or [`Event::SendFailed`].
     Commit,
-    /// As [`Self::SetDeadline`], with the [`ready_limit`] of what [`Self::Stop`] and [`Self::SendChanges`] took.
+    /// As [`Self::SetDeadline`], with the [`Restraint::ready_limit`] of what [`Self::Stop`] and [`Self::SendChanges`] took.
     AwaitReady,
     /// Let the engine go on as if nothing had been.
     Resume,
@@ -105,12 +109,6 @@ pub(crate) fn busy() -> Message {
     Message::Refused(Reason::new("busy: another process is taking over"))
 }
 
-/// How long the taker may take to apply the changes, when the giver took this long to stop and to make them: a slow
-/// machine is slow for both.
-pub(crate) fn ready_limit(took: Duration) -> Duration {
-    took.saturating_mul(READY_FACTOR).clamp(READY_MIN, READY_MAX)
-}
-
 /// Keeps takers away for a while after failed attempts that stopped the engine. Each costs all users of the device a
 /// pause, and a taker that is always too slow, or whose state is of no use, would try again for ever.
 #[derive(Debug, Default)]
@@ -123,9 +121,21 @@ pub(crate) struct Restraint {
 impl Restraint {
     /// Notes that an attempt has ended with [`Action::Resume`].
     pub(crate) fn note_failure(&mut self, now: Instant) {
-        let is_forgiven = self.last.is_none_or(|last| now.saturating_duration_since(last) >= FORGIVEN);
-        self.failures = if is_forgiven { 1 } else { self.failures.saturating_add(1) };
+        self.failures = self.failures_that_count(now).saturating_add(1);
         self.last = Some(now);
+    }
+
+    fn failures_that_count(&self, now: Instant) -> u32 {
+        let is_forgiven = self.last.is_none_or(|last| now.saturating_duration_since(last) >= FORGIVEN);
+        if is_forgiven { 0 } else { self.failures }
+    }
+
+    /// How long the taker may take to apply the changes, when the giver took this long to stop and to make them: a slow
+    /// machine is slow for both. Longer after attempts that failed, because the machine may be slow for the taker alone.
+    pub(crate) fn ready_limit(&self, took: Duration, now: Instant) -> Duration {
+        let [least, most] = [READY_MIN, READY_MAX]
+            .map(|limit| limit * (1 << self.failures_that_count(now).min(READY_DOUBLINGS)));
+        took.saturating_mul(READY_FACTOR).clamp(least, most)
     }
 
     /// What a taker that comes at this time gets, if it is too soon. It may try again.
@@ -310,10 +320,19 @@ mod tests {
     }
 
     #[test]
-    fn a_taker_has_as_much_more_time_as_the_machine_is_slow() {
-        for (took, limit) in [(0, 50), (5, 50), (20, 200), (80, 500)] {
-            assert_eq!(ready_limit(Duration::from_millis(took)), Duration::from_millis(limit));
+    fn a_taker_has_as_much_more_time_as_the_machine_is_slow_and_twice_that_after_each_failure() {
+        let now = Instant::now();
+        let mut restraint = Restraint::default();
+        for limits in
+            [[50, 50, 200, 500], [100, 100, 200, 1000], [200, 200, 200, 2000], [200, 200, 200, 2000]]
+        {
+            for (took, limit) in [0, 5, 20, 800].into_iter().zip(limits) {
+                let limit = Duration::from_millis(limit);
+                assert_eq!(restraint.ready_limit(Duration::from_millis(took), now), limit);
+            }
+            restraint.note_failure(now);
         }
+        assert_eq!(restraint.ready_limit(Duration::ZERO, now + FORGIVEN), READY_MIN);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{Interface, clock};
 use crate::{
     handover::{
         envelope::{Message, Reason, Role, Versions},
-        giver::{Action, Event, Giver, Restraint, busy, ready_limit},
+        giver::{Action, Event, Giver, Restraint, busy},
         memory::SecretFile,
         socket::{Arrival, Connection, Listener},
         state::{InterfaceState, Snapshot, VERSION},
@@ -209,7 +209,8 @@ impl Interface {
                 Action::AwaitReady => {
                     let stopped_at = attempt.stopped_at.unwrap_or_default();
                     let took = clock::now()?.monotonic.since(BootInstant::from_nanos(stopped_at));
-                    attempt.deadline = Some(Instant::now() + ready_limit(took));
+                    let now = Instant::now();
+                    attempt.deadline = Some(now + self.giving.restraint.ready_limit(took, now));
                     None
                 }
                 Action::Stop => {

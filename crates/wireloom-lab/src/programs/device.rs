@@ -20,6 +20,9 @@ use crate::{Error, PATIENCE, Result, Space, at_this_pace, until};
 
 /// What the log says before the time that packets waited.
 const PAUSE: &str = "packets waited for ";
+/// What it says when the process before does not hand over: where machines are slow, a taker may be late again and
+/// again, and who starts it tries again.
+const REFUSED: &str = "does not hand it over";
 /// How often a hand-over is looked at.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -74,12 +77,20 @@ impl Device {
     }
 
     /// Hands the interface over to a new process, which this one becomes. Returns how long packets waited, as it says.
+    /// Where this one refuses because the new one was too slow, the next tries.
     ///
     /// # Errors
     /// [`Error::Output`] with the log when either process ends otherwise; [`Error::Timeout`].
     pub fn hand_over(&mut self) -> Result<Duration> {
-        let taker = self.begin_hand_over()?;
-        self.become_taker(taker)
+        let deadline = Instant::now() + at_this_pace(PATIENCE);
+        loop {
+            let taker = self.begin_hand_over()?;
+            match self.become_taker(taker) {
+                Err(Error::Output { output, .. })
+                    if output.contains(REFUSED) && Instant::now() < deadline => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Waits until `taker` has the interface, and becomes it.
