@@ -42,7 +42,7 @@ use crate::{
     runtime::{crypto_pool::CryptoPool, turn::NextTurn},
     socket_file::ENDING,
     tun::{LinuxQueue, LinuxTun},
-    udp::{LinuxNetwork, LinuxUdp},
+    udp::{FollowedRoutes, LinuxNetwork, LinuxUdp},
 };
 
 pub use self::taking::TakeOverError;
@@ -177,7 +177,7 @@ impl Interface {
         if sockets.len() == engine.queues() {
             let mark = sockets[0].0.as_fd();
             let mark = getsockopt(&mark, sockopt::Mark).unwrap_or_default();
-            match LinuxUdp::take_over(sockets, mark) {
+            match LinuxUdp::take_over(sockets, mark, FollowedRoutes::open()) {
                 Ok(sockets) => {
                     engine.adopt_unknown(now, sockets, mark).map_err(failed("use the stored sockets"))?;
                 }

@@ -46,7 +46,7 @@ use crate::{
     kept_timestamp::{self, KeptTimestamp},
     runtime::crypto_pool::CryptoPool,
     tun::{LinuxQueue, LinuxTun},
-    udp::{LinuxNetwork, LinuxUdp},
+    udp::{FollowedRoutes, LinuxNetwork, LinuxUdp},
 };
 
 /// How long a giver that was killed may take to end: milliseconds, unless it waits in the kernel. Beside it nothing may
@@ -111,6 +111,7 @@ struct Prepared {
     inbox: Inbox,
     threads: Threads,
     pool: Option<CryptoPool<CryptoJob>>,
+    routes: FollowedRoutes,
 }
 
 enum Copied {
@@ -352,19 +353,21 @@ impl<'a> Taking<'a> {
             1 => None,
             count => Some(CryptoPool::start(count - 1, count)?),
         };
-        self.prepared = Some(Prepared { copied, server, inbox, threads, pool });
+        let routes = FollowedRoutes::open();
+        self.prepared = Some(Prepared { copied, server, inbox, threads, pool, routes });
         Ok(())
     }
 
     /// Applies the changes of `len` bytes.
     fn apply(&mut self, len: u64) -> io::Result<()> {
-        let Prepared { copied, server, inbox, threads, pool } = self.prepared.take().ok_or_else(missing)?;
+        let Prepared { copied, server, inbox, threads, pool, routes } =
+            self.prepared.take().ok_or_else(missing)?;
         let now = clock::now()?;
         let next = match copied {
             Copied::State(state, tun, queues) => {
                 let changes = read_and_wipe(self.arrived.pop().ok_or_else(missing)?, len)?;
                 let received = state.with_changes(&changes).map_err(io::Error::other)?;
-                let sockets = self.take_sockets(queues.len(), received.shared.engine.fwmark)?;
+                let sockets = self.take_sockets(queues.len(), received.shared.engine.fwmark, routes)?;
                 let (interface, runner) = ((tun, queues), Box::new(threads));
                 let pool = pool.as_ref();
                 let engine =
@@ -373,7 +376,7 @@ impl<'a> Taking<'a> {
             }
             Copied::Nothing(queues) => {
                 let mark = self.mark();
-                let sockets = self.take_sockets(queues.len(), mark)?;
+                let sockets = self.take_sockets(queues.len(), mark, routes)?;
                 Next::Afresh { queues, sockets, mark, threads, pool }
             }
         };
@@ -415,7 +418,12 @@ impl<'a> Taking<'a> {
     }
 
     /// The sockets of the queues; none when the port is closed.
-    fn take_sockets(&mut self, queues: usize, mark: u32) -> io::Result<Vec<LinuxUdp>> {
+    fn take_sockets(
+        &mut self,
+        queues: usize,
+        mark: u32,
+        routes: FollowedRoutes,
+    ) -> io::Result<Vec<LinuxUdp>> {
         let mut sockets = Vec::new();
         for queue in 0..queues as u16 {
             let Some(v4) = self.take(|role| role == Role::Udp { queue, v6: false }) else { break };
@@ -424,7 +432,7 @@ impl<'a> Taking<'a> {
         if !sockets.is_empty() && sockets.len() < queues {
             return Err(missing());
         }
-        LinuxUdp::take_over(sockets, mark)
+        LinuxUdp::take_over(sockets, mark, routes)
     }
 
     /// Goes on where the giver has stopped: the interface is ours. With sessions nothing may fail any more, for nobody

@@ -23,7 +23,7 @@ use self::tries::Tries;
 use super::{
     Network, Patience, Udp,
     mmsg::{Receiver, Sender},
-    route_watch::RouteWatch,
+    route_watch::{FollowedRoutes, RouteWatch},
     routing::{Origin, Refusals},
     sources::Sources,
 };
@@ -98,14 +98,8 @@ impl Network for LinuxNetwork {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => continue,
                 Err(error) => return Err(error),
             };
-            let sources = Sources::default();
-            let watch = RouteWatch::open(&sources).inspect_err(|error| {
-                tracing::warn!("changes of routes are not followed: {error}");
-            });
-            return Ok(LinuxUdp {
-                watch: watch.ok(),
-                ..LinuxUdp::new(bound, Sockets { v4, v6 }, mark, sources)
-            });
+            let FollowedRoutes { sources, watch } = FollowedRoutes::open();
+            return Ok(LinuxUdp { watch, ..LinuxUdp::new(bound, Sockets { v4, v6 }, mark, sources) });
         }
     }
 

@@ -16,6 +16,7 @@ use wireloom_proto::Endpoint;
 pub(crate) use linux::{LinuxNetwork, LinuxUdp};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use memory::{MemoryNetwork, MemoryUdp};
+pub(crate) use route_watch::FollowedRoutes;
 
 use crate::batch::{InboundBatch, SealedBatch};
 

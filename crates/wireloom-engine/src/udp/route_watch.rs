@@ -57,10 +57,29 @@ struct Changes {
     interfaces: HashSet<u32>,
 }
 
+/// The source addresses of a port that is about to be opened, with what finds those that no longer work.
+pub(crate) struct FollowedRoutes {
+    pub(super) sources: Sources,
+    /// `None` when the system refuses it.
+    pub(super) watch: Option<RouteWatch>,
+}
+
+impl FollowedRoutes {
+    /// Begins to follow. That joins groups of netlink, which may wait for all senders of the machine
+    /// (`netlink_table_grab` in net/netlink/af_netlink.c).
+    pub(crate) fn open() -> Self {
+        let sources = Sources::default();
+        let watch = RouteWatch::open(&sources)
+            .inspect_err(|error| tracing::warn!("changes of routes are not followed: {error}"))
+            .ok();
+        Self { sources, watch }
+    }
+}
+
 impl RouteWatch {
     /// Begins to follow. All endpoints that have a source address are looked up first: routes may have changed while
     /// nobody followed them.
-    pub(super) fn open(sources: &Sources) -> io::Result<Self> {
+    fn open(sources: &Sources) -> io::Result<Self> {
         let notifications = Subscription::open(Protocol::Route, &GROUPS, RECEIVE_BUFFER)?;
         notifications.set_nonblocking(true)?;
         Ok(Self {

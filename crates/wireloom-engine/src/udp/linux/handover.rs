@@ -5,7 +5,7 @@ use std::{io, os::fd::OwnedFd};
 use socket2::Socket;
 
 use super::{Fragments, LinuxUdp, Sockets};
-use crate::udp::{route_watch::RouteWatch, sources::Sources};
+use crate::udp::route_watch::FollowedRoutes;
 
 impl LinuxUdp {
     /// A duplicate of the socket of each family, IPv4 first.
@@ -19,15 +19,17 @@ impl LinuxUdp {
             .collect())
     }
 
-    /// The sockets of all queues, IPv4 and IPv6, with the mark that they have.
+    /// The sockets of all queues, IPv4 and IPv6, with the mark that they have. Packets wait meanwhile, so `routes` were
+    /// opened before.
     ///
     /// # Errors
     /// When they are not all bound to the same port, as after a process that died while it had another port stored.
-    pub(crate) fn take_over(sockets: Vec<(OwnedFd, Option<OwnedFd>)>, mark: u32) -> io::Result<Vec<Self>> {
-        let sources = Sources::default();
-        let mut watch = RouteWatch::open(&sources)
-            .inspect_err(|error| tracing::warn!("changes of routes are not followed: {error}"))
-            .ok();
+    pub(crate) fn take_over(
+        sockets: Vec<(OwnedFd, Option<OwnedFd>)>,
+        mark: u32,
+        routes: FollowedRoutes,
+    ) -> io::Result<Vec<Self>> {
+        let FollowedRoutes { sources, mut watch } = routes;
         let mut queues = Vec::<Self>::with_capacity(sockets.len());
         for (v4, v6) in sockets {
             let sockets = Sockets { v4: v4.into(), v6: v6.map(Socket::from) };
@@ -69,15 +71,19 @@ mod tests {
         (duplicates.next().expect("IPv4"), duplicates.next())
     }
 
+    fn take_over(sockets: Vec<(OwnedFd, Option<OwnedFd>)>) -> io::Result<Vec<LinuxUdp>> {
+        LinuxUdp::take_over(sockets, 0, FollowedRoutes::open())
+    }
+
     #[test]
     fn sockets_of_several_ports_are_refused() {
         let [(v4, v6), other] = [port(), port()];
         let duplicate = |socket: &OwnedFd| socket.try_clone().expect("a descriptor");
         let queue = || (duplicate(&v4), v6.as_ref().map(duplicate));
-        assert_eq!(LinuxUdp::take_over(vec![queue(), queue()], 0).expect("the same port").len(), 2);
-        LinuxUdp::take_over(vec![queue(), other], 0).err().expect("two ports");
+        assert_eq!(take_over(vec![queue(), queue()]).expect("the same port").len(), 2);
+        take_over(vec![queue(), other]).err().expect("two ports");
         if v6.is_some() {
-            LinuxUdp::take_over(vec![(port().0, v6)], 0).err().expect("two ports");
+            take_over(vec![(port().0, v6)]).err().expect("two ports");
         }
     }
 
@@ -90,7 +96,7 @@ mod tests {
             set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO).expect("an option");
             socket.try_clone().expect("a descriptor")
         });
-        LinuxUdp::take_over(vec![(v4, v6)], 0).expect("a port");
+        take_over(vec![(v4, v6)]).expect("a port");
         assert_eq!(ip_mtu_discover(&witness), Ok(Ipv4PathMtuDiscovery::DONT));
         if let Some(witness) = witness_v6 {
             assert_eq!(ipv6_mtu_discover(&witness), Ok(Ipv6PathMtuDiscovery::WANT));
