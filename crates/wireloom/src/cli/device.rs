@@ -15,7 +15,7 @@ use wireloom_engine::process::{self, End, Interface, OpenControlError, OpenError
 use wireloom_kernel::state::StateDir;
 use wireloom_types::{Mode, PeerLookup, SourceCheck, exit_status::HANDED_OVER};
 
-use super::device_log;
+use crate::log_output;
 
 /// Make a userspace WireGuard interface, for `wg`, `wg-quick` or the agent to configure
 ///
@@ -234,8 +234,15 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
     let filter = EnvFilter::new(level.name());
     match arguments.log_to_stdin {
         true => super::log::start_of_device(filter, &arguments.interface),
-        false => super::log::start(filter),
+        false => super::log::start_without_waiting(filter),
     }
+    let outcome = open_and_run(arguments, mode);
+    // Whatever the outcome, it is explained.
+    log_output::finish();
+    outcome
+}
+
+fn open_and_run(arguments: &Arguments, mode: Mode) -> anyhow::Result<ExitCode> {
     let threads = NonZero::new(usize::from(arguments.threads)).unwrap_or(NonZero::<usize>::MIN);
     let state = arguments.state_directory.clone().unwrap_or_else(|| StateDir::locate().path().into());
     let name = &arguments.interface;
@@ -248,15 +255,12 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
     let (interface, is_taken) = match opened {
         Err(error) if matches!(error.downcast_ref(), Some(OpenError::HasAnother)) => {
             tracing::info!("ended: {error}");
-            device_log::finish();
             return Ok(ExitCode::from(HANDED_OVER));
         }
         opened => opened?,
     };
-    if arguments.log_to_stdin {
-        // Only now: threads inherit the privileges that were given up, and the blocked signals.
-        unless_taken(is_taken, device_log::start_thread().context("cannot start a thread"))?;
-    }
+    // Only now: threads inherit the privileges that were given up, and the blocked signals.
+    unless_taken(is_taken, log_output::start_thread().context("cannot start a thread"))?;
     if arguments.detach_when_ready {
         unless_taken(is_taken, detach(arguments.log_to_stdin).context("cannot leave the terminal"))?;
     }
@@ -271,7 +275,6 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
             End::HandedOver => "another process has taken the interface over",
         }
     );
-    device_log::finish();
     Ok(if end == End::HandedOver { ExitCode::from(HANDED_OVER) } else { ExitCode::SUCCESS })
 }
 

@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         match supervisor::become_device(program, &arguments.arguments, parent)? {}
     }
     super::require_net_admin("engine")?;
-    super::log::start(EnvFilter::new("info"));
+    super::log::start_without_waiting(EnvFilter::new("info"));
     supervisor::run()?;
     Ok(ExitCode::SUCCESS)
 }

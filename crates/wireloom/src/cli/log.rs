@@ -18,16 +18,22 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use super::device_log::DeviceLog;
+use crate::log_output::LogOutput;
 
 /// Starts logging: coloured on a terminal only, and for the journal with priorities instead of times and levels.
 pub(super) fn start(filter: EnvFilter) {
     start_with(filter, io::stderr, "2", String::new());
 }
 
-/// As [`start`], for a device in the background. Its log goes to what standard input is now once it is there.
+/// As [`start`], for a process that must not wait for the reader of its log.
+pub(super) fn start_without_waiting(filter: EnvFilter) {
+    start_with(filter, || LogOutput, "2", String::new());
+}
+
+/// As [`start_without_waiting`], for a device in the background. Its log goes to what standard input is now once it is
+/// there.
 pub(super) fn start_of_device(filter: EnvFilter, interface: &str) {
-    start_with(filter, || DeviceLog, "0", format!("device {interface}: "));
+    start_with(filter, || LogOutput, "0", format!("device {interface}: "));
 }
 
 /// `descriptor` is the one that tells what is written to; `name` comes before each message.

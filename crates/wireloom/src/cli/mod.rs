@@ -17,7 +17,6 @@ mod agent;
 mod boot_guard;
 mod completions;
 mod device;
-mod device_log;
 mod down;
 mod engine;
 mod health;

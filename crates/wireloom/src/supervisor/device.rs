@@ -18,7 +18,6 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl,
         signal::{SigSet, Signal},
@@ -30,12 +29,12 @@ use super::{
     descriptor::{Descriptor, receive_to_pass_on, send},
     state_machine::DeviceId,
 };
+use crate::log_output::LogOutput;
 
 /// The first descriptor that is passed on: `SD_LISTEN_FDS_START` in sd_listen_fds(3).
 const FIRST: RawFd = 3;
 
-/// How much of standard error is forwarded at once (bytes). A pipe that poll(2) calls writable takes as much without
-/// waiting (`PIPE_BUF` in pipe(7)).
+/// How much of standard error is forwarded at once (bytes).
 const PIECE: usize = 4096;
 
 /// How much is kept of a line.
@@ -107,17 +106,15 @@ impl Device {
         self.words.as_ref().map(AsFd::as_fd)
     }
 
-    /// Passes on what it has written to standard error. Nobody waits: when our own standard error takes no more, it is
-    /// lost, because a device that has to wait for its log carries no packets.
+    /// Passes on what it has written to standard error. When our own takes no more, it is lost: a supervisor that waits
+    /// starts no device.
     pub(super) fn forward(&mut self) {
         let mut piece = [0; PIECE];
         while let Some(words) = &mut self.words {
             match words.read(&mut piece) {
                 Ok(0) => self.words = None,
                 Ok(length) => {
-                    if is_writable(io::stderr().as_fd()) {
-                        let _ = io::stderr().write_all(&piece[..length]);
-                    }
+                    let _ = LogOutput.write_all(&piece[..length]);
                     self.note(&piece[..length]);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -149,12 +146,6 @@ impl Device {
             }
         }
     }
-}
-
-fn is_writable(fd: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
-    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1))
-        && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT))
 }
 
 /// Becomes the program with these arguments. Standard input is the socket over which the `LISTEN_FDS` descriptors come.

@@ -49,6 +49,7 @@ use self::{
 };
 
 pub(crate) use self::device::become_device;
+use crate::log_output;
 
 /// How long an answer waits for systemd. It reads within milliseconds, unless it reads all its units again.
 const SETTLING_MAX: Duration = Duration::from_secs(2);
@@ -146,6 +147,7 @@ impl Supervisor {
     }
 
     fn turn(&mut self) -> anyhow::Result<()> {
+        log_output::report_lost();
         self.read_signals().context("cannot read signals")?;
         for (call, request) in self.server.requests() {
             self.ask(call, request);

@@ -136,8 +136,11 @@ pub(super) struct Machine<D> {
     first: Option<Device<D>>,
     second: Option<Device<D>>,
     superseded: Vec<Device<D>>,
-    /// The arguments of the last device that was ready, as long as it is started again when it ends.
+    /// The arguments of the last device that was ready, as long as it is started again when it ends. At first: of the
+    /// one that was found.
     wanted: Option<Vec<String>>,
+    /// The wanted device was found, and was not ready yet. If it ends, it is not started again.
+    is_tried_once: bool,
     /// What a device that has ended left for the next one. While a device with other arguments is to be the first: what
     /// the wanted one left.
     kept: Store<D>,
@@ -162,6 +165,7 @@ impl<D: Clone> Machine<D> {
             second: None,
             superseded: Vec::new(),
             wanted: None,
+            is_tried_once: false,
             kept: Store::default(),
             backoff: Backoff::default(),
             restart_at: None,
@@ -299,11 +303,14 @@ impl<D: Clone> Machine<D> {
         }
     }
 
-    /// Starts a device, once: it is wanted when it is ready. If it fails, another instance may have its interface.
+    /// Starts a device, once: if it fails, another instance may have its interface. A supervisor that ends before the
+    /// device is ready leaves it to the next one.
     fn resume(&mut self, now: Duration, arguments: Vec<String>, descriptors: Vec<(String, D)>) {
         if self.devices().next().is_none() && self.restart_at.is_none() && !self.is_exiting {
             self.restarts += 1;
             self.kept = Store::from_iter(descriptors);
+            self.wanted = Some(arguments.clone());
+            self.is_tried_once = true;
             self.start_with_kept(now, arguments, false);
         }
     }
@@ -352,6 +359,7 @@ impl<D: Clone> Machine<D> {
     /// No device is wanted any more.
     fn forget(&mut self) {
         self.wanted = None;
+        self.is_tried_once = false;
         self.restart_at = None;
         self.kept = Store::default();
     }
@@ -393,6 +401,7 @@ impl<D: Clone> Machine<D> {
         first.due = None;
         self.kept = Store::default();
         self.wanted = Some(first.arguments.clone());
+        self.is_tried_once = false;
         if let Some(call) = self.runner.take() {
             self.backoff.reset();
             self.actions.push(Action::Answer(call, Answer::Done));
@@ -426,7 +435,8 @@ impl<D: Clone> Machine<D> {
                 }
                 return;
             }
-            let is_over = is_wanted && (first.is_ready && end.is_asked() || end.is_handed_over());
+            let is_asked = first.is_ready && end.is_asked();
+            let is_over = is_wanted && (is_asked || end.is_handed_over() || self.is_tried_once);
             let life = now.saturating_sub(first.started);
             if self.second.is_some() {
                 // It gets everything. If it fails, this one is started again.

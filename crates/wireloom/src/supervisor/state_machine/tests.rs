@@ -267,10 +267,10 @@ fn what_a_killed_supervisor_had_run_is_tried_once() {
     let found = || Event::Found { arguments: vec!["wg0".into()], descriptors: Vec::new() };
     let mut bench = Bench::new();
     assert_eq!(bench.handle(found()), ["start 1 wg0"]);
-    assert_eq!(bench.machine.wanted(), None, "not yet");
     assert_eq!(bench.run("wg0"), ["answer 1 busy: a device is being started"]);
     assert!(bench.end(1, failed("wg0 exists already")).is_empty());
     assert_eq!((bench.machine.state(), bench.machine.next_time()), (State::Idle, None));
+    assert_eq!(bench.machine.wanted(), None);
     assert_eq!(bench.handle(found()), ["start 2 wg0"]);
     assert!(bench.ready(2).is_empty());
     assert_eq!(bench.machine.wanted(), Some(&["wg0".to_owned()][..]));
@@ -325,13 +325,50 @@ fn a_supervisor_that_is_asked_to_end_leaves_what_it_had_to_the_next() {
 }
 
 #[test]
+fn a_supervisor_that_ends_before_the_device_that_it_found_is_ready_leaves_it_to_the_next() {
+    let left = |bench: &Bench| {
+        let wanted = bench.machine.wanted().map(|words| words.join(" "));
+        (wanted, bench.machine.wanted_descriptors())
+    };
+    let found = || {
+        let descriptors = vec![("tun".into(), 7), ("udp".into(), 51)];
+        let mut bench = Bench::new();
+        bench.handle(Event::Found { arguments: vec!["wg0".into()], descriptors });
+        bench
+    };
+    let all = (Some("wg0".to_owned()), vec![("tun".into(), 7), ("udp".into(), 51)]);
+    // It may be killed at any moment.
+    let mut bench = found();
+    assert_eq!(left(&bench), all);
+    assert_eq!(bench.handle(Event::Signalled), ["terminate 1"]);
+    assert_eq!(left(&bench), all);
+    assert_eq!(bench.end(1, End::Killed("SIGTERM")), ["exit"]);
+    assert_eq!(left(&bench), all);
+    // Whoever stops or releases it does not want it, and one that is started later is started again.
+    for event in [Event::Stop(Call(1)), Event::Release(Call(1))] {
+        let mut bench = found();
+        bench.calls = 1;
+        bench.handle(event);
+        assert_eq!(left(&bench), (None, Vec::new()));
+        bench.end(1, killed());
+        assert_eq!((left(&bench), bench.machine.state()), ((None, Vec::new()), State::Idle));
+        assert_eq!(bench.run("wg0"), ["start 2 wg0"]);
+        assert_eq!(left(&bench), (None, Vec::new()), "nobody has seen it ready");
+        bench.ready(2);
+        assert_eq!(bench.end(2, killed()), ["start 3 wg0"]);
+        assert!(bench.end(3, failed("no")).is_empty());
+        assert_eq!(bench.machine.state(), State::Waiting);
+    }
+}
+
+#[test]
 fn what_systemd_has_kept_goes_to_the_device_that_is_found_or_to_nobody() {
     let descriptors = || vec![("tun".into(), 7), ("udp".into(), 51), ("odd".into(), 9)];
     let found = || Event::Found { arguments: vec!["wg0".into()], descriptors: descriptors() };
     let kept = |bench: &Bench| bench.machine.wanted_descriptors();
     let mut bench = Bench::new();
     assert_eq!(bench.handle(found()), ["start 1 wg0 tun=7 udp=51 odd=9"]);
-    assert_eq!(kept(&bench), [], "it is tried once");
+    assert_eq!(kept(&bench), descriptors(), "for the next supervisor, if this one ends now");
     bench.store(1, "udp", 52);
     bench.handle(Event::Removed(DeviceId(1), "odd".into()));
     assert!(bench.ready(1).is_empty());

@@ -2,18 +2,20 @@
 //! not; and what happens to a device that hangs, and to an interface that is renamed or moved away.
 
 use std::{
-    io,
+    io::{self, BufRead as _},
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
 use wireloom_lab::{
     Layout, Node, PATIENCE, Promise, agent, at_this_pace,
     mesh::{KEY, KeyPair, write_key},
+    until,
 };
 
 use crate::{
-    fixtures::device::{self, processes},
+    fixtures::device::{self, LOST, processes},
     fixtures::fleet::{Fleet, run},
     wireloom,
 };
@@ -303,7 +305,13 @@ fn a_device_goes_on_when_nobody_reads_its_log() {
             assert_eq!(device::request(node, "nonsense=1\n\n"), "errno=-22\n\n");
         }
         assert!(device::request(node, "get=1\n\n").ends_with("errno=0\n\n"));
-        drop(reader);
+        if let Some(reader) = reader {
+            let mut lines = io::BufReader::new(reader).lines().map_while(Result::ok);
+            let reading = thread::spawn(move || lines.any(|line| line.contains(LOST)));
+            let read = || reading.is_finished().then_some(());
+            until(PATIENCE, "the device to say that lines were lost", read).unwrap();
+            assert!(reading.join().unwrap());
+        }
         node.run("ip link delete wg0").unwrap();
         device::wait_until_gone(node);
     }

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Read as _,
     net::UdpSocket,
     process::{Command, Stdio},
 };
@@ -11,7 +12,7 @@ use wireloom_plan::routing::Family;
 
 use crate::{
     fixtures::device::{
-        SOCKET, has_interface, has_socket, node, process, processes, request, run, wait_until_gone,
+        SOCKET, fill, has_interface, has_socket, node, process, processes, request, run, wait_until_gone,
     },
     fixtures::tunnel::{PORT, Program, THREADS, Tunnel, inner, ping, word},
     wireloom,
@@ -221,6 +222,30 @@ fn in_the_foreground_a_device_logs_what_happens() {
         "dropped so far: none",
         "a signal asked for it",
     ] {
+        assert!(log.contains(words), "{words:?} in {log}");
+    }
+}
+
+#[test]
+fn in_the_foreground_a_device_goes_on_when_nobody_reads_its_log() {
+    let lab = node();
+    let node = &lab.nodes[0];
+    let mut command = Command::new(wireloom());
+    command.args(["device", "-f", "wg0"]).stderr(Stdio::piped());
+    let mut child = node.host.space.spawn(&mut command).unwrap();
+    until(PATIENCE, "the interface", || has_socket(node).then_some(())).unwrap();
+    let reader = child.stderr.as_mut().unwrap();
+    let filled = fill(reader);
+    for state in ["up", "down"] {
+        // It logs that.
+        node.run(&format!("ip link set wg0 {state}")).unwrap();
+        assert!(request(node, "get=1\n\n").ends_with("errno=0\n\n"), "after {state}");
+    }
+    reader.read_exact(&mut vec![0; filled]).unwrap();
+    node.run(&format!("kill {}", process(node))).unwrap();
+    let output = finish(child, "`wireloom device -f wg0`", PATIENCE).unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    for words in ["the interface is up", "the interface is down", "a signal asked for it"] {
         assert!(log.contains(words), "{words:?} in {log}");
     }
 }

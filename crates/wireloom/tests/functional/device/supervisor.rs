@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Read as _,
     net::UdpSocket,
     os::unix::fs::PermissionsExt as _,
     path::Path,
@@ -14,7 +15,7 @@ use wireloom_lab::{Lab, Layout, Node, PATIENCE, at_this_pace, device::Device, fi
 
 use crate::{
     fixtures::{
-        device::{has_interface, has_socket, node, processes, request, run, wait_until_gone},
+        device::{LOST, fill, has_interface, has_socket, node, processes, request, run, wait_until_gone},
         service_manager::ServiceManager,
     },
     wireloom,
@@ -131,6 +132,26 @@ fn a_supervised_device_is_started_again_when_it_dies_and_ends_when_it_is_stopped
     let left = || fs::read_dir("/run/wireloom").unwrap().flatten().map(|entry| entry.file_name());
     let left = node.host.space.inside(|| left().collect::<Vec<_>>()).unwrap();
     assert!(!left.iter().any(|name| name.to_string_lossy().starts_with("engine")), "{left:?}");
+}
+
+#[test]
+fn a_supervisor_goes_on_when_nobody_reads_its_log() {
+    let lab = node();
+    let node = &lab.nodes[0];
+    let mut engine = start(node);
+    let log = engine.stderr.as_mut().unwrap();
+    let filled = fill(log);
+    let died = run_device(node, "--persistent wg0").unwrap().process;
+    node.run(&format!("kill -KILL {}", died.unwrap())).unwrap();
+    let back = || Some(status(node)).filter(|now| now.state == State::Running && now.process != died);
+    until(PATIENCE, "another device", back).unwrap();
+
+    log.read_exact(&mut vec![0; filled]).unwrap();
+    ask(node, Supervisor::stop).unwrap();
+    node.run(&format!("kill {}", supervisor(node))).unwrap();
+    let output = finish(engine, "`wireloom engine`", PATIENCE).unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && log.contains(LOST), "{log}");
 }
 
 /// Nobody but the supervisor has the listening sockets then, and the interface that they belong to is gone.
