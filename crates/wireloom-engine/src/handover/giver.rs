@@ -27,9 +27,9 @@ const PREPARE: Duration = Duration::from_secs(30);
 /// ([`Restraint::ready_limit`]).
 const READY_MIN: Duration = Duration::from_millis(50);
 const READY_MAX: Duration = Duration::from_millis(500);
-/// How often both double, once for each attempt that has failed: to 2 s at most. A pause that ends in a hand-over is
+/// The most in the attempts after one that has failed: the limit doubles with each. A pause that ends in a hand-over is
 /// better than another in vain.
-const READY_DOUBLINGS: u32 = 2;
+const READY_MAX_AGAIN: Duration = Duration::from_secs(2);
 /// How many times longer than the giver had for its part. In memory, a taker needs 1.4 times as long for 5,000 peers
 /// that all had traffic since the copy; the rest is for a processor that it has to wait for.
 const READY_FACTOR: u32 = 10;
@@ -133,9 +133,8 @@ impl Restraint {
     /// How long the taker may take to apply the changes, when the giver took this long to stop and to make them: a slow
     /// machine is slow for both. Longer after attempts that failed, because the machine may be slow for the taker alone.
     pub(crate) fn ready_limit(&self, took: Duration, now: Instant) -> Duration {
-        let [least, most] = [READY_MIN, READY_MAX]
-            .map(|limit| limit * (1 << self.failures_that_count(now).min(READY_DOUBLINGS)));
-        took.saturating_mul(READY_FACTOR).clamp(least, most)
+        let limit = took.saturating_mul(READY_FACTOR).clamp(READY_MIN, READY_MAX);
+        limit.saturating_mul(1 << self.failures_that_count(now).min(16)).min(READY_MAX_AGAIN)
     }
 
     /// What a taker that comes at this time gets, if it is too soon. It may try again.
@@ -324,14 +323,18 @@ mod tests {
         let now = Instant::now();
         let mut restraint = Restraint::default();
         for limits in
-            [[50, 50, 200, 500], [100, 100, 200, 1000], [200, 200, 200, 2000], [200, 200, 200, 2000]]
+            [[50, 50, 200, 500], [100, 100, 400, 1000], [200, 200, 800, 2000], [400, 400, 1600, 2000]]
         {
-            for (took, limit) in [0, 5, 20, 800].into_iter().zip(limits) {
+            for (took, limit) in [0, 5, 20, 80].into_iter().zip(limits) {
                 let limit = Duration::from_millis(limit);
                 assert_eq!(restraint.ready_limit(Duration::from_millis(took), now), limit);
             }
             restraint.note_failure(now);
         }
+        for _ in 0..100 {
+            restraint.note_failure(now);
+        }
+        assert_eq!(restraint.ready_limit(Duration::ZERO, now), READY_MAX_AGAIN);
         assert_eq!(restraint.ready_limit(Duration::ZERO, now + FORGIVEN), READY_MIN);
     }
 

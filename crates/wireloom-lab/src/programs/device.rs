@@ -20,8 +20,7 @@ use crate::{Error, PATIENCE, Result, Space, at_this_pace, until};
 
 /// What the log says before the time that packets waited.
 const PAUSE: &str = "packets waited for ";
-/// What it says when the process before does not hand over: where machines are slow, a taker may be late again and
-/// again, and who starts it tries again.
+/// What it says when the process before does not hand over.
 const REFUSED: &str = "does not hand it over";
 /// How often a hand-over is looked at.
 const LOOK: Duration = Duration::from_millis(1);
@@ -58,13 +57,15 @@ impl Device {
     /// # Errors
     /// [`Error::Output`] with its log when it ends; [`Error::Timeout`].
     pub fn take_over(program: &Path, space: &Space, interface: &str, arguments: &[&str]) -> Result<Self> {
-        let arguments = arguments.iter().map(|&word| word.to_owned()).collect();
-        let mut device = Self::spawn(program, space, interface, arguments, &["--take-over"])?;
-        until(PATIENCE, "a device to take an interface over", || {
-            (device.has_ended() || device.pause().is_some()).then_some(())
-        })?;
-        device.assert_runs()?;
-        Ok(device)
+        let arguments: Vec<_> = arguments.iter().map(|&word| word.to_owned()).collect();
+        unless_refused(|| {
+            let mut device = Self::spawn(program, space, interface, arguments.clone(), &["--take-over"])?;
+            until(PATIENCE, "a device to take an interface over", || {
+                (device.has_ended() || device.pause().is_some()).then_some(())
+            })?;
+            device.assert_runs()?;
+            Ok(device)
+        })
     }
 
     /// Starts a process that takes this one's interface over, and does not wait for it.
@@ -82,15 +83,10 @@ impl Device {
     /// # Errors
     /// [`Error::Output`] with the log when either process ends otherwise; [`Error::Timeout`].
     pub fn hand_over(&mut self) -> Result<Duration> {
-        let deadline = Instant::now() + at_this_pace(PATIENCE);
-        loop {
+        unless_refused(|| {
             let taker = self.begin_hand_over()?;
-            match self.become_taker(taker) {
-                Err(Error::Output { output, .. })
-                    if output.contains(REFUSED) && Instant::now() < deadline => {}
-                outcome => return outcome,
-            }
-        }
+            self.become_taker(taker)
+        })
     }
 
     /// Waits until `taker` has the interface, and becomes it.
@@ -183,6 +179,17 @@ impl Device {
 
     fn unexpected(&self, what: &str) -> Error {
         Error::Output { what: what.to_owned(), output: self.said() }
+    }
+}
+
+/// Takes over, again and again when the process before refuses that: on a slow machine the next one may be too late.
+fn unless_refused<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + at_this_pace(PATIENCE);
+    loop {
+        match attempt() {
+            Err(Error::Output { output, .. }) if output.contains(REFUSED) && Instant::now() < deadline => {}
+            outcome => return outcome,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
 
 use wireloom_lab::{
     Capture, Cell, Content, FAMILIES, Layout, Node, PATIENCE, Packet, Pinger, Place, Promise, Stream, Wire,
+    at_this_pace,
     mesh::{KeyPair, write_key, write_settings},
     probe::{Exchange, probe},
 };
@@ -105,7 +106,7 @@ fn nothing_that_nat_leads_on_is_in_plaintext(fleet: &Fleet, family: Family) {
     let bind = |place: &Place, port| {
         let socket = place.space.inside(|| UdpSocket::bind((place.addresses.of(family), port)));
         let socket = socket.unwrap().unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(at_this_pace(PATIENCE))).unwrap();
         socket
     };
     let server = bind(&c.pods[0], BACKEND);

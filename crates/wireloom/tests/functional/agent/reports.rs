@@ -153,7 +153,8 @@ fn status_shows_mode_peers_and_rules_and_no_private_key() {
     let [peer] = &shown["peers"].as_array().unwrap()[..] else { panic!("one peer: {shown}") };
     assert_eq!((&peer["name"], &peer["traffic"]), (&"node-b".into(), &"encrypted".into()));
     assert_eq!(peer["public_key"], Value::from(fleet.keys[1].public.clone()));
-    assert!(peer["handshake_age_seconds"].as_u64().unwrap() < 60, "{peer}");
+    // REJECT_AFTER_TIME: an older session is not used (section 6.1 of the WireGuard paper).
+    assert!(peer["handshake_age_seconds"].as_u64().unwrap() < 180, "{peer}");
     assert!(peer["received"].as_u64().unwrap() > 0 && peer["sent"].as_u64().unwrap() > 0, "{peer}");
     let text = [stdout, shown.to_string()].concat();
     assert!(!text.contains(&fleet.keys[0].private), "a private key in the status");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use wireloom_lab::{
-    Capture, Content, Layout, Node, Pinger, Promise, Stream,
+    Capture, Content, Layout, Node, Packet, Pinger, Promise, Stream,
     agent::{self, Agent},
 };
 use wireloom_plan::routing::Family;
@@ -106,35 +106,34 @@ pub(crate) fn a_new_device_greets_its_peers_at_the_endpoints_that_the_old_one_le
     let [a, b] = &fleet.lab.nodes[..] else { panic!("two nodes") };
     let pinger = Pinger::start(&b.pods[0], &a.pods[0], Family::V4, Duration::from_millis(20)).unwrap();
     fleet.wait("answers to pings", |_| pinger.answered() > 20);
-    // Pings are answered without the mesh as well, in plaintext.
-    fleet.wait("a session", |_| {
-        let shown = a.run("wg show wg0 latest-handshakes").unwrap_or_default();
-        shown.split_whitespace().nth(1).is_some_and(|time| time != "0")
-    });
     let ended = |fleet: &Fleet| {
         fleet.agents[0].reload().unwrap();
         let (_, status, _) = run(a, "status --json");
         serde_json::from_str::<serde_json::Value>(&status).unwrap()["agent"]["last_pass"].as_u64()
     };
-    // The second pass that ends from now on has also begun from now on, so it has seen the session.
-    for _ in 0..2 {
-        let before = ended(&fleet);
-        fleet.wait("the agent to know of the session", |fleet| ended(fleet) > before);
-    }
-    let capture = Capture::open(fleet.lab.underlay()).unwrap();
-    let answered = pinger.answered();
-    a.run("ip link del wg0").unwrap();
-    fleet.wait("answers to pings", |_| pinger.answered() > answered + 20);
-    println!("{:?}", pinger.stop().unwrap());
-    // The new device began the handshake. Without that, the peer would, once it gave up the old session.
-    let initiators: Vec<_> = capture
-        .drain()
-        .unwrap()
-        .into_iter()
-        .filter(|packet| matches!(packet.content, Content::WireGuard { message: 1, .. }))
-        .map(|packet| packet.source)
-        .collect();
-    assert_eq!(initiators.first(), Some(&a.host.addresses.of(Family::V4)), "{initiators:?}");
+    // The new device begins the handshake. Without that, the peer would, once it gave up the old session. An emulated
+    // machine may be that late itself.
+    const TRIES: usize = 3;
+    let greets = || {
+        // Pings are answered without the mesh as well, in plaintext.
+        fleet.wait("a session", |_| {
+            let shown = a.run("wg show wg0 latest-handshakes").unwrap_or_default();
+            shown.split_whitespace().nth(1).is_some_and(|time| time != "0")
+        });
+        // The second pass that ends from now on has also begun from now on, so it has seen the session.
+        for _ in 0..2 {
+            let before = ended(&fleet);
+            fleet.wait("the agent to know of the session", |fleet| ended(fleet) > before);
+        }
+        let capture = Capture::open(fleet.lab.underlay()).unwrap();
+        let answered = pinger.answered();
+        a.run("ip link del wg0").unwrap();
+        fleet.wait("answers to pings", |_| pinger.answered() > answered + 20);
+        let is_initiation = |packet: &Packet| matches!(packet.content, Content::WireGuard { message: 1, .. });
+        let first = capture.drain().unwrap().into_iter().find(is_initiation);
+        first.is_some_and(|packet| packet.source == a.host.addresses.of(Family::V4))
+    };
+    assert!((0..TRIES).any(|_| greets()), "{:?}", pinger.stop().unwrap());
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use std::net::UdpSocket;
 
 use wireloom_lab::{
-    Capture, Layout, Pinger,
+    Capture, Layout, PATIENCE, Pinger,
     agent::{self, Agent},
     mesh::{MEMBERS, SETTINGS},
+    until,
 };
 
 use super::{Mode, Watched, delete_rules, device, reaches, start_agent, status};
@@ -154,10 +155,10 @@ fn a_node_that_never_ran_is_reached_in_plaintext_by_default() {
         let answered = |watched: &Watched| watched.pingers.iter().map(Pinger::answered).collect::<Vec<_>>();
         let before = answered(&watched);
         let capture = Capture::open(watched.fleet.lab.underlay()).unwrap();
-        std::thread::sleep(wireloom_lab::at_this_pace(super::AFTERMATH));
+        let all = || before.iter().zip(answered(&watched)).all(|(before, now)| now > *before).then_some(());
+        let all = until(PATIENCE, "answers to all pings", all).is_ok();
         let plain = watched.leaked(&capture.drain().unwrap());
         println!("figure: a node that never ran, {name}: {plain} packets in plaintext, as they should be");
-        let all = before.iter().zip(answered(&watched)).all(|(before, now)| now > *before);
         watched.check(&format!("a node that never ran, {name}: pods are reached"), all && plain > 0);
         let said = status(&watched.fleet.lab.nodes[1]);
         watched.check(&format!("{name}: status names the node that is unproven"), said.contains("unproven"));
