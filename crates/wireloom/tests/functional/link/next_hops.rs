@@ -9,8 +9,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 use wireloom_lab::{Layout, PATIENCE, until};
 
 use crate::{
+    fixtures::fleet::LONG,
     fixtures::link::{BEHIND, Link, answered, pings, put_behind, reach},
-    fixtures::tunnel::inner,
+    fixtures::tunnel::{inner, ping},
 };
 
 #[test]
@@ -112,6 +113,69 @@ fn flows_spread_over_two_gateways_and_each_stays_on_one() {
         let all: BTreeSet<_> = gateways.into_iter().flatten().collect();
         assert_eq!(all.len(), 2, "all flows to {to} went by gateway {all:?}");
     }
+}
+
+/// An IPv4 route with several next hops asks after its gateways where a sysctl says so; an IPv6 route of a router does
+/// where the next hops are objects of their own.
+#[test]
+fn a_gateway_that_has_died_leaves_all_new_flows_to_the_other_one() {
+    let link = Link::new(3);
+    link.settle();
+    let node = link.node(0);
+    let settings =
+        ["ipv4/fib_multipath_hash_policy", "ipv6/fib_multipath_hash_policy", "ipv4/fib_multipath_use_neigh"];
+    for setting in settings {
+        node.host.space.set_sysctls(&[(&format!("net/{setting}"), "1")]).unwrap();
+    }
+    for place in [1, 2] {
+        put_behind(link.node(place));
+    }
+    let [[one_v4, one_v6], [other_v4, other_v6]] = [1, 2].map(inner);
+    node.run(&format!("ip route add 172.20.0.0/16 nexthop via {one_v4} nexthop via {other_v4}")).unwrap();
+    node.run(&format!("ip nexthop add id 1 via {one_v6} dev wg0")).unwrap();
+    node.run(&format!("ip nexthop add id 2 via {other_v6} dev wg0")).unwrap();
+    node.run("ip nexthop add id 3 group 1/2").unwrap();
+    node.run("ip route add fd20::/16 nhid 3").unwrap();
+    let ways = BEHIND.map(|to| (to, [1, 2].map(|place| Sink::open(&link, place, to.parse().unwrap()))));
+    // That 20 flows all take one of two ways by chance will not happen.
+    let taken = || {
+        ways.each_ref().map(|(to, sinks)| {
+            let gateways: BTreeSet<_> = (0..20).flat_map(|_| flow(&link, to, sinks, 5)).collect();
+            gateways.into_iter().collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(taken(), [[0, 1]; 2]);
+
+    // The stack asks after a second already whether a neighbour is still there. It applies that to new answers.
+    for family in ["ipv4", "ipv6"] {
+        for (setting, value) in [("base_reachable_time_ms", "1000"), ("delay_first_probe_time", "1")] {
+            let path = format!("net/{family}/neigh/wg0/{setting}");
+            node.host.space.set_sysctls(&[(&path, value)]).unwrap();
+        }
+    }
+    node.run("ip neigh flush dev wg0").unwrap();
+    let known = |address: IpAddr| node.run(&format!("ip neigh show {address} dev wg0")).unwrap();
+    link.node(2).run("ip link set eth0 down").unwrap();
+    // Meanwhile nobody sends to the other gateway, nor hears of it: its silence is no death.
+    until(LONG, "the stack to give the dead gateway up", || {
+        let mut left = inner(2).into_iter().filter(|address| !known(*address).contains("FAILED")).peekable();
+        let given_up = left.peek().is_none();
+        left.for_each(|address| assert!(!ping(node, address)));
+        given_up.then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {:?}", inner(2).map(known)));
+    assert_eq!(taken(), [[0]; 2]);
+    for address in inner(1) {
+        let known = known(address);
+        assert!(known.contains(&link.link_address(1)), "{known}");
+    }
+
+    // It comes back. The stack finds out with the next packet that it sends to the gateway itself.
+    link.node(2).run("ip link set eth0 up").unwrap();
+    for address in inner(0) {
+        reach(link.node(2), address);
+    }
+    assert_eq!(taken(), [[0, 1]; 2]);
 }
 
 /// Receives on one of the gateways what is sent to the address behind both.
