@@ -45,7 +45,7 @@
 //! | [`interop`] | the userspace interface with wireguard-go or the kernel's WireGuard at the other end |
 //! | **[`link`]** | **link mode, with peers as neighbours:** |
 //! | `link::device` | the userspace interface as a link: neighbours, multicast, standard peers, restart |
-//! | `link::next_hops` | that the next hop that routing chose is the peer: gateways, tables, ECMP |
+//! | `link::next_hops` | that the next hop that routing chose is the peer: gateways, ECMP, fail-over, no redirects |
 //! | `link::errors` | that senders hear of errors in milliseconds, of addresses that move, of path MTUs |
 //! | `link::routing` | BIRD, FRR and babeld on a common link, with the configurations of docs/link-mode.md |
 //! | `link::agent` | the matrix, the modes and the repairs of the agent on a link |

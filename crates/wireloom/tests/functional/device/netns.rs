@@ -4,7 +4,7 @@
 
 use std::{
     fmt::Write as _,
-    net::{IpAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     process::Command,
     time::Duration,
 };
@@ -286,34 +286,41 @@ fn tunnels_run_in_tunnels_and_a_peer_behind_itself_makes_no_storm() {
 /// a route that is better comes.
 #[test]
 fn answers_and_packets_take_the_address_of_their_way() {
-    let tunnel = silent();
-    let [near, far] = [0, 1].map(|place| tunnel.node(place));
-    let [near_out, far_out] = [near, far].map(|node| node.host.addresses.v4);
-    near.run("ip link add inside type bridge").unwrap();
-    near.run("ip address add 10.50.0.1/24 dev inside").unwrap();
-    near.run("ip link set inside up").unwrap();
-    far.run(&format!("ip route add 10.50.0.0/24 via {near_out}")).unwrap();
-    tunnel.set_peer(1, 0, &format!("endpoint 10.50.0.1:{PORT}"));
-    first_ping(far, inner(0)[0]);
-    assert_eq!(tunnel.shown(1, "endpoints"), format!("10.50.0.1:{PORT}"));
-    near.run("ip link delete inside").unwrap();
-    tunnel.set_endpoint(1, 0, Family::V4);
-    first_ping(far, inner(0)[0]);
+    for (family, inside, prefix, second, single) in [
+        (Family::V4, "10.50.0.1", 24, "192.168.1.101", "/32"),
+        (Family::V6, "fd50::1", 64, "fd00:192:168:1::101", "/128 nodad"),
+    ] {
+        let tunnel = Tunnel::new(&[Program::Wireloom; 2]);
+        tunnel.set_endpoint(0, 1, family);
+        let [near, far] = [0, 1].map(|place| tunnel.node(place));
+        let [near_out, far_out] = [near, far].map(|node| node.host.addresses.of(family));
+        let [inside_out, second_out] =
+            [inside, second].map(|address| SocketAddr::new(address.parse().unwrap(), PORT).to_string());
+        near.run("ip link add inside type bridge").unwrap();
+        near.run(&format!("ip address add {inside}/{prefix} dev inside")).unwrap();
+        near.run("ip link set inside up").unwrap();
+        far.run(&format!("ip route add {inside} via {near_out}")).unwrap();
+        tunnel.set_peer(1, 0, &format!("endpoint {inside_out}"));
+        first_ping(far, inner(0)[0]);
+        assert_eq!(tunnel.shown(1, "endpoints"), inside_out);
+        near.run("ip link delete inside").unwrap();
+        tunnel.set_endpoint(1, 0, family);
+        first_ping(far, inner(0)[0]);
 
-    // A second interface to the same network. Its route takes precedence while packets flow by the first one.
-    let cable = format!("ip link add second type veth peer name eth1 netns {}", near.pid());
-    tunnel.lab.underlay().network_only().run(&cable).unwrap();
-    tunnel.lab.underlay().run("ip link set second master underlay up").unwrap();
-    let second = "192.168.1.101";
-    near.run(&format!("ip address add {second}/32 dev eth1")).unwrap();
-    near.run("ip link set eth1 up").unwrap();
-    near.run(&format!("ip route add {far_out} dev eth0 src {near_out} metric 2")).unwrap();
-    first_ping(near, inner(1)[0]);
-    assert_eq!(tunnel.shown(1, "endpoints"), format!("{near_out}:{PORT}"));
-    near.run(&format!("ip route add {far_out} dev eth1 src {second} metric 1")).unwrap();
-    first_ping(near, inner(1)[0]);
-    assert_eq!(tunnel.shown(1, "endpoints"), format!("{second}:{PORT}"));
-    first_ping(far, inner(0)[0]);
+        // A second interface to the same network. Its route takes precedence while packets flow by the first one.
+        let cable = format!("ip link add second type veth peer name eth1 netns {}", near.pid());
+        tunnel.lab.underlay().network_only().run(&cable).unwrap();
+        tunnel.lab.underlay().run("ip link set second master underlay up").unwrap();
+        near.run(&format!("ip address add {second}{single} dev eth1")).unwrap();
+        near.run("ip link set eth1 up").unwrap();
+        near.run(&format!("ip route add {far_out} dev eth0 src {near_out} metric 2")).unwrap();
+        first_ping(near, inner(1)[0]);
+        assert_eq!(tunnel.shown(1, "endpoints"), tunnel.endpoint(0, family).to_string());
+        near.run(&format!("ip route add {far_out} dev eth1 src {second} metric 1")).unwrap();
+        first_ping(near, inner(1)[0]);
+        assert_eq!(tunnel.shown(1, "endpoints"), second_out);
+        first_ping(far, inner(0)[0]);
+    }
 }
 
 #[test]
