@@ -26,7 +26,7 @@ use crate::{
     link::Link,
     punt::{KnownAddresses, LANES, Multicast, PathMtus, Punted},
     runtime::{crypto_pool::CryptoPool, turn::NextTurn, wake_up::WakeUp},
-    tun::{Tun, TunEvent, TunState},
+    tun::{Tun, TunEvent, TunState, tell_stack},
     udp::{Network, Patience, Udp},
 };
 
@@ -252,6 +252,9 @@ impl<T: Tun, N: Network> Engine<T, N> {
         }
         if let Some(udp) = &mut self.udp {
             more |= self.outgoing.transmit(now, &mut self.device, udp, &mut patience);
+        }
+        if let Some(link) = &self.link {
+            link.answer_late(|frame| tell_stack(&mut self.writer, frame));
         }
         let due = self.device.poll_timeout();
         if self.due_at <= now.monotonic && due.is_some_and(|at| at <= now.monotonic) {

@@ -1,7 +1,10 @@
-//! What the network stack's neighbour cache has learnt from here.
+//! What the network stack's neighbour cache has learnt from here, and what it has given up.
 //!
 //! The stack keeps an answer for half a minute or more (`base_reachable_time_ms` of arp(7)). If the address moves
 //! before that, the stack has to be told, so we remember which addresses it asked for.
+//!
+//! After a few questions without an answer it gives a neighbour up. It does not ask again before it has something to
+//! send to that address, and a next hop that it has given up gets nothing: so we remember these questions, too.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -10,22 +13,52 @@ use std::{
 
 use wireloom_types::LinkAddress;
 
+use super::neighbour::Question;
+
 /// The most answers that are remembered. The kernel's own cache has at most 1,024 for each family, unless its
 /// `gc_thresh3` says otherwise.
 const MAX: usize = 1 << 14;
 
-/// The answers that the stack was given.
+/// The most questions without an answer that are remembered. More than these go unanswered for good.
+const UNANSWERED_MAX: usize = 1 << 10;
+
+/// The answers that the stack was given, and its questions that got none.
 #[derive(Debug, Default)]
 pub(super) struct NeighbourCache {
     answers: HashMap<IpAddr, LinkAddress>,
     /// The same addresses in the order of the first question: the oldest is forgotten first.
     order: VecDeque<IpAddr>,
+    /// By target: the last question, and the link address that would have been the answer.
+    unanswered: HashMap<IpAddr, (Question, LinkAddress)>,
 }
 
 impl NeighbourCache {
     /// The answers, in the order of the first question.
     pub(super) fn answers(&self) -> impl Iterator<Item = (IpAddr, LinkAddress)> {
         self.order.iter().filter_map(|address| Some((*address, *self.answers.get(address)?)))
+    }
+
+    /// Records a question that gets no answer, because the peer at this link address is not reachable.
+    pub(super) fn note_unanswered(&mut self, question: Question, location: LinkAddress) {
+        if self.unanswered.len() < UNANSWERED_MAX || self.unanswered.contains_key(&question.target) {
+            self.unanswered.insert(question.target, (question, location));
+        }
+    }
+
+    /// Takes the questions about link addresses that are due out of those without an answer.
+    pub(super) fn take_unanswered(
+        &mut self,
+        mut is_due: impl FnMut(LinkAddress) -> bool,
+    ) -> Vec<(Question, LinkAddress)> {
+        let due = self.unanswered.extract_if(|_, (_, location)| is_due(*location));
+        due.map(|(_, question)| question).collect()
+    }
+
+    /// Moves the questions without an answer to where their targets are `now`, if that is known.
+    pub(super) fn move_unanswered(&mut self, now: impl Fn(IpAddr) -> Option<LinkAddress>) {
+        for (target, (_, location)) in &mut self.unanswered {
+            *location = now(*target).unwrap_or(*location);
+        }
     }
 
     /// Records the answer that the stack is given for an address.

@@ -107,10 +107,30 @@ impl Link {
     /// `tell`. Call it after changes of peers and allowed-IPs.
     pub(crate) fn announce(&self, mut tell: impl FnMut(&[u8])) {
         let (table, routes) = (self.table(), self.transport.routes());
+        self.cache().move_unanswered(|address| table.owner(address, &routes));
         let moved = self.moved(|address| table.owner(address, &routes).unwrap_or(LinkAddress::NOBODY));
         let mut frame = Vec::new();
         for (address, location) in moved {
             neighbour::announce(address, location, table.own(), &mut frame);
+            tell(&frame);
+            frame.clear();
+        }
+    }
+
+    /// Tells the stack that peers are reachable again about which it had asked in vain: passes a frame for each address
+    /// that it had asked for to `tell`. Call it often.
+    pub(crate) fn answer_late(&self, mut tell: impl FnMut(&[u8])) {
+        let mut cache = self.cache();
+        let table = self.table();
+        let is_silent = |location| table.path_at(location).is_some_and(|path| !path.is_reachable());
+        let due = cache.take_unanswered(|location| !is_silent(location));
+        let mut frame = Vec::new();
+        for (question, location) in due.into_iter().filter(|(_, location)| table.path_at(*location).is_some())
+        {
+            if table.owner(question.target, &self.transport.routes()) == Some(location) {
+                cache.note(question.target, location);
+            }
+            neighbour::answer_late(&question, location, &mut frame);
             tell(&frame);
             frame.clear();
         }
@@ -185,6 +205,7 @@ impl Link {
         let location = if told { header.destination } else { owner.unwrap_or(LinkAddress::NOBODY) };
         // A peer that has stopped answering does not answer here either, so that the stack uses others.
         if let Some(path) = table.path_at(location).filter(|path| !path.is_reachable()) {
+            cache.note_unanswered(question, location);
             return Decision::Unreachable(path.seek());
         }
         if !told {

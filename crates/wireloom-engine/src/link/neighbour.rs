@@ -70,6 +70,19 @@ pub(super) fn answer(question: &Question, location: LinkAddress, out: &mut Vec<u
     }
 }
 
+/// Appends to `out` the frame that answers a question after the stack has given the target up: the target has the link
+/// address `location`.
+pub(super) fn answer_late(question: &Question, location: LinkAddress, out: &mut Vec<u8>) {
+    match (question.asker, question.target) {
+        // The kernel ignores advertisements for a neighbour that it has given up (`ndisc_recv_na` in net/ipv6/ndisc.c).
+        // It learns from questions, too (RFC 4861, section 7.2.3): the target asks the asker back.
+        (IpAddr::V6(asker), IpAddr::V6(target)) => {
+            solicitation((target, location), (asker, question.asker_link), out);
+        }
+        _ => answer(question, location, out),
+    }
+}
+
 /// Appends to `out` the frame that tells the interface with the link address `to`, unasked, that the target has the
 /// link address `location`. It updates entries of neighbour caches and creates none.
 pub(super) fn announce(target: IpAddr, location: LinkAddress, to: LinkAddress, out: &mut Vec<u8>) {
@@ -108,15 +121,32 @@ fn advertisement(
     (to, to_link): (Ipv6Addr, LinkAddress),
     out: &mut Vec<u8>,
 ) {
-    let mut message = [0; ADVERTISEMENT_LEN];
-    message[0] = ADVERTISEMENT;
-    message[4] = flags.bits();
+    let about = [ADVERTISEMENT, flags.bits(), TARGET_LINK_ADDRESS];
+    neighbour_discovery(about, target, (target, location), (to, to_link), out);
+}
+
+/// Appends a frame with a neighbour solicitation of `from`, which asks after `to`.
+fn solicitation(from: (Ipv6Addr, LinkAddress), to: (Ipv6Addr, LinkAddress), out: &mut Vec<u8>) {
+    neighbour_discovery([SOLICITATION, 0, SOURCE_LINK_ADDRESS], to.0, from, to, out);
+}
+
+/// Appends a frame with a message of neighbour discovery about a target. The option has the sender's link address.
+fn neighbour_discovery(
+    [kind, flags, option]: [u8; 3],
+    target: Ipv6Addr,
+    (from, from_link): (Ipv6Addr, LinkAddress),
+    (to, to_link): (Ipv6Addr, LinkAddress),
+    out: &mut Vec<u8>,
+) {
+    let mut message = [0; DISCOVERY_LEN];
+    message[0] = kind;
+    message[4] = flags;
     message[8..24].copy_from_slice(&target.octets());
-    message[24..26].copy_from_slice(&[TARGET_LINK_ADDRESS, 1]);
-    message[26..].copy_from_slice(&location.to_bytes());
-    let header = ipv6::icmpv6_header(target.octets(), to.octets(), message.len());
+    message[24..26].copy_from_slice(&[option, 1]);
+    message[26..].copy_from_slice(&from_link.to_bytes());
+    let header = ipv6::icmpv6_header(from.octets(), to.octets(), message.len());
     ipv6::fill_icmpv6_checksum(&header, &mut message);
-    out.extend(Header { destination: to_link, source: location, kind: kind::IPV6 }.to_bytes());
+    out.extend(Header { destination: to_link, source: from_link, kind: kind::IPV6 }.to_bytes());
     out.extend(header);
     out.extend(message);
 }
@@ -124,8 +154,8 @@ fn advertisement(
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 const ARP_LEN: usize = 28;
-/// The length of an advertisement with one option of 8 bytes.
-const ADVERTISEMENT_LEN: usize = 32;
+/// The length of a solicitation or an advertisement with one option of 8 bytes.
+const DISCOVERY_LEN: usize = 32;
 
 bitflags::bitflags! {
     /// The flags of an advertisement (RFC 4861, section 4.4).
@@ -137,7 +167,9 @@ bitflags::bitflags! {
         const OVERRIDE = 0x20;
     }
 }
-/// The type of the option with a link address. Its length counts in units of 8 bytes.
+/// The types of the options with a link address: that of who sends a solicitation, and that of an advertisement's
+/// target. Their lengths count in units of 8 bytes.
+const SOURCE_LINK_ADDRESS: u8 = 1;
 const TARGET_LINK_ADDRESS: u8 = 2;
 
 fn v4(packet: &[u8; ARP_LEN], at: usize) -> Ipv4Addr {

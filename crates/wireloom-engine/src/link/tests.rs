@@ -1,5 +1,7 @@
 //! The link, frame by frame.
 
+mod unanswered;
+
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
