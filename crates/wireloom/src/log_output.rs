@@ -4,13 +4,14 @@
 use std::{
     io::{self, Write},
     os::fd::AsFd,
+    process::ExitCode,
     sync::{
         OnceLock,
         atomic::{AtomicUsize, Ordering},
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,6 +21,9 @@ const QUEUE: usize = 256;
 
 /// How long the end of the process waits for the last lines to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// Between two looks whether the queue has room for the end.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// How much is written at once (bytes). A pipe that poll(2) calls writable takes as much without waiting (`PIPE_BUF` in
 /// pipe(7)).
@@ -70,11 +74,25 @@ pub(crate) fn start_thread() -> io::Result<()> {
 
 /// Waits until what was logged so far is written, but not for long.
 pub(crate) fn finish() {
+    let Some(entries) = STDERR.entries.get() else { return };
+    let deadline = Instant::now() + LAST_LINES;
     let (sender, written) = sync_channel(1);
-    let entries = STDERR.entries.get();
-    if entries.is_some_and(|entries| entries.try_send(Entry::Written(sender)).is_ok()) {
-        let _ = written.recv_timeout(LAST_LINES);
+    let mut last = Entry::Written(sender);
+    while let Err(TrySendError::Full(again)) = entries.try_send(last) {
+        if Instant::now() >= deadline {
+            return;
+        }
+        last = again;
+        thread::sleep(PAUSE);
     }
+    let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+}
+
+/// Ends the program's work with this error, as [`main`](crate::main) would, but without waiting for the log's reader.
+pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
+    let _ = writeln!(LogOutput, "wireloom: {error:#}");
+    finish();
+    ExitCode::FAILURE
 }
 
 /// Says how many lines were lost since it said so last, if standard error takes more now.

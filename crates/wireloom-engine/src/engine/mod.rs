@@ -23,7 +23,7 @@ use crate::{
     data_path::{DataPath, Forwarder, RoutingLoops},
     drops::Drops,
     kept_timestamp::KeptTimestamp,
-    link::Link,
+    link::{Link, Unheard},
     punt::{KnownAddresses, LANES, Multicast, PathMtus, Punted},
     runtime::{crypto_pool::CryptoPool, turn::NextTurn, wake_up::WakeUp},
     tun::{Tun, TunEvent, TunState, tell_stack},
@@ -52,6 +52,9 @@ const SIGNALS_AT_ONCE: usize = 256;
 const DUE_PAUSE: Duration = Duration::from_millis(2);
 /// How often the workers get the addresses of the peers anew while handshake messages come.
 const KNOWN_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it looks whether a peer is heard again about which the network stack had asked in vain: a worker that
+/// hears it may have nothing else to say.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A WireGuard interface at work, on any kind of interface and network.
 ///
@@ -253,9 +256,9 @@ impl<T: Tun, N: Network> Engine<T, N> {
         if let Some(udp) = &mut self.udp {
             more |= self.outgoing.transmit(now, &mut self.device, udp, &mut patience);
         }
-        if let Some(link) = &self.link {
-            link.answer_late(|frame| tell_stack(&mut self.writer, frame));
-        }
+        let tell = |frame: &[u8]| tell_stack(&mut self.writer, frame);
+        let unheard = self.link.as_ref().map_or(Unheard::Nobody, |link| link.answer_late(tell));
+        more |= unheard == Unheard::Some;
         let due = self.device.poll_timeout();
         if self.due_at <= now.monotonic && due.is_some_and(|at| at <= now.monotonic) {
             self.due_at = now.monotonic + DUE_PAUSE;
@@ -264,7 +267,8 @@ impl<T: Tun, N: Network> Engine<T, N> {
             return Ok(NextTurn::Now);
         }
         let due = due.map(|at| at.max(self.due_at));
-        Ok(NextTurn::Wait(due.into_iter().chain(self.awaits_peers).min()))
+        let look = (unheard == Unheard::Silent).then(|| now.monotonic + LOOK);
+        Ok(NextTurn::Wait(due.into_iter().chain(self.awaits_peers).chain(look).min()))
     }
 
     /// Reads what has waited since the port was adopted, once there are peers or the time is over.

@@ -75,7 +75,8 @@ pub(crate) enum Action {
     SendChanges { version: u32 },
     /// Send [`Message::Commit`], then pass [`Event::Sent`] or [`Event::SendFailed`].
     Commit,
-    /// As [`Self::SetDeadline`], with the [`Restraint::ready_limit`] of what [`Self::Stop`] and [`Self::SendChanges`] took.
+    /// As [`Self::SetDeadline`], with the [`Restraint::ready_limit`] of what [`Self::Stop`] and [`Self::SendChanges`]
+    /// took.
     AwaitReady,
     /// Let the engine go on as if nothing had been.
     Resume,
@@ -131,7 +132,7 @@ impl Restraint {
     }
 
     /// How long the taker may take to apply the changes, when the giver took this long to stop and to make them: a slow
-    /// machine is slow for both. Longer after attempts that failed, because the machine may be slow for the taker alone.
+    /// machine is slow for both. Longer after attempts that failed: the machine may be slow for the taker alone.
     pub(crate) fn ready_limit(&self, took: Duration, now: Instant) -> Duration {
         let limit = took.saturating_mul(READY_FACTOR).clamp(READY_MIN, READY_MAX);
         limit.saturating_mul(1 << self.failures_that_count(now).min(16)).min(READY_MAX_AGAIN)

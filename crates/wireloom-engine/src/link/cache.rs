@@ -19,8 +19,10 @@ use super::neighbour::Question;
 /// `gc_thresh3` says otherwise.
 const MAX: usize = 1 << 14;
 
-/// The most questions without an answer that are remembered. More than these go unanswered for good.
-const UNANSWERED_MAX: usize = 1 << 10;
+/// The most questions without an answer that are remembered, and the most about one peer: it may have a large prefix,
+/// and somebody may scan it. More than these stay without an answer until the stack asks again.
+const UNANSWERED_MAX: usize = 4096;
+const UNANSWERED_OF_PEER: usize = 64;
 
 /// The answers that the stack was given, and its questions that got none.
 #[derive(Debug, Default)]
@@ -28,8 +30,18 @@ pub(super) struct NeighbourCache {
     answers: HashMap<IpAddr, LinkAddress>,
     /// The same addresses in the order of the first question: the oldest is forgotten first.
     order: VecDeque<IpAddr>,
-    /// By target: the last question, and the link address that would have been the answer.
-    unanswered: HashMap<IpAddr, (Question, LinkAddress)>,
+    /// By target.
+    unanswered: HashMap<IpAddr, Unanswered>,
+}
+
+/// A question that got no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unanswered {
+    pub(super) question: Question,
+    /// The link address of the peer that the answer would have named.
+    pub(super) location: LinkAddress,
+    /// Something else had told the stack that the address is there. The allowed-IPs do not say so.
+    pub(super) is_told: bool,
 }
 
 impl NeighbourCache {
@@ -38,27 +50,38 @@ impl NeighbourCache {
         self.order.iter().filter_map(|address| Some((*address, *self.answers.get(address)?)))
     }
 
-    /// Records a question that gets no answer, because the peer at this link address is not reachable.
-    pub(super) fn note_unanswered(&mut self, question: Question, location: LinkAddress) {
-        if self.unanswered.len() < UNANSWERED_MAX || self.unanswered.contains_key(&question.target) {
-            self.unanswered.insert(question.target, (question, location));
+    /// Records a question that gets no answer, because its peer is not reachable.
+    pub(super) fn note_unanswered(&mut self, unanswered: Unanswered) {
+        let target = unanswered.question.target;
+        let of_peer =
+            || self.unanswered.values().filter(|other| other.location == unanswered.location).count();
+        let has_room = || self.unanswered.len() < UNANSWERED_MAX && of_peer() < UNANSWERED_OF_PEER;
+        if self.unanswered.contains_key(&target) || has_room() {
+            self.unanswered.insert(target, unanswered);
         }
     }
 
-    /// Takes the questions about link addresses that are due out of those without an answer.
+    pub(super) fn has_unanswered(&self) -> bool {
+        !self.unanswered.is_empty()
+    }
+
+    /// Takes at most `count` questions about link addresses that are due out of those without an answer.
     pub(super) fn take_unanswered(
         &mut self,
+        count: usize,
         mut is_due: impl FnMut(LinkAddress) -> bool,
-    ) -> Vec<(Question, LinkAddress)> {
-        let due = self.unanswered.extract_if(|_, (_, location)| is_due(*location));
-        due.map(|(_, question)| question).collect()
+    ) -> Vec<Unanswered> {
+        let due = self.unanswered.extract_if(|_, unanswered| is_due(unanswered.location));
+        due.take(count).map(|(_, unanswered)| unanswered).collect()
     }
 
-    /// Moves the questions without an answer to where their targets are `now`, if that is known.
+    /// Moves the questions without an answer to where their targets are `now`. Nobody waits for those that are nowhere.
     pub(super) fn move_unanswered(&mut self, now: impl Fn(IpAddr) -> Option<LinkAddress>) {
-        for (target, (_, location)) in &mut self.unanswered {
-            *location = now(*target).unwrap_or(*location);
-        }
+        self.unanswered.retain(|target, unanswered| {
+            let location = now(*target);
+            unanswered.location = location.unwrap_or(unanswered.location);
+            location.is_some() || unanswered.is_told
+        });
     }
 
     /// Records the answer that the stack is given for an address.
@@ -116,6 +139,21 @@ mod tests {
         let mut all = cache.copy();
         all.sort();
         assert_eq!(all, [1, 2, 3].map(|number| (address(number), THERE)));
+    }
+
+    #[test]
+    fn a_scan_of_a_peers_prefix_leaves_room_for_questions_about_others() {
+        let ask = |cache: &mut NeighbourCache, number, location| {
+            let question = Question::of_interface(HERE, address(number));
+            cache.note_unanswered(Unanswered { question, location, is_told: false });
+        };
+        let mut cache = NeighbourCache::default();
+        (0..1000).for_each(|number| ask(&mut cache, number, HERE));
+        ask(&mut cache, 1000, THERE);
+        ask(&mut cache, 0, HERE);
+        assert_eq!(cache.take_unanswered(10, |location| location == HERE).len(), 10);
+        assert_eq!(cache.take_unanswered(MAX, |_| true).len(), UNANSWERED_OF_PEER - 10 + 1);
+        assert!(!cache.has_unanswered());
     }
 
     #[test]

@@ -31,7 +31,11 @@ use wireloom_proto::{Instant, Transport};
 use wireloom_types::LinkAddress;
 
 pub use self::table::NeighbourTable;
-use self::{cache::NeighbourCache, table::Obstacle};
+use self::{
+    cache::{NeighbourCache, Unanswered},
+    neighbour::Question,
+    table::Obstacle,
+};
 use crate::{
     answer::Answer,
     drops::EngineDrop,
@@ -44,6 +48,19 @@ use crate::{
         protocol::ICMP,
     },
 };
+
+/// How many addresses the stack is told of at once when their peers are reachable again. Each takes a few microseconds.
+const LATE_AT_ONCE: usize = 64;
+
+/// What is left of the stack's questions without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unheard {
+    Nobody,
+    /// Their peers are silent.
+    Silent,
+    /// Perhaps some whose peers are reachable.
+    Some,
+}
 
 /// The link: the neighbours, and what the network stack was told about them. One thread changes it, and any number of
 /// threads use it.
@@ -89,10 +106,19 @@ impl Link {
         self.cache().answers().map(|(address, location)| (address, location.to_bytes())).collect()
     }
 
-    /// Remembers what the network stack was told by another process.
+    /// Remembers what the network stack was told by another process. It may have given up those whose peers are not
+    /// reachable.
     pub(crate) fn remember(&self, told: &[(IpAddr, [u8; 6])]) {
         let mut cache = self.cache();
-        told.iter().for_each(|(address, location)| cache.note(*address, LinkAddress::from_bytes(*location)));
+        let table = self.table();
+        for (address, location) in told {
+            let location = LinkAddress::from_bytes(*location);
+            cache.note(*address, location);
+            if table.path_at(location).is_some_and(|path| !path.is_reachable()) {
+                let question = Question::of_interface(table.own(), *address);
+                cache.note_unanswered(Unanswered { question, location, is_told: false });
+            }
+        }
     }
 
     /// Changes the interface's link address. The network stack then forgets its neighbours, and asks again; what was
@@ -118,22 +144,35 @@ impl Link {
     }
 
     /// Tells the stack that peers are reachable again about which it had asked in vain: passes a frame for each address
-    /// that it had asked for to `tell`. Call it often.
-    pub(crate) fn answer_late(&self, mut tell: impl FnMut(&[u8])) {
-        let mut cache = self.cache();
-        let table = self.table();
-        let is_silent = |location| table.path_at(location).is_some_and(|path| !path.is_reachable());
-        let due = cache.take_unanswered(|location| !is_silent(location));
-        let mut frame = Vec::new();
-        for (question, location) in due.into_iter().filter(|(_, location)| table.path_at(*location).is_some())
-        {
-            if table.owner(question.target, &self.transport.routes()) == Some(location) {
-                cache.note(question.target, location);
+    /// that it had asked for to `tell`. Returns what is left.
+    pub(crate) fn answer_late(&self, mut tell: impl FnMut(&[u8])) -> Unheard {
+        let (due, left) = {
+            let mut cache = self.cache();
+            if !cache.has_unanswered() {
+                return Unheard::Nobody;
             }
+            let table = self.table();
+            let is_silent = |location| table.path_at(location).is_some_and(|path| !path.is_reachable());
+            let mut due = cache.take_unanswered(LATE_AT_ONCE, |location| !is_silent(location));
+            let left = match due.len() {
+                LATE_AT_ONCE => Unheard::Some,
+                _ if cache.has_unanswered() => Unheard::Silent,
+                _ => Unheard::Nobody,
+            };
+            // The others' peers were removed.
+            due.retain(|unanswered| table.path_at(unanswered.location).is_some());
+            for unanswered in due.iter().filter(|unanswered| !unanswered.is_told) {
+                cache.note(unanswered.question.target, unanswered.location);
+            }
+            (due, left)
+        };
+        let mut frame = Vec::new();
+        for Unanswered { question, location, .. } in due {
             neighbour::answer_late(&question, location, &mut frame);
             tell(&frame);
             frame.clear();
         }
+        left
     }
 
     /// The addresses whose locations are `now` others than the stack was told, and these locations, which count as told
@@ -205,7 +244,7 @@ impl Link {
         let location = if told { header.destination } else { owner.unwrap_or(LinkAddress::NOBODY) };
         // A peer that has stopped answering does not answer here either, so that the stack uses others.
         if let Some(path) = table.path_at(location).filter(|path| !path.is_reachable()) {
-            cache.note_unanswered(question, location);
+            cache.note_unanswered(Unanswered { question, location, is_told: told });
             return Decision::Unreachable(path.seek());
         }
         if !told {

@@ -27,6 +27,15 @@ pub(super) struct Question {
     pub(super) target: IpAddr,
 }
 
+impl Question {
+    /// The question of an interface with this link address, from what it always has: its link-local address. In IPv4 an
+    /// answer counts whoever asked.
+    pub(super) fn of_interface(own: LinkAddress, target: IpAddr) -> Self {
+        let asker = if target.is_ipv6() { own.link_local().into() } else { target };
+        Self { asker, asker_link: own, target }
+    }
+}
+
 /// The question in a frame that carries ARP or neighbour discovery, if it is one.
 pub(super) fn question(header: Header, packet: &[u8]) -> Option<Question> {
     if header.kind == kind::ARP {

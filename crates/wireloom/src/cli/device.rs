@@ -237,9 +237,8 @@ fn serve(arguments: &Arguments, mode: Mode, level: LogLevel) -> anyhow::Result<E
         false => super::log::start_without_waiting(filter),
     }
     let outcome = open_and_run(arguments, mode);
-    // Whatever the outcome, it is explained.
     log_output::finish();
-    outcome
+    Ok(outcome.unwrap_or_else(|error| log_output::fail(&error)))
 }
 
 fn open_and_run(arguments: &Arguments, mode: Mode) -> anyhow::Result<ExitCode> {

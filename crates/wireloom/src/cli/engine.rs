@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use clap::Args;
 use tracing_subscriber::EnvFilter;
 
-use crate::supervisor;
+use crate::{log_output, supervisor};
 
 /// Supervise the userspace device: start it when the agent asks for it, and again when it dies
 ///
@@ -36,6 +36,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     super::require_net_admin("engine")?;
     super::log::start_without_waiting(EnvFilter::new("info"));
-    supervisor::run()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(match supervisor::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => log_output::fail(&error),
+    })
 }

@@ -187,14 +187,19 @@ pub(crate) fn a_removed_node_leaves_no_trace() {
         let shown = places.map(|line| node.run(line).unwrap()).concat();
         ["161.3.", "161:3:", "node-c"].iter().any(|trace| shown.contains(trace))
     };
-    // It was proven, so what it gave up is refused until another node claims it or 60 s have passed. An emulated machine
-    // may need longer to look.
+    // It was proven, so what it gave up is refused until another node claims it or 60 s have passed. An emulated
+    // machine may need longer to look even once.
     let is_late = || removed.elapsed() > Duration::from_secs(50);
     let (from, to) = (&fleet.lab.nodes[0].pods[0], &fleet.lab.nodes[2].pods[0]);
     for family in FAMILIES {
+        let mut seen = None;
         fleet.wait("what it gave up to be refused", |fleet| {
-            is_late() || probe(fleet.lab.underlay(), from, to, family, Exchange::Ping).unwrap() == REFUSED
+            let cell = probe(fleet.lab.underlay(), from, to, family, Exchange::Ping).unwrap();
+            let is_late = is_late();
+            seen = (!is_late).then_some(cell).or(seen);
+            is_late || cell == REFUSED
         });
+        assert!(seen.is_none_or(|cell| cell == REFUSED), "{seen:?}");
     }
     assert!(left() || is_late());
     until(Duration::from_secs(60) + PATIENCE, "every trace to go", || (!left()).then_some(())).unwrap();
