@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{self, Read as _},
     net::UdpSocket,
     process::{Command, Stdio},
 };
@@ -248,6 +248,20 @@ fn in_the_foreground_a_device_goes_on_when_nobody_reads_its_log() {
     for words in ["the interface is up", "the interface is down", "a signal asked for it"] {
         assert!(log.contains(words), "{words:?} in {log}");
     }
+}
+
+#[test]
+fn in_the_foreground_a_device_that_fails_ends_when_nobody_reads_its_log() {
+    let lab = node();
+    let node = &lab.nodes[0];
+    node.run("ip link add wg0 type bridge").unwrap();
+    let (reader, writer) = io::pipe().unwrap();
+    fill(&reader);
+    let mut command = Command::new(wireloom());
+    let mut child = node.host.space.spawn(command.args(["device", "-f", "wg0"]).stderr(writer)).unwrap();
+    let end = until(PATIENCE, "the device to end", || child.try_wait().unwrap());
+    child.kill().unwrap();
+    assert!(!end.unwrap().success());
 }
 
 #[test]
