@@ -90,7 +90,7 @@ pub(crate) fn finish() {
 
 /// Ends the program's work with this error, as [`main`](crate::main) would, but without waiting for the log's reader.
 pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
-    let _ = writeln!(LogOutput, "wireloom: {error:#}");
+    let _ = LogOutput.write_all(format!("wireloom: {error:#}\n").as_bytes());
     finish();
     ExitCode::FAILURE
 }

@@ -10,7 +10,7 @@ use crate::{
     batch::CryptoJob,
     handover::state::{EngineState, InterfaceState, Received, Record, Snapshot},
     runtime::crypto_pool::CryptoPool,
-    tun::{Tun, TunState},
+    tun::{Tun, TunState, tell_stack},
     udp::{Network, Patience, Udp},
 };
 
@@ -70,6 +70,10 @@ impl<T: Tun, N: Network> Engine<T, N> {
         while let Some(udp) = &mut self.udp
             && self.outgoing.transmit(now, &mut self.device, udp, &mut patience)
         {}
+        // The next process cannot know what this one has heard since it looked last.
+        if let Some(link) = &self.link {
+            link.answer_late(|frame| tell_stack(&mut self.writer, frame));
+        }
         Ok(())
     }
 

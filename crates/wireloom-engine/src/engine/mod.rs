@@ -83,6 +83,8 @@ pub(crate) struct Engine<T: Tun, N: Network> {
     next_lane: usize,
     /// When the device does what is due next, at the earliest: see [`DUE_PAUSE`].
     due_at: Instant,
+    /// When it looks next which peers are heard again about which the network stack had asked, if there are such.
+    look_at: Option<Instant>,
     known_addresses: KnownAddresses,
     /// When they are published again, at the earliest.
     publish_known_at: Instant,
@@ -163,6 +165,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
             multicast: None,
             next_lane: 0,
             due_at: Instant::from_origin(Duration::ZERO),
+            look_at: None,
             known_addresses,
             publish_known_at: Instant::from_origin(Duration::ZERO),
             listen_port: 0,
@@ -256,9 +259,7 @@ impl<T: Tun, N: Network> Engine<T, N> {
         if let Some(udp) = &mut self.udp {
             more |= self.outgoing.transmit(now, &mut self.device, udp, &mut patience);
         }
-        let tell = |frame: &[u8]| tell_stack(&mut self.writer, frame);
-        let unheard = self.link.as_ref().map_or(Unheard::Nobody, |link| link.answer_late(tell));
-        more |= unheard == Unheard::Some;
+        more |= self.answer_late(now.monotonic);
         let due = self.device.poll_timeout();
         if self.due_at <= now.monotonic && due.is_some_and(|at| at <= now.monotonic) {
             self.due_at = now.monotonic + DUE_PAUSE;
@@ -267,8 +268,18 @@ impl<T: Tun, N: Network> Engine<T, N> {
             return Ok(NextTurn::Now);
         }
         let due = due.map(|at| at.max(self.due_at));
-        let look = (unheard == Unheard::Silent).then(|| now.monotonic + LOOK);
-        Ok(NextTurn::Wait(due.into_iter().chain(self.awaits_peers).chain(look).min()))
+        Ok(NextTurn::Wait(due.into_iter().chain(self.awaits_peers).chain(self.look_at).min()))
+    }
+
+    /// Tells the network stack which peers are heard again, and notes when to look next. Returns whether there may be
+    /// more.
+    fn answer_late(&mut self, now: Instant) -> bool {
+        let Some(link) = self.link.as_ref().filter(|_| self.look_at.is_none_or(|at| at <= now)) else {
+            return false;
+        };
+        let left = link.answer_late(|frame| tell_stack(&mut self.writer, frame));
+        self.look_at = (left == Unheard::Silent).then(|| now + LOOK);
+        left == Unheard::Some
     }
 
     /// Reads what has waited since the port was adopted, once there are peers or the time is over.

@@ -3,14 +3,17 @@
 //! The stack keeps an answer for half a minute or more (`base_reachable_time_ms` of arp(7)). If the address moves
 //! before that, the stack has to be told, so we remember which addresses it asked for.
 //!
-//! After a few questions without an answer it gives a neighbour up. It does not ask again before it has something to
-//! send to that address, and a next hop that it has given up gets nothing: so we remember these questions, too.
+//! After a few questions without an answer it gives a neighbour up. It asks again when it has something to send to that
+//! very address, or has forgotten the neighbour; a next hop that it has given up gets nothing. So we remember these
+//! questions, too.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
+    mem,
     net::IpAddr,
 };
 
+use wireloom_proto::Instant;
 use wireloom_types::LinkAddress;
 
 use super::neighbour::Question;
@@ -19,10 +22,9 @@ use super::neighbour::Question;
 /// `gc_thresh3` says otherwise.
 const MAX: usize = 1 << 14;
 
-/// The most questions without an answer that are remembered, and the most about one peer: it may have a large prefix,
-/// and somebody may scan it. More than these stay without an answer until the stack asks again.
-const UNANSWERED_MAX: usize = 4096;
-const UNANSWERED_OF_PEER: usize = 64;
+/// The most questions without an answer that are remembered of a peer: the newest. It may have a large prefix, and
+/// somebody may scan it.
+const UNANSWERED_MAX: usize = 16;
 
 /// The answers that the stack was given, and its questions that got none.
 #[derive(Debug, Default)]
@@ -30,18 +32,19 @@ pub(super) struct NeighbourCache {
     answers: HashMap<IpAddr, LinkAddress>,
     /// The same addresses in the order of the first question: the oldest is forgotten first.
     order: VecDeque<IpAddr>,
-    /// By target.
-    unanswered: HashMap<IpAddr, Unanswered>,
+    /// By the link address of the peer that an answer would have named, the oldest question first. Those about addresses
+    /// that nobody has any more are at [`LinkAddress::NOBODY`].
+    unanswered: HashMap<LinkAddress, VecDeque<Unanswered>>,
 }
 
 /// A question that got no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unanswered {
     pub(super) question: Question,
-    /// The link address of the peer that the answer would have named.
-    pub(super) location: LinkAddress,
-    /// Something else had told the stack that the address is there. The allowed-IPs do not say so.
+    /// Something else had told the stack that the peer has the address. The allowed-IPs do not say so.
     pub(super) is_told: bool,
+    /// When the peer had last been heard.
+    pub(super) heard: Option<Instant>,
 }
 
 impl NeighbourCache {
@@ -50,38 +53,51 @@ impl NeighbourCache {
         self.order.iter().filter_map(|address| Some((*address, *self.answers.get(address)?)))
     }
 
-    /// Records a question that gets no answer, because its peer is not reachable.
-    pub(super) fn note_unanswered(&mut self, unanswered: Unanswered) {
-        let target = unanswered.question.target;
-        let of_peer =
-            || self.unanswered.values().filter(|other| other.location == unanswered.location).count();
-        let has_room = || self.unanswered.len() < UNANSWERED_MAX && of_peer() < UNANSWERED_OF_PEER;
-        if self.unanswered.contains_key(&target) || has_room() {
-            self.unanswered.insert(target, unanswered);
+    /// Records a question that gets no answer, because the peer at this link address is not reachable.
+    pub(super) fn note_unanswered(&mut self, location: LinkAddress, unanswered: Unanswered) {
+        let questions = self.unanswered.entry(location).or_default();
+        questions.retain(|other| other.question.target != unanswered.question.target);
+        questions.push_back(unanswered);
+        if questions.len() > UNANSWERED_MAX {
+            questions.pop_front();
         }
     }
 
-    pub(super) fn has_unanswered(&self) -> bool {
-        !self.unanswered.is_empty()
+    /// The link addresses of peers that questions without an answer are about.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = LinkAddress> {
+        self.unanswered.keys().copied().filter(|location| *location != LinkAddress::NOBODY)
     }
 
-    /// Takes at most `count` questions about link addresses that are due out of those without an answer.
+    pub(super) fn has_unanswered(&self, location: LinkAddress) -> bool {
+        self.unanswered.contains_key(&location)
+    }
+
+    /// Takes the questions about a peer that `was_heard` since, which is told when it had been heard before.
     pub(super) fn take_unanswered(
         &mut self,
-        count: usize,
-        mut is_due: impl FnMut(LinkAddress) -> bool,
+        location: LinkAddress,
+        was_heard: impl Fn(Option<Instant>) -> bool,
     ) -> Vec<Unanswered> {
-        let due = self.unanswered.extract_if(|_, unanswered| is_due(unanswered.location));
-        due.take(count).map(|(_, unanswered)| unanswered).collect()
+        let Some(questions) = self.unanswered.get_mut(&location) else { return Vec::new() };
+        let (due, rest) = questions.drain(..).partition(|unanswered| was_heard(unanswered.heard));
+        *questions = rest;
+        if questions.is_empty() {
+            self.unanswered.remove(&location);
+        }
+        due.into()
     }
 
-    /// Moves the questions without an answer to where their targets are `now`. Nobody waits for those that are nowhere.
+    /// Moves the questions without an answer to where their targets are `now`. A peer that gets one there need not be
+    /// heard first: the question was not about it.
     pub(super) fn move_unanswered(&mut self, now: impl Fn(IpAddr) -> Option<LinkAddress>) {
-        self.unanswered.retain(|target, unanswered| {
-            let location = now(*target);
-            unanswered.location = location.unwrap_or(unanswered.location);
-            location.is_some() || unanswered.is_told
-        });
+        for (before, questions) in mem::take(&mut self.unanswered) {
+            for unanswered in questions {
+                let owner = now(unanswered.question.target);
+                let location = owner.unwrap_or(if unanswered.is_told { before } else { LinkAddress::NOBODY });
+                let heard = unanswered.heard.filter(|_| location == before);
+                self.note_unanswered(location, Unanswered { heard, ..unanswered });
+            }
+        }
     }
 
     /// Records the answer that the stack is given for an address.
@@ -142,18 +158,22 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_of_a_peers_prefix_leaves_room_for_questions_about_others() {
+    fn of_a_peer_whose_prefix_is_scanned_the_newest_questions_are_left() {
+        let mut cache = NeighbourCache::default();
         let ask = |cache: &mut NeighbourCache, number, location| {
             let question = Question::of_interface(HERE, address(number));
-            cache.note_unanswered(Unanswered { question, location, is_told: false });
+            cache.note_unanswered(location, Unanswered { question, is_told: false, heard: None });
         };
-        let mut cache = NeighbourCache::default();
-        (0..1000).for_each(|number| ask(&mut cache, number, HERE));
-        ask(&mut cache, 1000, THERE);
-        ask(&mut cache, 0, HERE);
-        assert_eq!(cache.take_unanswered(10, |location| location == HERE).len(), 10);
-        assert_eq!(cache.take_unanswered(MAX, |_| true).len(), UNANSWERED_OF_PEER - 10 + 1);
-        assert!(!cache.has_unanswered());
+        ask(&mut cache, 1, THERE);
+        (0..1000).chain([990]).for_each(|number| ask(&mut cache, number, HERE));
+        let targets = |cache: &mut NeighbourCache, location| {
+            let taken = cache.take_unanswered(location, |_| true);
+            taken.into_iter().map(|unanswered| unanswered.question.target).collect::<Vec<_>>()
+        };
+        let newest = (1000 - UNANSWERED_MAX..1000).filter(|number| *number != 990).chain([990]);
+        assert_eq!(targets(&mut cache, HERE), newest.map(address).collect::<Vec<_>>());
+        assert_eq!(targets(&mut cache, THERE), [address(1)]);
+        assert_eq!(cache.unanswered().count(), 0);
     }
 
     #[test]

@@ -49,7 +49,7 @@ use crate::{
     },
 };
 
-/// How many addresses the stack is told of at once when their peers are reachable again. Each takes a few microseconds.
+/// Of about how many addresses the stack is told at once when their peers are heard again. Each takes some microseconds.
 const LATE_AT_ONCE: usize = 64;
 
 /// What is left of the stack's questions without an answer.
@@ -58,7 +58,7 @@ pub(crate) enum Unheard {
     Nobody,
     /// Their peers are silent.
     Silent,
-    /// Perhaps some whose peers are reachable.
+    /// Perhaps some whose peers are heard.
     Some,
 }
 
@@ -114,9 +114,10 @@ impl Link {
         for (address, location) in told {
             let location = LinkAddress::from_bytes(*location);
             cache.note(*address, location);
-            if table.path_at(location).is_some_and(|path| !path.is_reachable()) {
+            if let Some(path) = table.path_at(location).filter(|path| !path.is_reachable()) {
                 let question = Question::of_interface(table.own(), *address);
-                cache.note_unanswered(Unanswered { question, location, is_told: false });
+                let unanswered = Unanswered { question, is_told: false, heard: path.last_heard() };
+                cache.note_unanswered(location, unanswered);
             }
         }
     }
@@ -143,36 +144,48 @@ impl Link {
         }
     }
 
-    /// Tells the stack that peers are reachable again about which it had asked in vain: passes a frame for each address
-    /// that it had asked for to `tell`. Returns what is left.
+    /// Tells the stack that peers are heard again about which it had asked in vain: passes frames for each address that
+    /// it had asked for to `tell`. Returns what is left.
     pub(crate) fn answer_late(&self, mut tell: impl FnMut(&[u8])) -> Unheard {
-        let (due, left) = {
-            let mut cache = self.cache();
-            if !cache.has_unanswered() {
-                return Unheard::Nobody;
-            }
-            let table = self.table();
-            let is_silent = |location| table.path_at(location).is_some_and(|path| !path.is_reachable());
-            let mut due = cache.take_unanswered(LATE_AT_ONCE, |location| !is_silent(location));
-            let left = match due.len() {
-                LATE_AT_ONCE => Unheard::Some,
-                _ if cache.has_unanswered() => Unheard::Silent,
-                _ => Unheard::Nobody,
-            };
-            // The others' peers were removed.
-            due.retain(|unanswered| table.path_at(unanswered.location).is_some());
-            for unanswered in due.iter().filter(|unanswered| !unanswered.is_told) {
-                cache.note(unanswered.question.target, unanswered.location);
-            }
-            (due, left)
-        };
+        let (due, left) = self.take_heard();
         let mut frame = Vec::new();
-        for Unanswered { question, location, .. } in due {
-            neighbour::answer_late(&question, location, &mut frame);
-            tell(&frame);
-            frame.clear();
+        for (question, location) in due {
+            // The first counts while the stack still asks, the second once it has given up.
+            for write in [neighbour::answer, neighbour::ask_back] {
+                write(&question, location, &mut frame);
+                if !frame.is_empty() {
+                    tell(&frame);
+                }
+                frame.clear();
+            }
         }
         left
+    }
+
+    /// The questions without an answer about peers that were heard since, with their link addresses.
+    fn take_heard(&self) -> (Vec<(Question, LinkAddress)>, Unheard) {
+        let mut cache = self.cache();
+        let table = self.table();
+        let asked: Vec<_> = cache.unanswered().collect();
+        let (mut due, mut left) = (Vec::new(), Unheard::Nobody);
+        for location in asked {
+            let Some(path) = table.path_at(location) else { continue };
+            if due.len() >= LATE_AT_ONCE {
+                left = Unheard::Some;
+                break;
+            }
+            let heard = path.last_heard().filter(|_| path.is_reachable());
+            for unanswered in cache.take_unanswered(location, |before| heard > before) {
+                if !unanswered.is_told {
+                    cache.note(unanswered.question.target, location);
+                }
+                due.push((unanswered.question, location));
+            }
+            if cache.has_unanswered(location) {
+                left = Unheard::Silent;
+            }
+        }
+        (due, left)
     }
 
     /// The addresses whose locations are `now` others than the stack was told, and these locations, which count as told
@@ -243,8 +256,11 @@ impl Link {
         // errors at once.
         let location = if told { header.destination } else { owner.unwrap_or(LinkAddress::NOBODY) };
         // A peer that has stopped answering does not answer here either, so that the stack uses others.
-        if let Some(path) = table.path_at(location).filter(|path| !path.is_reachable()) {
-            cache.note_unanswered(Unanswered { question, location, is_told: told });
+        // When it was heard is read first: a message may come meanwhile.
+        let path = table.path_at(location).map(|path| (path, path.last_heard()));
+        if let Some((path, heard)) = path.filter(|(path, _)| !path.is_reachable()) {
+            let unanswered = Unanswered { question, is_told: told, heard };
+            cache.note_unanswered(location, unanswered);
             return Decision::Unreachable(path.seek());
         }
         if !told {

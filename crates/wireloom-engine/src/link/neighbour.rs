@@ -28,10 +28,10 @@ pub(super) struct Question {
 }
 
 impl Question {
-    /// The question of an interface with this link address, from what it always has: its link-local address. In IPv4 an
-    /// answer counts whoever asked.
+    /// The question of an interface with this link address, when nobody knows which of its addresses asked: the
+    /// link-local one that Linux makes of the link address. In IPv4 an answer counts whoever asked.
     pub(super) fn of_interface(own: LinkAddress, target: IpAddr) -> Self {
-        let asker = if target.is_ipv6() { own.link_local().into() } else { target };
+        let asker = if target.is_ipv6() { own.link_local().into() } else { Ipv4Addr::UNSPECIFIED.into() };
         Self { asker, asker_link: own, target }
     }
 }
@@ -79,16 +79,12 @@ pub(super) fn answer(question: &Question, location: LinkAddress, out: &mut Vec<u
     }
 }
 
-/// Appends to `out` the frame that answers a question after the stack has given the target up: the target has the link
-/// address `location`.
-pub(super) fn answer_late(question: &Question, location: LinkAddress, out: &mut Vec<u8>) {
-    match (question.asker, question.target) {
-        // The kernel ignores advertisements for a neighbour that it has given up (`ndisc_recv_na` in net/ipv6/ndisc.c).
-        // It learns from questions, too (RFC 4861, section 7.2.3): the target asks the asker back.
-        (IpAddr::V6(asker), IpAddr::V6(target)) => {
-            solicitation((target, location), (asker, question.asker_link), out);
-        }
-        _ => answer(question, location, out),
+/// Appends to `out` the frame by which the target of a question asks the asker back, if there is one: it has the link
+/// address `location`. In IPv6 that tells the stack where the target is, when it ignores answers because it has given
+/// the target up (`ndisc_recv_na` in net/ipv6/ndisc.c; RFC 4861, section 7.2.3).
+pub(super) fn ask_back(question: &Question, location: LinkAddress, out: &mut Vec<u8>) {
+    if let (IpAddr::V6(asker), IpAddr::V6(target)) = (question.asker, question.target) {
+        solicitation((target, location), (asker, question.asker_link), out);
     }
 }
 

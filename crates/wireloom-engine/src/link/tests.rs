@@ -37,7 +37,11 @@ struct World {
 }
 
 fn key(number: u8) -> PublicKey {
-    PublicKey::from_bytes([number; 32])
+    private_key(number).public_key()
+}
+
+fn private_key(number: u8) -> PrivateKey {
+    PrivateKey::from_bytes([number; 32])
 }
 
 fn address(number: u8) -> LinkAddress {
@@ -58,7 +62,7 @@ impl World {
     fn new() -> Self {
         let mut device = Device::new(&[1; 32]);
         device.configure(at(1), |configuration| {
-            configuration.set_private_key(Some(PrivateKey::from_bytes([9; 32])));
+            configuration.set_private_key(Some(private_key(9)));
             for number in [1, 2] {
                 let mut peer = configuration.add_peer(key(number)).unwrap();
                 peer.set_endpoint(SocketAddr::from(([192, 0, 2, number], 51820)));

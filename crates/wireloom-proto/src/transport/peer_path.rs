@@ -140,6 +140,12 @@ impl PeerPath {
         self.reachable.load(Ordering::Relaxed) && self.endpoint.load().is_some()
     }
 
+    /// When an authentic message last came from the peer, if one has since its sessions were last forgotten.
+    #[must_use]
+    pub fn last_heard(&self) -> Option<Instant> {
+        self.activity.last_received.get()
+    }
+
     /// The largest IP packet that the underlay carries to the peer, in bytes, if known: the smaller of what was
     /// configured and what the network reported in the last ten minutes.
     #[inline]
