@@ -9,6 +9,7 @@ use super::{AWAIT_PEERS, Engine, Runner, Worker};
 use crate::{
     batch::CryptoJob,
     handover::state::{EngineState, InterfaceState, Received, Record, Snapshot},
+    link::Unheard,
     runtime::crypto_pool::CryptoPool,
     tun::{Tun, TunState, tell_stack},
     udp::{Network, Patience, Udp},
@@ -71,9 +72,9 @@ impl<T: Tun, N: Network> Engine<T, N> {
             && self.outgoing.transmit(now, &mut self.device, udp, &mut patience)
         {}
         // The next process cannot know what this one has heard since it looked last.
-        if let Some(link) = &self.link {
-            link.answer_late(|frame| tell_stack(&mut self.writer, frame));
-        }
+        while let Some(link) = &self.link
+            && link.answer_late(|frame| tell_stack(&mut self.writer, frame)) == Unheard::Some
+        {}
         Ok(())
     }
 

@@ -32,8 +32,8 @@ pub(super) struct NeighbourCache {
     answers: HashMap<IpAddr, LinkAddress>,
     /// The same addresses in the order of the first question: the oldest is forgotten first.
     order: VecDeque<IpAddr>,
-    /// By the link address of the peer that an answer would have named, the oldest question first. Those about addresses
-    /// that nobody has any more are at [`LinkAddress::NOBODY`].
+    /// By the link address of the peer that an answer would have named, the oldest question first. Those about
+    /// addresses that nobody has any more are at [`LinkAddress::NOBODY`].
     unanswered: HashMap<LinkAddress, VecDeque<Unanswered>>,
 }
 

@@ -49,7 +49,8 @@ use crate::{
     },
 };
 
-/// Of about how many addresses the stack is told at once when their peers are heard again. Each takes some microseconds.
+/// Of about how many addresses the stack is told at once when their peers are heard again. Each takes some
+/// microseconds.
 const LATE_AT_ONCE: usize = 64;
 
 /// What is left of the stack's questions without an answer.
