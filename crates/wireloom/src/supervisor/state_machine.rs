@@ -120,6 +120,8 @@ struct Device<D> {
     due: Option<(Duration, Due)>,
     /// It was not ready in time.
     is_late: bool,
+    /// The supervisor before had run it. It is tried once: if it ends before it is ready, it is not started again.
+    was_found: bool,
 }
 
 /// What is done with a device when its time is over.
@@ -139,8 +141,6 @@ pub(super) struct Machine<D> {
     /// The arguments of the last device that was ready, as long as it is started again when it ends. At first: of the
     /// one that was found.
     wanted: Option<Vec<String>>,
-    /// The wanted device was found, and was not ready yet. If it ends, it is not started again.
-    is_tried_once: bool,
     /// What a device that has ended left for the next one. While a device with other arguments is to be the first: what
     /// the wanted one left.
     kept: Store<D>,
@@ -165,7 +165,6 @@ impl<D: Clone> Machine<D> {
             second: None,
             superseded: Vec::new(),
             wanted: None,
-            is_tried_once: false,
             kept: Store::default(),
             backoff: Backoff::default(),
             restart_at: None,
@@ -310,8 +309,8 @@ impl<D: Clone> Machine<D> {
             self.restarts += 1;
             self.kept = Store::from_iter(descriptors);
             self.wanted = Some(arguments.clone());
-            self.is_tried_once = true;
             self.start_with_kept(now, arguments, false);
+            self.first.iter_mut().for_each(|first| first.was_found = true);
         }
     }
 
@@ -345,6 +344,7 @@ impl<D: Clone> Machine<D> {
             store: Store::default(),
             due: Some((now + START_TIMEOUT, Due::Terminate)),
             is_late: false,
+            was_found: false,
         }
     }
 
@@ -359,7 +359,6 @@ impl<D: Clone> Machine<D> {
     /// No device is wanted any more.
     fn forget(&mut self) {
         self.wanted = None;
-        self.is_tried_once = false;
         self.restart_at = None;
         self.kept = Store::default();
     }
@@ -401,7 +400,6 @@ impl<D: Clone> Machine<D> {
         first.due = None;
         self.kept = Store::default();
         self.wanted = Some(first.arguments.clone());
-        self.is_tried_once = false;
         if let Some(call) = self.runner.take() {
             self.backoff.reset();
             self.actions.push(Action::Answer(call, Answer::Done));
@@ -435,8 +433,8 @@ impl<D: Clone> Machine<D> {
                 }
                 return;
             }
-            let is_asked = first.is_ready && end.is_asked();
-            let is_over = is_wanted && (is_asked || end.is_handed_over() || self.is_tried_once);
+            let gives_up = if first.is_ready { end.is_asked() } else { first.was_found };
+            let is_over = is_wanted && (gives_up || end.is_handed_over());
             let life = now.saturating_sub(first.started);
             if self.second.is_some() {
                 // It gets everything. If it fails, this one is started again.
